@@ -1,0 +1,223 @@
+"""Bundles: deterministic zips that are checked before a byte of them is trusted.
+
+Always true
+ 1. The same manifest and files give the same bytes: fixed order, fixed time, fixed attributes, stored.
+ 2. `read` opens the zip only after its length and digest matched, where the caller knows them.
+ 3. Nothing is written to disk before every member's name, size, method and hash has been checked.
+ 4. What is extracted is exactly what the manifest lists.
+
+Zip layout: PKWARE APPNOTE 6.3.10, sections 4.3.7 (local header), 4.3.12 (central directory).
+"""
+
+import hashlib
+import os
+import stat
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from edgekit import manifest as manifests
+from edgekit.errors import BundleError
+from edgekit.manifest import MANIFEST_NAME, FileEntry, Manifest
+
+CHUNK_BYTES = 1 << 20
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_MEMBERS = 4096
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_END_RECORD = struct.Struct("<4s4H2IH")
+# One instant for all members, the earliest that the format can hold.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file, read in chunks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_entry(path: str, data: bytes | Path) -> FileEntry:
+    """The manifest's entry for one member."""
+    if isinstance(data, Path):
+        return FileEntry(path=path, sha256=sha256_file(data), size=data.stat().st_size)
+    return FileEntry(path=path, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+def write(target: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> str:
+    """Write a bundle atomically and return its sha256.
+
+    `files` holds the content of every path in `manifest.files`.
+
+    Raises: BundleError if the two disagree.
+    """
+    listed = {entry.path: entry for entry in manifest.files}
+    if set(listed) != set(files):
+        raise BundleError(
+            f"{target.name}: the manifest and the files differ in {sorted(set(listed) ^ set(files))}"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(_member(MANIFEST_NAME), manifests.encode(manifest))
+            for path in sorted(files):
+                data = files[path]
+                if file_entry(path, data) != listed[path]:
+                    raise BundleError(f"{target.name}: {path} changed after the manifest was made")
+                archive.writestr(_member(path), data if isinstance(data, bytes) else data.read_bytes())
+        digest = sha256_file(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return digest
+
+
+def _member(path: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(path, _EPOCH)
+    info.create_system = 3  # Unix, whatever the builder's machine is
+    info.external_attr = (stat.S_IFREG | 0o644) << 16
+    return info
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose structure and hashes have been checked."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+    size_bytes: int
+
+    def read(self, member: str) -> bytes:
+        """The bytes of one listed file. Raises: BundleError if it is not listed."""
+        if member not in {entry.path for entry in self.manifest.files}:
+            raise BundleError(f"{self.path.name} has no file {member!r}")
+        with zipfile.ZipFile(self.path) as archive:
+            return archive.read(member)
+
+    def extract(self, folder: Path) -> None:
+        """Write manifest and files below `folder`, each synced, as the digest-checked bundle holds them."""
+        with zipfile.ZipFile(self.path) as archive:
+            for member in (MANIFEST_NAME, *(entry.path for entry in self.manifest.files)):
+                target = folder / member
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, target.open("wb") as sink:
+                    while chunk := source.read(CHUNK_BYTES):
+                        sink.write(chunk)
+                    sink.flush()
+                    os.fsync(sink.fileno())
+
+
+def read(path: Path, *, sha256: str | None = None, length: int | None = None) -> Bundle:
+    """Check a bundle and return it; give `sha256` and `length` where they are known from a signature.
+
+    Raises: BundleError for anything that is not exactly a bundle; ManifestError for its manifest.
+    """
+    if not path.is_file():
+        raise BundleError(f"{path}: there is no such file")
+    size = path.stat().st_size
+    if length is not None and size != length:
+        raise BundleError(f"{path.name}: {size} bytes long, but {length} were signed; fetch it again")
+    digest = sha256_file(path)
+    if sha256 is not None and digest != sha256:
+        raise BundleError(f"{path.name}: altered or damaged (sha256 {digest[:12]}…, signed {sha256[:12]}…)")
+    with path.open("rb") as stream:
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                members = _checked_members(path, archive, stream, size)
+                manifest = _read_manifest(path, archive, members)
+                _check_files(path, archive, members, manifest)
+        except (
+            zipfile.BadZipFile,
+            struct.error,
+            EOFError,
+            NotImplementedError,
+            RuntimeError,
+            UnicodeDecodeError,
+        ) as error:
+            raise BundleError(f"{path.name}: not a bundle, or truncated ({error})") from error
+    return Bundle(path=path, manifest=manifest, sha256=digest, size_bytes=size)
+
+
+def _checked_members(
+    path: Path, archive: zipfile.ZipFile, stream: BinaryIO, size: int
+) -> dict[str, zipfile.ZipInfo]:
+    """Members by name after the structural checks: the file is a gapless row of stored regular members."""
+    infos = archive.infolist()
+    if not 0 < len(infos) <= MAX_MEMBERS:
+        raise BundleError(f"{path.name}: {len(infos)} members; a bundle has 1 to {MAX_MEMBERS}")
+    members: dict[str, zipfile.ZipInfo] = {}
+    position = 0
+    for info in infos:
+        name = info.filename
+        if name in members:
+            raise BundleError(f"{path.name}: member {name!r} appears twice")
+        if name != MANIFEST_NAME and not manifests.safe_member_path(name):
+            raise BundleError(f"{path.name}: member {name!r} is not a plain path below model/ or selftest/")
+        mode = info.external_attr >> 16
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise BundleError(f"{path.name}: member {name!r} is compressed; bundles store")
+        if info.flag_bits & ~0x800 or info.extra or info.comment or not stat.S_ISREG(mode):
+            raise BundleError(f"{path.name}: member {name!r} is encrypted, a link, or carries extra data")
+        position = _end_of_member(path, stream, info, position)
+        members[name] = info
+    if archive.comment or archive.start_dir != position or _central_end(archive, infos) != size:
+        raise BundleError(f"{path.name}: data before, between or after the members")
+    return members
+
+
+def _end_of_member(path: Path, stream: BinaryIO, info: zipfile.ZipInfo, position: int) -> int:
+    """Where the member's data ends, having compared its local header with the central directory."""
+    if info.header_offset != position:
+        raise BundleError(f"{path.name}: member {info.filename!r} overlaps another or leaves a gap")
+    stream.seek(position)
+    fields = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
+    signature, _version, flags, method, _time, _date, crc, packed, unpacked, name_length, extra_length = (
+        fields
+    )
+    name = stream.read(name_length)
+    agrees = (
+        signature == b"PK\x03\x04"
+        and (flags, method, crc) == (info.flag_bits, info.compress_type, info.CRC)
+        and packed == unpacked == info.file_size
+        and name == info.filename.encode()
+        and extra_length == 0
+    )
+    if not agrees:
+        raise BundleError(f"{path.name}: the two headers of member {info.filename!r} differ")
+    return int(position + _LOCAL_HEADER.size + name_length + info.file_size)
+
+
+def _central_end(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo]) -> int:
+    """Where the file must end: central entries (46 bytes and the name each), then the 22-byte end record."""
+    return int(archive.start_dir + sum(46 + len(info.filename.encode()) for info in infos) + _END_RECORD.size)
+
+
+def _read_manifest(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> Manifest:
+    info = members.get(MANIFEST_NAME)
+    if info is None:
+        raise BundleError(f"{path.name}: no {MANIFEST_NAME}")
+    if info.file_size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path.name}: {MANIFEST_NAME} is larger than {MAX_MANIFEST_BYTES} bytes")
+    return manifests.decode(archive.read(info))
+
+
+def _check_files(
+    path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], manifest: Manifest
+) -> None:
+    listed = {entry.path: entry for entry in manifest.files}
+    if set(members) - {MANIFEST_NAME} != set(listed):
+        raise BundleError(
+            f"{path.name}: members and manifest differ in {sorted((set(members) - {MANIFEST_NAME}) ^ set(listed))}"
+        )
+    for name, entry in listed.items():
+        if members[name].file_size != entry.size:
+            raise BundleError(
+                f"{path.name}: {name} has {members[name].file_size} bytes, the manifest says {entry.size}"
+            )
+        with archive.open(name) as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # a ZipExtFile is readable
+        if digest != entry.sha256:
+            raise BundleError(f"{path.name}: {name} does not match its sha256 in the manifest")

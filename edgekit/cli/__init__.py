@@ -1,0 +1,84 @@
+"""The `edgekit` command: a thin skin that loads a package only when one of its commands is called."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+
+import click
+
+from edgekit import __version__
+from edgekit.errors import EdgeKitError
+
+# Command → where its click object lives, and the line that `--help` shows without importing it.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "build": ("converters.cli:build", "Turn a trained model into bundles, one per hardware profile."),
+    "inspect": ("edgekit.cli.bundles:inspect", "Show what is in a bundle."),
+    "verify": ("edgekit.cli.bundles:verify", "Run a bundle's self-test on this machine."),
+    "run": ("edgekit.cli.bundles:run", "Run a bundle on input files."),
+    "diff": ("edgekit.cli.bundles:diff", "Compare two bundles."),
+    "profiles": ("edgekit.cli.profiles:profiles", "List, show and detect hardware profiles."),
+    "agent": ("device_agent.cli:agent", "Run the agent on a device."),
+    "fleet": ("fleet.client.cli:fleet", "Run the fleet service; enrol, publish, roll out."),
+}
+# What a package on the right needs, for the message when it is not installed.
+EXTRAS: Mapping[str, str] = {
+    "converters": "build",
+    "device_agent": "agent",
+    "fleet": "fleet",
+    "edgekit": "agent",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use; `--help` reads their summaries from the table."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click's signature
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            extra = EXTRAS[module.partition(".")[0]]
+            raise click.ClickException(
+                f"'edgekit {cmd_name}' needs {error.name}; install it with: pip install 'edgekit[{extra}]'"
+            ) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's signature
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgekit")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_context
+def cli(ctx: click.Context, *, debug: bool) -> None:
+    """EdgeKit takes a trained model to a fleet of small computers and keeps it healthy there."""
+    ctx.obj = {"debug": debug}
+
+
+def main() -> None:
+    """Run the command; user errors become one line and an exit code, Ctrl-C becomes 130."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("edgekit: interrupted", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("edgekit: interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except EdgeKitError as error:
+        if debug:
+            raise
+        click.echo(f"edgekit: {error}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)

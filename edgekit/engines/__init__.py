@@ -1,0 +1,114 @@
+"""One `Engine` protocol over the on-device runtimes: the agent serves with it, the converters measure with it.
+
+An adapter module is imported only when its engine is asked for, so an agent needs one engine installed, not three.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import Version
+
+from edgekit.errors import EngineError, EngineMissingError, ManifestError
+from edgekit.manifest import EngineSpec, Manifest, TensorSpec
+from edgekit.tensors import Array, check_inputs
+
+ADAPTERS: Mapping[str, str] = {
+    "onnxruntime": "edgekit.engines.onnxruntime",
+    "openvino": "edgekit.engines.openvino",
+    "litert": "edgekit.engines.litert",
+}
+
+
+class Model(Protocol):
+    """A loaded model. Not safe for concurrent calls."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by public name; inputs must already fit their specs. Raises: EngineError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Engine(Protocol):
+    """An adapter module's `ENGINE`."""
+
+    name: str
+
+    def version(self) -> str: ...
+
+    def load(
+        self,
+        path: Path,
+        spec: EngineSpec,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        cache: Path | None,
+    ) -> Model:
+        """Load `path`. `cache` is a folder where the engine may keep what it compiled. Raises: EngineError."""
+        ...
+
+
+def get(name: str) -> Engine:
+    """The engine called `name`.
+
+    Raises: ManifestError for a name that no adapter has; EngineMissingError if it is not installed here.
+    """
+    if name not in ADAPTERS:
+        raise ManifestError(f"unknown engine {name!r}; EdgeKit knows {', '.join(ADAPTERS)}")
+    try:
+        engine: Engine = importlib.import_module(ADAPTERS[name]).ENGINE
+        engine.version()
+    except ImportError as error:
+        raise EngineMissingError(
+            f"{name} is not installed here; install edgekit[{name}] ({error})"
+        ) from error
+    return engine
+
+
+def installed() -> dict[str, str]:
+    """Versions of the engines that work here, by name."""
+    found: dict[str, str] = {}
+    for name in ADAPTERS:
+        try:
+            found[name] = get(name).version()
+        except EngineError:
+            continue
+    return found
+
+
+def accepts(versions: str, version: str) -> bool:
+    """Whether `version` lies in the specifier set. Raises: ManifestError if the set cannot be read."""
+    try:
+        return SpecifierSet(versions).contains(Version(version), prereleases=True)
+    except InvalidSpecifier as error:
+        raise ManifestError(f"engine version range {versions!r} cannot be read: {error}") from error
+
+
+class LoadedBundle:
+    """A bundle's model on this machine: validated inputs in, outputs by public name out."""
+
+    def __init__(self, manifest: Manifest, folder: Path, *, cache: Path | None = None) -> None:
+        """Load from an extracted bundle's folder.
+
+        Raises: EngineMissingError if the engine is absent or its version outside the range; EngineError.
+        """
+        engine = get(manifest.engine.name)
+        have = engine.version()
+        if not accepts(manifest.engine.versions, have):
+            raise EngineMissingError(
+                f"{manifest.title} needs {engine.name} {manifest.engine.versions}, but {have} is installed"
+            )
+        self.manifest = manifest
+        self._model = engine.load(
+            folder / manifest.engine.model, manifest.engine, manifest.inputs, manifest.outputs, cache
+        )
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One engine call. Raises: InputError for inputs that do not fit; EngineError."""
+        return self._model.run(check_inputs(self.manifest.inputs, inputs))
+
+    def close(self) -> None:
+        self._model.close()

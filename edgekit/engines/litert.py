@@ -1,0 +1,99 @@
+"""LiteRT (ai-edge-litert), or tflite-runtime where that is what the device has: the two share one interpreter API.
+
+Options: none. Integer inputs and outputs of a fully quantized model are converted with the scale and zero point that
+the model itself carries, so the public tensors stay float32.
+Source: "LiteRT 8-bit quantization specification": real = (q - zero_point) * scale.
+"""
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import EngineError
+from edgekit.manifest import EngineSpec, TensorSpec
+from edgekit.tensors import Array
+
+try:
+    from ai_edge_litert.interpreter import Interpreter
+
+    _DISTRIBUTION = "ai-edge-litert"
+except ImportError:
+    from tflite_runtime.interpreter import Interpreter
+
+    _DISTRIBUTION = "tflite-runtime"
+
+
+class LiteRtModel:
+    def __init__(self, interpreter: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        self._interpreter = interpreter
+        self._inputs = _match(interpreter.get_input_details(), inputs)
+        self._outputs = _match(interpreter.get_output_details(), outputs)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            for name, detail in self._inputs.items():
+                self._interpreter.set_tensor(detail["index"], _quantized(inputs[name], detail))
+            self._interpreter.invoke()
+            return {
+                name: _dequantized(self._interpreter.get_tensor(detail["index"]), detail)
+                for name, detail in self._outputs.items()
+            }
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"litert failed: {error}") from error
+
+    def close(self) -> None:
+        del self._interpreter
+
+
+def _match(details: list[dict[str, Any]], specs: Sequence[TensorSpec]) -> dict[str, dict[str, Any]]:
+    by_name = {detail["name"]: detail for detail in details}
+    missing = [spec.engine_name for spec in specs if spec.engine_name not in by_name]
+    if missing:
+        raise EngineError(f"the model has no tensor {', '.join(missing)}; it has {', '.join(by_name)}")
+    return {spec.name: by_name[spec.engine_name] for spec in specs}
+
+
+def _quantized(array: Array, detail: dict[str, Any]) -> Array:
+    wanted = detail["dtype"]
+    scale, zero_point = detail["quantization"]
+    if array.dtype == wanted or not scale:
+        return array
+    info = np.iinfo(wanted)
+    quantized: Array = np.clip(np.rint(array / scale) + zero_point, info.min, info.max).astype(wanted)
+    return quantized
+
+
+def _dequantized(array: Array, detail: dict[str, Any]) -> Array:
+    scale, zero_point = detail["quantization"]
+    if not scale or not np.issubdtype(array.dtype, np.integer):
+        return array
+    real: Array = ((array.astype(np.float32) - zero_point) * np.float32(scale)).astype(np.float32)
+    return real
+
+
+class LiteRtEngine:
+    name = "litert"
+
+    def version(self) -> str:
+        return importlib.metadata.version(_DISTRIBUTION)
+
+    def load(
+        self,
+        path: Path,
+        spec: EngineSpec,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        cache: Path | None,  # noqa: ARG002  # XNNPACK keeps its packed weights in memory
+    ) -> LiteRtModel:
+        try:
+            interpreter = Interpreter(model_path=str(path), num_threads=spec.threads or None)
+            interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"litert cannot load {path.name}: {error}") from error
+        return LiteRtModel(interpreter, inputs, outputs)
+
+
+ENGINE = LiteRtEngine()

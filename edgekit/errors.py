@@ -1,0 +1,152 @@
+"""Every error that a user can cause: what was wrong, where, and what to do about it.
+
+One class per kind of trouble. `exit_code` is what a command ends with, `http_status` what an API answers,
+`code` the stable word machines match on (also in `--json`).
+
+Exit codes: 0 done · 2 usage or bad input · 3 contract not met · 4 a tool failed · 5 the fleet refused or cannot be
+reached · 130 interrupted.
+"""
+
+from typing import ClassVar
+
+
+class EdgeKitError(Exception):
+    """Base of all; the message is a full sentence for a person."""
+
+    exit_code: ClassVar[int] = 2
+    http_status: ClassVar[int] = 400
+    code: ClassVar[str] = "error"
+
+
+class UsageError(EdgeKitError):
+    """The command or call itself is wrong: a flag, an argument, a combination."""
+
+    code = "usage"
+
+
+class ProjectError(EdgeKitError):
+    """`edgekit.toml` or the flags that stand for it are wrong."""
+
+    code = "project"
+
+
+class SourceError(EdgeKitError):
+    """The model to build from cannot be read, or leaves something open that a build must know."""
+
+    code = "source"
+
+
+class DataError(EdgeKitError):
+    """Calibration, evaluation or input data is missing or does not fit the model."""
+
+    code = "data"
+
+
+class ProfileError(EdgeKitError):
+    """A hardware profile is unknown or says something impossible."""
+
+    code = "profile"
+
+
+class ManifestError(EdgeKitError):
+    """A bundle's manifest is malformed or of an unknown format version."""
+
+    code = "manifest"
+
+
+class BundleError(EdgeKitError):
+    """A bundle is truncated, altered or unsafe; nothing of it was written."""
+
+    code = "bundle"
+
+
+class EngineError(EdgeKitError):
+    """An engine is unknown, not installed, of the wrong version, or failed on a model."""
+
+    code = "engine"
+    exit_code = 4
+    http_status = 500
+
+
+class EngineMissingError(EngineError):
+    """The engine a bundle needs is not installed here, or its version is outside the bundle's range."""
+
+    code = "engine-missing"
+    exit_code = 2
+    http_status = 503
+
+
+class InputError(EdgeKitError):
+    """An inference input does not fit the manifest; never the engine's fault."""
+
+    code = "input"
+
+
+class SelfTestFailedError(EdgeKitError):
+    """A bundle's golden inputs gave other outputs than the tolerances allow."""
+
+    code = "selftest"
+    exit_code = 3
+
+
+class ContractMissedError(EdgeKitError):
+    """No candidate met the contract (or none could be shown to); what was tried is kept on disk."""
+
+    code = "contract"
+    exit_code = 3
+
+
+class ToolFailedError(EdgeKitError):
+    """A converter, quantizer or system program failed in a way that the user did not cause."""
+
+    code = "tool"
+    exit_code = 4
+    http_status = 500
+
+
+class SignatureRefusedError(EdgeKitError):
+    """A signature is missing, of an unknown key, or does not match."""
+
+    code = "signature"
+    http_status = 403
+
+
+class MessageError(EdgeKitError):
+    """A wire message cannot be read or has an unknown version."""
+
+    code = "message"
+
+
+class OrderRefusedError(EdgeKitError):
+    """A well-signed order that this device must not follow (other device, old counter, expired)."""
+
+    code = "order-refused"
+    http_status = 409
+
+
+class FleetError(EdgeKitError):
+    """The fleet refused a request or cannot be reached."""
+
+    code = "fleet"
+    exit_code = 5
+
+
+class NotFoundError(FleetError):
+    """There is no such device, release or rollout."""
+
+    code = "not-found"
+    http_status = 404
+
+
+class ConflictError(FleetError):
+    """The request contradicts what is already there (a version that exists, two rollouts of one device)."""
+
+    code = "conflict"
+    http_status = 409
+
+
+class AuthError(FleetError):
+    """No valid token, or its role does not allow this."""
+
+    code = "auth"
+    http_status = 403

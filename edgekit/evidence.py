@@ -1,0 +1,124 @@
+"""Evidence: what a build measured, and how, as an in-toto statement about the bundle's digest.
+
+A figure never travels alone: `Figure` says how it came about and on what. It stands beside the bundle
+(`NAME-VERSION-PROFILE.evidence.json`), never inside it, so that measuring again does not change a digest.
+
+Source: in-toto Attestation Framework v1, "Statement".
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edgekit.errors import BundleError
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://edgekit.dev/build-evidence/v1"
+
+How = Literal["measured", "emulated", "estimated"]
+
+
+class Where(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a figure was obtained on."""
+
+    cpu: str
+    isa: tuple[str, ...] = ()
+    engine: str = ""
+    engine_version: str = ""
+    threads: int = 0
+
+
+class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A value with its origin. `high` makes it a range from `value` to `high` (estimates are ranges)."""
+
+    value: float
+    how: How
+    on: Where
+    unit: str = ""
+    high: float | None = None
+
+
+Outcome = Literal["met", "missed", "unverified", "no-limit"]
+
+
+class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One recipe tried: its figures, and why it won or lost."""
+
+    recipe: str
+    status: Literal["picked", "alternate", "lost", "refused", "failed"]
+    reason: str
+    size_bytes: int | None = None
+    accuracy: Figure | None = None
+    accuracy_drop: Figure | None = None
+    parity: Figure | None = None
+    latency_p50_ms: Figure | None = None
+    latency_p95_ms: Figure | None = None
+    memory_mb: Figure | None = None
+    notes: tuple[str, ...] = ()
+
+
+class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The predicate: one bundle's build."""
+
+    name: str
+    version: str
+    profile: str
+    recipe: str
+    metric: str
+    source_accuracy: Figure
+    accuracy: Figure
+    latency_p50_ms: Figure
+    latency_p95_ms: Figure
+    budgets: dict[str, Outcome]
+    candidates: tuple[CandidateEvidence, ...]
+    tools: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+    source_parity: Figure | None = None
+    memory_mb: Figure | None = None
+
+
+class Subject(msgspec.Struct, frozen=True):
+    name: str
+    digest: dict[str, str]
+
+
+class Statement(msgspec.Struct, frozen=True, rename={"type_": "_type", "predicate_type": "predicateType"}):
+    type_: str
+    subject: tuple[Subject, ...]
+    predicate_type: str
+    predicate: BuildEvidence
+
+
+def statement(bundle_name: str, sha256: str, predicate: BuildEvidence) -> Statement:
+    return Statement(STATEMENT_TYPE, (Subject(bundle_name, {"sha256": sha256}),), PREDICATE_TYPE, predicate)
+
+
+def encode(value: Statement) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=1) + b"\n"
+
+
+def decode(data: bytes, *, sha256: str | None = None) -> Statement:
+    """Read a statement; with `sha256`, refuse one about another bundle.
+
+    Raises: BundleError.
+    """
+    try:
+        value = msgspec.json.decode(data, type=Statement)
+    except msgspec.DecodeError as error:
+        raise BundleError(f"evidence cannot be read: {error}") from error
+    if value.type_ != STATEMENT_TYPE or value.predicate_type != PREDICATE_TYPE:
+        raise BundleError(f"evidence of type {value.predicate_type!r} is not known here")
+    if sha256 is not None and not any(subject.digest.get("sha256") == sha256 for subject in value.subject):
+        raise BundleError(f"the evidence is about another bundle than {sha256[:12]}…")
+    return value
+
+
+def beside(bundle: Path) -> Path:
+    """Where the evidence of a bundle file lies."""
+    return bundle.with_name(bundle.name.removesuffix(".edgekit") + ".evidence.json")
+
+
+def as_builtins(value: Any) -> Any:
+    """Plain dicts and lists for `--json`."""
+    return msgspec.to_builtins(value)

@@ -1,0 +1,230 @@
+"""The manifest: everything a device acts on, and nothing that was measured.
+
+Always true
+ 1. Its canonical bytes (`encode`) depend only on its values: keys in declaration order, no time, no host.
+ 2. Input shapes are closed; a device never guesses a dimension.
+ 3. This module needs no numpy: the agent's supervisor reads manifests and never loads it.
+ 4. Unknown fields are ignored, an unknown `format` is refused: an old agent never half-understands a new bundle.
+"""
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from edgekit.errors import ManifestError
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Version = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Option = str | int | float | bool
+# `None` is an open dimension, allowed in a source, never in a bundle's inputs.
+Shape = tuple[int | None, ...]
+
+
+class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One input or output. `binding` is the name the engine uses where it differs from the public one."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    binding: str = ""
+
+    @property
+    def engine_name(self) -> str:
+        return self.binding or self.name
+
+    @property
+    def is_static(self) -> bool:
+        return all(dim is not None for dim in self.shape)
+
+    def describe(self) -> str:
+        dims = "x".join("?" if dim is None else str(dim) for dim in self.shape) or "scalar"
+        return f"{self.name}: {self.dtype} {dims}"
+
+
+class EngineSpec(msgspec.Struct, frozen=True):
+    """How the device loads the model.
+
+    `versions` is a PEP 440 specifier set; `options` are handed to the engine exactly as they stand here, so that a
+    CPU with bf16 does not silently compute in another precision than was judged; `threads` 0 means the engine's own
+    choice.
+    """
+
+    name: str
+    versions: str
+    model: str
+    options: dict[str, Option] = {}
+    threads: int = 0
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    path: str
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=0)]
+
+
+class StatePair(msgspec.Struct, frozen=True):
+    """An output that feeds an input of the next call; it starts as zeros."""
+
+    input: str
+    output: str
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One declarative transform: `op` names an entry of the table in `edgekit.transforms`, `args` its parameters."""
+
+    op: str
+    args: dict[str, Any] = {}
+
+
+class Contract(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the bundle must meet; `None` is no limit. `max_accuracy_drop` is absolute, in the harmful direction."""
+
+    max_accuracy_drop: float | None = None
+    latency_p95_ms: float | None = None
+    memory_mb: float | None = None
+    size_mb: float | None = None
+
+
+class SelfTest(msgspec.Struct, frozen=True):
+    """Golden data and what a device must reproduce.
+
+    `inputs`, `source` and `artifact` are `.npz` members with one array per tensor, samples along a new first axis
+    (N, *shape); inputs are *raw*, before pre-processing, so that a wrong constant there is caught too. An optional
+    `sequence` array (N,) int64 in `inputs` groups consecutive samples of stateful models.
+
+    `tolerance` bounds |output - artifact output| per output tensor: the largest seen across engines and ISAs at
+    build, times a margin. `agreement` is the share of samples whose task answer equals the float source's, which the
+    device must reach: what the build saw minus a margin. The task answer is argmax over the last axis where that has
+    more than one entry, otherwise the sign of (value - 0.5), on the first output.
+    """
+
+    inputs: str
+    source: str
+    artifact: str
+    samples: Annotated[int, Meta(ge=1)]
+    tolerance: dict[str, float]
+    agreement: Annotated[float, Meta(ge=0, le=1)]
+
+
+class Histogram(msgspec.Struct, frozen=True):
+    """Reference counts over fixed bins: `edges` has one entry more than `counts`; ends are open."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """Statistics of the evaluation data that drift is judged against, by tensor name."""
+
+    inputs: dict[str, Histogram] = {}
+    outputs: dict[str, Histogram] = {}
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    format: int
+    name: Name
+    version: Version
+    profile: Name
+    engine: EngineSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    recipe: str
+    source_sha256: Sha256
+    files: tuple[FileEntry, ...]
+    selftest: SelfTest
+    state: tuple[StatePair, ...] = ()
+    preprocess: dict[str, tuple[Step, ...]] = {}
+    postprocess: tuple[Step, ...] = ()
+    contract: Contract = Contract()
+    tools: dict[str, str] = {}
+    reference: Reference = Reference()
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}-{self.version}-{self.profile}"
+
+    @property
+    def filename(self) -> str:
+        return f"{self.title}.edgekit"
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Canonical bytes of a manifest, newline-terminated."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+
+
+def decode(data: bytes) -> Manifest:
+    """Read and check a manifest.
+
+    Raises: ManifestError for bytes that are no manifest, an unknown format, or inconsistent fields.
+    """
+    try:
+        probe = msgspec.json.decode(data)
+    except msgspec.DecodeError as error:
+        raise ManifestError(f"manifest.json is not JSON: {error}") from error
+    found = probe.get("format") if isinstance(probe, dict) else None
+    if found != FORMAT:
+        raise ManifestError(
+            f"manifest format {found!r} is not known here (this EdgeKit reads {FORMAT}); update EdgeKit"
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.ValidationError as error:
+        raise ManifestError(f"manifest.json: {error}") from error
+    _check(manifest)
+    return manifest
+
+
+def safe_member_path(path: str) -> bool:
+    """A plain relative POSIX path below `model/` or `selftest/`: no `..`, no backslash, no drive, no empty part."""
+    if "\\" in path or ":" in path or "\0" in path:
+        return False
+    parts = path.split("/")
+    return (
+        len(parts) >= 2
+        and parts[0] in ("model", "selftest")
+        and all(part not in ("", ".", "..") for part in parts)
+        and str(PurePosixPath(path)) == path
+    )
+
+
+def _check(manifest: Manifest) -> None:
+    _check_files(manifest)
+    _check_tensors(manifest)
+
+
+def _check_files(manifest: Manifest) -> None:
+    paths = [entry.path for entry in manifest.files]
+    if len(set(paths)) != len(paths):
+        raise ManifestError("manifest.json lists a file twice")
+    for path in paths:
+        if not safe_member_path(path):
+            raise ManifestError(
+                f"manifest.json lists {path!r}, which is not a plain path below model/ or selftest/"
+            )
+    test = manifest.selftest
+    for path in (manifest.engine.model, test.inputs, test.source, test.artifact):
+        if path not in paths:
+            raise ManifestError(f"manifest.json refers to {path!r}, which is not among its files")
+
+
+def _check_tensors(manifest: Manifest) -> None:
+    inputs = {spec.name for spec in manifest.inputs}
+    outputs = {spec.name for spec in manifest.outputs}
+    for spec in manifest.inputs:
+        if not spec.is_static:
+            raise ManifestError(f"manifest.json leaves the shape of input {spec.describe()} open")
+    for pair in manifest.state:
+        if pair.input not in inputs or pair.output not in outputs:
+            raise ManifestError(
+                f"manifest.json pairs state {pair.input!r} with {pair.output!r}, not both of which exist"
+            )
+    for name in manifest.preprocess:
+        if name not in inputs:
+            raise ManifestError(f"manifest.json pre-processes {name!r}, which is no input")

@@ -1,0 +1,159 @@
+"""Hardware profiles: one TOML file per kind of target, data and never code.
+
+`extends` builds one profile on another: tables merge key by key, any other value replaces. A device takes the most
+specific bundle of its chain.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from edgekit.engines import ADAPTERS
+from edgekit.errors import ProfileError
+from edgekit.manifest import Name
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Isa = Literal[
+    "avx2", "avx512", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
+    "neon", "dotprod", "i8mm", "fp16", "bf16",
+]  # fmt: skip
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What int8 kernels of this target ask for. `reduce_range`: weights in 7 bits, where 8-bit products saturate
+    (AVX2 and AVX-512 without VNNI)."""
+
+    symmetric_activations: bool = False
+    per_channel: bool = True
+    static_shapes_only: bool = False
+    reduce_range: bool = False
+
+
+class Accelerator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What stands beside the CPU: an OpenVINO NPU, or an Arm Ethos-U with its Vela configuration."""
+
+    kind: Literal["openvino-npu", "ethos-u"]
+    config: str = ""
+    system_config: str = ""
+    memory_mode: str = ""
+
+
+class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Default limits; a project's own replace them."""
+
+    latency_p95_ms: Positive | None = None
+    memory_mb: Positive | None = None
+    size_mb: Positive | None = None
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`engines` maps engine to a PEP 440 version range, in order of preference. Speeds are for estimates: billions
+    of multiply-accumulates a second over all cores, and GB/s of memory traffic."""
+
+    name: Name
+    title: str
+    arch: Literal["x86_64", "aarch64", "armv8-m"]
+    isa: tuple[Isa, ...]
+    cores: Annotated[int, Meta(ge=1)]
+    memory_mb: Positive
+    storage_mb: Positive
+    gmacs_int8: Positive
+    gmacs_fp32: Positive
+    mem_gbps: Positive
+    engines: dict[str, str]
+    precisions: tuple[Precision, ...]
+    quantization: Quantization = Quantization()
+    overlap: bool = True
+    accelerator: Accelerator | None = None
+    emulator: str | None = None
+    budgets: Budgets = Budgets()
+    chain: tuple[Name, ...] = ()
+
+
+def shipped() -> dict[str, Path]:
+    """The profiles that come with EdgeKit, by name."""
+    folder = Path(str(files("hardware_profiles").joinpath()))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load(name_or_file: str | Path) -> Profile:
+    """The profile of that name, or in that file (anything that ends in `.toml`).
+
+    Raises: ProfileError with the file, the key and what would be right.
+    """
+    path = _find(name_or_file)
+    table, chain = _resolve(path, ())
+    table = {**table, "chain": chain}
+    try:
+        profile = msgspec.convert(table, Profile)
+    except msgspec.ValidationError as error:
+        raise ProfileError(f"{path.name}: {error}") from error
+    _check(path, profile)
+    return profile
+
+
+def _find(name_or_file: str | Path) -> Path:
+    if str(name_or_file).endswith(".toml"):
+        path = Path(name_or_file)
+        if not path.is_file():
+            raise ProfileError(f"{path}: there is no such profile file")
+        return path
+    known = shipped()
+    if str(name_or_file) not in known:
+        raise ProfileError(
+            f"unknown profile {str(name_or_file)!r}; known are {', '.join(known)}, or give a .toml file"
+        )
+    return known[str(name_or_file)]
+
+
+def _resolve(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The merged table and the names from the most specific to the most general."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path.name}: not TOML: {error}") from error
+    if "chain" in table:
+        raise ProfileError(f"{path.name}: unknown key 'chain'; use 'extends'")
+    name = str(table.get("name", path.stem))
+    if name in seen:
+        raise ProfileError(f"{path.name}: extends itself through {' -> '.join((*seen, name))}")
+    parent = table.pop("extends", None)
+    if parent is None:
+        return table, (name,)
+    sibling = path.with_name(f"{parent}.toml")
+    base, chain = _resolve(sibling if sibling.is_file() else _find(str(parent)), (*seen, name))
+    return _merged(base, table), (name, *chain)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        both_tables = isinstance(value, dict) and isinstance(result.get(key), dict)
+        # Engines are an ordered preference: naming some replaces the list instead of adding to it.
+        result[key] = _merged(result[key], value) if both_tables and key != "engines" else value
+    return result
+
+
+def _check(path: Path, profile: Profile) -> None:
+    if not profile.engines:
+        raise ProfileError(f"{path.name}: engines: name at least one of {', '.join(ADAPTERS)}")
+    for engine, versions in profile.engines.items():
+        if engine not in ADAPTERS:
+            raise ProfileError(
+                f"{path.name}: engines: unknown engine {engine!r}; known are {', '.join(ADAPTERS)}"
+            )
+        try:
+            SpecifierSet(versions)
+        except InvalidSpecifier as error:
+            raise ProfileError(
+                f"{path.name}: engines.{engine}: {versions!r} is no version range; use e.g. '>=2.1,<3'"
+            ) from error
+    if not profile.precisions:
+        raise ProfileError(f"{path.name}: precisions: name at least one of fp32, fp16, bf16, int8")

@@ -1,0 +1,76 @@
+"""Accepting an order (trust.md): pure, the clock passed in.
+
+Always true
+ 1. An order is followed only by the fleet, device and enrolment it names.
+ 2. The counter of a followed order is above every counter followed before; the caller syncs it before acting.
+ 3. The same counter with the same bytes is a repeat, and does nothing; with other bytes it is refused.
+ 4. An expired order changes nothing: the running model stays.
+"""
+
+import hashlib
+from datetime import datetime
+
+import msgspec
+
+from edgekit.errors import OrderRefusedError
+from edgekit.wire.messages import Order
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who this device is, and which deployments its enrolment allows."""
+
+    fleet: str
+    device: str
+    enrolment: int
+    profiles: tuple[str, ...]
+    deployments: tuple[str, ...]
+
+
+class Followed(msgspec.Struct, frozen=True):
+    """The newest order followed: its counter and the sha256 of its payload. Starts at 0 and empty."""
+
+    counter: int = 0
+    payload_sha256: str = ""
+
+
+def payload_digest(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()
+
+
+def accept(
+    order: Order, payload: bytes, identity: Identity, last: Followed, now: datetime
+) -> Followed | None:
+    """The new high-water mark if the order is to be followed, None if it is a repeat.
+
+    `payload` are the signed bytes that `order` was read from.
+
+    Raises: OrderRefusedError with the reason to report.
+    """
+    mine = (identity.fleet, identity.device, identity.enrolment)
+    for what, theirs, own in zip(
+        ("fleet", "device", "enrolment"), (order.fleet, order.device, order.enrolment), mine, strict=True
+    ):
+        if theirs != own:
+            raise OrderRefusedError(f"the order is for {what} {theirs!r}, this is {own!r}")
+    digest = payload_digest(payload)
+    if order.counter == last.counter and digest == last.payload_sha256:
+        return None
+    if order.counter <= last.counter:
+        raise OrderRefusedError(f"order {order.counter} is not above {last.counter}, the newest followed")
+    if order.expires <= now:
+        raise OrderRefusedError(f"order {order.counter} expired at {order.expires.isoformat()}")
+    for name, bundle in order.deployments.items():
+        _check_deployment(name, bundle.target, bundle.sha256, identity)
+    return Followed(order.counter, digest)
+
+
+def _check_deployment(name: str, target: str, sha256: str, identity: Identity) -> None:
+    if name not in identity.deployments:
+        raise OrderRefusedError(f"deployment {name!r} is not one this device was enrolled for")
+    parts = target.split("/")
+    if len(parts) != 4 or parts[3] != f"{sha256}.edgekit":
+        raise OrderRefusedError(f"target {target!r} of {name!r} does not name its own digest")
+    if parts[2] not in identity.profiles:
+        raise OrderRefusedError(
+            f"{name!r} is ordered for profile {parts[2]}, this device is {identity.profiles[0]}"
+        )

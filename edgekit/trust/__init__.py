@@ -1,0 +1,1 @@
+"""Verifying what came from outside. Signing and keys live with the publisher (`fleet.publish`)."""

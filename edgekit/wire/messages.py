@@ -1,0 +1,174 @@
+"""Payloads, as JSON.
+
+Times are RFC 3339 in UTC; durations carry their unit; counters of a window are non-negative.
+"""
+
+from datetime import datetime
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from edgekit.errors import MessageError
+from edgekit.manifest import Histogram, Name, Sha256
+from edgekit.sketch import Sketch
+from edgekit.wire.states import AgentState
+
+VERSION = 1
+MAX_MESSAGE_BYTES = 256 * 1024
+
+Count = Annotated[int, Meta(ge=0)]
+Text = Annotated[str, Meta(max_length=2000)]
+Label = Annotated[str, Meta(max_length=200)]
+
+
+class Boot(msgspec.Struct, frozen=True, order=True):
+    """Which run of which enrolment spoke: messages order by (enrolment, incarnation, seq).
+
+    One incarnation with two nonces is a cloned card.
+    """
+
+    enrolment: Count
+    incarnation: Count
+    nonce: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+
+
+class OrderedBundle(msgspec.Struct, frozen=True):
+    """What one deployment is to run. `target` is `NAME/VERSION/PROFILE/<sha256>.edgekit`."""
+
+    target: Annotated[str, Meta(max_length=300)]
+    sha256: Sha256
+    length: Annotated[int, Meta(gt=0)]
+
+
+class OrderOptions(msgspec.Struct, frozen=True):
+    """How the device goes about it. `None` leaves the agent's own setting."""
+
+    probation_s: Annotated[float, Meta(ge=0)] | None = None
+    probation_requests: Count | None = None
+    window_s: Annotated[float, Meta(gt=0)] | None = None
+
+
+class Order(msgspec.Struct, frozen=True):
+    """The signed desired state of a whole device; an empty or absent deployment means no model there."""
+
+    fleet: str
+    device: str
+    enrolment: Count
+    deployments: dict[Name, OrderedBundle]
+    counter: Count
+    issued: datetime
+    expires: datetime
+    options: OrderOptions = OrderOptions()
+    version: int = VERSION
+
+
+class DeploymentReport(msgspec.Struct, frozen=True):
+    """One deployment as the device has it. `digest` is what the worker loaded, never what was asked for."""
+
+    state: AgentState
+    digest: Sha256 | None = None
+    committed: Sha256 | None = None
+    ordered: Sha256 | None = None
+    model: str = ""
+    model_version: str = ""
+    reason: Text = ""
+
+
+class Reported(msgspec.Struct, frozen=True):
+    """The device's retained self-description. `refused` says why the newest order was not followed, if so."""
+
+    device: str
+    boot: Boot
+    seq: Count
+    order_counter: Count
+    deployments: dict[Name, DeploymentReport]
+    profile: str
+    isa: tuple[str, ...]
+    engines: dict[str, str]
+    agent_version: str
+    bundle_format: int
+    free_bytes: Count
+    labels: dict[Label, Label] = {}
+    refused: Text = ""
+    version: int = VERSION
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Retained; `online = false` is the last will."""
+
+    online: bool
+    boot: Boot
+    version: int = VERSION
+
+
+class DeploymentWindow(msgspec.Struct, frozen=True):
+    """What one loaded bundle did in a window.
+
+    `infer_ms` is the engine call (contracts and gates mean this), `request_ms` includes the queue. `errors` are engine
+    failures, timeouts and worker deaths over accepted `requests`; `rejected_inputs` are the callers' mistakes.
+    """
+
+    deployment: Name
+    digest: Sha256 | None
+    requests: Count = 0
+    errors: Count = 0
+    rejected_inputs: Count = 0
+    worker_deaths: Count = 0
+    infer_ms: Sketch = Sketch()
+    request_ms: Sketch = Sketch()
+    inputs: dict[str, Histogram] = {}
+    outputs: dict[str, Histogram] = {}
+
+
+class Report(msgspec.Struct, frozen=True):
+    """One telemetry message: a window of counters and sketches; idle windows are sent with zero counts.
+
+    `started` is wall time as the device believes it, `length_s` monotonic.
+    """
+
+    device: str
+    boot: Boot
+    seq: Count
+    started: datetime
+    length_s: Annotated[float, Meta(ge=0)]
+    clock_ok: bool
+    deployments: tuple[DeploymentWindow, ...]
+    cpu_percent: float | None = None
+    memory_mb: float | None = None
+    temperature_c: float | None = None
+    lost_reports: Count = 0
+    version: int = VERSION
+
+
+class Ack(msgspec.Struct, frozen=True):
+    """These reports are committed in the fleet's database."""
+
+    boot: Boot
+    seqs: tuple[Count, ...]
+    version: int = VERSION
+
+
+T = TypeVar("T", Order, Reported, Status, Report, Ack)
+
+
+def encode(message: Order | Reported | Status | Report | Ack) -> bytes:
+    return msgspec.json.encode(message)
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """Read one message.
+
+    Raises: MessageError for oversized, malformed or unknown-version payloads.
+    """
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise MessageError(f"{kind.__name__}: {len(data)} bytes, at most {MAX_MESSAGE_BYTES} are read")
+    try:
+        message = msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise MessageError(f"{kind.__name__}: {error}") from error
+    if message.version != VERSION:
+        raise MessageError(
+            f"{kind.__name__}: version {message.version} is not known here (this side speaks {VERSION})"
+        )
+    return message
