@@ -28,7 +28,8 @@ Positive = Annotated[float, Meta(gt=0)]
 
 class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What int8 kernels of this target ask for. `reduce_range`: weights in 7 bits, where 8-bit products saturate
-    (AVX2 and AVX-512 without VNNI)."""
+    (AVX2 and AVX-512 without VNNI).
+    """
 
     symmetric_activations: bool = False
     per_channel: bool = True
@@ -55,7 +56,8 @@ class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`engines` maps engine to a PEP 440 version range, in order of preference. Speeds are for estimates: billions
-    of multiply-accumulates a second over all cores, and GB/s of memory traffic."""
+    of multiply-accumulates a second over all cores, and GB/s of memory traffic.
+    """
 
     name: Name
     title: str
