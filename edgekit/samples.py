@@ -1,0 +1,206 @@
+"""Data files: `.npz` archives of samples for calibration, evaluation, self-tests and prediction.
+
+An archive holds one array per input, samples along the first axis, and optionally `labels` (N, …) and `sequence`
+(N,) int64, whose runs of equal ids are the sequences of a stateful model.
+
+Always true
+ 1. Nothing is unpickled: an archive is numbers and text, whoever made it.
+ 2. All arrays of `Samples` have the same first axis.
+ 3. `dump_npz` gives the same bytes for the same values: fixed order, time and layout, stored.
+"""
+
+import io
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import DataError
+from edgekit.manifest import TensorSpec
+from edgekit.tensors import Array, fits
+
+LABELS = "labels"
+SEQUENCE = "sequence"
+_RESERVED = (LABELS, SEQUENCE)
+# One instant for all members, the earliest that a zip can hold.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """N samples: `inputs` by name, each (N, *sample shape); `labels` (N, …); `sequence` (N,) int64.
+
+    Raises: DataError if the first axes differ or there is no sample.
+    """
+
+    inputs: dict[str, Array]
+    labels: Array | None = None
+    sequence: NDArray[np.int64] | None = None
+    _length: int = field(init=False, repr=False, default=0)
+
+    def __post_init__(self) -> None:
+        arrays: dict[str, Array] = dict(self.inputs)
+        if self.labels is not None:
+            arrays[LABELS] = self.labels
+        if self.sequence is not None:
+            arrays[SEQUENCE] = self.sequence
+        object.__setattr__(self, "_length", _common_length("samples", arrays, self.inputs))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def sample(self, index: int) -> dict[str, Array]:
+        """The inputs of one sample, without the first axis; views, not copies."""
+        return {name: array[index] for name, array in self.inputs.items()}
+
+    def take(self, indices: slice | Sequence[int] | NDArray[np.integer]) -> "Samples":
+        """The samples at `indices`, in that order. The caller keeps sequences whole where that matters."""
+        chosen = indices if isinstance(indices, slice) else np.asarray(indices, dtype=np.int64)
+        return Samples(
+            inputs={name: array[chosen] for name, array in self.inputs.items()},
+            labels=None if self.labels is None else self.labels[chosen],
+            sequence=None if self.sequence is None else self.sequence[chosen],
+        )
+
+    def starts(self, index: int) -> bool:
+        """Whether a new sequence starts at this sample; without `sequence` every sample is its own."""
+        return self.sequence is None or index == 0 or self.sequence[index] != self.sequence[index - 1]
+
+
+def load_npz(
+    source: Path | bytes,
+    specs: Sequence[TensorSpec] | None = None,
+    *,
+    raw: Collection[str] = (),
+    optional: Collection[str] = (),
+) -> Samples:
+    """Read an archive.
+
+    With `specs`, the arrays must be those inputs: each sample of the declared shape, where a leading 1 may be left
+    out and is added; float widths are converted, any other dtype difference is refused. Inputs named in `raw` have
+    pre-processing steps still to come and are taken as they are; those in `optional` (states) may be absent.
+
+    Raises: DataError naming the file, the array and what was expected.
+    """
+    where = "data" if isinstance(source, bytes) else str(source)
+    arrays = _read_arrays(source, where)
+    declared = {spec.name for spec in specs or ()}
+    extra = {name: arrays.pop(name) for name in _RESERVED if name in arrays and name not in declared}
+    if specs is not None:
+        arrays = _fitted(where, arrays, specs, raw, optional)
+    _common_length(where, {**arrays, **extra}, arrays)
+    return Samples(arrays, extra.get(LABELS), _sequence_ids(where, extra.get(SEQUENCE)))
+
+
+def dump_npz(samples: Samples) -> bytes:
+    """The archive's bytes. Raises: DataError if an input has a reserved name."""
+    arrays: dict[str, Array] = dict(samples.inputs)
+    for name, array in ((LABELS, samples.labels), (SEQUENCE, samples.sequence)):
+        if array is not None and name in arrays:
+            raise DataError(f"an input is called {name!r}, which an .npz keeps for itself; rename the input")
+        if array is not None:
+            arrays[name] = array
+    return dump_arrays(arrays)
+
+
+def dump_arrays(arrays: Mapping[str, Array]) -> bytes:
+    """Named arrays as deterministic `.npz` bytes, little-endian and C-contiguous."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(arrays):
+            array = np.asarray(arrays[name])
+            little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
+            member = io.BytesIO()
+            np.lib.format.write_array(member, little, version=(1, 0), allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
+            info.create_system = 3  # Unix, whatever the builder's machine is
+            archive.writestr(info, member.getvalue())
+    return buffer.getvalue()
+
+
+def _read_arrays(source: Path | bytes, where: str) -> dict[str, Array]:
+    if isinstance(source, Path) and not source.is_file():
+        raise DataError(f"{where}: there is no such file")
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        archive = np.load(stream, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{where}: one bare array; expected an .npz with one array per input name")
+        with archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{where}: not an .npz of plain arrays, or damaged ({error})") from error
+
+
+def _fitted(
+    where: str,
+    arrays: Mapping[str, Array],
+    specs: Sequence[TensorSpec],
+    raw: Collection[str],
+    optional: Collection[str],
+) -> dict[str, Array]:
+    names = [spec.name for spec in specs]
+    unknown = sorted(set(arrays) - set(names))
+    if unknown:
+        raise DataError(
+            f"{where}: array {unknown[0]!r} is no input of the model; expected {', '.join(names)},"
+            f" and optionally {LABELS} and {SEQUENCE}"
+        )
+    fitted: dict[str, Array] = {}
+    for spec in specs:
+        if spec.name not in arrays:
+            if spec.name not in optional:
+                raise DataError(
+                    f"{where}: array {spec.name!r} is missing; expected N samples of {spec.describe()}"
+                )
+            continue
+        array = arrays[spec.name]
+        fitted[spec.name] = array if spec.name in raw else _fit(where, spec, array)
+    return fitted
+
+
+def _fit(where: str, spec: TensorSpec, array: Array) -> Array:
+    shape = array.shape[1:]
+    if array.ndim and not fits(spec, shape) and spec.shape[:1] == (1,) and fits(spec, (1, *shape)):
+        array = array[:, None]
+    elif not array.ndim or not fits(spec, shape):
+        have = "x".join(map(str, array.shape)) or "scalar"
+        raise DataError(
+            f"{where}: array {spec.name!r} has shape {have}; expected N samples of {spec.describe()}"
+        )
+    wanted = np.dtype(spec.dtype)
+    if array.dtype == wanted:
+        return array
+    if not (np.issubdtype(array.dtype, np.floating) and np.issubdtype(wanted, np.floating)):
+        raise DataError(
+            f"{where}: array {spec.name!r} has dtype {array.dtype}; expected N samples of {spec.describe()}"
+        )
+    return array.astype(wanted)
+
+
+def _sequence_ids(where: str, array: Array | None) -> NDArray[np.int64] | None:
+    if array is None:
+        return None
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise DataError(
+            f"{where}: array {SEQUENCE!r} is {array.dtype} of {array.ndim} axes; expected one id a sample, (N,) int64"
+        )
+    return array.astype(np.int64)
+
+
+def _common_length(where: str, arrays: Mapping[str, Array], inputs: Collection[str]) -> int:
+    lengths = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
+    if not inputs:
+        raise DataError(f"{where}: holds no input array")
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(
+            f"{where}: arrays differ in their number of samples ({told}); the first axis is N for all"
+        )
+    length = next(iter(lengths.values()))
+    if not length:
+        raise DataError(f"{where}: holds no sample")
+    return length
