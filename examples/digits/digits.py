@@ -116,7 +116,9 @@ def accuracy(model: nn.Module) -> float:
     """Share of evaluation images whose digit is right."""
     samples = list(evaluation())
     with torch.inference_mode():
-        right = [int(model(torch.from_numpy(x["x"])[None, None] * SCALE).argmax()) == label for x, label in samples]
+        right = [
+            int(model(torch.from_numpy(x["x"])[None, None] * SCALE).argmax()) == label for x, label in samples
+        ]
     return sum(right) / len(right)
 
 
