@@ -81,8 +81,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def shipped() -> dict[str, Path]:
     """The profiles that come with EdgeKit, by name."""
-    folder = Path(str(files("hardware_profiles").joinpath()))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    found = (Path(str(entry)) for entry in files("hardware_profiles").iterdir() if entry.name.endswith(".toml"))
+    return {path.stem: path for path in sorted(found)}
 
 
 def load(name_or_file: str | Path) -> Profile:
