@@ -98,10 +98,11 @@ class SelfTest(msgspec.Struct, frozen=True):
     (N, *shape); inputs are *raw*, before pre-processing, so that a wrong constant there is caught too. An optional
     `sequence` array (N,) int64 in `inputs` groups consecutive samples of stateful models.
 
-    `tolerance` bounds |output - artifact output| per output tensor: the largest seen across engines and ISAs at
-    build, times a margin. `agreement` is the share of samples whose task answer equals the float source's, which the
-    device must reach: what the build saw minus a margin. The task answer is argmax over the last axis where that has
-    more than one entry, otherwise the sign of (value - 0.5), on the first output.
+    `tolerance` bounds |output - artifact output| per output tensor (every one of them): the largest seen across
+    engines and ISAs at build, times a margin. `agreement` is the share of task answers that equal the float source's,
+    which the device must reach: what the build saw minus a margin. The task answer is argmax over the last axis where
+    that has more than one entry, otherwise whether the value is above 0.5, on the first output; a sample with several
+    positions gives several answers.
     """
 
     inputs: str

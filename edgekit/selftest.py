@@ -1,0 +1,200 @@
+"""Running samples through a model, and judging what comes out against the golden data of a bundle.
+
+Converters, `edgekit verify` and `edgekit run`, and the agent's self-test all use `run_samples`: one way of applying
+pre-processing and of feeding states back, so that what was judged at build is what runs on the device.
+
+Always true
+ 1. States start at zero with each sequence and are fed back inside it, in the order of the samples.
+ 2. Only the engine call is timed.
+ 3. A check passes only if every output is finite, inside its tolerance, and the agreement is reached; whatever
+    cannot be judged (an output without a tolerance, another shape) fails.
+
+Needs numpy: the agent imports this in its worker and self-test processes only.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgekit.engines import LoadedBundle
+from edgekit.errors import DataError
+from edgekit.manifest import Manifest, StatePair, Step, TensorSpec
+from edgekit.samples import Samples, load_npz
+from edgekit.tensors import Array
+from edgekit.transforms import prepare
+
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+
+class SelfTestResult(msgspec.Struct, frozen=True):
+    """`max_error` is the largest |output - artifact output| per output tensor; latencies are of the engine call.
+
+    `reason` is a sentence for a person, empty when passed.
+    """
+
+    passed: bool
+    agreement: float
+    max_error: dict[str, float]
+    latency_p50_ms: float
+    latency_p95_ms: float
+    reason: str = ""
+
+
+def iter_samples(
+    run: Run,
+    inputs: Sequence[TensorSpec],
+    state: Sequence[StatePair],
+    preprocess: Mapping[str, Sequence[Step]],
+    samples: Samples,
+) -> Iterator[tuple[dict[str, Array], float]]:
+    """Outputs and engine milliseconds of each sample in turn; memory does not grow with their number.
+
+    A state input starts a sequence as the samples give it there, or else as zeros; after that the output fed back
+    takes its place. Raises: InputError for a sample that does not fit; EngineError.
+    """
+    specs = {spec.name: spec for spec in inputs}
+    states: dict[str, Array] = {}
+    for index in range(len(samples)):
+        ready = prepare(inputs, preprocess, samples.sample(index))
+        if samples.starts(index):
+            states = {pair.input: ready.get(pair.input, _zeros(specs[pair.input])) for pair in state}
+        ready.update(states)
+        began = time.perf_counter()
+        outputs = run(ready)
+        elapsed_ms = (time.perf_counter() - began) * 1000
+        states = {pair.input: outputs[pair.output] for pair in state}
+        yield outputs, elapsed_ms
+
+
+def run_samples(
+    run: Run,
+    inputs: Sequence[TensorSpec],
+    state: Sequence[StatePair],
+    preprocess: Mapping[str, Sequence[Step]],
+    samples: Samples,
+) -> tuple[dict[str, Array], list[float]]:
+    """All outputs, each (N, *output shape), and the engine's milliseconds for each sample.
+
+    Raises: as `iter_samples`; DataError if an output's shape changes from sample to sample.
+    """
+    collected: dict[str, list[Array]] = {}
+    latencies_ms: list[float] = []
+    for outputs, elapsed_ms in iter_samples(run, inputs, state, preprocess, samples):
+        latencies_ms.append(elapsed_ms)
+        for name, array in outputs.items():
+            collected.setdefault(name, []).append(array)
+    try:
+        return {name: np.stack(arrays) for name, arrays in collected.items()}, latencies_ms
+    except ValueError as error:
+        raise DataError(f"the model's outputs differ in shape between samples: {error}") from error
+
+
+def answers(outputs: Array) -> Array:
+    """The task answers of the first output (N, *shape): argmax over the last axis where it has more than one entry,
+    otherwise whether the value is above 0.5. (N, …) int64.
+    """
+    if outputs.ndim > 1 and outputs.shape[-1] > 1:
+        best: Array = outputs.argmax(axis=-1).astype(np.int64)
+        return best
+    above: Array = (outputs.astype(np.float64) > 0.5).astype(np.int64)
+    return above
+
+
+def agreement(ours: Array, theirs: Array) -> float:
+    """The share of equal entries of two arrays of answers, 0 to 1. Raises: DataError if their shapes differ."""
+    if ours.shape != theirs.shape:
+        raise DataError(f"answers of shape {ours.shape} cannot be compared with {theirs.shape}")
+    return float(np.mean(ours == theirs)) if ours.size else 0.0
+
+
+def golden_inputs(manifest: Manifest, folder: Path) -> Samples:
+    """The self-test's inputs in an extracted bundle, raw. Raises: DataError."""
+    return load_npz(
+        folder / manifest.selftest.inputs,
+        manifest.inputs,
+        raw=tuple(manifest.preprocess),
+        optional=tuple(pair.input for pair in manifest.state),
+    )
+
+
+def check(manifest: Manifest, loaded: LoadedBundle, folder: Path) -> SelfTestResult:
+    """Run the golden inputs of an extracted bundle and judge the outputs.
+
+    Raises: DataError if the golden data cannot be read; EngineError, InputError from the run.
+    """
+    samples = golden_inputs(manifest, folder)
+    pieces = (manifest.inputs, manifest.state, manifest.preprocess)
+    # The first call pays for lazy set-up inside the engine, which is no latency of the model.
+    run_samples(loaded.run, *pieces, samples.take([0]))
+    outputs, latencies_ms = run_samples(loaded.run, *pieces, samples)
+    return judge(
+        manifest,
+        outputs,
+        latencies_ms,
+        source=load_npz(folder / manifest.selftest.source).inputs,
+        artifact=load_npz(folder / manifest.selftest.artifact).inputs,
+    )
+
+
+def judge(
+    manifest: Manifest,
+    outputs: Mapping[str, Array],
+    latencies_ms: Sequence[float],
+    *,
+    source: Mapping[str, Array],
+    artifact: Mapping[str, Array],
+) -> SelfTestResult:
+    """Outputs (N, *shape) against what the float source and this artifact gave at build."""
+    golden = manifest.selftest
+    errors = {
+        spec.name: _max_error(outputs.get(spec.name), artifact.get(spec.name)) for spec in manifest.outputs
+    }
+    first = manifest.outputs[0].name
+    agreed = 0.0
+    if first in source and source[first].shape == outputs[first].shape:
+        agreed = agreement(answers(outputs[first]), answers(source[first]))
+    reasons = [
+        reason for spec in manifest.outputs if (reason := _complaint(spec.name, errors, golden.tolerance))
+    ]
+    if len(latencies_ms) != golden.samples:
+        reasons.append(f"{len(latencies_ms)} golden samples, the manifest says {golden.samples}")
+    if not agreed >= golden.agreement:
+        reasons.append(
+            f"answers agree with the source on {agreed:.1%} of the golden samples, {golden.agreement:.1%} needed"
+        )
+    return SelfTestResult(
+        passed=not reasons,
+        agreement=agreed,
+        max_error=errors,
+        latency_p50_ms=float(np.percentile(latencies_ms, 50)),
+        latency_p95_ms=float(np.percentile(latencies_ms, 95)),
+        reason="; ".join(reasons),
+    )
+
+
+def _complaint(name: str, errors: Mapping[str, float], tolerances: Mapping[str, float]) -> str:
+    error, tolerance = errors[name], tolerances.get(name)
+    if tolerance is None:
+        return f"output {name!r} has no tolerance in the manifest"
+    if math.isinf(error):
+        return f"output {name!r} is not finite where it should be, or of another shape"
+    if not error <= tolerance:
+        return f"output {name!r} is off by {error:.3g}, at most {tolerance:.3g} is tolerated"
+    return ""
+
+
+def _max_error(ours: Array | None, theirs: Array | None) -> float:
+    """Largest absolute difference; infinite where either is missing, shaped otherwise or not finite."""
+    if ours is None or theirs is None or ours.shape != theirs.shape or not ours.size:
+        return math.inf
+    difference = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
+    largest = float(difference.max())
+    return largest if math.isfinite(largest) else math.inf
+
+
+def _zeros(spec: TensorSpec) -> Array:
+    return np.zeros([dim or 1 for dim in spec.shape], np.dtype(spec.dtype))
