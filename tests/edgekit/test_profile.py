@@ -1,0 +1,115 @@
+"""Profiles: data that is checked, inherited key by key, and refused with the key and the remedy."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from edgekit import detect, profile
+from edgekit.cli.profiles import profiles
+from edgekit.errors import ProfileError
+from edgekit.profile import Profile
+
+REQUIRED = {
+    "x86-64-v3", "x86-64-v4-vnni", "intel-n100", "intel-core-ultra-npu", "raspberry-pi-4", "raspberry-pi-5",
+    "generic-arm64", "nxp-imx93-ethos-u65", "arm-ethos-u55-128", "arm-ethos-u85-512",
+}  # fmt: skip
+
+
+def test_every_shipped_profile_loads_under_its_own_name() -> None:
+    assert set(profile.shipped()) >= REQUIRED
+    for name in profile.shipped():
+        assert profile.load(name).name == name
+
+
+def test_a_profile_inherits_tables_key_by_key_and_replaces_engine_lists() -> None:
+    npu = profile.load("intel-core-ultra-npu")
+    assert npu.chain == ("intel-core-ultra-npu", "x86-64-v3")
+    assert list(npu.engines) == ["openvino"]
+    assert npu.quantization.per_channel
+    assert not npu.quantization.reduce_range
+
+
+def test_nothing_compiled_for_one_accelerator_is_offered_to_another() -> None:
+    for name in profile.shipped():
+        chain = [profile.load(link) for link in profile.load(name).chain]
+        assert not any(parent.accelerator for parent in chain[1:])
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_of_ones_own_works_wherever_a_name_does(tmp_path: Path) -> None:
+    mine = profile.load(write(tmp_path, 'name = "mine"\nextends = "raspberry-pi-5"\nmemory_mb = 8192\n'))
+    assert mine.chain == ("mine", "raspberry-pi-5", "generic-arm64")
+    assert mine.memory_mb == 8192
+    assert mine.cores == 4
+
+
+BASE = 'name = "mine"\nextends = "raspberry-pi-5"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (BASE + "memry_mb = 1\n", r"mine.toml: memry_mb: unknown key; did you mean 'memory_mb'\?"),
+        (BASE + "[quantization]\nper_chanel = true\n", r"quantization.per_chanel: unknown key; did you mean 'per_channel'"),
+        (BASE + "cores = 0\n", r"mine.toml: cores: .*>= 1.*found 0"),
+        (BASE + 'cores = "four"\n', r"mine.toml: cores: expected `int`.*found 'four'"),
+        (BASE + 'isa = ["avx2"]\n', r"isa: avx2 does not exist on aarch64"),
+        (BASE + 'isa = ["sse9"]\n', r"isa.*sse9"),
+        (BASE + 'precisions = ["bf16"]\n', r"bf16 needs one of"),
+        (BASE + "[engines]\ntensorrt = '>=1'\n", r"unknown engine 'tensorrt'; known are onnxruntime"),
+        (BASE + "[engines]\nlitert = 'new'\n", r"engines.litert: 'new' is no version range; use e.g."),
+        (BASE + "[accelerator]\nkind = 'ethos-u'\n", r"static_shapes_only: must be true"),
+        (BASE + "chain = ['a']\n", r"unknown key 'chain'; use 'extends'"),
+        ('extends = "mine"\nname = "mine"\n', r"extends itself"),
+        ('extends = "absent"\n', r"unknown profile 'absent'; known are"),
+        ("name = [", r"mine.toml: not TOML"),
+    ],
+)  # fmt: skip
+def test_refuses_with_the_file_the_key_and_what_would_be_right(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=says):
+        profile.load(write(tmp_path, text))
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ProfileError, match=r"known are .*raspberry-pi-5"):
+        profile.load("raspberry-pi-9")
+
+
+def test_this_machines_profile_is_one_that_loads() -> None:
+    mine = profile.parse(detect.detect(), "detected.toml")
+    assert mine.cores >= 1
+    assert mine.engines
+    assert set(profile.load(detect.closest_shipped()).isa) <= {*mine.isa, "neon"}
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni amx_bf16\n", ("avx2", "avx512", "avx512_vnni", "amx_bf16")),
+        ("Features\t: fp asimd asimddp asimdhp\n", ("neon", "dotprod", "fp16")),
+        ("", ()),
+    ],
+)
+def test_the_isa_is_read_from_the_kernel(cpuinfo: str, expected: tuple[str, ...]) -> None:
+    assert detect.isa(cpuinfo) == expected
+
+
+def test_commands_list_show_and_detect(tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    listed = json.loads(run(profiles, ["list", "--json"]).output)
+    assert {entry["name"] for entry in listed} >= REQUIRED
+    assert "Raspberry Pi 5" in run(profiles, ["list"]).output
+    shown = run(profiles, ["show", "raspberry-pi-5"]).output
+    assert "raspberry-pi-5 → generic-arm64" in shown
+    out = tmp_path / "here.toml"
+    assert run(profiles, ["detect", "--out", str(out)]).exit_code == 0
+    assert isinstance(profile.load(out), Profile)
+    assert msgspec.json.decode(run(profiles, ["show", str(out), "--json"]).output)["cores"] >= 1
