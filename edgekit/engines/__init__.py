@@ -14,6 +14,7 @@ from packaging.version import Version
 from edgekit.errors import EngineError, EngineMissingError, ManifestError
 from edgekit.manifest import EngineSpec, Manifest, TensorSpec
 from edgekit.tensors import Array, check_inputs
+from edgekit.transforms import check_post_steps, check_steps
 
 ADAPTERS: Mapping[str, str] = {
     "onnxruntime": "edgekit.engines.onnxruntime",
@@ -93,8 +94,12 @@ class LoadedBundle:
     def __init__(self, manifest: Manifest, folder: Path, *, cache: Path | None = None) -> None:
         """Load from an extracted bundle's folder.
 
-        Raises: EngineMissingError if the engine is absent or its version outside the range; EngineError.
+        Raises: EngineMissingError if the engine is absent or its version outside the range; EngineError;
+        ManifestError for pre- or post-processing that this EdgeKit cannot do.
         """
+        for steps in manifest.preprocess.values():
+            check_steps(steps)
+        check_post_steps(manifest.postprocess, manifest.outputs)
         engine = get(manifest.engine.name)
         have = engine.version()
         if not accepts(manifest.engine.versions, have):

@@ -1,0 +1,181 @@
+"""`edgekit inspect`, `verify`, `run` and `diff`: what a bundle holds, whether it works here, and what it answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from edgekit import bundle as bundles
+from edgekit import local
+from edgekit.bundle import Bundle
+from edgekit.cli import render
+from edgekit.compare import difference
+from edgekit.errors import DataError, SelfTestFailedError
+from edgekit.evidence import Figure, Statement
+from edgekit.inputs import input_files
+from edgekit.manifest import Step
+from edgekit.predict import answers
+
+BUNDLE = click.Path(dir_okay=False, path_type=Path)
+INPUT = click.Path(path_type=Path)
+json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+
+
+@click.command(epilog="Example:  edgekit inspect dist/digits-1.0.0-raspberry-pi-5.edgekit")
+@click.argument("bundle", type=BUNDLE)
+@json_option
+def inspect(bundle: Path, *, as_json: bool) -> None:
+    """Show what is in a bundle, and the evidence that lies beside it."""
+    found = bundles.read(bundle)
+    evidence = local.evidence_of(found)
+    if as_json:
+        render.print_json(
+            {
+                "path": str(bundle),
+                "sha256": found.sha256,
+                "size_bytes": found.size_bytes,
+                "manifest": found.manifest,
+                "evidence": evidence,
+            }
+        )
+        return
+    render.pairs(found.manifest.title, [*bundle_rows(found), *evidence_rows(evidence)])
+    render.table(
+        "Files",
+        ["file", "size", "sha256"],
+        [(entry.path, render.size(entry.size), entry.sha256[:16]) for entry in found.manifest.files],
+        numeric=["size"],
+    )
+
+
+@click.command(epilog="Example:  edgekit verify dist/digits-1.0.0-x86-64-v3.edgekit")
+@click.argument("bundle", type=BUNDLE)
+@json_option
+def verify(bundle: Path, *, as_json: bool) -> None:
+    """Run a bundle's self-test on this machine; exit code 3 if it fails."""
+    result = local.verify(bundle)
+    if as_json:
+        render.print_json(result)
+    else:
+        render.pairs(
+            f"{bundle.name}: {'passed' if result.passed else 'FAILED'}",
+            [
+                ("agreement", f"{result.agreement:.1%} of the golden answers equal the float source's"),
+                *((f"error of {name}", f"{error:.3g} at most") for name, error in result.max_error.items()),
+                ("engine call", f"p50 {result.latency_p50_ms:.2f} ms, p95 {result.latency_p95_ms:.2f} ms"),
+            ],
+        )
+    if not result.passed:
+        raise SelfTestFailedError(f"{bundle.name} must not run on this machine: {result.reason}")
+
+
+@click.command(
+    epilog="Examples:  edgekit run digits.edgekit seven.png   |   edgekit run digits.edgekit scans/ --out answers.jsonl"
+)
+@click.argument("bundle", type=BUNDLE)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=INPUT)
+@click.option("--out", type=BUNDLE, help="Write the answers there instead of printing them.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output (as it always is here).")
+def run(bundle: Path, inputs: tuple[Path, ...], out: Path | None, *, as_json: bool) -> None:  # noqa: ARG001  # every command takes --json
+    """Run a bundle on files, or on all files of a folder: .npz, .npy, .json, images.
+
+    Prints one JSON line for each sample: the file, its outputs after post-processing and the milliseconds in the
+    engine. A file that cannot be used gets a line with its error; the exit code is then 2.
+    """
+    files = list(input_files(inputs))
+    failed, lines = 0, []
+    with local.opened(bundle) as here, render.progress() as progress:
+        for answer in answers(here, progress.track(files, description="running")):
+            failed += bool(answer.error)
+            if out is None:
+                render.json_lines([answer])
+            else:
+                lines.append(msgspec.json.encode(answer).decode() + "\n")
+    if out is not None:
+        render.write_text(out, "".join(lines))
+        render.note(f"wrote {len(lines)} answers to {out}")
+    if failed:
+        raise DataError(
+            f"{failed} of {len(files)} input files could not be used; their lines have an 'error'"
+        )
+
+
+@click.command(epilog="Example:  edgekit diff old.edgekit new.edgekit")
+@click.argument("before", type=BUNDLE)
+@click.argument("after", type=BUNDLE)
+@json_option
+def diff(before: Path, after: Path, *, as_json: bool) -> None:
+    """Compare two bundles: manifest fields, recipe, tensors, files. Exit code 0 either way."""
+    found = difference(bundles.read(before).manifest, bundles.read(after).manifest)
+    if as_json:
+        render.print_json(found)
+    elif found.is_empty:
+        click.echo("the two bundles hold the same")
+    else:
+        for title, changes in (
+            ("Manifest", found.fields),
+            ("Tensors", found.tensors),
+            ("Files", found.files),
+        ):
+            if changes:
+                render.table(
+                    title,
+                    ["what", before.name, after.name],
+                    [(change.what, _cell(change.before), _cell(change.after)) for change in changes],
+                )
+
+
+def bundle_rows(found: Bundle) -> list[tuple[str, str]]:
+    """The manifest of a `Bundle` as names and values."""
+    manifest = found.manifest
+    test = manifest.selftest
+    limits = msgspec.to_builtins(manifest.contract)
+    return [
+        ("sha256", found.sha256),
+        ("size", render.size(found.size_bytes)),
+        ("profile", manifest.profile),
+        ("engine", f"{manifest.engine.name} {manifest.engine.versions}"),
+        ("options", ", ".join(f"{key}={value}" for key, value in manifest.engine.options.items()) or "-"),
+        ("threads", str(manifest.engine.threads or "the engine's choice")),
+        ("recipe", manifest.recipe),
+        *(("input", spec.describe()) for spec in manifest.inputs),
+        *(("output", spec.describe()) for spec in manifest.outputs),
+        *(("state", f"{pair.output} feeds {pair.input}") for pair in manifest.state),
+        *((f"before {name}", _steps(steps)) for name, steps in manifest.preprocess.items()),
+        *((("after", _steps(manifest.postprocess)),) if manifest.postprocess else ()),
+        ("contract", ", ".join(f"{key} {value:g}" for key, value in limits.items()) or "no limits"),
+        ("self-test", f"{test.samples} samples, at least {test.agreement:.1%} agreement with the source"),
+    ]
+
+
+def evidence_rows(statement: Statement | None) -> list[tuple[str, str]]:
+    """The figures of an evidence `Statement`, each with how it was obtained."""
+    if statement is None:
+        return [("evidence", "none beside the bundle")]
+    build = statement.predicate
+    shown = {
+        f"{build.metric} of the source": build.source_accuracy,
+        f"{build.metric} of the bundle": build.accuracy,
+        "latency p50 (ms)": build.latency_p50_ms,
+        "latency p95 (ms)": build.latency_p95_ms,
+        "memory (MB)": build.memory_mb,
+    }
+    figures = [(name, _figure(figure)) for name, figure in shown.items() if figure is not None]
+    return [*figures, *((f"budget {name}", outcome) for name, outcome in build.budgets.items())]
+
+
+def _figure(figure: Figure) -> str:
+    span = f"{figure.value:.4g}" if figure.high is None else f"{figure.value:.4g} to {figure.high:.4g}"
+    return f"{span}, {figure.how} on {figure.on.cpu}"
+
+
+def _steps(steps: Sequence[Step]) -> str:
+    return " → ".join(
+        f"{step.op}({', '.join(f'{key}={value}' for key, value in step.args.items())})" for step in steps
+    )
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else str(value)

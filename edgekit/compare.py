@@ -1,0 +1,70 @@
+"""What differs between two bundles: manifest fields, files, tensors. Pure; no model is loaded."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from edgekit.manifest import Manifest, TensorSpec
+
+# Compared on their own, below.
+_APART = ("files", "inputs", "outputs")
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One difference; `None` where a side does not have it."""
+
+    what: str
+    before: Any
+    after: Any
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """`fields` by dotted path, `tensors` and `files` by name; files are told by size and the start of their hash."""
+
+    fields: tuple[Change, ...]
+    tensors: tuple[Change, ...]
+    files: tuple[Change, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.fields or self.tensors or self.files)
+
+
+def difference(before: Manifest, after: Manifest) -> Difference:
+    """What a device would see change from one to the other."""
+    return Difference(
+        fields=tuple(_changes(_fields(before), _fields(after))),
+        tensors=tuple(_changes(_tensors(before), _tensors(after))),
+        files=tuple(_changes(_files(before), _files(after))),
+    )
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Change]:
+    for what in dict.fromkeys((*before, *after)):
+        if before.get(what) != after.get(what):
+            yield Change(what, before.get(what), after.get(what))
+
+
+def _fields(manifest: Manifest) -> dict[str, Any]:
+    plain = msgspec.to_builtins(manifest)
+    return dict(_flat("", {key: value for key, value in plain.items() if key not in _APART}))
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else key, part)
+    else:
+        yield prefix, value
+
+
+def _tensors(manifest: Manifest) -> dict[str, str]:
+    def told(kind: str, specs: tuple[TensorSpec, ...]) -> dict[str, str]:
+        return {f"{kind} {spec.name}": spec.describe().partition(": ")[2] for spec in specs}
+
+    return {**told("input", manifest.inputs), **told("output", manifest.outputs)}
+
+
+def _files(manifest: Manifest) -> dict[str, str]:
+    return {entry.path: f"{entry.size} bytes, sha256 {entry.sha256[:12]}…" for entry in manifest.files}
