@@ -16,9 +16,8 @@ import msgspec
 from msgspec import Meta
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from edgekit.engines import ADAPTERS
 from edgekit.errors import ProfileError
-from edgekit.manifest import Name
+from edgekit.manifest import ENGINES, Name
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Isa = Literal[
@@ -200,10 +199,10 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(file: str, profile: Profile) -> None:
     if not profile.engines:
-        raise ProfileError(f"{file}: engines: name at least one of {', '.join(ADAPTERS)}")
+        raise ProfileError(f"{file}: engines: name at least one of {', '.join(ENGINES)}")
     for engine, versions in profile.engines.items():
-        if engine not in ADAPTERS:
-            raise ProfileError(f"{file}: engines: unknown engine {engine!r}; known are {', '.join(ADAPTERS)}")
+        if engine not in ENGINES:
+            raise ProfileError(f"{file}: engines: unknown engine {engine!r}; known are {', '.join(ENGINES)}")
         try:
             SpecifierSet(versions)
         except InvalidSpecifier as error:

@@ -12,15 +12,11 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
 from edgekit.errors import EngineError, EngineMissingError, ManifestError
-from edgekit.manifest import EngineSpec, Manifest, TensorSpec
+from edgekit.manifest import ENGINES, EngineSpec, Manifest, TensorSpec
 from edgekit.tensors import Array, check_inputs
 from edgekit.transforms import check_post_steps, check_steps
 
-ADAPTERS: Mapping[str, str] = {
-    "onnxruntime": "edgekit.engines.onnxruntime",
-    "openvino": "edgekit.engines.openvino",
-    "litert": "edgekit.engines.litert",
-}
+ADAPTERS: Mapping[str, str] = {name: f"edgekit.engines.{name}" for name in ENGINES}
 
 
 class Model(Protocol):

@@ -20,6 +20,7 @@ def loaded_by(code: str) -> set[str]:
     [
         "edgekit.manifest",
         "edgekit.bundle",
+        "edgekit.profile",
         "edgekit.wire.messages",
         "edgekit.protocol.orders",
         "edgekit.trust.target",

@@ -1,0 +1,143 @@
+"""The self-test passes on what was built and fails on whatever is not that."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgekit import local, selftest
+from edgekit.errors import DataError
+from edgekit.manifest import Manifest, StatePair, Step, TensorSpec
+from edgekit.samples import Samples
+
+NORMALIZE = Step("normalize", {"mean": [120.0, 110.0, 100.0], "std": [60.0, 55.0, 50.0], "axis": -1})
+TRANSPOSE = Step("transpose", {"axes": [2, 0, 1]})
+
+
+def test_an_untouched_bundle_passes(maker) -> None:
+    result = local.verify(maker.write())
+    assert result.passed, result.reason
+    assert result.agreement == 1
+    assert result.max_error["logits"] < 1e-4
+    assert 0 < result.latency_p50_ms <= result.latency_p95_ms
+
+
+def _double_last_linear(weights: dict) -> None:
+    weights["linear"] = weights["linear"] * np.float32(2)
+
+
+def _one_kernel_zeroed(weights: dict) -> None:
+    weights["kernel"] = weights["kernel"].copy()
+    weights["kernel"][3] = 0
+
+
+def _scale(weights: dict) -> None:
+    weights["scale"] = np.float32(weights["scale"] * 1.25)
+
+
+@pytest.mark.parametrize("corrupt", [_double_last_linear, _one_kernel_zeroed, _scale])
+def test_a_corrupted_weight_or_scale_fails(corrupt: Callable[[dict], None], maker, tiny_classifier) -> None:
+    result = local.verify(maker.write(model=tiny_classifier(corrupt)))
+    assert not result.passed
+    assert "'logits' is off by" in result.reason
+
+
+def _changed(**args: object) -> Step:
+    return Step("normalize", {**NORMALIZE.args, **args})
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (_changed(std=[60.0, 55.0, 58.0]), TRANSPOSE),
+        (_changed(mean=[120.0, 110.0, 104.0]), TRANSPOSE),
+        (Step("flip_channels", {}), NORMALIZE, TRANSPOSE),
+        (NORMALIZE, TRANSPOSE, Step("flip_channels", {"axis": 0})),
+        (NORMALIZE, Step("transpose", {"axes": [2, 1, 0]})),
+    ],
+    ids=["a std", "a mean", "channels flipped before", "channels flipped after", "height and width swapped"],
+)
+def test_a_wrong_constant_or_channel_order_fails(steps: tuple[Step, ...], maker) -> None:
+    assert not local.verify(maker.write(steps={"image": steps})).passed
+
+
+def _result(maker, manifest_changes: dict, outputs: dict, source: dict | None = None):
+    manifest: Manifest = msgspec.structs.replace(
+        maker.manifest({"model/model.onnx": b"", **dict.fromkeys(_golden_names(), b"")}), **manifest_changes
+    )
+    true = {"logits": np.eye(3, dtype=np.float32)[np.arange(32) % 3][:, None]}
+    return selftest.judge(
+        manifest, outputs or true, [1.0] * 32, source=true if source is None else source, artifact=true
+    )
+
+
+def _golden_names() -> list[str]:
+    return [f"selftest/{name}.npz" for name in ("inputs", "source", "artifact")]
+
+
+def test_equal_outputs_are_judged_as_passed(maker) -> None:
+    assert _result(maker, {}, {}).passed
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_fails(value: float, maker) -> None:
+    outputs = {"logits": np.eye(3, dtype=np.float32)[np.arange(32) % 3][:, None]}
+    outputs["logits"][5, 0, 1] = value
+    result = _result(maker, {}, outputs)
+    assert not result.passed
+    assert "not finite" in result.reason
+
+
+def test_another_output_shape_fails(maker) -> None:
+    assert not _result(maker, {}, {"logits": np.zeros((32, 1, 4), np.float32)}).passed
+
+
+def test_an_output_without_a_tolerance_fails(maker) -> None:
+    golden = maker.manifest({"model/model.onnx": b"", **dict.fromkeys(_golden_names(), b"")}).selftest
+    result = _result(maker, {"selftest": msgspec.structs.replace(golden, tolerance={})}, {})
+    assert not result.passed
+    assert "no tolerance" in result.reason
+
+
+def test_answers_that_differ_from_the_source_fail_even_when_the_artifact_is_reproduced(maker) -> None:
+    source = {"logits": np.eye(3, dtype=np.float32)[(np.arange(32) + 1) % 3][:, None]}
+    result = _result(maker, {}, {}, source)
+    assert result.agreement == 0
+    assert "answers agree" in result.reason
+
+
+def test_states_start_at_zero_and_follow_their_sequence(maker, tiny_accumulator, tmp_path: Path) -> None:
+    pair = TensorSpec("x", "float32", (1, 2)), TensorSpec("state", "float32", (1, 2))
+    maker.golden = Samples(
+        {"x": np.ones((5, 1, 2), np.float32)}, sequence=np.array([7, 7, 7, 9, 9], np.int64)
+    )
+    path = maker.write(
+        true_model=tiny_accumulator,
+        inputs=pair,
+        outputs=(TensorSpec("y", "float32", (1, 2)), TensorSpec("next", "float32", (1, 2))),
+        state=(StatePair("state", "next"),),
+        preprocess={},
+        postprocess=(),
+    )
+    with local.opened(path) as here:
+        pieces = (here.manifest.inputs, here.manifest.state, here.manifest.preprocess)
+        outputs, latencies = selftest.run_samples(here.loaded.run, *pieces, maker.golden)
+        assert outputs["y"][:, 0, 0].tolist() == [1, 2, 3, 1, 2]
+        assert len(latencies) == 5
+        single = Samples(maker.golden.inputs)
+        assert selftest.run_samples(here.loaded.run, *pieces, single)[0]["y"][:, 0, 0].tolist() == [1] * 5
+        given = Samples({**maker.golden.inputs, "state": np.full((5, 1, 2), 10, np.float32)})
+        assert selftest.run_samples(here.loaded.run, *pieces, given)[0]["y"][:, 0, 0].tolist() == [11] * 5
+    assert local.verify(path).passed
+
+
+def test_answers_are_argmax_or_the_side_of_one_half() -> None:
+    assert selftest.answers(np.array([[[0.1, 0.9]], [[3, 2]]])).tolist() == [[1], [0]]
+    assert selftest.answers(np.array([[0.2], [0.7]])).tolist() == [[0], [1]]
+
+
+def test_agreement_refuses_to_compare_different_tasks() -> None:
+    with pytest.raises(DataError, match="cannot be compared"):
+        selftest.agreement(np.zeros(3), np.zeros(4))
