@@ -1,0 +1,148 @@
+"""What supervisor and worker say to each other, and client connections as file descriptors beside it.
+
+A SEQPACKET socket pair: messages keep their bounds and order, so a `Drain` sent after a connection arrives after it.
+A packet is `J` and a JSON message, or `C` and the bytes already read of a connection whose descriptor comes along.
+"""
+
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from device_agent import log
+from edgekit.manifest import Sha256
+from edgekit.wire.messages import DeploymentWindow
+
+MAX_PACKET_BYTES = 160 * 1024
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The worker loaded this bundle, ran a golden input through it, and serves from now on."""
+
+    digest: Sha256
+    model: str
+    version: str
+    latency_limit_ms: float | None = None
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The worker cannot serve this slot and ends."""
+
+    reason: str
+
+
+class Snapshot(msgspec.Struct, frozen=True, tag="snapshot"):
+    """Asks for what was counted since the last snapshot."""
+
+
+class Counted(msgspec.Struct, frozen=True, tag="counted"):
+    window: DeploymentWindow
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Finish what was begun, hand every connection back, count once more, end."""
+
+
+Message = Ready | Failed | Snapshot | Counted | Drain
+_DECODER = msgspec.json.Decoder(Message)
+
+
+class Channel:
+    """One end. Call `start` inside a running loop; both callbacks run in it.
+
+    `on_message` gets messages, `on_connection` a descriptor that is now the callee's, with the bytes read from it.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_message: Callable[[Message], None],
+        on_connection: Callable[[int, bytes], None],
+        on_closed: Callable[[], None],
+    ) -> None:
+        self._sock = sock
+        self._on_message = on_message
+        self._on_connection = on_connection
+        self._on_closed = on_closed
+        self._outgoing: deque[tuple[bytes, int | None]] = deque()
+        self._loop: asyncio.AbstractEventLoop
+        self.is_open = True
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock.setblocking(False)
+        self._loop.add_reader(self._sock, self._readable)
+
+    def send(self, message: Message) -> None:
+        """Queue a message; dropped if the other end is gone."""
+        self._queue(b"J" + msgspec.json.encode(message), None)
+
+    def send_connection(self, descriptor: int, prefix: bytes) -> None:
+        """Hand a connection over. The descriptor is closed here once sent, or if it cannot be."""
+        self._queue(b"C" + prefix, descriptor)
+
+    async def flushed(self) -> None:
+        """Until everything queued has left this process (or cannot any more)."""
+        while self._outgoing and self.is_open:
+            await asyncio.sleep(0.005)
+
+    def close(self) -> None:
+        if not self.is_open:
+            return
+        self.is_open = False
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        for _, descriptor in self._outgoing:
+            if descriptor is not None:
+                os.close(descriptor)
+        self._outgoing.clear()
+        self._sock.close()
+
+    def _queue(self, packet: bytes, descriptor: int | None) -> None:
+        if not self.is_open or len(packet) > MAX_PACKET_BYTES:
+            log.trouble("packet between processes dropped", size=len(packet), open=self.is_open)
+            if descriptor is not None:
+                os.close(descriptor)
+            return
+        self._outgoing.append((packet, descriptor))
+        if len(self._outgoing) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._outgoing:
+            packet, descriptor = self._outgoing[0]
+            try:
+                socket.send_fds(self._sock, [packet], [] if descriptor is None else [descriptor])
+            except (BlockingIOError, InterruptedError):
+                self._loop.add_writer(self._sock, self._flush)
+                return
+            except OSError:
+                # The other end died: what it sent before is still to be read, and the reader sees the end.
+                log.trouble("packet to a process that ended was lost", size=len(packet))
+            self._outgoing.popleft()
+            if descriptor is not None:
+                os.close(descriptor)
+        self._loop.remove_writer(self._sock)
+
+    def _readable(self) -> None:
+        try:
+            packet, descriptors, _flags, _address = socket.recv_fds(self._sock, MAX_PACKET_BYTES + 1, 1)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._lost()
+            return
+        if not packet:
+            self._lost()
+        elif packet[:1] == b"C" and descriptors:
+            self._on_connection(descriptors[0], packet[1:])
+        else:
+            self._on_message(_DECODER.decode(packet[1:]))
+
+    def _lost(self) -> None:
+        if self.is_open:
+            self.close()
+            self._on_closed()

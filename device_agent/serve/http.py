@@ -1,0 +1,185 @@
+"""HTTP/1.1 heads and responses as values; no sockets here.
+
+Source: RFC 9112 (HTTP/1.1). The grammar is llhttp's, through httptools.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import httptools
+import msgspec
+
+from edgekit.errors import EdgeKitError
+
+MAX_HEAD_BYTES = 16 * 1024
+
+
+class HttpError(EdgeKitError):
+    """A request that is refused before any handler sees it."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Head:
+    """Request line and headers; header names are lower-case. `length` is None for a chunked body."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    length: int | None
+    keep_alive: bool
+
+    @property
+    def content_type(self) -> str:
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+@dataclass(frozen=True)
+class Request:
+    head: Head
+    body: bytes | bytearray
+
+
+@dataclass(frozen=True)
+class Response:
+    """`close` ends the connection after it."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    close: bool = False
+
+    def encode(self, *, keep_alive: bool, with_body: bool = True) -> bytes:
+        lines = [
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
+            f"content-length: {len(self.body)}",
+            f"content-type: {self.content_type}",
+            *(f"{name}: {value}" for name, value in self.headers.items()),
+        ]
+        if not keep_alive:
+            lines.append("connection: close")
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        return head + self.body if with_body else head
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Route: answer here. Bodies above `max_body` bytes are refused before they are read."""
+
+    handle: Callable[[Request], Awaitable[Response]]
+    max_body: int = 0
+
+
+@dataclass(frozen=True)
+class PassOn:
+    """Route: another process answers. `give` takes the descriptor and every byte read of the request."""
+
+    give: Callable[[int, bytes], None]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Route: not decided yet; ask again when `until` is done."""
+
+    until: Awaitable[object]
+
+
+Route = Serve | PassOn | Wait
+
+
+def json_response(status: int, value: Any, **headers: str) -> Response:
+    """`headers` are given with underscores for dashes."""
+    named = {name.replace("_", "-"): text for name, text in headers.items()}
+    return Response(status, msgspec.json.encode(value) + b"\n", headers=named)
+
+
+def error_response(status: int, message: str, code: str = "", **headers: str) -> Response:
+    """The Open Inference Protocol's error object, with EdgeKit's stable word beside it."""
+    return json_response(status, {"error": message, "code": code or HTTPStatus(status).phrase}, **headers)
+
+
+class _Collected:
+    """What httptools calls back while it reads one message."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[str, str]] = []
+        self.body = bytearray()
+        self.complete = False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+
+    def on_body(self, data: bytes) -> None:
+        self.body += data
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+class ChunkedBody:
+    """Reads a chunked body through the parser that read its head, up to `limit` bytes."""
+
+    def __init__(self, parser: httptools.HttpRequestParser, collected: _Collected, limit: int) -> None:
+        self._parser = parser
+        self._collected = collected
+        self._limit = limit
+
+    def feed(self, data: bytes) -> bytearray | None:
+        """The body once it is complete. Raises: HttpError."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            raise HttpError(400, f"chunked body: {error}") from error
+        if len(self._collected.body) > self._limit:
+            raise HttpError(413, f"the body is larger than {self._limit} bytes, the most taken here")
+        return self._collected.body if self._collected.complete else None
+
+
+@dataclass(frozen=True)
+class ParsedHead:
+    head: Head
+    chunked: Callable[[int], ChunkedBody]
+
+
+def parse_head(data: bytes) -> ParsedHead:
+    """Read a request's head, which ends with an empty line. Raises: HttpError."""
+    collected = _Collected()
+    parser = httptools.HttpRequestParser(collected)
+    try:
+        parser.feed_data(data)
+    except httptools.HttpParserUpgrade:
+        # An offer to upgrade may be ignored (RFC 9110, 7.8); CONNECT finds no route.
+        pass  # noqa: PIE790  # says that going on is meant
+    except httptools.HttpParserError as error:
+        raise HttpError(400, f"not an HTTP/1.1 request: {error}") from error
+    headers = dict(collected.headers)
+    is_chunked = "transfer-encoding" in headers
+    if is_chunked and headers["transfer-encoding"].strip().lower() != "chunked":
+        raise HttpError(501, "the only transfer encoding taken here is 'chunked'")
+    try:
+        url = urlsplit(collected.url.decode("ascii"))
+        query = dict(parse_qsl(url.query, max_num_fields=32))
+        length = None if is_chunked else int(headers.get("content-length", "0"))
+    except ValueError as error:
+        raise HttpError(400, f"the request target or length cannot be read: {error}") from error
+    head = Head(
+        method=parser.get_method().decode(),
+        path=unquote(url.path),
+        query=query,
+        headers=headers,
+        length=length,
+        keep_alive=bool(parser.should_keep_alive()) and not is_chunked,
+    )
+    return ParsedHead(head, lambda limit: ChunkedBody(parser, collected, limit))

@@ -1,0 +1,94 @@
+"""Slots A and B of one deployment, and the link `current` that alone says what runs.
+
+Always true
+ 1. A slot counts only with its `slot.json`, which is written after everything else in it was synced.
+ 2. `current` is replaced atomically; there is no moment without the old or the new target.
+ 3. A worker loads a slot only if every file in it still has the hash that the checked bundle gave it.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from device_agent import durable
+from device_agent.folder import DeploymentFolder
+from edgekit import manifest as manifests
+from edgekit.bundle import Bundle, file_entry, sha256_file
+from edgekit.errors import BundleError, ManifestError
+from edgekit.manifest import MANIFEST_NAME, Manifest, Sha256
+
+SlotName = Literal["A", "B"]
+_MARK = "slot.json"
+
+
+class SlotMark(msgspec.Struct, frozen=True):
+    """What the slot holds: the bundle's digest and its manifest's, as checked when it was staged."""
+
+    sha256: Sha256
+    manifest_sha256: Sha256
+    target: str
+
+
+def mark_of(slot: Path) -> SlotMark | None:
+    """None for a slot that is absent or was not finished."""
+    try:
+        return msgspec.json.decode((slot / _MARK).read_bytes(), type=SlotMark)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def stage(folder: DeploymentFolder, name: SlotName, bundle: Bundle, target: str) -> None:
+    """Extract a checked bundle into a slot, durably; whatever the slot held is gone first."""
+    slot = folder.slot(name)
+    durable.remove(slot / _MARK)
+    durable.remove(slot)
+    durable.make_folder(slot)
+    bundle.extract(slot)
+    durable.sync_tree(slot)
+    mark = SlotMark(bundle.sha256, sha256_file(slot / MANIFEST_NAME), target)
+    durable.write(slot / _MARK, msgspec.json.encode(mark))
+
+
+def load_checked(slot: Path) -> tuple[SlotMark, Manifest]:
+    """The slot's mark and manifest after every file was hashed again.
+
+    Raises: BundleError if anything differs from what was staged (a failing card, a hand that edited).
+    """
+    mark = mark_of(slot)
+    if mark is None:
+        raise BundleError(f"{slot}: no finished bundle in this slot")
+    try:
+        data = (slot / MANIFEST_NAME).read_bytes()
+        if file_entry(MANIFEST_NAME, data).sha256 != mark.manifest_sha256:
+            raise BundleError(f"{slot}: {MANIFEST_NAME} was altered after it was staged")
+        manifest = manifests.decode(data)
+        for entry in manifest.files:
+            if file_entry(entry.path, slot / entry.path) != entry:
+                raise BundleError(f"{slot}: {entry.path} was altered after it was staged")
+    except OSError as error:
+        raise BundleError(f"{slot}: {error.filename} cannot be read ({error.strerror})") from error
+    except ManifestError as error:
+        raise BundleError(f"{slot}: {error}") from error
+    return mark, manifest
+
+
+def current(folder: DeploymentFolder) -> SlotName | None:
+    """The slot that `current` names, if it is one with a finished bundle."""
+    try:
+        name = folder.current.readlink().name
+    except OSError:
+        return None
+    for known in ("A", "B"):
+        if name == known and mark_of(folder.slot(known)) is not None:
+            return known
+    return None
+
+
+def point(folder: DeploymentFolder, name: SlotName) -> None:
+    durable.point(folder.current, name)
+
+
+def clear(folder: DeploymentFolder) -> None:
+    """From now on the deployment runs nothing."""
+    durable.remove(folder.current)

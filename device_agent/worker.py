@@ -1,0 +1,128 @@
+"""The process that loads one slot and answers inference requests for one deployment.
+
+Started by the supervisor with one end of a channel; it ends when the channel does. What it cannot load it says once
+(`Failed`) and ends with exit code 3.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+from pathlib import Path
+
+from device_agent import log
+from device_agent.channel import Channel, Counted, Drain, Failed, Message, Ready, Snapshot
+from device_agent.serve.app import WorkerApp
+from device_agent.serve.connection import Connections
+from device_agent.serve.counters import Counters
+from device_agent.serve.model import ServedModel
+from device_agent.update import slots
+from edgekit import selftest
+from edgekit.engines import LoadedBundle
+from edgekit.errors import EdgeKitError
+
+DRAIN_PATIENCE_S = 30.0
+CANNOT_SERVE = 3
+HUNG = 70
+
+
+class Worker:
+    """One loaded slot and the channel to the supervisor."""
+
+    def __init__(self, deployment: str, deployments: tuple[str, ...], slot: Path, cache: Path) -> None:
+        self._mark, manifest = slots.load_checked(slot)
+        loaded = LoadedBundle(manifest, slot, cache=cache)
+        golden = selftest.golden_inputs(manifest, slot).take([0])
+        # An engine that cannot run the model fails here, before the first request.
+        selftest.run_samples(loaded.run, manifest.inputs, manifest.state, manifest.preprocess, golden)
+        self._counters = Counters(deployment, self._mark.sha256, manifest)
+        self._model = ServedModel(manifest, loaded, self._counters)
+        self._app = WorkerApp(
+            deployment, deployments, self._mark.sha256, self._model, self._hand_back, self._hung
+        )
+        self._connections = Connections(self._app.route)
+        self._channel: Channel
+        self._ended: asyncio.Future[int]
+
+    async def serve(self, sock: socket.socket) -> int:
+        """Answer until drained or cut off; the exit code."""
+        self._ended = asyncio.get_running_loop().create_future()
+        self._channel = Channel(sock, self._told, self._given, self._cut_off)
+        self._channel.start()
+        manifest = self._model.manifest
+        limit = manifest.contract.latency_p95_ms
+        self._channel.send(Ready(self._mark.sha256, manifest.name, manifest.version, limit))
+        code = await self._ended
+        self._model.close()
+        return code
+
+    def _told(self, message: Message) -> None:
+        if isinstance(message, Snapshot):
+            self._count()
+        elif isinstance(message, Drain):
+            self._drain = asyncio.get_running_loop().create_task(self._finish())
+
+    def _given(self, descriptor: int, prefix: bytes) -> None:
+        self._connections.adopt(socket.socket(fileno=descriptor), prefix)
+
+    async def _finish(self) -> None:
+        await self._connections.drain(self._hand_back, DRAIN_PATIENCE_S)
+        self._count()
+        await self._channel.flushed()
+        self._end(0)
+
+    def _hand_back(self, descriptor: int, prefix: bytes) -> None:
+        self._channel.send_connection(descriptor, prefix)
+
+    def _count(self) -> None:
+        self._channel.send(Counted(self._counters.snapshot()))
+
+    def _hung(self) -> None:
+        """The engine's thread cannot be ended, so the process must be; the answers get a moment to leave."""
+        log.trouble("the engine hangs; the worker ends")
+        self._count()
+        asyncio.get_running_loop().call_later(0.2, os._exit, HUNG)
+
+    def _cut_off(self) -> None:
+        """The supervisor is gone: its successor starts its own workers."""
+        os._exit(0)
+
+    def _end(self, code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(code)
+
+
+async def _refuse(sock: socket.socket, reason: str) -> None:
+    channel = Channel(sock, lambda _message: None, lambda fd, _prefix: os.close(fd), lambda: None)
+    channel.start()
+    channel.send(Failed(reason))
+    channel.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="EdgeKit worker; started by 'edgekit agent run'.")
+    parser.add_argument("--channel", type=int, required=True)
+    parser.add_argument("--deployment", required=True)
+    parser.add_argument("--deployments", required=True, help="all of this device's, comma-separated")
+    parser.add_argument("--slot", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--log-json", action="store_true")
+    chosen = parser.parse_args()
+    log.set_up(as_json=chosen.log_json)
+    # Ctrl-C reaches the whole process group; the supervisor decides how its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sock = socket.socket(fileno=chosen.channel)
+    names = tuple(chosen.deployments.split(","))
+    try:
+        worker = Worker(chosen.deployment, names, chosen.slot, chosen.cache)
+    except EdgeKitError as error:
+        asyncio.run(_refuse(sock, str(error)))
+        raise SystemExit(CANNOT_SERVE) from None
+    code = asyncio.run(worker.serve(sock))
+    # Skips interpreter teardown, where some engines crash after a clean run.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""Real tiny bundles, slots, workers and the other end of everything an agent talks to."""
+
+import contextlib
+import hashlib
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from device_agent.folder import DeploymentFolder
+from device_agent.update import slots
+from edgekit import bundle as bundles
+from edgekit import manifest as manifests
+from edgekit import selftest
+from edgekit.engines import LoadedBundle
+from edgekit.manifest import Contract, EngineSpec, Histogram, Manifest, Reference, SelfTest, StatePair, Step, TensorSpec
+from edgekit.samples import Samples, dump_arrays
+
+PROFILE = "x86-64-v3"
+LABELS = [str(digit) for digit in range(10)]
+
+
+def digits_onnx(seed: int) -> bytes:
+    """x (1, 1, 8, 8) → logits (1, 10): one linear layer; fails at run time where an index leaves its table.
+
+    The index is the integer part of x's maximum: 0 or 1 for pre-processed digits, and beyond the table from 3 on.
+    """
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(64, 10)).astype(np.float32)
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["product"]),
+        helper.make_node("ReduceMax", ["flat"], ["peak"], keepdims=0),
+        helper.make_node("Cast", ["peak"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["bias"]),
+        helper.make_node("Add", ["product", "bias"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "digits",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 10])],
+        [
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(np.zeros(3, np.float32), "table"),
+        ],
+    )
+    return model_bytes(graph)
+
+
+def counter_onnx() -> bytes:
+    """Stateful: y = x + total, totalN = y."""
+    one = [1, 1]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Add", ["x", "total"], ["y"]),
+            helper.make_node("Identity", ["y"], ["totalN"]),
+        ],
+        "counter",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, one) for name in ("x", "total")],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, one) for name in ("y", "totalN")],
+    )
+    return model_bytes(graph)
+
+
+def model_bytes(graph: onnx.GraphProto) -> bytes:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+@dataclass(frozen=True)
+class Built:
+    path: Path
+    sha256: str
+    length: int
+    manifest: Manifest
+
+    @property
+    def target(self) -> str:
+        m = self.manifest
+        return f"{m.name}/{m.version}/{m.profile}/{self.sha256}.edgekit"
+
+
+def digit_images(count: int, seed: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 17, (count, 8, 8)).astype(np.float32)
+
+
+def build(
+    folder: Path,
+    *,
+    name: str = "digits",
+    version: str = "1.0.0",
+    seed: int = 1,
+    profile: str = PROFILE,
+    contract: Contract = Contract(),
+    scale: float = 0.0625,
+    stateful: bool = False,
+    engine_versions: str = ">=1.0",
+) -> Built:
+    """A valid bundle; with another `scale` than the golden data was made with, one whose self-test fails."""
+    engine = EngineSpec("onnxruntime", engine_versions, "model/model.onnx", threads=1)
+    if stateful:
+        model, inputs = counter_onnx(), (TensorSpec("x", "float32", (1, 1)), TensorSpec("total", "float32", (1, 1)))
+        outputs = (TensorSpec("y", "float32", (1, 1)), TensorSpec("totalN", "float32", (1, 1)))
+        golden = Samples({"x": np.ones((4, 1, 1), np.float32)}, sequence=np.array([0, 0, 1, 1]))
+        state, steps, post = (StatePair("total", "totalN"),), {}, ()
+        reference = Reference()
+    else:
+        model, inputs = digits_onnx(seed), (TensorSpec("x", "float32", (1, 1, 8, 8)),)
+        outputs = (TensorSpec("logits", "float32", (1, 10)),)
+        golden = Samples({"x": digit_images(8)})
+        state = ()
+        steps = {"x": pre_steps(0.0625)}
+        post = (Step("top_k", {"output": "logits", "k": 3, "labels": LABELS}),)
+        reference = Reference(outputs={"logits": Histogram([-10.0, 0.0, 10.0], [50, 50])})
+    manifest = Manifest(
+        format=manifests.FORMAT, name=name, version=version, profile=profile, engine=engine, inputs=inputs,
+        outputs=outputs, recipe="onnxruntime/fp32", source_sha256=hashlib.sha256(model).hexdigest(), files=(),
+        selftest=SelfTest("selftest/inputs.npz", "selftest/source.npz", "selftest/artifact.npz", len(golden), {}, 0.9),
+        state=state, preprocess=steps, postprocess=post, contract=contract, reference=reference,
+    )  # fmt: skip
+    expected = _run(folder, manifest, model, golden)
+    arrays = dict(golden.inputs)
+    if golden.sequence is not None:
+        arrays["sequence"] = golden.sequence
+    files: dict[str, bytes | Path] = {
+        "model/model.onnx": model,
+        "selftest/inputs.npz": dump_arrays(arrays),
+        "selftest/source.npz": dump_arrays(expected),
+        "selftest/artifact.npz": dump_arrays(expected),
+    }
+    changed: dict[str, Any] = {
+        "files": tuple(bundles.file_entry(path, data) for path, data in files.items()),
+        "selftest": SelfTest(
+            "selftest/inputs.npz", "selftest/source.npz", "selftest/artifact.npz", len(golden),
+            dict.fromkeys(expected, 1e-3), 0.9,
+        ),
+    }  # fmt: skip
+    if not stateful:
+        changed["preprocess"] = {"x": pre_steps(scale)}
+    manifest = manifests.decode(manifests.encode(_replace(manifest, changed)))
+    path = folder / manifest.filename
+    digest = bundles.write(path, manifest, files)
+    return Built(path, digest, path.stat().st_size, manifest)
+
+
+def pre_steps(scale: float) -> tuple[Step, ...]:
+    return (
+        Step("cast", {"dtype": "float32"}),
+        Step("scale", {"factor": scale}),
+        Step("reshape", {"shape": [1, 1, 8, 8]}),
+    )
+
+
+def _replace(manifest: Manifest, changed: Mapping[str, Any]) -> Manifest:
+    import msgspec
+
+    return msgspec.structs.replace(manifest, **changed)
+
+
+def _run(folder: Path, manifest: Manifest, model: bytes, golden: Samples) -> dict[str, np.ndarray]:
+    scratch = folder / "scratch"
+    (scratch / "model").mkdir(parents=True, exist_ok=True)
+    (scratch / "model" / "model.onnx").write_bytes(model)
+    loaded = LoadedBundle(manifest, scratch)
+    outputs, _ = selftest.run_samples(loaded.run, manifest.inputs, manifest.state, manifest.preprocess, golden)
+    return outputs
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Built]:
+    folder = tmp_path / "bundles"
+    folder.mkdir()
+    return lambda **wanted: build(folder, **wanted)
+
+
+def staged(folder: DeploymentFolder, built: Built, name: slots.SlotName = "A") -> Path:
+    """A slot as the updater leaves it."""
+    folder.root.mkdir(parents=True, exist_ok=True)
+    slots.stage(folder, name, bundles.read(built.path), built.target)
+    return folder.slot(name)
+
+
+@pytest.fixture
+def stage() -> Callable[..., Path]:
+    return staged
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """One keep-alive connection."""
+
+    def __init__(self, port: int) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+
+    def get(self, path: str) -> Answer:
+        return self.ask("GET", path)
+
+    def post(self, path: str, value: Any, **headers: str) -> Answer:
+        if isinstance(value, bytes):
+            return self.ask("POST", path, value, headers)
+        return self.ask("POST", path, json.dumps(value).encode(), {"Content-Type": "application/json", **headers})
+
+    def ask(self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}) -> Answer:
+        named = {name.replace("_", "-"): text for name, text in headers.items()}
+        self.connection.request(method, path, body, named)
+        response = self.connection.getresponse()
+        return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], Any], message: str, patience_s: float = 20.0) -> Any:
+    """The condition's first true value."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if value := condition():
+                return value
+        time.sleep(0.05)
+    raise AssertionError(f"waited {patience_s:.0f} s for: {message}")
+
+
+class Tools:
+    """The helpers above for test modules, which cannot import a conftest."""
+
+    Client = Client
+    Built = Built
+    build = staticmethod(build)
+    staged = staticmethod(staged)
+    digit_images = staticmethod(digit_images)
+    free_port = staticmethod(free_port)
+    wait_until = staticmethod(wait_until)
+
+
+@pytest.fixture
+def tools() -> type[Tools]:
+    return Tools
+
+
+class WorkerHost:
+    """A worker process and a listener that hands it every connection, as the supervisor does."""
+
+    def __init__(self, slot: Path, deployment: str = "digits") -> None:
+        import threading
+
+        self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "device_agent.worker", "--channel", str(theirs.fileno()),
+             "--deployment", deployment, "--deployments", deployment, "--slot", slot, "--cache", slot.parent / "cache"],
+            pass_fds=[theirs.fileno()],
+        )  # fmt: skip
+        theirs.close()
+        self.first = self.receive()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def receive(self) -> dict[str, Any]:
+        self.ours.settimeout(30)
+        packet = self.ours.recv(1 << 18)
+        return json.loads(packet[1:]) if packet[:1] == b"J" else {"type": "connection"}
+
+    def count(self) -> dict[str, Any]:
+        """What was counted since the last call."""
+        self.ours.send(b'J{"type":"snapshot"}')
+        return self.receive()["window"]
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                socket.send_fds(self.ours, [b"C"], [client.fileno()])
+                client.close()
+
+    def close(self) -> None:
+        self.listener.close()
+        self.ours.close()
+        self.process.wait(10)
+
+
+@pytest.fixture
+def host_worker() -> Iterator[Callable[..., WorkerHost]]:
+    hosts: list[WorkerHost] = []
+
+    def start(slot: Path, deployment: str = "digits") -> WorkerHost:
+        hosts.append(WorkerHost(slot, deployment))
+        return hosts[-1]
+
+    yield start
+    for host in hosts:
+        host.close()
