@@ -1,0 +1,1 @@
+"""From a trained model to bundles, one for each hardware profile."""

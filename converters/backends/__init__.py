@@ -1,0 +1,91 @@
+"""One converter for each engine: a plan and the prepared source in, an artifact on disk out.
+
+Always true
+ 1. An artifact's bytes depend only on source, plan, calibration data and tool versions.
+ 2. A backend that cannot take the model says why (`Unsupported`); the build goes on with the other candidates.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from converters.prepare.canonical import Canonical
+from converters.prepare.source import Source
+from converters.quantize.recipes import Plan
+from edgekit.errors import ToolFailedError
+from edgekit.manifest import TensorSpec
+from edgekit.tensors import Array
+
+
+class Unsupported(ToolFailedError):  # noqa: N818  # reads as what it says where it is raised
+    """This engine's converter cannot take this model; the message lists what it lacks."""
+
+    code = "unsupported"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What backends convert from. `calibration` gives engine-ready inputs, states included; None without data."""
+
+    source: Source
+    canonical: Canonical
+    calibration: Callable[[], Iterator[Mapping[str, Array]]] | None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Files of a converted model in `folder`; `model` is the one that the engine loads, `bindings` the engine's
+    tensor names where they differ from the public ones.
+    """
+
+    folder: Path
+    model: str
+    bindings: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted(path for path in self.folder.iterdir() if path.is_file())
+
+    @cached_property
+    def size_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files)
+
+    def bound(self, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        """The specs with the engine's names."""
+        return tuple(
+            TensorSpec(spec.name, spec.dtype, spec.shape, self.bindings.get(spec.name, "")) for spec in specs
+        )
+
+
+class Backend(Protocol):
+    """A module of this package."""
+
+    def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
+        """Write the artifact's files into `folder`. Raises: Unsupported, ToolFailedError."""
+        ...
+
+    def tools(self) -> dict[str, str]:
+        """Versions of what decides the bytes."""
+        ...
+
+
+_MODULES: Mapping[str, str] = {
+    "onnxruntime": "converters.backends.onnxruntime",
+    "openvino": "converters.backends.openvino",
+    "litert": "converters.backends.litert",
+}
+
+
+def get(engine: str) -> Backend:
+    """Raises: ToolFailedError if its tools are not installed."""
+    try:
+        backend: Backend = import_module(_MODULES[engine]).BACKEND
+    except ModuleNotFoundError as error:
+        raise ToolFailedError(
+            f"candidates for {engine} need {error.name}; install edgekit[build,litert-convert]"
+        ) from error
+    return backend

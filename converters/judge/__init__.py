@@ -1,0 +1,1 @@
+"""Judging candidates: accuracy, latency, memory, and the choice between them."""

@@ -1,0 +1,1 @@
+"""Recipes, and the calibration that static quantization needs."""

@@ -1,6 +1,6 @@
 """LiteRT (ai-edge-litert), or tflite-runtime where that is what the device has: the two share one interpreter API.
 
-Options: none. Integer inputs and outputs of a fully quantized model are converted with the scale and zero point that
+Options: `delegate`, `xnnpack` (default) or `none` for the plain kernels. Integer inputs and outputs of a fully quantized model are converted with the scale and zero point that
 the model itself carries, so the public tensors stay float32.
 Source: "LiteRT 8-bit quantization specification": real = (q - zero_point) * scale.
 """
@@ -17,13 +17,18 @@ from edgekit.manifest import EngineSpec, TensorSpec
 from edgekit.tensors import Array
 
 try:
-    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     _DISTRIBUTION = "ai-edge-litert"
 except ImportError:
-    from tflite_runtime.interpreter import Interpreter
+    from tflite_runtime.interpreter import Interpreter, OpResolverType
 
     _DISTRIBUTION = "tflite-runtime"
+
+_RESOLVERS = {
+    "xnnpack": OpResolverType.AUTO,
+    "none": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+}
 
 
 class LiteRtModel:
@@ -88,8 +93,15 @@ class LiteRtEngine:
         outputs: Sequence[TensorSpec],
         cache: Path | None,  # noqa: ARG002  # XNNPACK keeps its packed weights in memory
     ) -> LiteRtModel:
+        delegate = str(spec.options.get("delegate", "xnnpack"))
+        if delegate not in _RESOLVERS or set(spec.options) - {"delegate"}:
+            raise EngineError(f"litert takes the option delegate, one of {', '.join(_RESOLVERS)}")
         try:
-            interpreter = Interpreter(model_path=str(path), num_threads=spec.threads or None)
+            interpreter = Interpreter(
+                model_path=str(path),
+                num_threads=spec.threads or None,
+                experimental_op_resolver_type=_RESOLVERS[delegate],
+            )
             interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"litert cannot load {path.name}: {error}") from error

@@ -1,0 +1,200 @@
+"""A whole build: every target profile in turn, its candidates judged, the best bundled.
+
+Always true
+ 1. Bundles appear in the output folder whole or not at all; a build that is interrupted leaves only finished ones.
+ 2. A profile whose candidates all miss the contract does not stop the others; the build then ends with
+    ContractMissedError and keeps the least bad candidate under `refused/`.
+ 3. Bad input is found before anything is converted: profiles, project, source and data are read first.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converters import bundling, candidates, result
+from converters.cache import Cache
+from converters.candidates import Candidate, Host
+from converters.judge.select import select
+from converters.prepare.code import CodeGate
+from converters.prepare.project import Project
+from converters.quantize import recipes
+from converters.result import BundleRow, ProfileResult
+from converters.workbench import Workbench
+from edgekit import evidence, profile
+from edgekit.errors import ContractMissedError
+from edgekit.profile import Profile
+
+REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Options:
+    """`cache` None converts everything anew."""
+
+    out: Path
+    accept_uncertain: bool = False
+    strict: bool = False
+    allow_code: bool = True
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`document` is what `result.json` holds; `missed` has a sentence for each profile that got no bundle."""
+
+    document: dict[str, Any]
+    profiles: tuple[ProfileResult, ...]
+    converted: int
+    missed: tuple[str, ...]
+
+    def require_met(self) -> None:
+        """Raises: ContractMissedError."""
+        if self.missed:
+            raise ContractMissedError("; ".join(self.missed))
+
+
+def build(project: Project, options: Options, tell: Callable[[str], None]) -> Outcome:
+    """Build every target of the project into `options.out`.
+
+    Raises: ProfileError, ProjectError, SourceError, DataError for bad input; ToolFailedError.
+    """
+    profiles = {target: profile.load(_profile_name(project, target)) for target in project.file.targets}
+    with tempfile.TemporaryDirectory(prefix="edgekit-build-") as folder:
+        bench = Workbench(
+            project, CodeGate(options.allow_code, tell), Cache(options.cache), Path(folder), tell
+        )
+        # Read everything that the user gave before the first conversion.
+        bench.source, bench.metric, bench.labels, bench.calibration_fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
+        host = candidates.this_host()
+        results: list[ProfileResult] = []
+        bundles: list[dict[str, Any]] = []
+        missed: list[str] = []
+        for target, loaded in profiles.items():
+            outcome = _judge(bench, loaded, target, options, host)
+            results.append(outcome)
+            if outcome.picked is None:
+                missed.append(_refuse(bench, outcome, options))
+                continue
+            for recipe in (outcome.picked, *outcome.alternates):
+                bundles.append(_ship(bench, outcome, outcome.candidate(recipe), host, options))
+            if options.strict and outcome.unverified:
+                missed.append(
+                    f"{loaded.name}: {', '.join(outcome.unverified)} cannot be verified on this machine (--strict)"
+                )
+        document = {
+            "name": project.model.name,
+            "version": project.model.version,
+            "source_sha256": bench.source.sha256,
+            "bundles": bundles,
+            "candidates": [
+                result.candidate_json(outcome, item, bench.metric)
+                for outcome in results
+                for item in outcome.candidates
+            ],
+            "missed": missed,
+        }
+        return Outcome(document, tuple(results), bench.cache.made, tuple(missed))
+
+
+def _profile_name(project: Project, target: str) -> str:
+    return str(project.folder / target) if target.endswith(".toml") else target
+
+
+def _judge(bench: Workbench, loaded: Profile, target: str, options: Options, host: Host) -> ProfileResult:
+    bench.tell(f"{loaded.name}: {loaded.title}")
+    contract = bench.project.contract(target, loaded.budgets)
+    tried, ratios = candidates.judged(bench, loaded, contract, recipes.plans(loaded), host)
+    chosen = select(
+        [candidates.contender(item, loaded) for item in tried if item.stands],
+        contract,
+        ratios,
+        is_int8_faster=loaded.gmacs_int8 > loaded.gmacs_fp32,
+        accept_uncertain=options.accept_uncertain,
+    )
+    return ProfileResult(
+        profile=loaded,
+        contract=contract,
+        candidates=tuple(tried),
+        decisions=chosen.decisions,
+        budgets=chosen.budgets,
+        picked=chosen.picked or None,
+        alternates=chosen.alternates,
+        is_measured=host.matches(loaded),
+    )
+
+
+def _ship(
+    bench: Workbench, outcome: ProfileResult, item: Candidate, host: Host, options: Options
+) -> dict[str, Any]:
+    """Write bundle and evidence; alternates go into a folder of their own, since they share the pick's file name."""
+    bench.tell(f"{outcome.profile.name}: writing {item.recipe}")
+    folder = options.out
+    if item.recipe != outcome.picked:
+        folder = options.out / "alternates" / item.recipe.replace("/", "-")
+    written = bundling.write(bench, outcome.profile, outcome.contract, item, host, folder)
+    predicate = result.evidence(
+        outcome,
+        item,
+        host,
+        bench.metric,
+        name=bench.project.model.name,
+        version=bench.project.model.version,
+        tools=bench.tools(item.plan.recipe.engine),
+        notes=_notes(bench, outcome, host),
+        source_parity=bench.prepared.canonical.parity,
+    )
+    _replace(
+        evidence.beside(written.path),
+        evidence.encode(evidence.statement(written.path.name, written.sha256, predicate)),
+    )
+    row = BundleRow(written.path, written.sha256, written.size_bytes)
+    return result.bundle_json(outcome, item, row, bench.metric)
+
+
+def _notes(bench: Workbench, outcome: ProfileResult, host: Host) -> tuple[str, ...]:
+    notes = [*bench.prepared.canonical.notes]
+    beyond = sorted(set(host.isa) - set(outcome.profile.isa))
+    if outcome.is_measured and beyond:
+        notes.append(
+            f"measured here, on a CPU that also has {', '.join(beyond)}, which {outcome.profile.name}"
+            " does not promise; the device's self-test measures again"
+        )
+    if outcome.unverified:
+        notes.append(
+            f"unverified on this machine: {', '.join(outcome.unverified)}; the device's self-test enforces them"
+        )
+    return tuple(notes)
+
+
+def _refuse(bench: Workbench, outcome: ProfileResult, options: Options) -> str:
+    """Keep the least bad candidate's artifact for a look, and say what is wrong."""
+    standing = [item for item in outcome.candidates if item.artifact is not None and item.stands]
+    title = f"{outcome.profile.name}: no candidate meets the contract"
+    if not standing:
+        reasons = "; ".join(f"{item.recipe}: {item.failure}" for item in outcome.candidates)
+        return f"{title} ({reasons or 'the profile allows no recipe'})"
+    best = min(
+        standing,
+        key=lambda item: (
+            item.accuracy.drop if item.accuracy else float("inf"),
+            item.recipe,
+        ),
+    )
+    folder = options.out / REFUSED / f"{outcome.profile.name}-{best.recipe.replace('/', '-')}"
+    assert best.artifact is not None
+    for file in best.artifact.files:
+        _replace(folder / file.name, file.read_bytes())
+    return f"{title}; closest is {best.recipe} ({outcome.decisions[best.recipe].reason}), kept in {folder}"
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,199 @@
+"""From a chosen candidate to the bundle file and its evidence.
+
+The self-test's tolerance. The artifact runs again in other ways that the same bytes may meet on a device: one thread,
+graph optimizations or the delegate off, and for OpenVINO a CPU limited to AVX2. The tolerance of an output is
+`MARGIN` times the largest difference seen, and at least a share of the output's largest value that depends on the
+precision: kernels of another architecture round intermediate results differently, by one step of an integer or the
+last bits of a float, in ways that no run here shows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from converters.candidates import Candidate, Host, seen_alone
+from converters.judge import metrics
+from converters.quantize.recipes import Plan
+from converters.workbench import MIN_GOLDEN, Workbench
+from edgekit import bundle, manifest
+from edgekit.manifest import (
+    Contract,
+    EngineSpec,
+    FileEntry,
+    Histogram,
+    Manifest,
+    Option,
+    Reference,
+    SelfTest,
+)
+from edgekit.profile import Profile
+from edgekit.samples import Samples, dump_arrays, dump_npz
+from edgekit.selftest import agreement, answers
+from edgekit.tensors import Array
+
+MARGIN = 4.0
+GOLDEN = 64
+# Sequences are kept whole; a set of golden sequences ends after this many samples.
+MAX_GOLDEN = 512
+# Share of an output's largest value below which a difference is another CPU's rounding.
+_FLOORS: Mapping[str, float] = {"fp32": 1e-4, "bf16": 0.03, "fp16": 0.01, "int8": 0.02}
+# An accelerator that is not here computes with other widths inside.
+_ACCELERATOR_FLOOR = 0.05
+# Golden samples whose answer may differ on a device from what the build saw.
+AGREEMENT_MARGIN_SAMPLES = 2
+HISTOGRAM_BINS = 10
+# Values that a histogram is drawn from, at most.
+HISTOGRAM_VALUES = 100_000
+
+
+@dataclass(frozen=True)
+class Written:
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+def write(
+    bench: Workbench, profile: Profile, contract: Contract, item: Candidate, host: Host, folder: Path
+) -> Written:
+    """Write the candidate's bundle into `folder`. Raises: BundleError, ToolFailedError."""
+    artifact, plan = item.artifact, item.plan
+    assert artifact is not None and item.evaluated is not None
+    chosen = golden(bench)
+    files: dict[str, bytes | Path] = {f"model/{path.name}": path for path in artifact.files}
+    ours = {name: array[chosen] for name, array in item.evaluated.clean.items()}
+    source = {name: array[chosen] for name, array in bench.reference.clean.items()}
+    inputs = bench.evaluation.take(chosen)
+    files["selftest/inputs.npz"] = dump_npz(Samples(inputs.inputs, sequence=inputs.sequence))
+    files["selftest/source.npz"] = dump_arrays(source)
+    files["selftest/artifact.npz"] = dump_arrays(ours)
+    seen = agreement(answers(metrics.first(ours)), answers(metrics.first(source)))
+    test = SelfTest(
+        inputs="selftest/inputs.npz",
+        source="selftest/source.npz",
+        artifact="selftest/artifact.npz",
+        samples=len(chosen),
+        tolerance=_tolerances(bench, item, host, ours, inputs),
+        agreement=max(0.0, round(seen - AGREEMENT_MARGIN_SAMPLES / len(chosen), 6)),
+    )
+    entries: list[FileEntry] = [bundle.file_entry(path, data) for path, data in sorted(files.items())]
+    content = Manifest(
+        format=manifest.FORMAT,
+        name=bench.project.model.name,
+        version=bench.project.model.version,
+        profile=profile.name,
+        engine=EngineSpec(
+            plan.recipe.engine, plan.versions, f"model/{artifact.model}", plan.options, plan.threads
+        ),
+        inputs=artifact.bound(bench.source.inputs),
+        outputs=artifact.bound(bench.source.outputs),
+        recipe=plan.recipe.name,
+        source_sha256=bench.source.sha256,
+        files=tuple(entries),
+        selftest=test,
+        state=bench.source.state,
+        preprocess=bench.project.preprocess,
+        postprocess=bench.project.postprocess,
+        contract=contract,
+        tools=bench.tools(plan.recipe.engine),
+        reference=_reference(bench, item),
+    )
+    target = folder / content.filename
+    digest = bundle.write(target, content, files)
+    return Written(target, digest, target.stat().st_size)
+
+
+def golden(bench: Workbench) -> Array:
+    """Indices of the golden samples: the first of the judged half, spread evenly; whole sequences of stateful models."""
+    _, half = bench.halves
+    sequence = bench.evaluation.sequence
+    if sequence is None:
+        pool = half if len(half) >= MIN_GOLDEN else np.arange(len(bench.evaluation))
+        return pool[np.unique(np.linspace(0, len(pool) - 1, min(GOLDEN, len(pool))).astype(np.int64))]
+    chosen: list[int] = []
+    starts = [place for place, index in enumerate(half) if place == 0 or bench.evaluation.starts(int(index))]
+    for start, end in zip(starts, [*starts[1:], len(half)], strict=True):
+        if len(chosen) >= MIN_GOLDEN and len(chosen) + end - start > MAX_GOLDEN:
+            break
+        chosen.extend(int(index) for index in half[start:end])
+    return np.asarray(chosen, np.int64)
+
+
+# Other ways to run the same bytes: options that replace the judged ones, and environment of the process.
+_OTHER_WAYS: Mapping[str, tuple[tuple[dict[str, Option], dict[str, str]], ...]] = {
+    "onnxruntime": (
+        ({"graph_optimization_level": "disabled"}, {}),
+        ({"graph_optimization_level": "basic"}, {}),
+    ),
+    "openvino": (({}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}), ({}, {})),
+    "litert": (({"delegate": "none"}, {}), ({}, {})),
+}
+
+
+def _tolerances(
+    bench: Workbench, item: Candidate, host: Host, ours: Mapping[str, Array], inputs: Samples
+) -> dict[str, float]:
+    """Per output, see the module's docstring."""
+    plan = item.plan
+    assert item.artifact is not None
+    ready = _ready(bench, inputs)
+    gaps = dict.fromkeys(ours, 0.0)
+    for options, environment in _OTHER_WAYS[plan.recipe.engine]:
+        if plan.recipe.precision == "bf16" and environment:
+            continue  # AVX2 has no bf16: that would be another precision, not another way
+        spec = EngineSpec(
+            plan.recipe.engine, plan.versions, item.artifact.model, {**plan.judged_options, **options}, 1
+        )
+        other = seen_alone(bench, item, host, environment, ready, spec).outputs
+        for name, array in ours.items():
+            gaps[name] = max(gaps[name], float(np.abs(array.astype(np.float64) - other[name]).max(initial=0)))
+    return {name: _tolerance(plan, ours[name], gap) for name, gap in gaps.items()}
+
+
+def _tolerance(plan: Plan, output: Array, gap: float) -> float:
+    floor = _FLOORS[plan.recipe.precision]
+    if plan.constraints.accelerator:
+        floor = max(floor, _ACCELERATOR_FLOOR)
+    scale = float(np.abs(output.astype(np.float64)).max(initial=0.0))
+    # Three digits: the value states a magnitude, and the last bits of a maximum would change a digest.
+    return float(f"{max(MARGIN * gap, floor * scale, 1e-6):.3g}")
+
+
+def _ready(bench: Workbench, inputs: Samples) -> Samples:
+    """The golden inputs after pre-processing, for a process that runs the engine alone."""
+    rows = [bench.ready(inputs.sample(index)) for index in range(len(inputs))]
+    return Samples(
+        {name: np.stack([row[name] for row in rows]) for name in rows[0]}, sequence=inputs.sequence
+    )
+
+
+def _reference(bench: Workbench, item: Candidate) -> Reference:
+    """Histograms of what the model meets and gives on the evaluation data, for drift."""
+    assert item.evaluated is not None
+    count = len(bench.evaluation)
+    picked = np.unique(np.linspace(0, count - 1, min(count, 256)).astype(np.int64))
+    rows = [bench.ready(bench.evaluation.sample(int(index))) for index in picked]
+    inputs = {
+        name: np.stack([row[name] for row in rows]) for name in rows[0] if name not in bench.source.states
+    }
+    states = {pair.output for pair in bench.source.state}
+    outputs = {name: array for name, array in item.evaluated.clean.items() if name not in states}
+    return Reference(
+        inputs={name: _histogram(array) for name, array in inputs.items()},
+        outputs={name: _histogram(array) for name, array in outputs.items()},
+    )
+
+
+def _histogram(values: Array) -> Histogram:
+    """Up to ten bins of about equal counts."""
+    flat = values.astype(np.float64).ravel()
+    flat = flat[:: max(1, len(flat) // HISTOGRAM_VALUES)]
+    rounded = [float(f"{edge:.6g}") for edge in np.quantile(flat, np.linspace(0, 1, HISTOGRAM_BINS + 1))]
+    edges = sorted(set(rounded))
+    if len(edges) < 2:
+        edges = [edges[0] - 0.5, edges[0] + 0.5]
+    # Ends are open: what lies outside counts in the first or last bin.
+    counts, _ = np.histogram(np.clip(flat, edges[0], edges[-1]), bins=np.asarray(edges))
+    return Histogram(edges, [int(count) for count in counts])

@@ -1,0 +1,288 @@
+"""Making and judging the candidates of one profile: from plans to figures that selection can read."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from converters.backends import Artifact
+from converters.judge import accuracy, measure, metrics, roofline
+from converters.judge.accuracy import Accuracy, Judgement, Shift
+from converters.judge.child import Job, Seen, run_job
+from converters.judge.measure import Latency
+from converters.judge.select import Contender, Ratio
+from converters.prepare import canonical
+from converters.quantize.recipes import Plan
+from converters.workbench import Evaluated, Workbench
+from edgekit import detect, engines
+from edgekit.errors import EdgeKitError
+from edgekit.evidence import Where
+from edgekit.manifest import Contract, EngineSpec
+from edgekit.profile import Profile
+from edgekit.samples import Samples, dump_npz
+from edgekit.selftest import answers
+from edgekit.tensors import Array
+
+# Schemes of one precision, the surest first.
+_SCHEME_RANK = {"float": 0, "static": 1, "percentile": 2, "dynamic": 3}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe tried. Without an artifact, `failure` says why; figures that were not obtained are None."""
+
+    plan: Plan
+    failure: str = ""
+    outscored: str = ""
+    artifact: Artifact | None = None
+    evaluated: Evaluated | None = None
+    parity: float = float("inf")
+    accuracy: Accuracy | None = None
+    judgement: Judgement | None = None
+    shift: Shift | None = None
+    latency: Latency | None = None
+    memory_mb: float | None = None
+    estimate: roofline.Estimate | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> str:
+        return self.plan.recipe.name
+
+    @property
+    def stands(self) -> bool:
+        return not self.failure and not self.outscored
+
+
+@dataclass(frozen=True)
+class Host:
+    """This machine, and whether what it measures counts for a profile."""
+
+    cpu: str
+    isa: tuple[str, ...]
+    arch: str
+    cores: int
+
+    def matches(self, profile: Profile) -> bool:
+        """Same architecture, every instruction set of the profile, and no accelerator that is not here."""
+        return profile.arch == self.arch and set(profile.isa) <= set(self.isa) and profile.accelerator is None
+
+    def where(self, plan: Plan) -> Where:
+        """The origin of what was measured here with this plan."""
+        return Where(
+            cpu=self.cpu,
+            isa=self.isa,
+            engine=plan.recipe.engine,
+            engine_version=engines.get(plan.recipe.engine).version(),
+            threads=self.threads(plan),
+        )
+
+    def threads(self, plan: Plan) -> int:
+        """What the manifest says, as far as there are cores: more threads than cores measure the scheduler."""
+        return min(plan.threads, self.cores)
+
+
+def this_host() -> Host:
+    return Host(detect.cpu_name(), detect.isa(), os.uname().machine, len(os.sched_getaffinity(0)))
+
+
+def judged(
+    bench: Workbench, profile: Profile, contract: Contract, plans: Sequence[Plan], host: Host
+) -> tuple[list[Candidate], dict[tuple[str, str], Ratio]]:
+    """Every plan as a judged candidate, and the measured latency ratios (empty where nothing is measured here)."""
+    tried = [_made(bench, plan, host) for plan in plans]
+    tried = _best_of_family(bench, tried)
+    tried = [_scored(bench, contract, item) if item.stands else item for item in tried]
+    standing = [item for item in tried if item.stands]
+    if not host.matches(profile):
+        done = roofline.work(onnx.load(str(bench.prepared.canonical.path)))
+        return [
+            replace(item, estimate=roofline.estimate(done, profile, item.plan.recipe.precision))
+            if item.stands
+            else item
+            for item in tried
+        ], {}
+    latencies = _timed(bench, standing, host)
+    tried = [
+        replace(item, latency=latencies[item.recipe], memory_mb=seen_alone(bench, item, host, {}).memory_mb)
+        if item.recipe in latencies
+        else item
+        for item in tried
+    ]
+    ratios = measure.ratios(latencies)
+    return [_with_slowness(item, tried, ratios) for item in tried], ratios
+
+
+def contender(item: Candidate, profile: Profile) -> Contender:
+    """What selection needs of a candidate that stands."""
+    assert item.artifact is not None and item.judgement is not None
+    return Contender(
+        recipe=item.recipe,
+        engine_rank=list(profile.engines).index(item.plan.recipe.engine),
+        precision=item.plan.recipe.precision,
+        scheme_rank=_SCHEME_RANK[item.plan.recipe.scheme],
+        size_bytes=item.artifact.size_bytes,
+        verdict=item.judgement.verdict,
+        verdict_reason=item.judgement.reason,
+        is_refused_on_shift=item.shift is not None and item.shift.verdict == "refused",
+        shift_reason=item.shift.reason if item.shift else "",
+        latency_p50_ms=item.latency.p50_ms if item.latency else None,
+        latency_p95_ms=item.latency.p95_ms if item.latency else None,
+        memory_mb=item.memory_mb,
+    )
+
+
+def seen_alone(
+    bench: Workbench,
+    item: Candidate,
+    host: Host,
+    environment: Mapping[str, str],
+    samples: Samples | None = None,
+    spec: EngineSpec | None = None,
+) -> Seen:
+    """The candidate's outputs and peak memory in a process of its own. Raises: ToolFailedError."""
+    artifact, plan, source = item.artifact, item.plan, bench.source
+    assert artifact is not None
+    if samples is None:
+        samples = Samples({name: np.stack([feed[name] for feed in bench.feeds]) for name in bench.feeds[0]})
+    folder = bench.folder / "child"
+    folder.mkdir(exist_ok=True)
+    (folder / "samples.npz").write_bytes(dump_npz(samples))
+    job = Job(
+        model=str(artifact.folder / artifact.model),
+        engine=spec
+        or EngineSpec(
+            plan.recipe.engine, plan.versions, artifact.model, plan.judged_options, host.threads(plan)
+        ),
+        inputs=artifact.bound(source.inputs),
+        outputs=artifact.bound(source.outputs),
+        state=source.state,
+        samples=str(folder / "samples.npz"),
+        out=str(folder / "out.npz"),
+    )
+    return run_job(job, folder, environment)
+
+
+def _made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
+    """Converted and run on the evaluation data, or the reason why not."""
+    blank = Candidate(plan, notes=plan.notes)
+    if plan.recipe.needs_calibration and bench.prepared.calibration is None:
+        return replace(blank, failure="needs calibration data ([data] calibration, or --calibration)")
+    installed = engines.installed().get(plan.recipe.engine)
+    if installed is None:
+        return replace(blank, failure=f"{plan.recipe.engine} is not installed here")
+    if not engines.accepts(plan.versions, installed):
+        return replace(
+            blank,
+            failure=f"the profile wants {plan.recipe.engine} {plan.versions}, and {installed} is installed here",
+        )
+    try:
+        artifact = bench.artifact(plan)
+        bench.tell(f"evaluating {plan.recipe.name}")
+        evaluated = bench.evaluate(artifact, plan, host.threads(plan))
+    except EdgeKitError as error:
+        return replace(blank, failure=str(error))
+    except Exception as error:  # noqa: BLE001  # a tool's bug costs its candidate, not the build; the reason is shown
+        return replace(blank, failure=f"{type(error).__name__}: {error}"[:500])
+    parity = canonical.parity([bench.reference.clean], [evaluated.clean])
+    return replace(
+        blank, artifact=artifact, evaluated=evaluated, parity=parity, notes=(*blank.notes, *artifact.notes)
+    )
+
+
+def _best_of_family(bench: Workbench, tried: Sequence[Candidate]) -> list[Candidate]:
+    """Of calibration schemes that differ in nothing else, the one that does best on the search half goes on."""
+    best: dict[tuple[str, str], tuple[float, str]] = {}
+    for item in tried:
+        if item.stands and item.plan.recipe.needs_calibration:
+            family = (item.plan.recipe.engine, item.plan.recipe.precision)
+            drop = _search_drop(bench, item)
+            if family not in best or drop < best[family][0]:
+                best[family] = (drop, item.recipe)
+
+    def outscored(item: Candidate) -> Candidate:
+        entry = best.get((item.plan.recipe.engine, item.plan.recipe.precision))
+        if not item.plan.recipe.needs_calibration or not item.stands or entry is None:
+            return item
+        return item if entry[1] == item.recipe else replace(item, outscored=entry[1])
+
+    return [outscored(item) for item in tried]
+
+
+def _search_drop(bench: Workbench, item: Candidate) -> float:
+    search, _ = bench.halves
+    assert item.evaluated is not None
+    labels = bench.labels[search]
+    ours = bench.metric.score(_rows(bench.reference.clean, search), labels)
+    theirs = bench.metric.score(_rows(item.evaluated.clean, search), labels)
+    return bench.metric.drop(ours, theirs)
+
+
+def _scored(bench: Workbench, contract: Contract, item: Candidate) -> Candidate:
+    """Judged on the half that nothing was chosen by."""
+    _, half = bench.halves
+    samples, metric, limit = bench.evaluation, bench.metric, contract.max_accuracy_drop
+    assert item.evaluated is not None
+    labels = bench.labels[half]
+    sequence = None if samples.sequence is None else samples.sequence[half]
+    figures = accuracy.compare(
+        metric,
+        _rows(bench.reference.clean, half),
+        _rows(item.evaluated.clean, half),
+        labels,
+        sequence,
+        bench.project.file.data.seed,
+    )
+    judgement = accuracy.judge(figures, limit, parity=item.parity, is_bounded=metric.is_bounded)
+    shift = None
+    if bench.reference.shifted is not None and item.evaluated.shifted is not None:
+        reference = bench.reference.shifted
+        wanted = labels if metric.by_labels else answers(metrics.first(reference))[half]
+        shift = accuracy.judge_shift(
+            figures.source,
+            # Without labels the source agrees with itself; what it loses cannot be known.
+            metric.score(_rows(reference, half), wanted),
+            metric.score(_rows(item.evaluated.shifted, half), wanted),
+            metric,
+            limit,
+        )
+    notes = item.notes
+    if shift is not None and shift.verdict == "red":
+        notes = (*notes, shift.reason)
+    return replace(item, accuracy=figures, judgement=judgement, shift=shift, notes=notes)
+
+
+def _timed(bench: Workbench, standing: Sequence[Candidate], host: Host) -> dict[str, Latency]:
+    bench.tell("measuring latency")
+    models = {
+        item.recipe: bench.load(item.artifact, item.plan, item.plan.judged_options, host.threads(item.plan))
+        for item in standing
+        if item.artifact is not None
+    }
+    try:
+        return measure.interleaved({name: model.run for name, model in models.items()}, bench.feeds)
+    finally:
+        for model in models.values():
+            model.close()
+
+
+def _with_slowness(
+    item: Candidate, tried: Sequence[Candidate], ratios: Mapping[tuple[str, str], Ratio]
+) -> Candidate:
+    """Say so where an int8 candidate is slower than the float one of its engine."""
+    if item.plan.recipe.precision != "int8":
+        return item
+    for other in tried:
+        pair = ratios.get((item.recipe, other.recipe))
+        same_engine = other.plan.recipe.engine == item.plan.recipe.engine
+        if pair is not None and same_engine and other.plan.recipe.precision == "fp32" and pair.low > 1:
+            return replace(
+                item, notes=(*item.notes, f"slower than {other.recipe}: {pair.median:.2f} x its time")
+            )
+    return item
+
+
+def _rows(outputs: Mapping[str, Array], chosen: Array) -> dict[str, Array]:
+    return {name: array[chosen] for name, array in outputs.items()}

@@ -1,0 +1,223 @@
+"""`edgekit build`: flags in, one call of the build, a table and JSON out."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from converters.build import Options, Outcome
+from converters.build import build as run_build
+from converters.cache import default_root
+from converters.candidates import Candidate
+from converters.prepare import project as projects
+from converters.prepare.project import Project
+from converters.result import ProfileResult, status
+from edgekit.cli import render
+from edgekit.errors import UsageError
+
+EPILOG = """\b
+Examples:
+  edgekit build                          # the edgekit.toml of this folder
+  edgekit build --target raspberry-pi-5  # one of its targets
+  edgekit build model.onnx --name digits --version 1.0.0 --shape x=1,1,8,8 \\
+      --calibration calib.npz --evaluation eval.npz --metric top1 \\
+      --target raspberry-pi-5 --target x86-64-v4-vnni --out dist --json result.json
+  edgekit build train.py:make_model --name vad --version 2 --shape input=1,576 --shape state=2,1,128 \\
+      --state state=stateN --output output --output stateN --evaluation data.py:evaluation --target x86-64-v3
+
+\b
+Exit codes: 0 built, 2 usage or bad input, 3 contract not met, 4 a tool failed.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("source", required=False)
+@click.option(
+    "--project", "project_file", type=click.Path(path_type=Path), help="Project file or its folder."
+)
+@click.option("--name", help="Model name.")
+@click.option("--version", help="Model version.")
+@click.option("--shape", "shapes", multiple=True, metavar="INPUT=1,3,224,224", help="An input's shape.")
+@click.option("--dtype", "dtypes", multiple=True, metavar="INPUT=int64", help="An input's type (float32).")
+@click.option("--output", "outputs", multiple=True, help="Name of a torch program's output, in order.")
+@click.option(
+    "--state", "states", multiple=True, metavar="INPUT=OUTPUT", help="An output fed back next time."
+)
+@click.option("--calibration", help="An .npz, a folder of them, or file.py:function.")
+@click.option("--evaluation", help="Likewise, with labels where there are any.")
+@click.option("--metric", help="top1, topK, f1, cosine, rmse, agreement, or file.py:function.")
+@click.option("--max-accuracy-drop", type=click.FloatRange(min=0), help="Absolute, in the harmful direction.")
+@click.option(
+    "--latency-p95-ms", type=click.FloatRange(min=0, min_open=True), help="Budget for every target."
+)
+@click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="Budget for every target.")
+@click.option("--size-mb", type=click.FloatRange(min=0, min_open=True), help="Budget for every target.")
+@click.option("--target", "targets", multiple=True, help="Profile name or .toml file; repeatable.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("dist"), show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write result.json here.")
+@click.option("--accept-uncertain", is_flag=True, help="Ship where too few samples could show the accuracy.")
+@click.option("--strict", is_flag=True, help="Exit 3 if a budget cannot be verified on this machine.")
+@click.option("--no-code", is_flag=True, help="Refuse to run any Python that comes with model or data.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Cache folder (the user's cache by default).")
+@click.option("--no-cache", is_flag=True, help="Convert everything anew.")
+def build(
+    source: str | None,
+    project_file: Path | None,
+    out: Path,
+    json_file: Path | None,
+    *,
+    accept_uncertain: bool,
+    strict: bool,
+    no_code: bool,
+    cache: Path | None,
+    no_cache: bool,
+    **flags: Any,
+) -> None:
+    """Turn a trained model into bundles, one per hardware profile.
+
+    SOURCE is an ONNX file, TorchScript (.pt), a torch.export program (.pt2) or file.py:factory. Without it, or with
+    --project, edgekit.toml says what to build and flags replace what it says.
+    """
+    project = _project(source, project_file, flags)
+    options = Options(
+        out=out,
+        accept_uncertain=accept_uncertain,
+        strict=strict,
+        allow_code=not no_code,
+        cache=None if no_cache else cache or default_root(),
+    )
+    with render.progress() as progress:
+        task = progress.add_task("reading the project", total=None)
+
+        def tell(message: str) -> None:
+            progress.update(task, description=message)
+            progress.console.print(f"  {message}", style="dim", highlight=False)
+
+        outcome = run_build(project, options, tell)
+    if json_file is not None:
+        render.write_text(json_file, render.as_json(outcome.document) + "\n")
+    _show(outcome)
+    outcome.require_met()
+
+
+def _project(source: str | None, project_file: Path | None, flags: Mapping[str, Any]) -> Project:
+    """The project file with flags laid over it, or flags alone."""
+    alone = source is not None and project_file is None
+    over = _table(source, flags)
+    if not alone:
+        return projects.load(project_file or Path(), over)
+    for key, flag in (("name", "--name"), ("version", "--version")):
+        if key not in over["model"]:
+            raise UsageError(f"{flag} is missing; a build without a project file needs it")
+    return projects.from_flags(over)
+
+
+def _table(source: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given, as a project file's tables."""
+    shapes = {name: {"shape": _dims(name, text)} for name, text in _pairs("--shape", flags["shapes"]).items()}
+    for name, dtype in _pairs("--dtype", flags["dtypes"]).items():
+        if name not in shapes:
+            raise UsageError(f"--dtype {name}={dtype}: give --shape {name}=... too")
+        shapes[name]["dtype"] = dtype
+    outputs = list(flags["outputs"])
+    # A project file's relative paths start at its folder, a flag's at the current one.
+    table: dict[str, Any] = {
+        "model": _given(flags, "name", "version")
+        | ({"source": _here(source)} if source else {})
+        | ({"outputs": outputs} if outputs else {}),
+        "inputs": shapes,
+        "state": _pairs("--state", flags["states"]),
+        "data": {
+            key: _here(value) for key, value in _given(flags, "calibration", "evaluation", "metric").items()
+        },
+        "contract": _given(flags, "max_accuracy_drop", "latency_p95_ms", "memory_mb", "size_mb"),
+        "targets": {target: {} for target in flags["targets"]},
+    }
+    return {key: value for key, value in table.items() if value or key in ("model", "targets")}
+
+
+def _given(flags: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: flags[name] for name in names if flags[name] is not None}
+
+
+def _here(text: str) -> str:
+    """A path from a flag, made independent of the project's folder; metric names stay."""
+    path, colon, attribute = text.rpartition(":")
+    if colon and path.endswith(".py"):
+        return f"{Path(path).resolve()}:{attribute}"
+    is_name = os.sep not in text and not Path(text).exists() and "." not in text
+    return text if is_name else str(Path(text).resolve())
+
+
+def _pairs(flag: str, values: tuple[str, ...]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not equals or not name or not rest:
+            raise UsageError(f"{flag} {value!r}: expected NAME=VALUE")
+        pairs[name] = rest
+    return pairs
+
+
+def _dims(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"--shape {name}={text}: expected numbers, e.g. --shape {name}=1,3,224,224"
+        ) from error
+
+
+def _show(outcome: Outcome) -> None:
+    for result in outcome.profiles:
+        how = "measured here" if result.is_measured else "latency estimated, not measured"
+        render.table(
+            f"{outcome.document['name']} {outcome.document['version']} for {result.profile.name} ({how})",
+            [
+                "recipe",
+                "status",
+                "size",
+                "accuracy",
+                "source",
+                "drop (95 %)",
+                "p50 ms",
+                "p95 ms",
+                "memory",
+                "why",
+            ],
+            [_row(result, item) for item in result.candidates],
+            numeric=("size", "accuracy", "source", "drop (95 %)", "p50 ms", "p95 ms", "memory"),
+        )
+        for item in result.candidates:
+            for note in item.notes:
+                is_red = item.shift is not None and item.shift.reason == note
+                render.stderr().print(
+                    f"  {item.recipe}: {note}",
+                    style="red" if is_red else "yellow",
+                    markup=False,
+                    soft_wrap=True,
+                )
+    for entry in outcome.document["bundles"]:
+        kind = "alternate" if entry["alternate"] else "bundle"
+        click.echo(f"{kind} {entry['path']}  {entry['digest']}")
+
+
+def _row(result: ProfileResult, item: Candidate) -> list[str]:
+    word, reason = status(result, item)
+    size = render.size(item.artifact.size_bytes) if item.artifact else ""
+    figures = item.accuracy
+    accuracy = [
+        f"{figures.candidate:.4f}" if figures else "",
+        f"{figures.source:.4f}" if figures else "",
+        f"{figures.drop:+.4f} ({figures.bound:+.4f})" if figures else "",
+    ]
+    if item.latency is not None:
+        latency = [f"{item.latency.p50_ms:.3f}", f"{item.latency.p95_ms:.3f}"]
+    elif item.estimate is not None:
+        latency = [f"{item.estimate.low_ms:.3f} to {item.estimate.high_ms:.3f}", ""]
+    else:
+        latency = ["", ""]
+    memory = f"{item.memory_mb:.0f} MB" if item.memory_mb is not None else ""
+    return [item.recipe, word, size, *accuracy, *latency, memory, reason]

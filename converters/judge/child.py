@@ -1,0 +1,84 @@
+"""Run one model in a fresh process: its peak memory, and its outputs under another instruction set.
+
+    python -m converters.judge.child JOB.json
+
+loads nothing but the engine, so that the peak is what a device would see (Python and numpy included). The parent
+side is `run_job`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgekit import engines
+from edgekit.errors import ToolFailedError
+from edgekit.manifest import EngineSpec, StatePair, TensorSpec
+from edgekit.samples import Samples, dump_arrays, load_npz
+from edgekit.selftest import run_samples
+from edgekit.tensors import Array
+
+TIMEOUT_S = 600
+
+
+class Job(msgspec.Struct, frozen=True):
+    """`samples` is an `.npz` of engine-ready inputs; outputs go to `out`."""
+
+    model: str
+    engine: EngineSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    state: tuple[StatePair, ...]
+    samples: str
+    out: str
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """`memory_mb` is the peak resident set, in megabytes of 10^6 bytes."""
+
+    outputs: dict[str, Array]
+    memory_mb: float
+
+
+def run_job(job: Job, folder: Path, environment: Mapping[str, str]) -> Seen:
+    """Run the job in a child process. Raises: ToolFailedError with what the child said."""
+    file = folder / "job.json"
+    file.write_bytes(msgspec.json.encode(job))
+    done = subprocess.run(
+        [sys.executable, "-m", "converters.judge.child", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    if done.returncode != 0:
+        raise ToolFailedError(f"{job.model} fails in a process of its own: {done.stderr.strip()[-500:]}")
+    with np.load(job.out, allow_pickle=False) as archive:
+        outputs = {name: archive[name] for name in archive.files}
+    return Seen(outputs, float(json.loads(done.stdout.splitlines()[-1])["memory_mb"]))
+
+
+def main(arguments: Sequence[str]) -> None:
+    job = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=Job)
+    model = engines.get(job.engine.name).load(Path(job.model), job.engine, job.inputs, job.outputs, None)
+    samples: Samples = load_npz(Path(job.samples), job.inputs, optional=[pair.input for pair in job.state])
+    outputs, _ = run_samples(model.run, job.inputs, job.state, {}, samples)
+    Path(job.out).write_bytes(dump_arrays(outputs))
+    sys.stdout.write(json.dumps({"memory_mb": _peak_mb()}) + "\n")
+
+
+def _peak_mb() -> float:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise ToolFailedError("/proc/self/status has no VmHWM; peak memory cannot be read here")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

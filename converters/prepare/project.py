@@ -1,0 +1,161 @@
+"""The project: what to build, from `edgekit.toml` or from the flags that stand for it.
+
+Always true
+ 1. An unknown key or a wrong value is refused with the file and the key.
+ 2. Paths are resolved against the project file's folder, so that a build does not depend on where it is started.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from edgekit.errors import ProjectError
+from edgekit.manifest import Contract, Name, Step, Version
+from edgekit.profile import Budgets, Positive
+
+PROJECT_FILE = "edgekit.toml"
+Dim = Annotated[int, Meta(ge=1)]
+
+
+class ModelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`source`: an ONNX file, TorchScript `.pt`, `.pt2`, or `file.py:factory`. `outputs` names a torch program's outputs."""
+
+    name: Name
+    version: Version
+    source: str
+    outputs: tuple[str, ...] = ()
+
+
+class InputTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    shape: tuple[Dim, ...]
+    dtype: str = "float32"
+
+
+class DataTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where samples come from: an `.npz`, a folder of them, or `file.py:function`. Empty is none.
+
+    `metric` is a built-in name or `file.py:function`; empty means top1 with labels, agreement without. `seed` decides
+    which half of the evaluation data the contract is judged on.
+    """
+
+    calibration: str = ""
+    evaluation: str = ""
+    metric: str = ""
+    seed: int = 0
+
+
+class ContractTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits for every target; a target's own table replaces them one by one."""
+
+    max_accuracy_drop: Annotated[float, Meta(ge=0)] | None = None
+    latency_p95_ms: Positive | None = None
+    memory_mb: Positive | None = None
+    size_mb: Positive | None = None
+
+
+class ProjectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`edgekit.toml` as it is written. `preprocess` steps hold their arguments inline beside `op`."""
+
+    model: ModelTable
+    targets: dict[str, ContractTable]
+    inputs: dict[str, InputTable] = {}
+    state: dict[str, str] = {}
+    preprocess: dict[str, tuple[dict[str, Any], ...]] = {}
+    postprocess: tuple[dict[str, Any], ...] = ()
+    data: DataTable = DataTable()
+    contract: ContractTable = ContractTable()
+
+
+class Project(msgspec.Struct, frozen=True):
+    """A project ready to build; `folder` is what its relative paths start from, `where` names it in errors."""
+
+    file: ProjectFile
+    folder: Path
+    where: str
+
+    @property
+    def model(self) -> ModelTable:
+        return self.file.model
+
+    @property
+    def preprocess(self) -> dict[str, tuple[Step, ...]]:
+        steps = self.file.preprocess
+        return {
+            name: tuple(self._step(step, f"preprocess.{name}") for step in of) for name, of in steps.items()
+        }
+
+    @property
+    def postprocess(self) -> tuple[Step, ...]:
+        return tuple(self._step(step, "postprocess") for step in self.file.postprocess)
+
+    def contract(self, target: str, budgets: Budgets) -> Contract:
+        """The limits of one target: its own, then the project's, then the profile's default budgets."""
+        own, general = self.file.targets[target], self.file.contract
+
+        def limit(key: str) -> Any:
+            for table in (own, general, budgets):
+                value = getattr(table, key, None)
+                if value is not None:
+                    return value
+            return None
+
+        return Contract(**{key: limit(key) for key in Contract.__struct_fields__})
+
+    def _step(self, table: Mapping[str, Any], key: str) -> Step:
+        if not isinstance(table.get("op"), str):
+            raise ProjectError(f"{self.where}: {key}: every step needs an op, e.g. op = 'scale'")
+        return Step(op=table["op"], args={name: value for name, value in table.items() if name != "op"})
+
+
+def load(path: Path, over: Mapping[str, Any] | None = None) -> Project:
+    """Read a project file (or the `edgekit.toml` of a folder), with `over` laid over its tables.
+
+    Targets in `over` choose among the file's own, whose limits stay, or add new ones.
+
+    Raises: ProjectError with the file and the key.
+    """
+    file = path / PROJECT_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise ProjectError(
+            f"{file}: there is no such project file; write one, or give a model and flags (edgekit build --help)"
+        )
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProjectError(f"{file}: not TOML: {error}") from error
+    for key, value in (over or {}).items():
+        if key == "targets":
+            known = table.get("targets", {})
+            table["targets"] = {name: known.get(name, {}) for name in value} or known
+        elif isinstance(table.get(key, {}), dict):
+            table[key] = {**table.get(key, {}), **value}
+    return _project(table, file.parent.resolve(), str(file))
+
+
+def from_flags(table: Mapping[str, Any]) -> Project:
+    """The project that flags stand for; relative paths start from the current folder.
+
+    Raises: ProjectError.
+    """
+    return _project(table, Path.cwd(), "flags")
+
+
+def _project(table: Mapping[str, Any], folder: Path, where: str) -> Project:
+    try:
+        file = msgspec.convert(table, ProjectFile)
+    except msgspec.ValidationError as error:
+        raise ProjectError(f"{where}: {error}") from error
+    if not file.targets:
+        raise ProjectError(
+            f"{where}: targets: name at least one profile, e.g. [targets.raspberry-pi-5] or --target raspberry-pi-5"
+        )
+    if not file.data.calibration and not file.data.evaluation:
+        raise ProjectError(
+            f"{where}: data: give evaluation data (or calibration data, a fifth of which is then held back):"
+            " without real samples no accuracy can be shown and no self-test made"
+        )
+    return Project(file=file, folder=folder, where=where)

@@ -1,0 +1,57 @@
+"""Running converters without their chatter: what they raise says enough."""
+
+import io
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TypeVar
+
+from edgekit.errors import EdgeKitError
+
+Result = TypeVar("Result")
+
+
+def quietly(call: Callable[[], Result]) -> Result:
+    """Call with warnings, logs, standard output and error swallowed, those of native code too."""
+    with (
+        warnings.catch_warnings(),
+        _descriptors(),
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            return call()
+        finally:
+            logging.disable(disabled)
+
+
+def first_line(error: Exception) -> str:
+    """A tool's error as one short line; our own in full."""
+    if isinstance(error, EdgeKitError):
+        return str(error)
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+@contextmanager
+def _descriptors() -> Iterator[None]:
+    """Native libraries write to the descriptors themselves."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as sink:
+        kept = [(number, os.dup(number)) for number in (1, 2)]
+        try:
+            for number, _ in kept:
+                os.dup2(sink.fileno(), number)
+            yield
+        finally:
+            for number, copy in kept:
+                os.dup2(copy, number)
+                os.close(copy)

@@ -1,0 +1,155 @@
+"""The source: what the user trained, opened so that the build can run it and convert it.
+
+Always true
+ 1. Every input shape is closed before anything is converted; what is open is listed with the flag that closes it.
+ 2. `reference` runs the source itself, not something made of it: parity and accuracy are judged against that.
+ 3. `sha256` changes when anything that decides the source's outputs changes.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.prepare import code
+from converters.prepare.project import Project
+from edgekit.engines import Model
+from edgekit.errors import ProjectError, SourceError
+from edgekit.manifest import StatePair, TensorSpec
+from edgekit.tensors import Array
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened source. One of `onnx_path` (an ONNX file) and `module` (a torch program) is set.
+
+    `inputs` are in the order in which a torch program takes them.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    state: tuple[StatePair, ...]
+    sha256: str
+    reference: Model
+    onnx_path: Path | None = None
+    module: Any = None
+
+    @property
+    def states(self) -> frozenset[str]:
+        return frozenset(pair.input for pair in self.state)
+
+
+def open_source(project: Project, gate: code.CodeGate) -> Source:
+    """Open the project's source.
+
+    Raises: SourceError (no such file, no model, open shapes, `--no-code`); ProjectError (state or pre-processing of
+    an input that is not there).
+    """
+    text = project.model.source
+    if code.is_reference(text):
+        from converters.prepare import torch_source
+
+        source = torch_source.from_factory(project, gate)
+    else:
+        path = project.folder / text
+        opener = _OPENERS.get(path.suffix.lower())
+        if opener is None:
+            raise SourceError(
+                f"{text}: give an ONNX file (.onnx), TorchScript (.pt), a torch.export program (.pt2)"
+                " or file.py:factory"
+            )
+        if not path.is_file():
+            raise SourceError(f"{path}: there is no such model file")
+        source = opener(project, path, gate)
+    _check_names(project, source)
+    return source
+
+
+def _open_onnx(project: Project, path: Path, gate: code.CodeGate) -> Source:  # noqa: ARG001  # an opener's signature
+    from converters.prepare import onnx_source
+
+    return onnx_source.open_file(project, path)
+
+
+def _open_torchscript(project: Project, path: Path, gate: code.CodeGate) -> Source:
+    from converters.prepare import torch_source
+
+    return torch_source.from_torchscript(project, path, gate)
+
+
+def _open_exported(project: Project, path: Path, gate: code.CodeGate) -> Source:
+    from converters.prepare import torch_source
+
+    return torch_source.from_exported(project, path, gate)
+
+
+_OPENERS: Mapping[str, Callable[[Project, Path, code.CodeGate], Source]] = {
+    ".onnx": _open_onnx,
+    ".pt": _open_torchscript,
+    ".pth": _open_torchscript,
+    ".pt2": _open_exported,
+}
+
+
+def state_pairs(project: Project) -> tuple[StatePair, ...]:
+    return tuple(StatePair(input=name, output=output) for name, output in project.file.state.items())
+
+
+def observed_outputs(reference: Model, inputs: Sequence[TensorSpec], what: str) -> tuple[TensorSpec, ...]:
+    """Output specs as a run on zeros shows them. Raises: SourceError if the source cannot run."""
+    zeros: dict[str, Array] = {spec.name: np.zeros(closed(spec), spec.dtype) for spec in inputs}
+    try:
+        outputs = reference.run(zeros)
+    except Exception as error:
+        raise SourceError(f"{what}: does not run on inputs of the declared shapes: {error}") from error
+    return tuple(
+        TensorSpec(name=name, dtype=str(array.dtype), shape=array.shape) for name, array in outputs.items()
+    )
+
+
+def closed(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of a closed spec."""
+    return tuple(dim for dim in spec.shape if dim is not None)
+
+
+def open_shapes_error(what: str, open_specs: Sequence[TensorSpec]) -> SourceError:
+    """Lists what is open and how to close it."""
+    listed = "; ".join(spec.describe() for spec in open_specs)
+    flags = " ".join(
+        f"--shape {spec.name}=" + ",".join("N" if dim is None else str(dim) for dim in spec.shape)
+        for spec in open_specs
+    )
+    first = open_specs[0].name
+    return SourceError(
+        f"{what}: input shapes are open ({listed}); a bundle's shapes are fixed. Give {flags}"
+        f" with a number for each N, or [inputs.{first}] shape = [...] in edgekit.toml"
+    )
+
+
+def hash_parts(parts: Sequence[bytes | Path]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.read_bytes() if isinstance(part, Path) else part
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _check_names(project: Project, source: Source) -> None:
+    inputs = {spec.name: spec for spec in source.inputs}
+    outputs = {spec.name: spec for spec in source.outputs}
+    have = f"inputs are {', '.join(inputs)}; outputs are {', '.join(outputs)}"
+    for pair in source.state:
+        if pair.input not in inputs or pair.output not in outputs:
+            raise ProjectError(f"{project.where}: state.{pair.input} = {pair.output!r}: no such pair; {have}")
+        if inputs[pair.input].shape != outputs[pair.output].shape:
+            raise ProjectError(
+                f"{project.where}: state.{pair.input}: {inputs[pair.input].describe()} is not of the shape of"
+                f" {outputs[pair.output].describe()}"
+            )
+    for name in (*project.file.preprocess, *project.file.inputs):
+        if name not in inputs:
+            raise ProjectError(f"{project.where}: input {name!r}: the model has no such input; {have}")

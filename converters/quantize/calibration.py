@@ -1,0 +1,116 @@
+"""Activation ranges for ONNX Runtime's quantizer, from a stream.
+
+ONNX Runtime's own calibrater keeps what it collects from every sample; this one keeps a minimum, a maximum and a
+histogram for each tensor.
+
+Always true
+ 1. Memory does not grow with the number of samples.
+ 2. A range holds zero: a quantized zero is exact.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgekit.errors import DataError, ToolFailedError
+from edgekit.tensors import Array
+
+BINS = 2048
+# Share of values that a percentile range keeps.
+KEPT = 0.9999
+Range = tuple[float, float]
+
+
+@dataclass
+class Spread:
+    """Running extremes and a histogram over (-limit, limit), whose width doubles as larger values come.
+
+    Doubling merges bins in pairs, so counts stay exact.
+    """
+
+    low: float = float("inf")
+    high: float = float("-inf")
+    limit: float = 0.0
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    def add(self, values: Array) -> None:
+        """Raises: ValueError for a value that is not finite."""
+        flat = values.astype(np.float64).ravel()
+        if not flat.size:
+            return
+        low, high = float(flat.min()), float(flat.max())
+        if not np.isfinite(low) or not np.isfinite(high):
+            raise ValueError("not finite")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._widen(max(-low, high))
+        if self.limit:
+            places = ((flat / self.limit + 1) * (BINS / 2)).astype(np.int64)
+            self.counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
+
+    def extremes(self) -> Range:
+        return min(self.low, 0.0), max(self.high, 0.0)
+
+    def percentile(self, kept: float = KEPT) -> Range:
+        """The range that holds `kept` of all values, half of the rest cut at each end."""
+        total = int(self.counts.sum())
+        if not total or not self.limit:
+            return self.extremes()
+        cut = total * (1 - kept) / 2
+        seen = np.cumsum(self.counts)
+        first = int(np.searchsorted(seen, cut, side="right"))
+        last = int(np.searchsorted(seen, total - cut, side="left"))
+        width = 2 * self.limit / BINS
+        low, high = -self.limit + first * width, -self.limit + (last + 1) * width
+        return max(min(low, 0.0), min(self.low, 0.0)), min(max(high, 0.0), max(self.high, 0.0))
+
+    def _widen(self, reach: float) -> None:
+        if reach and not self.limit:
+            self.limit = 2.0 ** np.ceil(np.log2(reach * (1 + 1e-9)))
+        while reach > self.limit:
+            # Pairs of bins become one, counted from the middle outwards.
+            merged = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.zeros(BINS, np.int64)
+            self.counts[BINS // 4 : BINS // 4 + BINS // 2] = merged
+            self.limit *= 2
+
+
+def spreads(model: onnx.ModelProto, feeds: Iterable[Mapping[str, Array]]) -> dict[str, Spread]:
+    """Spreads of every float tensor that the graph computes or takes, over all feeds.
+
+    Raises: DataError if there is no feed; ToolFailedError if the model computes something that is not finite.
+    """
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    watched = _computed(probed)
+    known = {value.name for value in probed.graph.output}
+    probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in watched if name not in known)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # Fusions would remove the tensors whose ranges are wanted.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: dict[str, Spread] = {}
+    count = 0
+    for feed in feeds:
+        count += 1
+        values = dict(zip(watched, session.run(watched, dict(feed)), strict=True))
+        for name, array in (*feed.items(), *values.items()):
+            if array.dtype != np.float32:
+                continue
+            try:
+                found.setdefault(name, Spread()).add(array)
+            except ValueError as error:
+                raise ToolFailedError(
+                    f"calibration sample {count}: tensor {name} is not finite; look at that sample"
+                ) from error
+    if not count:
+        raise DataError("the calibration data holds no sample")
+    return found
+
+
+def _computed(model: onnx.ModelProto) -> list[str]:
+    return [name for node in model.graph.node for name in node.output if name]

@@ -1,0 +1,138 @@
+"""Which candidates a profile gets: a table of recipes, and what a profile's keys make of it.
+
+A recipe's name is `engine/scheme-precision`: `fp32`, `f32`, `bf16` and `fp16` compute in that float;
+`static-int8` has int8 weights and activations with calibrated ranges (smallest to largest value seen),
+`percentile-int8` likewise with the outermost hundredth of a percent of values cut off, `dynamic-int8` has int8
+weights and takes activation ranges at run time.
+
+Pure: a profile in, recipes with their constraints out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from edgekit.manifest import Option
+from edgekit.profile import Precision, Profile
+
+Scheme = Literal["float", "static", "percentile", "dynamic"]
+NPU = "openvino-npu"
+ETHOS = "ethos-u"
+# More threads than this gain nothing on models of this size and starve the rest of the board.
+MAX_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make a candidate. `isa` lists instruction sets of which the target needs one; `accelerators` the kinds
+    of target it is for, None being the CPU.
+    """
+
+    name: str
+    engine: str
+    precision: Precision
+    scheme: Scheme
+    isa: tuple[str, ...] = ()
+    accelerators: tuple[str | None, ...] = (None,)
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.scheme in ("static", "percentile")
+
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("onnxruntime/fp32", "onnxruntime", "fp32", "float"),
+        Recipe("onnxruntime/static-int8", "onnxruntime", "int8", "static"),
+        Recipe("onnxruntime/percentile-int8", "onnxruntime", "int8", "percentile"),
+        Recipe("openvino/f32", "openvino", "fp32", "float"),
+        Recipe("openvino/bf16", "openvino", "bf16", "float", isa=("avx512_bf16", "amx_bf16", "bf16")),
+        Recipe("openvino/fp16", "openvino", "fp16", "float", accelerators=(NPU,)),
+        Recipe("openvino/static-int8", "openvino", "int8", "static", accelerators=(None, NPU)),
+        Recipe("litert/fp32", "litert", "fp32", "float"),
+        Recipe("litert/static-int8", "litert", "int8", "static", accelerators=(None, ETHOS)),
+        Recipe("litert/dynamic-int8", "litert", "int8", "dynamic"),
+    )
+}
+
+
+class Constraints(msgspec.Struct, frozen=True):
+    """What a profile asks of an artifact's bytes; two profiles that ask the same share one conversion."""
+
+    symmetric_activations: bool
+    per_channel: bool
+    reduce_range: bool
+    accelerator: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One candidate to make. `options` go into the manifest; `judged_options` differ where the target's device is
+    not here.
+    """
+
+    recipe: Recipe
+    constraints: Constraints
+    versions: str
+    options: dict[str, Option]
+    judged_options: dict[str, Option]
+    threads: int
+    notes: tuple[str, ...] = ()
+
+
+def plans(profile: Profile) -> list[Plan]:
+    """Candidates for a profile, its preferred engine first."""
+    accelerator = profile.accelerator.kind if profile.accelerator else None
+    found = [
+        _plan(profile, recipe, profile.engines[engine])
+        for engine in profile.engines
+        for recipe in RECIPES.values()
+        if recipe.engine == engine
+        and recipe.precision in profile.precisions
+        and (not recipe.isa or set(recipe.isa) & set(profile.isa))
+        and accelerator in recipe.accelerators
+    ]
+    return found
+
+
+def threads_for(profile: Profile) -> int:
+    return min(profile.cores, MAX_THREADS)
+
+
+def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
+    quantization = profile.quantization
+    accelerator = profile.accelerator.kind if profile.accelerator else ""
+    is_int8 = recipe.precision == "int8"
+    constraints = Constraints(
+        symmetric_activations=is_int8 and quantization.symmetric_activations,
+        per_channel=is_int8 and quantization.per_channel,
+        reduce_range=is_int8 and quantization.reduce_range,
+        accelerator=accelerator,
+    )
+    options = _options(recipe)
+    judged = dict(options)
+    notes: list[str] = []
+    if accelerator == NPU:
+        options = {
+            "device": "NPU",
+            **({"INFERENCE_PRECISION_HINT": "f16"} if recipe.precision == "fp16" else {}),
+        }
+        judged = {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32"}
+        notes.append(
+            "judged on OpenVINO's CPU device: there is no NPU here, and no blob was compiled for one"
+        )
+    if accelerator == ETHOS:
+        notes.append("not compiled by Vela: this full-int8 model runs on the CPU until it is")
+    return Plan(recipe, constraints, versions, options, judged, threads_for(profile), tuple(notes))
+
+
+# What each recipe sets at load time. OpenVINO on a CPU with bf16 or AMX computes float models in bf16 unless told.
+def _options(recipe: Recipe) -> dict[str, Option]:
+    if recipe.engine == "onnxruntime":
+        return {"graph_optimization_level": "all"}
+    if recipe.engine == "openvino":
+        return {"INFERENCE_PRECISION_HINT": "bf16" if recipe.precision == "bf16" else "f32"}
+    return {}

@@ -1,0 +1,193 @@
+"""What a build tells: `result.json`, the evidence beside each bundle, and the rows of the terminal's table."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from converters.candidates import Candidate, Host
+from converters.judge.metrics import Metric
+from converters.judge.select import Decision
+from edgekit.evidence import BuildEvidence, CandidateEvidence, Figure, Outcome, Where
+from edgekit.manifest import Contract
+from edgekit.profile import Profile
+
+
+class ProfileResult(msgspec.Struct, frozen=True):
+    """One profile's build. `bundles` maps recipes to written files; `picked` is None where nothing met the contract."""
+
+    profile: Profile
+    contract: Contract
+    candidates: tuple[Candidate, ...]
+    decisions: dict[str, Decision]
+    budgets: dict[str, Outcome]
+    picked: str | None
+    alternates: tuple[str, ...]
+    is_measured: bool
+
+    def candidate(self, recipe: str) -> Candidate:
+        return next(item for item in self.candidates if item.recipe == recipe)
+
+    @property
+    def unverified(self) -> list[str]:
+        return [name for name, outcome in self.budgets.items() if outcome == "unverified"]
+
+
+class BundleRow(msgspec.Struct, frozen=True):
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+def status(result: ProfileResult, item: Candidate) -> tuple[str, str]:
+    """Status word and reason of a candidate."""
+    if item.failure:
+        return "failed", item.failure
+    if item.outscored:
+        return "lost", f"{item.outscored} did better on the search half of the evaluation data"
+    decision = result.decisions[item.recipe]
+    return decision.status, decision.reason
+
+
+def bundle_json(result: ProfileResult, item: Candidate, written: BundleRow, metric: Metric) -> dict[str, Any]:
+    """An entry of `bundles[]`."""
+    return {
+        "profile": result.profile.name,
+        "path": str(written.path),
+        "digest": f"sha256:{written.sha256}",
+        "recipe": item.recipe,
+        "alternate": item.recipe != result.picked,
+        "size_bytes": written.size_bytes,
+        "latency_ms": _latency_json(item),
+        "accuracy": _accuracy_json(item, metric),
+        "budgets": dict(result.budgets),
+        "reason": status(result, item)[1],
+        "notes": list(item.notes),
+    }
+
+
+def candidate_json(result: ProfileResult, item: Candidate, metric: Metric) -> dict[str, Any]:
+    """An entry of `candidates[]`."""
+    word, reason = status(result, item)
+    return {
+        "profile": result.profile.name,
+        "recipe": item.recipe,
+        "status": word,
+        "size_bytes": item.artifact.size_bytes if item.artifact else None,
+        "latency_ms": _latency_json(item),
+        "accuracy": _accuracy_json(item, metric),
+        "memory_mb": round(item.memory_mb, 1) if item.memory_mb is not None else None,
+        "parity": item.parity if item.artifact else None,
+        "reason": reason,
+        "notes": list(item.notes),
+    }
+
+
+def evidence(
+    result: ProfileResult,
+    item: Candidate,
+    host: Host,
+    metric: Metric,
+    *,
+    name: str,
+    version: str,
+    tools: Mapping[str, str],
+    notes: tuple[str, ...],
+    source_parity: float,
+) -> BuildEvidence:
+    """The predicate for one bundle."""
+    assert item.accuracy is not None
+    where = host.where(item.plan)
+    p50, p95 = latency_figures(item, host)
+    assert p50 is not None and p95 is not None
+    source = Where(cpu=host.cpu, isa=host.isa)
+    return BuildEvidence(
+        name=name,
+        version=version,
+        profile=result.profile.name,
+        recipe=item.recipe,
+        metric=metric.name,
+        source_accuracy=Figure(item.accuracy.source, "measured", source),
+        accuracy=Figure(item.accuracy.candidate, "measured", where),
+        latency_p50_ms=p50,
+        latency_p95_ms=p95,
+        budgets=dict(result.budgets),
+        candidates=tuple(_candidate_evidence(result, other, host) for other in result.candidates),
+        tools=dict(tools),
+        notes=(*notes, *item.notes),
+        source_parity=Figure(source_parity, "measured", source),
+        memory_mb=_memory(item, host),
+    )
+
+
+def latency_figures(item: Candidate, host: Host) -> tuple[Figure | None, Figure | None]:
+    """p50 and p95: measured, or the estimate's range for both."""
+    if item.latency is not None:
+        where = host.where(item.plan)
+        return (
+            Figure(item.latency.p50_ms, "measured", where, "ms"),
+            Figure(item.latency.p95_ms, "measured", where, "ms"),
+        )
+    if item.estimate is not None:
+        where = Where(cpu="roofline of the profile", engine=item.plan.recipe.engine)
+        figure = Figure(item.estimate.low_ms, "estimated", where, "ms", item.estimate.high_ms)
+        return figure, figure
+    return None, None
+
+
+def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> CandidateEvidence:
+    word, reason = status(result, item)
+    p50, p95 = latency_figures(item, host)
+    where = None if item.accuracy is None else host.where(item.plan)
+    return CandidateEvidence(
+        recipe=item.recipe,
+        status=word,  # type: ignore[arg-type]  # `status` gives only the words of that literal
+        reason=reason,
+        size_bytes=item.artifact.size_bytes if item.artifact else None,
+        accuracy=Figure(item.accuracy.candidate, "measured", where) if item.accuracy and where else None,
+        accuracy_drop=(
+            Figure(item.accuracy.drop, "measured", where, high=item.accuracy.bound)
+            if item.accuracy and where
+            else None
+        ),
+        parity=Figure(item.parity, "measured", where) if item.artifact and where else None,
+        latency_p50_ms=p50,
+        latency_p95_ms=p95,
+        memory_mb=_memory(item, host),
+        notes=item.notes,
+    )
+
+
+def _memory(item: Candidate, host: Host) -> Figure | None:
+    if item.memory_mb is None:
+        return None
+    return Figure(round(item.memory_mb, 1), "measured", host.where(item.plan), "MB")
+
+
+def _latency_json(item: Candidate) -> dict[str, Any] | None:
+    if item.latency is not None:
+        return {
+            "p50": round(item.latency.p50_ms, 4),
+            "p95": round(item.latency.p95_ms, 4),
+            "how": "measured",
+        }
+    if item.estimate is not None:
+        low, high = round(item.estimate.low_ms, 5), round(item.estimate.high_ms, 5)
+        return {"p50": low, "p95": high, "how": "estimated", "range": [low, high]}
+    return None
+
+
+def _accuracy_json(item: Candidate, metric: Metric) -> dict[str, Any] | None:
+    if item.accuracy is None:
+        return None
+    return {
+        "metric": metric.name,
+        "source": item.accuracy.source,
+        "shipped": item.accuracy.candidate,
+        "drop": item.accuracy.drop,
+        "drop_bound_95": item.accuracy.bound,
+        "samples": item.accuracy.samples,
+        "how": "measured",
+        "shifted_gap": item.shift.gap if item.shift else None,
+    }

@@ -1,0 +1,310 @@
+"""The workbench of one build: the opened source, its data, and everything already converted or evaluated.
+
+Always true
+ 1. What two profiles share (an artifact, its outputs on the evaluation data) is made once.
+ 2. Nothing outside the given folder and the cache is written.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from converters import backends
+from converters.backends import Artifact, Prepared
+from converters.cache import Cache, key
+from converters.judge import accuracy, metrics, shifted
+from converters.judge.metrics import Metric
+from converters.prepare import canonical, code, data
+from converters.prepare.canonical import Canonical
+from converters.prepare.project import Project
+from converters.prepare.source import Source, closed, open_source
+from converters.quantize.recipes import Plan
+from edgekit import __version__, engines
+from edgekit.engines import Model
+from edgekit.errors import DataError, ManifestError, ProjectError
+from edgekit.manifest import EngineSpec, Option, TensorSpec
+from edgekit.samples import Samples
+from edgekit.selftest import answers, iter_samples, run_samples
+from edgekit.tensors import Array
+from edgekit.transforms import check_post_steps, check_steps, prepare
+
+# Samples that parity is checked on, and share of the calibration data held back where there is no other.
+PARITY_SAMPLES = 8
+HELD_BACK = 0.2
+MIN_GOLDEN = 32
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model's outputs on the evaluation data and on its corrupted form."""
+
+    clean: dict[str, Array]
+    shifted: dict[str, Array] | None
+
+
+@dataclass
+class Workbench:
+    project: Project
+    gate: code.CodeGate
+    cache: Cache
+    folder: Path
+    tell: Tell
+    _artifacts: dict[str, Artifact | Exception] = field(default_factory=dict)
+    _evaluated: dict[str, Evaluated] = field(default_factory=dict)
+
+    @cached_property
+    def source(self) -> Source:
+        source = open_source(self.project, self.gate)
+        self._check_steps(source)
+        return source
+
+    @cached_property
+    def metric(self) -> Metric:
+        name = self.project.file.data.metric
+        if code.is_reference(name):
+            return metrics.users(name, code.load(name, self.project.folder, "the metric", self.gate))
+        if name:
+            return metrics.built_in(name)
+        return metrics.built_in("top1" if self.evaluation.labels is not None else "agreement")
+
+    @cached_property
+    def evaluation(self) -> Samples:
+        """All evaluation samples, raw. Raises: DataError if there are too few for a self-test."""
+        text = self.project.file.data.evaluation
+        if text:
+            samples = self._open(text).collect()
+        else:
+            everything = self._open(self.project.file.data.calibration).collect()
+            samples = everything.take(slice(self._held_from, None))
+        if len(samples) < MIN_GOLDEN:
+            raise DataError(
+                f"{text or self.project.file.data.calibration}: {len(samples)} evaluation samples;"
+                f" a bundle's self-test alone needs {MIN_GOLDEN}"
+            )
+        if self.source.state and samples.sequence is None:
+            raise DataError(
+                f"{text}: the model keeps state, so its data needs a 'sequence' array (N,) of ids, one a sample;"
+                " without it every sample would meet a zero state"
+            )
+        return samples
+
+    @cached_property
+    def halves(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Indices of the evaluation data to search on, and to judge on."""
+        samples = self.evaluation
+        return accuracy.split(len(samples), samples.sequence, self.project.file.data.seed)
+
+    @cached_property
+    def shifted(self) -> Samples | None:
+        return shifted.corrupted(self.evaluation, self.project.file.data.seed)
+
+    @cached_property
+    def calibration_fingerprint(self) -> str:
+        source = self._calibration
+        return "" if source is None else source.fingerprint()
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        calibrate = None if self._calibration is None else self._feeds
+        return Prepared(self.source, self._canonical(), calibrate)
+
+    @cached_property
+    def reference(self) -> Evaluated:
+        """The source's own outputs."""
+        self.tell("evaluating the source")
+        return self._run_all(self.source.reference, self.source.inputs)
+
+    @cached_property
+    def labels(self) -> Array:
+        """What outputs are scored against: labels, or the source's answers."""
+        metric, given = self.metric, self.evaluation.labels
+        if metric.by_labels and given is None:
+            raise ProjectError(
+                f"{self.project.where}: data.metric {metric.name!r} needs labels, and the evaluation data has none;"
+                " add them, or use metric = 'agreement'"
+            )
+        if metric.by_labels:
+            return np.asarray(given)
+        return answers(metrics.first(self.reference.clean))
+
+    @cached_property
+    def feeds(self) -> list[dict[str, Array]]:
+        """A few engine-ready samples, states at zero: for parity and timing."""
+        samples = self.evaluation.take(slice(0, PARITY_SAMPLES))
+        zeros = {
+            spec.name: np.zeros(closed(spec), spec.dtype)
+            for spec in self.source.inputs
+            if spec.name in self.source.states
+        }
+        return [{**zeros, **self.ready(samples.sample(index))} for index in range(len(samples))]
+
+    def ready(self, sample: Mapping[str, Array]) -> dict[str, Array]:
+        """A raw sample as the model takes it. Raises: DataError."""
+        made = prepare(self.source.inputs, self.project.preprocess, sample)
+        for spec in self.source.inputs:
+            if spec.name in made and (
+                made[spec.name].shape != spec.shape or str(made[spec.name].dtype) != spec.dtype
+            ):
+                array = made[spec.name]
+                raise DataError(
+                    f"after pre-processing, input {spec.name!r} is {array.dtype} {'x'.join(map(str, array.shape))};"
+                    f" the model takes {spec.describe()}"
+                )
+        return {name: np.ascontiguousarray(array) for name, array in made.items()}
+
+    def artifact_key(self, plan: Plan) -> dict[str, object]:
+        """Everything that decides the artifact's bytes."""
+        return {
+            "edgekit": __version__,
+            "source": self.source.sha256,
+            "inputs": msgspec.to_builtins(self.source.inputs),
+            "outputs": msgspec.to_builtins(self.source.outputs),
+            "state": msgspec.to_builtins(self.source.state),
+            "recipe": plan.recipe.name,
+            "constraints": msgspec.to_builtins(plan.constraints),
+            "tools": self.tools(plan.recipe.engine),
+            "calibration": self.calibration_fingerprint if plan.recipe.needs_calibration else "",
+            "preprocess": msgspec.to_builtins(self.project.preprocess)
+            if plan.recipe.needs_calibration
+            else "",
+        }
+
+    def tools(self, engine: str) -> dict[str, str]:
+        return backends.get(engine).tools()
+
+    def artifact(self, plan: Plan) -> Artifact:
+        """Convert, or take from this build or the cache.
+
+        Raises: what the backend raised, again for every profile that asks.
+        """
+        parts = self.artifact_key(plan)
+        name = key(parts)
+        if name not in self._artifacts:
+            folder = self.folder / f"artifact-{name[:16]}"
+            folder.mkdir()
+            try:
+                self._artifacts[name] = self._convert(plan, parts, folder)
+            except Exception as error:  # noqa: BLE001  # kept, and raised below for each profile that asks
+                self._artifacts[name] = error
+        made = self._artifacts[name]
+        if isinstance(made, Exception):
+            raise made
+        return made
+
+    def load(self, artifact: Artifact, plan: Plan, options: Mapping[str, Option], threads: int) -> Model:
+        """The artifact in its engine, as it is judged. Raises: EngineError."""
+        spec = EngineSpec(plan.recipe.engine, plan.versions, artifact.model, dict(options), threads)
+        return engines.get(plan.recipe.engine).load(
+            artifact.folder / artifact.model,
+            spec,
+            artifact.bound(self.source.inputs),
+            artifact.bound(self.source.outputs),
+            None,
+        )
+
+    def evaluate(self, artifact: Artifact, plan: Plan, threads: int) -> Evaluated:
+        """Outputs on all evaluation samples. Raises: EngineError."""
+        name = key({"folder": artifact.folder.name, "options": plan.judged_options, "threads": threads})
+        if name not in self._evaluated:
+            model = self.load(artifact, plan, plan.judged_options, threads)
+            try:
+                self._evaluated[name] = self._run_all(model, self.source.inputs)
+            finally:
+                model.close()
+        return self._evaluated[name]
+
+    def _convert(self, plan: Plan, parts: Mapping[str, object], folder: Path) -> Artifact:
+        backend = backends.get(plan.recipe.engine)
+
+        def make(target: Path) -> dict[str, object]:
+            self.tell(f"converting {plan.recipe.name}")
+            artifact = backend.convert(self.prepared, plan, target)
+            return {"model": artifact.model, "bindings": artifact.bindings, "notes": list(artifact.notes)}
+
+        meta = self.cache.fetch(parts, folder, make)
+        return msgspec.convert({**meta, "folder": folder}, Artifact)
+
+    def _canonical(self) -> Canonical:
+        folder = self.folder / "source"
+        folder.mkdir()
+        parts = {
+            "edgekit": __version__,
+            "step": "canonical",
+            "source": self.source.sha256,
+            "inputs": msgspec.to_builtins(self.source.inputs),
+            "outputs": msgspec.to_builtins(self.source.outputs),
+            "tools": self.tools("onnxruntime"),
+            "opset": canonical.OPSET,
+        }
+
+        def make(target: Path) -> dict[str, object]:
+            self.tell("bringing the source into canonical ONNX")
+            made = canonical.canonicalize(self.source, self.feeds, target)
+            return {"parity": made.parity, "notes": list(made.notes)}
+
+        meta = self.cache.fetch(parts, folder, make)
+        return msgspec.convert({**meta, "path": folder / "canonical.onnx"}, Canonical)
+
+    @cached_property
+    def _held_from(self) -> int | None:
+        """Without evaluation data: index of the first calibration sample that is held back, at a sequence's start."""
+        if self.project.file.data.evaluation or self._calibration is None:
+            return None
+        starts = [chunk.starts(index) for chunk in self._calibration.chunks() for index in range(len(chunk))]
+        wanted = min(int(len(starts) * (1 - HELD_BACK)), len(starts) - MIN_GOLDEN)
+        return next((index for index in range(max(wanted, 1), 0, -1) if starts[index]), 0) if starts else 0
+
+    @cached_property
+    def _calibration(self) -> data.Source | None:
+        text = self.project.file.data.calibration
+        return self._open(text) if text else None
+
+    def _open(self, text: str) -> data.Source:
+        return data.open_source(
+            text,
+            self.project.folder,
+            self.source.inputs,
+            self.gate,
+            raw=tuple(self.project.preprocess),
+            states=self.source.states,
+        )
+
+    def _feeds(self) -> Iterator[dict[str, Array]]:
+        """Engine-ready calibration samples one by one; a stateful model's states come from the source itself."""
+        assert self._calibration is not None
+        last: dict[str, Array] = {}
+
+        def run(ready: Mapping[str, Array]) -> dict[str, Array]:
+            last.clear()
+            last.update(ready)
+            return self.source.reference.run(ready) if self.source.state else {}
+
+        count = 0
+        for chunk in self._calibration.chunks():
+            for _ in iter_samples(run, self.source.inputs, self.source.state, self.project.preprocess, chunk):
+                if self._held_from is not None and count >= self._held_from:
+                    return
+                count += 1
+                yield dict(last)
+
+    def _run_all(self, model: Model, inputs: Sequence[TensorSpec]) -> Evaluated:
+        steps, state = self.project.preprocess, self.source.state
+        clean, _ = run_samples(model.run, inputs, state, steps, self.evaluation)
+        worse = self.shifted
+        return Evaluated(
+            clean, None if worse is None else run_samples(model.run, inputs, state, steps, worse)[0]
+        )
+
+    def _check_steps(self, source: Source) -> None:
+        try:
+            for steps in self.project.preprocess.values():
+                check_steps(steps)
+            check_post_steps(self.project.postprocess, source.outputs)
+        except ManifestError as error:
+            raise ProjectError(f"{self.project.where}: {error}") from error
