@@ -5,12 +5,13 @@ specific bundle of its chain.
 """
 
 import difflib
+import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -85,12 +86,48 @@ _SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "accelerator": Accelerator,
     "budgets": Budgets,
 }
-_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
-_ISA_OF_ARCH: Mapping[str, set[str]] = {
-    "x86_64": {isa for isa in get_args(Isa) if isa.startswith(("avx", "amx"))},
-    "aarch64": {"neon", "dotprod", "i8mm", "fp16", "bf16"},
-    "armv8-m": set(),
+# Engine → an example of a range, and the release lines that exist, majors and minors. LiteRT's 2.14 is tflite-runtime.
+_RELEASES: Mapping[str, tuple[str, Sequence[int], Sequence[int]]] = {
+    "onnxruntime": (">=1.22,<2", (1,), range(100)),
+    "openvino": (">=2026.4,<2027", range(2023, 2036), range(10)),
+    "litert": (">=2.1,<3", (2,), range(100)),
 }
+# Instruction set → the architecture that has it, and the one it never comes without.
+_ISA_NEEDS: Mapping[str, tuple[str, str]] = {
+    "avx2": ("x86_64", ""),
+    "avx512": ("x86_64", "avx2"),
+    "avx512_vnni": ("x86_64", "avx512"),
+    "avx_vnni": ("x86_64", "avx2"),
+    "avx512_bf16": ("x86_64", "avx512"),
+    "avx512_fp16": ("x86_64", "avx512"),
+    "amx_int8": ("x86_64", "avx512"),
+    "amx_bf16": ("x86_64", "avx512"),
+    "neon": ("aarch64", ""),
+    "dotprod": ("aarch64", "neon"),
+    "i8mm": ("aarch64", "neon"),
+    "fp16": ("aarch64", "neon"),
+    "bf16": ("aarch64", "neon"),
+}
+# Precision → instruction sets of which a CPU needs one; without it the precision is slower than fp32.
+_PRECISION_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "bf16": ("amx_bf16", "avx512_bf16", "bf16"),
+    "fp16": ("avx512_fp16", "fp16"),
+}
+# Multiply-accumulates a cycle that each Ethos-U comes with: Vela's accelerator configurations.
+_ETHOS_U = tuple(
+    f"ethos-{unit}-{macs}"
+    for unit, sizes in {
+        "u55": (32, 64, 128, 256),
+        "u65": (256, 512),
+        "u85": (128, 256, 512, 1024, 2048),
+    }.items()
+    for macs in sizes
+)
+# CPU models of qemu's arm64 user mode.
+_EMULATORS = (
+    "cortex-a35", "cortex-a53", "cortex-a55", "cortex-a57", "cortex-a72", "cortex-a76", "cortex-a710",
+    "neoverse-n1", "neoverse-n2", "neoverse-v1", "a64fx", "max",
+)  # fmt: skip
 
 
 def shipped() -> dict[str, Path]:
@@ -112,9 +149,12 @@ def load(name_or_file: str | Path) -> Profile:
 
 
 def parse(text: str, name: str) -> Profile:
-    """A profile from TOML text that extends nothing; `name` stands for the file in messages. Raises: ProfileError."""
-    table = _read_toml(text, name)
-    return _convert(name, table, (str(table.get("name", name)),))
+    """A profile from TOML text that extends nothing or a shipped one; `name` stands for the file in messages.
+
+    Raises: ProfileError.
+    """
+    table, chain = _resolve_table(_read_toml(text, name), Path(name), ())
+    return _convert(name, table, chain)
 
 
 def _convert(file: str, table: dict[str, Any], chain: tuple[str, ...]) -> Profile:
@@ -143,8 +183,7 @@ def _explained(message: str, table: Mapping[str, Any]) -> str:
         section = next((kind for key, kind in _SECTIONS.items() if key == where), Profile)
         known = [*section.__struct_fields__, *(["extends"] if section is Profile else [])]
         known = [name for name in known if name != "chain"]
-        near = difflib.get_close_matches(unknown.group(1), known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        hint = _nearest(unknown.group(1), known)
         key = f"{where}.{unknown.group(1)}" if where else unknown.group(1)
         return f"{key}: unknown key; {hint}"
     value: Any = table
@@ -153,6 +192,11 @@ def _explained(message: str, table: Mapping[str, Any]) -> str:
     if where:
         return f"{where}: {text[0].lower()}{text[1:]}, found {value!r}"
     return text[0].lower() + text[1:]
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def _find(name_or_file: str | Path) -> Path:
@@ -175,16 +219,25 @@ def _resolve(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], tuple[s
         table = _read_toml(path.read_text(encoding="utf-8"), path.name)
     except UnicodeDecodeError as error:
         raise ProfileError(f"{path.name}: not UTF-8: {error}") from error
+    return _resolve_table(table, path, seen)
+
+
+def _resolve_table(
+    table: dict[str, Any], path: Path, seen: tuple[str, ...]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     if "chain" in table:
         raise ProfileError(f"{path.name}: unknown key 'chain'; use 'extends'")
-    name = str(table.get("name", path.stem))
+    name = str(table.setdefault("name", path.stem))
     if name in seen:
         raise ProfileError(f"{path.name}: extends itself through {' -> '.join((*seen, name))}")
     parent = table.pop("extends", None)
     if parent is None:
         return table, (name,)
     sibling = path.with_name(f"{parent}.toml")
-    base, chain = _resolve(sibling if sibling.is_file() else _find(str(parent)), (*seen, name))
+    found = sibling if sibling.is_file() else _find(str(parent))
+    base, chain = _resolve(found, (*seen, name))
+    # A mistake in what is extended is told under that file's name, not under the one that builds on it.
+    _convert(found.name, base, chain)
     return _merged(base, table), (name, *chain)
 
 
@@ -198,41 +251,115 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(file: str, profile: Profile) -> None:
+    for rule in _RULES:
+        if complaint := rule(profile):
+            raise ProfileError(f"{file}: {complaint}")
+
+
+def _engines(profile: Profile) -> str:
     if not profile.engines:
-        raise ProfileError(f"{file}: engines: name at least one of {', '.join(ENGINES)}")
+        return f"engines: name at least one of {', '.join(ENGINES)}"
     for engine, versions in profile.engines.items():
-        if engine not in ENGINES:
-            raise ProfileError(f"{file}: engines: unknown engine {engine!r}; known are {', '.join(ENGINES)}")
+        if engine not in _RELEASES:
+            return f"engines: unknown engine {engine!r}; {_nearest(engine, ENGINES)}"
+        example, majors, minors = _RELEASES[engine]
         try:
-            SpecifierSet(versions)
-        except InvalidSpecifier as error:
-            raise ProfileError(
-                f"{file}: engines.{engine}: {versions!r} is no version range; use e.g. '>=2.1,<3'"
-            ) from error
-    if not profile.precisions:
-        raise ProfileError(f"{file}: precisions: name at least one of fp32, fp16, bf16, int8")
-    foreign = sorted(set(profile.isa) - _ISA_OF_ARCH[profile.arch])
+            wanted = SpecifierSet(versions)
+        except InvalidSpecifier:
+            return f"engines.{engine}: {versions!r} is no version range; use e.g. {example!r}"
+        releases = (f"{major}.{minor}.{patch}" for major in majors for minor in minors for patch in range(10))
+        if not any(wanted.contains(release) for release in releases):
+            return f"engines.{engine}: {versions!r} matches no {engine} release; use e.g. {example!r}"
+    return ""
+
+
+def _isa(profile: Profile) -> str:
+    foreign = sorted(isa for isa in profile.isa if _ISA_NEEDS[isa][0] != profile.arch)
     if foreign:
-        raise ProfileError(f"{file}: isa: {', '.join(foreign)} does not exist on {profile.arch}")
-    if "bf16" in profile.precisions and not _BF16 & set(profile.isa) and profile.accelerator is None:
-        raise ProfileError(
-            f"{file}: precisions: bf16 needs one of {', '.join(sorted(_BF16))} in isa; without it bf16 is slower than fp32"
-        )
-    if profile.accelerator is not None:
-        _check_accelerator(file, profile, profile.accelerator)
+        own = ", ".join(isa for isa, (arch, _) in _ISA_NEEDS.items() if arch == profile.arch)
+        return f"isa: {', '.join(foreign)} does not exist on {profile.arch}; that has {own or 'none to name'}"
+    for isa in profile.isa:
+        needed = _ISA_NEEDS[isa][1]
+        if needed and needed not in profile.isa:
+            return f"isa: {isa} never comes without {needed}; add that"
+    return _repeated("isa", profile.isa)
 
 
-def _check_accelerator(file: str, profile: Profile, accelerator: Accelerator) -> None:
-    engine = "litert" if accelerator.kind == "ethos-u" else "openvino"
-    if engine not in profile.engines:
-        raise ProfileError(
-            f"{file}: engines: an accelerator of kind {accelerator.kind} is driven by {engine}; add it"
-        )
+def _precisions(profile: Profile) -> str:
+    if not profile.precisions:
+        return "precisions: name at least one of fp32, fp16, bf16, int8"
+    for precision in profile.precisions if profile.accelerator is None else ():
+        needs = _PRECISION_NEEDS.get(precision, ())
+        if needs and not set(needs) & set(profile.isa):
+            return (
+                f"precisions: {precision} needs one of {', '.join(needs)} in isa; without it fp32 is faster"
+            )
+    return _repeated("precisions", profile.precisions)
+
+
+def _repeated(key: str, values: Sequence[str]) -> str:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    return f"{key}: {', '.join(twice)} stands there twice; once is right" if twice else ""
+
+
+def _accelerator(profile: Profile) -> str:
+    if profile.accelerator is None:
+        return ""
+    kind = profile.accelerator.kind
+    engine = "litert" if kind == "ethos-u" else "openvino"
+    if set(profile.engines) != {engine}:
+        return f"engines: an accelerator of kind {kind} is driven by {engine} only; name that alone"
     if not profile.quantization.static_shapes_only:
-        raise ProfileError(f"{file}: quantization.static_shapes_only: must be true for {accelerator.kind}")
-    if accelerator.kind == "ethos-u" and not (
-        accelerator.config and accelerator.system_config and accelerator.memory_mode
-    ):
-        raise ProfileError(
-            f"{file}: accelerator: ethos-u needs config, system_config and memory_mode for Vela"
-        )
+        return f"quantization.static_shapes_only: must be true for {kind}"
+    return _ethos_u(profile, profile.accelerator) if kind == "ethos-u" else _npu(profile, profile.accelerator)
+
+
+def _ethos_u(profile: Profile, accelerator: Accelerator) -> str:
+    if accelerator.config not in _ETHOS_U:
+        return f"accelerator.config: no Ethos-U is called {accelerator.config!r}; {_nearest(accelerator.config, _ETHOS_U)}"
+    if not (accelerator.system_config and accelerator.memory_mode):
+        return "accelerator: ethos-u needs system_config and memory_mode, sections of Vela's configuration"
+    if profile.precisions != ("int8",):
+        return f"precisions: an Ethos-U computes in int8 only, not {', '.join(profile.precisions)}"
+    return ""
+
+
+def _npu(profile: Profile, accelerator: Accelerator) -> str:
+    if profile.arch != "x86_64":
+        return f"accelerator.kind: an OpenVINO NPU stands beside an x86_64 CPU, not {profile.arch}"
+    if not profile.quantization.symmetric_activations:
+        return "quantization.symmetric_activations: must be true for openvino-npu"
+    if accelerator.config or accelerator.system_config or accelerator.memory_mode:
+        return "accelerator: config, system_config and memory_mode are Vela's; openvino-npu has none"
+    return ""
+
+
+def _emulator(profile: Profile) -> str:
+    if profile.emulator is None:
+        return ""
+    if profile.arch != "aarch64":
+        return f"emulator: only aarch64 is emulated, not {profile.arch}; leave it out"
+    if profile.emulator not in _EMULATORS:
+        return f"emulator: no CPU of qemu is called {profile.emulator!r}; {_nearest(profile.emulator, _EMULATORS)}"
+    return ""
+
+
+def _quantities(profile: Profile) -> str:
+    for key in ("memory_mb", "storage_mb", "gmacs_int8", "gmacs_fp32", "mem_gbps"):
+        if not math.isfinite(getattr(profile, key)):
+            return f"{key}: {getattr(profile, key)} is no quantity; give a finite number"
+    for budget, capacity in (("memory_mb", "memory_mb"), ("size_mb", "storage_mb")):
+        wanted, there = getattr(profile.budgets, budget), getattr(profile, capacity)
+        if wanted is not None and wanted > there:
+            return f"budgets.{budget}: {wanted:g} is more than the {capacity} of {there:g}; at most that is right"
+    return ""
+
+
+_RULES: tuple[Callable[[Profile], str], ...] = (
+    _engines,
+    _isa,
+    _accelerator,
+    _precisions,
+    _emulator,
+    _quantities,
+)

@@ -63,7 +63,7 @@ def verify(bundle: Path, *, as_json: bool) -> None:
             f"{bundle.name}: {'passed' if result.passed else 'FAILED'}",
             [
                 ("agreement", f"{result.agreement:.1%} of the golden answers equal the float source's"),
-                *((f"error of {name}", f"{error:.3g} at most") for name, error in result.max_error.items()),
+                *((f"error of {name}", f"{error:.3g}") for name, error in result.max_error.items()),
                 ("engine call", f"p50 {result.latency_p50_ms:.2f} ms, p95 {result.latency_p95_ms:.2f} ms"),
             ],
         )

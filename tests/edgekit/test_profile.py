@@ -51,6 +51,8 @@ def test_a_file_of_ones_own_works_wherever_a_name_does(tmp_path: Path) -> None:
     assert mine.cores == 4
 
 
+NPU = 'name = "mine"\nextends = "intel-core-ultra-npu"\n'
+U55 = 'name = "mine"\nextends = "arm-ethos-u55-128"\n'
 BASE = 'name = "mine"\nextends = "raspberry-pi-5"\n'
 
 
@@ -66,7 +68,23 @@ BASE = 'name = "mine"\nextends = "raspberry-pi-5"\n'
         (BASE + 'precisions = ["bf16"]\n', r"bf16 needs one of"),
         (BASE + "[engines]\ntensorrt = '>=1'\n", r"unknown engine 'tensorrt'; known are onnxruntime"),
         (BASE + "[engines]\nlitert = 'new'\n", r"engines.litert: 'new' is no version range; use e.g."),
-        (BASE + "[accelerator]\nkind = 'ethos-u'\n", r"static_shapes_only: must be true"),
+        (BASE + "[accelerator]\nkind = 'ethos-u'\n", r"an accelerator of kind ethos-u is driven by litert only"),
+        (U55 + "[quantization]\nstatic_shapes_only = false\n", r"static_shapes_only: must be true for ethos-u"),
+        (BASE + "[accelerator]\nkind = 'openvino-npu'\n", r"engines: an accelerator of kind openvino-npu is driven by openvino only"),
+        (BASE + "[engines]\nlitert = '>=9'\n", r"engines.litert: '>=9' matches no litert release; use e.g. '>=2.1,<3'"),
+        (BASE + 'isa = ["dotprod"]\n', r"isa: dotprod never comes without neon"),
+        (BASE + 'isa = ["neon", "neon"]\nprecisions = ["int8"]', r"isa: neon stands there twice"),
+        (BASE + 'isa = ["neon"]\n', r"precisions: fp16 needs one of avx512_fp16, fp16 in isa"),
+        (BASE + 'emulator = "cortex-a67"\n', r"emulator: no CPU of qemu is called 'cortex-a67'; did you mean 'cortex-a"),
+        (BASE + "mem_gbps = inf\n", r"mem_gbps: inf is no quantity"),
+        (BASE + "[budgets]\nmemory_mb = 99999\n", r"budgets.memory_mb: 99999 is more than the memory_mb of 4096"),
+        (NPU + "[quantization]\nsymmetric_activations = false\n", r"symmetric_activations: must be true for openvino-npu"),
+        (NPU + "[accelerator]\nconfig = 'x'\n", r"are Vela's; openvino-npu has none"),
+        (NPU + "emulator = 'max'\n", r"emulator: only aarch64 is emulated, not x86_64"),
+        (U55 + "precisions = ['fp32', 'int8']\n", r"an Ethos-U computes in int8 only, not fp32, int8"),
+        (U55 + "[accelerator]\nconfig = 'ethos-u55-12'\n", r"called 'ethos-u55-12'; did you mean 'ethos-u55-128'"),
+        (U55 + "[accelerator]\nmemory_mode = ''\n", r"needs system_config and memory_mode"),
+        (U55 + "[engines]\nonnxruntime = '>=1.22'\n", r"is driven by litert only"),
         (BASE + "chain = ['a']\n", r"unknown key 'chain'; use 'extends'"),
         ('extends = "mine"\nname = "mine"\n', r"extends itself"),
         ('extends = "absent"\n', r"unknown profile 'absent'; known are"),
@@ -78,6 +96,17 @@ def test_refuses_with_the_file_the_key_and_what_would_be_right(text: str, says: 
         profile.load(write(tmp_path, text))
 
 
+def test_a_mistake_in_what_is_extended_is_told_under_that_files_name(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('extends = "raspberry-pi-5"\ncores = 0\n')
+    with pytest.raises(ProfileError, match=r"^base\.toml: cores"):
+        profile.load(write(tmp_path, 'extends = "base"\ncores = 2\n'))
+
+
+def test_a_profile_without_a_name_is_called_after_its_file_and_never_after_its_parent(tmp_path: Path) -> None:
+    mine = profile.load(write(tmp_path, 'extends = "raspberry-pi-5"\n'))
+    assert mine.name == mine.chain[0] == "mine"
+
+
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ProfileError, match=r"known are .*raspberry-pi-5"):
         profile.load("raspberry-pi-9")
@@ -87,6 +116,7 @@ def test_this_machines_profile_is_one_that_loads() -> None:
     mine = profile.parse(detect.detect(), "detected.toml")
     assert mine.cores >= 1
     assert mine.engines
+    assert mine.chain[1] == detect.closest_shipped()
     assert set(profile.load(detect.closest_shipped()).isa) <= {*mine.isa, "neon"}
 
 

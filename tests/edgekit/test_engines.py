@@ -1,0 +1,178 @@
+"""One protocol over three runtimes: the same small network gives the same answers through each of them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgekit import engines
+from edgekit.engines import LoadedBundle
+from edgekit.errors import EngineError, EngineMissingError, InputError, ManifestError
+from edgekit.manifest import EngineSpec, Manifest, SelfTest, Step, TensorSpec
+from edgekit.tensors import V2_DTYPES, check_inputs, fits
+
+LINEAR = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
+X = np.array([[1, -2, 3, 0.5]], np.float32)
+EXPECTED = np.maximum(X @ LINEAR, 0)
+# On a CPU with bf16, OpenVINO computes in it unless told otherwise: half a percent off instead of a millionth.
+OPTIONS = {"openvino": {"INFERENCE_PRECISION_HINT": "f32"}}
+
+
+@pytest.fixture(scope="session")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Relu", ["m"], ["y"])],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
+        [numpy_helper.from_array(LINEAR, "w")],
+    )
+    path = tmp_path_factory.mktemp("onnx") / "linear.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.fixture(scope="session")
+def litert_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Converted once a session: loading the converter takes longer than all other tests here."""
+    litert_torch = pytest.importorskip("litert_torch")
+    import torch
+
+    class Linear(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x @ torch.from_numpy(LINEAR))
+
+    path = tmp_path_factory.mktemp("litert") / "linear.tflite"
+    litert_torch.convert(Linear().eval(), (torch.from_numpy(X),)).export(str(path))
+    return path
+
+
+def bindings(path: Path) -> tuple[str, str]:
+    """The names that a LiteRT file gave its only input and output."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path))
+    return interpreter.get_input_details()[0]["name"], interpreter.get_output_details()[0]["name"]
+
+
+def manifest(name: str, model: Path, names: tuple[str, str] = ("", ""), **changes: object) -> Manifest:
+    plain = Manifest(
+        format=1,
+        name="linear",
+        version="1",
+        profile="x86-64-v3",
+        engine=EngineSpec(name, ">=1", model.name, OPTIONS.get(name, {}), threads=1),
+        inputs=(TensorSpec("x", "float32", (1, 4), names[0]),),
+        outputs=(TensorSpec("y", "float32", (1, 3), names[1]),),
+        recipe=f"{name}/fp32",
+        source_sha256="0" * 64,
+        files=(),
+        selftest=SelfTest("i", "s", "a", 1, {}, 0.0),
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+@pytest.fixture(params=["onnxruntime", "openvino", "litert"])
+def loaded(request: pytest.FixtureRequest, onnx_file: Path) -> Iterator[LoadedBundle]:
+    names, model = ("", ""), onnx_file
+    if request.param == "litert":
+        model = request.getfixturevalue("litert_file")
+        names = bindings(model)
+    bundle = LoadedBundle(manifest(request.param, model, names), model.parent)
+    yield bundle
+    bundle.close()
+
+
+def test_every_engine_gives_the_networks_answer_by_public_names(loaded: LoadedBundle) -> None:
+    outputs = loaded.run({"x": X})
+    assert list(outputs) == ["y"]
+    np.testing.assert_allclose(outputs["y"], EXPECTED, rtol=1e-5, atol=1e-6)
+
+
+def test_an_earlier_answer_does_not_change_with_the_next_call(loaded: LoadedBundle) -> None:
+    first = loaded.run({"x": X})["y"]
+    kept = first.copy()
+    loaded.run({"x": X * 5})
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_a_bad_input_never_reaches_an_engine(loaded: LoadedBundle) -> None:
+    with pytest.raises(InputError, match="has shape 4; expected x: float32 1x4"):
+        loaded.run({"x": X[0]})
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "litert"])
+def test_a_file_that_is_no_model_is_an_engine_error(engine: str, tmp_path: Path) -> None:
+    model = tmp_path / "broken.bin"
+    model.write_bytes(b"no model at all")
+    with pytest.raises(EngineError, match=r"cannot load broken\.bin"):
+        LoadedBundle(manifest(engine, model), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "says"),
+    [
+        ({"engine": EngineSpec("tensorrt", ">=1", "m")}, ManifestError, "unknown engine 'tensorrt'"),
+        ({"engine": EngineSpec("onnxruntime", ">=99", "m")}, EngineMissingError, "needs onnxruntime >=99, but"),
+        ({"engine": EngineSpec("onnxruntime", "new", "m")}, ManifestError, "cannot be read"),
+        ({"preprocess": {"x": (Step("warp"),)}}, ManifestError, "'warp' is unknown"),
+        ({"postprocess": (Step("sigmoid", {"output": "z"}),)}, ManifestError, "no output 'z'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_here_is_refused_before_loading(
+    changes: dict, kind: type[Exception], says: str, onnx_file: Path
+) -> None:
+    with pytest.raises(kind, match=says):
+        LoadedBundle(manifest("onnxruntime", onnx_file, **changes), onnx_file.parent)
+
+
+def test_an_unknown_option_value_is_named(onnx_file: Path) -> None:
+    spec = EngineSpec("onnxruntime", ">=1", onnx_file.name, {"graph_optimization_level": "most"})
+    with pytest.raises(EngineError, match=r"'most' is not one of all, extended"):
+        LoadedBundle(manifest("onnxruntime", onnx_file, engine=spec), onnx_file.parent)
+
+
+def test_what_is_installed_is_told_with_versions() -> None:
+    assert set(engines.installed()) == set(engines.ADAPTERS)
+    assert all(version[0].isdigit() for version in engines.installed().values())
+
+
+SPEC = TensorSpec("x", "float32", (1, 4))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({}, "input 'x' is missing; expected x: float32 1x4"),
+        ({"x": X, "y": X}, "unknown input 'y'; this model takes x"),
+        ({"x": X.astype(np.int32)}, "dtype int32"),
+        ({"x": np.float32(1)}, "shape scalar"),
+        ({"x": np.zeros((2, 4), np.float32)}, "shape 2x4"),
+    ],
+)
+def test_inputs_are_refused_with_what_came_and_what_is_expected(inputs: dict, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check_inputs([SPEC], {name: np.asarray(value) for name, value in inputs.items()})
+
+
+def test_float_widths_are_converted_and_memory_made_contiguous() -> None:
+    strided = np.zeros((4, 1), np.float64).T
+    checked = check_inputs([SPEC], {"x": strided})["x"]
+    assert checked.dtype == np.float32
+    assert checked.flags.c_contiguous
+
+
+def test_an_open_dimension_fits_any_size_but_no_other_rank() -> None:
+    spec = TensorSpec("x", "float32", (None, 4))
+    assert fits(spec, (7, 4))
+    assert not fits(spec, (7, 5))
+    assert not fits(spec, (7, 4, 1))
+
+
+def test_every_protocol_type_is_one_of_numpys() -> None:
+    assert all(np.dtype(name) for name in V2_DTYPES)
