@@ -75,10 +75,12 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
             outcome = _judge(bench, loaded, target, options, host)
             results.append(outcome)
             if outcome.picked is None:
-                missed.append(_refuse(bench, outcome, options))
+                missed.append(_refuse(outcome, options))
                 continue
-            for recipe in (outcome.picked, *outcome.alternates):
-                bundles.append(_ship(bench, outcome, outcome.candidate(recipe), host, options))
+            bundles.extend(
+                _ship(bench, outcome, outcome.candidate(recipe), host, options)
+                for recipe in (outcome.picked, *outcome.alternates)
+            )
             if options.strict and outcome.unverified:
                 missed.append(
                     f"{loaded.name}: {', '.join(outcome.unverified)} cannot be verified on this machine (--strict)"
@@ -133,7 +135,7 @@ def _ship(
     folder = options.out
     if item.recipe != outcome.picked:
         folder = options.out / "alternates" / item.recipe.replace("/", "-")
-    written = bundling.write(bench, outcome.profile, outcome.contract, item, host, folder)
+    written = bundling.write(bench, outcome.profile, outcome.contract, item, host, folder=folder)
     predicate = result.evidence(
         outcome,
         item,
@@ -168,7 +170,7 @@ def _notes(bench: Workbench, outcome: ProfileResult, host: Host) -> tuple[str, .
     return tuple(notes)
 
 
-def _refuse(bench: Workbench, outcome: ProfileResult, options: Options) -> str:
+def _refuse(outcome: ProfileResult, options: Options) -> str:
     """Keep the least bad candidate's artifact for a look, and say what is wrong."""
     standing = [item for item in outcome.candidates if item.artifact is not None and item.stands]
     title = f"{outcome.profile.name}: no candidate meets the contract"

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from converters.candidates import Candidate, Host, seen_alone
 from converters.judge import metrics
+from converters.prepare.canonical import largest_gap
 from converters.quantize.recipes import Plan
 from converters.workbench import MIN_GOLDEN, Workbench
 from edgekit import bundle, manifest
@@ -56,11 +58,12 @@ class Written:
 
 
 def write(
-    bench: Workbench, profile: Profile, contract: Contract, item: Candidate, host: Host, folder: Path
+    bench: Workbench, profile: Profile, contract: Contract, item: Candidate, host: Host, *, folder: Path
 ) -> Written:
     """Write the candidate's bundle into `folder`. Raises: BundleError, ToolFailedError."""
     artifact, plan = item.artifact, item.plan
-    assert artifact is not None and item.evaluated is not None
+    assert artifact is not None
+    assert item.evaluated is not None
     chosen = golden(bench)
     files: dict[str, bytes | Path] = {f"model/{path.name}": path for path in artifact.files}
     ours = {name: array[chosen] for name, array in item.evaluated.clean.items()}
@@ -105,7 +108,7 @@ def write(
     return Written(target, digest, target.stat().st_size)
 
 
-def golden(bench: Workbench) -> Array:
+def golden(bench: Workbench) -> NDArray[np.int64]:
     """Indices of the golden samples: the first of the judged half, spread evenly; whole sequences of stateful models."""
     _, half = bench.halves
     sequence = bench.evaluation.sequence
@@ -146,9 +149,9 @@ def _tolerances(
         spec = EngineSpec(
             plan.recipe.engine, plan.versions, item.artifact.model, {**plan.judged_options, **options}, 1
         )
-        other = seen_alone(bench, item, host, environment, ready, spec).outputs
+        other = seen_alone(bench, item, host, environment, samples=ready, spec=spec).outputs
         for name, array in ours.items():
-            gaps[name] = max(gaps[name], float(np.abs(array.astype(np.float64) - other[name]).max(initial=0)))
+            gaps[name] = max(gaps[name], largest_gap(array, other[name]))
     return {name: _tolerance(plan, ours[name], gap) for name, gap in gaps.items()}
 
 

@@ -58,7 +58,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Host:
-    """This machine, and whether what it measures counts for a profile."""
+    """The building machine, and whether what it measures counts for a profile."""
 
     cpu: str
     isa: tuple[str, ...]
@@ -117,7 +117,8 @@ def judged(
 
 def contender(item: Candidate, profile: Profile) -> Contender:
     """What selection needs of a candidate that stands."""
-    assert item.artifact is not None and item.judgement is not None
+    assert item.artifact is not None
+    assert item.judgement is not None
     return Contender(
         recipe=item.recipe,
         engine_rank=list(profile.engines).index(item.plan.recipe.engine),
@@ -139,6 +140,7 @@ def seen_alone(
     item: Candidate,
     host: Host,
     environment: Mapping[str, str],
+    *,
     samples: Samples | None = None,
     spec: EngineSpec | None = None,
 ) -> Seen:
@@ -232,8 +234,8 @@ def _scored(bench: Workbench, contract: Contract, item: Candidate) -> Candidate:
         _rows(bench.reference.clean, half),
         _rows(item.evaluated.clean, half),
         labels,
-        sequence,
-        bench.project.file.data.seed,
+        sequence=sequence,
+        seed=bench.project.file.data.seed,
     )
     judgement = accuracy.judge(figures, limit, parity=item.parity, is_bounded=metric.is_bounded)
     shift = None

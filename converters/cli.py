@@ -116,7 +116,9 @@ def _project(source: str | None, project_file: Path | None, flags: Mapping[str, 
 
 def _table(source: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that were given, as a project file's tables."""
-    shapes = {name: {"shape": _dims(name, text)} for name, text in _pairs("--shape", flags["shapes"]).items()}
+    shapes: dict[str, dict[str, Any]] = {
+        name: {"shape": _dims(name, text)} for name, text in _pairs("--shape", flags["shapes"]).items()
+    }
     for name, dtype in _pairs("--dtype", flags["dtypes"]).items():
         if name not in shapes:
             raise UsageError(f"--dtype {name}={dtype}: give --shape {name}=... too")

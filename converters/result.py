@@ -100,7 +100,8 @@ def evidence(
     assert item.accuracy is not None
     where = host.where(item.plan)
     p50, p95 = latency_figures(item, host)
-    assert p50 is not None and p95 is not None
+    assert p50 is not None
+    assert p95 is not None
     source = Where(cpu=host.cpu, isa=host.isa)
     return BuildEvidence(
         name=name,

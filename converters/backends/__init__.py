@@ -21,7 +21,7 @@ from edgekit.tensors import Array
 
 
 class Unsupported(ToolFailedError):  # noqa: N818  # reads as what it says where it is raised
-    """This engine's converter cannot take this model; the message lists what it lacks."""
+    """An engine's converter cannot take this model; the message lists what it lacks."""
 
     code = "unsupported"
 

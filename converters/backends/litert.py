@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter
 
 from converters.backends import Artifact, Prepared, Unsupported
 from converters.prepare import canonical
@@ -19,7 +20,6 @@ from converters.prepare.quiet import first_line, quietly
 from converters.prepare.source import closed
 from converters.quantize.recipes import Plan
 from edgekit import engines
-from edgekit.engines.litert import Interpreter
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import EngineSpec, TensorSpec
 

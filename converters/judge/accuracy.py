@@ -74,6 +74,7 @@ def compare(
     source: Mapping[str, Array],
     candidate: Mapping[str, Array],
     labels: Array,
+    *,
     sequence: NDArray[np.int64] | None,
     seed: int,
 ) -> Accuracy:

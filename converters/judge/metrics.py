@@ -48,7 +48,7 @@ def _topk(k: int) -> Callable[[Outputs, Array], float]:
     def score(outputs: Outputs, labels: Array) -> float:
         values = first(outputs)
         rows = values.reshape(len(values), -1, values.shape[-1])
-        best = np.argsort(-rows, axis=-1, kind="stable")[..., :k]
+        best = np.argsort(-rows.astype(np.float64), axis=-1, kind="stable")[..., :k]
         wanted = np.asarray(labels).reshape(len(values), -1, 1)
         if wanted.shape[1] != best.shape[1]:
             raise _shape_error(labels, best)
@@ -76,7 +76,7 @@ def _f1_of(found: Array, wanted: Array, cls: int) -> float:
 
 def _rmse(outputs: Outputs, labels: Array) -> float:
     values = first(outputs).astype(np.float64)
-    return float(np.sqrt(np.mean((values - _fitted(labels, values)) ** 2)))
+    return float(np.sqrt(np.mean((values - _fitted(labels, values).astype(np.float64)) ** 2)))
 
 
 def _cosine(outputs: Outputs, labels: Array) -> float:

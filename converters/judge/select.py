@@ -10,6 +10,7 @@ Always true
  4. A difference inside the interval of the paired ratio is no difference: ties go to the smaller artifact.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -148,7 +149,9 @@ def _objection(contender: Contender, contract: Contract, *, accept_uncertain: bo
 
 
 def _fastest(standing: Sequence[Contender], ratios: Mapping[tuple[str, str], Ratio]) -> tuple[Contender, str]:
-    leader = min(standing, key=lambda item: (item.latency_p50_ms, item.size_bytes, item.recipe))
+    leader = min(
+        standing, key=lambda item: (_mean_log_ratio(item, standing, ratios), item.size_bytes, item.recipe)
+    )
     tied = [
         item
         for item in standing
@@ -161,6 +164,14 @@ def _fastest(standing: Sequence[Contender], ratios: Mapping[tuple[str, str], Rat
     best = min([leader, *tied], key=lambda item: (item.size_bytes, item.recipe))
     others = ", ".join(item.recipe for item in (leader, *tied) if item is not best)
     return best, f"as fast as {others} within the measurement, and the smallest"
+
+
+def _mean_log_ratio(
+    contender: Contender, standing: Sequence[Contender], ratios: Mapping[tuple[str, str], Ratio]
+) -> float:
+    """How a contender does against all others, in pairs: negative is faster."""
+    pairs = [ratios.get((contender.recipe, other.recipe)) for other in standing if other is not contender]
+    return sum(math.log(pair.median) for pair in pairs if pair is not None)
 
 
 def _preference(contender: Contender, *, is_int8_faster: bool) -> tuple[int, int, int, str]:

@@ -33,6 +33,6 @@ def _is_signal(array: Array) -> bool:
 def _corrupt(array: Array, random: np.random.Generator) -> Array:
     low, high = float(array.min()), float(array.max())
     noise = random.standard_normal(array.shape) * (float(array.std()) * NOISE)
-    changed = np.clip(array * GAIN + noise, low, high)
+    changed = np.clip(array.astype(np.float64) * GAIN + noise, low, high)
     result: Array = (np.rint(changed) if array.dtype == np.uint8 else changed).astype(array.dtype)
     return result

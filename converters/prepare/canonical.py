@@ -9,6 +9,7 @@ Always true
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +48,12 @@ def canonicalize(source: Source, feeds: Sequence[Feed], folder: Path) -> Canonic
     wanted = [source.reference.run(feed) for feed in feeds]
     if source.onnx_path is not None:
         model = onnx_source.read(source.onnx_path)
-        return _settle(source, model, feeds, wanted, folder, ())
+        return _settle(source, model, feeds, wanted, folder=folder)
     notes: list[str] = []
     for name, export in _EXPORTERS.items():
         try:
-            model = quietly(lambda export=export: export(source))
-            return _settle(source, model, feeds, wanted, folder, tuple(notes))
+            model = quietly(partial(export, source))
+            return _settle(source, model, feeds, wanted, folder=folder, notes=tuple(notes))
         except Exception as error:  # noqa: BLE001  # exporters raise anything; the next one gets its turn
             notes.append(f"{name} failed: {first_line(error)}")
     raise ToolFailedError(f"torch could not be exported to ONNX: {'; '.join(notes)}")
@@ -66,9 +67,13 @@ def parity(wanted: Sequence[Feed], have: Sequence[Feed]) -> float:
         for left, right in zip(wanted, have, strict=True):
             if left[name].shape != right[name].shape or not np.all(np.isfinite(right[name])):
                 return float("inf")
-            gap = float(np.abs(left[name].astype(np.float64) - right[name]).max(initial=0.0))
-            worst = max(worst, gap / max(scale, 1e-12))
+            worst = max(worst, largest_gap(left[name], right[name]) / max(scale, 1e-12))
     return worst
+
+
+def largest_gap(left: Array, right: Array) -> float:
+    """Largest |left - right|; 0 for empty arrays."""
+    return float(np.abs(left.astype(np.float64) - right.astype(np.float64)).max(initial=0.0))
 
 
 def _settle(
@@ -76,8 +81,9 @@ def _settle(
     model: onnx.ModelProto,
     feeds: Sequence[Feed],
     wanted: Sequence[Feed],
+    *,
     folder: Path,
-    notes: tuple[str, ...],
+    notes: tuple[str, ...] = (),
 ) -> Canonical:
     """Apply each step and keep it if the result still agrees with the source."""
     current = _fixed(model, source.inputs, [spec.name for spec in source.outputs])
@@ -90,7 +96,7 @@ def _settle(
     kept = list(notes)
     for name, step in _STEPS.items():
         try:
-            following = quietly(lambda step=step, current=current: step(current))
+            following = quietly(partial(step, current))
             if following is current:
                 continue
             gap = _try(following, source, feeds, wanted, path)

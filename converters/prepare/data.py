@@ -172,7 +172,8 @@ def _parts(text: str, item: Any) -> tuple[dict[str, Any], Any, Any]:
     if isinstance(item, dict):
         return item, None, None
     if isinstance(item, tuple) and 1 <= len(item) <= 3 and isinstance(item[0], dict):
-        return item[0], *(list(item[1:]) + [None, None])[:2]
+        label, sequence = (*item[1:], None, None)[:2]
+        return item[0], label, sequence
     raise DataError(
         f"{text}: gave a {type(item).__name__}; expected {{name: array}}, or a tuple of that,"
         " a label, and a sequence id"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx, without stubs
 
 from converters.prepare.project import Project
 from converters.prepare.source import Source, observed_outputs, open_shapes_error, state_pairs

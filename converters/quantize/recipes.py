@@ -86,7 +86,7 @@ class Plan:
 def plans(profile: Profile) -> list[Plan]:
     """Candidates for a profile, its preferred engine first."""
     accelerator = profile.accelerator.kind if profile.accelerator else None
-    found = [
+    return [
         _plan(profile, recipe, profile.engines[engine])
         for engine in profile.engines
         for recipe in RECIPES.values()
@@ -95,7 +95,6 @@ def plans(profile: Profile) -> list[Plan]:
         and (not recipe.isa or set(recipe.isa) & set(profile.isa))
         and accelerator in recipe.accelerators
     ]
-    return found
 
 
 def threads_for(profile: Profile) -> int:
