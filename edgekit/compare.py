@@ -48,6 +48,10 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Ch
 
 def _fields(manifest: Manifest) -> dict[str, Any]:
     plain = msgspec.to_builtins(manifest)
+    plain["preprocess"] = {
+        name: [step.describe() for step in steps] for name, steps in manifest.preprocess.items()
+    }
+    plain["postprocess"] = [step.describe() for step in manifest.postprocess]
     return dict(_flat("", {key: value for key, value in plain.items() if key not in _APART}))
 
 

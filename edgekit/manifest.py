@@ -83,6 +83,9 @@ class Step(msgspec.Struct, frozen=True):
     op: str
     args: dict[str, Any] = {}
 
+    def describe(self) -> str:
+        return f"{self.op}({', '.join(f'{key}={value}' for key, value in self.args.items())})"
+
 
 class Contract(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the bundle must meet; `None` is no limit. `max_accuracy_drop` is absolute, in the harmful direction."""

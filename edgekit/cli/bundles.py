@@ -172,10 +172,10 @@ def _figure(figure: Figure) -> str:
 
 
 def _steps(steps: Sequence[Step]) -> str:
-    return " → ".join(
-        f"{step.op}({', '.join(f'{key}={value}' for key, value in step.args.items())})" for step in steps
-    )
+    return " → ".join(step.describe() for step in steps)
 
 
 def _cell(value: Any) -> str:
-    return "-" if value is None else str(value)
+    """A value for a table; `--json` has it whole."""
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 160 else f"{text[:159]}…"

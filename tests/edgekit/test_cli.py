@@ -215,6 +215,16 @@ def test_diff_tells_of_tensors_that_come_go_and_change(maker) -> None:
     }
 
 
+def test_diff_words_changed_steps(maker) -> None:
+    from edgekit.compare import difference
+
+    before = maker.manifest({})
+    after = msgspec.structs.replace(before, preprocess={"image": (Step("cast", {"dtype": "float32"}),)})
+    (change,) = difference(before, after).fields
+    assert change.what == "preprocess.image"
+    assert change.after == ["cast(dtype=float32)"]
+
+
 @pytest.mark.parametrize("command", [inspect, verify, diff, run])
 def test_a_damaged_bundle_is_refused_by_every_command(command, good: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.edgekit"
