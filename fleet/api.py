@@ -1,0 +1,197 @@
+"""REST bodies of `/api/v1`, shared by the service and its client.
+
+Rules travel as the text that a person wrote (`to`, `stages`, `gates`, durations): only the service parses them, so
+that a client never disagrees with it about what they mean.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edgekit.manifest import Name
+from edgekit.wire.enrolment import DeviceId
+
+Text = Annotated[str, Meta(max_length=500)]
+Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+OnViolation = Literal["rollback", "pause", "abort"]
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True):
+    error: ErrorBody
+
+
+class NewDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /devices`: a device that may enrol once; the answer is its `EnrolmentFile`."""
+
+    device: DeviceId
+    deployments: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=32)]
+    labels: dict[Label, Label] = {}
+
+
+class DeploymentView(msgspec.Struct, frozen=True):
+    """One deployment of a device: what it should run and what it runs, as `NAME@VERSION`."""
+
+    should_run: str = ""
+    should_digest: str = ""
+    runs: str = ""
+    runs_digest: str = ""
+    state: str = ""
+    reason: str = ""
+    because: str = ""
+
+
+class DeviceView(msgspec.Struct, frozen=True):
+    device: str
+    profile: str
+    labels: dict[str, str]
+    enrolled: bool
+    online: bool
+    is_duplicate: bool
+    agent_version: str
+    last_seen: datetime | None
+    order_counter: int
+    reported_counter: int
+    refused: str
+    deployments: dict[str, DeploymentView]
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """`GET /devices/ID/explain`: sentences, most important first."""
+
+    device: DeviceView
+    lines: tuple[str, ...]
+
+
+class NewBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /bundles` after its file was uploaded; both members are JSON documents as text."""
+
+    envelope: str
+    evidence: str | None = None
+
+
+class BundleView(msgspec.Struct, frozen=True):
+    name: str
+    version: str
+    profile: str
+    sha256: str
+    length: int
+    engine: str
+    published: datetime
+    has_evidence: bool
+
+
+class PublishAnswer(msgspec.Struct, frozen=True):
+    bundle: BundleView
+    was_there: bool
+
+
+class ReleaseView(msgspec.Struct, frozen=True):
+    name: str
+    version: str
+    published: datetime
+    bundles: tuple[BundleView, ...]
+
+
+class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /rollouts`. Empty `stages` and `holdback` mean the defaults that the plan then states in words."""
+
+    release: Text
+    to: Text
+    stages: Text = ""
+    soak: Text = "30m"
+    gates: tuple[Text, ...] = ()
+    on_violation: OnViolation = "rollback"
+    deadline: Text = "10m"
+    finish_by: Text = "2d"
+    holdback: Text = ""
+    deployment: Text = ""
+    probation: Text = ""
+    dry_run: bool = False
+
+
+class Ineligible(msgspec.Struct, frozen=True):
+    device: str
+    reason: str
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a rollout would do, before it does anything."""
+
+    release: str
+    deployment: str
+    eligible: dict[str, tuple[str, ...]]
+    ineligible: tuple[Ineligible, ...]
+    stages: tuple[str, ...]
+    gates: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class GateView(msgspec.Struct, frozen=True):
+    gate: str
+    outcome: str
+    words: str
+
+
+class MemberView(msgspec.Struct, frozen=True):
+    device: str
+    profile: str
+    stage: int | None
+    state: str
+    reason: str
+    previous: str
+
+
+class RolloutView(msgspec.Struct, frozen=True):
+    id: str
+    release: str
+    deployment: str
+    to: str
+    status: str
+    reason: str
+    stage: int
+    stages: tuple[str, ...]
+    counts: dict[str, int]
+    gates: tuple[GateView, ...]
+    members: tuple[MemberView, ...]
+    created: datetime
+    soak_ends: datetime | None
+
+
+class RolloutAnswer(msgspec.Struct, frozen=True):
+    """`rollout` is absent after a dry run."""
+
+    plan: Plan
+    rollout: RolloutView | None = None
+
+
+class FleetView(msgspec.Struct, frozen=True):
+    """`GET /status`: the service at a glance. `dropped` counts messages that were refused, by reason."""
+
+    fleet: str
+    is_frozen: bool
+    broker: str
+    is_connected: bool
+    devices: int
+    online: int
+    active_rollouts: int
+    dropped: dict[str, int]
+
+
+class KeysView(msgspec.Struct, frozen=True):
+    """Public halves only, key id → hex."""
+
+    fleet: str
+    order_keys: dict[str, str]
+    publisher_keys: dict[str, str]
+
+
+class Freeze(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    is_frozen: bool
+    reason: Text = ""

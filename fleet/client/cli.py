@@ -1,0 +1,274 @@
+"""`edgekit fleet`: the commands of a fleet's operator. Parse, call one method, render; no rule lives here."""
+
+import importlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from edgekit.errors import UsageError
+from fleet import api
+from fleet.client import config, publishing, render
+from fleet.client.options import connected, with_fleet
+from fleet.client.rollout_cli import rollout
+
+# Commands that need the service's packages: loaded only when called.
+_LAZY: Mapping[str, tuple[str, str]] = {
+    "up": ("fleet.server.cli:up", "Start the broker and the fleet service; Ctrl-C stops both."),
+}
+
+EPILOG = """\b
+Examples:
+  edgekit fleet up --state fleet-state
+  export EDGEKIT_FLEET=fleet-state
+  edgekit fleet enroll roof-1 --label site=lab --deployment digits --out roof-1.json
+  edgekit fleet publish dist/*.edgekit
+  edgekit fleet rollout start digits@1.0.0 --to 'site=lab' --stages 1,100% --gate 'error_rate < 1%'
+  edgekit fleet device explain roof-1
+"""
+
+
+class FleetGroup(click.Group):
+    """A group of which some commands are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*_LAZY, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _LAZY:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = _LAZY[cmd_name][0].partition(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"'edgekit fleet {cmd_name}' needs {error.name}; install it with: pip install 'edgekit[fleet]'"
+            ) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, summary) for name, (_, summary) in _LAZY.items()]
+        rows += [(name, self.commands[name].get_short_help_str(80)) for name in super().list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=FleetGroup, epilog=EPILOG)
+def fleet() -> None:
+    """Run the fleet service; enrol devices, publish bundles, roll out."""
+
+
+fleet.add_command(rollout)
+
+
+@fleet.command(
+    epilog="\b\nExample:\n  edgekit fleet enroll roof-1 --label site=lab --deployment digits --out roof-1.json"
+)
+@click.argument("device")
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label to select by; repeatable."
+)
+@click.option(
+    "--deployment",
+    "deployments",
+    multiple=True,
+    required=True,
+    help="A model slot of the device; repeatable.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Where to write the enrolment file."
+)
+@with_fleet
+def enroll(
+    *,
+    device: str,
+    labels: tuple[str, ...],
+    deployments: tuple[str, ...],
+    out: Path,
+    place: str | None,
+    as_json: bool,
+) -> None:
+    """Write the file by which DEVICE joins, with a token that works once."""
+    if out.exists():
+        raise UsageError(f"{out}: exists already; remove it or choose another name")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent}: there is no such folder")
+    wanted = api.NewDevice(device=device, labels=_labels(labels), deployments=deployments)
+    with connected(place) as client:
+        file = client.enroll(wanted)
+    out.touch(mode=0o600, exist_ok=False)
+    out.write_bytes(msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n")
+    if as_json:
+        render.show_json(
+            {"device": device, "file": str(out), "labels": file.labels, "deployments": file.deployments}
+        )
+    else:
+        click.echo(f"{out}: carry it to {device} and run there: edgekit agent run --enrol {out.name}")
+
+
+def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value):
+            raise UsageError(f"--label {pair!r}: write KEY=VALUE, e.g. site=lab")
+        labels[key] = value
+    return labels
+
+
+@fleet.command()
+@with_fleet
+def devices(*, place: str | None, as_json: bool) -> None:
+    """List devices: what each should run and what it runs."""
+    with connected(place) as client:
+        found = client.devices()
+    if as_json:
+        render.show_json(found)
+    elif found:
+        render.show(render.devices(found))
+    else:
+        click.echo("no devices yet; 'edgekit fleet enroll DEVICE …' adds one")
+
+
+@fleet.group()
+def device() -> None:
+    """One device."""
+
+
+@device.command()
+@click.argument("device")
+@with_fleet
+def explain(*, device: str, place: str | None, as_json: bool) -> None:
+    """What DEVICE should run, what it runs, and why not."""
+    with connected(place) as client:
+        found = client.explain(device)
+    if as_json:
+        render.show_json(found)
+    else:
+        click.echo(
+            "\n".join((f"{found.device.device} ({found.device.profile or 'no profile yet'})", *found.lines))
+        )
+
+
+@fleet.command()
+@with_fleet
+def releases(*, place: str | None, as_json: bool) -> None:
+    """List releases and their bundles."""
+    with connected(place) as client:
+        found = client.releases()
+    if as_json:
+        render.show_json(found)
+    elif found:
+        render.show(render.releases(found))
+    else:
+        click.echo("no releases yet; 'edgekit fleet publish BUNDLE…' adds one")
+
+
+@fleet.command(epilog="\b\nExample:\n  edgekit fleet publish dist/*.edgekit")
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Publisher key; that of the state folder unless set.",
+)
+@with_fleet
+def publish(*, bundles: tuple[Path, ...], key: Path | None, place: str | None, as_json: bool) -> None:
+    """Check BUNDLES, sign them here, and upload them with their evidence."""
+    access = config.find(place)
+    if key is None:
+        if access.folder is None:
+            raise UsageError("which publisher key? give --key FILE")
+        key = access.folder / "keys" / "publisher.key"
+    answers = []
+    with connected(place) as client:
+        checked = publishing.check(client, bundles)
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        ) as progress:
+            for found in checked:
+                task = progress.add_task(found.bundle.manifest.title, total=found.bundle.size_bytes)
+                answers.append(publishing.publish(client, found, key, partial(progress.advance, task)))
+    if as_json:
+        render.show_json(answers)
+        return
+    for answer in answers:
+        what = f"{answer.bundle.name}@{answer.bundle.version} for {answer.bundle.profile}"
+        done = "was published already, nothing changed" if answer.was_there else "published"
+        evidence = "" if answer.bundle.has_evidence else " (without evidence: no file beside the bundle)"
+        click.echo(f"{what}: {done}, sha256 {answer.bundle.sha256[:12]}…{evidence}")
+
+
+@fleet.command()
+@with_fleet
+def status(*, place: str | None, as_json: bool) -> None:
+    """The service at a glance."""
+    with connected(place) as client:
+        found = client.status()
+    if as_json:
+        render.show_json(found)
+        return
+    broker = "connected" if found.is_connected else "NOT connected"
+    click.echo(
+        f"{found.fleet}: {found.online} of {found.devices} devices online, {found.active_rollouts} active rollouts"
+    )
+    click.echo(f"broker {found.broker}: {broker}" + ("; FROZEN" if found.is_frozen else ""))
+    for reason, count in found.dropped.items():
+        click.echo(f"dropped {count} messages: {reason}")
+
+
+@fleet.group()
+def keys() -> None:
+    """The fleet's keys."""
+
+
+@keys.command("show")
+@with_fleet
+def show_keys(*, place: str | None, as_json: bool) -> None:
+    """Show the public halves: key id and ed25519 key in hex."""
+    with connected(place) as client:
+        found = client.keys()
+    if as_json:
+        render.show_json(found)
+        return
+    click.echo(f"fleet {found.fleet}")
+    for kind, table in (("order", found.order_keys), ("publisher", found.publisher_keys)):
+        for keyid, public in table.items():
+            click.echo(f"{kind:<10} {keyid}  {public}")
+
+
+@fleet.command()
+@click.option("--reason", default="", help="For the audit log.")
+@with_fleet
+def freeze(*, reason: str, place: str | None, as_json: bool) -> None:
+    """Stop everything: no rollout starts, moves on or is judged until unfrozen."""
+    _freeze(place, reason, is_frozen=True, as_json=as_json)
+
+
+@fleet.command()
+@click.option("--reason", default="", help="For the audit log.")
+@with_fleet
+def unfreeze(*, reason: str, place: str | None, as_json: bool) -> None:
+    """Let rollouts go on."""
+    _freeze(place, reason, is_frozen=False, as_json=as_json)
+
+
+def _freeze(place: str | None, reason: str, *, is_frozen: bool, as_json: bool) -> None:
+    with connected(place) as client:
+        found = client.freeze(is_frozen=is_frozen, reason=reason)
+    if as_json:
+        render.show_json(found)
+    else:
+        click.echo(
+            f"{found.fleet} is frozen; orders already out are followed"
+            if is_frozen
+            else f"{found.fleet} goes on"
+        )

@@ -1,0 +1,51 @@
+"""Where the fleet is: `--fleet DIR|client.toml`, or EDGEKIT_FLEET, or EDGEKIT_FLEET_URL with EDGEKIT_FLEET_TOKEN."""
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.errors import UsageError
+
+FLEET = "EDGEKIT_FLEET"
+URL = "EDGEKIT_FLEET_URL"
+TOKEN = "EDGEKIT_FLEET_TOKEN"  # noqa: S105  # the name of a variable, not a secret
+
+
+@dataclass(frozen=True)
+class Access:
+    """`folder` is the service's state folder where the client file lies in one, for its publisher key."""
+
+    url: str
+    token: str
+    folder: Path | None = None
+
+
+def find(given: str | None) -> Access:
+    """Raises: UsageError if nothing says where the fleet is, or the file cannot be used."""
+    place = given or os.environ.get(FLEET)
+    if place:
+        return _read(Path(place))
+    url, token = os.environ.get(URL), os.environ.get(TOKEN)
+    if url and token:
+        return Access(url.rstrip("/"), token)
+    raise UsageError(
+        f"which fleet? give --fleet DIR (the --state folder of 'edgekit fleet up', or its client.toml), "
+        f"or set {FLEET}, or {URL} and {TOKEN}"
+    )
+
+
+def _read(place: Path) -> Access:
+    path = place / "client.toml" if place.is_dir() else place
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot be read ({error.strerror}); 'edgekit fleet up --state DIR' writes it"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML: {error}") from error
+    url, token = table.get("url"), table.get("token")
+    if not isinstance(url, str) or not isinstance(token, str):
+        raise UsageError(f"{path}: needs 'url' and 'token', as 'edgekit fleet up' writes them")
+    return Access(url.rstrip("/"), token, path.parent)

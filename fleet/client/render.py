@@ -1,0 +1,164 @@
+"""How answers look: JSON on stdout for machines, tables for people."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from fleet import api
+
+_COLOURS = {
+    "completed": "green",
+    "succeeded": "green",
+    "satisfied": "green",
+    "running": "cyan",
+    "paused": "yellow",
+    "inconclusive": "yellow",
+    "waiting": "dim",
+    "pending": "dim",
+}
+_MOVING = {"notified", "fetching", "staged", "probation", "rolling_back", "aborting"}
+
+
+def show_json(value: Any) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def show_json_line(value: Any) -> None:
+    click.echo(msgspec.json.encode(value).decode())
+
+
+def show(renderable: RenderableType) -> None:
+    Console().print(renderable, highlight=False)
+
+
+def coloured(state: str) -> str:
+    colour = _COLOURS.get(state, "cyan" if state in _MOVING else "red")
+    return f"[{colour}]{escape(state)}[/{colour}]"
+
+
+def devices(found: Iterable[api.DeviceView]) -> Table:
+    table = _table("device", "profile", "", "deployment", "should run", "runs", "state", "labels")
+    for device in found:
+        where = "not enrolled" if not device.enrolled else "online" if device.online else "offline"
+        labels = ", ".join(f"{k}={v}" for k, v in device.labels.items() if k not in ("device", "profile"))
+        first = True
+        for name, deployment in device.deployments.items() or {"": api.DeploymentView()}.items():
+            state = deployment.state + (f" ({deployment.reason})" if deployment.reason else "")
+            table.add_row(
+                *((device.device, device.profile, where) if first else ("", "", "")),
+                name,
+                deployment.should_run,
+                deployment.runs,
+                escape(state),
+                labels if first else "",
+            )
+            first = False
+    return table
+
+
+def releases(found: Iterable[api.ReleaseView]) -> Table:
+    table = _table("release", "profile", "engine", "size", "sha256", "evidence", "published")
+    for release in found:
+        for bundle in release.bundles:
+            table.add_row(
+                f"{release.name}@{release.version}",
+                bundle.profile,
+                bundle.engine,
+                f"{bundle.length / 1e6:.2f} MB",
+                bundle.sha256[:12],
+                "yes" if bundle.has_evidence else "no",
+                f"{bundle.published:%Y-%m-%d %H:%M}",
+            )
+    return table
+
+
+def plan(found: api.Plan) -> Group:
+    """What a rollout would do, before the button."""
+    total = sum(len(names) for names in found.eligible.values())
+    lines = [
+        f"[bold]{found.release}[/bold] to deployment {found.deployment}",
+        f"[bold]eligible[/bold] {total}",
+    ]
+    for profile, names in found.eligible.items():
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        lines.append(f"  {profile}: {len(names)} ({escape(shown)})")
+    if found.ineligible:
+        lines.append(f"[bold]not eligible[/bold] {len(found.ineligible)}")
+        reasons: dict[str, list[str]] = {}
+        for item in found.ineligible:
+            reasons.setdefault(item.reason, []).append(item.device)
+        for reason, those in sorted(reasons.items(), key=lambda entry: -len(entry[1])):
+            lines.append(f"  {escape(reason)}: {len(those)} ({escape(', '.join(those[:4]))})")
+    lines.append(f"[bold]stages[/bold] {' → '.join(found.stages)}")
+    lines.append("[bold]gates[/bold]")
+    lines += [f"  {escape(words)}" for words in found.gates]
+    lines += [f"[dim]{escape(note)}[/dim]" for note in found.notes]
+    return Group(*(Text.from_markup(line) for line in lines))
+
+
+def rollouts(found: Iterable[api.RolloutView]) -> Table:
+    table = _table("id", "release", "to", "status", "stage", "devices", "reason")
+    for rollout in found:
+        table.add_row(
+            rollout.id,
+            rollout.release,
+            escape(rollout.to),
+            coloured(rollout.status),
+            f"{rollout.stage} of {len(rollout.stages)}",
+            counts(rollout),
+            escape(rollout.reason),
+        )
+    return table
+
+
+def counts(rollout: api.RolloutView) -> str:
+    return ", ".join(f"{count} {state}" for state, count in sorted(rollout.counts.items()))
+
+
+def rollout(found: api.RolloutView, *, most: int = 20) -> Group:
+    """One rollout in full; at most `most` devices are listed."""
+    head = f"[bold]{found.id}[/bold] {found.release} to {escape(found.to)}: {coloured(found.status)}"
+    stage = f"stage {found.stage} of {len(found.stages)} ({found.stages[max(0, found.stage - 1)]})"
+    soak = f", soak ends {found.soak_ends:%H:%M:%S} UTC" if found.soak_ends else ""
+    gates = _table("gate", "verdict", "")
+    for gate in found.gates:
+        gates.add_row(escape(gate.gate), coloured(gate.outcome), escape(gate.words))
+    members = _table("device", "profile", "stage", "state", "before", "reason")
+    for member in found.members[:most]:
+        stage_text = str(member.stage) if member.stage is not None else ""
+        members.add_row(
+            member.device,
+            member.profile,
+            stage_text,
+            coloured(member.state),
+            member.previous,
+            escape(member.reason),
+        )
+    parts: list[RenderableType] = [Text.from_markup(head), Text.from_markup(stage + soak)]
+    if found.reason:
+        parts.append(Text.from_markup(f"[bold]why[/bold] {escape(found.reason)}"))
+    if found.gates:
+        parts.append(gates)
+    parts.append(members)
+    if len(found.members) > most:
+        parts.append(Text(f"and {len(found.members) - most} more devices: {counts(found)}"))
+    return Group(*parts)
+
+
+def line(found: api.RolloutView) -> str:
+    """One line for a log."""
+    why = f" · {found.reason}" if found.reason else ""
+    return f"{found.id} {found.status}, stage {found.stage} of {len(found.stages)}: {counts(found)}{why}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table

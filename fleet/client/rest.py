@@ -1,0 +1,122 @@
+"""The REST client: one method per thing a person does. Errors of the service come back as the same classes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+
+from edgekit import errors
+from edgekit.errors import EdgeKitError, FleetError
+from edgekit.wire.enrolment import EnrolmentFile
+from fleet import api
+from fleet.client.config import Access
+
+T = TypeVar("T")
+CHUNK_BYTES = 1 << 20
+_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+# The service's error classes by their `code`, so that a command ends with the right exit code.
+_BY_CODE = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, EdgeKitError) and "code" in vars(kind)
+}
+
+
+class Client:
+    """Talks to one fleet service."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._http = httpx.Client(
+            base_url=f"{access.url}/api/v1",
+            headers={"Authorization": f"Bearer {access.token}"},
+            timeout=_TIMEOUT,
+            # The service is where the file says; a proxy set for the web has no part in it.
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def status(self) -> api.FleetView:
+        return self._call("GET", "/status", api.FleetView)
+
+    def keys(self) -> api.KeysView:
+        return self._call("GET", "/keys", api.KeysView)
+
+    def freeze(self, *, is_frozen: bool, reason: str) -> api.FleetView:
+        return self._call("POST", "/freeze", api.FleetView, api.Freeze(is_frozen, reason))
+
+    def enroll(self, device: api.NewDevice) -> EnrolmentFile:
+        return self._call("POST", "/devices", EnrolmentFile, device)
+
+    def devices(self) -> list[api.DeviceView]:
+        return self._call("GET", "/devices", list[api.DeviceView])
+
+    def explain(self, device: str) -> api.Explanation:
+        return self._call("GET", f"/devices/{device}/explain", api.Explanation)
+
+    def releases(self) -> list[api.ReleaseView]:
+        return self._call("GET", "/releases", list[api.ReleaseView])
+
+    def bundle(self, name: str, version: str, profile: str) -> api.BundleView:
+        """Raises: NotFoundError if it is not published."""
+        return self._call("GET", f"/bundles/{name}/{version}/{profile}", api.BundleView)
+
+    def upload(self, path: Path, sha256: str, progress: Callable[[int], None]) -> None:
+        """Send a bundle file; `progress` gets the number of bytes of each piece."""
+
+        def pieces() -> Iterator[bytes]:
+            with path.open("rb") as stream:
+                while piece := stream.read(CHUNK_BYTES):
+                    yield piece
+                    progress(len(piece))
+
+        self._send("PUT", f"/uploads/{sha256}", content=pieces())
+
+    def register(self, bundle: api.NewBundle) -> api.PublishAnswer:
+        return self._call("POST", "/bundles", api.PublishAnswer, bundle)
+
+    def start(self, rollout: api.NewRollout) -> api.RolloutAnswer:
+        return self._call("POST", "/rollouts", api.RolloutAnswer, rollout)
+
+    def rollouts(self) -> list[api.RolloutView]:
+        return self._call("GET", "/rollouts", list[api.RolloutView])
+
+    def rollout(self, rollout_id: str) -> api.RolloutView:
+        return self._call("GET", f"/rollouts/{rollout_id}", api.RolloutView)
+
+    def turn(self, rollout_id: str, verb: str) -> api.RolloutView:
+        return self._call("POST", f"/rollouts/{rollout_id}/{verb}", api.RolloutView)
+
+    def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
+        content = msgspec.json.encode(body) if body is not None else None
+        response = self._send(method, path, content=content)
+        try:
+            return msgspec.json.decode(response.content, type=kind)
+        except msgspec.DecodeError as error:
+            raise FleetError(
+                f"{self._access.url} answered {method} {path} with something this client does not understand ({error}); "
+                "are both the same version of EdgeKit?"
+            ) from error
+
+    def _send(self, method: str, path: str, content: bytes | Iterator[bytes] | None) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, content=content)
+        except httpx.HTTPError as error:
+            raise FleetError(
+                f"the fleet at {self._access.url} cannot be reached ({error}); is 'edgekit fleet up' running?"
+            ) from error
+        if response.is_success:
+            return response
+        raise _error_of(response)
+
+
+def _error_of(response: httpx.Response) -> EdgeKitError:
+    try:
+        found = msgspec.json.decode(response.content, type=api.ErrorAnswer).error
+    except msgspec.DecodeError:
+        return FleetError(f"the fleet answered {response.status_code} {response.reason_phrase}")
+    return _BY_CODE.get(found.code, FleetError)(found.message)

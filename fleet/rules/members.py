@@ -1,0 +1,150 @@
+"""One device in a rollout: what its reports mean for where it stands.
+
+Always true
+ 1. Only what a device says of the order it was given counts; words of before the order are of another life.
+ 2. Succeeded = the ordered digest is loaded *and* committed. A device that arrives late has still arrived.
+ 3. The deadline runs from the moment the device accepted the order; before that only time spent online counts.
+"""
+
+from datetime import datetime, timedelta
+
+import msgspec
+
+from edgekit.wire.messages import DeploymentReport
+from edgekit.wire.states import FLEET_STATE, AgentState, FleetState
+
+# (enrolment, incarnation, seq): orders the messages of a device.
+Seen = tuple[int, int, int]
+
+INSTALL_FAILURES = frozenset({FleetState.FAILED, FleetState.REJECTED, FleetState.ROLLED_BACK})
+BAD = INSTALL_FAILURES | {FleetState.TIMED_OUT, FleetState.DIVERGED}
+SETTLED = BAD | {FleetState.SUCCEEDED}
+MOVING = frozenset({FleetState.NOTIFIED, FleetState.FETCHING, FleetState.STAGED, FleetState.PROBATION})
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A selected device. `target` and `previous` are digests; `order_counter` 0 means that it was not told anything.
+
+    `is_held` devices move in the closing stage only. `is_excused`: it failed, and the operator resumed all the same.
+    """
+
+    device: str
+    profile: str
+    key: str
+    target: str
+    previous: str | None
+    previous_title: str
+    is_held: bool = False
+    state: FleetState = FleetState.PENDING
+    reason: str = ""
+    stage: int | None = None
+    order_counter: int = 0
+    ordered_at: datetime | None = None
+    notified_at: datetime | None = None
+    online_since: datetime | None = None
+    seen: Seen = (-1, -1, -1)
+    refused_before: str = ""
+    is_excused: bool = False
+    is_returning: bool = False
+
+    @property
+    def is_online(self) -> bool:
+        return self.online_since is not None
+
+    @property
+    def is_reachable(self) -> bool:
+        """A device that accepted its order must settle; one that never heard of it must be online to count."""
+        return self.is_online or self.notified_at is not None
+
+
+class Word(msgspec.Struct, frozen=True):
+    """The newest that is known of a device: its connection, and its self-description if there is one."""
+
+    device: str
+    is_online: bool
+    seen: Seen = (-1, -1, -1)
+    order_counter: int = 0
+    deployments: dict[str, DeploymentReport] = {}
+    refused: str = ""
+
+
+def is_settled(member: Member) -> bool:
+    return member.state in SETTLED
+
+
+def hear(member: Member, word: Word, deployment: str, now: datetime) -> Member:
+    """The member after this word; the very same object if nothing changed."""
+    if word.is_online != member.is_online:
+        member = msgspec.structs.replace(member, online_since=now if word.is_online else None)
+    if word.seen <= member.seen:
+        return member
+    member = msgspec.structs.replace(member, seen=word.seen)
+    if not member.order_counter:
+        return msgspec.structs.replace(member, refused_before=word.refused)
+    if word.order_counter < member.order_counter:
+        return _not_followed(member, word)
+    if member.notified_at is None:
+        member = msgspec.structs.replace(member, notified_at=now)
+    report = word.deployments.get(deployment)
+    if member.is_returning:
+        return _returned(member, report)
+    state, reason = _state_of(member, report)
+    if member.state is state and member.reason == reason:
+        return member
+    return msgspec.structs.replace(member, state=state, reason=reason)
+
+
+def time_out(member: Member, now: datetime, deadline_s: float) -> Member:
+    """The member after its deadline, if that has passed (rule 3)."""
+    if not member.order_counter or is_settled(member):
+        return member
+    deadline = timedelta(seconds=deadline_s)
+    if member.notified_at is not None:
+        if now < member.notified_at + deadline:
+            return member
+        why = f"did not finish in time (last seen {member.state})"
+    else:
+        if member.online_since is None or member.ordered_at is None:
+            return member
+        if now < max(member.online_since, member.ordered_at) + deadline:
+            return member
+        why = "online, but never accepted the order (deaf)"
+    return msgspec.structs.replace(member, state=FleetState.TIMED_OUT, reason=why)
+
+
+def _not_followed(member: Member, word: Word) -> Member:
+    """It has not accepted the order. A refusal that it did not report before the order is about this order."""
+    if member.is_returning or is_settled(member) or word.refused in ("", member.refused_before):
+        return member
+    return msgspec.structs.replace(member, state=FleetState.REJECTED, reason=word.refused)
+
+
+def _returned(member: Member, report: DeploymentReport | None) -> Member:
+    """Going back: done when it runs its previous bundle again, or nothing where there was nothing."""
+    loaded = report.digest if report else None
+    if loaded != member.previous:
+        return member
+    return msgspec.structs.replace(member, state=FleetState.ROLLED_BACK, is_returning=False)
+
+
+def _state_of(member: Member, report: DeploymentReport | None) -> tuple[FleetState, str]:
+    before = (member.state, member.reason)
+    if report is None:
+        return before if member.state is not FleetState.PENDING else (FleetState.NOTIFIED, "")
+    if report.digest == report.committed == member.target:
+        return FleetState.SUCCEEDED, ""
+    if member.state is FleetState.SUCCEEDED:
+        has_left = report.state is AgentState.DIVERGED or report.digest not in (None, member.target)
+        return (FleetState.DIVERGED, report.reason or "left the release again") if has_left else before
+    if member.state in BAD and member.state is not FleetState.TIMED_OUT:
+        return before
+    if report.ordered not in (None, member.target):
+        return before
+    if report.state is AgentState.IDLE and report.reason and report.ordered == member.target:
+        # It tried and is at rest again without the bundle: what it tried last says which kind of failure.
+        went_far = member.state is FleetState.PROBATION
+        return FleetState.ROLLED_BACK if went_far else FleetState.FAILED, report.reason
+    state = FLEET_STATE[report.state]
+    if member.state is FleetState.TIMED_OUT and state not in BAD:
+        return before
+    return state, report.reason if state in BAD else ""

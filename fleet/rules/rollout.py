@@ -1,0 +1,382 @@
+"""The rollout machine: which device may move, and when the next stage opens.
+
+Pure: state and event in, new state and effects out; the caller supplies the time, signs and sends.
+
+Always true
+ 1. A device is told to move to the release only if it was selected and its key lies within the open stage's threshold.
+ 2. A stage opens only after every gate of the stage before it is satisfied *and* its soak time is over.
+ 3. A device counts as succeeded only after it reported the release's digest as loaded and committed.
+ 4. Missing data never satisfies a gate: inconclusive waits for at most twice the soak, then the rollout pauses.
+ 5. A device that is offline counts as neither success nor failure and holds nobody up.
+ 6. The same event twice, or an older report after a newer one, changes nothing.
+"""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+from edgekit.wire.states import FleetState
+from fleet.rules import stages
+from fleet.rules.cohorts import Cohorts
+from fleet.rules.gates import Gate, Outcome, Verdict
+from fleet.rules.judge import FIRST_DEVICES, Tally, judge
+from fleet.rules.members import (
+    BAD,
+    INSTALL_FAILURES,
+    Member,
+    Word,
+    hear,
+    is_settled,
+    time_out,
+)
+from fleet.rules.stages import Stage
+
+
+class Status(StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    ROLLING_BACK = "rolling_back"
+    ABORTING = "aborting"
+    COMPLETED = "completed"
+    ROLLED_BACK = "rolled_back"
+    ABORTED = "aborted"
+
+
+ACTIVE = frozenset({Status.RUNNING, Status.PAUSED, Status.ROLLING_BACK, Status.ABORTING})
+RETURNING = {Status.ROLLING_BACK: Status.ROLLED_BACK, Status.ABORTING: Status.ABORTED}
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """What the operator asked for, parsed."""
+
+    name: str
+    version: str
+    deployment: str
+    selector: str
+    stages: tuple[Stage, ...]
+    gates: tuple[Gate, ...]
+    soak_s: float
+    on_violation: Literal["rollback", "pause", "abort"]
+    deadline_s: float
+    finish_by_s: float
+    probation_s: float | None = None
+
+
+class Rollout(msgspec.Struct, frozen=True):
+    """`thresholds` are the open stage's, per profile; data counts from `judged_from`; `soak_from` is None until
+    the stage's reachable devices have settled.
+    """
+
+    id: int
+    spec: Spec
+    members: dict[str, Member]
+    created_at: datetime
+    status: Status = Status.RUNNING
+    stage: int = -1
+    thresholds: dict[str, str] = {}
+    stage_opened_at: datetime | None = None
+    judged_from: datetime | None = None
+    soak_from: datetime | None = None
+    turned_at: datetime | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"r{self.id}"
+
+    @property
+    def current(self) -> Stage:
+        return self.spec.stages[max(0, self.stage)]
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time passed; what the fleet knows of both cohorts. Not sent while the fleet is frozen or cannot hear."""
+
+    data: Cohorts
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """What devices last said, and whether they are connected."""
+
+    words: tuple[Word, ...]
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """Devices that became eligible after the start."""
+
+    members: tuple[Member, ...]
+
+
+class Ordered(msgspec.Struct, frozen=True):
+    """The order that an effect asked for is signed and stored, under this counter."""
+
+    device: str
+    counter: int
+
+
+class Command(msgspec.Struct, frozen=True):
+    """What an operator asks for."""
+
+    verb: Literal["pause", "resume", "abort", "rollback"]
+    reason: str = ""
+
+
+class Move(msgspec.Struct, frozen=True):
+    """Order this device to run `sha256` (None: no model)."""
+
+    device: str
+    sha256: str | None
+
+
+class Assign(msgspec.Struct, frozen=True):
+    """The rollout is complete: its release is what the selector's devices run from now on."""
+
+
+class Unassign(msgspec.Struct, frozen=True):
+    """A completed rollout goes back: what was assigned before it holds again."""
+
+
+Event = Tick | Heard | Joined | Ordered | Command
+Effect = Move | Assign | Unassign
+Step = tuple[Rollout, list[Effect]]
+
+
+def start(rollout: Rollout, now: datetime) -> Step:
+    """Open the first stage."""
+    return _open(rollout, 0, now)
+
+
+def advance(rollout: Rollout, event: Event, now: datetime) -> Step:
+    """One step. Effects are to be carried out in the transaction that stores the new state, and each `Move`
+    answered with `Ordered`.
+    """
+    match event:
+        case Heard(words):
+            return _replace_members(rollout, [_heard(rollout, word, now) for word in words]), []
+        case Ordered(device, counter):
+            return _ordered(rollout, device, counter, now), []
+        case Joined(members):
+            return _joined(rollout, members)
+        case Command(verb, reason):
+            return _COMMANDS[verb](rollout, reason, now)
+        case Tick(data):
+            return _tick(rollout, data, now)
+
+
+def is_allowed(rollout: Rollout, member: Member) -> bool:
+    """Whether the open stage takes this device (rule 1)."""
+    if rollout.stage < 0 or (member.is_held and not rollout.current.is_closing):
+        return False
+    return member.key <= rollout.thresholds.get(member.profile, "")
+
+
+def tally(rollout: Rollout, silent: frozenset[str]) -> Tally:
+    """How the devices that were ordered to move have fared; excused ones (the operator resumed) are left out."""
+    moved = sorted(
+        (m for m in rollout.members.values() if m.order_counter), key=lambda m: (m.ordered_at, m.key)
+    )
+    heard = [m for m in moved if not m.is_excused and (m.notified_at or m.state in BAD)]
+    failed = [m for m in heard if m.state in INSTALL_FAILURES]
+    reached: dict[str, int] = {}
+    not_reached: dict[str, int] = {}
+    for member in heard:
+        if member.state is FleetState.SUCCEEDED:
+            reached[member.profile] = reached.get(member.profile, 0) + 1
+        elif member.state in BAD:
+            not_reached[member.profile] = not_reached.get(member.profile, 0) + 1
+    waiting = {m.profile for m in rollout.members.values() if not m.order_counter and m.is_online}
+    tried = set(reached) | set(not_reached) | {m.profile for m in heard}
+    return Tally(
+        heard=len(heard),
+        settled=sum(1 for m in heard if is_settled(m)),
+        failed=len(failed),
+        lost=frozenset(m.device for m in heard if m.state in BAD or m.device in silent),
+        first_failures=sum(
+            1 for m in moved[:FIRST_DEVICES] if not m.is_excused and m.state in INSTALL_FAILURES
+        ),
+        reached=reached,
+        not_reached=not_reached,
+        moving=sum(1 for m in moved if m.is_reachable and not is_settled(m)),
+        untried=frozenset(({m.profile for m in moved} - tried) & waiting),
+    )
+
+
+def _tick(rollout: Rollout, data: Cohorts, now: datetime) -> Step:
+    if rollout.status in RETURNING:
+        return _converge(rollout, now), []
+    if rollout.status not in (Status.RUNNING, Status.PAUSED):
+        return rollout, []
+    late = [time_out(m, now, rollout.spec.deadline_s) for m in rollout.members.values() if not is_settled(m)]
+    rollout = _replace_members(rollout, late)
+    if rollout.status is Status.PAUSED:
+        return rollout, []
+    if now >= rollout.created_at + timedelta(seconds=rollout.spec.finish_by_s):
+        return _pause(rollout, "not finished within its time; resume to go on, or roll back", now)
+    return _judge(rollout, data, now)
+
+
+def _judge(rollout: Rollout, data: Cohorts, now: datetime) -> Step:
+    soak = timedelta(seconds=rollout.spec.soak_s)
+    settled = all(is_settled(m) or not m.is_reachable for m in rollout.members.values() if m.order_counter)
+    is_over = rollout.soak_from is not None and now >= rollout.soak_from + soak
+    counts = tally(rollout, data.silent)
+    verdicts = judge(rollout.spec.gates, data, counts, stage=rollout.stage, is_final=is_over)
+    rollout = msgspec.structs.replace(rollout, verdicts=verdicts)
+    violated = next((v for v in verdicts if v.outcome is Outcome.VIOLATED), None)
+    if violated is not None:
+        return _VIOLATION[rollout.spec.on_violation](rollout, f"{violated.gate}: {violated.words}", now)
+    if not settled:
+        return rollout, []
+    if rollout.soak_from is None:
+        return _settled(rollout, now)
+    if not is_over:
+        return rollout, []
+    open_gate = next((v for v in verdicts if v.outcome is not Outcome.SATISFIED), None)
+    if open_gate is None:
+        return _next(rollout, now)
+    if now >= rollout.soak_from + 2 * soak:
+        return _pause(rollout, f"{open_gate.gate}: inconclusive after twice the soak: {open_gate.words}", now)
+    return rollout, []
+
+
+def _settled(rollout: Rollout, now: datetime) -> Step:
+    """All reachable devices of the stage have arrived or failed: the soak begins, if there is anything to soak."""
+    moved = [m for m in rollout.members.values() if m.order_counter]
+    if any(m.state is FleetState.SUCCEEDED for m in moved):
+        return msgspec.structs.replace(rollout, soak_from=now), []
+    if any(m.state in BAD for m in moved):
+        return _pause(rollout, "no device of this stage runs the release; abort or roll back", now)
+    opened = rollout.judged_from or now
+    if now >= opened + timedelta(seconds=rollout.spec.deadline_s):
+        return _pause(rollout, f"all {len(moved)} devices of this stage are offline", now)
+    return rollout, []
+
+
+def _next(rollout: Rollout, now: datetime) -> Step:
+    if rollout.stage + 1 < len(rollout.spec.stages):
+        return _open(rollout, rollout.stage + 1, now)
+    done = msgspec.structs.replace(rollout, status=Status.COMPLETED, turned_at=now, reason="")
+    return done, [Assign()]
+
+
+def _open(rollout: Rollout, stage: int, now: datetime) -> Step:
+    cut = rollout.spec.stages[stage]
+    keys: dict[str, list[str]] = {}
+    for member in rollout.members.values():
+        if cut.is_closing or not member.is_held:
+            keys.setdefault(member.profile, []).append(member.key)
+    grown = {p: max(t, rollout.thresholds.get(p, "")) for p, t in stages.thresholds(cut, keys).items()}
+    opened = msgspec.structs.replace(
+        rollout,
+        stage=stage,
+        thresholds=rollout.thresholds | grown,
+        stage_opened_at=now,
+        judged_from=now,
+        soak_from=None,
+        verdicts=(),
+    )
+    return opened, _moves_into(opened)
+
+
+def _moves_into(rollout: Rollout) -> list[Effect]:
+    return [
+        Move(member.device, member.target)
+        for member in sorted(rollout.members.values(), key=lambda m: m.key)
+        if not member.order_counter and is_allowed(rollout, member)
+    ]
+
+
+def _joined(rollout: Rollout, members: tuple[Member, ...]) -> Step:
+    if rollout.status not in (Status.RUNNING, Status.PAUSED):
+        return rollout, []
+    new = {m.device: m for m in members if m.device not in rollout.members}
+    rollout = msgspec.structs.replace(rollout, members=rollout.members | new)
+    return rollout, _moves_into(rollout) if rollout.status is Status.RUNNING else []
+
+
+def _heard(rollout: Rollout, word: Word, now: datetime) -> Member | None:
+    member = rollout.members.get(word.device)
+    return None if member is None else hear(member, word, rollout.spec.deployment, now)
+
+
+def _ordered(rollout: Rollout, device: str, counter: int, now: datetime) -> Rollout:
+    member = rollout.members[device]
+    is_returning = rollout.status in RETURNING
+    change = msgspec.structs.replace(
+        member,
+        order_counter=counter,
+        ordered_at=now,
+        notified_at=None if not is_returning else member.notified_at,
+        stage=member.stage if is_returning else rollout.stage,
+        is_returning=is_returning,
+    )
+    return _replace_members(rollout, [change])
+
+
+def _pause(rollout: Rollout, reason: str, now: datetime) -> Step:
+    if rollout.status is not Status.RUNNING:
+        return rollout, []
+    return msgspec.structs.replace(rollout, status=Status.PAUSED, turned_at=now, reason=reason), []
+
+
+def _resume(rollout: Rollout, _reason: str, now: datetime) -> Step:
+    """Go on; failures so far are excused, everything from now on is judged afresh."""
+    if rollout.status is not Status.PAUSED:
+        return rollout, []
+    excused = [
+        msgspec.structs.replace(m, is_excused=True) for m in rollout.members.values() if m.state in BAD
+    ]
+    rollout = msgspec.structs.replace(
+        _replace_members(rollout, excused),
+        status=Status.RUNNING,
+        reason="",
+        judged_from=now,
+        soak_from=None,
+        turned_at=now,
+    )
+    return rollout, _moves_into(rollout)
+
+
+def _abort(rollout: Rollout, reason: str, now: datetime) -> Step:
+    """Devices not yet committed go back, committed ones stay."""
+    if rollout.status not in (Status.RUNNING, Status.PAUSED):
+        return rollout, []
+    back = [m for m in rollout.members.values() if m.order_counter and m.state is not FleetState.SUCCEEDED]
+    return _turn_back(rollout, Status.ABORTING, back, reason, now)
+
+
+def _rollback(rollout: Rollout, reason: str, now: datetime) -> Step:
+    """All go back. A completed rollout may be rolled back too."""
+    if rollout.status not in (Status.RUNNING, Status.PAUSED, Status.COMPLETED):
+        return rollout, []
+    was_complete = rollout.status is Status.COMPLETED
+    back = [m for m in rollout.members.values() if m.order_counter]
+    rollout, effects = _turn_back(rollout, Status.ROLLING_BACK, back, reason, now)
+    return rollout, [*effects, Unassign()] if was_complete else effects
+
+
+def _turn_back(rollout: Rollout, status: Status, back: list[Member], reason: str, now: datetime) -> Step:
+    turned = msgspec.structs.replace(rollout, status=status, turned_at=now, reason=reason)
+    moves: list[Effect] = [Move(m.device, m.previous) for m in sorted(back, key=lambda m: m.key)]
+    return turned, moves
+
+
+def _converge(rollout: Rollout, now: datetime) -> Rollout:
+    """Done when every reachable device is back; one that does not answer keeps its order and follows later."""
+    assert rollout.turned_at is not None
+    is_late = now >= rollout.turned_at + timedelta(seconds=rollout.spec.deadline_s)
+    if is_late or not any(m.is_returning and m.is_online for m in rollout.members.values()):
+        return msgspec.structs.replace(rollout, status=RETURNING[rollout.status], turned_at=now)
+    return rollout
+
+
+def _replace_members(rollout: Rollout, members: "list[Member | None] | list[Member]") -> Rollout:
+    changed = {m.device: m for m in members if m is not None and rollout.members[m.device] is not m}
+    return msgspec.structs.replace(rollout, members=rollout.members | changed) if changed else rollout
+
+
+_COMMANDS = {"pause": _pause, "resume": _resume, "abort": _abort, "rollback": _rollback}
+_VIOLATION = {"pause": _pause, "abort": _abort, "rollback": _rollback}

@@ -1,0 +1,1 @@
+"""HTTP: REST under `/api/v1` for operators, enrolment and artifacts for devices."""

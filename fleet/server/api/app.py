@@ -1,0 +1,44 @@
+"""The FastAPI application: routers, and errors as `{"error": {"code", "message"}}`."""
+
+import logging
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from edgekit import __version__
+from edgekit.errors import EdgeKitError
+from fleet.api import ErrorAnswer, ErrorBody
+from fleet.server.api import devices, fleet, releases, rollouts
+from fleet.server.api.context import Context, answer
+
+log = logging.getLogger(__name__)
+
+
+def make_app(context: Context) -> FastAPI:
+    """The service's HTTP side; it keeps no state of its own."""
+    app = FastAPI(title="EdgeKit fleet", version=__version__, docs_url=None, redoc_url=None)
+    app.state.context = context
+    for module in (fleet, devices, releases, rollouts):
+        app.include_router(module.router, prefix="/api/v1")
+    app.include_router(devices.device_router)
+    app.include_router(releases.artifact_router)
+    app.add_exception_handler(EdgeKitError, _refused)
+    app.add_exception_handler(StarletteHTTPException, _http_error)
+    app.add_exception_handler(Exception, _failed)
+    return app
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, EdgeKitError)
+    return answer(ErrorAnswer(ErrorBody(error.code, str(error))), error.http_status)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, (HTTPException, StarletteHTTPException))
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return answer(ErrorAnswer(ErrorBody("http", message)), error.status_code)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return answer(ErrorAnswer(ErrorBody("internal", "the service failed on this request; see its log")), 500)

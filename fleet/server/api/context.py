@@ -1,0 +1,109 @@
+"""What every endpoint needs, and how bodies and credentials are read.
+
+Always true
+ 1. A body is bounded before it is read, and validated by msgspec before anything looks into it.
+ 2. Secrets arrive in the Authorization header only.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from fastapi import Depends, Request, Response
+
+from edgekit.errors import AuthError, UsageError
+from edgekit.wire.enrolment import BrokerAddress
+from fleet.server.database import Database
+from fleet.server.link import Link
+from fleet.server.state import Keys, StateFolder
+from fleet.server.store import settings
+from fleet.server.store.orders import Issuer
+
+MAX_BODY_BYTES = 8 << 20
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Context:
+    """The running service, as endpoints see it."""
+
+    database: Database
+    folder: StateFolder
+    keys: Keys
+    issuer: Issuer
+    link: Link
+    url: str
+    broker: BrokerAddress
+    wake: Callable[[], None]
+    dropped: Counter[str] = field(default_factory=Counter)
+    clock: Callable[[], float] = time.time
+
+
+class TooLargeError(UsageError):
+    code = "too-large"
+    http_status = 413
+
+
+class UnauthenticatedError(AuthError):
+    http_status = 401
+
+
+def context(request: Request) -> Context:
+    found: Context = request.app.state.context
+    return found
+
+
+Ctx = Annotated[Context, Depends(context)]
+
+
+def bearer(request: Request) -> str:
+    """The bearer secret of a request. Raises: UnauthenticatedError."""
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not secret:
+        raise UnauthenticatedError("this needs a token: send 'Authorization: Bearer …'")
+    return secret.strip()
+
+
+def actor(request: Request, ctx: Ctx) -> str:
+    """Whose admin token came along. Raises: AuthError."""
+    secret = bearer(request)
+    with ctx.database.begin() as connection:
+        try:
+            return settings.token_name(connection, secret)
+        except AuthError as error:
+            raise UnauthenticatedError(str(error)) from error
+
+
+Actor = Annotated[str, Depends(actor)]
+
+
+async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+    """The body, at most `limit` bytes. Raises: TooLargeError."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise TooLargeError(f"the request is larger than {limit} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def body(kind: type[T]) -> Callable[[Request], Awaitable[T]]:
+    """A dependency that reads and validates a JSON body. Raises: UsageError naming the field."""
+
+    async def read(request: Request) -> T:
+        data = await read_body(request)
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.DecodeError as error:
+            raise UsageError(f"{kind.__name__}: {error}") from error
+
+    return read
+
+
+def answer(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")

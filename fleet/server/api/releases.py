@@ -1,0 +1,152 @@
+"""Releases: publishing for operators, artifacts for devices.
+
+Always true
+ 1. A file becomes an artifact under its own digest, whole, or not at all.
+ 2. A release is registered only with an envelope that a trusted publisher key signed over exactly this file.
+ 3. A device may fetch what it is ordered to run, nothing else: models are property.
+"""
+
+import hashlib
+import os
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import FileResponse
+from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
+
+from edgekit import bundle as bundles
+from edgekit import evidence
+from edgekit.errors import AuthError, BundleError, NotFoundError, SignatureRefusedError
+from edgekit.trust import target as targets
+from fleet import api
+from fleet.server.api.context import (
+    Actor,
+    Context,
+    Ctx,
+    TooLargeError,
+    UnauthenticatedError,
+    answer,
+    bearer,
+    body,
+)
+from fleet.server.store import devices, orders, releases, settings
+
+router = APIRouter(tags=["releases"])
+artifact_router = APIRouter(tags=["artifacts"])
+
+MAX_BUNDLE_BYTES = 4 << 30
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+
+
+@router.get("/releases")
+def listing(ctx: Ctx, _actor: Actor) -> Response:
+    with ctx.database.begin() as connection:
+        return answer(releases.everything(connection))
+
+
+@router.get("/bundles/{name}/{version}/{profile}")
+def bundle(ctx: Ctx, _actor: Actor, name: str, version: str, profile: str) -> Response:
+    with ctx.database.begin() as connection:
+        row = releases.existing(connection, name, version, profile)
+        if row is None:
+            raise NotFoundError(f"{releases.title(name, version)} for {profile} is not published here")
+        return answer(releases.view(connection, row.sha256))
+
+
+@router.get("/evidence/{sha256}")
+def statement(ctx: Ctx, _actor: Actor, sha256: str) -> Response:
+    with ctx.database.begin() as connection:
+        return Response(releases.statement(connection, sha256), media_type="application/json")
+
+
+@router.put("/uploads/{sha256}")
+async def upload(request: Request, ctx: Ctx, _actor: Actor, sha256: str) -> Response:
+    """Receive a bundle file; it is kept only if its digest is the one in the path."""
+    _check_digest(sha256)
+    partial = ctx.folder.artifacts / f"{sha256}.{os.urandom(4).hex()}.part"
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with partial.open("wb") as sink:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > MAX_BUNDLE_BYTES:
+                    raise TooLargeError(f"a bundle may have at most {MAX_BUNDLE_BYTES} bytes")
+                digest.update(chunk)
+                sink.write(chunk)
+            sink.flush()
+            await run_in_threadpool(os.fsync, sink.fileno())
+        if digest.hexdigest() != sha256:
+            raise BundleError(
+                f"the upload arrived damaged (sha256 {digest.hexdigest()[:12]}…); send it again"
+            )
+        partial.replace(ctx.folder.artifact(sha256))
+    finally:
+        partial.unlink(missing_ok=True)
+    return Response(status_code=204)
+
+
+@router.post("/bundles")
+def publish(ctx: Ctx, actor: Actor, new: Annotated[api.NewBundle, Depends(body(api.NewBundle))]) -> Response:
+    """Register an uploaded bundle as part of its release."""
+    with ctx.database.begin() as connection:
+        signed = targets.verify(new.envelope.encode(), settings.publisher_keys(connection))
+        releases.check_free(connection, signed.name, signed.version, signed.profile, signed.sha256)
+    path = ctx.folder.artifact(signed.sha256)
+    checked = bundles.read(path, sha256=signed.sha256, length=signed.length)
+    manifest = checked.manifest
+    if (manifest.name, manifest.version, manifest.profile) != (signed.name, signed.version, signed.profile):
+        raise SignatureRefusedError(f"the signed target says {signed.path}, the bundle is {manifest.title}")
+    statement = new.evidence.encode() if new.evidence is not None else None
+    if statement is not None:
+        evidence.decode(statement, sha256=signed.sha256)
+    with ctx.database.begin() as connection:
+        was_there = releases.publish(
+            connection, checked, new.envelope.encode(), statement, now=ctx.clock(), actor=actor
+        )
+        view = releases.view(connection, signed.sha256)
+    return answer(api.PublishAnswer(view, was_there), 200 if was_there else 201)
+
+
+@artifact_router.get("/artifacts/{sha256}.dsse")
+def envelope(request: Request, ctx: Ctx, sha256: str) -> Response:
+    with ctx.database.begin() as connection:
+        _check_allowed(connection, request, sha256)
+        return Response(releases.bundle(connection, sha256).envelope, media_type="application/json")
+
+
+@artifact_router.get("/artifacts/{sha256}")
+def artifact(request: Request, ctx: Ctx, sha256: str) -> Response:
+    """The bundle file; ranges are served, so an interrupted download goes on."""
+    with ctx.database.begin() as connection:
+        _check_allowed(connection, request, sha256)
+    return FileResponse(_present(ctx, sha256), media_type="application/octet-stream")
+
+
+def _present(ctx: Context, sha256: str) -> str:
+    path = ctx.folder.artifact(sha256)
+    if not path.is_file():
+        raise NotFoundError(
+            f"the file of {sha256[:12]}… is missing from the fleet's artifacts; publish it again"
+        )
+    return str(path)
+
+
+def _check_digest(sha256: str) -> None:
+    if not _SHA256.match(sha256):
+        raise NotFoundError(f"{sha256[:80]!r} is no sha256")
+
+
+def _check_allowed(connection: Connection, request: Request, sha256: str) -> None:
+    """Raises: UnauthenticatedError without a device's credential, NotFoundError for what it is not ordered to run."""
+    _check_digest(sha256)
+    secret = bearer(request)
+    try:
+        device = devices.by_credential(connection, secret)
+    except AuthError as error:
+        raise UnauthenticatedError(str(error)) from error
+    wanted = orders.desired_of(connection, device.id)
+    if not any(row.sha256 == sha256 for row in wanted.values()):
+        raise NotFoundError(f"{device.id} is not ordered to run {sha256[:12]}…")

@@ -1,0 +1,235 @@
+"""The MQTT broker that `fleet up` brings along, or the address of one that runs already.
+
+Always true
+ 1. A broker started here listens on loopback only: neither of the two, as started here, knows who a client is.
+ 2. It ends with the service, even if the service is killed: the embedded one watches a pipe, mosquitto its parent.
+"""
+
+import ctypes
+import logging
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from edgekit.errors import ConflictError, FleetError, UsageError
+from edgekit.wire.messages import MAX_MESSAGE_BYTES
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+START_S = 10.0
+# Room for the topic and the packet's own bytes around the largest payload.
+_PACKET_BYTES = MAX_MESSAGE_BYTES + 16 * 1024
+_PDEATHSIG = 1  # linux/prctl.h: PR_SET_PDEATHSIG
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an MQTT 5 listener is."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Broker(Protocol):
+    """A broker of ours; `is_running` turns False if it died."""
+
+    address: Address
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    @property
+    def is_running(self) -> bool: ...
+
+
+def parse_address(text: str, flag: str) -> Address:
+    """HOST:PORT on loopback.
+
+    Raises: UsageError for anything else, with the way out for a wider listener.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"{flag} {text!r}: write HOST:PORT, e.g. 127.0.0.1:1883")
+    host = host.strip("[]")
+    if host not in LOOPBACK:
+        raise UsageError(
+            f"{flag} {text}: only loopback is served, because this listener has no TLS and no per-device rules; "
+            "for devices elsewhere run a broker with TLS and credentials and pass --broker mqtt://HOST:PORT, "
+            "and put a TLS proxy in front of the service"
+        )
+    return Address("127.0.0.1" if host == "localhost" else host, int(port))
+
+
+def parse_url(text: str) -> Address:
+    """The address of `mqtt://host:port`. Raises: UsageError."""
+    url = urlsplit(text)
+    try:
+        port = url.port or 1883
+    except ValueError:
+        port = 0
+    if url.scheme != "mqtt" or not url.hostname or not port:
+        raise UsageError(f"--broker {text!r}: use embedded, mosquitto, or mqtt://HOST:PORT")
+    return Address(url.hostname, port)
+
+
+def check_free(address: Address, flag: str) -> None:
+    """Raises: ConflictError if something listens there already."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            raise ConflictError(
+                f"{flag} {address}: the port cannot be used ({error.strerror}); stop what uses it, or choose another"
+            ) from error
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C goes to the whole terminal group; a child started in here leaves it to its parent to stop it."""
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+class EmbeddedBroker:
+    """iotcore 0.4: rumqttd in a child process. It knows no TLS that it enforces and no rules per topic."""
+
+    def __init__(self, address: Address, folder: Path) -> None:
+        try:
+            from iotcore import Broker as Child
+        except ModuleNotFoundError as error:
+            raise FleetError(
+                "the embedded broker is not installed; run: pip install 'edgekit[fleet]', "
+                "or use --broker mosquitto or --broker mqtt://HOST:PORT"
+            ) from error
+        self.address = address
+        config = folder / "broker.toml"
+        config.write_text(_RUMQTTD.format(listen=address, payload=_PACKET_BYTES), encoding="utf-8")
+        # A separate port per protocol version: only MQTT 5 is opened.
+        self._child = Child(config_path=str(config))
+
+    def start(self) -> None:
+        check_free(self.address, "--mqtt")
+        try:
+            with _interrupts_wait():
+                self._child.start(timeout=START_S)
+        except (OSError, RuntimeError) as error:
+            self._child.stop()
+            raise FleetError(f"the embedded broker did not start on {self.address}: {error}") from error
+
+    def stop(self) -> None:
+        self._child.stop()
+
+    @property
+    def is_running(self) -> bool:
+        return bool(self._child.is_running)
+
+
+class Mosquitto:
+    """Debian's mosquitto as a child."""
+
+    def __init__(self, address: Address, folder: Path) -> None:
+        found = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+        if found is None:
+            raise FleetError(
+                "mosquitto is not installed; run: apt-get install mosquitto, or use --broker embedded"
+            )
+        self.address = address
+        self._program = found
+        self._config = folder / "mosquitto.conf"
+        self._config.write_text(
+            _MOSQUITTO.format(port=address.port, host=address.host, payload=_PACKET_BYTES), encoding="utf-8"
+        )
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        check_free(self.address, "--mqtt")
+        with _interrupts_wait():
+            self._child = subprocess.Popen(
+                [self._program, "-c", str(self._config)],
+                stdin=subprocess.DEVNULL,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  # one prctl call, no Python threads run yet
+            )
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self.is_running:
+            if _answers(self.address):
+                return
+            time.sleep(0.05)
+        self.stop()
+        raise FleetError(
+            f"mosquitto did not start on {self.address}; see its message above, or run it by hand"
+        )
+
+    def stop(self) -> None:
+        if self._child is None:
+            return
+        self._child.terminate()
+        try:
+            self._child.wait(5)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait(5)
+
+    @property
+    def is_running(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGTERM)
+
+
+def _answers(address: Address) -> bool:
+    try:
+        with socket.create_connection((address.host, address.port), timeout=0.2):
+            return True
+    except OSError:
+        return False
+
+
+_RUMQTTD = """\
+# Written by 'edgekit fleet up' at each start.
+id = 0
+[router]
+id = 0
+max_connections = 10010
+max_outgoing_packet_count = 200
+max_segment_size = 104857600
+max_segment_count = 10
+[v5.1]
+name = "edgekit"
+listen = "{listen}"
+next_connection_delay_ms = 1
+[v5.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = {payload}
+max_inflight_count = 100
+dynamic_filters = true
+"""
+
+_MOSQUITTO = """\
+# Written by 'edgekit fleet up' at each start.
+listener {port} {host}
+allow_anonymous true
+persistence false
+max_packet_size {payload}
+# The default of 1000 drops QoS 1 messages under bursts.
+max_queued_messages 100000
+log_type error
+log_type warning
+"""

@@ -1,0 +1,106 @@
+"""Opening the database: SQLite by default, PostgreSQL by URL; migrated to this version before anything reads it.
+
+Always true
+ 1. Every transaction on SQLite begins with BEGIN IMMEDIATE: read-modify-write never loses an update.
+ 2. SQLite runs in WAL mode with synchronous=FULL: what was acknowledged survives a power cut.
+ 3. A database of a newer EdgeKit is refused, never half-understood.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from edgekit.errors import FleetError, UsageError
+
+_BUSY_MS = 10_000
+
+
+def sqlite_url(folder: Path) -> str:
+    return f"sqlite:///{folder / 'fleet.db'}"
+
+
+class Database:
+    """An engine whose schema is up to date."""
+
+    def __init__(self, url: str) -> None:
+        """Open and migrate.
+
+        Raises: UsageError for a URL that is none; FleetError if the database cannot be opened or is newer.
+        """
+        try:
+            self.engine = _engine(url)
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise UsageError(
+                f"database {url!r}: {error}; use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME "
+                "(needs: pip install 'edgekit[postgres]')"
+            ) from error
+        self.shown_url = make_url(url).render_as_string(hide_password=True)
+        try:
+            self._migrate()
+        except SQLAlchemyError as error:
+            self.engine.dispose()
+            cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            raise FleetError(
+                f"the fleet's database {self.shown_url} cannot be used: {cause}; "
+                "restore it from a backup, or start with another --state folder"
+            ) from error
+
+    @property
+    def is_postgresql(self) -> bool:
+        return self.engine.dialect.name == "postgresql"
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """One transaction: committed at the end, undone by any exception."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def _migrate(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+        scripts = ScriptDirectory.from_config(config)
+        with self.engine.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+            connection.rollback()
+            if found is not None and found not in {script.revision for script in scripts.walk_revisions()}:
+                raise FleetError(
+                    f"the fleet's database {self.shown_url} was written by a newer EdgeKit (revision {found}); "
+                    "update EdgeKit"
+                )
+            if found == scripts.get_current_head():
+                return
+            config.attributes["connection"] = connection
+            with connection.begin():
+                command.upgrade(config, "head")
+
+
+def _engine(url: str) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, pool_pre_ping=True)
+    engine = create_engine(parsed, connect_args={"timeout": _BUSY_MS / 1000, "check_same_thread": False})
+
+    # The driver's own transaction handling begins too late; SQLAlchemy's documented recipe hands it to us.
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: object) -> None:
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_MS}"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine

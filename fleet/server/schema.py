@@ -1,0 +1,193 @@
+"""The tables. Times are unix seconds in UTC; JSON documents are text that `msgspec` wrote.
+
+The database is the only truth (fleet.md): nothing that matters lives in memory only.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+settings = Table(
+    "settings", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False)
+)
+
+# Admin tokens: only the sha256 is kept. They carry 256 random bits, so a plain hash cannot be searched.
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("labels", Text, nullable=False),
+    Column("deployments", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    # Enrolment: the token is used once; `enrolment` counts how often this id has enrolled.
+    Column("token_hash", String(64), nullable=False, index=True),
+    Column("is_token_used", Boolean, nullable=False, default=False),
+    Column("enrolment", Integer, nullable=False, default=0),
+    Column("enrolled_at", Float),
+    Column("credential_hash", String(64), index=True),
+    Column("public_key", String(64)),
+    Column("profile", String(64), nullable=False, default=""),
+    Column("agent_version", String(200), nullable=False, default=""),
+    # What it says of itself, and the (incarnation, nonce, seq) of the message that said so.
+    Column("is_online", Boolean, nullable=False, default=False),
+    Column("is_duplicate", Boolean, nullable=False, default=False),
+    Column("incarnation", BigInteger, nullable=False, default=-1),
+    Column("nonce", String(16), nullable=False, default=""),
+    Column("reported_seq", BigInteger, nullable=False, default=-1),
+    Column("reported", Text),
+    Column("last_seen_at", Float),
+    Column("last_report_at", Float),
+    Column("window_s", Float),
+    # The counter of the newest order issued to it.
+    Column("order_counter", BigInteger, nullable=False, default=0),
+)
+
+releases = Table(
+    "releases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("published_at", Float, nullable=False),
+)
+
+bundles = Table(
+    "bundles",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("profile", String(64), nullable=False),
+    Column("length", BigInteger, nullable=False),
+    Column("engine", String(64), nullable=False),
+    Column("engine_versions", String(200), nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("published_at", Float, nullable=False),
+    UniqueConstraint("name", "version", "profile"),
+)
+
+evidence = Table(
+    "evidence",
+    metadata,
+    Column("sha256", String(64), ForeignKey("bundles.sha256"), primary_key=True),
+    Column("statement", LargeBinary, nullable=False),
+)
+
+# What each (device, deployment) is to run, and on whose account (`rollout r3`, `assignment`).
+desired = Table(
+    "desired",
+    metadata,
+    Column("device", String(64), ForeignKey("devices.id"), primary_key=True),
+    Column("deployment", String(64), primary_key=True),
+    Column("sha256", String(64), ForeignKey("bundles.sha256"), nullable=False),
+    Column("because", String(200), nullable=False),
+    Column("set_at", Float, nullable=False),
+)
+
+# The newest row whose selector matches a device holds; taking a rollout's rows away brings the older ones back.
+assignments = Table(
+    "assignments",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("deployment", String(64), nullable=False),
+    Column("selector", String(500), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("rollout", Integer, nullable=False),
+    Column("set_at", Float, nullable=False),
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("status", String(20), nullable=False, index=True),
+    Column("state", LargeBinary, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+)
+
+# Every order ever signed, and beside it the newest one of each device as something to (re)publish.
+orders = Table(
+    "orders",
+    metadata,
+    Column("device", String(64), ForeignKey("devices.id"), primary_key=True),
+    Column("counter", BigInteger, primary_key=True),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("issued_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("device", String(64), ForeignKey("devices.id"), primary_key=True),
+    Column("counter", BigInteger, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("published_at", Float, index=True),
+)
+
+# The unique key that makes a report count once, however often it arrives.
+reports = Table(
+    "reports",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("enrolment", Integer, primary_key=True),
+    Column("incarnation", BigInteger, primary_key=True),
+    Column("nonce", String(16), primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("received_at", Float, nullable=False, index=True),
+)
+
+windows = Table(
+    "windows",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("device", String(64), nullable=False),
+    Column("deployment", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("received_at", Float, nullable=False),
+    Column("length_s", Float, nullable=False),
+    Column("is_clock_ok", Boolean, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("rejected_inputs", BigInteger, nullable=False),
+    Column("worker_deaths", BigInteger, nullable=False),
+    Column("infer_ms", Text, nullable=False),
+    Index("ix_windows_device", "device", "deployment", "received_at"),
+    Index("ix_windows_received", "received_at"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+)

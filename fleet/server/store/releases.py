@@ -1,0 +1,155 @@
+"""Releases, their bundles and the evidence about them.
+
+A version of a profile is one bundle for ever: the same digest again is no change, another digest is refused.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, exists, insert, select
+
+from edgekit.bundle import Bundle
+from edgekit.errors import ConflictError, NotFoundError, UsageError
+from fleet.api import BundleView, ReleaseView
+from fleet.server.schema import bundles, evidence, releases
+from fleet.server.store import audit
+
+BundleRow = Row[Any]
+
+
+def title(name: str, version: str) -> str:
+    return f"{name}@{version}"
+
+
+def parse_title(text: str) -> tuple[str, str]:
+    """(name, version) of `NAME@VERSION`. Raises: UsageError."""
+    name, at, version = text.partition("@")
+    if not (name and at and version):
+        raise UsageError(f"{text!r} is no release; write NAME@VERSION, e.g. digits@1.2.0")
+    return name, version
+
+
+def existing(connection: Connection, name: str, version: str, profile: str) -> BundleRow | None:
+    query = select(bundles).where(
+        bundles.c.name == name, bundles.c.version == version, bundles.c.profile == profile
+    )
+    return connection.execute(query).one_or_none()
+
+
+def check_free(connection: Connection, name: str, version: str, profile: str, sha256: str) -> bool:
+    """True if exactly this bundle is published already. Raises: ConflictError if another one is."""
+    row = existing(connection, name, version, profile)
+    if row is not None and row.sha256 != sha256:
+        raise ConflictError(
+            f"{title(name, version)} for {profile} is published already with sha256 {row.sha256[:12]}…, "
+            f"this file has {sha256[:12]}…; a version never changes: build it under a new version"
+        )
+    return row is not None
+
+
+def publish(
+    connection: Connection,
+    bundle: Bundle,
+    envelope: bytes,
+    statement: bytes | None,
+    *,
+    now: float,
+    actor: str,
+) -> bool:
+    """Register a checked bundle; True if it was there already. Raises: ConflictError."""
+    manifest = bundle.manifest
+    was_there = check_free(connection, manifest.name, manifest.version, manifest.profile, bundle.sha256)
+    if not was_there:
+        _ensure_release(connection, manifest.name, manifest.version, now)
+        connection.execute(
+            insert(bundles).values(
+                sha256=bundle.sha256,
+                name=manifest.name,
+                version=manifest.version,
+                profile=manifest.profile,
+                length=bundle.size_bytes,
+                engine=manifest.engine.name,
+                engine_versions=manifest.engine.versions,
+                envelope=envelope,
+                published_at=now,
+            )
+        )
+        audit.append(connection, now, actor, "bundle.publish", manifest.title, bundle.sha256)
+    has_statement = connection.execute(
+        select(evidence.c.sha256).where(evidence.c.sha256 == bundle.sha256)
+    ).scalar()
+    if statement is not None and has_statement is None:
+        connection.execute(insert(evidence).values(sha256=bundle.sha256, statement=statement))
+    return was_there
+
+
+def _ensure_release(connection: Connection, name: str, version: str, now: float) -> None:
+    query = select(releases.c.name).where(releases.c.name == name, releases.c.version == version)
+    if connection.execute(query).scalar() is None:
+        connection.execute(insert(releases).values(name=name, version=version, published_at=now))
+
+
+def bundle(connection: Connection, sha256: str) -> BundleRow:
+    """Raises: NotFoundError."""
+    row = connection.execute(select(bundles).where(bundles.c.sha256 == sha256)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"no bundle with sha256 {sha256[:12]}… is published here")
+    return row
+
+
+def statement(connection: Connection, sha256: str) -> bytes:
+    """The evidence of a bundle. Raises: NotFoundError."""
+    found = connection.execute(select(evidence.c.statement).where(evidence.c.sha256 == sha256)).scalar()
+    if found is None:
+        raise NotFoundError(f"no evidence was published with {sha256[:12]}…")
+    return bytes(found)
+
+
+def by_profile(connection: Connection, name: str, version: str) -> dict[str, BundleRow]:
+    """The bundles of a release, by profile. Raises: NotFoundError."""
+    query = select(bundles).where(bundles.c.name == name, bundles.c.version == version)
+    found = {row.profile: row for row in connection.execute(query)}
+    if not found:
+        raise NotFoundError(
+            f"no release {title(name, version)} is published here; 'edgekit fleet releases' lists them"
+        )
+    return found
+
+
+def view(connection: Connection, sha256: str) -> BundleView:
+    return _view(connection.execute(_views().where(bundles.c.sha256 == sha256)).one())
+
+
+def everything(connection: Connection) -> tuple[ReleaseView, ...]:
+    """All releases, newest first, with their bundles by profile."""
+    by_release: dict[tuple[str, str], list[BundleView]] = {}
+    for row in connection.execute(_views().order_by(bundles.c.profile)):
+        by_release.setdefault((row.name, row.version), []).append(_view(row))
+    query = select(releases).order_by(releases.c.published_at.desc(), releases.c.name)
+    return tuple(
+        ReleaseView(
+            name=row.name,
+            version=row.version,
+            published=datetime.fromtimestamp(row.published_at, UTC),
+            bundles=tuple(by_release.get((row.name, row.version), ())),
+        )
+        for row in connection.execute(query)
+    )
+
+
+def _views() -> Any:
+    has_evidence = exists().where(evidence.c.sha256 == bundles.c.sha256).label("has_evidence")
+    return select(bundles, has_evidence)
+
+
+def _view(row: BundleRow) -> BundleView:
+    return BundleView(
+        name=row.name,
+        version=row.version,
+        profile=row.profile,
+        sha256=row.sha256,
+        length=row.length,
+        engine=f"{row.engine} {row.engine_versions}",
+        published=datetime.fromtimestamp(row.published_at, UTC),
+        has_evidence=bool(row.has_evidence),
+    )
