@@ -51,14 +51,15 @@ def _float_model(prepared: Prepared, target: Path) -> tuple[str, ...]:
             return ()
         except Exception as error:  # noqa: BLE001  # litert-torch raises anything; the importer gets its turn
             notes = (f"litert-torch failed on the torch program ({first_line(error)}); went through ONNX",)
-    from converters.prepare import importer
+    # Loads torch, which candidates of other engines do without.
+    from converters.prepare.importer import UnsupportedOperatorsError, load, traced
 
     try:
-        module = importer.load(prepared.canonical.path)
-    except importer.UnsupportedOperatorsError as error:
+        module = load(prepared.canonical.path)
+    except UnsupportedOperatorsError as error:
         raise Unsupported(f"LiteRT: {error}") from error
     try:
-        _convert_torch(prepared, importer.traced(module, _zeros(prepared)), target)
+        _convert_torch(prepared, traced(module, _zeros(prepared)), target)
     except Exception as error:
         raise Unsupported(f"LiteRT cannot take the model: {first_line(error)}") from error
     return notes

@@ -1,0 +1,189 @@
+"""Elementwise operators: arithmetic, comparison, activations, types."""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from converters.prepare.importer.registry import Call, operator
+
+# Operators that are one torch function of the same arguments.
+_DIRECT: dict[str, Callable[..., Any]] = {
+    "Abs": torch.abs,
+    "Acos": torch.acos,
+    "Add": torch.add,
+    "Asin": torch.asin,
+    "Atan": torch.atan,
+    "Ceil": torch.ceil,
+    "Cos": torch.cos,
+    "Equal": torch.eq,
+    "Erf": torch.erf,
+    "Exp": torch.exp,
+    "Floor": torch.floor,
+    "Greater": torch.gt,
+    "GreaterOrEqual": torch.ge,
+    "IsNaN": torch.isnan,
+    "Less": torch.lt,
+    "LessOrEqual": torch.le,
+    "Log": torch.log,
+    "Mul": torch.mul,
+    "Neg": torch.neg,
+    "Reciprocal": torch.reciprocal,
+    "Relu": torch.relu,
+    "Round": torch.round,
+    "Sigmoid": torch.sigmoid,
+    "Sign": torch.sign,
+    "Sin": torch.sin,
+    "Softplus": functional.softplus,
+    "Softsign": functional.softsign,
+    "Sqrt": torch.sqrt,
+    "Sub": torch.sub,
+    "Tan": torch.tan,
+    "Tanh": torch.tanh,
+}
+
+
+def _direct(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda _call, *inputs: function(*inputs)
+
+
+for _name, _function in _DIRECT.items():
+    operator(_name)(_direct(_function))
+
+
+@operator("Div")
+def div(_call: Call, left: Tensor, right: Tensor) -> Tensor:
+    """Integers divide towards zero."""
+    if left.is_floating_point():
+        return torch.div(left, right)
+    return torch.div(left, right, rounding_mode="trunc")
+
+
+@operator("Mod")
+def mod(call: Call, left: Tensor, right: Tensor) -> Tensor:
+    return torch.fmod(left, right) if call.get("fmod", 0) else torch.remainder(left, right)
+
+
+@operator("Pow")
+def power(_call: Call, base: Tensor, exponent: Tensor) -> Tensor:
+    """The result has the base's type."""
+    return torch.pow(base, exponent).to(base.dtype)
+
+
+@operator("And", "Or", "Xor")
+def logical(call: Call, left: Tensor, right: Tensor) -> Tensor:
+    functions = {"And": torch.logical_and, "Or": torch.logical_or, "Xor": torch.logical_xor}
+    return functions[call.op_type](left, right)
+
+
+@operator("Not")
+def logical_not(_call: Call, value: Tensor) -> Tensor:
+    return torch.logical_not(value)
+
+
+@operator("Max", "Min", "Sum", "Mean")
+def variadic(call: Call, *values: Tensor) -> Tensor:
+    if call.op_type == "Max":
+        return reduce(torch.maximum, values)
+    if call.op_type == "Min":
+        return reduce(torch.minimum, values)
+    total = reduce(torch.add, values)
+    return total / len(values) if call.op_type == "Mean" else total
+
+
+@operator("Where")
+def where(_call: Call, condition: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return torch.where(condition, left, right)
+
+
+@operator("Clip")
+def clip_attributes(call: Call, value: Tensor) -> Tensor:
+    return torch.clamp(value, call.get("min"), call.get("max"))
+
+
+@operator("Clip", since=11)
+def clip(call: Call, value: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    """Bounds known at load time become numbers, which converters turn into ReLU6 and the like."""
+    bounds = [call.constant(1), call.constant(2)]
+    if (low is None or bounds[0] is not None) and (high is None or bounds[1] is not None):
+        numbers = [None if bound is None else bound.reshape(-1)[0].item() for bound in bounds]
+        return value if numbers == [None, None] else torch.clamp(value, numbers[0], numbers[1])
+    return torch.clamp(value, low, high)
+
+
+@operator("LeakyRelu")
+def leaky_relu(call: Call, value: Tensor) -> Tensor:
+    return functional.leaky_relu(value, call.get("alpha", 0.01))
+
+
+@operator("Elu")
+def elu(call: Call, value: Tensor) -> Tensor:
+    return functional.elu(value, call.get("alpha", 1.0))
+
+
+@operator("PRelu")
+def prelu(_call: Call, value: Tensor, slope: Tensor) -> Tensor:
+    return torch.where(value < 0, value * slope, value)
+
+
+@operator("HardSigmoid")
+def hard_sigmoid(call: Call, value: Tensor) -> Tensor:
+    return torch.clamp(value * call.get("alpha", 0.2) + call.get("beta", 0.5), 0.0, 1.0)
+
+
+@operator("HardSwish", since=14)
+def hard_swish(_call: Call, value: Tensor) -> Tensor:
+    return functional.hardswish(value)
+
+
+@operator("Gelu", since=20)
+def gelu(call: Call, value: Tensor) -> Tensor:
+    return functional.gelu(value, approximate=call.get("approximate", "none"))
+
+
+@operator("Mish", since=18)
+def mish(_call: Call, value: Tensor) -> Tensor:
+    return functional.mish(value)
+
+
+@operator("Softmax", "LogSoftmax", since=13)
+def softmax(call: Call, value: Tensor) -> Tensor:
+    function = torch.softmax if call.op_type == "Softmax" else torch.log_softmax
+    return function(value, call.get("axis", -1))
+
+
+@operator("Softmax", "LogSoftmax")
+def softmax_flattened(call: Call, value: Tensor) -> Tensor:
+    """Before opset 13: over all axes from `axis` on, taken as one."""
+    axis = call.get("axis", 1) % max(value.dim(), 1)
+    function = torch.softmax if call.op_type == "Softmax" else torch.log_softmax
+    return function(value.flatten(axis), -1).reshape(value.shape)
+
+
+@operator("Cast")
+def cast(call: Call, value: Tensor) -> Tensor:
+    return value.to(torch_dtype(call, call.get("to")))
+
+
+@operator("CastLike", since=15)
+def cast_like(_call: Call, value: Tensor, like: Tensor) -> Tensor:
+    return value.to(like.dtype)
+
+
+@operator("Identity", "Dropout")
+def identity(call: Call, value: Tensor, *_: Any) -> Any:
+    """Dropout at inference; its optional mask lets everything through."""
+    return value if call.outputs == 1 else (value, torch.ones_like(value, dtype=torch.bool))
+
+
+def torch_dtype(call: Call, code: int) -> Any:
+    """The torch type of an ONNX type code. Raises: UnsupportedOperatorsError."""
+    try:
+        return torch.from_numpy(np.zeros(1, onnx.helper.tensor_dtype_to_np_dtype(code))).dtype
+    except (TypeError, KeyError) as error:
+        raise call.unsupported(f"type code {code}") from error

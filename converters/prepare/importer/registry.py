@@ -1,0 +1,97 @@
+"""The table of ONNX operators as torch functions.
+
+An entry is a function `f(call, *inputs)` for an operator from an opset version on; where the semantics changed, the
+same operator has several entries. `call` carries attributes and what is known of the inputs at load time.
+
+Always true
+ 1. What an operator needs as a number (a shape, axes, pads) comes from `Call.constant`, so that it is fixed when the
+    graph is traced.
+ 2. An attribute that a function does not implement raises `UnsupportedOperatorsError`, never a wrong result.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgekit.errors import ToolFailedError
+
+
+class UnsupportedOperatorsError(ToolFailedError):
+    """The importer lacks operators, or attributes of them, that a model uses; the message lists them."""
+
+    code = "unsupported-operators"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node as its function sees it. `constants` are the inputs known at load time, None for the others."""
+
+    op_type: str
+    attributes: Mapping[str, Any]
+    constants: tuple[NDArray[Any] | None, ...]
+    outputs: int
+    opset: int
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute; texts are `str`."""
+        return self.attributes.get(name, default)
+
+    def constant(self, index: int) -> NDArray[Any] | None:
+        """Input `index` as an array, None where it is left out. Raises: UnsupportedOperatorsError if it is computed."""
+        if index >= len(self.constants):
+            return None
+        return self.constants[index]
+
+    def ints(self, index: int, attribute: str = "") -> list[int] | None:
+        """Integers from an input, or from the attribute that held them in older opsets."""
+        value = self.constant(index)
+        if value is not None:
+            return [int(entry) for entry in value.reshape(-1)]
+        if attribute and attribute in self.attributes:
+            return [int(entry) for entry in self.attributes[attribute]]
+        return None
+
+    def needed_ints(self, index: int, attribute: str = "") -> list[int]:
+        """As `ints`. Raises: UnsupportedOperatorsError where they are computed from data."""
+        values = self.ints(index, attribute)
+        if values is None:
+            raise self.unsupported(f"input {index} computed from data")
+        return values
+
+    def unsupported(self, what: str) -> UnsupportedOperatorsError:
+        return UnsupportedOperatorsError(f"{self.op_type} with {what} is not supported by the importer")
+
+    def require(self, name: str, *allowed: Any) -> None:
+        """Raises: UnsupportedOperatorsError if an attribute is present with a value other than these."""
+        value = self.attributes.get(name)
+        if value is not None and value not in allowed:
+            raise self.unsupported(f"{name} = {value!r}")
+
+
+Function = Callable[..., Any]
+_TABLE: dict[str, list[tuple[int, Function]]] = {}
+
+
+def operator(*names: str, since: int = 1) -> Callable[[Function], Function]:
+    """Enter a function for these operators, from opset `since` on."""
+
+    def enter(function: Function) -> Function:
+        for name in names:
+            _TABLE.setdefault(name, []).append((since, function))
+            _TABLE[name].sort(key=lambda entry: entry[0])
+        return function
+
+    return enter
+
+
+def lookup(name: str, opset: int) -> Function | None:
+    """The newest entry that the opset admits."""
+    fitting = [function for since, function in _TABLE.get(name, []) if since <= opset]
+    return fitting[-1] if fitting else None
+
+
+def known() -> Sequence[str]:
+    """Names of all operators in the table."""
+    return sorted(_TABLE)
