@@ -86,7 +86,7 @@ class Channel:
 
     async def flushed(self) -> None:
         """Until everything queued has left this process (or cannot any more)."""
-        while self._outgoing and self.is_open:
+        while self._outgoing and self.is_open:  # noqa: ASYNC110  # the queue drains in a writer callback
             await asyncio.sleep(0.005)
 
     def close(self) -> None:

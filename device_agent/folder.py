@@ -1,11 +1,11 @@
 """Where everything lies in the state folder, and the lock that keeps a second agent out of it.
 
-    identity.json key boot.json order.json spool.db lock status.json
-    deployments/NAME/machine.json      intent: the update machine's state
-    deployments/NAME/{A,B}/            slots: an extracted bundle and slot.json, written last
-    deployments/NAME/current           link to A or B: the only truth about what runs
-    deployments/NAME/fetch/            downloads
-    deployments/NAME/cache/            what an engine compiled
+identity.json key boot.json order.json spool.db lock status.json
+deployments/NAME/machine.json      intent: the update machine's state
+deployments/NAME/{A,B}/            slots: an extracted bundle and slot.json, written last
+deployments/NAME/current           link to A or B: the only truth about what runs
+deployments/NAME/fetch/            downloads
+deployments/NAME/cache/            what an engine compiled
 """
 
 import fcntl

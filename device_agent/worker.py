@@ -39,7 +39,12 @@ class Worker:
         self._counters = Counters(deployment, self._mark.sha256, manifest)
         self._model = ServedModel(manifest, loaded, self._counters)
         self._app = WorkerApp(
-            deployment, deployments, self._mark.sha256, self._model, self._hand_back, self._hung
+            deployment,
+            deployments,
+            self._mark.sha256,
+            self._model,
+            give_back=self._hand_back,
+            on_hung=self._hung,
         )
         self._connections = Connections(self._app.route)
         self._channel: Channel

@@ -37,6 +37,7 @@ class WorkerApp:
         deployments: tuple[str, ...],
         digest: str,
         model: ServedModel,
+        *,
         give_back: Callable[[int, bytes], None],
         on_hung: Callable[[], None],
     ) -> None:
@@ -155,5 +156,3 @@ def _described(spec: TensorSpec) -> dict[str, Any]:
         "datatype": V2_DTYPES.get(spec.dtype, spec.dtype.upper()),
         "shape": [-1 if dim is None else dim for dim in spec.shape],
     }
-
-

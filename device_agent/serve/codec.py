@@ -147,9 +147,7 @@ def check_outputs(parsed: InferRequest, manifest: Manifest) -> None:
             raise InputError(f"there is no output {output.name!r}; the model has {', '.join(known)}")
 
 
-def write_answer(
-    parsed: InferRequest, outputs: Mapping[str, Array], *, model: str, version: str
-) -> Response:
+def write_answer(parsed: InferRequest, outputs: Mapping[str, Array], *, model: str, version: str) -> Response:
     """The answer, each output as JSON or binary as the request asked."""
     all_binary = parsed.parameters.get("binary_data_output") is True
     wanted = parsed.outputs or [RequestedOutput(name) for name in outputs]
@@ -175,6 +173,4 @@ def write_answer(
     head = msgspec.json.encode(answer)
     if not tail:
         return Response(200, head)
-    return Response(
-        200, b"".join((head, *tail)), "application/octet-stream", {HEADER_LENGTH: str(len(head))}
-    )
+    return Response(200, b"".join((head, *tail)), "application/octet-stream", {HEADER_LENGTH: str(len(head))})

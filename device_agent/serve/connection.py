@@ -205,13 +205,14 @@ class Connection(asyncio.BufferedProtocol):
             self._begin_body(route, parsed, end)
 
     async def _ask_again(self, route: Wait, parsed: ParsedHead, end: int) -> None:
-        await route.until
-        self._task = None
-        if self._transport is None or self._transport.is_closing():
-            return
         try:
+            await route.until
+            self._task = None
+            if self._transport is None or self._transport.is_closing():
+                return
             self._follow(self._owner.route(parsed.head), parsed, end)
         except HttpError as error:
+            self._task = None
             self._refuse(error)
 
     def _begin_body(self, route: Serve, parsed: ParsedHead, end: int) -> None:

@@ -159,9 +159,9 @@ def parse_head(data: bytes) -> ParsedHead:
     parser = httptools.HttpRequestParser(collected)
     try:
         parser.feed_data(data)
-    except httptools.HttpParserUpgrade:
+    except httptools.HttpParserUpgrade as offer:
         # An offer to upgrade may be ignored (RFC 9110, 7.8); CONNECT finds no route.
-        pass  # noqa: PIE790  # says that going on is meant
+        del offer
     except httptools.HttpParserError as error:
         raise HttpError(400, f"not an HTTP/1.1 request: {error}") from error
     headers = dict(collected.headers)

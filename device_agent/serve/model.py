@@ -91,9 +91,7 @@ class ServedModel:
             result = await asyncio.wait_for(loop.run_in_executor(self._pool, work), ENGINE_TIMEOUT_S)
         except TimeoutError as error:
             self.counters.failed()
-            raise EngineHungError(
-                f"the engine did not return within {ENGINE_TIMEOUT_S:.0f} s"
-            ) from error
+            raise EngineHungError(f"the engine did not return within {ENGINE_TIMEOUT_S:.0f} s") from error
         except InputError:
             self.counters.rejected()
             raise

@@ -88,7 +88,7 @@ def _npy(body: bytes | bytearray) -> Array:
 
 
 def _image(body: bytes | bytearray) -> Array:
-    """Height × width × 3 RGB, or height × width for a grey picture, uint8."""
+    """(height, width, 3) RGB, or (height, width) for a grey picture, uint8. Raises: InputError."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:

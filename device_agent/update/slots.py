@@ -28,6 +28,7 @@ class SlotMark(msgspec.Struct, frozen=True):
     sha256: Sha256
     manifest_sha256: Sha256
     target: str
+    length: int
 
 
 def mark_of(slot: Path) -> SlotMark | None:
@@ -46,7 +47,7 @@ def stage(folder: DeploymentFolder, name: SlotName, bundle: Bundle, target: str)
     durable.make_folder(slot)
     bundle.extract(slot)
     durable.sync_tree(slot)
-    mark = SlotMark(bundle.sha256, sha256_file(slot / MANIFEST_NAME), target)
+    mark = SlotMark(bundle.sha256, sha256_file(slot / MANIFEST_NAME), target, bundle.size_bytes)
     durable.write(slot / _MARK, msgspec.json.encode(mark))
 
 

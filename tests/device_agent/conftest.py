@@ -24,10 +24,21 @@ from edgekit import bundle as bundles
 from edgekit import manifest as manifests
 from edgekit import selftest
 from edgekit.engines import LoadedBundle
-from edgekit.manifest import Contract, EngineSpec, Histogram, Manifest, Reference, SelfTest, StatePair, Step, TensorSpec
+from edgekit.manifest import (
+    Contract,
+    EngineSpec,
+    Histogram,
+    Manifest,
+    Reference,
+    SelfTest,
+    StatePair,
+    Step,
+    TensorSpec,
+)
 from edgekit.samples import Samples, dump_arrays
 
 PROFILE = "x86-64-v3"
+NO_LIMITS = Contract()
 LABELS = [str(digit) for digit in range(10)]
 
 
@@ -104,7 +115,7 @@ def build(
     version: str = "1.0.0",
     seed: int = 1,
     profile: str = PROFILE,
-    contract: Contract = Contract(),
+    contract: Contract = NO_LIMITS,
     scale: float = 0.0625,
     stateful: bool = False,
     engine_versions: str = ">=1.0",
@@ -112,7 +123,10 @@ def build(
     """A valid bundle; with another `scale` than the golden data was made with, one whose self-test fails."""
     engine = EngineSpec("onnxruntime", engine_versions, "model/model.onnx", threads=1)
     if stateful:
-        model, inputs = counter_onnx(), (TensorSpec("x", "float32", (1, 1)), TensorSpec("total", "float32", (1, 1)))
+        model, inputs = (
+            counter_onnx(),
+            (TensorSpec("x", "float32", (1, 1)), TensorSpec("total", "float32", (1, 1))),
+        )
         outputs = (TensorSpec("y", "float32", (1, 1)), TensorSpec("totalN", "float32", (1, 1)))
         golden = Samples({"x": np.ones((4, 1, 1), np.float32)}, sequence=np.array([0, 0, 1, 1]))
         state, steps, post = (StatePair("total", "totalN"),), {}, ()
@@ -175,7 +189,9 @@ def _run(folder: Path, manifest: Manifest, model: bytes, golden: Samples) -> dic
     (scratch / "model").mkdir(parents=True, exist_ok=True)
     (scratch / "model" / "model.onnx").write_bytes(model)
     loaded = LoadedBundle(manifest, scratch)
-    outputs, _ = selftest.run_samples(loaded.run, manifest.inputs, manifest.state, manifest.preprocess, golden)
+    outputs, _ = selftest.run_samples(
+        loaded.run, manifest.inputs, manifest.state, manifest.preprocess, golden
+    )
     return outputs
 
 
@@ -221,9 +237,13 @@ class Client:
     def post(self, path: str, value: Any, **headers: str) -> Answer:
         if isinstance(value, bytes):
             return self.ask("POST", path, value, headers)
-        return self.ask("POST", path, json.dumps(value).encode(), {"Content-Type": "application/json", **headers})
+        return self.ask(
+            "POST", path, json.dumps(value).encode(), {"Content-Type": "application/json", **headers}
+        )
 
-    def ask(self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}) -> Answer:
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}
+    ) -> Answer:
         named = {name.replace("_", "-"): text for name, text in headers.items()}
         self.connection.request(method, path, body, named)
         response = self.connection.getresponse()

@@ -49,7 +49,14 @@ def test_infer_answers_in_json_and_in_binary_alike(client):
     assert (answer["id"], answer["model_name"], answer["model_version"]) == ("7", "digits", "1.0.0")
     head = json.dumps(
         {
-            "inputs": [{"name": "x", "shape": [1, 1, 8, 8], "datatype": "FP32", "parameters": {"binary_data_size": 256}}],
+            "inputs": [
+                {
+                    "name": "x",
+                    "shape": [1, 1, 8, 8],
+                    "datatype": "FP32",
+                    "parameters": {"binary_data_size": 256},
+                }
+            ],
             "outputs": [{"name": "logits", "parameters": {"binary_data": True}}],
         }
     ).encode()

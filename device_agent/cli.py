@@ -1,0 +1,81 @@
+"""`edgekit agent`: a thin skin over the supervisor, the status file and the doctor."""
+
+import asyncio
+from pathlib import Path
+
+import click
+import msgspec
+
+from device_agent import doctor as doctors
+from device_agent import identity, log, status, supervisor
+from device_agent.folder import StateFolder
+from device_agent.supervisor import Settings
+
+_STATE = click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The agent's state folder.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+@click.group()
+def agent() -> None:
+    """Run the agent on a device, and look at it."""
+
+
+@agent.command(
+    epilog="Examples:  edgekit agent run --enrolment board-7.json --state /var/lib/edgekit   (first start)    "
+    "edgekit agent run --state /var/lib/edgekit --http 127.0.0.1:9000   (later)"
+)
+@click.option(
+    "--enrolment",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file that 'edgekit fleet enroll' made for this device; needed for the first start only.",
+)
+@_STATE
+@click.option("--http", default="127.0.0.1:8500", show_default=True, help="Where to serve; loopback only.")
+@click.option("--profile", help="A hardware profile's name or .toml file; by default the one that fits best.")
+@click.option(
+    "--window",
+    type=click.FloatRange(min=0.5),
+    default=60.0,
+    show_default=True,
+    help="Seconds per telemetry report.",
+)
+@click.option("--log-json", is_flag=True, help="Log JSON, one object per line.")
+def run(
+    *, enrolment: Path | None, state: Path, http: str, profile: str | None, window: float, log_json: bool
+) -> None:
+    """Enrol if needed, then serve models, follow the fleet's orders and report, until told to end."""
+    log.set_up(as_json=log_json)
+    settings = Settings(
+        state=StateFolder(state.absolute()),
+        http=http,
+        enrolment=identity.read_enrolment(enrolment) if enrolment is not None else None,
+        profile=profile,
+        window_s=window,
+        log_json=log_json,
+    )
+    asyncio.run(supervisor.run(settings))
+
+
+@agent.command("status", epilog="Example:  edgekit agent status --state /var/lib/edgekit --json")
+@_STATE
+@_JSON
+def status_command(*, state: Path, as_json: bool) -> None:
+    """Show what runs, the newest order, and where updates stand, as the state folder has it."""
+    view = status.read(StateFolder(state))
+    click.echo(msgspec.json.encode(view) if as_json else status.render(view))
+
+
+@agent.command(epilog="Example:  edgekit agent doctor --state /var/lib/edgekit")
+@_STATE
+@_JSON
+@click.option("--profile", help="A hardware profile's name or .toml file, as for 'run'.")
+def doctor(*, state: Path, as_json: bool, profile: str | None) -> int:
+    """Check engines, disk, clock and the link to the fleet; exit code 1 if something is wrong."""
+    checks = asyncio.run(doctors.examine(StateFolder(state), profile))
+    click.echo(msgspec.json.encode(checks) if as_json else doctors.render(checks))
+    return 1 if any(check.state == "bad" for check in checks) else 0

@@ -1,0 +1,113 @@
+"""`edgekit agent doctor`: engines, disk, clock and link of this device, each with what to do about it."""
+
+import asyncio
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from device_agent import health, identity, probe
+from device_agent.folder import StateFolder
+from device_agent.identity import DeviceIdentity
+from device_agent.orderbook import AGENT_BUILT
+from edgekit.errors import EdgeKitError
+
+LOW_SPACE = 256 << 20
+CONNECT_TIMEOUT_S = 5.0
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One finding; `advice` is empty where nothing is to be done."""
+
+    name: str
+    state: Literal["good", "note", "bad"]
+    found: str
+    advice: str = ""
+
+
+async def examine(state: StateFolder, profile: str | None) -> list[Check]:
+    """All checks; what cannot be looked at is a finding, not an error."""
+    checks = [*await _machine(profile), _disk(state), _clock()]
+    try:
+        known = identity.load(state)
+    except EdgeKitError as error:
+        return [*checks, Check("enrolment", "bad", str(error))]
+    if known is None:
+        advice = "start it with: edgekit agent run --enrolment FILE"
+        return [*checks, Check("enrolment", "note", "this device has not joined a fleet yet", advice)]
+    broker = known.file.broker
+    return [*checks, _enrolment(known), await _link(broker.host, broker.port)]
+
+
+async def _machine(profile: str | None) -> list[Check]:
+    try:
+        platform = await probe.find(profile)
+    except EdgeKitError as error:
+        return [Check("profile", "bad", str(error))]
+    found = [
+        Check("profile", "good", " > ".join(platform.profiles)),
+        Check("isa", "good", " ".join(platform.isa)),
+    ]
+    if not platform.engines:
+        advice = "install one: pip install 'edgekit[agent,onnxruntime]' (or openvino, litert)"
+        return [*found, Check("engines", "bad", "no engine works here", advice)]
+    engines = ", ".join(f"{name} {version}" for name, version in platform.engines.items())
+    return [*found, Check("engines", "good", engines)]
+
+
+def _disk(state: StateFolder) -> Check:
+    folder = state.root
+    while not folder.is_dir():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        return Check("disk", "bad", f"{folder} cannot be written", "give the agent's user the folder")
+    free = health.free_bytes(folder)
+    found = f"{free >> 20} MiB free at {folder}"
+    if free < LOW_SPACE:
+        return Check("disk", "bad", found, "updates need room for two bundles; free some")
+    return Check("disk", "good", found)
+
+
+def _clock() -> Check:
+    now = datetime.now(UTC)
+    found = now.isoformat(timespec="seconds")
+    if now < AGENT_BUILT:
+        return Check(
+            "clock", "bad", f"{found} lies before this agent was made", "set up time synchronisation"
+        )
+    if not Path("/run/systemd/timesync/synchronized").exists():
+        return Check("clock", "note", f"{found}, plausible; systemd-timesyncd does not confirm it")
+    return Check("clock", "good", f"{found}, synchronized")
+
+
+def _enrolment(known: DeviceIdentity) -> Check:
+    answer = known.answer
+    return Check(
+        "enrolment", "good", f"{answer.device} of fleet {known.file.fleet}, enrolment {answer.enrolment}"
+    )
+
+
+async def _link(host: str, port: int) -> Check:
+    where = f"{host}:{port}"
+    try:
+        _reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), CONNECT_TIMEOUT_S)
+    except (OSError, TimeoutError, socket.gaierror) as error:
+        advice = "the agent serves on and tries again by itself; check network and broker"
+        return Check(
+            "link", "bad", f"the broker at {where} cannot be reached ({error or 'no answer'})", advice
+        )
+    writer.close()
+    return Check("link", "good", f"the broker at {where} accepts connections")
+
+
+def render(checks: list[Check]) -> str:
+    marks = {"good": "ok  ", "note": "note", "bad": "BAD "}
+    lines: list[str] = []
+    for check in checks:
+        lines.append(f"{marks[check.state]} {check.name:10} {check.found}")
+        if check.advice:
+            lines.append(f"{'':15} {check.advice}")
+    return "\n".join(lines)

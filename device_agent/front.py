@@ -1,0 +1,196 @@
+"""The listener: accepts every client, answers what concerns the whole device, hands the rest to the worker it is for.
+
+The supervisor never reads a body: after the head it passes the connection on, with the bytes read so far. Between
+two requests a worker hands a connection back when the next request is not its own, or when it drains.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+
+from device_agent import log
+from device_agent.serve.connection import Connections
+from device_agent.serve.http import (
+    Head,
+    HttpError,
+    PassOn,
+    Request,
+    Response,
+    Route,
+    Serve,
+    Wait,
+    error_response,
+    json_response,
+)
+from device_agent.serve.routes import Target, target_of
+from device_agent.workers import Workers
+from edgekit import __version__
+from edgekit.errors import UsageError
+
+MAX_CONNECTIONS = 512
+MAX_HELD = 256
+HOLD_S = 15.0
+BACKLOG = 512
+
+
+def listen(address: str) -> socket.socket:
+    """A listening socket for HOST:PORT, on loopback only.
+
+    Raises: UsageError for an address that is malformed, not loopback, or in use.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"--http {address}: give HOST:PORT, e.g. 127.0.0.1:8500")
+    host = host.strip("[]")
+    if not _is_loopback(host):
+        raise UsageError(
+            f"--http {address}: without TLS and a token only loopback is served; use 127.0.0.1, or put a proxy that"
+            " asks for credentials in front"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, int(port)), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise UsageError(f"--http {address}: cannot listen there ({error.strerror})") from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Front:
+    """`workers` by deployment; `metrics` gives the Prometheus page."""
+
+    def __init__(
+        self, listener: socket.socket, workers: Mapping[str, Workers], metrics: Callable[[], str]
+    ) -> None:
+        self._listener = listener
+        self._workers = workers
+        self._metrics = metrics
+        self._names = tuple(workers)
+        self._connections = Connections(self._route)
+        self._held = 0
+        self._is_closed = False
+        self._answers: Mapping[str, Callable[[Request], Awaitable[Response]]] = {
+            "live": self._live,
+            "ready": self._ready,
+            "server": self._server,
+            "metrics": self._metrics_page,
+        }
+
+    def start(self) -> None:
+        self._listener.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    async def close(self) -> None:
+        """Take no new connection and end those that are here; workers end theirs."""
+        self._is_closed = True
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
+        await self._connections.drain(None, 2.0)
+
+    def given_back(self, descriptor: int, prefix: bytes) -> None:
+        """A worker's connection comes back; what it asks next decides where it goes."""
+        if self._is_closed:
+            os.close(descriptor)
+        else:
+            self._connections.adopt(socket.socket(fileno=descriptor), prefix)
+
+    def _accept(self) -> None:
+        for _ in range(BACKLOG):
+            try:
+                client, _address = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                # Out of descriptors, mostly: the client waits in the backlog until one is free.
+                log.trouble("a connection could not be accepted", reason=error)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(self._listener)
+                loop.call_later(0.5, self._listen_again)
+                return
+            if len(self._connections.open) >= MAX_CONNECTIONS:
+                _turn_away(client)
+                continue
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._connections.adopt(client)
+
+    def _listen_again(self) -> None:
+        if not self._is_closed:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    def _route(self, head: Head) -> Route:
+        target = target_of(head.path, self._names)
+        if target.kind == "unknown":
+            raise HttpError(404, f"there is nothing at {head.path}; see /v2 and /predict/DEPLOYMENT")
+        if head.method != target.method and not (head.method == "HEAD" and target.method == "GET"):
+            raise HttpError(405, f"{head.path} takes {target.method}")
+        if target.is_workers:
+            return self._route_to_worker(target)
+        return Serve(self._answers[target.kind])
+
+    def _route_to_worker(self, target: Target) -> Route:
+        if target.deployment not in self._workers:
+            known = ", ".join(self._names) or "none"
+            raise HttpError(
+                404, f"there is no deployment {target.deployment!r} here; this device has {known}"
+            )
+        workers = self._workers[target.deployment]
+        if workers.serving is not None:
+            return PassOn(workers.serving.give)
+        if target.kind in ("infer", "predict") and workers.is_expected and self._held < MAX_HELD:
+            return Wait(self._hold(target.deployment, workers))
+        raise _no_model(target.deployment)
+
+    async def _hold(self, deployment: str, workers: Workers) -> None:
+        """Keep a request while its worker starts. Raises: HttpError if none serves in time."""
+        self._held += 1
+        try:
+            await workers.wait_change(HOLD_S)
+        finally:
+            self._held -= 1
+        if workers.serving is None:
+            raise _no_model(deployment)
+
+    async def _live(self, _request: Request) -> Response:
+        return json_response(200, {"live": True})
+
+    async def _ready(self, _request: Request) -> Response:
+        missing = [name for name, workers in self._workers.items() if workers.serving is None]
+        if missing:
+            return json_response(503, {"ready": False, "missing": missing}, retry_after="1")
+        return json_response(200, {"ready": True})
+
+    async def _server(self, _request: Request) -> Response:
+        return json_response(
+            200,
+            {
+                "name": "edgekit",
+                "version": __version__,
+                "extensions": ["binary_tensor_data", "sequence"],
+                "deployments": list(self._names),
+            },
+        )
+
+    async def _metrics_page(self, _request: Request) -> Response:
+        return Response(200, self._metrics().encode(), "text/plain; version=0.0.4")
+
+
+def _no_model(deployment: str) -> HttpError:
+    return HttpError(503, f"deployment {deployment!r} runs no model now; see 'edgekit agent status'")
+
+
+def _turn_away(client: socket.socket) -> None:
+    response = error_response(503, "too many connections", retry_after="1").encode(keep_alive=False)
+    client.setblocking(False)
+    with contextlib.suppress(OSError):
+        client.send(response)
+    client.close()

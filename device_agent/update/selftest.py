@@ -1,0 +1,161 @@
+"""The self-test of a staged bundle, in a child process with time and memory limits.
+
+The parent's half, `run`, needs no numpy. The child (`python -m device_agent.update.selftest`) loads the slot, runs the
+golden inputs, and, where the contract bounds latency and another bundle runs here, that one too in the same minute: a
+machine that slows both alike is no fault of the new one.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from device_agent.update.machine import LATENCY_MARGIN
+from device_agent.update.slots import load_checked
+from edgekit.errors import EdgeKitError
+from edgekit.manifest import Manifest
+
+TIMEOUT_S = 300.0
+_POLL_S = 0.1
+_DEFAULT_MEMORY_SHARE = 0.6
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """`reason` is empty when passed."""
+
+    passed: bool
+    reason: str
+    latency_p95_ms: float = 0.0
+
+
+async def run(slot: Path, running: Path | None, cache: Path) -> Verdict:
+    """Judge the bundle in `slot`. Cancelling ends the child.
+
+    A crash, a hang or too much memory is a verdict like any other.
+    """
+    words = [sys.executable, "-m", "device_agent.update.selftest", "--slot", str(slot), "--cache", str(cache)]
+    if running is not None:
+        words += ["--running", str(running)]
+    process = await asyncio.create_subprocess_exec(
+        *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None
+    limit = await asyncio.to_thread(memory_limit, slot)
+    guard = asyncio.create_task(_too_much_memory(process.pid, limit))
+    try:
+        output = await asyncio.wait_for(process.stdout.read(), TIMEOUT_S)
+        code = await asyncio.wait_for(process.wait(), _POLL_S * 50)
+    except TimeoutError:
+        return Verdict(passed=False, reason=f"the self-test took longer than {TIMEOUT_S:.0f} s")
+    finally:
+        guard.cancel()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if guard.done() and not guard.cancelled():
+        return Verdict(passed=False, reason=f"the self-test needed more than {limit >> 20} MiB of memory")
+    if code != 0:
+        return Verdict(passed=False, reason=f"the self-test's process {_ending(code)}")
+    try:
+        # Engines print to standard output as they please; the verdict is the last line.
+        return msgspec.json.decode(output.splitlines()[-1] if output else b"", type=Verdict)
+    except msgspec.DecodeError as error:
+        return Verdict(passed=False, reason=f"the self-test said nothing that can be read ({error})")
+
+
+def _ending(code: int) -> str:
+    return f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+
+
+def memory_limit(slot: Path) -> int:
+    """Bytes of resident memory: the contract's with its margin and the interpreter's share, or most of the machine's."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    most = int(machine * _DEFAULT_MEMORY_SHARE)
+    try:
+        _mark, manifest = load_checked(slot)
+    except EdgeKitError:
+        return most
+    contract = manifest.contract.memory_mb
+    return most if contract is None else min(most, int(contract * LATENCY_MARGIN * 1e6) + (128 << 20))
+
+
+async def _too_much_memory(pid: int, limit: int) -> None:
+    """Ends the process, and returns, once its resident memory is above `limit` bytes."""
+    while _resident(pid) <= limit:
+        await asyncio.sleep(_POLL_S)
+    os.kill(pid, signal.SIGKILL)
+
+
+def _resident(pid: int) -> int:
+    """Bytes; 0 once the process is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def judge(slot: Path, running: Path | None, cache: Path) -> Verdict:
+    """The child's half: outputs by the manifest's tolerances, then latency."""
+    from edgekit import selftest
+    from edgekit.engines import LoadedBundle
+
+    try:
+        _mark, manifest = load_checked(slot)
+        result = selftest.check(manifest, LoadedBundle(manifest, slot, cache=cache), slot)
+        if not result.passed:
+            return Verdict(passed=False, reason=result.reason, latency_p95_ms=result.latency_p95_ms)
+        reason = _latency_complaint(manifest, result.latency_p95_ms, running, cache)
+    except EdgeKitError as error:
+        return Verdict(passed=False, reason=str(error))
+    return Verdict(passed=not reason, reason=reason, latency_p95_ms=result.latency_p95_ms)
+
+
+def _latency_complaint(manifest: Manifest, p95_ms: float, running: Path | None, cache: Path) -> str:
+    limit = manifest.contract.latency_p95_ms
+    if limit is None or p95_ms <= limit * LATENCY_MARGIN:
+        return ""
+    told = f"latency p95 is {p95_ms:.2f} ms, the contract says {limit:g} ms"
+    if running is None:
+        return told
+    slowdown = _slowdown(running, cache)
+    if slowdown is not None and p95_ms <= limit * LATENCY_MARGIN * slowdown:
+        return ""
+    return told
+
+
+def _slowdown(running: Path, cache: Path) -> float | None:
+    """How many times its own latency contract the running bundle takes now; None if it has none or cannot say."""
+    from edgekit import selftest
+    from edgekit.engines import LoadedBundle
+
+    try:
+        _mark, manifest = load_checked(running)
+        own = manifest.contract.latency_p95_ms
+        if own is None:
+            return None
+        result = selftest.check(manifest, LoadedBundle(manifest, running, cache=cache), running)
+    except EdgeKitError:
+        return None
+    return result.latency_p95_ms / own
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="EdgeKit self-test; started by 'edgekit agent run'.")
+    parser.add_argument("--slot", type=Path, required=True)
+    parser.add_argument("--running", type=Path)
+    parser.add_argument("--cache", type=Path, required=True)
+    chosen = parser.parse_args()
+    verdict = judge(chosen.slot, chosen.running, chosen.cache)
+    sys.stdout.buffer.write(b"\n" + msgspec.json.encode(verdict))
+    sys.stdout.flush()
+    # Skips interpreter teardown, where some engines crash after a clean run.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
