@@ -35,13 +35,28 @@ class NewDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: dict[Label, Label] = {}
 
 
+class Telemetry(msgspec.Struct, frozen=True):
+    """All windows of what a device runs now; the quantiles are None before the first request."""
+
+    windows: int = 0
+    requests: int = 0
+    errors: int = 0
+    infer_ms_p50: float | None = None
+    infer_ms_p95: float | None = None
+
+
 class DeploymentView(msgspec.Struct, frozen=True):
-    """One deployment of a device: what it should run and what it runs, as `NAME@VERSION`."""
+    """One deployment of a device: what it should run and what it runs, as `NAME@VERSION`.
+
+    `version` is set only once that version is loaded *and* committed.
+    """
 
     should_run: str = ""
     should_digest: str = ""
     runs: str = ""
     runs_digest: str = ""
+    version: str = ""
+    telemetry: Telemetry = Telemetry()
     state: str = ""
     reason: str = ""
     because: str = ""
@@ -60,6 +75,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     reported_counter: int
     refused: str
     deployments: dict[str, DeploymentView]
+    telemetry: Telemetry
 
 
 class Explanation(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from edgekit.errors import UsageError
 from fleet import api
 from fleet.client import config, publishing, render
-from fleet.client.options import connected, with_fleet
+from fleet.client.options import FLEET_HELP, connected, with_fleet
 from fleet.client.rollout_cli import rollout
 
 # Commands that need the service's packages: loaded only when called.
@@ -58,8 +58,11 @@ class FleetGroup(click.Group):
 
 
 @click.group(cls=FleetGroup, epilog=EPILOG)
-def fleet() -> None:
+@click.option("--fleet", "place", default=None, help=FLEET_HELP)
+@click.pass_context
+def fleet(ctx: click.Context, *, place: str | None) -> None:
     """Run the fleet service; enrol devices, publish bundles, roll out."""
+    ctx.obj = {**(ctx.obj or {}), "fleet": place}
 
 
 fleet.add_command(rollout)
@@ -107,7 +110,9 @@ def enroll(
             {"device": device, "file": str(out), "labels": file.labels, "deployments": file.deployments}
         )
     else:
-        click.echo(f"{out}: carry it to {device} and run there: edgekit agent run --enrol {out.name}")
+        click.echo(
+            f"{out}: carry it to {device} and run there: edgekit agent run --enrolment {out.name} --state DIR"
+        )
 
 
 def _labels(pairs: tuple[str, ...]) -> dict[str, str]:

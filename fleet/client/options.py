@@ -9,18 +9,18 @@ import click
 from fleet.client import config
 from fleet.client.rest import Client
 
+FLEET_HELP = "State folder or client.toml of the fleet [env: EDGEKIT_FLEET]."
 Command = Callable[..., Any]
 
 
 def with_fleet(command: Command) -> Command:
-    """Adds `--fleet` and `--json`."""
+    """Adds `--fleet` (that of the group holds where it is not given) and `--json`."""
     command = click.option("--json", "as_json", is_flag=True, help="Answer as JSON on stdout.")(command)
-    return click.option(
-        "--fleet",
-        "place",
-        default=None,
-        help="State folder or client.toml of the fleet [env: EDGEKIT_FLEET].",
-    )(command)
+    return click.option("--fleet", "place", default=None, callback=_of_the_group, help=FLEET_HELP)(command)
+
+
+def _of_the_group(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    return value or (ctx.obj or {}).get("fleet")
 
 
 @contextmanager

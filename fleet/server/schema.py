@@ -179,6 +179,19 @@ windows = Table(
     Index("ix_windows_received", "received_at"),
 )
 
+# The roll-up of all windows a device ever sent for one digest, changed in the transaction that stores the window.
+totals = Table(
+    "totals",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("deployment", String(64), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("windows", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("infer_ms", Text, nullable=False),
+)
+
 audit = Table(
     "audit",
     metadata,

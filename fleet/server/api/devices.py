@@ -1,18 +1,23 @@
 """Devices: inviting, enrolling, listing, explaining."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import msgspec
 from fastapi import APIRouter, Depends, Response
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
+from edgekit.sketch import Sketch, merge
 from edgekit.wire.enrolment import FORMAT, EnrolmentFile, EnrolRequest
 from fleet import api
 from fleet.server.api.context import Actor, Ctx, answer, body
-from fleet.server.store import devices, orders, releases, rollouts, settings
+from fleet.server.store import devices, orders, releases, rollouts, settings, telemetry
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.orders import DesiredRow
+
+Wanted = dict[tuple[str, str], DesiredRow]
+Seen = dict[tuple[str, str, str], Row[Any]]
 
 router = APIRouter(tags=["devices"])
 device_router = APIRouter(tags=["enrolment"])
@@ -62,18 +67,19 @@ def enrol(ctx: Ctx, request: Annotated[EnrolRequest, Depends(body(EnrolRequest))
 def listing(ctx: Ctx, _actor: Actor) -> Response:
     with ctx.database.begin() as connection:
         wanted = orders.desired_of(connection)
-        return answer([view(row, wanted) for row in devices.everyone(connection)])
+        seen = telemetry.totals_of(connection)
+        return answer([view(row, wanted, seen) for row in devices.everyone(connection)])
 
 
 @router.get("/devices/{device}/explain")
 def explain(ctx: Ctx, _actor: Actor, device: str) -> Response:
     with ctx.database.begin() as connection:
         row = devices.get(connection, device)
-        shown = view(row, orders.desired_of(connection, device))
+        shown = view(row, orders.desired_of(connection, device), telemetry.totals_of(connection, device))
         return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, ctx.clock()))))
 
 
-def view(row: DeviceRow, wanted: dict[tuple[str, str], DesiredRow]) -> api.DeviceView:
+def view(row: DeviceRow, wanted: Wanted, seen: Seen) -> api.DeviceView:
     """A device as the API shows it."""
     reported = devices.reported_of(row)
     deployments = {}
@@ -86,6 +92,8 @@ def view(row: DeviceRow, wanted: dict[tuple[str, str], DesiredRow]) -> api.Devic
             because=should.because if should else "",
             runs=releases.title(runs.model, runs.model_version) if runs and runs.digest else "",
             runs_digest=(runs.digest or "") if runs else "",
+            version=runs.model_version if runs and runs.digest and runs.digest == runs.committed else "",
+            telemetry=_summary([seen.get((row.id, deployment, runs.digest or ""))] if runs else []),
             state=runs.state.value if runs else "",
             reason=runs.reason if runs else "",
         )
@@ -102,6 +110,24 @@ def view(row: DeviceRow, wanted: dict[tuple[str, str], DesiredRow]) -> api.Devic
         reported_counter=reported.order_counter if reported else 0,
         refused=reported.refused if reported else "",
         deployments=deployments,
+        telemetry=_summary(
+            [
+                seen.get((row.id, name, entry.digest or ""))
+                for name, entry in (reported.deployments if reported else {}).items()
+            ]
+        ),
+    )
+
+
+def _summary(rows: list[Row[Any] | None]) -> api.Telemetry:
+    known = [row for row in rows if row is not None]
+    sketch = merge(msgspec.json.decode(row.infer_ms, type=Sketch) for row in known)
+    return api.Telemetry(
+        windows=sum(row.windows for row in known),
+        requests=sum(row.requests for row in known),
+        errors=sum(row.errors for row in known),
+        infer_ms_p50=sketch.quantile(0.50),
+        infer_ms_p95=sketch.quantile(0.95),
     )
 
 

@@ -99,8 +99,7 @@ def view(rollout: Rollout) -> api.RolloutView:
     members = sorted(rollout.members.values(), key=lambda m: (m.is_held, m.key))
     counts: dict[str, int] = {}
     for member in members:
-        state = member.state.value if member.order_counter else "waiting"
-        counts[state] = counts.get(state, 0) + 1
+        counts[member.state.value] = counts.get(member.state.value, 0) + 1
     soak_ends = None
     if rollout.status is Status.RUNNING and rollout.soak_from is not None:
         soak_ends = rollout.soak_from + timedelta(seconds=spec.soak_s)
@@ -120,7 +119,7 @@ def view(rollout: Rollout) -> api.RolloutView:
                 device=member.device,
                 profile=member.profile,
                 stage=member.stage + 1 if member.stage is not None else None,
-                state=member.state.value if member.order_counter else "waiting",
+                state=member.state.value,
                 reason=member.reason,
                 previous=member.previous_title,
             )

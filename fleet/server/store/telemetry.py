@@ -11,9 +11,9 @@ import msgspec
 from sqlalchemy import Connection, Row, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from edgekit.sketch import Sketch
-from edgekit.wire.messages import Report
-from fleet.server.schema import devices, reports, windows
+from edgekit.sketch import Sketch, merge
+from edgekit.wire.messages import DeploymentWindow, Report
+from fleet.server.schema import devices, reports, totals, windows
 from fleet.server.store.devices import DeviceRow
 
 KEEP_S = 14 * 86_400.0
@@ -63,12 +63,45 @@ def record(connection: Connection, row: DeviceRow, report: Report, now: float) -
     ]
     if values:
         connection.execute(insert(windows), values)
+    for window in report.deployments:
+        if window.digest is not None:
+            _add_up(connection, row.id, window, window.digest)
     connection.execute(
         update(devices)
         .where(devices.c.id == row.id)
         .values(last_report_at=now, last_seen_at=now, window_s=report.length_s)
     )
     return True
+
+
+def _add_up(connection: Connection, device: str, window: DeploymentWindow, digest: str) -> None:
+    key = (
+        (totals.c.device == device) & (totals.c.deployment == window.deployment) & (totals.c.digest == digest)
+    )
+    before = connection.execute(select(totals).where(key)).one_or_none()
+    if before is None:
+        empty = {"device": device, "deployment": window.deployment, "digest": digest}
+        sums = {"windows": 1, "requests": window.requests, "errors": window.errors}
+        sketch = msgspec.json.encode(window.infer_ms).decode()
+        connection.execute(insert(totals).values(**empty, **sums, infer_ms=sketch))
+        return
+    merged = merge((msgspec.json.decode(before.infer_ms, type=Sketch), window.infer_ms))
+    connection.execute(
+        update(totals)
+        .where(key)
+        .values(
+            windows=totals.c.windows + 1,
+            requests=totals.c.requests + window.requests,
+            errors=totals.c.errors + window.errors,
+            infer_ms=msgspec.json.encode(merged).decode(),
+        )
+    )
+
+
+def totals_of(connection: Connection, device: str | None = None) -> dict[tuple[str, str, str], Row[Any]]:
+    """(device, deployment, digest) → everything that was ever reported of it."""
+    query = select(totals) if device is None else select(totals).where(totals.c.device == device)
+    return {(row.device, row.deployment, row.digest): row for row in connection.execute(query)}
 
 
 def since(connection: Connection, deployment: str, moment: float) -> list[Window]:

@@ -114,6 +114,16 @@ def upgrade() -> None:
     sa.Column('created_at', sa.Float(), nullable=False),
     sa.PrimaryKeyConstraint('hash')
     )
+    op.create_table('totals',
+    sa.Column('device', sa.String(length=64), nullable=False),
+    sa.Column('deployment', sa.String(length=64), nullable=False),
+    sa.Column('digest', sa.String(length=64), nullable=False),
+    sa.Column('windows', sa.BigInteger(), nullable=False),
+    sa.Column('requests', sa.BigInteger(), nullable=False),
+    sa.Column('errors', sa.BigInteger(), nullable=False),
+    sa.Column('infer_ms', sa.Text(), nullable=False),
+    sa.PrimaryKeyConstraint('device', 'deployment', 'digest')
+    )
     op.create_table('windows',
     sa.Column('id', sa.Integer(), nullable=False),
     sa.Column('device', sa.String(length=64), nullable=False),
@@ -186,6 +196,7 @@ def downgrade() -> None:
         batch_op.drop_index('ix_windows_device')
 
     op.drop_table('windows')
+    op.drop_table('totals')
     op.drop_table('tokens')
     op.drop_table('settings')
     with op.batch_alter_table('rollouts', schema=None) as batch_op:

@@ -1,0 +1,222 @@
+"""Whole rollouts through the real service, the real broker and scripted devices."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fleet_support import Behaviour, FakeDevice, Service, make_bundle, wait_until
+
+from fleet import api
+from fleet.client import publishing
+from fleet.client.rest import Client
+
+GATES = ("error_rate < 1% min 100 requests", "latency_p95 <= 10ms min 100 requests")
+
+
+class Fleet:
+    """The service with devices and an operator's client."""
+
+    def __init__(self, service: Service, folder: Path) -> None:
+        self.service = service
+        self.folder = folder
+        self.client: Client = service.client()
+        self.devices: dict[str, FakeDevice] = {}
+
+    def add(self, *names: str, behaviours: dict[str, Behaviour] | None = None, site: str = "lab") -> None:
+        for name in names:
+            file = self.client.enroll(api.NewDevice(name, ("digits",), {"site": site}))
+            device = FakeDevice(file, behaviours or {})
+            device.enrol()
+            device.connect()
+            self.devices[name] = device
+        wait_until(
+            lambda: {d.device for d in self.client.devices() if d.online and d.agent_version} >= set(names),
+            "the devices are online",
+        )
+
+    def publish(self, version: str) -> str:
+        path = make_bundle(self.folder, version)
+        key = self.service.state / "keys" / "publisher.key"
+        [checked] = publishing.check(self.client, [path])
+        return publishing.publish(self.client, checked, key, lambda _: None).bundle.sha256
+
+    def roll_out(self, version: str, **more: object) -> api.RolloutView:
+        wanted = {"stages": "1,100%", "soak": "1s", "gates": GATES, "deadline": "5s"} | more
+        answer = self.client.start(api.NewRollout(f"digits@{version}", "site=lab", **wanted))
+        assert answer.rollout is not None
+        return answer.rollout
+
+    def wait_for(self, rollout: api.RolloutView, *statuses: str, timeout_s: float = 25) -> api.RolloutView:
+        found = rollout
+
+        def is_there() -> bool:
+            nonlocal found
+            found = self.client.rollout(rollout.id)
+            return found.status in statuses
+
+        wait_until(is_there, f"{rollout.id} is {' or '.join(statuses)}", timeout_s=timeout_s)
+        return found
+
+    def versions(self) -> dict[str, str]:
+        return {d.device: d.deployments["digits"].version for d in self.client.devices()}
+
+
+@pytest.fixture
+def fleet(running: Service, tmp_path: Path) -> Iterator[Fleet]:
+    made = Fleet(running, tmp_path / "bundles")
+    yield made
+    for device in made.devices.values():
+        device.close()
+    made.client.close()
+
+
+def install_first(fleet: Fleet, version: str = "1.0.0") -> None:
+    fleet.publish(version)
+    done = fleet.wait_for(fleet.roll_out(version, stages="100%"), "completed", "paused", "rolled_back")
+    assert done.status == "completed", done.reason
+
+
+def test_a_good_release_goes_through_two_stages_and_becomes_the_assignment(fleet: Fleet) -> None:
+    fleet.add("a", "b", "c", "d")
+    fleet.publish("1.0.0")
+    rollout = fleet.roll_out("1.0.0")
+    assert [m.stage for m in rollout.members].count(1) == 1
+    done = fleet.wait_for(rollout, "completed", "paused", "rolled_back")
+    assert (done.status, done.reason, done.counts) == ("completed", "", {"succeeded": 4})
+    assert fleet.versions() == dict.fromkeys("abcd", "1.0.0")
+    assert all(len(device.orders) == 1 for device in fleet.devices.values())
+    fleet.add("late")
+    wait_until(
+        lambda: fleet.versions()["late"] == "1.0.0", "a device that enrols later follows the assignment"
+    )
+    assert all(d.telemetry.requests > 0 for d in fleet.client.devices() if d.device != "late")
+
+
+def test_a_release_that_is_slow_on_the_device_is_rolled_back_by_the_latency_gate(fleet: Fleet) -> None:
+    fleet.add("a", "b", "c", behaviours={"2.0.0": Behaviour(infer_ms=50)})
+    install_first(fleet)
+    fleet.publish("2.0.0")
+    done = fleet.wait_for(fleet.roll_out("2.0.0"), "rolled_back", "completed", "paused")
+    assert done.status == "rolled_back"
+    assert "latency_p95" in done.reason
+    assert sum(member.stage is not None for member in done.members) == 1, "it never left its first stage"
+    assert fleet.versions() == dict.fromkeys("abc", "1.0.0")
+    canary = next(member.device for member in done.members if member.stage is not None)
+    counters = [order.counter for order in fleet.devices[canary].orders]
+    assert counters == sorted(set(counters)), "going back is a newer order"
+
+
+def test_a_release_that_fails_its_self_test_stops_at_the_first_device(fleet: Fleet) -> None:
+    fleet.add("a", "b", behaviours={"2.0.0": Behaviour(fails_selftest=True)})
+    install_first(fleet)
+    fleet.publish("2.0.0")
+    done = fleet.wait_for(fleet.roll_out("2.0.0"), "rolled_back", "completed", "paused")
+    assert done.status == "rolled_back"
+    assert "no device of this stage reached the release" in done.reason
+    assert any("self-test" in member.reason for member in done.members)
+    assert fleet.versions() == {"a": "1.0.0", "b": "1.0.0"}
+
+
+def test_a_device_that_is_switched_off_does_not_block_and_follows_later(fleet: Fleet) -> None:
+    fleet.add("a", "b", "c")
+    fleet.devices["b"].close(politely=False)
+    wait_until(lambda: any(not d.online for d in fleet.client.devices()), "b is offline")
+    fleet.publish("1.0.0")
+    done = fleet.wait_for(fleet.roll_out("1.0.0", stages="100%"), "completed", "paused", "rolled_back")
+    assert done.status == "completed", done.reason
+    assert done.counts == {"succeeded": 2, "pending": 1}
+    away = fleet.devices["b"]
+    away._stop.clear()
+    away.incarnation, away.nonce = 2, "f" * 16
+    away.connect()
+    wait_until(lambda: fleet.versions()["b"] == "1.0.0", "b follows its stored order")
+
+
+def test_no_traffic_pauses_and_never_passes(fleet: Fleet) -> None:
+    fleet.add("a", "b", behaviours={"1.0.0": Behaviour(requests=0)})
+    fleet.publish("1.0.0")
+    done = fleet.wait_for(fleet.roll_out("1.0.0"), "completed", "paused", "rolled_back")
+    assert done.status == "paused"
+    assert "inconclusive" in done.reason
+    fleet.client.turn(done.id, "rollback")
+    fleet.wait_for(done, "rolled_back")
+    assert set(fleet.versions().values()) == {""}
+
+
+def test_an_operator_pauses_resumes_and_aborts(fleet: Fleet) -> None:
+    fleet.add("a", "b", "c")
+    install_first(fleet)
+    fleet.publish("2.0.0")
+    rollout = fleet.roll_out("2.0.0", soak="30s")
+    wait_until(lambda: fleet.client.rollout(rollout.id).counts.get("succeeded") == 1, "the canary arrived")
+    assert fleet.client.turn(rollout.id, "pause").status == "paused"
+    assert fleet.client.turn(rollout.id, "resume").status == "running"
+    assert fleet.client.turn(rollout.id, "abort").status == "aborting"
+    fleet.wait_for(rollout, "aborted")
+    assert sorted(fleet.versions().values()) == ["1.0.0", "1.0.0", "2.0.0"], "the committed one stays"
+
+
+def test_a_completed_rollout_can_be_rolled_back_and_so_is_its_assignment(fleet: Fleet) -> None:
+    fleet.add("a", "b")
+    install_first(fleet)
+    fleet.publish("2.0.0")
+    done = fleet.wait_for(fleet.roll_out("2.0.0", stages="100%"), "completed")
+    fleet.client.turn(done.id, "rollback")
+    fleet.wait_for(done, "rolled_back")
+    fleet.add("late")
+    wait_until(lambda: fleet.versions() == dict.fromkeys(("a", "b", "late"), "1.0.0"), "everyone runs 1.0.0")
+
+
+def test_a_broker_that_dies_is_started_again_and_the_rollout_goes_on(fleet: Fleet) -> None:
+    fleet.add("a", "b")
+    fleet.publish("1.0.0")
+    rollout = fleet.roll_out("1.0.0", soak="3s")
+    assert fleet.service.kill_broker()
+    wait_until(lambda: not fleet.client.status().is_connected, "the service notices")
+    done = fleet.wait_for(rollout, "completed", "paused", "rolled_back", timeout_s=60)
+    assert done.status == "completed", done.reason
+
+
+def test_a_service_killed_in_the_middle_goes_on_where_it_was(fleet: Fleet) -> None:
+    fleet.add("a", "b", "c")
+    fleet.publish("1.0.0")
+    rollout = fleet.roll_out("1.0.0", soak="2s")
+    wait_until(lambda: fleet.client.rollout(rollout.id).counts.get("succeeded") == 1, "the canary arrived")
+    assert fleet.service.process is not None
+    fleet.service.process.kill()
+    fleet.service.process.wait()
+    fleet.service.start()
+    done = fleet.wait_for(rollout, "completed", "paused", "rolled_back", timeout_s=60)
+    assert done.status == "completed", done.reason
+    assert fleet.versions() == dict.fromkeys("abc", "1.0.0")
+
+
+def test_every_report_is_acknowledged_and_counted_once(fleet: Fleet) -> None:
+    fleet.add("a")
+    install_first(fleet)
+    device = fleet.devices["a"]
+    device.sends_telemetry = False
+    wait_until(lambda: device.acked >= set(range(1, device._seq + 1)), "all are acknowledged")
+    before = fleet.client.devices()[0].telemetry
+    device.acked.clear()
+    for _ in range(3):
+        device.report((device.window(),), seq=10_000)
+    wait_until(lambda: 10_000 in device.acked, "a repeat is acknowledged too")
+    wait_until(lambda: fleet.client.devices()[0].telemetry.windows > before.windows, "it is counted")
+    after = fleet.client.devices()[0].telemetry
+    assert (after.windows, after.requests) == (before.windows + 1, before.requests + 50)
+
+
+def test_forged_and_broken_messages_are_counted_and_change_nothing(fleet: Fleet) -> None:
+    fleet.add("a", "b")
+    forger = fleet.devices["a"]
+    forger.publish("telemetry", b"{")
+    forger.publish("reported", b"\xff" * 1000)
+    forger.publish("telemetry", b'{"version": 9}')
+    forger.profile = "raspberry-pi-5"
+    forger.say()
+    wait_until(lambda: sum(fleet.client.status().dropped.values()) >= 4, "they are counted")
+    dropped = fleet.client.status().dropped
+    assert dropped["claims another profile than it enrolled with"] == 1
+    assert dropped["unreadable report"] == 2
+    assert {d.profile for d in fleet.client.devices()} == {"x86-64-v3"}
