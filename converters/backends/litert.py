@@ -134,12 +134,7 @@ def _quantize(prepared: Prepared, plan: Plan, target: Path) -> None:
 
     def run() -> bytes:
         tool = quantizer.Quantizer(str(target), chosen)
-        ranges = None
-        if tool.need_calibration:
-            # ai-edge-quantizer 0.10 makes a list of whatever it is given, so it gets a few samples at a time and
-            # goes on from the ranges so far.
-            for batch in _batches(_feeds(prepared)):
-                ranges = tool.calibrate({SIGNATURE: batch}, previous_calibration_result=ranges, num_threads=2)
+        ranges = _ranges(prepared, target, chosen) if tool.need_calibration else None
         return bytes(tool.quantize(ranges).quantized_model)
 
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -148,6 +143,24 @@ def _quantize(prepared: Prepared, plan: Plan, target: Path) -> None:
     except Exception as error:
         raise ToolFailedError(f"ai-edge-quantizer failed: {first_line(error)}") from error
     target.write_bytes(data)
+
+
+def _ranges(prepared: Prepared, target: Path, chosen: Any) -> dict[str, Any]:
+    """Smallest and largest value of each tensor over all samples.
+
+    ai-edge-quantizer's default is a moving average, which cuts off what only some samples reach.
+    """
+    from ai_edge_quantizer import calibrator, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
+
+    manager = recipe_manager.RecipeManager()
+    manager.load_quantization_recipe(chosen)
+    tool = calibrator.Calibrator(target.read_bytes(), num_threads=2, qsv_update_func=qsv_utils.min_max_update)
+    # ai-edge-quantizer 0.10 makes a list of whatever it is given, so it gets a few samples at a time.
+    for batch in _batches(_feeds(prepared)):
+        tool.calibrate({SIGNATURE: batch}, manager)
+    found: dict[str, Any] = tool.get_model_qsvs()
+    return found
 
 
 def _batches(feeds: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

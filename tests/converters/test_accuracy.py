@@ -1,0 +1,127 @@
+"""What a drop is worth: bounds, the number of samples needed, shifted inputs, and the metrics themselves."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converters.judge import accuracy, measure, metrics
+from converters.judge.measure import Latency
+from converters.judge.shifted import corrupted
+from edgekit.errors import DataError, ProjectError
+from edgekit.samples import Samples
+
+TOP1 = metrics.BUILT_IN["top1"]
+
+
+def outputs(labels, wrong, classes=5):
+    """One-hot scores for the labels, with `wrong` samples off by one class."""
+    given_ = np.asarray(labels).copy()
+    given_[wrong] = (given_[wrong] + 1) % classes
+    return {"y": np.eye(classes, dtype=np.float32)[given_]}
+
+
+def compared(wrong_source, wrong_candidate, count=200):
+    labels = np.random.default_rng(1).integers(0, 5, count)
+    return accuracy.compare(
+        TOP1, outputs(labels, wrong_source), outputs(labels, wrong_candidate), labels, sequence=None, seed=0
+    )
+
+
+def test_a_drop_has_a_bound_above_it():
+    found = compared(slice(0, 10), slice(0, 30))
+    assert found.drop == pytest.approx(0.10)
+    assert 0.10 < found.bound < 0.16
+
+
+def test_no_difference_in_few_samples_is_not_shown_and_says_how_many_would():
+    found = compared(slice(0, 0), slice(0, 0), count=50)
+    judged = accuracy.judge(found, 0.01, parity=0.1, is_bounded=True)
+    assert judged.verdict == "undecided"
+    assert "about 300" in judged.reason
+    assert accuracy.judge(found, 0.1, parity=0.1, is_bounded=True).verdict == "met"
+
+
+def test_what_computes_the_same_function_needs_no_statistics():
+    found = compared(slice(0, 0), slice(0, 0), count=10)
+    assert accuracy.judge(found, 0.01, parity=1e-6, is_bounded=True).verdict == "met"
+
+
+def test_a_drop_beyond_the_limit_is_missed_and_one_that_might_be_is_undecided():
+    bad = compared(slice(0, 10), slice(0, 30))
+    assert accuracy.judge(bad, 0.05, parity=0.1, is_bounded=True).verdict == "missed"
+    near = compared(slice(0, 10), slice(0, 16))
+    assert accuracy.judge(near, 0.04, parity=0.1, is_bounded=True).verdict == "undecided"
+    assert accuracy.judge(near, 0.2, parity=0.1, is_bounded=True).verdict == "met"
+    assert accuracy.judge(bad, None, parity=0.1, is_bounded=True).verdict == "no-limit"
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=20), st.integers(0, 50))
+def test_the_split_keeps_sequences_whole_and_loses_nothing(lengths, seed):
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    search, judged = accuracy.split(len(sequence), sequence, seed)
+    assert sorted([*search, *judged]) == list(range(len(sequence)))
+    assert not set(sequence[search]) & set(sequence[judged])
+    again = accuracy.split(len(sequence), sequence, seed)
+    assert np.array_equal(search, again[0])
+
+
+def test_a_sequence_is_drawn_whole_so_that_its_frames_do_not_count_as_independent():
+    labels = np.zeros(200, np.int64)
+    sequence = np.repeat(np.arange(4), 50)
+    source, candidate = outputs(labels, slice(0, 0)), outputs(labels, slice(0, 50))
+    apart = accuracy.compare(TOP1, source, candidate, labels, sequence=None, seed=0)
+    whole = accuracy.compare(TOP1, source, candidate, labels, sequence=sequence, seed=0)
+    assert whole.bound > apart.bound
+
+
+def test_a_shift_is_refused_only_where_the_candidate_breaks_and_the_source_does_not():
+    judge = accuracy.judge_shift
+    # The recogniser of the design's worked example: accuracy 1 - CER.
+    assert judge(0.9828, 0.8589, 0.728, TOP1, 0.01).verdict == "refused"
+    assert judge(0.9828, 0.8589, 0.804, TOP1, 0.01).verdict == "red"
+    assert judge(0.9828, 0.8589, 0.8584, TOP1, 0.01).verdict == "fine"
+
+
+def test_metrics_on_values_known_by_hand():
+    scores = {"y": np.array([[0.1, 0.9, 0.0], [0.8, 0.15, 0.05], [0.2, 0.3, 0.5]], np.float32)}
+    labels = np.array([1, 1, 0])
+    assert metrics.built_in("top1").score(scores, labels) == pytest.approx(1 / 3)
+    assert metrics.built_in("top2").score(scores, labels) == pytest.approx(2 / 3)
+    binary = {"y": np.array([[0.9], [0.8], [0.1], [0.2]], np.float32)}
+    assert metrics.built_in("f1").score(binary, np.array([1, 0, 1, 0])) == pytest.approx(0.5)
+    values = {"y": np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)}
+    assert metrics.built_in("cosine").score(values, np.array([[2.0, 0.0], [0.0, 1.0]])) == pytest.approx(1.0)
+    rmse = metrics.built_in("rmse")
+    assert rmse.score(values, np.array([[1.0, 0.0], [0.0, 0.0]])) == pytest.approx(1.0)
+    assert rmse.drop(1.0, 1.5) == pytest.approx(0.5)
+
+
+def test_an_unknown_metric_and_labels_of_another_shape_are_refused():
+    with pytest.raises(ProjectError, match="known are top1"):
+        metrics.built_in("accuraccy")
+    with pytest.raises(DataError, match="one label for each answer"):
+        TOP1.score({"y": np.zeros((4, 3), np.float32)}, np.zeros(3))
+
+
+def test_corruption_is_repeatable_keeps_types_and_leaves_identifiers_alone():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8)).astype(np.uint8)
+    tokens = np.arange(12).reshape(4, 3)
+    first = corrupted(Samples({"x": pixels, "ids": tokens}), seed=1)
+    again = corrupted(Samples({"x": pixels, "ids": tokens}), seed=1)
+    assert first.inputs["x"].dtype == np.uint8
+    assert np.array_equal(first.inputs["x"], again.inputs["x"])
+    assert not np.array_equal(first.inputs["x"], pixels)
+    assert np.array_equal(first.inputs["ids"], tokens)
+    assert corrupted(Samples({"ids": tokens}), seed=1) is None
+
+
+def test_a_ratio_sees_through_noise_that_hits_both():
+    random = np.random.default_rng(0)
+    machine = random.lognormal(0, 0.5, 40)
+    slow = Latency(2.0, 3.0, tuple(2 * machine * random.lognormal(0, 0.02, 40)))
+    fast = Latency(1.0, 1.5, tuple(machine * random.lognormal(0, 0.02, 40)))
+    found = measure.ratio(slow, fast)
+    assert found.low < 2 < found.high
+    assert found.high - found.low < 0.1
+    assert measure.ratio(fast, fast).is_tie

@@ -1,0 +1,228 @@
+"""Operators of the importer against ONNX's reference implementation, and what is refused."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from converters.prepare import importer
+from converters.prepare.importer import UnsupportedOperatorsError
+
+RANDOM = np.random.default_rng(0)
+
+
+def data(*shape):
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def ints(*values):
+    return np.asarray(values, np.int64)
+
+
+IMAGE = data(1, 4, 9, 10)
+TABLE = [
+    # operator, opset, data inputs, constants behind them, attributes
+    *[(name, 17, [data(2, 5)], [], {}) for name in ("Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Abs", "Floor", "Neg")],
+    *[(name, 17, [data(2, 5), data(1, 5)], [], {}) for name in ("Add", "Sub", "Mul", "Div", "Max", "Min")],
+    ("Sqrt", 17, [np.abs(data(2, 5))], [], {}),
+    ("Pow", 17, [np.abs(data(2, 5))], [np.float32(2)], {}),
+    ("HardSigmoid", 17, [data(2, 5)], [], {"alpha": 0.3, "beta": 0.4}),
+    ("HardSwish", 17, [data(2, 5)], [], {}),
+    ("LeakyRelu", 17, [data(2, 5)], [], {"alpha": 0.2}),
+    ("Elu", 17, [data(2, 5)], [], {"alpha": 1.5}),
+    ("PRelu", 17, [data(2, 5)], [data(5)], {}),
+    ("Clip", 17, [data(2, 5)], [np.float32(-0.5), np.float32(0.7)], {}),
+    ("Softmax", 13, [data(2, 3, 4)], [], {"axis": 1}),
+    ("LogSoftmax", 17, [data(2, 5)], [], {}),
+    ("Gelu", 20, [data(2, 5)], [], {}),
+    ("Cast", 17, [data(2, 5)], [], {"to": TensorProto.INT32}),
+    ("Where", 17, [data(2, 5) > 0, data(2, 5), data(2, 5)], [], {}),
+    ("Reshape", 17, [data(2, 3, 4)], [ints(0, -1)], {}),
+    ("Flatten", 17, [data(2, 3, 4)], [], {"axis": 2}),
+    ("Transpose", 17, [data(2, 3, 4)], [], {"perm": [2, 0, 1]}),
+    ("Concat", 17, [data(2, 3), data(2, 4)], [], {"axis": -1}),
+    ("Slice", 17, [data(6, 8)], [ints(5, 1), ints(-7, 7), ints(0, 1), ints(-2, 3)], {}),
+    ("Slice", 17, [data(6, 8)], [ints(2), ints(1000)], {}),
+    ("Split", 17, [data(2, 6)], [ints(1, 5)], {"axis": 1}),
+    ("Squeeze", 17, [data(1, 3, 1)], [ints(-1)], {}),
+    ("Squeeze", 11, [data(1, 3, 1)], [], {"axes": [0]}),
+    ("Unsqueeze", 17, [data(3, 4)], [ints(0, -1)], {}),
+    ("Gather", 17, [data(4, 5)], [ints(3, -4)], {"axis": 0}),
+    ("Gather", 17, [data(4, 5)], [np.int64(-1)], {"axis": 1}),
+    ("Expand", 17, [data(3, 1)], [ints(2, 1, 4)], {}),
+    ("Tile", 17, [data(2, 3)], [ints(2, 2)], {}),
+    ("Pad", 17, [data(3, 4)], [ints(1, 0, 2, 3), np.float32(0.5)], {}),
+    ("Pad", 17, [data(3, 5)], [ints(0, 3, 0, 4)], {"mode": "reflect"}),
+    ("Pad", 17, [data(3, 5)], [ints(1, 0, 0, 2)], {"mode": "edge"}),
+    ("DepthToSpace", 17, [data(1, 8, 2, 3)], [], {"blocksize": 2}),
+    ("DepthToSpace", 17, [data(1, 8, 2, 3)], [], {"blocksize": 2, "mode": "CRD"}),
+    ("SpaceToDepth", 17, [data(1, 2, 4, 6)], [], {"blocksize": 2}),
+    ("Conv", 17, [IMAGE], [data(6, 4, 3, 3), data(6)], {"pads": [1, 1, 1, 1], "strides": [2, 1]}),
+    ("Conv", 17, [IMAGE], [data(4, 1, 3, 2)], {"group": 4, "pads": [0, 1, 2, 0], "dilations": [2, 1]}),
+    ("Conv", 17, [IMAGE], [data(6, 4, 3, 3)], {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    ("Conv", 17, [data(1, 3, 20)], [data(2, 3, 5)], {"pads": [2, 2]}),
+    ("ConvTranspose", 17, [IMAGE], [data(4, 3, 3, 3)], {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    ("ConvTranspose", 17, [IMAGE], [data(4, 3, 3, 3)], {"strides": [2, 2], "pads": [0, 1, 1, 0]}),
+    ("MaxPool", 17, [IMAGE], [], {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}),
+    ("AveragePool", 17, [IMAGE], [], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
+    ("AveragePool", 17, [IMAGE], [], {"kernel_shape": [3, 3], "pads": [1, 0, 0, 1]}),
+    ("AveragePool", 17, [IMAGE], [], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
+    ("GlobalAveragePool", 17, [IMAGE], [], {}),
+    ("GlobalMaxPool", 17, [IMAGE], [], {}),
+    ("BatchNormalization", 17, [IMAGE], [data(4), data(4), data(4), np.abs(data(4))], {"epsilon": 1e-3}),
+    ("InstanceNormalization", 17, [IMAGE], [data(4), data(4)], {}),
+    ("LayerNormalization", 17, [data(2, 3, 4)], [data(4), data(4)], {"axis": -1}),
+    ("Gemm", 17, [data(2, 3)], [data(4, 3), data(4)], {"transB": 1}),
+    ("Gemm", 17, [data(3, 2)], [data(3, 4), data(1, 4)], {"transA": 1, "alpha": 0.5, "beta": 2.0}),
+    ("MatMul", 17, [data(2, 3, 4), data(4, 5)], [], {}),
+    ("ReduceMean", 17, [data(2, 3, 4)], [], {"axes": [-1], "keepdims": 0}),
+    ("ReduceMean", 18, [data(2, 3, 4)], [ints(1, 2)], {}),
+    ("ReduceSum", 17, [data(2, 3, 4)], [ints(0)], {"keepdims": 0}),
+    ("ReduceMax", 17, [data(2, 3, 4)], [], {}),
+    ("ReduceL2", 17, [data(2, 3, 4)], [], {"axes": [1]}),
+    ("ArgMax", 17, [data(2, 5)], [], {"axis": 1, "keepdims": 0}),
+    ("Resize", 17, [data(1, 2, 3, 4)], [np.float32([]), np.float32([1, 1, 2, 2])], {"mode": "nearest"}),
+    (
+        "Resize", 17, [data(1, 2, 3, 4)], [np.float32([]), np.float32([]), ints(1, 2, 5, 6)],
+        {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+    ),
+]  # fmt: skip
+OUTPUTS = {"Split": 2}
+
+
+def build(op_type, opset, inputs, constants, attributes, outputs=1):
+    feeds = {f"x{index}": np.asarray(array) for index, array in enumerate(inputs)}
+    fixed = [numpy_helper.from_array(np.asarray(array), f"c{index}") for index, array in enumerate(constants)]
+    names = [f"y{index}" for index in range(outputs)]
+    node = helper.make_node(op_type, [*feeds, *(tensor.name for tensor in fixed)], names, **attributes)
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [
+            value(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            for name, array in feeds.items()
+        ],
+        [helper.make_empty_tensor_value_info(name) for name in names],
+        fixed,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), feeds
+
+
+def run(model, feeds, path):
+    path.write_bytes(model.SerializeToString())
+    module = importer.load(path)
+    arguments = [torch.from_numpy(array) for array in feeds.values()]
+    result = importer.traced(module, arguments)(*arguments)
+    return [tensor.detach().numpy() for tensor in (result if isinstance(result, tuple | list) else [result])]
+
+
+@pytest.mark.parametrize(
+    "case", TABLE, ids=[f"{case[0]}-{case[1]}-{index}" for index, case in enumerate(TABLE)]
+)
+def test_an_operator_gives_what_the_reference_gives(case, tmp_path):
+    model, feeds = build(*case, outputs=OUTPUTS.get(case[0], 1))
+    wanted = ReferenceEvaluator(model).run(None, feeds)
+    for ours, theirs in zip(run(model, feeds, tmp_path / "m.onnx"), wanted, strict=True):
+        assert ours.shape == theirs.shape
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_an_lstm_gives_what_onnx_runtime_gives(direction, tmp_path):
+    import onnxruntime as ort
+
+    ways = 2 if direction == "bidirectional" else 1
+    model, feeds = build(
+        "LSTM", 17, [data(4, 2, 3)], [data(ways, 20, 3), data(ways, 20, 5), data(ways, 40)],
+        {"hidden_size": 5, "direction": direction}, outputs=3,
+    )  # fmt: skip
+    for value in model.graph.output:
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+    wanted = ort.InferenceSession(model.SerializeToString()).run(None, feeds)
+    for ours, theirs in zip(run(model, feeds, tmp_path / "m.onnx"), wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_softmax_before_opset_13_flattens_as_onnx_runtime_does(tmp_path):
+    """ONNX's reference implementation takes the newer meaning for all opsets."""
+    import onnxruntime as ort
+
+    model, feeds = build("Softmax", 11, [data(2, 3, 4)], [], {"axis": 1})
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    (wanted,) = ort.InferenceSession(model.SerializeToString()).run(None, feeds)
+    np.testing.assert_allclose(run(model, feeds, tmp_path / "m.onnx")[0], wanted, rtol=1e-5)
+
+
+def test_shape_arithmetic_folds_away(tmp_path):
+    """Reshape to a shape computed with Shape, Slice and Concat: one view is left."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Slice", ["s", "zero", "one"], ["n"]),
+        helper.make_node("Concat", ["n", "rest"], ["t"], axis=0),
+        helper.make_node("Reshape", ["x", "t"], ["y"]),
+    ]
+    fixed = {"zero": ints(0), "one": ints(1), "rest": ints(-1)}
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", 1, [2, 3, 4])],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(array, name) for name, array in fixed.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    traced = importer.traced(importer.load(tmp_path / "m.onnx"), [torch.zeros(2, 3, 4)])
+    calls = [node for node in traced.graph.nodes if node.op == "call_function"]
+    assert len(calls) == 1
+    assert traced(torch.zeros(2, 3, 4)).shape == (2, 12)
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_a_constant_condition_chooses_its_branch(condition, tmp_path):
+    def branch(op_type):
+        return helper.make_graph(
+            [helper.make_node(op_type, ["x"], ["r"])], op_type, [], [helper.make_empty_tensor_value_info("r")]
+        )
+
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch("Relu"), else_branch=branch("Neg"))
+    graph = helper.make_graph(
+        [node], "g", [helper.make_tensor_value_info("x", 1, [2, 3])], [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(np.array(condition), "c")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    value = data(2, 3)
+    (ours,) = run(model, {"x": value}, tmp_path / "m.onnx")
+    np.testing.assert_allclose(ours, np.maximum(value, 0) if condition else -value)
+
+
+def test_all_unknown_operators_are_listed_at_once(tmp_path):
+    nodes = [
+        helper.make_node("Det", ["x"], ["a"]),
+        helper.make_node("Mystery", ["a"], ["b"], domain="com.example"),
+        helper.make_node("Relu", ["b"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", 1, [2, 2])],
+        [helper.make_empty_tensor_value_info("y")],
+    )
+    (tmp_path / "m.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    with pytest.raises(UnsupportedOperatorsError, match=r"Det \(1\), com.example.Mystery \(1\)"):
+        importer.load(tmp_path / "m.onnx")
+
+
+def test_an_attribute_that_is_not_implemented_is_refused_not_ignored(tmp_path):
+    attributes = {"mode": "cubic", "coordinate_transformation_mode": "half_pixel"}
+    constants = [np.float32([]), np.float32([1, 1, 2, 2])]
+    model, _ = build("Resize", 17, [data(1, 2, 3, 4)], constants, attributes)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UnsupportedOperatorsError, match="cubic"):
+        importer.load(tmp_path / "m.onnx")
+
+
+def test_the_table_is_sorted_by_opset_and_named_as_onnx_does():
+    known = {schema.name for schema in onnx.defs.get_all_schemas()}
+    assert set(importer.known()) <= known
