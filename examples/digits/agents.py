@@ -39,7 +39,10 @@ class DemoAgent:
 
 
 class Traffic:
-    """One steady caller per agent: labelled digits in, answers counted."""
+    """One steady caller per agent: labelled digits in, answers counted.
+
+    Until an agent has answered once it has no model, and its refusals are no failures; from then on each one is.
+    """
 
     PAUSE_S = 0.04
 
@@ -71,14 +74,16 @@ class Traffic:
 
     def _call(self, agent: DemoAgent) -> None:
         position = 0
+        has_answered = False
         while not self._stopping.is_set():
             inputs, label = self._samples[position % len(self._samples)]
             position += 1
             answer = _predict(agent.port, inputs["x"])
             with self._lock:
                 if answer is None:
-                    self.failures += 1
+                    self.failures += has_answered
                 else:
+                    has_answered = True
                     self.answered += 1
                     self.counted += 1
                     self.right += answer == label
