@@ -29,8 +29,8 @@ from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
 from device_agent.reporter import Numbers, Reporter, Vitals
 from device_agent.spool import Spool
+from device_agent.update.events import Acknowledged, GaveUp, Observed, Ordered
 from device_agent.update.fetch import Source
-from device_agent.update.machine import Acknowledged, GaveUp, Observed, Ordered
 from device_agent.update.runner import Updater
 from device_agent.workers import Hooks, Workers
 from edgekit import __version__

@@ -34,6 +34,7 @@ from edgekit.errors import EdgeKitError
 IDLE_S = 120.0
 HEAD_S = 10.0
 BODY_S = 60.0
+LINGER_S = 1.0
 _RECEIVE_BYTES = 16 * 1024
 Router = Callable[[Head], Route]
 GiveBack = Callable[[int, bytes], None]
@@ -110,6 +111,7 @@ class Connection(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._is_flushing = False
         self._is_leaving = False
+        self._is_discarding = False
         self._transport: asyncio.Transport | None = None
 
     # -- asyncio's callbacks -------------------------------------------------------------------------------------
@@ -130,6 +132,8 @@ class Connection(asyncio.BufferedProtocol):
         return memoryview(self._receive)
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._is_discarding:
+            return
         if self._body is not None:
             self._filled += nbytes
         else:
@@ -150,7 +154,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._is_flushing = False
-        self._next()
+        if not self._is_discarding:
+            self._next()
 
     # -- from outside --------------------------------------------------------------------------------------------
 
@@ -168,12 +173,14 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def _is_between_requests(self) -> bool:
-        busy = self._task is not None or self._serve is not None or self._is_flushing
+        busy = self._task is not None or self._serve is not None or self._is_flushing or self._is_discarding
         return self._transport is not None and not busy
 
     def _advance(self) -> None:
         """Do what the bytes at hand allow."""
-        if self._task is not None or self._transport is None or self._transport.is_closing():
+        if self._task is not None or self._is_discarding:
+            return
+        if self._transport is None or self._transport.is_closing():
             return
         try:
             if self._serve is None:
@@ -264,12 +271,12 @@ class Connection(asyncio.BufferedProtocol):
         self._task = None
         self._respond(response, request.head)
 
-    def _respond(self, response: Response, head: Head | None) -> None:
+    def _respond(self, response: Response, head: Head) -> None:
         if self._transport is None or self._transport.is_closing():
             return
         closing_down = self._is_leaving and self._owner.give_back is None
-        keep_alive = head is not None and head.keep_alive and not response.close and not closing_down
-        with_body = head is None or head.method != "HEAD"
+        keep_alive = head.keep_alive and not response.close and not closing_down
+        with_body = head.method != "HEAD"
         self._head = self._serve = self._body = self._chunked = None
         self._filled = 0
         self._transport.write(response.encode(keep_alive=keep_alive, with_body=with_body))
@@ -281,7 +288,25 @@ class Connection(asyncio.BufferedProtocol):
     def _refuse(self, error: HttpError) -> None:
         """Answer and close: what follows on the connection cannot be told apart any more."""
         retry = {"retry_after": "1"} if error.status == 503 else {}
-        self._respond(error_response(error.status, str(error), **retry), None)
+        self._pending.clear()
+        self._linger(error_response(error.status, str(error), **retry))
+
+    def _linger(self, response: Response) -> None:
+        """Send the last response and wait a moment for the client to read it.
+
+        Closing at once, with bytes of the client unread, would reset the connection under the response (RFC 9112, 9.6).
+        """
+        if self._transport is None or self._transport.is_closing():
+            return
+        with_body = self._head is None or self._head.method != "HEAD"
+        self._head = self._serve = self._body = self._chunked = None
+        self._is_discarding = True
+        self._transport.write(response.encode(keep_alive=False, with_body=with_body))
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if not self._transport.is_reading():
+            self._transport.resume_reading()
+        self._wait_for(LINGER_S)
 
     def _next(self) -> None:
         """The response is written: once it has left, go on to the next request or leave."""
@@ -325,7 +350,7 @@ class Connection(asyncio.BufferedProtocol):
         self._timer = asyncio.get_running_loop().call_later(seconds, self._expired)
 
     def _expired(self) -> None:
-        if self._is_flushing:
+        if self._is_flushing or self._is_discarding:
             self.cut()
             return
         if self._serve is None and not self._pending:

@@ -16,10 +16,11 @@ import msgspec
 
 from device_agent import durable, log
 from device_agent.folder import DeploymentFolder
+from device_agent.update import events, selftest, slots
 from device_agent.update import machine as machines
-from device_agent.update import selftest, slots
+from device_agent.update.events import Done, Failed, GaveUp, Resumed, SlotRef
 from device_agent.update.fetch import FetchError, Source, fetch, opened
-from device_agent.update.machine import Done, Failed, GaveUp, Machine, Resumed, SlotRef
+from device_agent.update.machine import Machine
 from device_agent.workers import Workers, WorkerStartError
 from edgekit.errors import BundleError
 from edgekit.wire.messages import DeploymentReport, OrderedBundle
@@ -50,7 +51,7 @@ class Updater:
         self._workers = workers
         self._source = source
         self._changed = changed
-        self._events: asyncio.Queue[machines.Event] = asyncio.Queue()
+        self._events: asyncio.Queue[events.Event] = asyncio.Queue()
         self._preparing: asyncio.Task[None] | None = None
         self._placing: asyncio.Task[None] | None = None
         self._is_switching = False
@@ -61,7 +62,7 @@ class Updater:
 
     # -- for the supervisor --------------------------------------------------------------------------------------
 
-    def tell(self, event: machines.Event) -> None:
+    def tell(self, event: events.Event) -> None:
         self._events.put_nowait(event)
 
     async def run(self) -> None:
@@ -93,7 +94,7 @@ class Updater:
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
-    def _step(self, event: machines.Event) -> None:
+    def _step(self, event: events.Event) -> None:
         before = self.machine
         after, effects = machines.advance(before, event)
         if machines.durable(after) != machines.durable(before):
@@ -107,19 +108,19 @@ class Updater:
         if machines.durable(after) != machines.durable(before):
             self._changed()
 
-    def _perform(self, effect: machines.Effect) -> None:
+    def _perform(self, effect: events.Effect) -> None:
         match effect:
-            case machines.Halt():
+            case events.Halt():
                 self._halt()
-            case machines.Fetch(bundle):
+            case events.Fetch(bundle):
                 self._prepare(lambda: self._fetch(bundle))
-            case machines.Stage(ref):
+            case events.Stage(ref):
                 self._prepare(lambda: self._stage(ref))
-            case machines.SelfTest(ref):
+            case events.SelfTest(ref):
                 self._prepare(lambda: self._selftest(ref))
-            case machines.Switch(ref):
+            case events.Switch(ref):
                 self._place(lambda: self._switch(ref), is_switch=True)
-            case machines.Restore(back):
+            case events.Restore(back):
                 self._place(lambda: self._restore(back), is_switch=False)
 
     def _halt(self) -> None:

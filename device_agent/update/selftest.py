@@ -85,7 +85,7 @@ def memory_limit(slot: Path) -> int:
 
 async def _too_much_memory(pid: int, limit: int) -> None:
     """Ends the process, and returns, once its resident memory is above `limit` bytes."""
-    while _resident(pid) <= limit:
+    while _resident(pid) <= limit:  # noqa: ASYNC110  # memory has no event to wait for
         await asyncio.sleep(_POLL_S)
     os.kill(pid, signal.SIGKILL)
 

@@ -7,18 +7,17 @@ Always true
 """
 
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from device_agent import durable
 from device_agent.folder import DeploymentFolder
+from device_agent.update.events import SlotName
 from edgekit import manifest as manifests
 from edgekit.bundle import Bundle, file_entry, sha256_file
 from edgekit.errors import BundleError, ManifestError
 from edgekit.manifest import MANIFEST_NAME, Manifest, Sha256
 
-SlotName = Literal["A", "B"]
 _MARK = "slot.json"
 
 

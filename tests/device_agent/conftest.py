@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import iotcore
 import numpy as np
 import onnx
 import pytest
@@ -336,3 +338,74 @@ def host_worker() -> Iterator[Callable[..., WorkerHost]]:
     yield start
     for host in hosts:
         host.close()
+
+
+IOTCORE = """
+id = 0
+[router]
+id = 0
+max_connections = 100
+max_outgoing_packet_count = 200
+max_segment_size = 104857600
+max_segment_count = 10
+[v5.1]
+name = "v5"
+listen = "127.0.0.1:{port}"
+next_connection_delay_ms = 1
+[v5.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = 1048576
+max_inflight_count = 100
+"""
+
+
+class IotcoreBroker:
+    def __init__(self, folder: Path, port: int) -> None:
+        self.port = port
+        self._config = folder / f"iotcore-{port}.toml"
+        self._config.write_text(IOTCORE.format(port=port))
+        self._broker: iotcore.Broker | None = None
+
+    def start(self) -> None:
+        self._broker = iotcore.Broker(config_path=str(self._config)).start()
+
+    def stop(self) -> None:
+        if self._broker is not None:
+            self._broker.stop()
+            self._broker = None
+
+
+class MosquittoBroker:
+    def __init__(self, folder: Path, port: int) -> None:
+        self.port = port
+        self._config = folder / f"mosquitto-{port}.conf"
+        self._config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
+        self._process = subprocess.Popen([program, "-c", self._config], stderr=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(10)
+            self._process = None
+
+
+@pytest.fixture(scope="session")
+def broker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("broker")
+
+
+@pytest.fixture(scope="session")
+def broker(broker_folder: Path) -> Iterator[IotcoreBroker]:
+    started = IotcoreBroker(broker_folder, free_port())
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def brokers() -> dict[str, type]:
+    return {"iotcore": IotcoreBroker, "mosquitto": MosquittoBroker}

@@ -14,7 +14,10 @@ import pytest
 
 def command(*words):
     return subprocess.run(
-        [sys.executable, "-m", "edgekit", "agent", *map(str, words)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "edgekit", "agent", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -61,7 +64,9 @@ def test_a_broker_that_is_down_at_start_and_in_the_middle_stops_nothing(
         heard = len(fleet.reported)
         fleet.reports.clear()
         broker.start()
-        tools.wait_until(lambda: len(fleet.reported) > heard, "it describes itself again to a broker that forgot", 40)
+        tools.wait_until(
+            lambda: len(fleet.reported) > heard, "it describes itself again to a broker that forgot", 40
+        )
         tools.wait_until(
             lambda: sum(w.requests for r in fleet.reports for w in r.deployments) >= 20,
             "what happened without a link is reported",

@@ -50,7 +50,9 @@ def test_a_release_is_fetched_tested_switched_to_and_committed(fleet, settled, f
 
 
 def test_what_an_agent_was_given_is_kept_to_itself(settled):
-    modes = {name: (settled.state / name).stat().st_mode & 0o777 for name in ("key", "identity.json", "order.json")}
+    modes = {
+        name: (settled.state / name).stat().st_mode & 0o777 for name in ("key", "identity.json", "order.json")
+    }
     assert modes == dict.fromkeys(modes, 0o600)
     assert "a-one-time-token" not in (settled.state / "identity.json").read_text()
 
@@ -68,7 +70,9 @@ def test_the_next_release_replaces_it_and_going_back_fetches_nothing(fleet, sett
 
 def test_an_order_without_the_deployment_stops_the_model(fleet, settled, first, tools):
     fleet.order(None)
-    tools.wait_until(lambda: fleet.deployment().digest is None and fleet.deployment().committed is None, "no model")
+    tools.wait_until(
+        lambda: fleet.deployment().digest is None and fleet.deployment().committed is None, "no model"
+    )
     client = tools.Client(settled.port)
     assert client.get("/v2/health/live").status == 200
     assert client.get("/v2/health/ready").status == 503
@@ -129,14 +133,18 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_an_order_that_is_not_for_this_device_is_refused_with_a_reason(case, fleet, settled, first, second, tools):
+def test_an_order_that_is_not_for_this_device_is_refused_with_a_reason(
+    case, fleet, settled, first, second, tools
+):
     changed, words = REFUSALS[case]
     bundle = fleet.publish(second)
     deployments = None
     if case == "a strange deployment":
         deployments = {"other": bundle}
     elif case == "another profile":
-        bundle = type(bundle)(bundle.target.replace("x86-64-v3", "raspberry-pi-5"), bundle.sha256, bundle.length)
+        bundle = type(bundle)(
+            bundle.target.replace("x86-64-v3", "raspberry-pi-5"), bundle.sha256, bundle.length
+        )
     before = fleet.now.order_counter
     fleet.order(
         bundle,
@@ -155,7 +163,9 @@ def test_an_order_that_is_not_for_this_device_is_refused_with_a_reason(case, fle
 def test_a_bundle_whose_self_test_fails_is_refused_and_remembered(fleet, settled, first, make_bundle, tools):
     wrong = fleet.publish(make_bundle(version="4.0.0", seed=1, scale=0.5))
     fleet.order(wrong)
-    said = tools.wait_until(lambda: fleet.deployment().state.value == "failed" and fleet.deployment(), "refused")
+    said = tools.wait_until(
+        lambda: fleet.deployment().state.value == "failed" and fleet.deployment(), "refused"
+    )
     assert said.reason.startswith("self-test: ")
     assert said.digest == first.sha256
     fetched = len(fleet.requests)
@@ -175,7 +185,9 @@ def test_a_bundle_whose_self_test_fails_is_refused_and_remembered(fleet, settled
 def test_a_bundle_above_its_latency_contract_fails_the_self_test(fleet, settled, first, make_bundle, tools):
     slow = make_bundle(version="3.0.0", seed=3, contract=Contract(latency_p95_ms=0.0001))
     fleet.order(fleet.publish(slow))
-    said = tools.wait_until(lambda: fleet.deployment().state.value == "failed" and fleet.deployment(), "refused")
+    said = tools.wait_until(
+        lambda: fleet.deployment().state.value == "failed" and fleet.deployment(), "refused"
+    )
     assert "latency p95" in said.reason
     assert predict(tools, settled) == "1.0.0"
 
@@ -185,9 +197,11 @@ def test_errors_in_probation_roll_back(fleet, settled, first, second, tools):
     tools.wait_until(lambda: fleet.deployment().state.value == "probation", "on probation")
     assert tools.Client(settled.port).post("/predict", {"input": [[1000.0] * 8] * 8}).status == 500
     said = tools.wait_until(
-        lambda: fleet.deployment().state.value == "rollback"
-        and fleet.deployment().digest == first.sha256
-        and fleet.deployment(),
+        lambda: (
+            fleet.deployment().state.value == "rollback"
+            and fleet.deployment().digest == first.sha256
+            and fleet.deployment()
+        ),
         "rolled back",
     )
     assert "requests failed" in said.reason
@@ -226,7 +240,9 @@ def test_without_an_acknowledgement_it_neither_commits_nor_rolls_back(fleet, set
     tools.wait_until(lambda: fleet.runs(second), "committed once acknowledged", 30)
 
 
-def test_another_order_in_the_middle_of_probation_goes_back_first(fleet, settled, first, second, make_bundle, tools):
+def test_another_order_in_the_middle_of_probation_goes_back_first(
+    fleet, settled, first, second, make_bundle, tools
+):
     third = make_bundle(version="3.0.0", seed=3)
     fleet.order(fleet.publish(second), options=OrderOptions(probation_s=60))
     tools.wait_until(lambda: fleet.deployment().state.value == "probation", "on probation")
@@ -244,7 +260,9 @@ def test_an_interrupted_download_goes_on_where_it_ended(fleet, settled, second, 
     assert ranges == [None, "bytes=2048-"] or ranges[-1] is not None
 
 
-def test_a_host_that_the_enrolment_does_not_allow_is_never_asked(make_fleet, make_agent, first, tools, tmp_path):
+def test_a_host_that_the_enrolment_does_not_allow_is_never_asked(
+    make_fleet, make_agent, first, tools, tmp_path
+):
     fleet = make_fleet()
     original = fleet.enrolment
     fleet.enrolment = lambda folder: original(
@@ -252,7 +270,9 @@ def test_a_host_that_the_enrolment_does_not_allow_is_never_asked(make_fleet, mak
     )
     make_agent(fleet)
     fleet.order(fleet.publish(first))
-    said = tools.wait_until(lambda: fleet.deployment() and fleet.deployment().reason and fleet.deployment(), "refused")
+    said = tools.wait_until(
+        lambda: fleet.deployment() and fleet.deployment().reason and fleet.deployment(), "refused"
+    )
     assert "not among the hosts" in said.reason
     assert fleet.requests == []
 
@@ -260,7 +280,9 @@ def test_a_host_that_the_enrolment_does_not_allow_is_never_asked(make_fleet, mak
 def test_a_killed_worker_is_replaced_and_counted(fleet, settled, first, tools):
     (old,) = settled.children()
     os.kill(old, signal.SIGKILL)
-    tools.wait_until(lambda: settled.children() not in ([], [old]) and predict(tools, settled) == "1.0.0", "replaced")
+    tools.wait_until(
+        lambda: settled.children() not in ([], [old]) and predict(tools, settled) == "1.0.0", "replaced"
+    )
     tools.wait_until(
         lambda: sum(window.worker_deaths for report in fleet.reports for window in report.deployments) == 1,
         "the death is reported",
@@ -278,9 +300,11 @@ def test_a_committed_bundle_that_was_damaged_on_disk_gives_way_to_the_one_before
     model.write_bytes(model.read_bytes()[:-1] + b"\0")
     settled.start()
     said = tools.wait_until(
-        lambda: fleet.deployment().state.value == "diverged"
-        and fleet.deployment().digest == first.sha256
-        and fleet.deployment(),
+        lambda: (
+            fleet.deployment().state.value == "diverged"
+            and fleet.deployment().digest == first.sha256
+            and fleet.deployment()
+        ),
         "the first release serves again",
         30,
     )
