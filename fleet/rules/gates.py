@@ -140,10 +140,8 @@ class _Parser:
         if self._took("*"):
             if not self._took("control"):
                 refuse(WHAT, self._text, self._at, "expected 'control' after '*'")
-            if number < 1:
-                refuse(
-                    WHAT, self._text, at, "a factor of control below 1 asks for an improvement; use 1 or more"
-                )
+            if number <= 1:
+                refuse(WHAT, self._text, at, _NEEDS_ROOM)
             return number, True
         if metric.unit == "%":
             if not self._took("%"):

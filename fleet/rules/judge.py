@@ -209,10 +209,11 @@ def judge(
     """
     relative = sum(gate.is_relative for gate in gates)
     always = () if any(gate.metric == "lost" for gate in gates) else (DEFAULT_LOST,)
-    verdicts = [
+    own = [
         statistics.compare(gate, data, stage=stage, gates=relative)
         if gate.is_relative
         else _ABSOLUTE[gate.metric](gate, data, tally, is_final)
         for gate in (*gates, *always)
     ]
-    return (*verdicts, installs(tally))
+    # First the plainest reason to stop.
+    return (installs(tally), *own)

@@ -2,15 +2,15 @@
 
 Always true
  1. A broker started here listens on loopback only: neither of the two, as started here, knows who a client is.
- 2. It ends with the service, even if the service is killed: the embedded one watches a pipe, mosquitto its parent.
+ 2. It ends with the service, even if the service is killed: both children watch a pipe to it.
 """
 
-import ctypes
 import logging
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +28,6 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 START_S = 10.0
 # Room for the topic and the packet's own bytes around the largest payload.
 _PACKET_BYTES = MAX_MESSAGE_BYTES + 16 * 1024
-_PDEATHSIG = 1  # linux/prctl.h: PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -159,12 +158,9 @@ class Mosquitto:
 
     def start(self) -> None:
         check_free(self.address, "--mqtt")
+        command = [sys.executable, "-m", "fleet.server.keeper", self._program, "-c", str(self._config)]
         with _interrupts_wait():
-            self._child = subprocess.Popen(
-                [self._program, "-c", str(self._config)],
-                stdin=subprocess.DEVNULL,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  # one prctl call, no Python threads run yet
-            )
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE)
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self.is_running:
             if _answers(self.address):
@@ -178,7 +174,8 @@ class Mosquitto:
     def stop(self) -> None:
         if self._child is None:
             return
-        self._child.terminate()
+        assert self._child.stdin is not None
+        self._child.stdin.close()
         try:
             self._child.wait(5)
         except subprocess.TimeoutExpired:
@@ -188,10 +185,6 @@ class Mosquitto:
     @property
     def is_running(self) -> bool:
         return self._child is not None and self._child.poll() is None
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGTERM)
 
 
 def _answers(address: Address) -> bool:

@@ -76,8 +76,9 @@ def run(options: Options, announce: Callable[[Announcement], None]) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     with ExitStack() as stack:
         try:
-            server, listener = _start(options, http, stack, announce)
+            server, listener, announcement = _start(options, http, stack)
             try:
+                announce(announcement)
                 server.run(sockets=[listener])
             except KeyboardInterrupt:
                 # uvicorn has shut down, and raises the signal that made it do so once more.
@@ -87,8 +88,8 @@ def run(options: Options, announce: Callable[[Announcement], None]) -> None:
 
 
 def _start(
-    options: Options, http: Address, stack: ExitStack, announce: Callable[[Announcement], None]
-) -> tuple[uvicorn.Server, socket.socket]:
+    options: Options, http: Address, stack: ExitStack
+) -> tuple[uvicorn.Server, socket.socket, Announcement]:
     """Everything up to the point of serving; each part registers on the stack how it is stopped."""
     broker_address = parse_address(options.mqtt, "--mqtt") if _is_ours(options) else parse_url(options.broker)
     folder = StateFolder(options.state)
@@ -135,8 +136,10 @@ def _start(
     config = uvicorn.Config(
         make_app(context), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3
     )
-    announce(Announcement(fleet, url, str(broker_address), database.shown_url, client_file, is_connected))
-    return uvicorn.Server(config), listener
+    announcement = Announcement(
+        fleet, url, str(broker_address), database.shown_url, client_file, is_connected
+    )
+    return uvicorn.Server(config), listener, announcement
 
 
 def _is_ours(options: Options) -> bool:

@@ -93,6 +93,7 @@ class Service:
 
     folder: Path
     broker: str = "embedded"
+    more: tuple[str, ...] = ()
     http_port: int = field(default_factory=free_port)
     mqtt_port: int = field(default_factory=free_port)
     process: subprocess.Popen[str] | None = None
@@ -104,7 +105,7 @@ class Service:
     def command(self, *more: str) -> list[str]:
         addresses = ["--http", f"127.0.0.1:{self.http_port}", "--mqtt", f"127.0.0.1:{self.mqtt_port}"]
         start = [sys.executable, "-m", "edgekit", "fleet", "up", "--state", str(self.state)]
-        return [*start, *addresses, "--broker", self.broker, "--tick", "0.1", *more]
+        return [*start, *addresses, "--broker", self.broker, "--tick", "0.1", *self.more, *more]
 
     def spawn(self) -> "subprocess.Popen[str]":
         self.process = subprocess.Popen(

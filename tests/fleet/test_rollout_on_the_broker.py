@@ -220,3 +220,20 @@ def test_forged_and_broken_messages_are_counted_and_change_nothing(fleet: Fleet)
     assert dropped["claims another profile than it enrolled with"] == 1
     assert dropped["unreadable report"] == 2
     assert {d.profile for d in fleet.client.devices()} == {"x86-64-v3"}
+
+
+@pytest.mark.postgres
+def test_a_rollout_on_postgresql(service: Service, postgresql: str, tmp_path: Path) -> None:
+    service.more = ("--database", postgresql)
+    service.start()
+    fleet = Fleet(service, tmp_path / "bundles")
+    fleet.add("a", "b")
+    install_first(fleet)
+    other = Service(tmp_path / "other", more=service.more)
+    other.folder.mkdir()
+    process = other.spawn()
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 5
+    assert "another fleet service works on the database" in said
+    for device in fleet.devices.values():
+        device.close()

@@ -42,7 +42,11 @@ def record(connection: Connection, row: DeviceRow, report: Report, now: float) -
         seq=report.seq,
         received_at=now,
     )
-    if connection.execute(statement.on_conflict_do_nothing()).rowcount != 1:
+    # RETURNING, because a driver may leave the row count of ON CONFLICT unset (psycopg 3.3 does).
+    is_new = (
+        connection.execute(statement.on_conflict_do_nothing().returning(reports.c.seq)).scalar() is not None
+    )
+    if not is_new:
         return False
     values = [
         {

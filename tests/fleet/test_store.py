@@ -1,0 +1,333 @@
+"""The store on SQLite and, where a server is installed, on PostgreSQL."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from fleet_support import make_bundle
+from sqlalchemy import delete, update
+
+from edgekit import bundle as bundles
+from edgekit.errors import AuthError, ConflictError, FleetError, NotFoundError, UsageError
+from edgekit.sketch import of
+from edgekit.trust import dsse
+from edgekit.wire.enrolment import EnrolAnswer, EnrolRequest
+from edgekit.wire.messages import (
+    Boot,
+    DeploymentReport,
+    DeploymentWindow,
+    Order,
+    Report,
+    Reported,
+    Status,
+    decode,
+    encode,
+)
+from edgekit.wire.states import AgentState
+from fleet.publish import SigningKey, make_key
+from fleet.server import ingest, schema
+from fleet.server.database import Database
+from fleet.server.store import audit, devices, orders, releases, settings, telemetry
+from fleet.server.store.orders import Issuer
+
+NOW = 1_790_000_000.0
+NONCE, OTHER_NONCE = "0" * 16, "f" * 16
+DIGEST = "d" * 64
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> Issuer:
+    return Issuer("fleet-1", make_key(tmp_path / "order.key"))
+
+
+def enrolled(database: Database, name: str = "d1", profile: str = "x86-64-v3") -> EnrolAnswer:
+    with database.begin() as connection:
+        token = devices.invite(connection, name, {"site": "lab"}, ("digits",), now=NOW, actor="admin")
+        return devices.enrol(connection, EnrolRequest(name, token, "ab" * 32, profile, "0.1.0"), NOW)
+
+
+def published(database: Database, folder: Path, version: str = "1.0.0", seed: str = "") -> str:
+    bundle = bundles.read(make_bundle(folder / seed, version, seed=seed))
+    with database.begin() as connection:
+        releases.publish(connection, bundle, b"{}", None, now=NOW, actor="admin")
+    return bundle.sha256
+
+
+def reported(
+    seq: int, *, incarnation: int = 1, nonce: str = NONCE, profile: str = "x86-64-v3", device: str = "d1"
+) -> Reported:
+    return Reported(
+        device=device,
+        boot=Boot(1, incarnation, nonce),
+        seq=seq,
+        order_counter=seq,
+        deployments={"digits": DeploymentReport(AgentState.IDLE)},
+        profile=profile,
+        isa=(),
+        engines={},
+        agent_version="0.1.0",
+        bundle_format=1,
+        free_bytes=1,
+    )
+
+
+def report(seq: int, *, device: str = "d1", enrolment: int = 1, incarnation: int = 1) -> Report:
+    times = of([1.0, 2.0])
+    window = DeploymentWindow("digits", DIGEST, 2, 1, infer_ms=times, request_ms=times)
+    started = datetime.fromtimestamp(NOW, UTC)
+    return Report(device, Boot(enrolment, incarnation, NONCE), seq, started, 60.0, True, (window,))
+
+
+def topic(leaf: str, device: str = "d1") -> str:
+    return f"edgekit/v1/devices/{device}/{leaf}"
+
+
+def test_the_migrations_make_exactly_the_schema(database: Database) -> None:
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, schema.metadata) == []
+
+
+def test_a_database_of_a_newer_edgekit_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    made = Database(url)
+    with made.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    made.close()
+    with pytest.raises(FleetError, match="written by a newer EdgeKit"):
+        Database(url)
+
+
+def test_a_database_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "fleet.db").write_bytes(b"not a database at all, but long enough to look at" * 100)
+    with pytest.raises(FleetError, match="cannot be used"):
+        Database(f"sqlite:///{tmp_path / 'fleet.db'}")
+    with pytest.raises(UsageError, match="use sqlite"):
+        Database("nonsense://x")
+
+
+def test_a_token_works_once_and_secrets_are_kept_as_hashes(database: Database) -> None:
+    with database.begin() as connection:
+        token = devices.invite(connection, "d1", {}, ("digits",), now=NOW, actor="admin")
+        request = EnrolRequest("d1", token, "ab" * 32, "x86-64-v3", "0.1.0")
+        answer = devices.enrol(connection, request, NOW)
+        with pytest.raises(AuthError, match="used already"):
+            devices.enrol(connection, request, NOW)
+        row = devices.get(connection, "d1")
+        assert token not in str(row)
+        assert answer.credential not in str(row)
+        assert devices.by_credential(connection, answer.credential).id == "d1"
+
+
+@pytest.mark.parametrize(("device", "token"), [("d1", "wrong"), ("nobody", "wrong")])
+def test_a_wrong_token_and_an_unknown_device_get_the_same_answer(
+    database: Database, device: str, token: str
+) -> None:
+    enrolled(database)
+    request = EnrolRequest(device, token, "ab" * 32, "x86-64-v3", "0.1.0")
+    with (
+        database.begin() as connection,
+        pytest.raises(AuthError, match="check the device name and the token"),
+    ):
+        devices.enrol(connection, request, NOW)
+
+
+def test_a_device_that_enrols_again_loses_its_old_credential(database: Database) -> None:
+    first = enrolled(database)
+    second = enrolled(database)
+    assert (first.enrolment, second.enrolment) == (1, 2)
+    with database.begin() as connection, pytest.raises(AuthError):
+        devices.by_credential(connection, first.credential)
+
+
+def test_a_version_never_changes(database: Database, tmp_path: Path) -> None:
+    sha256 = published(database, tmp_path)
+    assert published(database, tmp_path) == sha256
+    with pytest.raises(ConflictError, match="a version never changes"):
+        published(database, tmp_path, seed="other")
+    with database.begin() as connection, pytest.raises(NotFoundError, match="no release digits@9"):
+        releases.by_profile(connection, "digits", "9")
+
+
+def test_an_order_names_everything_and_its_counter_only_grows(
+    database: Database, tmp_path: Path, issuer: Issuer
+) -> None:
+    enrolled(database)
+    sha256 = published(database, tmp_path)
+    with database.begin() as connection:
+        orders.set_desired(connection, "d1", "digits", sha256, because="test", now=NOW)
+        counters = [orders.issue(connection, issuer, "d1", at) for at in (NOW, NOW, NOW - 1000, NOW + 1)]
+        [waiting] = orders.unpublished(connection, 10)
+    assert counters == [int(NOW * 1000), int(NOW * 1000) + 1, int(NOW * 1000) + 2, int(NOW * 1000) + 1000]
+    payload = dsse.verify(waiting.payload, dsse.ORDER_TYPE, {issuer.key.keyid: issuer.key.public_hex})
+    order = decode(payload, Order)
+    assert (order.fleet, order.device, order.enrolment, order.counter) == ("fleet-1", "d1", 1, counters[-1])
+    assert order.deployments["digits"].target == f"digits/1.0.0/x86-64-v3/{sha256}.edgekit"
+
+
+def test_an_order_that_was_replaced_meanwhile_is_not_taken_for_published(
+    database: Database, issuer: Issuer
+) -> None:
+    enrolled(database)
+    with database.begin() as connection:
+        first = orders.issue(connection, issuer, "d1", NOW)
+        second = orders.issue(connection, issuer, "d1", NOW)
+        orders.published(connection, {"d1": first}, NOW)
+        assert [row.counter for row in orders.unpublished(connection, 10)] == [second]
+        orders.published(connection, {"d1": second}, NOW)
+        assert orders.unpublished(connection, 10) == []
+        assert orders.published_before(connection, NOW + 1) == {"d1"}
+        orders.publish_again(connection)
+        assert len(orders.unpublished(connection, 10)) == 1
+
+
+def test_an_order_is_renewed_at_half_its_life(database: Database, issuer: Issuer) -> None:
+    enrolled(database)
+    with database.begin() as connection:
+        orders.issue(connection, issuer, "d1", NOW)
+        assert orders.due_for_renewal(connection, NOW + 10 * 86_400, 10) == []
+        assert orders.due_for_renewal(connection, NOW + 20 * 86_400, 10) == ["d1"]
+
+
+def test_a_change_undone_leaves_neither_desired_nor_order(
+    database: Database, tmp_path: Path, issuer: Issuer
+) -> None:
+    enrolled(database)
+    sha256 = published(database, tmp_path)
+
+    def fail_after_ordering() -> None:
+        with database.begin() as connection:
+            orders.set_desired(connection, "d1", "digits", sha256, because="test", now=NOW)
+            orders.issue(connection, issuer, "d1", NOW)
+            raise RuntimeError("cut")
+
+    with pytest.raises(RuntimeError):
+        fail_after_ordering()
+    with database.begin() as connection:
+        assert orders.desired_of(connection) == {}
+        assert orders.unpublished(connection, 10) == []
+        assert devices.get(connection, "d1").order_counter == 0
+
+
+def test_the_audit_log_shows_where_it_was_tampered_with(database: Database) -> None:
+    with database.begin() as connection:
+        for subject in ("a", "b", "c"):
+            audit.append(connection, NOW, "admin", "test", subject)
+        assert audit.first_broken(connection) is None
+        ids = [row.id for row in connection.execute(schema.audit.select().order_by(schema.audit.c.id))]
+        connection.execute(update(schema.audit).where(schema.audit.c.id == ids[1]).values(subject="x"))
+        assert audit.first_broken(connection) == ids[1]
+        connection.execute(delete(schema.audit).where(schema.audit.c.id == ids[1]))
+        assert audit.first_broken(connection) == ids[2]
+
+
+def test_a_report_counts_once_and_is_acknowledged_every_time(database: Database) -> None:
+    enrolled(database)
+    message = (topic("telemetry"), encode(report(7)))
+    for _ in range(2):
+        acks, dropped = ingest.take_in(database, [message, message], NOW)
+        assert acks == {("d1", Boot(1, 1, NONCE)): [7, 7]}
+        assert not dropped
+    with database.begin() as connection:
+        [total] = telemetry.totals_of(connection).values()
+        assert (total.windows, total.requests, total.errors) == (1, 2, 1)
+        assert len(telemetry.since(connection, "digits", NOW - 1)) == 1
+        telemetry.prune(connection, NOW + telemetry.KEEP_S + 1)
+        assert telemetry.since(connection, "digits", 0) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "payload", "reason"),
+    [
+        (topic("telemetry"), b"{", "unreadable report"),
+        (topic("telemetry"), b" " * 300_000, "unreadable report"),
+        (topic("telemetry"), encode(report(1, device="d2")), "names another device than its topic"),
+        (topic("telemetry", "d9"), encode(report(1, device="d9")), "unknown device"),
+        (topic("telemetry"), encode(report(1, enrolment=2)), "of another enrolment"),
+        (
+            topic("reported"),
+            encode(reported(1, profile="raspberry-pi-5")),
+            "claims another profile than it enrolled with",
+        ),
+        (topic("reported"), encode(reported(1, device="d2")), "names another device than its topic"),
+        (topic("status"), b"null", "unreadable status"),
+        (topic("desired"), b"{}", "unexpected topic"),
+        ("edgekit/v1/devices/a/b/c", b"{}", "not a device topic"),
+    ],
+)
+def test_what_cannot_be_believed_is_dropped_and_harms_nothing_else(
+    database: Database, where: str, payload: bytes, reason: str
+) -> None:
+    enrolled(database)
+    acks, dropped = ingest.take_in(database, [(where, payload), (topic("telemetry"), encode(report(5)))], NOW)
+    assert list(acks.values()) == [[5]]
+    assert dropped == {reason: 1}
+
+
+def take(database: Database, leaf: str, message: Reported | Status) -> devices.DeviceRow:
+    ingest.take_in(database, [(topic(leaf), encode(message))], NOW)
+    with database.begin() as connection:
+        return devices.get(connection, "d1")
+
+
+def test_an_older_self_description_never_replaces_a_newer_one(database: Database) -> None:
+    enrolled(database)
+    for seq, incarnation, kept in [
+        (5, 1, (1, 5)),
+        (4, 1, (1, 5)),
+        (1, 2, (2, 1)),
+        (9, 1, (2, 1)),
+        (2, 2, (2, 2)),
+    ]:
+        nonce = NONCE if incarnation == 1 else OTHER_NONCE
+        row = take(database, "reported", reported(seq, incarnation=incarnation, nonce=nonce))
+        assert (row.incarnation, row.reported_seq) == kept
+
+
+def test_the_last_will_of_an_older_run_says_nothing_about_the_present_one(database: Database) -> None:
+    enrolled(database)
+    assert take(database, "status", Status(True, Boot(1, 2, OTHER_NONCE))).is_online
+    assert take(database, "status", Status(False, Boot(1, 1, NONCE))).is_online
+    assert not take(database, "status", Status(False, Boot(1, 2, OTHER_NONCE))).is_online
+
+
+def test_two_nonces_in_one_incarnation_are_a_cloned_card(database: Database) -> None:
+    enrolled(database)
+    assert not take(database, "status", Status(True, Boot(1, 1, NONCE))).is_duplicate
+    assert take(database, "status", Status(True, Boot(1, 1, OTHER_NONCE))).is_duplicate
+    enrolled(database)
+    with database.begin() as connection:
+        assert not devices.get(connection, "d1").is_duplicate, "enrolling again is the way out"
+
+
+def test_admin_tokens_are_hashed_and_checked(database: Database) -> None:
+    with database.begin() as connection:
+        token = settings.make_token(connection, "admin", NOW)
+        assert settings.token_name(connection, token) == "admin"
+        assert token not in str(connection.execute(schema.tokens.select()).all())
+        with pytest.raises(AuthError):
+            settings.token_name(connection, token + "x")
+
+
+def test_the_fleet_keeps_its_id(database: Database) -> None:
+    with database.begin() as connection:
+        made = settings.fleet_id(connection)
+    with database.begin() as connection:
+        assert settings.fleet_id(connection) == made
+
+
+def test_signing_keys_are_for_their_owner_only(tmp_path: Path) -> None:
+    from fleet.publish import load_key
+
+    key: SigningKey = make_key(tmp_path / "k" / "a.key")
+    assert load_key(tmp_path / "k" / "a.key").public_hex == key.public_hex
+    with pytest.raises(ConflictError, match="there is a key already"):
+        make_key(tmp_path / "k" / "a.key")
+    (tmp_path / "k" / "a.key").chmod(0o644)
+    with pytest.raises(UsageError, match="readable by others"):
+        load_key(tmp_path / "k" / "a.key")
+    (tmp_path / "k" / "b.key").touch(0o600)
+    with pytest.raises(UsageError, match="no unencrypted PEM private key"):
+        load_key(tmp_path / "k" / "b.key")
