@@ -31,6 +31,7 @@ from fleet.server.store.releases import BundleRow
 
 # Bundle, its extracted copy, and as much again to breathe.
 _SPACE_FACTOR = 3
+_THERE = "is to run this bundle already"
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,12 @@ def plan(connection: Connection, wanted: api.NewRollout, now: float) -> tuple[Ro
     rollout_id = rollouts.next_id(connection)
     eligible = [choice for choice in choices if choice.bundle is not None]
     ineligible = tuple(api.Ineligible(c.device.id, c.reason) for c in choices if c.bundle is None)
+    concerned = {
+        choice.device.id for choice in choices if choice.bundle is not None or choice.reason == _THERE
+    }
+    _check_conflicts(connection, deployment, concerned)
     if not eligible:
         raise UsageError(_nobody(wanted.to, ineligible))
-    _check_conflicts(connection, deployment, {choice.device.id for choice in eligible})
     held_count = stages.parse_holdback(wanted.holdback, len(eligible))
     spec = _spec(wanted, (name, version), deployment, eligible=len(eligible), held=held_count)
     label = f"r{rollout_id}"
@@ -89,7 +93,7 @@ def choose(
     if reason is None and bundle is not None:
         reason = _cannot_run(row, bundle)
         if present is not None and present.sha256 == bundle.sha256:
-            reason = "is to run this bundle already"
+            reason = _THERE
     return Choice(row, bundle) if reason is None else Choice(row, None, reason)
 
 

@@ -3,6 +3,7 @@
 import logging
 
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from edgekit import __version__
@@ -24,6 +25,7 @@ def make_app(context: Context) -> FastAPI:
     app.include_router(releases.artifact_router)
     app.add_exception_handler(EdgeKitError, _refused)
     app.add_exception_handler(StarletteHTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _failed)
     return app
 
@@ -31,6 +33,12 @@ def make_app(context: Context) -> FastAPI:
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, EdgeKitError)
     return answer(ErrorAnswer(ErrorBody(error.code, str(error))), error.http_status)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    return answer(ErrorAnswer(ErrorBody("usage", f"{request.method} {request.url.path}: {details}")), 400)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
