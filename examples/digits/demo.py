@@ -33,7 +33,7 @@ from rich.table import Table
 HERE = Path(__file__).parent
 PROFILE = "x86-64-v3"
 TARGETS = (PROFILE, "raspberry-pi-5", "intel-core-ultra-npu")
-LATENCY_GATE = "latency_p95 <= 1ms min 30 requests"
+LATENCY_GATE = "latency_p95 <= 1.5ms min 30 requests"
 ERROR_GATE = "error_rate < 1% min 30 requests"
 SOAK = "6s"
 PATIENCE_S = 120
