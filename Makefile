@@ -24,7 +24,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)
-	$(BIN)/python bench/swap.py
+	$(BIN)/python bench/agent/overhead.py
 
 # pip installs torch, because only pip honours every way a machine may name its CPU build; uv does the rest in seconds.
 $(READY): pyproject.toml constraints.txt tests/models.txt

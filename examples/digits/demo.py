@@ -53,21 +53,22 @@ def expect(truth: bool, message: str) -> None:
     console.print(f"  [green]✓[/] {message}")
 
 
-def edgekit(*arguments: str | Path, quiet: bool = False, code: int = 0) -> str:
-    """Run the command, showing it; its standard output. Fails the demo on another exit code than `code`."""
+def edgekit(*arguments: str | Path, quiet: bool = False) -> str:
+    """Run the command in the open, or with `quiet` unseen and for its standard output.
+
+    Fails the demo if the command does.
+    """
     words = [str(argument) for argument in arguments]
     if not quiet:
-        console.print(f"[bold]$ edgekit {' '.join(words)}[/]")
+        console.print(f"[bold]$ edgekit {' '.join(words)}[/]", soft_wrap=True)
+        sys.stdout.flush()
+    pipe = subprocess.PIPE if quiet else None
     done = subprocess.run(
-        [sys.executable, "-m", "edgekit", *words], stdout=subprocess.PIPE, stderr=None if not quiet else subprocess.PIPE,
-        text=True, check=False,
-    )  # fmt: skip
-    if done.returncode != code:
-        console.print(done.stdout, done.stderr or "")
-        fail(f"edgekit {words[0]} ended with {done.returncode}, expected {code}")
-    if not quiet and done.stdout:
-        console.print(done.stdout.rstrip(), markup=False)
-    return done.stdout
+        [sys.executable, "-m", "edgekit", *words], stdout=pipe, stderr=pipe, text=True, check=False
+    )
+    if done.returncode != 0:
+        fail(f"edgekit {' '.join(words)} ended with {done.returncode}: {done.stderr or 'see above'}")
+    return done.stdout or ""
 
 
 class Demo:
