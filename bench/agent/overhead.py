@@ -2,7 +2,8 @@
 
 One real agent, enrolled with a real fleet service, serves the digits bundle; the same bundle is loaded in this process.
 Bare calls and HTTP calls (Open Inference Protocol v2 with binary tensors, one kept-alive connection) alternate in
-blocks, so that a slow moment of the machine hits both. Prints milliseconds and their ratio.
+blocks, so that a slow moment of the machine hits both. Prints milliseconds and their ratio; the overhead includes the
+caller, which is Python's own HTTP client.
 
 Run:  make bench   (or: python bench/agent/overhead.py BUNDLE, with any stateless bundle)
 """
@@ -68,7 +69,7 @@ def start(stack: ExitStack, folder: Path, path: Path, manifest: Manifest) -> Dem
         )  # fmt: skip
     stack.callback(service.wait)
     stack.callback(service.terminate)
-    wait(lambda: (fleet / "client.toml").is_file())
+    wait((fleet / "client.toml").is_file)
     edgekit("fleet", "--fleet", fleet, "enroll", "board", "--deployment", manifest.name, "--out", enrolment)
     agent = DemoAgent("board", folder / "board", enrolment, manifest.profile, folder / "agent.log")
     agent.start()
