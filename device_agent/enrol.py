@@ -9,9 +9,10 @@ import msgspec
 from msgspec.structs import replace
 
 from device_agent import identity, log
+from device_agent.blocking import run_blocking
 from device_agent.folder import StateFolder
 from device_agent.identity import DeviceIdentity
-from device_agent.update.fetch import is_allowed, open_connection
+from device_agent.update.fetch import connect, is_allowed, open_connection
 from edgekit import __version__
 from edgekit.errors import AuthError, FleetError, UsageError
 from edgekit.wire.enrolment import EnrolAnswer, EnrolmentFile, EnrolRequest
@@ -36,7 +37,7 @@ async def enrol(state: StateFolder, file: EnrolmentFile, profile: str) -> Device
     pause = 1.0
     while True:
         try:
-            answer = await asyncio.to_thread(post, file, request)
+            answer = await run_blocking(lambda: post(file, request))
             break
         except FleetUnreachableError as error:
             log.trouble("the fleet cannot be reached; trying again", reason=error, next_s=round(pause, 1))
@@ -57,6 +58,7 @@ def post(file: EnrolmentFile, request: EnrolRequest) -> EnrolAnswer:
         raise UsageError(f"enrol_url names {url.netloc}, which the enrolment file itself does not allow")
     connection = open_connection(url.scheme, url.hostname, url.port)
     try:
+        connect(connection)
         connection.request(
             "POST", url.path or "/", msgspec.json.encode(request), {"Content-Type": "application/json"}
         )

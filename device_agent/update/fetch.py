@@ -11,7 +11,6 @@ Blocking; the runner calls it in a thread and sets `stopping` to end it.
 import http.client
 import shutil
 import ssl
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from device_agent import durable
+from device_agent.blocking import Stopper
 from edgekit import bundle as bundles
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, EdgeKitError, ManifestError, SignatureRefusedError
@@ -26,6 +26,7 @@ from edgekit.trust import target as targets
 from edgekit.trust.dsse import MAX_ENVELOPE_BYTES
 from edgekit.wire.messages import OrderedBundle
 
+CONNECT_TIMEOUT_S = 10.0
 TIMEOUT_S = 30.0
 CHUNK_BYTES = 256 * 1024
 # What must stay free beside the download and its extracted copy.
@@ -53,7 +54,7 @@ class Source:
     credential: str
 
 
-def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: threading.Event) -> Bundle:
+def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: Stopper) -> Bundle:
     """The checked bundle, at `folder/<sha256>.edgekit`.
 
     Raises: FetchError.
@@ -64,7 +65,7 @@ def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: threadi
     for stale in folder.iterdir():
         if stale not in (final, part):
             durable.remove(stale)
-    _check_envelope(source, wanted)
+    _check_envelope(source, wanted, stopping)
     if not final.is_file():
         _check_space(folder, wanted.length, part)
         _download(source, wanted, part, stopping)
@@ -73,9 +74,9 @@ def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: threadi
     return opened(wanted, folder)
 
 
-def _check_envelope(source: Source, wanted: OrderedBundle) -> None:
+def _check_envelope(source: Source, wanted: OrderedBundle, stopping: Stopper) -> None:
     data = b""
-    with _asking(source, f"{wanted.sha256}.dsse", {}) as response:
+    with _asking(source, f"{wanted.sha256}.dsse", {}, stopping) as response:
         _expect(response, (200,), f"the signature of {wanted.target}")
         data = response.read(MAX_ENVELOPE_BYTES + 1)
     try:
@@ -99,7 +100,7 @@ def _check_space(folder: Path, length: int, part: Path) -> None:
         )
 
 
-def _download(source: Source, wanted: OrderedBundle, part: Path, stopping: threading.Event) -> None:
+def _download(source: Source, wanted: OrderedBundle, part: Path, stopping: Stopper) -> None:
     """Fill `part` up to the signed length, going on where an earlier try ended."""
     have = part.stat().st_size if part.is_file() else 0
     if have > wanted.length:
@@ -108,14 +109,14 @@ def _download(source: Source, wanted: OrderedBundle, part: Path, stopping: threa
     if have == wanted.length:
         return
     headers = {"Range": f"bytes={have}-"} if have else {}
-    with _asking(source, wanted.sha256, headers) as response:
+    with _asking(source, wanted.sha256, headers, stopping) as response:
         _expect(response, (200, 206), wanted.target)
         is_continued = response.status == 206
         if is_continued and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             raise FetchError(f"{wanted.target}: the server answered another range", is_passing=True)
         left = wanted.length - (have if is_continued else 0)
         with part.open("ab" if is_continued else "wb") as sink:
-            while left and not stopping.is_set():
+            while left and not stopping.is_set:
                 chunk = response.read(min(CHUNK_BYTES, left))
                 if not chunk:
                     break
@@ -152,13 +153,17 @@ def opened(wanted: OrderedBundle, folder: Path) -> Bundle:
 
 
 @contextmanager
-def _asking(source: Source, name: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
+def _asking(
+    source: Source, name: str, headers: Mapping[str, str], stopping: Stopper
+) -> Iterator[http.client.HTTPResponse]:
     """GET one artifact. Raises: FetchError for a host that is not allowed or a link that fails."""
     url = urlsplit(f"{source.artifact_url.rstrip('/')}/{name}")
     if url.hostname is None or not is_allowed(url.hostname, url.port, source.allowed_hosts):
         raise FetchError(f"{url.netloc} is not among the hosts that the enrolment allows")
     connection = open_connection(url.scheme, url.hostname, url.port)
     try:
+        connect(connection)
+        stopping.watch(connection.sock)
         path = url.path + (f"?{url.query}" if url.query else "")
         connection.request("GET", path, headers={"Authorization": f"Bearer {source.credential}", **headers})
         yield connection.getresponse()
@@ -171,10 +176,15 @@ def _asking(source: Source, name: str, headers: Mapping[str, str]) -> Iterator[h
 def open_connection(scheme: str, host: str, port: int | None) -> http.client.HTTPConnection:
     """A connection for `scheme`, not yet made; https verifies against the system's authorities."""
     if scheme == "https":
-        return http.client.HTTPSConnection(
-            host, port, timeout=TIMEOUT_S, context=ssl.create_default_context()
-        )
-    return http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+        context = ssl.create_default_context()
+        return http.client.HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT_S, context=context)
+    return http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_S)
+
+
+def connect(connection: http.client.HTTPConnection) -> None:
+    """Connect; from then on an answer may take `TIMEOUT_S`. Raises: OSError."""
+    connection.connect()
+    connection.sock.settimeout(TIMEOUT_S)
 
 
 def is_allowed(host: str, port: int | None, allowed: tuple[str, ...]) -> bool:

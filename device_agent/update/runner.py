@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from device_agent import durable, log
+from device_agent.blocking import Stopper, run_blocking
 from device_agent.folder import DeploymentFolder
 from device_agent.update import events, selftest, slots
 from device_agent.update import machine as machines
@@ -28,6 +29,8 @@ from edgekit.wire.states import AgentState as Step
 
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
+# A thread that still connects writes nothing once it is told to stop, so it need not be waited for longer.
+STOP_PATIENCE_S = 5.0
 
 
 Work = Callable[[], Coroutine[Any, Any, None]]
@@ -55,6 +58,7 @@ class Updater:
         self._preparing: asyncio.Task[None] | None = None
         self._placing: asyncio.Task[None] | None = None
         self._is_switching = False
+        self._staging = threading.Lock()
         self._note = ""
         durable.make_folder(folder.root)
         self.machine = _load(folder)
@@ -176,9 +180,11 @@ class Updater:
         self.tell(Done(Step.FETCH))
 
     async def _stage(self, ref: SlotRef) -> None:
-        def work(_stop: threading.Event) -> None:
-            bundle = opened(ref.bundle, self._folder.fetch)
-            slots.stage(self._folder, ref.slot, bundle, ref.bundle.target)
+        def work(_stop: Stopper) -> None:
+            # Extracting cannot be stopped; one that was given up must end before the next writes the same slot.
+            with self._staging:
+                bundle = opened(ref.bundle, self._folder.fetch)
+                slots.stage(self._folder, ref.slot, bundle, ref.bundle.target)
 
         try:
             await self._in_thread(work)
@@ -224,15 +230,15 @@ class Updater:
             return
         self.tell(Done(Step.ROLLBACK))
 
-    async def _in_thread(self, work: Callable[[threading.Event], object]) -> None:
-        """Run blocking work; cancelling sets its event and waits for its end, so two never write the same file."""
-        stopping = threading.Event()
-        task = asyncio.create_task(asyncio.to_thread(work, stopping))
+    async def _in_thread(self, work: Callable[[Stopper], object]) -> None:
+        """Run blocking work; cancelling stops it and waits for its end, so that two never write the same file."""
+        stopping = Stopper()
+        task = asyncio.create_task(run_blocking(lambda: work(stopping)))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             stopping.set()
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=STOP_PATIENCE_S)
             raise
 
 

@@ -94,31 +94,35 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_what_the_publisher_did_not_sign_never_runs(lie, fleet, settled, first, second, tools):
-    ordered = fleet.publish(
-        second,
-        signed=lie != "unsigned",
-        key=Ed25519PrivateKey.generate() if lie == "signed by another key" else None,
-    )
-    data = fleet.artifacts[second.sha256]
+def test_what_the_publisher_did_not_sign_never_runs(fleet, settled, first, make_bundle, tools):
+    """One agent is told all the lies in turn, each with a bundle of its own, and serves the first release throughout."""
+    for number, (lie, words) in enumerate(LIES.items(), 10):
+        built = make_bundle(version=f"{number}.0.0", seed=number)
+        fleet.order(tell(lie, fleet, built))
+        tools.wait_until(lambda built=built: fleet.deployment().ordered == built.sha256, f"{lie}: heard")
+        said = tools.wait_until(
+            lambda words=words: words in fleet.deployment().reason and fleet.deployment(), lie
+        )
+        assert said.digest == said.committed == first.sha256
+        assert said.state.value in ("failed", "fetch")
+        assert predict(tools, settled) == "1.0.0"
+        assert not (settled.state / "deployments" / "digits" / "B").exists()
+
+
+def tell(lie, fleet, built):
+    """Publish a bundle dishonestly; what is ordered."""
+    key = Ed25519PrivateKey.generate() if lie == "signed by another key" else None
+    ordered = fleet.publish(built, signed=lie != "unsigned", key=key)
+    data = fleet.artifacts[built.sha256]
     if lie == "altered in the store":
-        fleet.artifacts[second.sha256] = data[:500] + b"\0" + data[501:]
+        fleet.artifacts[built.sha256] = data[:500] + b"\0" + data[501:]
     elif lie == "cut short in the store":
-        fleet.artifacts[second.sha256] = data[:-10]
+        fleet.artifacts[built.sha256] = data[:-10]
     elif lie == "order names another length":
-        ordered = type(ordered)(ordered.target, ordered.sha256, ordered.length + 1)
+        return type(ordered)(ordered.target, ordered.sha256, ordered.length + 1)
     elif lie == "for another name":
-        ordered = type(ordered)(ordered.target.replace("digits/", "other/"), ordered.sha256, ordered.length)
-    fleet.order(ordered)
-    said = tools.wait_until(
-        lambda: LIES[lie] in fleet.deployment().reason and fleet.deployment(), f"a reason with {LIES[lie]!r}"
-    )
-    assert said.digest == said.committed == first.sha256
-    assert said.state.value in ("failed", "fetch")
-    assert predict(tools, settled) == "1.0.0"
-    slots = settled.state / "deployments" / "digits"
-    assert not (slots / "B").exists()
+        return type(ordered)(ordered.target.replace("digits/", "other/"), ordered.sha256, ordered.length)
+    return ordered
 
 
 REFUSALS = {
@@ -132,29 +136,22 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSALS)
-def test_an_order_that_is_not_for_this_device_is_refused_with_a_reason(
-    case, fleet, settled, first, second, tools
-):
-    changed, words = REFUSALS[case]
-    bundle = fleet.publish(second)
-    deployments = None
-    if case == "a strange deployment":
-        deployments = {"other": bundle}
-    elif case == "another profile":
-        bundle = type(bundle)(
-            bundle.target.replace("x86-64-v3", "raspberry-pi-5"), bundle.sha256, bundle.length
-        )
+def test_an_order_that_is_not_for_this_device_is_refused_with_a_reason(fleet, settled, first, second, tools):
     before = fleet.now.order_counter
-    fleet.order(
-        bundle,
-        deployments=deployments,
-        key=Ed25519PrivateKey.generate() if case == "a wrong key" else None,
-        **changed,
-    )
-    tools.wait_until(lambda: words in fleet.now.refused, f"refused with {words!r}")
-    assert fleet.now.order_counter == before
-    assert fleet.runs(first)
+    for case, (changed, words) in REFUSALS.items():
+        bundle = fleet.publish(second)
+        if case == "another profile":
+            target = bundle.target.replace("x86-64-v3", "raspberry-pi-5")
+            bundle = type(bundle)(target, bundle.sha256, bundle.length)
+        fleet.order(
+            bundle,
+            deployments={"other": bundle} if case == "a strange deployment" else None,
+            key=Ed25519PrivateKey.generate() if case == "a wrong key" else None,
+            **changed,
+        )
+        tools.wait_until(lambda words=words: words in fleet.now.refused, f"{case}: refused with {words!r}")
+        assert fleet.now.order_counter == before
+        assert fleet.runs(first)
     good = fleet.order(fleet.publish(second))
     tools.wait_until(lambda: fleet.runs(second), "a good order is still followed")
     assert (fleet.now.order_counter, fleet.now.refused) == (good, "")
@@ -250,6 +247,15 @@ def test_another_order_in_the_middle_of_probation_goes_back_first(
     tools.wait_until(lambda: fleet.runs(third), "the third is committed")
     current = settled.state / "deployments" / "digits" / "current"
     assert json.loads((current / "slot.json").read_text())["sha256"] == third.sha256
+
+
+def test_a_signal_during_a_download_that_hangs_ends_the_agent_quickly(fleet, settled, second, tools):
+    fleet.chunk_delay_s = 20
+    fleet.order(fleet.publish(second))
+    tools.wait_until(lambda: any(name == second.sha256 for name, _ in fleet.requests), "the download began")
+    began = time.monotonic()
+    assert settled.stop() == 0
+    assert time.monotonic() - began < 4
 
 
 def test_an_interrupted_download_goes_on_where_it_ended(fleet, settled, second, tools):
