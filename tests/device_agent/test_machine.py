@@ -1,5 +1,6 @@
 """The update machine: a table of paths, and, for any events and cuts, what must never happen."""
 
+import itertools
 from dataclasses import dataclass, field
 
 import pytest
@@ -73,6 +74,13 @@ def test_the_next_release_takes_the_other_slot_and_keeps_the_last():
 def test_going_back_needs_neither_fetch_nor_self_test():
     _, effects = through(committed(B, 2, committed(A)), m.Ordered(3, A, QUICK))
     assert effects == [m.Switch(SlotRef("A", A))]
+
+
+def test_a_slot_that_is_being_overwritten_is_not_gone_back_to():
+    machine = committed(B, 2, committed(A))
+    machine, _ = through(machine, m.Ordered(3, C, QUICK), m.Done(Step.FETCH))
+    _, effects = through(machine, m.Ordered(4, A, QUICK))
+    assert effects == [m.Fetch(A)]
 
 
 def test_an_acknowledgement_during_probation_counts():
@@ -266,6 +274,7 @@ class World:
         else:
             {
                 "act": self.act,
+                "settle": self.settle,
                 "cut": lambda: self.act(cut_before_event=True),
                 "restart": self.restart,
                 "observe": self.observe,
@@ -276,23 +285,30 @@ class World:
 
     def settle(self) -> None:
         """Let it run undisturbed to its end."""
-        for _ in range(60):
+        for _ in range(12):
             self.act()
             self.acknowledge()
 
 
-ACTIONS = st.one_of(
-    st.sampled_from(["act", "act", "act", "cut", "restart", "observe", "acknowledge", "die", "give up"]),
-    st.sampled_from([A, B, C, None]).map(lambda wanted: ("order", wanted)),
+# An order, some progress with it, something that comes in between, and perhaps time to come to rest.
+EPISODES = st.tuples(
+    st.sampled_from([A, B, C, None]),
+    st.integers(0, 8),
+    st.lists(
+        st.sampled_from(["act", "cut", "restart", "observe", "acknowledge", "die", "give up"]), max_size=4
+    ),
+    st.booleans(),
+).map(
+    lambda e: [("order", e[0]), *["act"] * e[1], *e[2], *(["settle"] if e[3] else [])],
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(ACTIONS, max_size=60), st.sets(st.sampled_from([A.sha256, B.sha256, C.sha256]), max_size=2))
-def test_whatever_happens_what_runs_was_tested_here_and_it_always_comes_to_rest(actions, bad):
+@settings(max_examples=500, deadline=None)
+@given(st.lists(EPISODES, max_size=6), st.sets(st.sampled_from([A.sha256, B.sha256, C.sha256]), max_size=2))
+def test_whatever_happens_what_runs_was_tested_here_and_it_always_comes_to_rest(episodes, bad):
     world = World(frozenset(bad))
     world.restart()
-    for action in actions:
+    for action in itertools.chain.from_iterable(episodes):
         world.do(action)
         if world.current is not None:
             assert world.slots[world.current] in world.tested

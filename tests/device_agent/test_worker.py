@@ -169,7 +169,7 @@ def test_an_altered_slot_is_never_loaded(tmp_path, tools, make_bundle, host_work
     model.write_bytes(model.read_bytes()[:-1] + b"\0")
     host = host_worker(slot)
     assert host.first["type"] == "failed"
-    assert "altered" in host.first["reason"]
+    assert "was altered after it was staged" in host.first["reason"]
     assert host.process.wait(10) == 3
 
 
