@@ -1,5 +1,6 @@
 """Whole rollouts through the real service, the real broker and scripted devices."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,28 +12,36 @@ from fleet.client import publishing
 from fleet.client.rest import Client
 
 GATES = ("error_rate < 1% min 100 requests", "latency_p95 <= 10ms min 100 requests")
+SITES = itertools.count(1)
 
 
 class Fleet:
-    """The service with devices and an operator's client."""
+    """Devices of one site and an operator's client; several sites share a service without noticing each other."""
 
-    def __init__(self, service: Service, folder: Path) -> None:
+    def __init__(self, service: Service, folder: Path, site: str) -> None:
         self.service = service
         self.folder = folder
+        self.site = site
         self.client: Client = service.client()
         self.devices: dict[str, FakeDevice] = {}
 
-    def add(self, *names: str, behaviours: dict[str, Behaviour] | None = None, site: str = "lab") -> None:
+    def add(self, *names: str, behaviours: dict[str, Behaviour] | None = None) -> None:
         for name in names:
-            file = self.client.enroll(api.NewDevice(name, ("digits",), {"site": site}))
+            file = self.client.enroll(api.NewDevice(f"{self.site}-{name}", ("digits",), {"site": self.site}))
             device = FakeDevice(file, behaviours or {})
             device.enrol()
             device.connect()
             self.devices[name] = device
         wait_until(
-            lambda: {d.device for d in self.client.devices() if d.online and d.agent_version} >= set(names),
+            lambda: {self.short(d.device) for d in self.seen() if d.online and d.agent_version} >= set(names),
             "the devices are online",
         )
+
+    def short(self, device: str) -> str:
+        return device.removeprefix(f"{self.site}-")
+
+    def seen(self) -> list[api.DeviceView]:
+        return [device for device in self.client.devices() if device.labels["site"] == self.site]
 
     def publish(self, version: str) -> str:
         path = make_bundle(self.folder, version)
@@ -42,7 +51,7 @@ class Fleet:
 
     def roll_out(self, version: str, **more: object) -> api.RolloutView:
         wanted = {"stages": "1,100%", "soak": "1s", "gates": GATES, "deadline": "5s"} | more
-        answer = self.client.start(api.NewRollout(f"digits@{version}", "site=lab", **wanted))
+        answer = self.client.start(api.NewRollout(f"digits@{version}", f"site={self.site}", **wanted))
         assert answer.rollout is not None
         return answer.rollout
 
@@ -58,16 +67,35 @@ class Fleet:
         return found
 
     def versions(self) -> dict[str, str]:
-        return {d.device: d.deployments["digits"].version for d in self.client.devices()}
+        return {self.short(d.device): d.deployments["digits"].version for d in self.seen()}
+
+    def close(self) -> None:
+        for device in self.devices.values():
+            device.close()
+        self.client.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    made = Service(tmp_path_factory.mktemp("shared"))
+    made.start()
+    yield made
+    made.stop()
 
 
 @pytest.fixture
-def fleet(running: Service, tmp_path: Path) -> Iterator[Fleet]:
-    made = Fleet(running, tmp_path / "bundles")
+def fleet(shared: Service, tmp_path: Path) -> Iterator[Fleet]:
+    made = Fleet(shared, tmp_path / "bundles", f"s{next(SITES)}")
     yield made
-    for device in made.devices.values():
-        device.close()
-    made.client.close()
+    made.close()
+
+
+@pytest.fixture
+def own_fleet(running: Service, tmp_path: Path) -> Iterator[Fleet]:
+    """With a service that the test may kill."""
+    made = Fleet(running, tmp_path / "bundles", "lab")
+    yield made
+    made.close()
 
 
 def install_first(fleet: Fleet, version: str = "1.0.0") -> None:
@@ -89,7 +117,7 @@ def test_a_good_release_goes_through_two_stages_and_becomes_the_assignment(fleet
     wait_until(
         lambda: fleet.versions()["late"] == "1.0.0", "a device that enrols later follows the assignment"
     )
-    assert all(d.telemetry.requests > 0 for d in fleet.client.devices() if d.device != "late")
+    assert all(d.telemetry.requests > 0 for d in fleet.seen() if fleet.short(d.device) != "late")
 
 
 def test_a_release_that_is_slow_on_the_device_is_rolled_back_by_the_latency_gate(fleet: Fleet) -> None:
@@ -101,7 +129,7 @@ def test_a_release_that_is_slow_on_the_device_is_rolled_back_by_the_latency_gate
     assert "latency_p95" in done.reason
     assert sum(member.stage is not None for member in done.members) == 1, "it never left its first stage"
     assert fleet.versions() == dict.fromkeys("abc", "1.0.0")
-    canary = next(member.device for member in done.members if member.stage is not None)
+    canary = next(fleet.short(member.device) for member in done.members if member.stage is not None)
     counters = [order.counter for order in fleet.devices[canary].orders]
     assert counters == sorted(set(counters)), "going back is a newer order"
 
@@ -120,7 +148,7 @@ def test_a_release_that_fails_its_self_test_stops_at_the_first_device(fleet: Fle
 def test_a_device_that_is_switched_off_does_not_block_and_follows_later(fleet: Fleet) -> None:
     fleet.add("a", "b", "c")
     fleet.devices["b"].close(politely=False)
-    wait_until(lambda: any(not d.online for d in fleet.client.devices()), "b is offline")
+    wait_until(lambda: any(not d.online for d in fleet.seen()), "b is offline")
     fleet.publish("1.0.0")
     done = fleet.wait_for(fleet.roll_out("1.0.0", stages="100%"), "completed", "paused", "rolled_back")
     assert done.status == "completed", done.reason
@@ -167,7 +195,8 @@ def test_a_completed_rollout_can_be_rolled_back_and_so_is_its_assignment(fleet: 
     wait_until(lambda: fleet.versions() == dict.fromkeys(("a", "b", "late"), "1.0.0"), "everyone runs 1.0.0")
 
 
-def test_a_broker_that_dies_is_started_again_and_the_rollout_goes_on(fleet: Fleet) -> None:
+def test_a_broker_that_dies_is_started_again_and_the_rollout_goes_on(own_fleet: Fleet) -> None:
+    fleet = own_fleet
     fleet.add("a", "b")
     fleet.publish("1.0.0")
     rollout = fleet.roll_out("1.0.0", soak="3s")
@@ -177,7 +206,8 @@ def test_a_broker_that_dies_is_started_again_and_the_rollout_goes_on(fleet: Flee
     assert done.status == "completed", done.reason
 
 
-def test_a_service_killed_in_the_middle_goes_on_where_it_was(fleet: Fleet) -> None:
+def test_a_service_killed_in_the_middle_goes_on_where_it_was(own_fleet: Fleet) -> None:
+    fleet = own_fleet
     fleet.add("a", "b", "c")
     fleet.publish("1.0.0")
     rollout = fleet.roll_out("1.0.0", soak="2s")
@@ -197,17 +227,18 @@ def test_every_report_is_acknowledged_and_counted_once(fleet: Fleet) -> None:
     device = fleet.devices["a"]
     device.sends_telemetry = False
     wait_until(lambda: device.acked >= set(range(1, device._seq + 1)), "all are acknowledged")
-    before = fleet.client.devices()[0].telemetry
+    before = fleet.seen()[0].telemetry
     device.acked.clear()
     for _ in range(3):
         device.report((device.window(),), seq=10_000)
     wait_until(lambda: 10_000 in device.acked, "a repeat is acknowledged too")
-    wait_until(lambda: fleet.client.devices()[0].telemetry.windows > before.windows, "it is counted")
-    after = fleet.client.devices()[0].telemetry
+    wait_until(lambda: fleet.seen()[0].telemetry.windows > before.windows, "it is counted")
+    after = fleet.seen()[0].telemetry
     assert (after.windows, after.requests) == (before.windows + 1, before.requests + 50)
 
 
-def test_forged_and_broken_messages_are_counted_and_change_nothing(fleet: Fleet) -> None:
+def test_forged_and_broken_messages_are_counted_and_change_nothing(own_fleet: Fleet) -> None:
+    fleet = own_fleet
     fleet.add("a", "b")
     forger = fleet.devices["a"]
     forger.publish("telemetry", b"{")
@@ -219,14 +250,14 @@ def test_forged_and_broken_messages_are_counted_and_change_nothing(fleet: Fleet)
     dropped = fleet.client.status().dropped
     assert dropped["claims another profile than it enrolled with"] == 1
     assert dropped["unreadable report"] == 2
-    assert {d.profile for d in fleet.client.devices()} == {"x86-64-v3"}
+    assert {d.profile for d in fleet.seen()} == {"x86-64-v3"}
 
 
 @pytest.mark.postgres
 def test_a_rollout_on_postgresql(service: Service, postgresql: str, tmp_path: Path) -> None:
     service.more = ("--database", postgresql)
     service.start()
-    fleet = Fleet(service, tmp_path / "bundles")
+    fleet = Fleet(service, tmp_path / "bundles", "lab")
     fleet.add("a", "b")
     install_first(fleet)
     other = Service(tmp_path / "other", more=service.more)
@@ -235,5 +266,4 @@ def test_a_rollout_on_postgresql(service: Service, postgresql: str, tmp_path: Pa
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 5
     assert "another fleet service works on the database" in said
-    for device in fleet.devices.values():
-        device.close()
+    fleet.close()
