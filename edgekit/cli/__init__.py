@@ -3,10 +3,11 @@
 import importlib
 import sys
 from collections.abc import Mapping
+from typing import NoReturn
 
 import click
 
-from edgekit import __version__
+from edgekit import __version__, interrupt
 from edgekit.errors import EdgeKitError
 
 # Command → where its click object lives, and the line that `--help` shows without importing it.
@@ -65,20 +66,29 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 def main() -> None:
     """Run the command; user errors become one line and an exit code, Ctrl-C becomes 130."""
     debug = "--debug" in sys.argv[1:]
+    interrupt.install()
     try:
         code = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("edgekit: interrupted", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        click.echo("edgekit: interrupted", err=True)
-        sys.exit(130)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _end_interrupted()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except EdgeKitError as error:
+        if interrupt.was_requested():
+            _end_interrupted()
         if debug:
             raise
         click.echo(f"edgekit: {error}", err=True)
         sys.exit(error.exit_code)
+    except Exception:
+        # What native code made of a KeyboardInterrupt is no bug to show; anything else is.
+        if interrupt.was_requested():
+            _end_interrupted()
+        raise
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_interrupted() -> NoReturn:
+    click.echo("edgekit: interrupted", err=True)
+    sys.exit(130)
