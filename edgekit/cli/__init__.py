@@ -1,6 +1,7 @@
 """The `edgekit` command: a thin skin that loads a package only when one of its commands is called."""
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from typing import NoReturn
@@ -90,5 +91,12 @@ def main() -> None:
 
 
 def _end_interrupted() -> NoReturn:
+    """Everything is unwound by now.
+
+    No sys.exit: Python would still end by the signal itself if the interrupt had passed through an exec() of some
+    library, and native thread pools may hang in their exit handlers.
+    """
     click.echo("edgekit: interrupted", err=True)
-    sys.exit(130)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)
