@@ -8,7 +8,7 @@ Always true
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,7 @@ def _judge(bench: Workbench, loaded: Profile, target: str, options: Options, hos
         picked=chosen.picked or None,
         alternates=chosen.alternates,
         is_measured=host.matches(loaded),
+        notes=_notes(bench, loaded, chosen.budgets, host),
     )
 
 
@@ -144,7 +145,6 @@ def _ship(
         name=bench.project.model.name,
         version=bench.project.model.version,
         tools=bench.tools(item.plan.recipe.engine),
-        notes=_notes(bench, outcome, host),
         source_parity=bench.prepared.canonical.parity,
     )
     _replace(
@@ -155,17 +155,19 @@ def _ship(
     return result.bundle_json(outcome, item, row, bench.metric)
 
 
-def _notes(bench: Workbench, outcome: ProfileResult, host: Host) -> tuple[str, ...]:
+def _notes(bench: Workbench, loaded: Profile, budgets: Mapping[str, str], host: Host) -> tuple[str, ...]:
+    """What a reader must know about the figures of this profile."""
     notes = [*bench.prepared.canonical.notes]
-    beyond = sorted(set(host.isa) - set(outcome.profile.isa))
-    if outcome.is_measured and beyond:
+    beyond = sorted(set(host.isa) - set(loaded.isa))
+    if host.matches(loaded) and beyond:
         notes.append(
-            f"measured here, on a CPU that also has {', '.join(beyond)}, which {outcome.profile.name}"
-            " does not promise; the device's self-test measures again"
+            f"measured on a CPU that also has {', '.join(beyond)}, which {loaded.name} does not promise;"
+            " the device's self-test measures again"
         )
-    if outcome.unverified:
+    unverified = [name for name, outcome in budgets.items() if outcome == "unverified"]
+    if unverified:
         notes.append(
-            f"unverified on this machine: {', '.join(outcome.unverified)}; the device's self-test enforces them"
+            f"unverified on this machine: {', '.join(unverified)}; the device's self-test enforces them"
         )
     return tuple(notes)
 

@@ -37,6 +37,8 @@ from edgekit.tensors import Array
 
 MARGIN = 4.0
 GOLDEN = 64
+# Golden samples that run in the other ways too, and the rest of a sequence begun: plain kernels are slow.
+OTHER_WAYS_SAMPLES = 16
 # Sequences are kept whole; a set of golden sequences ends after this many samples.
 MAX_GOLDEN = 512
 # Share of an output's largest value below which a difference is another CPU's rounding.
@@ -68,7 +70,7 @@ def write(
     files: dict[str, bytes | Path] = {f"model/{path.name}": path for path in artifact.files}
     ours = {name: array[chosen] for name, array in item.evaluated.clean.items()}
     source = {name: array[chosen] for name, array in bench.reference.clean.items()}
-    inputs = bench.evaluation.take(chosen)
+    inputs = bench.judged.take(chosen)
     files["selftest/inputs.npz"] = dump_npz(Samples(inputs.inputs, sequence=inputs.sequence))
     files["selftest/source.npz"] = dump_arrays(source)
     files["selftest/artifact.npz"] = dump_arrays(ours)
@@ -109,19 +111,14 @@ def write(
 
 
 def golden(bench: Workbench) -> NDArray[np.int64]:
-    """Indices of the golden samples: the first of the judged half, spread evenly; whole sequences of stateful models."""
-    _, half = bench.halves
-    sequence = bench.evaluation.sequence
-    if sequence is None:
-        pool = half if len(half) >= MIN_GOLDEN else np.arange(len(bench.evaluation))
-        return pool[np.unique(np.linspace(0, len(pool) - 1, min(GOLDEN, len(pool))).astype(np.int64))]
-    chosen: list[int] = []
-    starts = [place for place, index in enumerate(half) if place == 0 or bench.evaluation.starts(int(index))]
-    for start, end in zip(starts, [*starts[1:], len(half)], strict=True):
-        if len(chosen) >= MIN_GOLDEN and len(chosen) + end - start > MAX_GOLDEN:
-            break
-        chosen.extend(int(index) for index in half[start:end])
-    return np.asarray(chosen, np.int64)
+    """Indices into the judged half: spread evenly over it, or its first whole sequences for a stateful model."""
+    samples = bench.judged
+    count = len(samples)
+    if samples.sequence is None:
+        return np.unique(np.linspace(0, count - 1, min(GOLDEN, count)).astype(np.int64))
+    starts = [index for index in range(count) if samples.starts(index)]
+    fitting = [end for end in (*starts[1:], count) if end <= MAX_GOLDEN or end == (*starts[1:], count)[0]]
+    return np.arange(next((end for end in reversed(fitting) if end >= MIN_GOLDEN), fitting[-1]))
 
 
 # Other ways to run the same bytes: options that replace the judged ones, and environment of the process.
@@ -141,7 +138,8 @@ def _tolerances(
     """Per output, see the module's docstring."""
     plan = item.plan
     assert item.artifact is not None
-    ready = _ready(bench, inputs)
+    few = next((at for at in range(OTHER_WAYS_SAMPLES, len(inputs)) if inputs.starts(at)), len(inputs))
+    ready = _ready(bench, inputs.take(slice(0, few)))
     gaps = dict.fromkeys(ours, 0.0)
     for options, environment in _OTHER_WAYS[plan.recipe.engine]:
         if plan.recipe.precision == "bf16" and environment:
@@ -151,7 +149,7 @@ def _tolerances(
         )
         other = seen_alone(bench, item, host, environment, samples=ready, spec=spec).outputs
         for name, array in ours.items():
-            gaps[name] = max(gaps[name], largest_gap(array, other[name]))
+            gaps[name] = max(gaps[name], largest_gap(array[:few], other[name]))
     return {name: _tolerance(plan, ours[name], gap) for name, gap in gaps.items()}
 
 
@@ -175,9 +173,9 @@ def _ready(bench: Workbench, inputs: Samples) -> Samples:
 def _reference(bench: Workbench, item: Candidate) -> Reference:
     """Histograms of what the model meets and gives on the evaluation data, for drift."""
     assert item.evaluated is not None
-    count = len(bench.evaluation)
+    count = len(bench.judged)
     picked = np.unique(np.linspace(0, count - 1, min(count, 256)).astype(np.int64))
-    rows = [bench.ready(bench.evaluation.sample(int(index))) for index in picked]
+    rows = [bench.ready(bench.judged.sample(int(index))) for index in picked]
     inputs = {
         name: np.stack([row[name] for row in rows]) for name in rows[0] if name not in bench.source.states
     }

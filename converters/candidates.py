@@ -16,14 +16,13 @@ from converters.judge.select import Contender, Ratio
 from converters.prepare import canonical
 from converters.quantize.recipes import Plan
 from converters.workbench import Evaluated, Workbench
-from edgekit import detect, engines
+from edgekit import detect, engines, interrupt
 from edgekit.errors import EdgeKitError
 from edgekit.evidence import Where
 from edgekit.manifest import Contract, EngineSpec
 from edgekit.profile import Profile
 from edgekit.samples import Samples, dump_npz
 from edgekit.selftest import answers
-from edgekit.tensors import Array
 
 # Schemes of one precision, the surest first.
 _SCHEME_RANK = {"float": 0, "static": 1, "percentile": 2, "dynamic": 3}
@@ -93,7 +92,7 @@ def judged(
 ) -> tuple[list[Candidate], dict[tuple[str, str], Ratio]]:
     """Every plan as a judged candidate, and the measured latency ratios (empty where nothing is measured here)."""
     tried = [_made(bench, plan, host) for plan in plans]
-    tried = _best_of_family(bench, tried)
+    tried = _best_of_family(bench, tried, host)
     tried = [_scored(bench, contract, item) if item.stands else item for item in tried]
     standing = [item for item in tried if item.stands]
     if not host.matches(profile):
@@ -185,8 +184,10 @@ def _made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
         bench.tell(f"evaluating {plan.recipe.name}")
         evaluated = bench.evaluate(artifact, plan, host.threads(plan))
     except EdgeKitError as error:
+        interrupt.check()
         return replace(blank, failure=str(error))
     except Exception as error:  # noqa: BLE001  # a tool's bug costs its candidate, not the build; the reason is shown
+        interrupt.check()
         return replace(blank, failure=f"{type(error).__name__}: {error}"[:500])
     parity = canonical.parity([bench.reference.clean], [evaluated.clean])
     return replace(
@@ -194,59 +195,50 @@ def _made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
     )
 
 
-def _best_of_family(bench: Workbench, tried: Sequence[Candidate]) -> list[Candidate]:
+def _best_of_family(bench: Workbench, tried: Sequence[Candidate], host: Host) -> list[Candidate]:
     """Of calibration schemes that differ in nothing else, the one that does best on the search half goes on."""
-    best: dict[tuple[str, str], tuple[float, str]] = {}
+    families: dict[tuple[str, str], list[Candidate]] = {}
     for item in tried:
         if item.stands and item.plan.recipe.needs_calibration:
-            family = (item.plan.recipe.engine, item.plan.recipe.precision)
-            drop = _search_drop(bench, item)
-            if family not in best or drop < best[family][0]:
-                best[family] = (drop, item.recipe)
-
-    def outscored(item: Candidate) -> Candidate:
-        entry = best.get((item.plan.recipe.engine, item.plan.recipe.precision))
-        if not item.plan.recipe.needs_calibration or not item.stands or entry is None:
-            return item
-        return item if entry[1] == item.recipe else replace(item, outscored=entry[1])
-
-    return [outscored(item) for item in tried]
+            families.setdefault((item.plan.recipe.engine, item.plan.recipe.precision), []).append(item)
+    beaten: dict[str, str] = {}
+    for rivals in families.values():
+        if len(rivals) > 1:
+            bench.tell(f"searching {', '.join(item.recipe for item in rivals)}")
+            drops = {item.recipe: _search_drop(bench, item, host) for item in rivals}
+            best = min(drops, key=lambda name: (drops[name], list(drops).index(name)))
+            beaten.update({name: best for name in drops if name != best})
+    return [replace(item, outscored=beaten.get(item.recipe, "")) for item in tried]
 
 
-def _search_drop(bench: Workbench, item: Candidate) -> float:
-    search, _ = bench.halves
-    assert item.evaluated is not None
-    labels = bench.labels[search]
-    ours = bench.metric.score(_rows(bench.reference.clean, search), labels)
-    theirs = bench.metric.score(_rows(item.evaluated.clean, search), labels)
-    return bench.metric.drop(ours, theirs)
+def _search_drop(bench: Workbench, item: Candidate, host: Host) -> float:
+    assert item.artifact is not None
+    return bench.search_drop(item.artifact, item.plan, host.threads(item.plan))
 
 
 def _scored(bench: Workbench, contract: Contract, item: Candidate) -> Candidate:
     """Judged on the half that nothing was chosen by."""
-    _, half = bench.halves
-    samples, metric, limit = bench.evaluation, bench.metric, contract.max_accuracy_drop
+    metric, limit, reference = bench.metric, contract.max_accuracy_drop, bench.reference
     assert item.evaluated is not None
-    labels = bench.labels[half]
-    sequence = None if samples.sequence is None else samples.sequence[half]
     figures = accuracy.compare(
         metric,
-        _rows(bench.reference.clean, half),
-        _rows(item.evaluated.clean, half),
-        labels,
-        sequence=sequence,
+        reference.clean,
+        item.evaluated.clean,
+        bench.labels,
+        sequence=bench.judged.sequence,
         seed=bench.project.file.data.seed,
     )
     judgement = accuracy.judge(figures, limit, parity=item.parity, is_bounded=metric.is_bounded)
     shift = None
-    if bench.reference.shifted is not None and item.evaluated.shifted is not None:
-        reference = bench.reference.shifted
-        wanted = labels if metric.by_labels else answers(metrics.first(reference))[half]
+    if reference.shifted is not None and item.evaluated.shifted is not None:
+        count = bench.shifted_count
+        clean = {name: array[:count] for name, array in reference.clean.items()}
+        # Without labels the source agrees with itself; what it loses cannot be known.
+        wanted = bench.labels[:count] if metric.by_labels else answers(metrics.first(reference.shifted))
         shift = accuracy.judge_shift(
-            figures.source,
-            # Without labels the source agrees with itself; what it loses cannot be known.
-            metric.score(_rows(reference, half), wanted),
-            metric.score(_rows(item.evaluated.shifted, half), wanted),
+            metric.score(clean, bench.labels[:count]),
+            metric.score(reference.shifted, wanted),
+            metric.score(item.evaluated.shifted, wanted),
             metric,
             limit,
         )
@@ -284,7 +276,3 @@ def _with_slowness(
                 item, notes=(*item.notes, f"slower than {other.recipe}: {pair.median:.2f} x its time")
             )
     return item
-
-
-def _rows(outputs: Mapping[str, Array], chosen: Array) -> dict[str, Array]:
-    return {name: array[chosen] for name, array in outputs.items()}

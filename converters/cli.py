@@ -93,7 +93,7 @@ def build(
 
         def tell(message: str) -> None:
             progress.update(task, description=message)
-            progress.console.print(f"  {message}", style="dim", highlight=False)
+            progress.console.print(f"  {message}", style="dim", highlight=False, markup=False)
 
         outcome = run_build(project, options, tell)
     if json_file is not None:
@@ -192,6 +192,8 @@ def _show(outcome: Outcome) -> None:
             [_row(result, item) for item in result.candidates],
             numeric=("size", "accuracy", "source", "drop (95 %)", "p50 ms", "p95 ms", "memory"),
         )
+        for note in result.notes:
+            render.note(f"  {result.profile.name}: {note}")
         for item in result.candidates:
             for note in item.notes:
                 is_red = item.shift is not None and item.shift.reason == note

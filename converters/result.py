@@ -15,7 +15,7 @@ from edgekit.profile import Profile
 
 
 class ProfileResult(msgspec.Struct, frozen=True):
-    """One profile's build. `bundles` maps recipes to written files; `picked` is None where nothing met the contract."""
+    """One profile's build; `picked` is None where nothing met the contract. `notes` hold for all its candidates."""
 
     profile: Profile
     contract: Contract
@@ -25,6 +25,7 @@ class ProfileResult(msgspec.Struct, frozen=True):
     picked: str | None
     alternates: tuple[str, ...]
     is_measured: bool
+    notes: tuple[str, ...] = ()
 
     def candidate(self, recipe: str) -> Candidate:
         return next(item for item in self.candidates if item.recipe == recipe)
@@ -63,7 +64,7 @@ def bundle_json(result: ProfileResult, item: Candidate, written: BundleRow, metr
         "accuracy": _accuracy_json(item, metric),
         "budgets": dict(result.budgets),
         "reason": status(result, item)[1],
-        "notes": list(item.notes),
+        "notes": [*result.notes, *item.notes],
     }
 
 
@@ -93,7 +94,6 @@ def evidence(
     name: str,
     version: str,
     tools: Mapping[str, str],
-    notes: tuple[str, ...],
     source_parity: float,
 ) -> BuildEvidence:
     """The predicate for one bundle."""
@@ -116,7 +116,7 @@ def evidence(
         budgets=dict(result.budgets),
         candidates=tuple(_candidate_evidence(result, other, host) for other in result.candidates),
         tools=dict(tools),
-        notes=(*notes, *item.notes),
+        notes=(*result.notes, *item.notes),
         source_parity=Figure(source_parity, "measured", source),
         memory_mb=_memory(item, host),
     )

@@ -5,14 +5,13 @@ Always true
  2. Nothing outside the given folder and the cache is written.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from converters import backends
 from converters.backends import Artifact, Prepared
@@ -22,12 +21,13 @@ from converters.judge.metrics import Metric
 from converters.prepare import canonical, code, data
 from converters.prepare.canonical import Canonical
 from converters.prepare.project import Project
+from converters.prepare.quiet import quietly
 from converters.prepare.source import Source, closed, open_source
 from converters.quantize.recipes import Plan
 from edgekit import __version__, engines
 from edgekit.engines import Model
 from edgekit.errors import DataError, ManifestError, ProjectError
-from edgekit.manifest import EngineSpec, Option, TensorSpec
+from edgekit.manifest import EngineSpec, Option
 from edgekit.samples import Samples
 from edgekit.selftest import answers, iter_samples, run_samples
 from edgekit.tensors import Array
@@ -37,12 +37,14 @@ from edgekit.transforms import check_post_steps, check_steps, prepare
 PARITY_SAMPLES = 8
 HELD_BACK = 0.2
 MIN_GOLDEN = 32
+# Samples that are corrupted: a coarse question, which does not need all.
+SHIFTED = 100
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A model's outputs on the evaluation data and on its corrupted form."""
+    """A model's outputs on the judged half of the evaluation data, and on the corrupted part of it."""
 
     clean: dict[str, Array]
     shifted: dict[str, Array] | None
@@ -82,10 +84,10 @@ class Workbench:
         else:
             everything = self._open(self.project.file.data.calibration).collect()
             samples = everything.take(slice(self._held_from, None))
-        if len(samples) < MIN_GOLDEN:
+        if len(samples) < 2 * MIN_GOLDEN:
             raise DataError(
-                f"{text or self.project.file.data.calibration}: {len(samples)} evaluation samples;"
-                f" a bundle's self-test alone needs {MIN_GOLDEN}"
+                f"{text or self.project.file.data.calibration}: {len(samples)} evaluation samples; a bundle's"
+                f" self-test alone needs {MIN_GOLDEN} in the judged half, {2 * MIN_GOLDEN} in all"
             )
         if self.source.state and samples.sequence is None:
             raise DataError(
@@ -95,14 +97,26 @@ class Workbench:
         return samples
 
     @cached_property
-    def halves(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Indices of the evaluation data to search on, and to judge on."""
+    def halves(self) -> tuple[Samples, Samples]:
+        """The evaluation data to search on, and to judge on."""
         samples = self.evaluation
-        return accuracy.split(len(samples), samples.sequence, self.project.file.data.seed)
+        search, judged = accuracy.split(len(samples), samples.sequence, self.project.file.data.seed)
+        return samples.take(search), samples.take(judged)
+
+    @property
+    def judged(self) -> Samples:
+        return self.halves[1]
 
     @cached_property
     def shifted(self) -> Samples | None:
-        return shifted.corrupted(self.evaluation, self.project.file.data.seed)
+        """Some of the judged half, corrupted; None where no input can be."""
+        return shifted.corrupted(self.judged.take(slice(0, self.shifted_count)), self.project.file.data.seed)
+
+    @cached_property
+    def shifted_count(self) -> int:
+        """How many samples of the judged half are corrupted: `SHIFTED`, and the rest of a sequence begun."""
+        starts = (index for index in range(SHIFTED, len(self.judged)) if self.judged.starts(index))
+        return next(starts, len(self.judged))
 
     @cached_property
     def calibration_fingerprint(self) -> str:
@@ -118,20 +132,37 @@ class Workbench:
     def reference(self) -> Evaluated:
         """The source's own outputs."""
         self.tell("evaluating the source")
-        return self._run_all(self.source.reference, self.source.inputs)
+        return self._run_all(self.source.reference)
 
     @cached_property
     def labels(self) -> Array:
-        """What outputs are scored against: labels, or the source's answers."""
-        metric, given = self.metric, self.evaluation.labels
-        if metric.by_labels and given is None:
+        """What the judged outputs are scored against: labels, or the source's answers."""
+        if self.metric.by_labels and self.evaluation.labels is None:
             raise ProjectError(
-                f"{self.project.where}: data.metric {metric.name!r} needs labels, and the evaluation data has none;"
-                " add them, or use metric = 'agreement'"
+                f"{self.project.where}: data.metric {self.metric.name!r} needs labels, and the evaluation data has"
+                " none; add them, or use metric = 'agreement'"
             )
-        if metric.by_labels:
-            return np.asarray(given)
-        return answers(metrics.first(self.reference.clean))
+        return self._wanted(self.judged, lambda: self.reference.clean)
+
+    @cached_property
+    def search_drop_of_source(self) -> tuple[float, Array]:
+        """The source's score on the search half, and what that half is scored against."""
+        outputs = self._run(self.source.reference, self.halves[0])
+        wanted = self._wanted(self.halves[0], lambda: outputs)
+        return self.metric.score(outputs, wanted), wanted
+
+    def search_drop(self, artifact: Artifact, plan: Plan, threads: int) -> float:
+        """What a candidate loses on the search half. Raises: EngineError."""
+        source, wanted = self.search_drop_of_source
+        model = self.load(artifact, plan, plan.judged_options, threads)
+        try:
+            outputs = self._run(model, self.halves[0])
+        finally:
+            model.close()
+        return self.metric.drop(source, self.metric.score(outputs, wanted))
+
+    def _wanted(self, samples: Samples, source: Callable[[], Mapping[str, Array]]) -> Array:
+        return np.asarray(samples.labels) if self.metric.by_labels else answers(metrics.first(source()))
 
     @cached_property
     def feeds(self) -> list[dict[str, Array]]:
@@ -200,13 +231,10 @@ class Workbench:
     def load(self, artifact: Artifact, plan: Plan, options: Mapping[str, Option], threads: int) -> Model:
         """The artifact in its engine, as it is judged. Raises: EngineError."""
         spec = EngineSpec(plan.recipe.engine, plan.versions, artifact.model, dict(options), threads)
-        return engines.get(plan.recipe.engine).load(
-            artifact.folder / artifact.model,
-            spec,
-            artifact.bound(self.source.inputs),
-            artifact.bound(self.source.outputs),
-            None,
-        )
+        bound = artifact.bound(self.source.inputs), artifact.bound(self.source.outputs)
+        # LiteRT announces its delegate on standard error.
+        load = engines.get(plan.recipe.engine).load
+        return quietly(lambda: load(artifact.folder / artifact.model, spec, *bound, None))
 
     def evaluate(self, artifact: Artifact, plan: Plan, threads: int) -> Evaluated:
         """Outputs on all evaluation samples. Raises: EngineError."""
@@ -214,7 +242,7 @@ class Workbench:
         if name not in self._evaluated:
             model = self.load(artifact, plan, plan.judged_options, threads)
             try:
-                self._evaluated[name] = self._run_all(model, self.source.inputs)
+                self._evaluated[name] = self._run_all(model)
             finally:
                 model.close()
         return self._evaluated[name]
@@ -257,7 +285,7 @@ class Workbench:
         if self.project.file.data.evaluation or self._calibration is None:
             return None
         starts = [chunk.starts(index) for chunk in self._calibration.chunks() for index in range(len(chunk))]
-        wanted = min(int(len(starts) * (1 - HELD_BACK)), len(starts) - MIN_GOLDEN)
+        wanted = min(int(len(starts) * (1 - HELD_BACK)), len(starts) - 2 * MIN_GOLDEN)
         return next((index for index in range(max(wanted, 1), 0, -1) if starts[index]), 0) if starts else 0
 
     @cached_property
@@ -293,13 +321,15 @@ class Workbench:
                 count += 1
                 yield dict(last)
 
-    def _run_all(self, model: Model, inputs: Sequence[TensorSpec]) -> Evaluated:
-        steps, state = self.project.preprocess, self.source.state
-        clean, _ = run_samples(model.run, inputs, state, steps, self.evaluation)
+    def _run_all(self, model: Model) -> Evaluated:
         worse = self.shifted
-        return Evaluated(
-            clean, None if worse is None else run_samples(model.run, inputs, state, steps, worse)[0]
+        return Evaluated(self._run(model, self.judged), None if worse is None else self._run(model, worse))
+
+    def _run(self, model: Model, samples: Samples) -> dict[str, Array]:
+        outputs, _ = run_samples(
+            model.run, self.source.inputs, self.source.state, self.project.preprocess, samples
         )
+        return outputs
 
     def _check_steps(self, source: Source) -> None:
         try:

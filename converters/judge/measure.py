@@ -15,7 +15,7 @@ from converters.judge.select import Ratio
 from edgekit.tensors import Array
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
-WARM_UP_CALLS = 5
+WARM_UP_CALLS = 3
 MIN_ROUNDS = 12
 MAX_ROUNDS = 60
 CALLS_A_ROUND = 5
@@ -40,14 +40,16 @@ def interleaved(runs: Mapping[str, Run], feeds: Sequence[Mapping[str, Array]]) -
             began = time.perf_counter()
             run(feeds[index % len(feeds)])
         once += time.perf_counter() - began
-    rounds = int(np.clip(BUDGET_S / max(once * CALLS_A_ROUND, 1e-9), MIN_ROUNDS, MAX_ROUNDS))
+    once /= WARM_UP_CALLS
+    calls_a_round = int(np.clip(BUDGET_S / max(once * MIN_ROUNDS, 1e-9), 1, CALLS_A_ROUND))
+    rounds = int(np.clip(BUDGET_S / max(once * calls_a_round, 1e-9), MIN_ROUNDS, MAX_ROUNDS))
     calls: dict[str, list[list[float]]] = {name: [] for name in runs}
     names = list(runs)
     for number in range(rounds):
         # A different one starts each round: who follows whom leaves its mark in the caches.
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            calls[name].append(_timed(runs[name], feeds, number))
+            calls[name].append(_timed(runs[name], feeds, number, calls_a_round))
     return {name: _latency(np.asarray(times)) for name, times in calls.items()}
 
 
@@ -69,10 +71,10 @@ def ratios(latencies: Mapping[str, Latency]) -> dict[tuple[str, str], Ratio]:
     }
 
 
-def _timed(run: Run, feeds: Sequence[Mapping[str, Array]], number: int) -> list[float]:
+def _timed(run: Run, feeds: Sequence[Mapping[str, Array]], number: int, count: int) -> list[float]:
     times: list[float] = []
-    for call in range(CALLS_A_ROUND):
-        feed = feeds[(number * CALLS_A_ROUND + call) % len(feeds)]
+    for call in range(count):
+        feed = feeds[(number * count + call) % len(feeds)]
         began = time.perf_counter()
         run(feed)
         times.append((time.perf_counter() - began) * 1000)

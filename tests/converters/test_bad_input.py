@@ -146,7 +146,7 @@ DATA = [
     ("too few samples", {"x": np.zeros((5, 1, 8, 8), np.float32)}, "self-test alone needs 32"),
     (
         "labels that do not fit",
-        {"x": np.zeros((40, 1, 8, 8), np.float32), "labels": np.zeros((40, 7))},
+        {"x": np.zeros((80, 1, 8, 8), np.float32), "labels": np.zeros((80, 7))},
         "label",
     ),
 ]

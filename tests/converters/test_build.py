@@ -82,7 +82,7 @@ def test_a_written_bundle_reads_back_and_passes_its_self_test(built, tmp_path):
         folder = tmp_path / found.sha256
         found.extract(folder)
         loaded = LoadedBundle(found.manifest, folder)
-        assert selftest.check(loaded, folder).passed
+        assert selftest.check(found.manifest, loaded, folder).passed
         loaded.close()
 
 
