@@ -33,7 +33,8 @@ from rich.table import Table
 HERE = Path(__file__).parent
 PROFILE = "x86-64-v3"
 TARGETS = (PROFILE, "raspberry-pi-5", "intel-core-ultra-npu")
-LATENCY_GATE = "latency_p95 <= 1.5ms min 30 requests"
+# The median, which a busy machine moves least: these boards share two cores with everything else here.
+LATENCY_GATE = "latency_p50 <= 0.8ms min 30 requests"
 ERROR_GATE = "error_rate < 1% min 30 requests"
 SOAK = "6s"
 PATIENCE_S = 120
