@@ -1,6 +1,7 @@
 """`edgekit build`: flags in, one call of the build, a table and JSON out."""
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,12 @@ def build(
     with render.progress() as progress:
         task = progress.add_task("reading the project", total=None)
 
+        began = time.monotonic()
+
         def tell(message: str) -> None:
             progress.update(task, description=message)
-            progress.console.print(f"  {message}", style="dim", highlight=False, markup=False)
+            told = f"{time.monotonic() - began:6.1f} s  {message}"
+            progress.console.print(told, style="dim", highlight=False, markup=False)
 
         outcome = run_build(project, options, tell)
     if json_file is not None:
