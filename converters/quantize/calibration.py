@@ -50,8 +50,8 @@ class Spread:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(max(-low, high))
         if self.limit:
-            flat = flat[:: -(-flat.size // COUNTED)].astype(np.float64)
-            places = ((flat / self.limit + 1) * (BINS / 2)).astype(np.int64)
+            counted = flat[:: -(-flat.size // COUNTED)].astype(np.float64)
+            places = ((counted / self.limit + 1) * (BINS / 2)).astype(np.int64)
             self.counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
 
     def extremes(self) -> Range:
