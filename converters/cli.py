@@ -97,7 +97,7 @@ def build(
         def tell(message: str) -> None:
             progress.update(task, description=message)
             told = f"{time.monotonic() - began:6.1f} s  {message}"
-            progress.console.print(told, style="dim", highlight=False, markup=False)
+            progress.console.print(told, style="dim", highlight=False, markup=False, soft_wrap=True)
 
         outcome = run_build(project, options, tell)
     if json_file is not None:

@@ -7,7 +7,8 @@ Always true
  2. What cannot be decided is picked only when the caller accepts uncertainty.
  3. Measured latencies rank; estimates never do: without measurements the profile's order of engines and the precision
     rule choose, and budgets on latency and memory stay unverified.
- 4. A difference inside the interval of the paired ratio is no difference: ties go to the smaller artifact.
+ 4. A difference inside the interval of the paired ratio is no difference: ties go to the smaller artifact. But a wide
+    interval is no excuse: what another candidate clearly beats is not picked for being small.
 """
 
 import math
@@ -158,12 +159,26 @@ def _fastest(standing: Sequence[Contender], ratios: Mapping[tuple[str, str], Rat
         if item is not leader
         and (item.recipe, leader.recipe) in ratios
         and ratios[item.recipe, leader.recipe].is_tie
+        and not _is_beaten(item, standing, ratios)
     ]
     if not tied:
         return leader, "fastest of those that meet the contract"
-    best = min([leader, *tied], key=lambda item: (item.size_bytes, item.recipe))
+    # The leader itself may be beaten by one that it ties with on the average.
+    candidates = [item for item in (leader, *tied) if not _is_beaten(item, standing, ratios)] or [leader]
+    best = min(candidates, key=lambda item: (item.size_bytes, item.recipe))
     others = ", ".join(item.recipe for item in (leader, *tied) if item is not best)
     return best, f"as fast as {others} within the measurement, and the smallest"
+
+
+def _is_beaten(
+    contender: Contender, standing: Sequence[Contender], ratios: Mapping[tuple[str, str], Ratio]
+) -> bool:
+    """Whether some other candidate is faster beyond the measurement's doubt.
+
+    A tie with an unsteady leader, whose intervals are wide, must not make everything else a tie too.
+    """
+    pairs = (ratios.get((contender.recipe, other.recipe)) for other in standing if other is not contender)
+    return any(pair is not None and pair.low > 1 for pair in pairs)
 
 
 def _mean_log_ratio(

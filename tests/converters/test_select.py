@@ -2,6 +2,7 @@
 
 import itertools
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,6 +119,19 @@ def test_a_difference_inside_the_interval_is_a_tie_and_the_smaller_wins():
     assert choose([fast, small], ratios=tie).picked == "b/int8"
     clear = {("b/int8", "a/fp32"): Ratio(1.02, 1.05, 1.2), ("a/fp32", "b/int8"): Ratio(0.83, 0.95, 0.98)}
     assert choose([fast, small], ratios=clear).picked == "a/fp32"
+
+
+def test_a_tie_with_an_unsteady_leader_does_not_hide_that_a_float_sibling_is_faster():
+    leader, sibling = contender("litert/fp32", size_bytes=44), contender("onnxruntime/fp32", size_bytes=41)
+    small = contender("onnxruntime/static-int8", precision="int8", size_bytes=16)
+    named = [msgspec.structs.replace(item, latency_p50_ms=0.02) for item in (leader, sibling, small)]
+    ratios = {
+        ("litert/fp32", "onnxruntime/fp32"): Ratio(0.4, 0.8, 1.3),
+        ("litert/fp32", "onnxruntime/static-int8"): Ratio(0.3, 0.6, 1.1),
+        ("onnxruntime/fp32", "onnxruntime/static-int8"): Ratio(0.71, 0.75, 0.82),
+    }
+    ratios |= {(b, a): Ratio(1 / r.high, 1 / r.median, 1 / r.low) for (a, b), r in ratios.items()}
+    assert choose(named, ratios=ratios).picked == "onnxruntime/fp32"
 
 
 def test_without_measurements_the_profiles_order_decides_then_precision():
