@@ -37,6 +37,8 @@ class Spread:
     low: float = float("inf")
     high: float = float("-inf")
     limit: float = 0.0
+    # Zeros that came before anything else, while no width was known.
+    zeros: int = 0
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def add(self, values: Array) -> None:
@@ -72,8 +74,9 @@ class Spread:
 
     def _widen(self, reach: float) -> None:
         if reach and not self.limit:
-            self.limit = 2.0 ** np.ceil(np.log2(reach * (1 + 1e-9)))
-        while reach > self.limit:
+            self.limit = float(2.0 ** np.ceil(np.log2(reach * (1 + 1e-9))))
+            self.counts[BINS // 2] += self.zeros
+        while reach >= self.limit > 0:
             # Pairs of bins become one, counted from the middle outwards.
             merged = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.zeros(BINS, np.int64)
