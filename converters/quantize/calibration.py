@@ -51,8 +51,10 @@ class Spread:
             raise ValueError("not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(max(-low, high))
-        if self.limit:
-            counted = flat[:: -(-flat.size // COUNTED)].astype(np.float64)
+        counted = flat[:: -(-flat.size // COUNTED)].astype(np.float64)
+        if not self.limit:
+            self.zeros += counted.size
+        else:
             places = ((counted / self.limit + 1) * (BINS / 2)).astype(np.int64)
             self.counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
 

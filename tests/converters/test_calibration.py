@@ -40,6 +40,15 @@ def test_a_range_holds_zero_and_a_percentile_lies_inside_the_extremes(chunks):
     assert low <= inner_low <= 0 <= inner_high <= high
 
 
+def test_zeros_that_come_before_anything_else_count_too():
+    pieces, whole = Spread(), Spread()
+    values = np.array([*[0.0] * 1000, 1.0], np.float32)
+    pieces.add(values[:1000])
+    pieces.add(values[1000:])
+    whole.add(values)
+    assert pieces.percentile(0.99) == whole.percentile(0.99)
+
+
 def test_a_percentile_cuts_what_a_lone_outlier_stretches():
     spread = Spread()
     spread.add(np.random.default_rng(0).standard_normal(100_000).astype(np.float32))
