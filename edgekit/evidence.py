@@ -7,7 +7,7 @@ Source: in-toto Attestation Framework v1, "Statement".
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -117,8 +117,3 @@ def decode(data: bytes, *, sha256: str | None = None) -> Statement:
 def beside(bundle: Path) -> Path:
     """Where the evidence of a bundle file lies."""
     return bundle.with_name(bundle.name.removesuffix(".edgekit") + ".evidence.json")
-
-
-def as_builtins(value: Any) -> Any:
-    """Plain dicts and lists for `--json`."""
-    return msgspec.to_builtins(value)
