@@ -31,13 +31,14 @@ REFUSED = "refused"
 
 @dataclass(frozen=True)
 class Options:
-    """`cache` None converts everything anew."""
+    """`cache` None converts everything anew; `recipes` are patterns of recipe names, none meaning all."""
 
     out: Path
     accept_uncertain: bool = False
     strict: bool = False
     allow_code: bool = True
     cache: Path | None = None
+    recipes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ class Outcome:
 def build(project: Project, options: Options, tell: Callable[[str], None]) -> Outcome:
     """Build every target of the project into `options.out`.
 
-    Raises: ProfileError, ProjectError, SourceError, DataError for bad input; ToolFailedError.
+    Raises: UsageError, ProfileError, ProjectError, SourceError, DataError for bad input; ToolFailedError.
     """
+    recipes.check_patterns(options.recipes)
     profiles = {target: profile.load(_profile_name(project, target)) for target in project.file.targets}
     with tempfile.TemporaryDirectory(prefix="edgekit-build-") as folder:
         bench = Workbench(
@@ -107,7 +109,7 @@ def _profile_name(project: Project, target: str) -> str:
 def _judge(bench: Workbench, loaded: Profile, target: str, options: Options, host: Host) -> ProfileResult:
     bench.tell(f"{loaded.name}: {loaded.title}")
     contract = bench.project.contract(target, loaded.budgets)
-    tried, ratios = candidates.judged(bench, loaded, contract, recipes.plans(loaded), host)
+    tried, ratios = candidates.judged(bench, loaded, contract, recipes.plans(loaded, options.recipes), host)
     chosen = select(
         [candidates.contender(item, loaded) for item in tried if item.stands],
         contract,

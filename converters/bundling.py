@@ -94,7 +94,7 @@ def write(
         ),
         inputs=artifact.bound(bench.source.inputs),
         outputs=artifact.bound(bench.source.outputs),
-        recipe=plan.recipe.name,
+        recipe=plan.name,
         source_sha256=bench.source.sha256,
         files=tuple(entries),
         selftest=test,

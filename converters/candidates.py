@@ -48,7 +48,7 @@ class Candidate:
 
     @property
     def recipe(self) -> str:
-        return self.plan.recipe.name
+        return self.plan.name
 
     @property
     def stands(self) -> bool:
@@ -181,7 +181,7 @@ def _made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
         )
     try:
         artifact = bench.artifact(plan)
-        bench.tell(f"evaluating {plan.recipe.name}")
+        bench.tell(f"evaluating {plan.name}")
         evaluated = bench.evaluate(artifact, plan, host.threads(plan))
     except EdgeKitError as error:
         interrupt.check()

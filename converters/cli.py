@@ -56,6 +56,9 @@ Exit codes: 0 built, 2 usage or bad input, 3 contract not met, 4 a tool failed.
 @click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="Budget for every target.")
 @click.option("--size-mb", type=click.FloatRange(min=0, min_open=True), help="Budget for every target.")
 @click.option("--target", "targets", multiple=True, help="Profile name or .toml file; repeatable.")
+@click.option(
+    "--recipe", "recipes", multiple=True, metavar="PATTERN", help="Try only these, e.g. 'litert/*'."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("dist"), show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write result.json here.")
 @click.option("--accept-uncertain", is_flag=True, help="Ship where too few samples could show the accuracy.")
@@ -68,6 +71,7 @@ def build(
     project_file: Path | None,
     out: Path,
     json_file: Path | None,
+    recipes: tuple[str, ...],
     *,
     accept_uncertain: bool,
     strict: bool,
@@ -88,6 +92,7 @@ def build(
         strict=strict,
         allow_code=not no_code,
         cache=None if no_cache else cache or default_root(),
+        recipes=recipes,
     )
     with render.progress() as progress:
         task = progress.add_task("reading the project", total=None)

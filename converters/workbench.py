@@ -198,6 +198,7 @@ class Workbench:
             "outputs": msgspec.to_builtins(self.source.outputs),
             "state": msgspec.to_builtins(self.source.state),
             "recipe": plan.recipe.name,
+            "tuning": msgspec.to_builtins(plan.tuning),
             "constraints": msgspec.to_builtins(plan.constraints),
             "tools": self.tools(plan.recipe.engine),
             "calibration": self.calibration_fingerprint if plan.recipe.needs_calibration else "",
@@ -251,7 +252,7 @@ class Workbench:
         backend = backends.get(plan.recipe.engine)
 
         def make(target: Path) -> dict[str, object]:
-            self.tell(f"converting {plan.recipe.name}")
+            self.tell(f"converting {plan.name}")
             artifact = backend.convert(self.prepared, plan, target)
             return {"model": artifact.model, "bindings": artifact.bindings, "notes": list(artifact.notes)}
 

@@ -15,6 +15,7 @@ from typing import Protocol
 from converters.prepare.canonical import Canonical
 from converters.prepare.source import Source
 from converters.quantize.recipes import Plan
+from converters.quantize.sensitivity import LayerError
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import TensorSpec
 from edgekit.tensors import Array
@@ -66,6 +67,14 @@ class Backend(Protocol):
 
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
         """Write the artifact's files into `folder`. Raises: Unsupported, ToolFailedError."""
+        ...
+
+    def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:
+        """What each quantized layer of an int8 artifact costs by itself, the worst first.
+
+        Looks at a few calibration samples. The names are what `Tuning.float_layers` takes.
+        Raises: Unsupported where the engine's tools cannot tell layers apart, ToolFailedError.
+        """
         ...
 
     def tools(self) -> dict[str, str]:

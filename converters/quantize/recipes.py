@@ -5,15 +5,20 @@ A recipe's name is `engine/scheme-precision`: `fp32`, `f32`, `bf16` and `fp16` c
 `percentile-int8` likewise with the outermost hundredth of a percent of values cut off, `dynamic-int8` has int8
 weights and takes activation ranges at run time.
 
+A candidate may depart from its recipe's defaults in a `Tuning`, whose label then follows the name:
+`openvino/static-int8+mixed` is `openvino/static-int8` with some layers left in float.
+
 Pure: a profile in, recipes with their constraints out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import msgspec
 
+from edgekit.errors import UsageError
 from edgekit.manifest import Option
 from edgekit.profile import Precision, Profile
 
@@ -68,6 +73,21 @@ class Constraints(msgspec.Struct, frozen=True):
     accelerator: str = ""
 
 
+class Tuning(msgspec.Struct, frozen=True):
+    """How a candidate departs from its recipe's defaults.
+
+    `float_layers` stay in float; the names are the engine's own, as its backend's `sensitivity` gives them. `settings`
+    are named numbers, switches and texts of the engine's quantizer (a percentile, a bias correction).
+    """
+
+    label: str = ""
+    float_layers: tuple[str, ...] = ()
+    settings: dict[str, Option] = {}
+
+
+PLAIN = Tuning()
+
+
 @dataclass(frozen=True)
 class Plan:
     """One candidate to make. `options` go into the manifest; `judged_options` differ where the target's device is
@@ -81,10 +101,23 @@ class Plan:
     judged_options: dict[str, Option]
     threads: int
     notes: tuple[str, ...] = ()
+    tuning: Tuning = PLAIN
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, and what the tuning adds to it."""
+        return self.recipe.name + (f"+{self.tuning.label}" if self.tuning.label else "")
 
 
-def plans(profile: Profile) -> list[Plan]:
-    """Candidates for a profile, its preferred engine first."""
+def check_patterns(patterns: Sequence[str]) -> None:
+    """Raises: UsageError for a pattern that no recipe matches."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in RECIPES):
+            raise UsageError(f"--recipe {pattern}: there is no such recipe; there are {', '.join(RECIPES)}")
+
+
+def plans(profile: Profile, patterns: Sequence[str] = ()) -> list[Plan]:
+    """Candidates for a profile, its preferred engine first; with patterns, those whose name matches one."""
     accelerator = profile.accelerator.kind if profile.accelerator else None
     return [
         _plan(profile, recipe, profile.engines[engine])
@@ -94,6 +127,7 @@ def plans(profile: Profile) -> list[Plan]:
         and recipe.precision in profile.precisions
         and (not recipe.isa or set(recipe.isa) & set(profile.isa))
         and accelerator in recipe.accelerators
+        and (not patterns or any(fnmatchcase(recipe.name, pattern) for pattern in patterns))
     ]
 
 

@@ -5,7 +5,7 @@ staged; what goes wrong goes wrong inside a bundle:
 
 1. `hasty`, barely trained, goes out in two stages and completes,
 2. `small`, trained to the end, replaces it,
-3. `heavy`, built without a latency budget, passes its self-test and is stopped by a gate on latency at its first
+3. `heavy`, built in float and without a latency budget, passes its self-test and is stopped by a gate on latency at its first
    stage, then rolled back,
 4. `small` again but with a wrong normalization is refused by the devices' own self-test.
 
@@ -33,8 +33,9 @@ from rich.table import Table
 HERE = Path(__file__).parent
 PROFILE = "x86-64-v3"
 TARGETS = (PROFILE, "raspberry-pi-5", "intel-core-ultra-npu")
-# The median, which a busy machine moves least: these boards share two cores with everything else here.
-LATENCY_GATE = "latency_p50 <= 0.8ms min 30 requests"
+# The median, which a busy machine moves least: these boards share two cores with everything else here. What is good
+# takes a fraction of this even so, and what is far heavier several times as much even alone.
+LATENCY_GATE = "latency_p50 <= 5ms min 30 requests"
 ERROR_GATE = "error_rate < 1% min 30 requests"
 SOAK = "6s"
 PATIENCE_S = 120
@@ -93,6 +94,7 @@ class Demo:
         self._build(
             "3.0.0", "heavy", (PROFILE,), "--calibration", f"{HERE / 'digits.py'}:a_few_for_calibration",
             "--evaluation", f"{HERE / 'digits.py'}:a_few_for_evaluation", "--max-accuracy-drop", "0.05",
+            "--recipe", "onnxruntime/fp32",
         )  # fmt: skip
         good = self.bundle("2.0.0")
         misnormalize(good, self.bundle("4.0.0"), version="4.0.0")
