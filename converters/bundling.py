@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from converters.candidates import Candidate, Host, seen_alone
 from converters.judge import metrics
 from converters.prepare.canonical import largest_gap
 from converters.quantize.recipes import Plan
-from converters.workbench import MIN_GOLDEN, Workbench
+from converters.workbench import Workbench
 from edgekit import bundle, manifest
 from edgekit.manifest import (
     Contract,
@@ -32,15 +31,12 @@ from edgekit.manifest import (
 )
 from edgekit.profile import Profile
 from edgekit.samples import Samples, dump_arrays, dump_npz
-from edgekit.selftest import agreement, answers
+from edgekit.selftest import agreement, answers, record
 from edgekit.tensors import Array
 
 MARGIN = 4.0
-GOLDEN = 64
 # Golden samples that run in the other ways too, and the rest of a sequence begun: plain kernels are slow.
 OTHER_WAYS_SAMPLES = 16
-# Sequences are kept whole; a set of golden sequences ends after this many samples.
-MAX_GOLDEN = 512
 # Share of an output's largest value below which a difference is another CPU's rounding.
 _FLOORS: Mapping[str, float] = {"fp32": 1e-4, "bf16": 0.03, "fp16": 0.01, "int8": 0.02}
 # An accelerator that is not here computes with other widths inside.
@@ -66,14 +62,13 @@ def write(
     artifact, plan = item.artifact, item.plan
     assert artifact is not None
     assert item.evaluated is not None
-    chosen = golden(bench)
+    chosen = bench.golden
     files: dict[str, bytes | Path] = {f"model/{path.name}": path for path in artifact.files}
-    ours = {name: array[chosen] for name, array in item.evaluated.clean.items()}
-    source = {name: array[chosen] for name, array in bench.reference.clean.items()}
+    ours, source = item.evaluated.golden, bench.reference.golden
     inputs = bench.judged.take(chosen)
     files["selftest/inputs.npz"] = dump_npz(Samples(inputs.inputs, sequence=inputs.sequence))
-    files["selftest/source.npz"] = dump_arrays(source)
-    files["selftest/artifact.npz"] = dump_arrays(ours)
+    files["selftest/source.npz"] = dump_arrays(record(source))
+    files["selftest/artifact.npz"] = dump_arrays(record(ours))
     seen = agreement(answers(metrics.first(ours)), answers(metrics.first(source)))
     test = SelfTest(
         inputs="selftest/inputs.npz",
@@ -108,17 +103,6 @@ def write(
     target = folder / content.filename
     digest = bundle.write(target, content, files)
     return Written(target, digest, target.stat().st_size)
-
-
-def golden(bench: Workbench) -> NDArray[np.int64]:
-    """Indices into the judged half: spread evenly over it, or its first whole sequences for a stateful model."""
-    samples = bench.judged
-    count = len(samples)
-    if samples.sequence is None:
-        return np.unique(np.linspace(0, count - 1, min(GOLDEN, count)).astype(np.int64))
-    starts = [index for index in range(count) if samples.starts(index)]
-    fitting = [end for end in (*starts[1:], count) if end <= MAX_GOLDEN or end == (*starts[1:], count)[0]]
-    return np.arange(next((end for end in reversed(fitting) if end >= MIN_GOLDEN), fitting[-1]))
 
 
 # Other ways to run the same bytes: options that replace the judged ones, and environment of the process.
@@ -180,7 +164,7 @@ def _reference(bench: Workbench, item: Candidate) -> Reference:
         name: np.stack([row[name] for row in rows]) for name in rows[0] if name not in bench.source.states
     }
     states = {pair.output for pair in bench.source.state}
-    outputs = {name: array for name, array in item.evaluated.clean.items() if name not in states}
+    outputs = {name: array for name, array in item.evaluated.golden.items() if name not in states}
     return Reference(
         inputs={name: _histogram(array) for name, array in inputs.items()},
         outputs={name: _histogram(array) for name, array in outputs.items()},

@@ -22,7 +22,6 @@ from edgekit.evidence import Where
 from edgekit.manifest import Contract, EngineSpec
 from edgekit.profile import Profile
 from edgekit.samples import Samples, dump_npz
-from edgekit.selftest import answers
 
 # Schemes of one precision, the surest first.
 _SCHEME_RANK = {"float": 0, "static": 1, "percentile": 2, "dynamic": 3}
@@ -189,7 +188,7 @@ def _made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
     except Exception as error:  # noqa: BLE001  # a tool's bug costs its candidate, not the build; the reason is shown
         interrupt.check()
         return replace(blank, failure=f"{type(error).__name__}: {error}"[:500])
-    parity = canonical.parity([bench.reference.clean], [evaluated.clean])
+    parity = canonical.parity([bench.reference.golden], [evaluated.golden])
     return replace(
         blank, artifact=artifact, evaluated=evaluated, parity=parity, notes=(*blank.notes, *artifact.notes)
     )
@@ -222,8 +221,8 @@ def _scored(bench: Workbench, contract: Contract, item: Candidate) -> Candidate:
     assert item.evaluated is not None
     figures = accuracy.compare(
         metric,
-        reference.clean,
-        item.evaluated.clean,
+        reference.digest,
+        item.evaluated.digest,
         bench.labels,
         sequence=bench.judged.sequence,
         seed=bench.project.file.data.seed,
@@ -232,13 +231,13 @@ def _scored(bench: Workbench, contract: Contract, item: Candidate) -> Candidate:
     shift = None
     if reference.shifted is not None and item.evaluated.shifted is not None:
         count = bench.shifted_count
-        clean = {name: array[:count] for name, array in reference.clean.items()}
+        clean = {name: array[:count] for name, array in reference.digest.items()}
         # Without labels the source agrees with itself; what it loses cannot be known.
-        wanted = bench.labels[:count] if metric.by_labels else answers(metrics.first(reference.shifted))
+        wanted = bench.labels[:count] if metric.by_labels else metrics.first(reference.shifted)
         shift = accuracy.judge_shift(
-            metric.score(clean, bench.labels[:count]),
-            metric.score(reference.shifted, wanted),
-            metric.score(item.evaluated.shifted, wanted),
+            metric.of_digest(clean, bench.labels[:count]),
+            metric.of_digest(reference.shifted, wanted),
+            metric.of_digest(item.evaluated.shifted, wanted),
             metric,
             limit,
         )

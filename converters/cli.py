@@ -48,7 +48,7 @@ Exit codes: 0 built, 2 usage or bad input, 3 contract not met, 4 a tool failed.
 )
 @click.option("--calibration", help="An .npz, a folder of them, or file.py:function.")
 @click.option("--evaluation", help="Likewise, with labels where there are any.")
-@click.option("--metric", help="top1, topK, f1, cosine, rmse, agreement, or file.py:function.")
+@click.option("--metric", help="top1, topK, f1, cosine, rmse, map, cer, wer, agreement, or file.py:function.")
 @click.option("--max-accuracy-drop", type=click.FloatRange(min=0), help="Absolute, in the harmful direction.")
 @click.option(
     "--latency-p95-ms", type=click.FloatRange(min=0, min_open=True), help="Budget for every target."

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from converters import backends
 from converters.backends import Artifact, Prepared
 from converters.cache import Cache, key
 from converters.judge import accuracy, metrics, shifted
 from converters.judge.metrics import Metric
+from converters.judge.text import NO_ALPHABET, Alphabet, read_alphabet
 from converters.prepare import canonical, code, data
 from converters.prepare.canonical import Canonical
 from converters.prepare.project import Project
@@ -29,7 +31,7 @@ from edgekit.engines import Model
 from edgekit.errors import DataError, ManifestError, ProjectError
 from edgekit.manifest import EngineSpec, Option
 from edgekit.samples import Samples
-from edgekit.selftest import answers, iter_samples, run_samples
+from edgekit.selftest import iter_samples
 from edgekit.tensors import Array
 from edgekit.transforms import check_post_steps, check_steps, prepare
 
@@ -37,6 +39,9 @@ from edgekit.transforms import check_post_steps, check_steps, prepare
 PARITY_SAMPLES = 8
 HELD_BACK = 0.2
 MIN_GOLDEN = 32
+GOLDEN = 64
+# Sequences are kept whole; a set of golden sequences ends after this many samples.
+MAX_GOLDEN = 512
 # Samples that are corrupted: a coarse question, which does not need all.
 SHIFTED = 100
 Tell = Callable[[str], None]
@@ -44,10 +49,13 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A model's outputs on the judged half of the evaluation data, and on the corrupted part of it."""
+    """What is kept of a model's outputs: the metric's digest of the judged half and of its corrupted part, and the
+    golden samples' whole outputs, (N, *shape).
+    """
 
-    clean: dict[str, Array]
+    digest: dict[str, Array]
     shifted: dict[str, Array] | None
+    golden: dict[str, Array]
 
 
 @dataclass
@@ -72,7 +80,7 @@ class Workbench:
         if code.is_reference(name):
             return metrics.users(name, code.load(name, self.project.folder, "the metric", self.gate))
         if name:
-            return metrics.built_in(name)
+            return metrics.built_in(name, self._alphabet)
         return metrics.built_in("top1" if self.evaluation.labels is not None else "agreement")
 
     @cached_property
@@ -106,6 +114,20 @@ class Workbench:
     @property
     def judged(self) -> Samples:
         return self.halves[1]
+
+    @cached_property
+    def golden(self) -> NDArray[np.int64]:
+        """Indices into the judged half of what a bundle's self-test gets: spread evenly over it, or its first whole
+        sequences for a stateful model.
+        """
+        samples = self.judged
+        count = len(samples)
+        if samples.sequence is None:
+            return np.unique(np.linspace(0, count - 1, min(GOLDEN, count)).astype(np.int64))
+        starts = [index for index in range(count) if samples.starts(index)]
+        ends = (*starts[1:], count)
+        fitting = [end for end in ends if end <= MAX_GOLDEN or end == ends[0]]
+        return np.arange(next((end for end in reversed(fitting) if end >= MIN_GOLDEN), fitting[-1]))
 
     @cached_property
     def shifted(self) -> Samples | None:
@@ -142,27 +164,32 @@ class Workbench:
                 f"{self.project.where}: data.metric {self.metric.name!r} needs labels, and the evaluation data has"
                 " none; add them, or use metric = 'agreement'"
             )
-        return self._wanted(self.judged, lambda: self.reference.clean)
+        return self._wanted(self.judged, lambda: self.reference.digest)
 
     @cached_property
     def search_drop_of_source(self) -> tuple[float, Array]:
         """The source's score on the search half, and what that half is scored against."""
-        outputs = self._run(self.source.reference, self.halves[0])
-        wanted = self._wanted(self.halves[0], lambda: outputs)
-        return self.metric.score(outputs, wanted), wanted
+        digest = self._digest(self.source.reference, self.halves[0])
+        wanted = self._wanted(self.halves[0], lambda: digest)
+        return self.metric.of_digest(digest, wanted), wanted
 
     def search_drop(self, artifact: Artifact, plan: Plan, threads: int) -> float:
         """What a candidate loses on the search half. Raises: EngineError."""
         source, wanted = self.search_drop_of_source
         model = self.load(artifact, plan, plan.judged_options, threads)
         try:
-            outputs = self._run(model, self.halves[0])
+            digest = self._digest(model, self.halves[0])
         finally:
             model.close()
-        return self.metric.drop(source, self.metric.score(outputs, wanted))
+        return self.metric.drop(source, self.metric.of_digest(digest, wanted))
 
     def _wanted(self, samples: Samples, source: Callable[[], Mapping[str, Array]]) -> Array:
-        return np.asarray(samples.labels) if self.metric.by_labels else answers(metrics.first(source()))
+        return np.asarray(samples.labels) if self.metric.by_labels else metrics.first(source())
+
+    @property
+    def _alphabet(self) -> Alphabet:
+        path = self.project.file.data.alphabet
+        return read_alphabet(self.project.folder / path) if path else NO_ALPHABET
 
     @cached_property
     def feeds(self) -> list[dict[str, Array]]:
@@ -323,14 +350,30 @@ class Workbench:
                 yield dict(last)
 
     def _run_all(self, model: Model) -> Evaluated:
+        golden: list[dict[str, Array]] = []
+        digest = self._digest(model, self.judged, golden)
         worse = self.shifted
-        return Evaluated(self._run(model, self.judged), None if worse is None else self._run(model, worse))
-
-    def _run(self, model: Model, samples: Samples) -> dict[str, Array]:
-        outputs, _ = run_samples(
-            model.run, self.source.inputs, self.source.state, self.project.preprocess, samples
+        return Evaluated(
+            digest,
+            None if worse is None else self._digest(model, worse),
+            {name: np.stack([outputs[name] for outputs in golden]) for name in golden[0]},
         )
-        return outputs
+
+    def _digest(
+        self, model: Model, samples: Samples, golden: list[dict[str, Array]] | None = None
+    ) -> dict[str, Array]:
+        """The metric's digest of every sample, one by one; whole outputs of the golden ones go into `golden`."""
+        kept = set() if golden is None else set(self.golden.tolist())
+        parts: dict[str, list[Array]] = {}
+        pieces = (self.source.inputs, self.source.state, self.project.preprocess)
+        for index, (outputs, _) in enumerate(iter_samples(model.run, *pieces, samples)):
+            if golden is not None and index in kept:
+                golden.append(outputs)
+            digest = self.metric.digest({name: array[None] for name, array in outputs.items()})
+            for name, array in digest.items():
+                # A copy: a view would keep the whole output alive.
+                parts.setdefault(name, []).append(np.array(array[0]))
+        return {name: np.stack(arrays) for name, arrays in parts.items()}
 
     def _check_steps(self, source: Source) -> None:
         try:

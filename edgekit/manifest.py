@@ -101,7 +101,8 @@ class SelfTest(msgspec.Struct, frozen=True):
 
     `inputs`, `source` and `artifact` are `.npz` members with one array per tensor, samples along a new first axis
     (N, *shape); inputs are *raw*, before pre-processing, so that a wrong constant there is caught too. An optional
-    `sequence` array (N,) int64 in `inputs` groups consecutive samples of stateful models.
+    `sequence` array (N,) int64 in `inputs` groups consecutive samples of stateful models. Of large outputs the other
+    two keep a part, and both hold the task answers (`edgekit.selftest.record`).
 
     `tolerance` bounds |output - artifact output| per output tensor (every one of them): the largest seen across
     engines and ISAs at build, times a margin. `agreement` is the share of task answers that equal the float source's,

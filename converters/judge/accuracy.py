@@ -78,19 +78,10 @@ def compare(
     sequence: NDArray[np.int64] | None,
     seed: int,
 ) -> Accuracy:
-    """Figures and bound on the given samples. Raises: DataError if the labels do not fit the outputs."""
+    """Figures and bound of two digests of the same samples. Raises: DataError if the labels do not fit them."""
     count = len(labels)
-    ours, theirs = metric.score(source, labels), metric.score(candidate, labels)
-    groups = _groups(count, sequence)
-    random = np.random.default_rng(seed)
-    drops = np.empty(ROUNDS)
-    for index in range(ROUNDS):
-        drawn = random.integers(0, len(groups), len(groups))
-        chosen = drawn if sequence is None else np.concatenate([groups[group] for group in drawn])
-        drops[index] = metric.drop(
-            metric.score(_taken(source, chosen), labels[chosen]),
-            metric.score(_taken(candidate, chosen), labels[chosen]),
-        )
+    ours, theirs = metric.of_digest(source, labels), metric.of_digest(candidate, labels)
+    drops = _resampled(metric, source, candidate, labels, _groups(count, sequence), seed=seed)
     return Accuracy(
         source=ours,
         candidate=theirs,
@@ -161,6 +152,35 @@ def _groups(count: int, sequence: NDArray[np.int64] | None) -> Sequence[NDArray[
         return np.arange(count, dtype=np.int64).reshape(-1, 1)  # type: ignore[return-value]  # rows are the groups
     starts = np.flatnonzero(np.concatenate([[True], sequence[1:] != sequence[:-1]]))
     return np.split(np.arange(count, dtype=np.int64), starts[1:])
+
+
+def _resampled(
+    metric: Metric,
+    source: Mapping[str, Array],
+    candidate: Mapping[str, Array],
+    labels: Array,
+    groups: Sequence[NDArray[np.int64]],
+    *,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Drops over `ROUNDS` draws of whole groups, with replacement."""
+    draws = np.random.default_rng(seed).integers(0, len(groups), (ROUNDS, len(groups)))
+    if metric.parts is not None:
+        sums = [
+            np.stack([parts[group].sum(axis=0) for group in groups])[draws].sum(axis=1)
+            for parts in (metric.parts(source, labels), metric.parts(candidate, labels))
+        ]
+        pairs = ((metric.of_sums(left), metric.of_sums(right)) for left, right in zip(*sums, strict=True))
+    else:
+        chosen = (np.concatenate([groups[group] for group in drawn]) for drawn in draws)
+        pairs = (
+            (
+                metric.of_digest(_taken(source, rows), labels[rows]),
+                metric.of_digest(_taken(candidate, rows), labels[rows]),
+            )
+            for rows in chosen
+        )
+    return np.array([metric.drop(left, right) for left, right in pairs])
 
 
 def _taken(outputs: Mapping[str, Array], chosen: NDArray[np.int64]) -> dict[str, Array]:

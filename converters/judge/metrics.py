@@ -1,34 +1,72 @@
 """Task metrics: one figure from outputs and labels, and which direction is better.
 
-A metric sees the outputs of many samples, each (N, *output shape), and labels (N, …) or the source's outputs. The
-built-in ones look at the model's first output; a user's own is `f(outputs, labels) -> float`, with an attribute
-`higher_is_better` (True unless it says otherwise).
+A metric works in two steps. Its *digest* keeps of a model's outputs, sample by sample, what it looks at (an answer
+instead of 18,000 scores), so that an evaluation never holds all outputs of all candidates. Its figure is then computed
+from the digests of many samples, each (N, …), and labels (N, …) or, where `by_labels` is False, the source's digest.
+
+The built-in ones look at the model's first output (`map` may look at three); a user's own is
+`f(outputs, labels) -> float`, with an attribute `higher_is_better` (True unless it says otherwise), and sees everything.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from converters.judge import detection, text
 from edgekit.errors import DataError, ProjectError
 from edgekit.selftest import answers
 from edgekit.tensors import Array
 
 Outputs = Mapping[str, Array]
+Parts = NDArray[np.float64]
+VALUE = "value"
+
+
+def _everything(outputs: Outputs) -> Outputs:
+    return outputs
+
+
+def _same(value: float) -> float:
+    return value
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`is_bounded`: one sample can move the figure by at most 1/N, so that a count of samples bounds what was not
-    seen. `by_labels` False compares with the source instead.
+    """One of `parts` and `whole` is set. `parts(digest, labels)` gives each sample's share of a numerator and a
+    denominator, (N, 2): the figure is `finish(sum / sum)`, and resampling costs nothing. `whole(digest, labels)` gives
+    the figure itself, for what does not fall apart into samples.
+
+    `is_bounded`: one sample can move the figure by at most 1/N, so that a count of samples bounds what was not seen.
+    `by_labels` False compares with the source instead.
     """
 
     name: str
-    score: Callable[[Outputs, Array], float]
+    digest: Callable[[Outputs], Outputs] = _everything
+    parts: Callable[[Outputs, Array], Parts] | None = None
+    whole: Callable[[Outputs, Array], float] | None = None
+    finish: Callable[[float], float] = _same
     higher_is_better: bool = True
     is_bounded: bool = True
     by_labels: bool = True
+
+    def score(self, outputs: Outputs, labels: Array) -> float:
+        """The figure of raw outputs."""
+        return self.of_digest(self.digest(outputs), labels)
+
+    def of_digest(self, digest: Outputs, labels: Array) -> float:
+        """Raises: DataError if the labels do not fit; ProjectError where the user's function fails."""
+        if self.parts is not None:
+            return self.of_sums(self.parts(digest, labels).sum(axis=0))
+        assert self.whole is not None
+        return self.whole(digest, labels)
+
+    def of_sums(self, sums: NDArray[np.float64]) -> float:
+        """The figure of a summed numerator and denominator."""
+        return self.finish(float(sums[0]) / max(float(sums[1]), 1e-12))
 
     def drop(self, source: float, candidate: float) -> float:
         """How much worse the candidate is, in the metric's own unit."""
@@ -39,27 +77,42 @@ def first(outputs: Outputs) -> Array:
     return next(iter(outputs.values()))
 
 
-def _top1(outputs: Outputs, labels: Array) -> float:
-    found = answers(first(outputs))
-    return float(np.mean(_per_sample(found) == _per_sample(_fitted(labels, found))))
+def _answers(outputs: Outputs) -> Outputs:
+    return {VALUE: answers(first(outputs))}
 
 
-def _topk(k: int) -> Callable[[Outputs, Array], float]:
-    def score(outputs: Outputs, labels: Array) -> float:
-        values = first(outputs)
-        rows = values.reshape(len(values), -1, values.shape[-1])
-        best = np.argsort(-rows.astype(np.float64), axis=-1, kind="stable")[..., :k]
-        wanted = np.asarray(labels).reshape(len(values), -1, 1)
-        if wanted.shape[1] != best.shape[1]:
-            raise _shape_error(labels, best)
-        return float(np.mean(np.any(best == wanted, axis=-1)))
-
-    return score
+def _first(outputs: Outputs) -> Outputs:
+    return {VALUE: first(outputs)}
 
 
-def _f1(outputs: Outputs, labels: Array) -> float:
+def _shares(right: Array) -> Parts:
+    """Right entries and entries of each sample."""
+    rows = right.reshape(len(right), -1)
+    return np.stack([rows.sum(axis=1), np.full(len(rows), rows.shape[1])], axis=1).astype(np.float64)
+
+
+def _equal(digest: Outputs, labels: Array) -> Parts:
+    found = first(digest)
+    return _shares(found == _fitted(labels, found))
+
+
+def _best(k: int, outputs: Outputs) -> Outputs:
+    values = first(outputs)
+    rows = values.reshape(len(values), -1, values.shape[-1])
+    return {VALUE: np.argsort(-rows.astype(np.float64), axis=-1, kind="stable")[..., :k]}
+
+
+def _among(digest: Outputs, labels: Array) -> Parts:
+    best = first(digest)
+    wanted = np.asarray(labels).reshape(len(best), -1, 1)
+    if wanted.shape[1] != best.shape[1]:
+        raise _shape_error(labels, best)
+    return _shares(np.any(best == wanted, axis=-1))
+
+
+def _f1(digest: Outputs, labels: Array) -> float:
     """Of the positive class (1) for two classes, otherwise the mean over the classes that occur."""
-    found = answers(first(outputs)).ravel()
+    found = first(digest).ravel()
     wanted = np.asarray(labels).ravel().astype(np.int64)
     if found.shape != wanted.shape:
         raise _shape_error(labels, found)
@@ -74,45 +127,56 @@ def _f1_of(found: Array, wanted: Array, cls: int) -> float:
     return 2 * hits / total if total else 1.0
 
 
-def _rmse(outputs: Outputs, labels: Array) -> float:
-    values = first(outputs).astype(np.float64)
-    return float(np.sqrt(np.mean((values - _fitted(labels, values).astype(np.float64)) ** 2)))
+def _squares(digest: Outputs, labels: Array) -> Parts:
+    values = first(digest).astype(np.float64)
+    return _shares((values - _fitted(labels, values).astype(np.float64)) ** 2)
 
 
-def _cosine(outputs: Outputs, labels: Array) -> float:
-    """Mean cosine between output and label vectors."""
-    left = first(outputs).reshape(len(labels), -1).astype(np.float64)
+def _cosines(digest: Outputs, labels: Array) -> Parts:
+    """Cosine between output and label vectors."""
+    left = first(digest).reshape(len(labels), -1).astype(np.float64)
     right = np.asarray(labels).reshape(len(labels), -1).astype(np.float64)
     if left.shape != right.shape:
         raise _shape_error(labels, left)
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    return float(np.mean(np.sum(left * right, axis=1) / np.maximum(norms, 1e-12)))
-
-
-def _agreement(outputs: Outputs, source_answers: Array) -> float:
-    return float(np.mean(answers(first(outputs)) == source_answers))
+    return _shares(np.sum(left * right, axis=1) / np.maximum(norms, 1e-12))
 
 
 BUILT_IN: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("top1", _top1),
-        Metric("top5", _topk(5)),
-        Metric("f1", _f1),
-        Metric("cosine", _cosine, is_bounded=False),
-        Metric("rmse", _rmse, higher_is_better=False, is_bounded=False),
-        Metric("agreement", _agreement, by_labels=False),
+        Metric("top1", _answers, _equal),
+        Metric("top5", partial(_best, 5), _among),
+        Metric("f1", _answers, whole=_f1),
+        Metric("cosine", _first, _cosines, is_bounded=False),
+        Metric("rmse", _first, _squares, finish=np.sqrt, higher_is_better=False, is_bounded=False),
+        Metric("map", detection.detections, whole=detection.mean_average_precision, is_bounded=False),
+        Metric("agreement", _answers, _equal, by_labels=False),
     )
+}
+# Error rates of texts, which may need an alphabet.
+_TEXT: Mapping[str, Callable[[text.Alphabet, Outputs, Array], Parts]] = {
+    "cer": text.character_errors,
+    "wer": text.word_errors,
 }
 
 
-def built_in(name: str) -> Metric:
+def built_in(name: str, alphabet: text.Alphabet = text.NO_ALPHABET) -> Metric:
     """The metric of that name; `topK` takes any K. Raises: ProjectError."""
     if name.startswith("top") and name[3:].isdigit() and int(name[3:]) > 1:
-        return Metric(name, _topk(int(name[3:])))
+        return Metric(name, partial(_best, int(name[3:])), _among)
+    if name in _TEXT:
+        return Metric(
+            name,
+            text.greedy,
+            partial(_TEXT[name], alphabet),
+            higher_is_better=False,
+            is_bounded=False,
+        )
     if name not in BUILT_IN:
         raise ProjectError(
-            f"unknown metric {name!r}; known are {', '.join(BUILT_IN)} (topK for any K), or give file.py:function"
+            f"unknown metric {name!r}; known are {', '.join((*BUILT_IN, *_TEXT))} (topK for any K), or give"
+            " file.py:function"
         )
     return BUILT_IN[name]
 
@@ -120,19 +184,18 @@ def built_in(name: str) -> Metric:
 def users(name: str, function: Callable[..., Any]) -> Metric:
     """A user's `f(outputs, labels) -> float`."""
 
-    def score(outputs: Outputs, labels: Array) -> float:
+    def whole(outputs: Outputs, labels: Array) -> float:
         try:
             return float(function(dict(outputs), labels))
         except Exception as error:
             raise ProjectError(f"{name}: the metric failed: {type(error).__name__}: {error}") from error
 
     return Metric(
-        name, score, higher_is_better=bool(getattr(function, "higher_is_better", True)), is_bounded=False
+        name,
+        whole=whole,
+        higher_is_better=bool(getattr(function, "higher_is_better", True)),
+        is_bounded=False,
     )
-
-
-def _per_sample(values: Array) -> Array:
-    return values.reshape(len(values), -1)
 
 
 def _fitted(labels: Array, found: Array) -> Array:

@@ -38,13 +38,15 @@ class InputTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DataTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where samples come from: an `.npz`, a folder of them, or `file.py:function`. Empty is none.
 
-    `metric` is a built-in name or `file.py:function`; empty means top1 with labels, agreement without. `seed` decides
-    which half of the evaluation data the contract is judged on.
+    `metric` is a built-in name or `file.py:function`; empty means top1 with labels, agreement without. `alphabet` is a
+    file whose line k is what class k writes, for error rates of text. `seed` decides which half of the evaluation data
+    the contract is judged on.
     """
 
     calibration: str = ""
     evaluation: str = ""
     metric: str = ""
+    alphabet: str = ""
     seed: int = 0
 
 

@@ -1,11 +1,13 @@
 """What a drop is worth: bounds, the number of samples needed, shifted inputs, and the metrics themselves."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converters.judge import accuracy, measure, metrics
+from converters.judge import accuracy, measure, metrics, text
 from converters.judge.measure import Latency
 from converters.judge.shifted import corrupted
 from edgekit.errors import DataError, ProjectError
@@ -23,9 +25,8 @@ def outputs(labels, wrong, classes=5):
 
 def compared(wrong_source, wrong_candidate, count=200):
     labels = np.random.default_rng(1).integers(0, 5, count)
-    return accuracy.compare(
-        TOP1, outputs(labels, wrong_source), outputs(labels, wrong_candidate), labels, sequence=None, seed=0
-    )
+    source, candidate = (TOP1.digest(outputs(labels, wrong)) for wrong in (wrong_source, wrong_candidate))
+    return accuracy.compare(TOP1, source, candidate, labels, sequence=None, seed=0)
 
 
 def test_a_drop_has_a_bound_above_it():
@@ -69,7 +70,7 @@ def test_the_split_keeps_sequences_whole_and_loses_nothing(lengths, seed):
 def test_a_sequence_is_drawn_whole_so_that_its_frames_do_not_count_as_independent():
     labels = np.zeros(200, np.int64)
     sequence = np.repeat(np.arange(4), 50)
-    source, candidate = outputs(labels, slice(0, 0)), outputs(labels, slice(0, 50))
+    source, candidate = (TOP1.digest(outputs(labels, slice(0, wrong))) for wrong in (0, 50))
     apart = accuracy.compare(TOP1, source, candidate, labels, sequence=None, seed=0)
     whole = accuracy.compare(TOP1, source, candidate, labels, sequence=sequence, seed=0)
     assert whole.bound > apart.bound
@@ -95,6 +96,74 @@ def test_metrics_on_values_known_by_hand():
     rmse = metrics.built_in("rmse")
     assert rmse.score(values, np.array([[1.0, 0.0], [0.0, 0.0]])) == pytest.approx(1.0)
     assert rmse.drop(1.0, 1.5) == pytest.approx(0.5)
+
+
+def test_error_rates_of_text_count_edits_over_what_was_written(tmp_path):
+    (tmp_path / "alphabet.txt").write_text("(blank)\na\nb\nc\n \n", encoding="utf-8")
+    alphabet = text.read_alphabet(tmp_path / "alphabet.txt")
+    # Steps a a blank a b read "aab"; blank c space c c read "c c".
+    steps = np.array([[1, 1, 0, 1, 2], [0, 3, 4, 3, 3]])
+    scores = {"y": np.eye(5, dtype=np.float32)[steps][:, None]}
+    character, word = (metrics.built_in(name, alphabet) for name in ("cer", "wer"))
+    assert character.score(scores, np.array(["aab", "c c"])) == 0
+    assert character.score(scores, np.array(["ab", "c b"])) == pytest.approx(2 / 5)
+    assert word.score(scores, np.array(["aab", "c b"])) == pytest.approx(1 / 3)
+    ids = np.array([[1, 1, 2, -1], [3, 4, 2, -1]])
+    assert metrics.built_in("cer").score(scores, ids) == pytest.approx(1 / 6)
+    assert character.drop(0.1, 0.3) == pytest.approx(0.2)
+    with pytest.raises(ProjectError, match="alphabet"):
+        metrics.built_in("cer").score(scores, np.array(["aab", "c c"]))
+    with pytest.raises(ProjectError, match=r"has 3 lines, and the model wrote class 4"):
+        metrics.built_in("cer", text.Alphabet(("", "a", "b"))).score(scores, np.array(["aab", "c c"]))
+
+
+@given(st.text("abc", max_size=8), st.text("abc", max_size=8), st.text("abc", max_size=8))
+def test_edits_are_a_distance(left, middle, right):
+    assert text.distance(left, left) == 0
+    assert text.distance(left, right) == text.distance(right, left) <= max(len(left), len(right))
+    assert text.distance(left, right) <= text.distance(left, middle) + text.distance(middle, right)
+
+
+def test_mean_average_precision_on_boxes_known_by_hand():
+    wanted = np.array(
+        [[[0, 0, 10, 10, 1], [20, 20, 30, 30, 1]], [[5, 5, 9, 9, 2], [0, 0, 0, 0, -1]]], np.float64
+    )
+    right = np.array(
+        [
+            [[0, 0, 10, 10, 0.9, 1], [20, 20, 30, 30, 0.8, 1]],
+            [[5, 5, 9, 9, 0.7, 2], [0, 0, 0, 0, 0, 0]],
+        ],
+        np.float32,
+    )
+    score = metrics.built_in("map").score
+    assert score({"rows": right}, wanted) == pytest.approx(1)
+    parted = {"boxes": right[..., :4], "scores": right[..., 4], "classes": right[..., 5]}
+    assert score(parted, wanted) == pytest.approx(1)
+    # One of two boxes of class 1 is not found: 51 of 101 points of recall; class 2 is whole.
+    missed = right.copy()
+    missed[0, 1, 4] = 0
+    assert score({"rows": missed}, wanted) == pytest.approx((51 / 101 + 1) / 2)
+    # A box of IoU .8 counts up to that threshold: 7 of 10.
+    narrow = right.copy()
+    narrow[1, 0, 2] = 8.25
+    assert score({"rows": narrow}, wanted) == pytest.approx((1 + 0.7) / 2)
+    with pytest.raises(DataError, match=r"file\.py:function"):
+        score({"scores": np.zeros((2, 10))}, wanted)
+
+
+def test_resampling_sums_and_resampling_samples_give_the_same_bound():
+    labels = np.random.default_rng(1).integers(0, 5, 120)
+    source, candidate = (TOP1.digest(outputs(labels, slice(0, wrong))) for wrong in (5, 17))
+    sequence = np.repeat(np.arange(30), 4)
+    whole = dataclasses.replace(
+        TOP1, parts=None, whole=lambda digest, wanted: float((metrics.first(digest) == wanted).mean())
+    )
+    by_sums, by_samples = (
+        accuracy.compare(metric, source, candidate, labels, sequence=sequence, seed=3)
+        for metric in (TOP1, whole)
+    )
+    assert by_sums.bound == pytest.approx(by_samples.bound)
+    assert by_sums.drop == pytest.approx(0.1)
 
 
 def test_an_unknown_metric_and_labels_of_another_shape_are_refused():

@@ -38,6 +38,7 @@ from edgekit.manifest import (
     TensorSpec,
 )
 from edgekit.samples import Samples, dump_arrays
+from edgekit.selftest import record
 
 PROFILE = "x86-64-v3"
 NO_LIMITS = Contract()
@@ -154,8 +155,8 @@ def build(
     files: dict[str, bytes | Path] = {
         "model/model.onnx": model,
         "selftest/inputs.npz": dump_arrays(arrays),
-        "selftest/source.npz": dump_arrays(expected),
-        "selftest/artifact.npz": dump_arrays(expected),
+        "selftest/source.npz": dump_arrays(record(expected)),
+        "selftest/artifact.npz": dump_arrays(record(expected)),
     }
     changed: dict[str, Any] = {
         "files": tuple(bundles.file_entry(path, data) for path, data in files.items()),

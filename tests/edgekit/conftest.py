@@ -14,6 +14,7 @@ from edgekit import bundle, engines, selftest
 from edgekit.bundle import file_entry
 from edgekit.manifest import EngineSpec, Manifest, SelfTest, StatePair, Step, TensorSpec
 from edgekit.samples import Samples, dump_arrays, dump_npz
+from edgekit.selftest import record
 from edgekit.tensors import Array
 
 SIDE = 8
@@ -147,7 +148,7 @@ class BundleMaker:
         """A bundle of `model` and `steps`, judged by golden data of `true_model` and the right steps."""
         true_model = classifier() if true_model is None else true_model
         members = {"model/model.onnx": true_model, **dict.fromkeys(GOLDEN, b"")}
-        golden = dump_arrays(self.outputs(true_model, self.manifest(members, **shape)))
+        golden = dump_arrays(record(self.outputs(true_model, self.manifest(members, **shape))))
         members = {
             "model/model.onnx": true_model if model is None else model,
             "selftest/inputs.npz": dump_npz(self.golden),

@@ -68,9 +68,8 @@ def _result(maker, manifest_changes: dict, outputs: dict, source: dict | None = 
         maker.manifest({"model/model.onnx": b"", **dict.fromkeys(_golden_names(), b"")}), **manifest_changes
     )
     true = {"logits": np.eye(3, dtype=np.float32)[np.arange(32) % 3][:, None]}
-    return selftest.judge(
-        manifest, outputs or true, [1.0] * 32, source=true if source is None else source, artifact=true
-    )
+    golden, ours = selftest.record(true), selftest.record(source or true)
+    return selftest.judge(manifest, outputs or true, [1.0] * 32, source=ours, artifact=golden)
 
 
 def _golden_names() -> list[str]:
@@ -131,6 +130,18 @@ def test_states_start_at_zero_and_follow_their_sequence(maker, tiny_accumulator,
         given = Samples({**maker.golden.inputs, "state": np.full((5, 1, 2), 10, np.float32)})
         assert selftest.run_samples(here.loaded.run, *pieces, given)[0]["y"][:, 0, 0].tolist() == [11] * 5
     assert local.verify(path).passed
+
+
+def test_of_a_large_output_a_spread_part_and_all_answers_are_kept() -> None:
+    scores = np.random.default_rng(0).random((3, 40, 5000), np.float32)
+    kept = selftest.record({"scores": scores, "small": np.ones((3, 4), np.float32)})
+    assert kept["small"].shape == (3, 4)
+    assert kept["scores"].shape[1] <= selftest.KEPT < kept["scores"].shape[1] * 2
+    assert kept[selftest.ANSWERS].tolist() == scores.argmax(axis=-1).tolist()
+    scores[1] += 0.5
+    changed = selftest.record({"scores": scores})["scores"]
+    assert np.all(changed[1] > kept["scores"][1])
+    assert np.array_equal(changed[0], kept["scores"][0])
 
 
 def test_answers_are_argmax_or_the_side_of_one_half() -> None:
