@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench conformance clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -25,6 +25,11 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/agent/overhead.py
+
+# Every operator and architecture test there is, through every engine; writes docs/operators.md and docs/models.md.
+conformance: $(READY)
+	$(BIN)/python tests/conformance/run.py
+	$(BIN)/python tests/conformance/run_models.py
 
 # pip installs torch, because only pip honours every way a machine may name its CPU build; uv does the rest in seconds.
 $(READY): pyproject.toml constraints.txt tests/models.txt
