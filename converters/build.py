@@ -111,7 +111,7 @@ def _judge(bench: Workbench, loaded: Profile, target: str, options: Options, hos
     contract = bench.project.contract(target, loaded.budgets)
     tried, ratios = candidates.judged(bench, loaded, contract, recipes.plans(loaded, options.recipes), host)
     chosen = select(
-        [candidates.contender(item, loaded) for item in tried if item.stands],
+        [candidates.contender(bench, item, loaded) for item in tried if item.stands],
         contract,
         ratios,
         is_int8_faster=loaded.gmacs_int8 > loaded.gmacs_fp32,
@@ -146,7 +146,7 @@ def _ship(
         bench.metric,
         name=bench.project.model.name,
         version=bench.project.model.version,
-        tools=bench.tools(item.plan.recipe.engine),
+        tools=bench.tools(item.plan),
         source_parity=bench.prepared.canonical.parity,
     )
     _replace(

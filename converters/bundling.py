@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from converters import golden
 from converters.candidates import Candidate, Host, seen_alone
 from converters.judge import metrics
 from converters.prepare.canonical import largest_gap
@@ -30,8 +31,8 @@ from edgekit.manifest import (
     SelfTest,
 )
 from edgekit.profile import Profile
-from edgekit.samples import Samples, dump_arrays, dump_npz
-from edgekit.selftest import agreement, answers, record
+from edgekit.samples import Samples
+from edgekit.selftest import agreement, answers
 from edgekit.tensors import Array
 
 MARGIN = 4.0
@@ -66,14 +67,12 @@ def write(
     files: dict[str, bytes | Path] = {f"model/{path.name}": path for path in artifact.files}
     ours, source = item.evaluated.golden, bench.reference.golden
     inputs = bench.judged.take(chosen)
-    files["selftest/inputs.npz"] = dump_npz(Samples(inputs.inputs, sequence=inputs.sequence))
-    files["selftest/source.npz"] = dump_arrays(record(source))
-    files["selftest/artifact.npz"] = dump_arrays(record(ours))
+    files |= golden.files(bench, item.evaluated)
     seen = agreement(answers(metrics.first(ours)), answers(metrics.first(source)))
     test = SelfTest(
-        inputs="selftest/inputs.npz",
-        source="selftest/source.npz",
-        artifact="selftest/artifact.npz",
+        inputs=golden.INPUTS,
+        source=golden.SOURCE,
+        artifact=golden.ARTIFACT,
         samples=len(chosen),
         tolerance=_tolerances(bench, item, host, ours, inputs),
         agreement=max(0.0, round(seen - AGREEMENT_MARGIN_SAMPLES / len(chosen), 6)),
@@ -97,7 +96,7 @@ def write(
         preprocess=bench.project.preprocess,
         postprocess=bench.project.postprocess,
         contract=contract,
-        tools=bench.tools(plan.recipe.engine),
+        tools=bench.tools(plan),
         reference=_reference(bench, item),
     )
     target = folder / content.filename
@@ -129,7 +128,7 @@ def _tolerances(
         if plan.recipe.precision == "bf16" and environment:
             continue  # AVX2 has no bf16: that would be another precision, not another way
         spec = EngineSpec(
-            plan.recipe.engine, plan.versions, item.artifact.model, {**plan.judged_options, **options}, 1
+            plan.recipe.engine, plan.versions, item.artifact.runs_here, {**plan.judged_options, **options}, 1
         )
         other = seen_alone(bench, item, host, environment, samples=ready, spec=spec).outputs
         for name, array in ours.items():
@@ -139,7 +138,7 @@ def _tolerances(
 
 def _tolerance(plan: Plan, output: Array, gap: float) -> float:
     floor = _FLOORS[plan.recipe.precision]
-    if plan.constraints.accelerator:
+    if plan.is_accelerated:
         floor = max(floor, _ACCELERATOR_FLOOR)
     scale = float(np.abs(output.astype(np.float64)).max(initial=0.0))
     # Three digits: the value states a magnitude, and the last bits of a maximum would change a digest.

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
 
+from converters import golden
 from converters.backends import Artifact
-from converters.judge import accuracy, measure, metrics, roofline
+from converters.judge import accuracy, fit, measure, metrics, roofline
 from converters.judge.accuracy import Accuracy, Judgement, Shift
 from converters.judge.child import Job, Seen, run_job
 from converters.judge.measure import Latency
@@ -95,13 +95,7 @@ def judged(
     tried = [_scored(bench, contract, item) if item.stands else item for item in tried]
     standing = [item for item in tried if item.stands]
     if not host.matches(profile):
-        done = roofline.work(onnx.load(str(bench.prepared.canonical.path)))
-        return [
-            replace(item, estimate=roofline.estimate(done, profile, item.plan.recipe.precision))
-            if item.stands
-            else item
-            for item in tried
-        ], {}
+        return [replace(item, estimate=_estimated(bench, profile, item)) for item in tried], {}
     latencies = _timed(bench, standing, host)
     tried = [
         replace(item, latency=latencies[item.recipe], memory_mb=seen_alone(bench, item, host, {}).memory_mb)
@@ -113,10 +107,23 @@ def judged(
     return [_with_slowness(item, tried, ratios) for item in tried], ratios
 
 
-def contender(item: Candidate, profile: Profile) -> Contender:
+def _estimated(bench: Workbench, profile: Profile, item: Candidate) -> roofline.Estimate | None:
+    """Its compiler's estimate where there is one, otherwise the profile's roofline."""
+    if not item.stands or item.artifact is None:
+        return None
+    made = item.artifact.compiled
+    if made is not None:
+        return roofline.Estimate(made.latency_ms, made.latency_ms, f"{made.accelerator}, by {made.compiler}")
+    return roofline.estimate(bench.work, profile, item.plan.recipe.precision)
+
+
+def contender(bench: Workbench, item: Candidate, profile: Profile) -> Contender:
     """What selection needs of a candidate that stands."""
     assert item.artifact is not None
     assert item.judgement is not None
+    assert item.evaluated is not None
+    made = item.artifact.compiled
+    bundle_bytes = item.artifact.size_bytes + golden.size_bytes(bench, item.evaluated)
     return Contender(
         recipe=item.recipe,
         engine_rank=list(profile.engines).index(item.plan.recipe.engine),
@@ -130,6 +137,8 @@ def contender(item: Candidate, profile: Profile) -> Contender:
         latency_p50_ms=item.latency.p50_ms if item.latency else None,
         latency_p95_ms=item.latency.p95_ms if item.latency else None,
         memory_mb=item.memory_mb,
+        least_memory_mb=made.memory_mb if made else None,
+        misfit=fit.misfit(profile, bundle_bytes, item.memory_mb, made),
     )
 
 
@@ -151,10 +160,10 @@ def seen_alone(
     folder.mkdir(exist_ok=True)
     (folder / "samples.npz").write_bytes(dump_npz(samples))
     job = Job(
-        model=str(artifact.folder / artifact.model),
+        model=str(artifact.folder / artifact.runs_here),
         engine=spec
         or EngineSpec(
-            plan.recipe.engine, plan.versions, artifact.model, plan.judged_options, host.threads(plan)
+            plan.recipe.engine, plan.versions, artifact.runs_here, plan.judged_options, host.threads(plan)
         ),
         inputs=artifact.bound(source.inputs),
         outputs=artifact.bound(source.outputs),

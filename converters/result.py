@@ -9,7 +9,7 @@ import msgspec
 from converters.candidates import Candidate, Host
 from converters.judge.metrics import Metric
 from converters.judge.select import Decision
-from edgekit.evidence import BuildEvidence, CandidateEvidence, Figure, Outcome, Where
+from edgekit.evidence import BuildEvidence, CandidateEvidence, Compiled, Figure, Outcome, Where
 from edgekit.manifest import Contract
 from edgekit.profile import Profile
 
@@ -82,6 +82,7 @@ def candidate_json(result: ProfileResult, item: Candidate, metric: Metric) -> di
         "parity": item.parity if item.artifact else None,
         "reason": reason,
         "notes": list(item.notes),
+        "compiled": _compiled(item),
     }
 
 
@@ -119,6 +120,7 @@ def evidence(
         notes=(*result.notes, *item.notes),
         source_parity=Figure(source_parity, "measured", source),
         memory_mb=_memory(item, host),
+        compiled=_compiled(item),
     )
 
 
@@ -131,7 +133,7 @@ def latency_figures(item: Candidate, host: Host) -> tuple[Figure | None, Figure 
             Figure(item.latency.p95_ms, "measured", where, "ms"),
         )
     if item.estimate is not None:
-        where = Where(cpu="roofline of the profile", engine=item.plan.recipe.engine)
+        where = Where(cpu=item.estimate.by, engine=item.plan.recipe.engine)
         figure = Figure(item.estimate.low_ms, "estimated", where, "ms", item.estimate.high_ms)
         return figure, figure
     return None, None
@@ -157,7 +159,12 @@ def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> C
         latency_p95_ms=p95,
         memory_mb=_memory(item, host),
         notes=item.notes,
+        compiled=_compiled(item),
     )
+
+
+def _compiled(item: Candidate) -> Compiled | None:
+    return item.artifact.compiled if item.artifact else None
 
 
 def _memory(item: Candidate, host: Host) -> Figure | None:

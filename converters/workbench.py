@@ -6,18 +6,20 @@ Always true
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
+from msgspec import structs
 from numpy.typing import NDArray
 
 from converters import backends
-from converters.backends import Artifact, Prepared
+from converters.backends import Artifact, Prepared, vela
 from converters.cache import Cache, key
-from converters.judge import accuracy, metrics, shifted
+from converters.judge import accuracy, metrics, roofline, shifted
 from converters.judge.metrics import Metric
 from converters.judge.text import NO_ALPHABET, Alphabet, read_alphabet
 from converters.prepare import canonical, code, data
@@ -44,6 +46,8 @@ GOLDEN = 64
 MAX_GOLDEN = 512
 # Samples that are corrupted: a coarse question, which does not need all.
 SHIFTED = 100
+# Of an artifact, beside its files.
+_KEPT = ("model", "bindings", "notes", "judged", "compiled")
 Tell = Callable[[str], None]
 
 
@@ -151,6 +155,11 @@ class Workbench:
         return Prepared(self.source, self._canonical(), calibrate)
 
     @cached_property
+    def work(self) -> roofline.Work:
+        """What one inference of the source takes."""
+        return roofline.work(onnx.load(str(self.prepared.canonical.path)))
+
+    @cached_property
     def reference(self) -> Evaluated:
         """The source's own outputs."""
         self.tell("evaluating the source")
@@ -227,15 +236,16 @@ class Workbench:
             "recipe": plan.recipe.name,
             "tuning": msgspec.to_builtins(plan.tuning),
             "constraints": msgspec.to_builtins(plan.constraints),
-            "tools": self.tools(plan.recipe.engine),
+            "tools": self.tools(plan),
             "calibration": self.calibration_fingerprint if plan.recipe.needs_calibration else "",
             "preprocess": msgspec.to_builtins(self.project.preprocess)
             if plan.recipe.needs_calibration
             else "",
         }
 
-    def tools(self, engine: str) -> dict[str, str]:
-        return backends.get(engine).tools()
+    def tools(self, plan: Plan) -> dict[str, str]:
+        """Versions of what decides the artifact's bytes. Raises: ToolFailedError for one that is missing."""
+        return backends.get(plan.recipe.engine).tools() | (vela.tools() if plan.constraints.vela else {})
 
     def artifact(self, plan: Plan) -> Artifact:
         """Convert, or take from this build or the cache.
@@ -258,11 +268,11 @@ class Workbench:
 
     def load(self, artifact: Artifact, plan: Plan, options: Mapping[str, Option], threads: int) -> Model:
         """The artifact in its engine, as it is judged. Raises: EngineError."""
-        spec = EngineSpec(plan.recipe.engine, plan.versions, artifact.model, dict(options), threads)
+        spec = EngineSpec(plan.recipe.engine, plan.versions, artifact.runs_here, dict(options), threads)
         bound = artifact.bound(self.source.inputs), artifact.bound(self.source.outputs)
         # LiteRT announces its delegate on standard error.
         load = engines.get(plan.recipe.engine).load
-        return quietly(lambda: load(artifact.folder / artifact.model, spec, *bound, None))
+        return quietly(lambda: load(artifact.folder / artifact.runs_here, spec, *bound, None))
 
     def evaluate(self, artifact: Artifact, plan: Plan, threads: int) -> Evaluated:
         """Outputs on all evaluation samples. Raises: EngineError."""
@@ -276,15 +286,23 @@ class Workbench:
         return self._evaluated[name]
 
     def _convert(self, plan: Plan, parts: Mapping[str, object], folder: Path) -> Artifact:
-        backend = backends.get(plan.recipe.engine)
-
         def make(target: Path) -> dict[str, object]:
-            self.tell(f"converting {plan.name}")
-            artifact = backend.convert(self.prepared, plan, target)
-            return {"model": artifact.model, "bindings": artifact.bindings, "notes": list(artifact.notes)}
+            artifact = self._made(plan, target)
+            kept = {key: value for key, value in vars(artifact).items() if key in _KEPT}
+            made: dict[str, object] = msgspec.to_builtins(kept)
+            return made
 
         meta = self.cache.fetch(parts, folder, make)
         return msgspec.convert({**meta, "folder": folder}, Artifact)
+
+    def _made(self, plan: Plan, target: Path) -> Artifact:
+        config = plan.constraints.vela
+        if config is None:
+            self.tell(f"converting {plan.name}")
+            return backends.get(plan.recipe.engine).convert(self.prepared, plan, target)
+        uncompiled = self.artifact(replace(plan, constraints=structs.replace(plan.constraints, vela=None)))
+        self.tell(f"compiling {plan.name} for {config.accelerator}")
+        return vela.compiled(uncompiled, config, target)
 
     def _canonical(self) -> Canonical:
         folder = self.folder / "source"
@@ -295,7 +313,7 @@ class Workbench:
             "source": self.source.sha256,
             "inputs": msgspec.to_builtins(self.source.inputs),
             "outputs": msgspec.to_builtins(self.source.outputs),
-            "tools": self.tools("onnxruntime"),
+            "tools": backends.get("onnxruntime").tools(),
             "opset": canonical.OPSET,
         }
 

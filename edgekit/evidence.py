@@ -39,6 +39,37 @@ class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
     high: float | None = None
 
 
+class Compiled(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the compiler of an accelerator that is not here estimates of what it made.
+
+    `cycles`, `latency_ms` and `inferences_per_s` count the accelerator only, without the operators in `on_cpu` (name
+    and number, of `operators` in the model). Memory is what it allocated, in kB of 1000 bytes; `sram_limit_kb` None
+    where the memory mode sets none. `uncompiled_sha256` is the model that went in, on which accuracy was judged.
+    """
+
+    accelerator: str
+    system_config: str
+    memory_mode: str
+    compiler: str
+    cycles: int
+    latency_ms: float
+    inferences_per_s: float
+    macs: int
+    sram_kb: float
+    dram_kb: float
+    flash_kb: float
+    operators: int
+    on_cpu: dict[str, int]
+    uncompiled_sha256: str
+    sram_limit_kb: float | None = None
+    how: How = "estimated"
+
+    @property
+    def memory_mb(self) -> float:
+        """Working memory of one inference: SRAM and DRAM, weights that stay in flash left out."""
+        return (self.sram_kb + self.dram_kb) / 1000
+
+
 Outcome = Literal["met", "missed", "unverified", "no-limit"]
 
 
@@ -56,6 +87,7 @@ class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     latency_p95_ms: Figure | None = None
     memory_mb: Figure | None = None
     notes: tuple[str, ...] = ()
+    compiled: Compiled | None = None
 
 
 class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -76,6 +108,7 @@ class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     notes: tuple[str, ...] = ()
     source_parity: Figure | None = None
     memory_mb: Figure | None = None
+    compiled: Compiled | None = None
 
 
 class Subject(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from converters.prepare.source import Source
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
 from edgekit.errors import ToolFailedError
+from edgekit.evidence import Compiled
 from edgekit.manifest import TensorSpec
 from edgekit.tensors import Array
 
@@ -40,16 +41,27 @@ class Prepared:
 class Artifact:
     """Files of a converted model in `folder`; `model` is the one that the engine loads, `bindings` the engine's
     tensor names where they differ from the public ones.
+
+    Where an accelerator's compiler made `model`, `judged` is the file that runs here in its place and is not shipped,
+    and `compiled` holds the compiler's figures.
     """
 
     folder: Path
     model: str
     bindings: dict[str, str]
     notes: tuple[str, ...] = ()
+    judged: str = ""
+    compiled: Compiled | None = None
 
     @property
     def files(self) -> list[Path]:
-        return sorted(path for path in self.folder.iterdir() if path.is_file())
+        """What is shipped."""
+        return sorted(path for path in self.folder.iterdir() if path.is_file() and path.name != self.judged)
+
+    @property
+    def runs_here(self) -> str:
+        """The file that this machine's engine loads."""
+        return self.judged or self.model
 
     @cached_property
     def size_bytes(self) -> int:

@@ -33,8 +33,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimate:
+    """`by` is what made the estimate."""
+
     low_ms: float
     high_ms: float
+    by: str = "roofline of the profile"
 
 
 def work(model: onnx.ModelProto) -> Work:

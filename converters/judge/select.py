@@ -56,6 +56,10 @@ class Contender(msgspec.Struct, frozen=True):
     latency_p50_ms: float | None = None
     latency_p95_ms: float | None = None
     memory_mb: float | None = None
+    # What it takes at least, where a compiler says so: enough to miss a limit, never to meet one.
+    least_memory_mb: float | None = None
+    # Why the board cannot hold it, whatever the contract says; empty if it fits.
+    misfit: str = ""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -119,9 +123,16 @@ def budgets(contender: Contender, contract: Contract) -> dict[str, Outcome]:
     """The outcome of every budget for one contender."""
     return {
         "latency_p95_ms": _outcome(contender.latency_p95_ms, contract.latency_p95_ms),
-        "memory_mb": _outcome(contender.memory_mb, contract.memory_mb),
+        "memory_mb": _memory_outcome(contender, contract.memory_mb),
         "size_mb": _outcome(contender.size_bytes / MEGABYTE, contract.size_mb),
     }
+
+
+def _memory_outcome(contender: Contender, limit: float | None) -> Outcome:
+    least = contender.least_memory_mb
+    if limit is not None and least is not None and least > limit:
+        return "missed"
+    return _outcome(contender.memory_mb, limit)
 
 
 def _outcome(value: float | None, limit: float | None) -> Outcome:
@@ -140,9 +151,11 @@ def _objection(contender: Contender, contract: Contract, *, accept_uncertain: bo
         return f"accuracy undecided: {contender.verdict_reason}"
     if contender.is_refused_on_shift:
         return f"accuracy: {contender.shift_reason}"
+    if contender.misfit:
+        return contender.misfit
     values = {
         "latency_p95_ms": contender.latency_p95_ms,
-        "memory_mb": contender.memory_mb,
+        "memory_mb": contender.memory_mb if contender.memory_mb is not None else contender.least_memory_mb,
         "size_mb": contender.size_bytes / MEGABYTE,
     }
     missed = [name for name, outcome in budgets(contender, contract).items() if outcome == "missed"]

@@ -64,13 +64,25 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
-class Constraints(msgspec.Struct, frozen=True):
-    """What a profile asks of an artifact's bytes; two profiles that ask the same share one conversion."""
+class VelaConfig(msgspec.Struct, frozen=True):
+    """What Vela compiles for: an Ethos-U, and sections of Vela's configuration file."""
+
+    accelerator: str
+    system_config: str
+    memory_mode: str
+
+
+class Constraints(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a profile asks of an artifact's bytes; two profiles that ask the same share one conversion.
+
+    `vela` compiles the artifact that the other constraints make.
+    """
 
     symmetric_activations: bool
     per_channel: bool
     reduce_range: bool
     accelerator: str = ""
+    vela: VelaConfig | None = None
 
 
 class Tuning(msgspec.Struct, frozen=True):
@@ -102,6 +114,11 @@ class Plan:
     threads: int
     notes: tuple[str, ...] = ()
     tuning: Tuning = PLAIN
+
+    @property
+    def is_accelerated(self) -> bool:
+        """Whether something other than a CPU computes on the device."""
+        return bool(self.constraints.accelerator or self.constraints.vela)
 
     @property
     def name(self) -> str:
@@ -137,13 +154,15 @@ def threads_for(profile: Profile) -> int:
 
 def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
     quantization = profile.quantization
-    accelerator = profile.accelerator.kind if profile.accelerator else ""
+    # An Ethos-U takes what a CPU takes, compiled; an OpenVINO NPU wants another conversion.
+    accelerator = NPU if profile.accelerator and profile.accelerator.kind == NPU else ""
     is_int8 = recipe.precision == "int8"
     constraints = Constraints(
         symmetric_activations=is_int8 and quantization.symmetric_activations,
         per_channel=is_int8 and quantization.per_channel,
         reduce_range=is_int8 and quantization.reduce_range,
         accelerator=accelerator,
+        vela=_vela(profile),
     )
     options = _options(recipe)
     judged = dict(options)
@@ -157,9 +176,14 @@ def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
         notes.append(
             "judged on OpenVINO's CPU device: there is no NPU here, and no blob was compiled for one"
         )
-    if accelerator == ETHOS:
-        notes.append("not compiled by Vela: this full-int8 model runs on the CPU until it is")
     return Plan(recipe, constraints, versions, options, judged, threads_for(profile), tuple(notes))
+
+
+def _vela(profile: Profile) -> VelaConfig | None:
+    unit = profile.accelerator
+    if unit is None or unit.kind != ETHOS:
+        return None
+    return VelaConfig(unit.config, unit.system_config, unit.memory_mode)
 
 
 # What each recipe sets at load time. OpenVINO on a CPU with bf16 or AMX computes float models in bf16 unless told.

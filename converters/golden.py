@@ -1,0 +1,23 @@
+"""The self-test's data in a bundle: raw golden inputs, and what source and artifact made of them."""
+
+from converters.workbench import Evaluated, Workbench
+from edgekit.samples import Samples, dump_arrays, dump_npz
+from edgekit.selftest import record
+
+INPUTS = "selftest/inputs.npz"
+SOURCE = "selftest/source.npz"
+ARTIFACT = "selftest/artifact.npz"
+
+
+def files(bench: Workbench, evaluated: Evaluated) -> dict[str, bytes]:
+    """Members of the bundle by path."""
+    inputs = bench.judged.take(bench.golden)
+    return {
+        INPUTS: dump_npz(Samples(inputs.inputs, sequence=inputs.sequence)),
+        SOURCE: dump_arrays(record(bench.reference.golden)),
+        ARTIFACT: dump_arrays(record(evaluated.golden)),
+    }
+
+
+def size_bytes(bench: Workbench, evaluated: Evaluated) -> int:
+    return sum(len(data) for data in files(bench, evaluated).values())
