@@ -6,11 +6,11 @@ Always true
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from converters.prepare.canonical import Canonical
 from converters.prepare.source import Source
@@ -30,11 +30,15 @@ class Unsupported(ToolFailedError):  # noqa: N818  # reads as what it says where
 
 @dataclass(frozen=True)
 class Prepared:
-    """What backends convert from. `calibration` gives engine-ready inputs, states included; None without data."""
+    """What backends convert from. `calibration` gives engine-ready inputs, states included; None without data.
+
+    `memo` is for what the recipes of one backend share, under keys of its own; it lives as long as the build.
+    """
 
     source: Source
     canonical: Canonical
     calibration: Callable[[], Iterator[Mapping[str, Array]]] | None
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

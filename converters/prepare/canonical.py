@@ -176,7 +176,21 @@ def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:
     del clean.metadata_props[:]
     clean.graph.name = "model"
     _strip_graph(clean.graph)
+    name_nodes(clean.graph)
     return clean
+
+
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Give each node that has none, or another's, a name of its own that depends on the graph alone."""
+    taken: set[str] = set()
+    given = {node.name for node in graph.node}
+    for index, node in enumerate(graph.node):
+        if not node.name or node.name in taken:
+            wanted = f"{node.op_type}.{index}"
+            while wanted in given | taken:
+                wanted += "'"
+            node.name = wanted
+        taken.add(node.name)
 
 
 def _strip_graph(graph: onnx.GraphProto) -> None:

@@ -83,6 +83,7 @@ class Constraints(msgspec.Struct, frozen=True, omit_defaults=True):
     reduce_range: bool
     accelerator: str = ""
     vela: VelaConfig | None = None
+    signed_activations: bool = False
 
 
 class Tuning(msgspec.Struct, frozen=True):
@@ -163,6 +164,8 @@ def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
         reduce_range=is_int8 and quantization.reduce_range,
         accelerator=accelerator,
         vela=_vela(profile),
+        # ONNX Runtime's Arm kernels multiply signed by signed, its x86 ones unsigned by signed.
+        signed_activations=is_int8 and recipe.engine == "onnxruntime" and profile.arch == "aarch64",
     )
     options = _options(recipe)
     judged = dict(options)
