@@ -20,6 +20,7 @@ from converters.judge.select import select
 from converters.prepare.code import CodeGate
 from converters.prepare.project import Project
 from converters.quantize import recipes
+from converters.quantize.recipes import Plan
 from converters.result import BundleRow, ProfileResult
 from converters.workbench import Workbench
 from edgekit import evidence, profile
@@ -109,7 +110,7 @@ def _profile_name(project: Project, target: str) -> str:
 def _judge(bench: Workbench, loaded: Profile, target: str, options: Options, host: Host) -> ProfileResult:
     bench.tell(f"{loaded.name}: {loaded.title}")
     contract = bench.project.contract(target, loaded.budgets)
-    tried, ratios = candidates.judged(bench, loaded, contract, recipes.plans(loaded, options.recipes), host)
+    tried, ratios = candidates.judged(bench, loaded, contract, _plans(bench, loaded, options), host)
     chosen = select(
         [candidates.contender(bench, item, loaded) for item in tried if item.stands],
         contract,
@@ -130,6 +131,13 @@ def _judge(bench: Workbench, loaded: Profile, target: str, options: Options, hos
     )
 
 
+def _plans(bench: Workbench, loaded: Profile, options: Options) -> list[Plan]:
+    native = bench.source.native
+    if native is None:
+        return recipes.plans(loaded, options.recipes)
+    return recipes.as_is(loaded, native.engine, native.precision, native.what, options.recipes)
+
+
 def _ship(
     bench: Workbench, outcome: ProfileResult, item: Candidate, host: Host, options: Options
 ) -> dict[str, Any]:
@@ -147,7 +155,7 @@ def _ship(
         name=bench.project.model.name,
         version=bench.project.model.version,
         tools=bench.tools(item.plan),
-        source_parity=bench.prepared.canonical.parity,
+        source_parity=bench.source_parity,
     )
     _replace(
         evidence.beside(written.path),
@@ -159,7 +167,7 @@ def _ship(
 
 def _notes(bench: Workbench, loaded: Profile, budgets: Mapping[str, str], host: Host) -> tuple[str, ...]:
     """What a reader must know about the figures of this profile."""
-    notes = [*bench.prepared.canonical.notes]
+    notes = list(bench.prepared.onnx.notes) if bench.prepared.onnx else []
     beyond = sorted(set(host.isa) - set(loaded.isa))
     if host.matches(loaded) and beyond:
         notes.append(

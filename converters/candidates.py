@@ -24,7 +24,7 @@ from edgekit.profile import Profile
 from edgekit.samples import Samples, dump_npz
 
 # Schemes of one precision, the surest first.
-_SCHEME_RANK = {"float": 0, "static": 1, "percentile": 2, "dynamic": 3}
+_SCHEME_RANK = {"float": 0, "static": 1, "percentile": 2, "dynamic": 3, "as-is": 0}
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,8 @@ def seen_alone(
 def _made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
     """Converted and run on the evaluation data, or the reason why not."""
     blank = Candidate(plan, notes=plan.notes)
+    if plan.obstacle:
+        return replace(blank, failure=plan.obstacle)
     if plan.recipe.needs_calibration and bench.prepared.calibration is None:
         return replace(blank, failure="needs calibration data ([data] calibration, or --calibration)")
     installed = engines.installed().get(plan.recipe.engine)

@@ -152,11 +152,19 @@ class Workbench:
     @cached_property
     def prepared(self) -> Prepared:
         calibrate = None if self._calibration is None else self._feeds
-        return Prepared(self.source, self._canonical(), calibrate)
+        onnx_form = None if self.source.native else self._canonical()
+        return Prepared(self.source, onnx_form, calibrate)
+
+    @property
+    def source_parity(self) -> float:
+        """How far what backends convert from is from the source; nothing is converted of a native one."""
+        return self.prepared.onnx.parity if self.prepared.onnx else 0.0
 
     @cached_property
     def work(self) -> roofline.Work:
         """What one inference of the source takes."""
+        if self.source.native is not None:
+            return self.source.native.work
         return roofline.work(onnx.load(str(self.prepared.canonical.path)))
 
     @cached_property
@@ -297,6 +305,8 @@ class Workbench:
 
     def _made(self, plan: Plan, target: Path) -> Artifact:
         config = plan.constraints.vela
+        if config is None and self.source.native is not None:
+            return self.source.native.copied(target)
         if config is None:
             self.tell(f"converting {plan.name}")
             return backends.get(plan.recipe.engine).convert(self.prepared, plan, target)

@@ -30,15 +30,23 @@ class Unsupported(ToolFailedError):  # noqa: N818  # reads as what it says where
 
 @dataclass(frozen=True)
 class Prepared:
-    """What backends convert from. `calibration` gives engine-ready inputs, states included; None without data.
+    """What backends convert from. `onnx` is None where the source is in an engine's own format; `calibration` gives
+    engine-ready inputs, states included, None without data.
 
     `memo` is for what the recipes of one backend share, under keys of its own; it lives as long as the build.
     """
 
     source: Source
-    canonical: Canonical
+    onnx: Canonical | None
     calibration: Callable[[], Iterator[Mapping[str, Array]]] | None
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def canonical(self) -> Canonical:
+        """Raises: Unsupported if there is no ONNX form."""
+        if self.onnx is None:
+            raise Unsupported("there is no ONNX form of a source that is already converted")
+        return self.onnx
 
 
 @dataclass(frozen=True)

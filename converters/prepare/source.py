@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,10 +21,14 @@ from edgekit.errors import ProjectError, SourceError
 from edgekit.manifest import StatePair, TensorSpec
 from edgekit.tensors import Array
 
+if TYPE_CHECKING:  # it knows artifacts, whose module knows sources
+    from converters.prepare.native import Native
+
 
 @dataclass(frozen=True)
 class Source:
-    """An opened source. One of `onnx_path` (an ONNX file) and `module` (a torch program) is set.
+    """An opened source. One of `onnx_path` (an ONNX file), `module` (a torch program) and `native` (a file in an
+    engine's own format) is set.
 
     `inputs` are in the order in which a torch program takes them.
     """
@@ -36,6 +40,7 @@ class Source:
     reference: Model
     onnx_path: Path | None = None
     module: Any = None
+    native: "Native | None" = None
 
     @property
     def states(self) -> frozenset[str]:
@@ -58,8 +63,8 @@ def open_source(project: Project, gate: code.CodeGate) -> Source:
         opener = _OPENERS.get(path.suffix.lower())
         if opener is None:
             raise SourceError(
-                f"{text}: give an ONNX file (.onnx), TorchScript (.pt), a torch.export program (.pt2)"
-                " or file.py:factory"
+                f"{text}: give an ONNX file (.onnx), TorchScript (.pt), a torch.export program (.pt2), file.py:factory,"
+                " or what is already converted: TFLite (.tflite) or an OpenVINO IR (.xml)"
             )
         if not path.is_file():
             raise SourceError(f"{path}: there is no such model file")
@@ -86,12 +91,36 @@ def _open_exported(project: Project, path: Path, gate: code.CodeGate) -> Source:
     return torch_source.from_exported(project, path, gate)
 
 
+def _open_tflite(project: Project, path: Path, gate: code.CodeGate) -> Source:  # noqa: ARG001  # an opener's signature
+    from converters.prepare import tflite_source
+
+    return tflite_source.open_file(project, path)
+
+
+def _open_ir(project: Project, path: Path, gate: code.CodeGate) -> Source:  # noqa: ARG001  # an opener's signature
+    from converters.prepare import ir_source
+
+    return ir_source.open_file(project, path)
+
+
 _OPENERS: Mapping[str, Callable[[Project, Path, code.CodeGate], Source]] = {
     ".onnx": _open_onnx,
     ".pt": _open_torchscript,
     ".pth": _open_torchscript,
     ".pt2": _open_exported,
+    ".tflite": _open_tflite,
+    ".xml": _open_ir,
 }
+
+
+def check_declared(project: Project, spec: TensorSpec) -> None:
+    """Raises: ProjectError if the project declares another shape than the file has."""
+    declared = project.file.inputs.get(spec.name)
+    if declared is not None and declared.shape != spec.shape:
+        raise ProjectError(
+            f"{project.where}: inputs.{spec.name}.shape = {list(declared.shape)} contradicts the model,"
+            f" which has {spec.describe()}"
+        )
 
 
 def state_pairs(project: Project) -> tuple[StatePair, ...]:

@@ -3,7 +3,7 @@
 A recipe's name is `engine/scheme-precision`: `fp32`, `f32`, `bf16` and `fp16` compute in that float;
 `static-int8` has int8 weights and activations with calibrated ranges (smallest to largest value seen),
 `percentile-int8` likewise with the outermost hundredth of a percent of values cut off, `dynamic-int8` has int8
-weights and takes activation ranges at run time.
+weights and takes activation ranges at run time. `as-is` is a source that came in the engine's own format.
 
 A candidate may depart from its recipe's defaults in a `Tuning`, whose label then follows the name:
 `openvino/static-int8+mixed` is `openvino/static-int8` with some layers left in float.
@@ -12,17 +12,18 @@ Pure: a profile in, recipes with their constraints out.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
 import msgspec
 
 from edgekit.errors import UsageError
-from edgekit.manifest import Option
+from edgekit.manifest import ENGINES, Option
 from edgekit.profile import Precision, Profile
 
-Scheme = Literal["float", "static", "percentile", "dynamic"]
+Scheme = Literal["float", "static", "percentile", "dynamic", "as-is"]
+AS_IS: Scheme = "as-is"
 NPU = "openvino-npu"
 ETHOS = "ethos-u"
 # More threads than this gain nothing on models of this size and starve the rest of the board.
@@ -115,6 +116,8 @@ class Plan:
     threads: int
     notes: tuple[str, ...] = ()
     tuning: Tuning = PLAIN
+    # Why it cannot be made; empty if it can.
+    obstacle: str = ""
 
     @property
     def is_accelerated(self) -> bool:
@@ -130,7 +133,9 @@ class Plan:
 def check_patterns(patterns: Sequence[str]) -> None:
     """Raises: UsageError for a pattern that no recipe matches."""
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in RECIPES):
+        if not any(
+            fnmatchcase(name, pattern) for name in (*RECIPES, *(f"{engine}/as-is" for engine in ENGINES))
+        ):
             raise UsageError(f"--recipe {pattern}: there is no such recipe; there are {', '.join(RECIPES)}")
 
 
@@ -149,6 +154,26 @@ def plans(profile: Profile, patterns: Sequence[str] = ()) -> list[Plan]:
     ]
 
 
+def as_is(
+    profile: Profile, engine: str, precision: Precision, what: str, patterns: Sequence[str] = ()
+) -> list[Plan]:
+    """The one candidate of a source in `engine`'s own format, and for each other engine why it gets none."""
+    found = []
+    for name, versions in profile.engines.items():
+        plan = _plan(profile, Recipe(f"{name}/as-is", name, precision, AS_IS), versions)
+        if patterns and not any(fnmatchcase(plan.name, pattern) for pattern in patterns):
+            continue
+        obstacle = ""
+        if name != engine:
+            obstacle = f"the source is {what}, which only {engine} reads"
+        elif precision not in profile.precisions:
+            obstacle = (
+                f"the source computes in {precision}; {profile.name} takes {', '.join(profile.precisions)}"
+            )
+        found.append(replace(plan, obstacle=obstacle))
+    return found
+
+
 def threads_for(profile: Profile) -> int:
     return min(profile.cores, MAX_THREADS)
 
@@ -157,7 +182,7 @@ def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
     quantization = profile.quantization
     # An Ethos-U takes what a CPU takes, compiled; an OpenVINO NPU wants another conversion.
     accelerator = NPU if profile.accelerator and profile.accelerator.kind == NPU else ""
-    is_int8 = recipe.precision == "int8"
+    is_int8 = recipe.precision == "int8" and recipe.scheme != AS_IS
     constraints = Constraints(
         symmetric_activations=is_int8 and quantization.symmetric_activations,
         per_channel=is_int8 and quantization.per_channel,

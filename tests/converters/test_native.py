@@ -1,0 +1,177 @@
+"""Sources that are already converted: shipped byte for byte with the same evidence, or refused in one sentence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from converters.backends import vela
+from converters.judge import roofline
+from converters.prepare import ir_source, tflite, tflite_source
+from edgekit import bundle, evidence, selftest
+from edgekit.engines import LoadedBundle
+
+
+@pytest.fixture(scope="module")
+def files(digits, tmp_path_factory) -> Path:
+    """float.tflite, int8.tflite (integer inputs and outputs) and ir.xml of the digits network."""
+    import litert_torch
+    import openvino as ov
+    import torch
+    from ai_edge_quantizer import quantizer, recipe
+
+    folder = tmp_path_factory.mktemp("native")
+    litert_torch.convert(digits.net, (torch.zeros(1, 1, 8, 8),)).export(str(folder / "float.tflite"))
+    tool = quantizer.Quantizer(str(folder / "float.tflite"), recipe.static_wi8_ai8())
+    calibration = np.load(digits.folder / "calib.npz")["x"]
+    ranges = tool.calibrate({"serving_default": [{"args_0": row[None]} for row in calibration]})
+    (folder / "int8.tflite").write_bytes(tool.quantize(ranges).quantized_model)
+    model = ov.Core().read_model(digits.folder / "model.onnx")
+    model.reshape([1, 1, 8, 8])
+    ov.save_model(model, folder / "ir.xml", compress_to_fp16=False)
+    return folder
+
+
+def words(digits, source: Path, *targets: str, name: str) -> list[str]:
+    """The digits' flags, with the data under the name of this model's input."""
+    flags = digits.flags("model.onnx", *targets)
+    flags[0] = str(source)
+    flags[flags.index("--shape") + 1] = f"{name}=1,1,8,8"
+    for flag, file in (("--calibration", "calib.npz"), ("--evaluation", "eval.npz")):
+        arrays = dict(np.load(digits.folder / file))
+        renamed = source.parent / f"{name}-{file}"
+        np.savez(renamed, **{name: arrays.pop("x")}, **arrays)
+        flags[flags.index(flag) + 1] = str(renamed)
+    return flags
+
+
+CASES = [
+    ("float.tflite", "litert", "args_0", "x86-64-v3", "model/model.tflite"),
+    ("int8.tflite", "litert", "args_0", "raspberry-pi-5", "model/model.tflite"),
+    ("ir.xml", "openvino", "x", "x86-64-v3", "model/model.xml"),
+]
+
+
+@pytest.mark.parametrize(("file", "engine", "name", "target", "member"), CASES)
+def test_the_file_itself_is_measured_and_shipped(
+    file, engine, name, target, member, files, digits, run_build, tmp_path
+):
+    result = run_build(
+        *words(digits, files / file, target, name=name), "--out", tmp_path, "--json", tmp_path / "r.json"
+    )
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "r.json").read_text())
+    (entry,) = told["bundles"]
+    assert entry["recipe"] == f"{engine}/as-is"
+    assert entry["accuracy"]["shipped"] > 0.9
+    assert entry["accuracy"]["drop"] == 0
+    others = {item["recipe"]: item["reason"] for item in told["candidates"] if item["status"] == "failed"}
+    assert set(others) == {"onnxruntime/as-is", "openvino/as-is", "litert/as-is"} - {f"{engine}/as-is"}
+    assert all(f"which only {engine} reads" in reason for reason in others.values())
+    found = bundle.read(Path(entry["path"]))
+    found.extract(tmp_path / "b")
+    assert (tmp_path / "b" / member).read_bytes() == (files / file).read_bytes()
+    loaded = LoadedBundle(found.manifest, tmp_path / "b")
+    assert selftest.check(found.manifest, loaded, tmp_path / "b").passed
+    loaded.close()
+    predicate = evidence.decode(evidence.beside(Path(entry["path"])).read_bytes()).predicate
+    wanted = "measured" if target == "x86-64-v3" else "estimated"
+    assert predicate.latency_p50_ms.how == wanted
+
+
+def test_an_int8_file_goes_through_vela_and_a_float_one_is_refused(files, digits, run_build, tmp_path):
+    flags = words(digits, files / "int8.tflite", "arm-ethos-u55-128", name="args_0")
+    result = run_build(*flags, "--out", tmp_path, "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    (entry,) = json.loads((tmp_path / "r.json").read_text())["bundles"]
+    found = bundle.read(Path(entry["path"]))
+    found.extract(tmp_path / "b")
+    assert tflite.read(tmp_path / "b" / "model" / vela.MODEL).operators == (vela.NPU_OPERATOR,)
+    flags[0] = str(files / "float.tflite")
+    refused = run_build(*flags, "--out", tmp_path / "c")
+    assert refused.exit_code == 3
+    assert "computes in fp32; arm-ethos-u55-128 takes int8" in str(refused.exception)
+
+
+def test_work_read_from_each_format_is_the_work_of_the_onnx_file(files, digits):
+    import onnx
+    import openvino as ov
+
+    wanted = roofline.work(onnx.load(str(digits.folder / "model.onnx"))).macs
+    # 64 outputs of 9 products for 8 channels, 16 of 72 for 16, and 256 x 10.
+    assert wanted == 64 * 8 * 9 + 16 * 16 * 72 + 2560
+    for name in ("float.tflite", "int8.tflite"):
+        assert tflite_source.work(tflite.read(files / name)).macs == wanted
+    assert ir_source.work(ov.Core().read_model(files / "ir.xml")).macs == wanted
+
+
+def test_precision_is_read_from_the_file(files):
+    assert tflite_source.precision(tflite.read(files / "float.tflite")) == "fp32"
+    assert tflite_source.precision(tflite.read(files / "int8.tflite")) == "int8"
+
+
+def truncated(files: Path, folder: Path) -> Path:
+    (folder / "m.tflite").write_bytes((files / "int8.tflite").read_bytes()[:-400])
+    return folder / "m.tflite"
+
+
+def text(files: Path, folder: Path) -> Path:
+    (folder / "m.tflite").write_text("no model")
+    return folder / "m.tflite"
+
+
+def compiled(files: Path, folder: Path) -> Path:
+    from converters.backends import Artifact
+    from converters.quantize.recipes import VelaConfig
+
+    config = VelaConfig("ethos-u55-128", "Ethos_U55_High_End_Embedded", "Shared_Sram")
+    made = vela.compiled(Artifact(files, "int8.tflite", {}), config, folder)
+    return made.folder / made.model
+
+
+def without_weights(files: Path, folder: Path) -> Path:
+    return Path(shutil.copy(files / "ir.xml", folder / "m.xml"))
+
+
+def with_weights(files: Path, folder: Path, data: bytes) -> Path:
+    (folder / "m.bin").write_bytes(data)
+    return without_weights(files, folder)
+
+
+def shorter(files: Path, folder: Path) -> Path:
+    return with_weights(files, folder, (files / "ir.bin").read_bytes()[:-8])
+
+
+def longer(files: Path, folder: Path) -> Path:
+    return with_weights(files, folder, (files / "ir.bin").read_bytes() + b"more")
+
+
+def no_graph(files: Path, folder: Path) -> Path:
+    path = with_weights(files, folder, b"")
+    path.write_text("<net")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (truncated, "not a TFLite model, or damaged"),
+        (text, "not a TFLite model, or damaged"),
+        (compiled, "already compiled by Vela"),
+        (without_weights, "put m.bin there"),
+        (shorter, "belongs to another model or is damaged"),
+        (longer, "belongs to another model or is damaged"),
+        (no_graph, "not an OpenVINO IR, or damaged"),
+    ],
+)
+def test_a_file_that_cannot_be_taken(make, says, files, digits, run_build, tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    flags = digits.flags("model.onnx", "x86-64-v3")
+    flags[0] = str(make(files, folder))
+    result = run_build(*flags, "--out", tmp_path / "dist")
+    assert result.exit_code == 2
+    assert says in str(result.exception)
+    assert not (tmp_path / "dist").exists()
