@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from converters import bundling, candidates, result
 from converters.cache import Cache
 from converters.candidates import Candidate, Host
+from converters.emulation import verify as emulation
 from converters.judge.select import select
 from converters.prepare.code import CodeGate
 from converters.prepare.project import Project
@@ -80,9 +83,15 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
             if outcome.picked is None:
                 missed.append(_refuse(outcome, options))
                 continue
-            bundles.extend(
+            shipped = [
                 _ship(bench, outcome, outcome.candidate(recipe), host, options)
                 for recipe in (outcome.picked, *outcome.alternates)
+            ]
+            bundles.extend(shipped)
+            missed.extend(
+                f"{loaded.name}: the self-test of {row['recipe']} fails under emulation (--strict)"
+                for row in shipped
+                if options.strict and row.get("emulation", {}).get("outcome") == "failed"
             )
             if options.strict and outcome.unverified:
                 missed.append(
@@ -157,12 +166,22 @@ def _ship(
         tools=bench.tools(item.plan),
         source_parity=bench.source_parity,
     )
+    emulated = emulation.of_build(
+        written.path, outcome.profile, host.where(item.plan), options.cache, bench.tell
+    )
+    predicate = msgspec.structs.replace(predicate, emulation=emulated)
     _replace(
         evidence.beside(written.path),
         evidence.encode(evidence.statement(written.path.name, written.sha256, predicate)),
     )
     row = BundleRow(written.path, written.sha256, written.size_bytes)
-    return result.bundle_json(outcome, item, row, bench.metric)
+    told = result.bundle_json(outcome, item, row, bench.metric)
+    if emulated is not None:
+        told["emulation"] = msgspec.to_builtins(emulated)
+        if emulated.outcome == "failed":
+            told["notes"].append(f"the self-test fails under emulation: {emulated.reason}")
+            bench.tell(f"{written.path.name}: the self-test FAILS under emulation: {emulated.reason}")
+    return told
 
 
 def _notes(bench: Workbench, loaded: Profile, budgets: Mapping[str, str], host: Host) -> tuple[str, ...]:

@@ -90,6 +90,23 @@ class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     compiled: Compiled | None = None
 
 
+class Emulation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A bundle's self-test on an emulated CPU of its profile.
+
+    `max_error` is the largest difference of each output to what the artifact gave on the building machine (`against`),
+    `samples` how many of the golden ones ran in the time given. `reason` says what failed, or why nothing ran.
+    """
+
+    outcome: Literal["passed", "failed", "not emulated"]
+    reason: str = ""
+    samples: int = 0
+    of: int = 0
+    agreement: Figure | None = None
+    max_error: dict[str, Figure] = {}
+    tolerance: dict[str, float] = {}
+    against: Where | None = None
+
+
 class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     """The predicate: one bundle's build."""
 
@@ -109,6 +126,7 @@ class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     source_parity: Figure | None = None
     memory_mb: Figure | None = None
     compiled: Compiled | None = None
+    emulation: Emulation | None = None
 
 
 class Subject(msgspec.Struct, frozen=True):

@@ -168,8 +168,20 @@ def judge(
     artifact: Mapping[str, Array],
 ) -> SelfTestResult:
     """Outputs (N, *shape) against the records of what the float source and this artifact gave at build."""
-    golden = manifest.selftest
     ours = record({spec.name: outputs[spec.name] for spec in manifest.outputs if spec.name in outputs})
+    return judge_record(manifest, ours, latencies_ms, source=source, artifact=artifact)
+
+
+def judge_record(
+    manifest: Manifest,
+    ours: Mapping[str, Array],
+    latencies_ms: Sequence[float],
+    *,
+    source: Mapping[str, Array],
+    artifact: Mapping[str, Array],
+) -> SelfTestResult:
+    """As `judge`, for outputs that are already a record."""
+    golden = manifest.selftest
     errors = {
         spec.name: _max_error(ours.get(spec.name), artifact.get(spec.name)) for spec in manifest.outputs
     }

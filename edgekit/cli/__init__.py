@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "build": ("converters.cli:build", "Turn a trained model into bundles, one per hardware profile."),
     "inspect": ("edgekit.cli.bundles:inspect", "Show what is in a bundle."),
     "verify": ("edgekit.cli.bundles:verify", "Run a bundle's self-test on this machine."),
+    "emulator": ("converters.emulation.cli:emulator", "Set up, show and remove the ARM emulator."),
     "run": ("edgekit.cli.bundles:run", "Run a bundle on input files."),
     "diff": ("edgekit.cli.bundles:diff", "Compare two bundles."),
     "profiles": ("edgekit.cli.profiles:profiles", "List, show and detect hardware profiles."),

@@ -1,6 +1,7 @@
 """`edgekit inspect`, `verify`, `run` and `diff`: what a bundle holds, whether it works here, and what it answers."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from edgekit import local
 from edgekit.bundle import Bundle
 from edgekit.cli import render
 from edgekit.compare import difference
-from edgekit.errors import DataError, SelfTestFailedError
+from edgekit.errors import DataError, SelfTestFailedError, UsageError
 from edgekit.evidence import Figure, Statement
 from edgekit.inputs import input_files
 from edgekit.manifest import Step
@@ -50,11 +51,24 @@ def inspect(bundle: Path, *, as_json: bool) -> None:
     )
 
 
-@click.command(epilog="Example:  edgekit verify dist/digits-1.0.0-x86-64-v3.edgekit")
+@click.command(
+    epilog="Examples:  edgekit verify dist/digits-1.0.0-x86-64-v3.edgekit   |   edgekit verify --emulate pi.edgekit"
+)
 @click.argument("bundle", type=BUNDLE)
+@click.option("--emulate", is_flag=True, help="On an emulated ARM CPU of the bundle's profile.")
+@click.option("--profile", help="With --emulate: the profile (or its .toml file) whose CPU is emulated.")
 @json_option
-def verify(bundle: Path, *, as_json: bool) -> None:
-    """Run a bundle's self-test on this machine; exit code 3 if it fails."""
+def verify(bundle: Path, *, emulate: bool, profile: str | None, as_json: bool) -> None:
+    """Run a bundle's self-test on this machine; exit code 3 if it fails.
+
+    With --emulate it runs under qemu (see `edgekit emulator setup`): what the outputs differ by on ARM is real, the
+    time it takes says nothing and is not shown.
+    """
+    if emulate:
+        _verify_emulated(bundle, profile, as_json=as_json)
+        return
+    if profile is not None:
+        raise UsageError("--profile says which CPU --emulate emulates; give both or neither")
     result = local.verify(bundle)
     if as_json:
         render.print_json(result)
@@ -69,6 +83,38 @@ def verify(bundle: Path, *, as_json: bool) -> None:
         )
     if not result.passed:
         raise SelfTestFailedError(f"{bundle.name} must not run on this machine: {result.reason}")
+
+
+def _verify_emulated(bundle: Path, profile: str | None, *, as_json: bool) -> None:
+    """The converters own the emulator; they are loaded only here."""
+    emulation: Any = import_module("converters.emulation.verify")
+    cpu = emulation.cpu_for(bundle, profile)
+    with render.progress() as progress:
+        task = progress.add_task(f"self-test on an emulated {cpu}", total=None)
+        ran = emulation.run(
+            bundle, cpu, progress=lambda done, of: progress.update(task, completed=done, total=of)
+        )
+    if as_json:
+        render.print_json(ran)
+    else:
+        render.pairs(
+            f"{bundle.name}: {'passed' if ran.passed else 'FAILED'} on {ran.on.cpu}",
+            [
+                ("engine", f"{ran.on.engine} {ran.on.engine_version}"),
+                ("instruction sets", ", ".join(ran.on.isa)),
+                ("samples", f"{ran.samples} of {ran.of}"),
+                ("agreement", f"{ran.agreement:.1%} of the golden answers equal the float source's"),
+                *(
+                    (
+                        f"error of {name}",
+                        f"{error:.3g}, at most {ran.tolerance.get(name, 0):.3g} is tolerated",
+                    )
+                    for name, error in ran.max_error.items()
+                ),
+            ],
+        )
+    if not ran.passed:
+        raise SelfTestFailedError(f"{bundle.name} fails on an emulated {cpu}: {ran.reason}")
 
 
 @click.command(
@@ -163,7 +209,12 @@ def evidence_rows(statement: Statement | None) -> list[tuple[str, str]]:
         "memory (MB)": build.memory_mb,
     }
     figures = [(name, _figure(figure)) for name, figure in shown.items() if figure is not None]
-    return [*figures, *((f"budget {name}", outcome) for name, outcome in build.budgets.items())]
+    rows = [*figures, *((f"budget {name}", outcome) for name, outcome in build.budgets.items())]
+    if build.emulation is not None:
+        ran = build.emulation
+        gaps = [f"{name} differs by {_figure(gap)}" for name, gap in ran.max_error.items()]
+        rows.append(("self-test under emulation", "; ".join(filter(None, (ran.outcome, ran.reason, *gaps)))))
+    return rows
 
 
 def _figure(figure: Figure) -> str:
