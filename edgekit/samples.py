@@ -76,17 +76,20 @@ def load_npz(
     *,
     raw: Collection[str] = (),
     optional: Collection[str] = (),
+    stored_only: bool = False,
 ) -> Samples:
     """Read an archive.
 
     With `specs`, the arrays must be those inputs: each sample of the declared shape, where a leading 1 may be left
     out and is added; float widths are converted, any other dtype difference is refused. Inputs named in `raw` have
-    pre-processing steps still to come and are taken as they are; those in `optional` (states) may be absent.
+    pre-processing steps still to come and are taken as they are; those in `optional` (states) may be absent. With
+    `stored_only` a compressed member is refused before it is unpacked: in a bundle, what unfolds to more than the
+    bundle's own size is no data of ours.
 
     Raises: DataError naming the file, the array and what was expected.
     """
     where = "data" if isinstance(source, bytes) else str(source)
-    arrays = _read_arrays(source, where)
+    arrays = _read_arrays(source, where, stored_only=stored_only)
     declared = {spec.name for spec in specs or ()}
     extra = {name: arrays.pop(name) for name in _RESERVED if name in arrays and name not in declared}
     if specs is not None:
@@ -121,7 +124,7 @@ def dump_arrays(arrays: Mapping[str, Array]) -> bytes:
     return buffer.getvalue()
 
 
-def _read_arrays(source: Path | bytes, where: str) -> dict[str, Array]:
+def _read_arrays(source: Path | bytes, where: str, *, stored_only: bool) -> dict[str, Array]:
     if isinstance(source, Path) and not source.is_file():
         raise DataError(f"{where}: there is no such file")
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -130,6 +133,11 @@ def _read_arrays(source: Path | bytes, where: str) -> dict[str, Array]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{where}: one bare array; expected an .npz with one array per input name")
         with archive:
+            packed = [item.filename for item in archive.zip.infolist() if item.compress_type]
+            if stored_only and packed:
+                raise DataError(
+                    f"{where}: {packed[0]} is compressed; a bundle's data is stored (zip method 0)"
+                )
             return {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{where}: not an .npz of plain arrays, or damaged ({error})") from error

@@ -137,6 +137,7 @@ def golden_inputs(manifest: Manifest, folder: Path) -> Samples:
         manifest.inputs,
         raw=tuple(manifest.preprocess),
         optional=tuple(pair.input for pair in manifest.state),
+        stored_only=True,
     )
 
 
@@ -154,8 +155,8 @@ def check(manifest: Manifest, loaded: LoadedBundle, folder: Path) -> SelfTestRes
         manifest,
         outputs,
         latencies_ms,
-        source=load_npz(folder / manifest.selftest.source).inputs,
-        artifact=load_npz(folder / manifest.selftest.artifact).inputs,
+        source=load_npz(folder / manifest.selftest.source, stored_only=True).inputs,
+        artifact=load_npz(folder / manifest.selftest.artifact, stored_only=True).inputs,
     )
 
 

@@ -109,3 +109,12 @@ def test_taking_keeps_inputs_labels_and_sequence_together() -> None:
 def test_an_input_cannot_have_a_reserved_name_beside_its_namesake() -> None:
     with pytest.raises(DataError, match="rename the input"):
         dump_npz(Samples({"labels": np.arange(3)}, labels=np.arange(3)))
+
+
+def test_compressed_data_of_a_bundle_is_refused_before_it_unfolds(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros((1000, 1000), np.float32))
+    with pytest.raises(DataError, match=r"x\.npy is compressed; a bundle's data is stored"):
+        load_npz(tmp_path / "bomb.npz", stored_only=True)
+    assert len(load_npz(tmp_path / "bomb.npz")) == 1000
+    np.savez(tmp_path / "plain.npz", x=np.zeros((2, 3), np.float32))
+    assert len(load_npz(tmp_path / "plain.npz", stored_only=True)) == 2
