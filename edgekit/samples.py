@@ -133,7 +133,8 @@ def _read_arrays(source: Path | bytes, where: str, *, stored_only: bool) -> dict
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{where}: one bare array; expected an .npz with one array per input name")
         with archive:
-            packed = [item.filename for item in archive.zip.infolist() if item.compress_type]
+            members = archive.zip.infolist() if archive.zip is not None else []
+            packed = [item.filename for item in members if item.compress_type]
             if stored_only and packed:
                 raise DataError(
                     f"{where}: {packed[0]} is compressed; a bundle's data is stored (zip method 0)"

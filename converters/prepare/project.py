@@ -5,6 +5,8 @@ Always true
  2. Paths are resolved against the project file's folder, so that a build does not depend on where it is started.
 """
 
+import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from edgekit.errors import ProjectError
+from converters.prepare import code
+from edgekit.errors import ProjectError, SourceError
 from edgekit.manifest import Contract, Name, Step, Version
 from edgekit.profile import Budgets, Positive
 
@@ -146,15 +149,40 @@ def from_flags(table: Mapping[str, Any]) -> Project:
     return _project(table, Path.cwd(), "flags")
 
 
+_TABLES: Mapping[str, type[msgspec.Struct]] = {
+    "": ProjectFile,
+    "model": ModelTable,
+    "data": DataTable,
+    "contract": ContractTable,
+    "inputs": InputTable,
+    "targets": ContractTable,
+}
+
+
+def _explained(message: str) -> str:
+    """The decoder's message; for an unknown key, which table it stands in and what is known there."""
+    unknown = re.search(r"unknown field `(.*?)`(?: - at `\$\.?(\w*)(.*)`)?", message)
+    if unknown is None:
+        return message
+    key, table = unknown.group(1), unknown.group(2) or ""
+    known = _TABLES[table].__struct_fields__
+    near = difflib.get_close_matches(key, known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return f"{table + '.' if table else ''}{key}: unknown key; {hint}"
+
+
 def _project(table: Mapping[str, Any], folder: Path, where: str) -> Project:
     try:
         file = msgspec.convert(table, ProjectFile)
     except msgspec.ValidationError as error:
-        raise ProjectError(f"{where}: {error}") from error
+        raise ProjectError(f"{where}: {_explained(str(error))}") from error
     if not file.targets:
         raise ProjectError(
             f"{where}: targets: name at least one profile, e.g. [targets.raspberry-pi-5] or --target raspberry-pi-5"
         )
+    # A mistyped model is told before what else is missing.
+    if not code.is_reference(file.model.source) and not (folder / file.model.source).is_file():
+        raise SourceError(f"{folder / file.model.source}: there is no such model file")
     if not file.data.calibration and not file.data.evaluation:
         raise ProjectError(
             f"{where}: data: give evaluation data (or calibration data, a fifth of which is then held back):"

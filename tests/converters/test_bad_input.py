@@ -256,3 +256,29 @@ def test_ctrl_c_leaves_nothing_half_written(digits, tmp_path):
     assert not list(Path(tmp_path / "dist").rglob("*")) or all(
         path.suffix in (".edgekit", ".json") for path in (tmp_path / "dist").rglob("*") if path.is_file()
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (
+            "[contract]\nmax_acuracy_drop = 0.1",
+            "contract.max_acuracy_drop: unknown key; did you mean 'max_accuracy_drop'?",
+        ),
+        ("[outputs]\ny = 1", "outputs: unknown key; did you mean 'inputs'?"),
+        ("[contract]\nzzz = 1", "contract.zzz: unknown key; known are max_accuracy_drop, latency_p95_ms"),
+    ],
+)
+def test_an_unknown_key_of_a_project_file_gets_a_hint(line, says, run_build, tmp_path):
+    (tmp_path / "edgekit.toml").write_text(PROJECT + line)
+    result = run_build("--project", tmp_path)
+    assert result.exit_code == 2
+    assert says in str(result.exception)
+
+
+def test_a_missing_model_is_told_before_missing_data(run_build, tmp_path):
+    result = run_build(
+        tmp_path / "absent.onnx", "--name", "a", "--version", "1", "--target", "x86-64-v3", "--out", tmp_path
+    )
+    assert result.exit_code == 2
+    assert "absent.onnx: there is no such model file" in str(result.exception)

@@ -143,3 +143,15 @@ def test_commands_list_show_and_detect(tmp_path: Path) -> None:
     assert run(profiles, ["detect", "--out", str(out)]).exit_code == 0
     assert isinstance(profile.load(out), Profile)
     assert msgspec.json.decode(run(profiles, ["show", str(out), "--json"]).output)["cores"] >= 1
+
+
+def test_a_machine_with_bf16_gets_a_profile_whose_recipes_compute_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from converters.quantize.recipes import plans
+
+    have = ("avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+    monkeypatch.setattr(detect, "isa", lambda _cpuinfo=None: have)
+    monkeypatch.setattr(detect.platform, "machine", lambda: "x86_64")
+    mine = profile.parse(detect.detect(), "detected.toml")
+    assert "openvino/bf16" in [plan.name for plan in plans(mine)]
