@@ -40,8 +40,10 @@ class Canonical:
     notes: tuple[str, ...]
 
 
-def canonicalize(source: Source, feeds: Sequence[Feed], folder: Path) -> Canonical:
-    """Write the canonical form into `folder`.
+def canonicalize(
+    source: Source, feeds: Sequence[Feed], folder: Path, *, exporters: Sequence[str] | None = None
+) -> Canonical:
+    """Write the canonical form into `folder`; a torch program goes through the first exporter that works.
 
     Raises: ToolFailedError if no exporter, or no form of the file, agrees with the source.
     """
@@ -50,9 +52,9 @@ def canonicalize(source: Source, feeds: Sequence[Feed], folder: Path) -> Canonic
         model = onnx_source.read(source.onnx_path)
         return _settle(source, model, feeds, wanted, folder=folder)
     notes: list[str] = []
-    for name, export in _EXPORTERS.items():
+    for name in exporters or EXPORTERS:
         try:
-            model = quietly(partial(export, source))
+            model = quietly(partial(EXPORTERS[name], source))
             return _settle(source, model, feeds, wanted, folder=folder, notes=tuple(notes))
         except Exception as error:  # noqa: BLE001  # exporters raise anything; the next one gets its turn
             notes.append(f"{name} failed: {first_line(error)}")
@@ -221,7 +223,7 @@ def _export(source: Source, *, dynamo: bool) -> onnx.ModelProto:
     return onnx.ModelProto.FromString(buffer.getvalue())
 
 
-_EXPORTERS: Mapping[str, Callable[[Source], onnx.ModelProto]] = {
+EXPORTERS: Mapping[str, Callable[[Source], onnx.ModelProto]] = {
     "torch.onnx (dynamo)": lambda source: _export(source, dynamo=True),
     "torch.onnx (TorchScript)": lambda source: _export(source, dynamo=False),
 }

@@ -13,7 +13,7 @@ import torch
 
 from converters.prepare import code
 from converters.prepare.project import Project
-from converters.prepare.source import Source, hash_parts, observed_outputs, state_pairs
+from converters.prepare.source import Source, closed, hash_parts, observed_outputs, state_pairs
 from edgekit.errors import ProjectError, SourceError
 from edgekit.manifest import TensorSpec
 from edgekit.tensors import Array
@@ -40,6 +40,25 @@ class TorchModel:
 
     def close(self) -> None:
         del self._module
+
+
+class Flat(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """A module whose outputs are a plain tuple: converters name the values of a dict by its keys otherwise."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *arguments: Any) -> Any:
+        found = tuple(flat_outputs(self.module(*arguments)))
+        return found[0] if len(found) == 1 else found
+
+
+def flattened(module: Any, specs: Sequence[TensorSpec]) -> Any:
+    """The module, wrapped where it returns a dict. Raises: whatever the module raises on zeros."""
+    zeros = [torch.from_numpy(np.zeros(closed(spec), spec.dtype)) for spec in specs]
+    with torch.no_grad():
+        return Flat(module).eval() if isinstance(module(*zeros), Mapping) else module
 
 
 def flat_outputs(value: Any) -> list[Any]:
@@ -114,13 +133,14 @@ def _source(
 ) -> Source:
     specs = _input_specs(project, parameters, known or {})
     reference = TorchModel(module, [spec.name for spec in specs], project.model.outputs)
+    outputs = observed_outputs(reference, specs, project.model.source)
     return Source(
         inputs=specs,
-        outputs=observed_outputs(reference, specs, project.model.source),
+        outputs=outputs,
         state=state_pairs(project),
         sha256=sha256,
         reference=reference,
-        module=module,
+        module=flattened(module, specs),
     )
 
 
