@@ -319,6 +319,10 @@ def _ethos_u(profile: Profile, accelerator: Accelerator) -> str:
         return f"accelerator.config: no Ethos-U is called {accelerator.config!r}; {_nearest(accelerator.config, _ETHOS_U)}"
     if not (accelerator.system_config and accelerator.memory_mode):
         return "accelerator: ethos-u needs system_config and memory_mode, sections of Vela's configuration"
+    # Vela takes another unit's system without a word, and then estimates with the wrong clock and buses.
+    unit = f"Ethos_{accelerator.config.split('-')[1].upper()}_"
+    if not accelerator.system_config.startswith(unit):
+        return f"accelerator.system_config: {accelerator.system_config!r} is not one for {accelerator.config}; those begin with {unit}"
     if profile.precisions != ("int8",):
         return f"precisions: an Ethos-U computes in int8 only, not {', '.join(profile.precisions)}"
     return ""

@@ -84,6 +84,7 @@ BASE = 'name = "mine"\nextends = "raspberry-pi-5"\n'
         (U55 + "precisions = ['fp32', 'int8']\n", r"an Ethos-U computes in int8 only, not fp32, int8"),
         (U55 + "[accelerator]\nconfig = 'ethos-u55-12'\n", r"called 'ethos-u55-12'; did you mean 'ethos-u55-128'"),
         (U55 + "[accelerator]\nmemory_mode = ''\n", r"needs system_config and memory_mode"),
+        (U55 + "[accelerator]\nsystem_config = 'Ethos_U65_High_End'\n", r"is not one for ethos-u55-128; those begin with Ethos_U55_"),
         (U55 + "[engines]\nonnxruntime = '>=1.22'\n", r"is driven by litert only"),
         (BASE + "chain = ['a']\n", r"unknown key 'chain'; use 'extends'"),
         ('extends = "mine"\nname = "mine"\n', r"extends itself"),
