@@ -24,6 +24,8 @@ from converters.prepare.code import CodeGate
 from converters.prepare.project import Project
 from converters.quantize import recipes
 from converters.quantize.recipes import Plan
+from converters.report import page
+from converters.report.sheet import Sheet
 from converters.result import BundleRow, ProfileResult
 from converters.workbench import Workbench
 from edgekit import evidence, profile
@@ -31,6 +33,7 @@ from edgekit.errors import ContractMissedError
 from edgekit.profile import Profile
 
 REFUSED = "refused"
+REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Outcome:
     profiles: tuple[ProfileResult, ...]
     converted: int
     missed: tuple[str, ...]
+    report: Path
 
     def require_met(self) -> None:
         """Raises: ContractMissedError."""
@@ -77,12 +81,15 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
         results: list[ProfileResult] = []
         bundles: list[dict[str, Any]] = []
         missed: list[str] = []
+        sheets: list[Sheet] = []
         for target, loaded in profiles.items():
             outcome = _judge(bench, loaded, target, options, host)
             results.append(outcome)
             if outcome.picked is None:
                 missed.append(_refuse(outcome, options))
+                sheets.append(_sheet(bench, outcome, host, missed[-1]))
                 continue
+            sheets.append(_sheet(bench, outcome, host, ""))
             shipped = [
                 _ship(bench, outcome, outcome.candidate(recipe), host, options)
                 for recipe in (outcome.picked, *outcome.alternates)
@@ -108,8 +115,10 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
                 for item in outcome.candidates
             ],
             "missed": missed,
+            "profiles": msgspec.to_builtins(sheets),
         }
-        return Outcome(document, tuple(results), bench.cache.made, tuple(missed))
+        _replace(options.out / REPORT, page.render(sheets).encode())
+        return Outcome(document, tuple(results), bench.cache.made, tuple(missed), options.out / REPORT)
 
 
 def _profile_name(project: Project, target: str) -> str:
@@ -147,6 +156,21 @@ def _plans(bench: Workbench, loaded: Profile, options: Options) -> list[Plan]:
     return recipes.as_is(loaded, native.engine, native.precision, native.what, options.recipes)
 
 
+def _sheet(bench: Workbench, outcome: ProfileResult, host: Host, missed: str) -> Sheet:
+    plans = [item.plan for item in outcome.candidates if item.artifact is not None]
+    return result.sheet(
+        outcome,
+        host,
+        bench.metric,
+        name=bench.project.model.name,
+        version=bench.project.model.version,
+        tools={name: version for plan in plans for name, version in bench.tools(plan).items()},
+        source_parity=bench.source_parity,
+        source_sha256=bench.source.sha256,
+        missed=missed,
+    )
+
+
 def _ship(
     bench: Workbench, outcome: ProfileResult, item: Candidate, host: Host, options: Options
 ) -> dict[str, Any]:
@@ -165,6 +189,7 @@ def _ship(
         version=bench.project.model.version,
         tools=bench.tools(item.plan),
         source_parity=bench.source_parity,
+        source_sha256=bench.source.sha256,
     )
     emulated = emulation.of_build(
         written.path, outcome.profile, host.where(item.plan), options.cache, bench.tell

@@ -215,6 +215,7 @@ def _show(outcome: Outcome) -> None:
     for entry in outcome.document["bundles"]:
         kind = "alternate" if entry["alternate"] else "bundle"
         click.echo(f"{kind} {entry['path']}  {entry['digest']}")
+    click.echo(f"report {outcome.report}")
 
 
 def _row(result: ProfileResult, item: Candidate) -> list[str]:

@@ -9,6 +9,7 @@ import msgspec
 from converters.candidates import Candidate, Host
 from converters.judge.metrics import Metric
 from converters.judge.select import Decision
+from converters.report.sheet import Sheet
 from edgekit.evidence import BuildEvidence, CandidateEvidence, Compiled, Figure, Outcome, Where
 from edgekit.manifest import Contract
 from edgekit.profile import Profile
@@ -96,6 +97,7 @@ def evidence(
     version: str,
     tools: Mapping[str, str],
     source_parity: float,
+    source_sha256: str = "",
 ) -> BuildEvidence:
     """The predicate for one bundle."""
     assert item.accuracy is not None
@@ -119,8 +121,49 @@ def evidence(
         tools=dict(tools),
         notes=(*result.notes, *item.notes),
         source_parity=Figure(source_parity, "measured", source),
+        title=result.profile.title,
+        source_sha256=source_sha256,
+        contract=result.contract,
+        higher_is_better=metric.higher_is_better,
+        samples=item.accuracy.samples,
         memory_mb=_memory(item, host),
         compiled=_compiled(item),
+    )
+
+
+def sheet(
+    result: ProfileResult,
+    host: Host,
+    metric: Metric,
+    *,
+    name: str,
+    version: str,
+    tools: Mapping[str, str],
+    source_parity: float,
+    source_sha256: str,
+    missed: str,
+) -> Sheet:
+    """All that is known of one profile, whether or not it got a bundle."""
+    scored = next((item.accuracy for item in result.candidates if item.accuracy is not None), None)
+    source = Where(cpu=host.cpu, isa=host.isa)
+    return Sheet(
+        name=name,
+        version=version,
+        profile=result.profile.name,
+        title=result.profile.title,
+        metric=metric.name,
+        picked=result.picked or "",
+        contract=result.contract,
+        candidates=tuple(_candidate_evidence(result, other, host) for other in result.candidates),
+        higher_is_better=metric.higher_is_better,
+        samples=scored.samples if scored else 0,
+        source_accuracy=Figure(scored.source, "measured", source) if scored else None,
+        source_sha256=source_sha256,
+        source_parity=Figure(source_parity, "measured", source),
+        budgets=dict(result.budgets),
+        tools=dict(tools),
+        notes=result.notes,
+        missed=missed,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from edgekit.errors import BundleError
+from edgekit.manifest import Contract
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://edgekit.dev/build-evidence/v1"
@@ -73,6 +74,14 @@ class Compiled(msgspec.Struct, frozen=True, omit_defaults=True):
 Outcome = Literal["met", "missed", "unverified", "no-limit"]
 
 
+class LayerEvidence(msgspec.Struct, frozen=True):
+    """What quantizing one layer alone costs: the model's output signal-to-noise ratio in decibels."""
+
+    name: str
+    op_type: str
+    snr_db: float
+
+
 class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     """One recipe tried: its figures, and why it won or lost."""
 
@@ -88,6 +97,7 @@ class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_mb: Figure | None = None
     notes: tuple[str, ...] = ()
     compiled: Compiled | None = None
+    layers: tuple[LayerEvidence, ...] = ()
 
 
 class Emulation(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -108,7 +118,7 @@ class Emulation(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The predicate: one bundle's build."""
+    """The predicate: one bundle's build. `accuracy` and `source_accuracy` are of `samples` judged samples."""
 
     name: str
     version: str
@@ -127,6 +137,11 @@ class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_mb: Figure | None = None
     compiled: Compiled | None = None
     emulation: Emulation | None = None
+    title: str = ""
+    source_sha256: str = ""
+    contract: Contract = Contract()
+    higher_is_better: bool = True
+    samples: int = 0
 
 
 class Subject(msgspec.Struct, frozen=True):

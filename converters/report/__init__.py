@@ -1,0 +1,1 @@
+"""`report.html`: one page for people, drawn from evidence alone."""

@@ -1,0 +1,75 @@
+"""Figures as a reader wants them: few digits, one unit a column, a real minus sign."""
+
+import math
+
+MINUS = "\N{MINUS SIGN}"
+RANGE = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
+_SIZES = ("B", "kB", "MB", "GB")
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits, but no digit below a microsecond."""
+    if value <= 0:
+        return "0"
+    decimals = min(3, max(0, 2 - math.floor(math.log10(value))))
+    return f"{value:.{decimals}f}"
+
+
+def score(value: float) -> str:
+    return f"{value:.4f}".replace("-", MINUS)
+
+
+def signed(value: float) -> str:
+    """With its sign; zero has none."""
+    text = f"{value:+.4f}"
+    return "0.0000" if float(text) == 0 else text.replace("-", MINUS)
+
+
+def small(value: float) -> str:
+    """A magnitude, such as a relative error: one digit and its power of ten."""
+    if value == 0:
+        return "0"
+    if value >= 0.01:
+        return f"{value:.3f}"
+    exponent = math.floor(math.log10(value))
+    return f"{value / 10**exponent:.1f} {TIMES} 10{_superscript(exponent)}"
+
+
+def size(count: float) -> str:
+    for unit in _SIZES:
+        if count < 1000 or unit == _SIZES[-1]:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError(count)
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round values within an interval, at steps of 1, 2 or 5 times a power of ten."""
+    step = 10.0 ** math.floor(math.log10((high - low) / most))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
+    first = math.ceil(low / step - 1e-9)
+    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
+    """1, 2 and 5 of every decade; fewer where that is too many."""
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        found = [factor * 10.0**decade for decade in decades for factor in factors]
+        found = [value for value in found if low <= value <= high]
+        if len(found) <= most:
+            return found
+    return found
+
+
+def tick(value: float, step: float) -> str:
+    """A tick's label with just the decimals that tell it from its neighbours."""
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    text = f"{value:.{decimals}f}"
+    return text.replace("-", MINUS)
+
+
+def _superscript(exponent: int) -> str:
+    digits = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return str(exponent).translate(digits)

@@ -1,0 +1,118 @@
+"""`report.html`: readable without a network, complete without its charts, and loaded by a real browser."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from converters.report import chart, page
+from converters.report.sheet import Sheet
+from edgekit.evidence import CandidateEvidence, Figure, LayerEvidence, Where
+from edgekit.manifest import Contract
+
+HERE = Where(cpu="a CPU")
+
+
+def candidate(recipe, status, accuracy, ms, **more):
+    return CandidateEvidence(
+        recipe=recipe,
+        status=status,
+        reason=f"why {recipe}",
+        size_bytes=1000,
+        accuracy=Figure(accuracy, "measured", HERE),
+        accuracy_drop=Figure(0.97 - accuracy, "measured", HERE, high=0.98 - accuracy),
+        latency_p50_ms=Figure(ms, "measured", HERE, "ms"),
+        latency_p95_ms=Figure(ms * 1.5, "measured", HERE, "ms"),
+        **more,
+    )
+
+
+def sheet(**changes):
+    fields = {
+        "name": "digits",
+        "version": "1.0.0",
+        "profile": "x86-64-v3",
+        "title": "any x86",
+        "metric": "top1",
+        "picked": "litert/fp32",
+        "contract": Contract(max_accuracy_drop=0.02, latency_p95_ms=4.0),
+        "source_accuracy": Figure(0.97, "measured", HERE),
+        "candidates": (
+            candidate("litert/fp32", "picked", 0.97, 1.0),
+            candidate(
+                "litert/static-int8", "refused", 0.90, 0.5, layers=(LayerEvidence("<conv>", "Conv", 8.25),)
+            ),
+            candidate("onnxruntime/fp32", "lost", 0.97, 1.01),
+            CandidateEvidence(recipe="openvino/f32", status="failed", reason="<b>no</b>"),
+        ),
+    }
+    return Sheet(**(fields | changes))
+
+
+def test_every_candidate_is_in_the_table_with_its_reason_and_the_pick_is_marked():
+    told = page.render([sheet()])
+    for item in sheet().candidates:
+        assert item.recipe in told
+    assert told.count('<tr class="picked">') == 1
+    assert "why onnxruntime/fp32" in told
+    assert "8.2" in told
+
+
+def test_text_of_models_and_tools_is_escaped():
+    told = page.render([sheet()])
+    assert "<b>no</b>" not in told
+    assert "&lt;b&gt;no" in told
+    assert "&lt;conv&gt;" in told
+
+
+def test_nothing_is_fetched_and_nothing_runs():
+    told = page.render([sheet()])
+    assert not re.search(r"<script|<link|<img|<iframe|@import|url\(|https?:", told)
+    assert "default-src 'none'" in told
+
+
+def test_a_profile_without_a_bundle_says_so():
+    told = page.render([sheet(picked="", missed="all lost too much")])
+    assert "No candidate meets the contract" in told
+    assert "all lost too much" in told
+
+
+def test_labels_never_cover_each_other():
+    many = tuple(candidate(f"litert/number-{index}", "lost", 0.97, 1 + index / 50) for index in range(8))
+    svg = str(chart.scatter(sheet(candidates=many), 1040, 400, are_names_shown=True))
+    found = re.findall(r'class="label[^"]*" x="([\d.]+)" y="([\d.]+)">([^<]+)', svg)
+    assert len(found) == 8
+    places = [(float(x), float(y), len(text) * 6.4) for x, y, text in found]
+    for index, (x, y, width) in enumerate(places):
+        for other_x, other_y, other_width in places[:index]:
+            assert abs(x - other_x) >= (width + other_width) / 2 or abs(y - other_y) >= 15 - 0.2
+
+
+def test_better_is_up_also_where_less_is_better():
+    falling = sheet(higher_is_better=False, metric="cer")
+    assert chart.limit(falling) == pytest.approx(0.99)
+    marks = dict(
+        zip(
+            [point.candidate.recipe for point in chart.points(falling)],
+            re.findall(
+                r'class="mark [^"]*" cx="[\d.]+" cy="([\d.]+)"',
+                str(chart.scatter(falling, 800, 400, are_names_shown=True)),
+            ),
+            strict=True,
+        )
+    )
+    assert float(marks["litert/static-int8"]) < float(marks["litert/fp32"])
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_pick(tmp_path):
+    browser = shutil.which("chromium") or pytest.skip("there is no Chromium")
+    file = tmp_path / "report.html"
+    file.write_text(page.render([sheet()]), encoding="utf-8")
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom", file.as_uri()],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert 'class="label middle picked"' in done.stdout
+    assert "litert/fp32" in done.stdout
