@@ -11,14 +11,16 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 # Each module enters its operators in the table when it is imported.
-from converters.prepare.importer import elementwise, layers, reductions, shapes
-from converters.prepare.importer.graph import OnnxModule, load
+from converters.prepare.importer import elementwise, indexing, layers, reductions, shapes
+from converters.prepare.importer.graph import OnnxModule, from_model, load
 from converters.prepare.importer.registry import UnsupportedOperatorsError, known
 
 __all__ = [
     "OnnxModule",
     "UnsupportedOperatorsError",
     "elementwise",
+    "from_model",
+    "indexing",
     "known",
     "layers",
     "load",

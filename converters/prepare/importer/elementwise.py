@@ -4,23 +4,30 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-import numpy as np
-import onnx
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from converters.prepare.importer.registry import Call, operator
+from converters.prepare.importer.types import torch_dtype
 
 # Operators that are one torch function of the same arguments.
 _DIRECT: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
     "Acos": torch.acos,
+    "Acosh": torch.acosh,
     "Add": torch.add,
     "Asin": torch.asin,
+    "Asinh": torch.asinh,
     "Atan": torch.atan,
+    "Atanh": torch.atanh,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseNot": torch.bitwise_not,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
+    "Cosh": torch.cosh,
     "Equal": torch.eq,
     "Erf": torch.erf,
     "Exp": torch.exp,
@@ -39,6 +46,7 @@ _DIRECT: dict[str, Callable[..., Any]] = {
     "Sigmoid": torch.sigmoid,
     "Sign": torch.sign,
     "Sin": torch.sin,
+    "Sinh": torch.sinh,
     "Softplus": functional.softplus,
     "Softsign": functional.softsign,
     "Sqrt": torch.sqrt,
@@ -57,16 +65,56 @@ for _name, _function in _DIRECT.items():
 
 
 @operator("Div")
-def div(_call: Call, left: Tensor, right: Tensor) -> Tensor:
+def div(call: Call, left: Tensor, right: Tensor) -> Tensor:
     """Integers divide towards zero."""
     if left.is_floating_point():
         return torch.div(left, right)
-    return torch.div(left, right, rounding_mode="trunc")
+    return torch.div(left, _divisor(call, right), rounding_mode="trunc")
 
 
 @operator("Mod")
 def mod(call: Call, left: Tensor, right: Tensor) -> Tensor:
+    right = right if right.is_floating_point() else _divisor(call, right)
     return torch.fmod(left, right) if call.get("fmod", 0) else torch.remainder(left, right)
+
+
+def _divisor(call: Call, value: Tensor) -> Tensor:
+    """Loading runs on zeros, where torch would raise; what data divides by zero is undefined in ONNX."""
+    return value if call.constant(1) is not None else torch.where(value == 0, torch.ones_like(value), value)
+
+
+@operator("BitShift", since=11)
+def bit_shift(call: Call, value: Tensor, distance: Tensor) -> Tensor:
+    function = torch.bitwise_left_shift if call.get("direction") == "LEFT" else torch.bitwise_right_shift
+    return function(value, distance)
+
+
+@operator("IsInf", since=10)
+def is_infinite(call: Call, value: Tensor) -> Tensor:
+    above, below = call.get("detect_positive", 1), call.get("detect_negative", 1)
+    if above and below:
+        return torch.isinf(value)
+    if not above and not below:
+        return torch.zeros_like(value, dtype=torch.bool)
+    return value == (float("inf") if above else float("-inf"))
+
+
+@operator("Selu")
+def selu(call: Call, value: Tensor) -> Tensor:
+    alpha, gamma = call.get("alpha", 1.67326319217681884765625), call.get("gamma", 1.05070102214813232421875)
+    return gamma * torch.where(value > 0, value, alpha * (torch.exp(value) - 1))
+
+
+@operator("ThresholdedRelu", since=10)
+def thresholded_relu(call: Call, value: Tensor) -> Tensor:
+    return torch.where(value > call.get("alpha", 1.0), value, torch.zeros_like(value))
+
+
+@operator("Shrink", since=9)
+def shrink(call: Call, value: Tensor) -> Tensor:
+    limit, bias = call.get("lambd", 0.5), call.get("bias", 0.0)
+    inner = torch.where(value > limit, value - bias, torch.zeros_like(value))
+    return torch.where(value < -limit, value + bias, inner).to(value.dtype)
 
 
 @operator("Pow")
@@ -179,11 +227,3 @@ def cast_like(_call: Call, value: Tensor, like: Tensor) -> Tensor:
 def identity(call: Call, value: Tensor, *_: Any) -> Any:
     """Dropout at inference; its optional mask lets everything through."""
     return value if call.outputs == 1 else (value, torch.ones_like(value, dtype=torch.bool))
-
-
-def torch_dtype(call: Call, code: int) -> Any:
-    """The torch type of an ONNX type code. Raises: UnsupportedOperatorsError."""
-    try:
-        return torch.from_numpy(np.zeros(1, onnx.helper.tensor_dtype_to_np_dtype(code))).dtype
-    except (TypeError, KeyError) as error:
-        raise call.unsupported(f"type code {code}") from error

@@ -2,11 +2,14 @@
 
 Loading runs the graph once on zeros, with the shapes that the canonical form fixed. Everything that depends on
 constants and shapes only is computed there and kept; what is left are the nodes that see data, in order. So shape
-arithmetic, constant conditions and generated tables never reach a converter.
+arithmetic, constant conditions, loops and generated tables never reach a converter.
+
+Always true
+ 1. Every value has a key of its own: a loop's body, which runs several times, gets fresh ones each time.
+ 2. A result is a constant exactly where all inputs of its node are, or where only its shape was asked for.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,10 @@ import onnx
 import torch
 from onnx import numpy_helper
 
+from converters.prepare.importer.functions import expanded
 from converters.prepare.importer.registry import Call, UnsupportedOperatorsError, lookup
+from converters.prepare.importer.types import widened
+from edgekit.errors import SourceError
 
 # Their results depend on the shape of what they are given, never on its values.
 _OF_SHAPE = frozenset({"Shape", "Size"})
@@ -24,9 +30,9 @@ _OF_SHAPE = frozenset({"Shape", "Size"})
 
 @dataclass(frozen=True)
 class Step:
-    """A node that sees data. `inputs` are names, empty where an optional one is left out."""
+    """A node that sees data. `inputs` are keys, empty where an optional one is left out."""
 
-    call: Call
+    run: Callable[..., Any]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -50,126 +56,192 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]  # torch is untyped her
             self.register_buffer(f"c{index}", tensor)
             self._buffer_of[name] = f"c{index}"
 
+    @property
+    def sees_data(self) -> bool:
+        """Whether anything is left to compute at run time."""
+        return bool(self._steps)
+
     def forward(self, *arguments: Any) -> Any:
         """Tensors in the order of the graph's inputs; one tensor or a tuple in the order of its outputs."""
         values: dict[str, Any] = dict(zip(self._inputs, arguments, strict=True))
         values.update({name: getattr(self, buffer) for name, buffer in self._buffer_of.items()})
         for step in self._steps:
-            values.update(zip(step.outputs, _results(step, values), strict=False))
+            results = step.run(*(values[name] if name else None for name in step.inputs))
+            values.update(zip(step.outputs, results, strict=False))
         found = tuple(values[name] for name in self._outputs)
         return found[0] if len(found) == 1 else found
 
 
+class Builder:
+    """Runs nodes on zeros: constant results stay, the others become steps."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.values: dict[str, Any] = {}
+        self.fixed: set[str] = set()
+        self.steps: list[Step] = []
+        self._count = 0
+
+    def key(self) -> str:
+        self._count += 1
+        return f"v{self._count}"
+
+    def add_constant(self, tensor: Any) -> str:
+        key = self.key()
+        self.values[key] = tensor.contiguous()
+        self.fixed.add(key)
+        return key
+
+    def add_input(self, tensor: Any) -> str:
+        key = self.key()
+        self.values[key] = tensor
+        return key
+
+    def number(self, key: str) -> Any:
+        """The constant of one entry behind a key, None where it depends on data."""
+        return self.values[key].reshape(-1)[0].item() if key in self.fixed else None
+
+    def emit(
+        self, function: Callable[..., Any], inputs: Sequence[str], count: int = 1, *, of_shape: bool = False
+    ) -> list[str]:
+        """Run a function now and, unless its result is a constant, at every call. Returns the results' keys."""
+
+        def run(*tensors: Any) -> tuple[Any, ...]:
+            result = function(*tensors)
+            return tuple(result) if isinstance(result, tuple | list) else (result,)
+
+        results = run(*(self.values[name] if name else None for name in inputs))
+        if of_shape or all(not name or name in self.fixed for name in inputs):
+            return [self.add_constant(result) for result in results]
+        keys = [self.add_input(result) for result in results][:count]
+        self.steps.append(Step(run, tuple(inputs), tuple(keys)))
+        return keys
+
+    def graph(self, graph: onnx.GraphProto, names: Mapping[str, str], inputs: Sequence[str]) -> list[str]:
+        """Run a graph whose inputs have these keys, inside a scope of outer names. Returns its outputs' keys."""
+        scope = dict(names)
+        for tensor in graph.initializer:
+            scope[tensor.name] = self.add_constant(_tensor(tensor))
+        for tensor in graph.sparse_initializer:
+            scope[tensor.values.name] = self.add_constant(_dense(tensor))
+        free = [value.name for value in graph.input if value.name not in {t.name for t in graph.initializer}]
+        scope.update(zip(free, inputs, strict=False))
+        for node in graph.node:
+            keys = self._node(node, scope)
+            scope.update((name, key) for name, key in zip(node.output, keys, strict=False) if name)
+        return [scope[value.name] for value in graph.output]
+
+    def _node(self, node: onnx.NodeProto, scope: dict[str, str]) -> list[str]:
+        # They hold graphs, which need this builder: control.py imports it.
+        from converters.prepare.importer.control import CONTROL
+
+        inputs = [scope[name] if name else "" for name in node.input]
+        attributes = {entry.name: _plain(onnx.helper.get_attribute_value(entry)) for entry in node.attribute}
+        if node.op_type in CONTROL:
+            return CONTROL[node.op_type](self, attributes, inputs, scope)
+        constants = tuple(self.values[key].numpy() if key in self.fixed else None for key in inputs)
+        call = Call(node.op_type, attributes, constants, len(node.output), self.opset)
+        entry = lookup(node.op_type, self.opset)
+        if entry is None:
+            return [self.add_constant(tensor) for tensor in _by_reference(node, self, inputs)]
+        for index in entry.fixed:
+            if index < len(inputs) and inputs[index] and constants[index] is None:
+                raise call.unsupported(f"input {index} computed from data")
+        function = widened(call, entry.function)
+        return self.emit(
+            lambda *tensors: function(call, *tensors),
+            inputs,
+            len(node.output),
+            of_shape=node.op_type in _OF_SHAPE,
+        )
+
+
 def load(path: Path) -> OnnxModule:
-    """Read a model in canonical form (fixed shapes).
+    """Read a model in canonical form (fixed shapes). Raises: as `from_model`."""
+    return from_model(onnx.load(str(path)))
 
-    Raises: UnsupportedOperatorsError that lists every operator the importer lacks.
+
+def from_model(model: onnx.ModelProto) -> OnnxModule:
+    """The module of a model with fixed shapes.
+
+    Raises: UnsupportedOperatorsError that lists every operator the importer lacks, SourceError that lists every
+    dimension that is open.
     """
-    model = onnx.load(str(path))
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    _check_operators(model.graph, opset)
-    values: dict[str, Any] = {}
-    fixed = {
-        tensor.name: torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
-        for tensor in model.graph.initializer
-    }
-    for value in model.graph.input:
-        if value.name not in fixed:
-            tensor_type = value.type.tensor_type
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
-            values[value.name] = torch.from_numpy(
-                np.zeros([dim.dim_value for dim in tensor_type.shape.dim], dtype)
-            )
-    inputs = list(values)
-    values.update(fixed)
-    steps: list[Step] = []
+    model = expanded(model)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    _check_closed(inputs)
+    builder = Builder(opset)
     with torch.no_grad():
-        _walk(model.graph.node, opset, values, fixed, steps)
-    return OnnxModule(steps, fixed, inputs, [value.name for value in model.graph.output])
+        keys = [builder.add_input(_zeros(value)) for value in inputs]
+        outputs = builder.graph(model.graph, {}, keys)
+    fixed = {key: builder.values[key] for key in builder.values if key in builder.fixed}
+    return OnnxModule(builder.steps, fixed, keys, outputs)
 
 
-def _check_operators(graph: onnx.GraphProto, opset: int) -> None:
-    missing = Counter(
-        f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-        for node in _all_nodes(graph)
-        if node.op_type != "If"
-        and (node.domain not in ("", "ai.onnx") or lookup(node.op_type, opset) is None)
-    )
-    if missing:
-        listed = ", ".join(f"{name} ({count})" for name, count in sorted(missing.items()))
-        raise UnsupportedOperatorsError(f"operators that the importer does not know: {listed}")
-
-
-def _all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    nodes = list(graph.node)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                nodes.extend(_all_nodes(attribute.g))
-    return nodes
-
-
-def _walk(
-    nodes: Sequence[onnx.NodeProto],
-    opset: int,
-    values: dict[str, Any],
-    fixed: dict[str, Any],
-    steps: list[Step],
-) -> None:
-    """Run the nodes on zeros; constant results go into `fixed`, the others become steps."""
-    for node in nodes:
-        if node.op_type == "If":
-            _take_branch(node, opset, values, fixed, steps)
+def _check_closed(inputs: Sequence[onnx.ValueInfoProto]) -> None:
+    open_ones = []
+    for value in inputs:
+        kind = value.type.WhichOneof("value")
+        if kind != "tensor_type":
+            raise UnsupportedOperatorsError(
+                f"input {value.name!r} is a {kind}; the importer takes tensors only"
+            )
+        if not value.type.tensor_type.HasField("shape"):
+            open_ones.append(f"{value.name} (of unknown rank)")
             continue
-        constants = tuple(fixed[name].numpy() if name and name in fixed else None for name in node.input)
-        call = Call(node.op_type, _attributes(node), constants, len(node.output), opset)
-        step = Step(call, tuple(node.input), tuple(node.output))
-        results = _results(step, values)
-        is_fixed = node.op_type in _OF_SHAPE or all(not name or name in fixed for name in node.input)
-        for name, result in zip(node.output, results, strict=False):
-            values[name] = result
-            if is_fixed and name:
-                fixed[name] = result.contiguous()
-        if not is_fixed:
-            steps.append(step)
+        dims = [
+            str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?"
+            for dim in value.type.tensor_type.shape.dim
+        ]
+        if not all(dim.isdigit() for dim in dims):
+            open_ones.append(f"{value.name} [{', '.join(dims)}]")
+    if open_ones:
+        raise SourceError(
+            f"open dimensions: {', '.join(open_ones)}; give each a size under [inputs.NAME] shape or with --shape"
+        )
 
 
-def _take_branch(
-    node: onnx.NodeProto,
-    opset: int,
-    values: dict[str, Any],
-    fixed: dict[str, Any],
-    steps: list[Step],
-) -> None:
-    """Inline the branch that a constant condition chooses."""
-    if node.input[0] not in fixed:
-        raise UnsupportedOperatorsError("If whose condition is computed from data")
-    wanted = "then_branch" if bool(fixed[node.input[0]].reshape(-1)[0]) else "else_branch"
-    graph = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
-    for tensor in graph.initializer:
-        fixed[tensor.name] = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
-        values[tensor.name] = fixed[tensor.name]
-    _walk(graph.node, opset, values, fixed, steps)
-    for outer, inner in zip(node.output, graph.output, strict=True):
-        values[outer] = values[inner.name]
-        if inner.name in fixed:
-            fixed[outer] = fixed[inner.name]
-        else:
-            call = Call("Identity", {}, (None,), 1, opset)
-            steps.append(Step(call, (inner.name,), (outer,)))
+def _zeros(value: onnx.ValueInfoProto) -> Any:
+    tensor_type = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
+    return torch.from_numpy(np.zeros([dim.dim_value for dim in tensor_type.shape.dim], dtype))
 
 
-def _results(step: Step, values: Mapping[str, Any]) -> tuple[Any, ...]:
-    function = lookup(step.call.op_type, step.call.opset)
-    assert function is not None
-    result = function(step.call, *(values[name] if name else None for name in step.inputs))
-    return tuple(result) if isinstance(result, tuple | list) else (result,)
+def _tensor(tensor: onnx.TensorProto) -> Any:
+    return torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {
-        attribute.name: _plain(onnx.helper.get_attribute_value(attribute)) for attribute in node.attribute
-    }
+def _dense(tensor: onnx.SparseTensorProto) -> Any:
+    """A sparse initializer, whose indices are linear or one row of coordinates for each value."""
+    values, indices = numpy_helper.to_array(tensor.values), numpy_helper.to_array(tensor.indices)
+    dense = np.zeros(list(tensor.dims), values.dtype)
+    if indices.ndim == 1:
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return torch.from_numpy(dense)
+
+
+def _by_reference(node: onnx.NodeProto, builder: Builder, inputs: Sequence[str]) -> list[Any]:
+    """An operator that the table lacks, on constants: ONNX's own implementation says what it is."""
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {name: builder.values[key].numpy() for name, key in zip(node.input, inputs, strict=True) if key}
+    graph = onnx.helper.make_graph(
+        [node],
+        "constant",
+        [
+            onnx.helper.make_tensor_value_info(
+                name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+            )
+            for name, array in feeds.items()
+        ],
+        [onnx.helper.make_empty_tensor_value_info(name) for name in node.output],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", builder.opset)])
+    return [torch.from_numpy(np.asarray(array)) for array in ReferenceEvaluator(model).run(None, feeds)]
 
 
 def _plain(value: Any) -> Any:
@@ -178,6 +250,8 @@ def _plain(value: Any) -> Any:
         return value.decode()
     if isinstance(value, onnx.TensorProto):
         return numpy_helper.to_array(value)
+    if isinstance(value, onnx.SparseTensorProto):
+        return _dense(value).numpy()
     if isinstance(value, list | tuple) and value and isinstance(value[0], bytes):
         return [entry.decode() for entry in value]
     return list(value) if isinstance(value, tuple) else value

@@ -102,7 +102,7 @@ def global_max_pool(_call: Call, value: Tensor) -> Tensor:
     return value.amax(list(range(2, value.dim())), keepdim=True)
 
 
-@operator("BatchNormalization", since=7)
+@operator("BatchNormalization")
 def batch_norm(call: Call, value: Tensor, *parameters: Tensor) -> Tensor:
     call.require("training_mode", 0)
     scale, bias, mean, variance = parameters
@@ -146,7 +146,7 @@ def matmul(_call: Call, left: Tensor, right: Tensor) -> Tensor:
     return torch.matmul(left, right)
 
 
-@operator("Resize", since=11)
+@operator("Resize", since=11, fixed=(1, 2, 3))
 def resize(call: Call, value: Tensor, *_: Any) -> Tensor:
     scales, sizes = call.constant(2), call.ints(3)
     if call.get("axes") is not None or call.get("antialias", 0):
@@ -159,7 +159,7 @@ def resize(call: Call, value: Tensor, *_: Any) -> Tensor:
     return _resized(call, value, sizes)
 
 
-@operator("Upsample", since=9)
+@operator("Upsample", since=9, fixed=(1,))
 def upsample(call: Call, value: Tensor, *_: Any) -> Tensor:
     """Deprecated since opset 10; coordinates as Resize's `asymmetric`."""
     scales = call.constant(1)

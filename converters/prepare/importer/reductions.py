@@ -1,5 +1,6 @@
 """Reductions and selections along axes."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,58 +17,55 @@ def _axes(call: Call, value: Tensor) -> list[int] | None:
     return [axis % value.dim() for axis in named]
 
 
-def _reduce(call: Call, value: Tensor, axes: list[int], *, keep: bool) -> Tensor:
-    match call.op_type:
-        case "ReduceMean":
-            return value.mean(axes, keepdim=keep)
-        case "ReduceSum":
-            return value.sum(axes, keepdim=keep, dtype=value.dtype)
-        case "ReduceMax":
-            return value.amax(axes, keepdim=keep)
-        case "ReduceMin":
-            return value.amin(axes, keepdim=keep)
-        case "ReduceL1":
-            return value.abs().sum(axes, keepdim=keep)
-        case "ReduceL2":
-            return (value * value).sum(axes, keepdim=keep).sqrt()
-        case "ReduceSumSquare":
-            return (value * value).sum(axes, keepdim=keep)
-        case "ReduceLogSumExp":
-            return torch.logsumexp(value, axes, keepdim=keep)
-        case _:
-            raise call.unsupported("this reduction")
+def _product(value: Tensor, axes: list[int], keep: bool) -> Tensor:
+    for axis in sorted(axes, reverse=True):
+        value = value.prod(axis, keepdim=keep, dtype=value.dtype)
+    return value
 
 
-@operator(
-    "ReduceMean",
-    "ReduceSum",
-    "ReduceMax",
-    "ReduceMin",
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceSumSquare",
-    "ReduceLogSumExp",
-)
+_REDUCTIONS: Mapping[str, Callable[[Tensor, list[int], bool], Tensor]] = {
+    "ReduceMean": lambda value, axes, keep: value.mean(axes, keepdim=keep),
+    "ReduceSum": lambda value, axes, keep: value.sum(axes, keepdim=keep, dtype=value.dtype),
+    "ReduceMax": lambda value, axes, keep: value.amax(axes, keepdim=keep),
+    "ReduceMin": lambda value, axes, keep: value.amin(axes, keepdim=keep),
+    "ReduceL1": lambda value, axes, keep: value.abs().sum(axes, keepdim=keep),
+    "ReduceL2": lambda value, axes, keep: (value * value).sum(axes, keepdim=keep).sqrt(),
+    "ReduceSumSquare": lambda value, axes, keep: (value * value).sum(axes, keepdim=keep),
+    "ReduceLogSum": lambda value, axes, keep: value.sum(axes, keepdim=keep).log(),
+    "ReduceLogSumExp": lambda value, axes, keep: torch.logsumexp(value, axes, keepdim=keep),
+    "ReduceProd": _product,
+}
+
+
+@operator(*_REDUCTIONS, fixed=(1,))
 def reduce(call: Call, value: Tensor, *_: Any) -> Tensor:
     axes = _axes(call, value)
-    return value if axes is None else _reduce(call, value, axes, keep=bool(call.get("keepdims", 1)))
+    return value if axes is None else _REDUCTIONS[call.op_type](value, axes, bool(call.get("keepdims", 1)))
 
 
 @operator("ArgMax", "ArgMin")
 def arg_extreme(call: Call, value: Tensor) -> Tensor:
-    call.require("select_last_index", 0)
     function = torch.argmax if call.op_type == "ArgMax" else torch.argmin
-    return function(value, call.get("axis", 0), keepdim=bool(call.get("keepdims", 1)))
+    axis, keep = call.get("axis", 0), bool(call.get("keepdims", 1))
+    if call.get("select_last_index", 0):
+        return value.shape[axis] - 1 - function(value.flip(axis), axis, keepdim=keep)
+    return function(value, axis, keepdim=keep)
 
 
-@operator("CumSum", since=11)
-def cumulative_sum(call: Call, value: Tensor, *_: Any) -> Tensor:
-    if call.get("exclusive", 0) or call.get("reverse", 0):
-        raise call.unsupported("exclusive or reverse")
-    return torch.cumsum(value, call.needed_ints(1)[0])
+@operator("CumSum", "CumProd", since=11, fixed=(1,))
+def cumulative(call: Call, value: Tensor, *_: Any) -> Tensor:
+    """Exclusive: shifted by one, so that each entry sees only those before it."""
+    axis = call.needed_ints(1)[0] % value.dim()
+    is_sum = call.op_type == "CumSum"
+    value = value.flip(axis) if call.get("reverse", 0) else value
+    result = (torch.cumsum if is_sum else torch.cumprod)(value, axis, dtype=value.dtype)
+    if call.get("exclusive", 0):
+        first = torch.full_like(value.narrow(axis, 0, 1), 0 if is_sum else 1)
+        result = torch.cat([first, result.narrow(axis, 0, value.shape[axis] - 1)], axis)
+    return result.flip(axis) if call.get("reverse", 0) else result
 
 
-@operator("TopK", since=10)
+@operator("TopK", since=10, fixed=(1,))
 def top_k(call: Call, value: Tensor, *_: Any) -> Any:
     return torch.topk(
         value, call.needed_ints(1)[0], call.get("axis", -1), bool(call.get("largest", 1)), sorted=True

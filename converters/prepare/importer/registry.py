@@ -5,7 +5,7 @@ same operator has several entries. `call` carries attributes and what is known o
 
 Always true
  1. What an operator needs as a number (a shape, axes, pads) comes from `Call.constant`, so that it is fixed when the
-    graph is traced.
+    graph is traced; the entry names these inputs in `fixed`.
  2. An attribute that a function does not implement raises `UnsupportedOperatorsError`, never a wrong result.
 """
 
@@ -39,7 +39,7 @@ class Call:
         return self.attributes.get(name, default)
 
     def constant(self, index: int) -> NDArray[Any] | None:
-        """Input `index` as an array, None where it is left out. Raises: UnsupportedOperatorsError if it is computed."""
+        """Input `index` as an array; None where it is left out or computed from data."""
         if index >= len(self.constants):
             return None
         return self.constants[index]
@@ -71,24 +71,35 @@ class Call:
 
 
 Function = Callable[..., Any]
-_TABLE: dict[str, list[tuple[int, Function]]] = {}
 
 
-def operator(*names: str, since: int = 1) -> Callable[[Function], Function]:
+@dataclass(frozen=True)
+class Entry:
+    """An operator from opset `since` on; `fixed` are the inputs that must be known at load time."""
+
+    since: int
+    function: Function
+    fixed: tuple[int, ...]
+
+
+_TABLE: dict[str, list[Entry]] = {}
+
+
+def operator(*names: str, since: int = 1, fixed: Sequence[int] = ()) -> Callable[[Function], Function]:
     """Enter a function for these operators, from opset `since` on."""
 
     def enter(function: Function) -> Function:
         for name in names:
-            _TABLE.setdefault(name, []).append((since, function))
-            _TABLE[name].sort(key=lambda entry: entry[0])
+            _TABLE.setdefault(name, []).append(Entry(since, function, tuple(fixed)))
+            _TABLE[name].sort(key=lambda entry: entry.since)
         return function
 
     return enter
 
 
-def lookup(name: str, opset: int) -> Function | None:
+def lookup(name: str, opset: int) -> Entry | None:
     """The newest entry that the opset admits."""
-    fitting = [function for since, function in _TABLE.get(name, []) if since <= opset]
+    fitting = [entry for entry in _TABLE.get(name, []) if entry.since <= opset]
     return fitting[-1] if fitting else None
 
 

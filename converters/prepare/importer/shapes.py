@@ -9,7 +9,7 @@ from torch import Tensor
 from converters.prepare.importer.registry import Call, operator
 
 
-@operator("Reshape")
+@operator("Reshape", fixed=(1,))
 def reshape(call: Call, value: Tensor, *_: Any) -> Tensor:
     wanted = call.needed_ints(1, "shape")
     if not call.get("allowzero", 0):
@@ -35,7 +35,7 @@ def concat(call: Call, *values: Tensor) -> Tensor:
     return torch.cat(values, call.get("axis", 1))
 
 
-@operator("Squeeze")
+@operator("Squeeze", fixed=(1,))
 def squeeze(call: Call, value: Tensor, *_: Any) -> Tensor:
     axes = call.ints(1, "axes")
     if axes is None:
@@ -44,7 +44,7 @@ def squeeze(call: Call, value: Tensor, *_: Any) -> Tensor:
     return value.reshape([size for index, size in enumerate(value.shape) if index not in dropped])
 
 
-@operator("Unsqueeze")
+@operator("Unsqueeze", fixed=(1,))
 def unsqueeze(call: Call, value: Tensor, *_: Any) -> Tensor:
     axes = call.needed_ints(1, "axes")
     rank = value.dim() + len(axes)
@@ -59,7 +59,7 @@ def slice_attributes(call: Call, value: Tensor) -> Tensor:
     return _sliced(value, starts, ends, list(call.get("axes") or range(len(starts))), [1] * len(starts))
 
 
-@operator("Slice", since=10)
+@operator("Slice", since=10, fixed=(1, 2, 3, 4))
 def slice_(call: Call, value: Tensor, *_: Any) -> Tensor:
     starts, ends = call.needed_ints(1), call.needed_ints(2)
     return _sliced(
@@ -81,7 +81,7 @@ def _sliced(value: Tensor, starts: list[int], ends: list[int], axes: list[int], 
     return value
 
 
-@operator("Split")
+@operator("Split", fixed=(1,))
 def split(call: Call, value: Tensor, *_: Any) -> Any:
     axis = call.get("axis", 0) % value.dim()
     sizes = call.ints(1, "split")
@@ -126,43 +126,45 @@ def size(_call: Call, value: Tensor) -> Tensor:
 
 @operator("Constant")
 def constant(call: Call) -> Tensor:
-    for name in ("value", "value_float", "value_int", "value_floats", "value_ints"):
+    for name in ("value", "sparse_value", "value_float", "value_int", "value_floats", "value_ints"):
         if name in call.attributes:
             value = call.attributes[name]
             kind = np.float32 if "float" in name else np.int64
-            return torch.from_numpy(np.array(value, dtype=None if name == "value" else kind))
+            return torch.from_numpy(
+                np.array(value, dtype=None if name in ("value", "sparse_value") else kind)
+            )
     raise call.unsupported(", ".join(call.attributes))
 
 
-@operator("ConstantOfShape")
+@operator("ConstantOfShape", fixed=(0,))
 def constant_of_shape(call: Call, _shape: Tensor) -> Tensor:
     fill = call.get("value")
     array = np.zeros(1, np.float32) if fill is None else np.asarray(fill)
     return torch.from_numpy(np.full(call.needed_ints(0), array.reshape(-1)[0]))
 
 
-@operator("Range")
+@operator("Range", fixed=(0, 1, 2))
 def range_(call: Call, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
     bounds = [call.constant(index) for index in range(3)]
     if any(bound is None for bound in bounds):
         raise call.unsupported("bounds computed from data")
     first, last, step = (bound.reshape(-1)[0] for bound in bounds if bound is not None)
     del start, limit, delta
-    return torch.from_numpy(np.arange(first, last, step))
+    return torch.from_numpy(np.arange(first, last, step).astype(first.dtype))
 
 
-@operator("Expand")
+@operator("Expand", fixed=(1,))
 def expand(call: Call, value: Tensor, *_: Any) -> Tensor:
     """Both shapes broadcast to one."""
     return value.expand(torch.broadcast_shapes(tuple(value.shape), tuple(call.needed_ints(1))))
 
 
-@operator("Tile", since=6)
+@operator("Tile", since=6, fixed=(1,))
 def tile(call: Call, value: Tensor, *_: Any) -> Tensor:
     return value.repeat(call.needed_ints(1))
 
 
-@operator("Pad")
+@operator("Pad", fixed=(1, 3))
 def pad(call: Call, value: Tensor, *_: Any) -> Tensor:
     pads = call.needed_ints(1, "pads")
     axes = call.ints(3)

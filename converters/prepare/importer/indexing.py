@@ -1,0 +1,107 @@
+"""Operators that select and place entries by index."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from converters.prepare.importer.registry import Call, operator
+from converters.prepare.importer.types import torch_dtype
+
+
+@operator("Trilu", since=14, fixed=(1,))
+def triangle(call: Call, value: Tensor, *_: Any) -> Tensor:
+    diagonal = (call.ints(1) or [0])[0]
+    return torch.triu(value, diagonal) if call.get("upper", 1) else torch.tril(value, diagonal)
+
+
+@operator("EyeLike", since=9)
+def eye_like(call: Call, value: Tensor) -> Tensor:
+    code = call.get("dtype")
+    array = np.eye(value.shape[0], value.shape[1], call.get("k", 0))
+    return torch.from_numpy(array).to(value.dtype if code is None else torch_dtype(call, code))
+
+
+@operator("Hardmax")
+def hardmax(call: Call, value: Tensor) -> Tensor:
+    """Before opset 13 over all axes from `axis` on, taken as one."""
+    axis = call.get("axis", -1 if call.opset >= 13 else 1) % value.dim()
+    flat = value.movedim(axis, -1) if call.opset >= 13 else value.flatten(axis)
+    places = torch.arange(flat.shape[-1])
+    chosen = (places == flat.argmax(-1, keepdim=True)).to(value.dtype)
+    return chosen.movedim(-1, axis) if call.opset >= 13 else chosen.reshape(value.shape)
+
+
+@operator("OneHot", since=9, fixed=(1,))
+def one_hot(call: Call, indices: Tensor, _depth: Tensor, values: Tensor) -> Tensor:
+    depth = call.needed_ints(1)[0]
+    axis = call.get("axis", -1) % (indices.dim() + 1)
+    positive = torch.where(indices < 0, indices + depth, indices)
+    hot = positive.unsqueeze(-1).to(torch.int64) == torch.arange(depth)
+    return torch.where(hot, values[1], values[0]).movedim(-1, axis)
+
+
+@operator("Compress", since=9, fixed=(1,))
+def compress(call: Call, value: Tensor, *_: Any) -> Tensor:
+    condition = call.constant(1)
+    assert condition is not None
+    places = torch.from_numpy(np.flatnonzero(condition))
+    axis = call.get("axis")
+    return torch.index_select(value.flatten() if axis is None else value, axis or 0, places)
+
+
+@operator("GatherND", since=11)
+def gather_nd(call: Call, value: Tensor, indices: Tensor) -> Tensor:
+    batch = call.get("batch_dims", 0)
+    depth = indices.shape[-1]
+    lead = value.shape[:batch]
+    count = int(np.prod(lead))
+    rows = value.reshape(count, *value.shape[batch:])
+    flat = _linear(indices.reshape(count, -1, depth), rows.shape[1 : 1 + depth])
+    rest = rows.shape[1 + depth :]
+    table = rows.reshape(-1, *rest)
+    offset = torch.arange(count).reshape(-1, 1) * int(np.prod(rows.shape[1 : 1 + depth]))
+    found = torch.index_select(table, 0, (flat + offset).reshape(-1))
+    return found.reshape(*indices.shape[:-1], *rest)
+
+
+@operator("ScatterElements", "Scatter", since=9)
+def scatter_elements(call: Call, value: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    axis = call.get("axis", 0) % value.dim()
+    places = torch.where(indices < 0, indices + value.shape[axis], indices).to(torch.int64)
+    kind = _REDUCE[call.get("reduction", "none")]
+    if not kind:
+        return torch.scatter(value, axis, places, updates)
+    return torch.scatter_reduce(value, axis, places, updates, kind, include_self=True)
+
+
+@operator("ScatterND", since=11)
+def scatter_nd(call: Call, value: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    depth = indices.shape[-1]
+    rest = value.shape[depth:]
+    table = value.reshape(-1, *rest)
+    places = _linear(indices, value.shape[:depth]).reshape(-1)
+    rows = updates.reshape(-1, *rest)
+    kind = _REDUCE[call.get("reduction", "none")].replace("sum", "add")
+    if kind:
+        result = (
+            torch.index_reduce(table, 0, places, rows, kind)
+            if kind != "add"
+            else torch.index_add(table, 0, places, rows)
+        )
+    else:
+        result = torch.index_copy(table, 0, places, rows)
+    return result.reshape(value.shape)
+
+
+_REDUCE = {"none": "", "add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+
+
+def _linear(indices: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Rows of coordinates as positions in the flattened array; negative ones count from the end."""
+    total = torch.zeros(indices.shape[:-1], dtype=torch.int64)
+    for axis, size in enumerate(shape):
+        part = indices[..., axis].to(torch.int64)
+        total = total * size + torch.where(part < 0, part + size, part)
+    return total
