@@ -9,7 +9,6 @@ Always true
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from converters.cache import Cache
 from converters.candidates import Candidate, Host
 from converters.emulation import verify as emulation
 from converters.judge.select import select
+from converters.outcome import Options, Outcome
 from converters.prepare.code import CodeGate
 from converters.prepare.project import Project
 from converters.quantize import recipes
@@ -29,39 +29,10 @@ from converters.report.sheet import Sheet
 from converters.result import BundleRow, ProfileResult
 from converters.workbench import Workbench
 from edgekit import evidence, profile
-from edgekit.errors import ContractMissedError
 from edgekit.profile import Profile
 
 REFUSED = "refused"
 REPORT = "report.html"
-
-
-@dataclass(frozen=True)
-class Options:
-    """`cache` None converts everything anew; `recipes` are patterns of recipe names, none meaning all."""
-
-    out: Path
-    accept_uncertain: bool = False
-    strict: bool = False
-    allow_code: bool = True
-    cache: Path | None = None
-    recipes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """`document` is what `result.json` holds; `missed` has a sentence for each profile that got no bundle."""
-
-    document: dict[str, Any]
-    profiles: tuple[ProfileResult, ...]
-    converted: int
-    missed: tuple[str, ...]
-    report: Path
-
-    def require_met(self) -> None:
-        """Raises: ContractMissedError."""
-        if self.missed:
-            raise ContractMissedError("; ".join(self.missed))
 
 
 def build(project: Project, options: Options, tell: Callable[[str], None]) -> Outcome:
@@ -70,7 +41,7 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
     Raises: UsageError, ProfileError, ProjectError, SourceError, DataError for bad input; ToolFailedError.
     """
     recipes.check_patterns(options.recipes)
-    profiles = {target: profile.load(_profile_name(project, target)) for target in project.file.targets}
+    profiles = {target: profile.load(project.profile(target)) for target in project.file.targets}
     with tempfile.TemporaryDirectory(prefix="edgekit-build-") as folder:
         bench = Workbench(
             project, CodeGate(options.allow_code, tell), Cache(options.cache), Path(folder), tell
@@ -118,11 +89,7 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
             "profiles": msgspec.to_builtins(sheets),
         }
         _replace(options.out / REPORT, page.render(sheets).encode())
-        return Outcome(document, tuple(results), bench.cache.made, tuple(missed), options.out / REPORT)
-
-
-def _profile_name(project: Project, target: str) -> str:
-    return str(project.folder / target) if target.endswith(".toml") else target
+        return Outcome(document, tuple(sheets), tuple(missed), options.out / REPORT)
 
 
 def _judge(bench: Workbench, loaded: Profile, target: str, options: Options, host: Host) -> ProfileResult:

@@ -2,21 +2,25 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from converters.build import Options, Outcome
-from converters.build import build as run_build
+from converters import kept
 from converters.cache import default_root
-from converters.candidates import Candidate
+from converters.outcome import Options, Outcome
 from converters.prepare import project as projects
 from converters.prepare.project import Project
-from converters.result import ProfileResult, status
+from converters.report.sheet import Sheet
+from edgekit import profile
 from edgekit.cli import render
 from edgekit.errors import UsageError
+from edgekit.evidence import CandidateEvidence
+
+# How a note about corrupted inputs begins (judge/accuracy.py).
+SHIFTED = "on corrupted inputs"
 
 EPILOG = """\b
 Examples:
@@ -66,6 +70,9 @@ Exit codes: 0 built, 2 usage or bad input, 3 contract not met, 4 a tool failed.
 @click.option("--no-code", is_flag=True, help="Refuse to run any Python that comes with model or data.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Cache folder (the user's cache by default).")
 @click.option("--no-cache", is_flag=True, help="Convert everything anew.")
+@click.option(
+    "--measure", is_flag=True, help="Measure again even if nothing changed since a build that was kept."
+)
 def build(
     source: str | None,
     project_file: Path | None,
@@ -78,6 +85,7 @@ def build(
     no_code: bool,
     cache: Path | None,
     no_cache: bool,
+    measure: bool,
     **flags: Any,
 ) -> None:
     """Turn a trained model into bundles, one per hardware profile.
@@ -104,7 +112,7 @@ def build(
             told = f"{time.monotonic() - began:6.1f} s  {message}"
             progress.console.print(told, style="dim", highlight=False, markup=False, soft_wrap=True)
 
-        outcome = run_build(project, options, tell)
+        outcome = _build(project, options, tell, measure=measure)
     if json_file is not None:
         render.write_text(json_file, render.as_json(outcome.document) + "\n")
     _show(outcome)
@@ -181,11 +189,30 @@ def _dims(name: str, text: str) -> list[int]:
         ) from error
 
 
+def _build(project: Project, options: Options, tell: Callable[[str], None], *, measure: bool) -> Outcome:
+    """The kept build of the same inputs, or a new one."""
+    profiles = [profile.load(project.profile(target)) for target in project.file.targets]
+    name = kept.fingerprint(project, profiles, options)
+    found = None if name is None or measure else kept.find(name, options)
+    if found is not None:
+        tell(
+            "nothing changed since the last build of this: its bundles and figures are used again (--measure)"
+        )
+        return found
+    # Loads every engine and converter.
+    from converters.build import build as run_build
+
+    outcome = run_build(project, options, tell)
+    if name is not None:
+        kept.keep(name, outcome, options)
+    return outcome
+
+
 def _show(outcome: Outcome) -> None:
-    for result in outcome.profiles:
-        how = "measured here" if result.is_measured else "latency estimated, not measured"
+    for sheet in outcome.sheets:
+        how = "measured here" if sheet.is_measured else "latency estimated, not measured"
         render.table(
-            f"{outcome.document['name']} {outcome.document['version']} for {result.profile.name} ({how})",
+            f"{sheet.name} {sheet.version} for {sheet.profile} ({how})",
             [
                 "recipe",
                 "status",
@@ -198,17 +225,16 @@ def _show(outcome: Outcome) -> None:
                 "memory",
                 "why",
             ],
-            [_row(result, item) for item in result.candidates],
+            [_row(sheet, item) for item in sheet.candidates],
             numeric=("size", "accuracy", "source", "drop (95 %)", "p50 ms", "p95 ms", "memory"),
         )
-        for note in result.notes:
-            render.note(f"  {result.profile.name}: {note}")
-        for item in result.candidates:
+        for note in sheet.notes:
+            render.note(f"  {sheet.profile}: {note}")
+        for item in sheet.candidates:
             for note in item.notes:
-                is_red = item.shift is not None and item.shift.reason == note
                 render.stderr().print(
                     f"  {item.recipe}: {note}",
-                    style="red" if is_red else "yellow",
+                    style="red" if note.startswith(SHIFTED) else "yellow",
                     markup=False,
                     soft_wrap=True,
                 )
@@ -218,20 +244,22 @@ def _show(outcome: Outcome) -> None:
     click.echo(f"report {outcome.report}")
 
 
-def _row(result: ProfileResult, item: Candidate) -> list[str]:
-    word, reason = status(result, item)
-    size = render.size(item.artifact.size_bytes) if item.artifact else ""
-    figures = item.accuracy
-    accuracy = [
-        f"{figures.candidate:.4f}" if figures else "",
-        f"{figures.source:.4f}" if figures else "",
-        f"{figures.drop:+.4f} ({figures.bound:+.4f})" if figures else "",
+def _row(sheet: Sheet, item: CandidateEvidence) -> list[str]:
+    accuracy, drop, source = item.accuracy, item.accuracy_drop, sheet.source_accuracy
+    p50, p95 = item.latency_p50_ms, item.latency_p95_ms
+    latency = ["", ""]
+    if p50 is not None and p95 is not None and p50.how == "measured":
+        latency = [f"{p50.value:.3f}", f"{p95.value:.3f}"]
+    elif p50 is not None and p50.high is not None:
+        latency = [f"{p50.value:.3f} to {p50.high:.3f}", ""]
+    return [
+        item.recipe,
+        item.status,
+        render.size(item.size_bytes) if item.size_bytes is not None else "",
+        f"{accuracy.value:.4f}" if accuracy else "",
+        f"{source.value:.4f}" if accuracy and source else "",
+        f"{drop.value:+.4f} ({drop.high:+.4f})" if drop and drop.high is not None else "",
+        *latency,
+        f"{item.memory_mb.value:.0f} MB" if item.memory_mb else "",
+        item.reason,
     ]
-    if item.latency is not None:
-        latency = [f"{item.latency.p50_ms:.3f}", f"{item.latency.p95_ms:.3f}"]
-    elif item.estimate is not None:
-        latency = [f"{item.estimate.low_ms:.3f} to {item.estimate.high_ms:.3f}", ""]
-    else:
-        latency = ["", ""]
-    memory = f"{item.memory_mb:.0f} MB" if item.memory_mb is not None else ""
-    return [item.recipe, word, size, *accuracy, *latency, memory, reason]

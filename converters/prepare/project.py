@@ -97,6 +97,10 @@ class Project(msgspec.Struct, frozen=True):
     def postprocess(self) -> tuple[Step, ...]:
         return tuple(self._step(step, "postprocess") for step in self.file.postprocess)
 
+    def profile(self, target: str) -> str:
+        """The name or the file of a target's profile."""
+        return str(self.folder / target) if target.endswith(".toml") else target
+
     def contract(self, target: str, budgets: Budgets) -> Contract:
         """The limits of one target: its own, then the project's, then the profile's default budgets."""
         own, general = self.file.targets[target], self.file.contract

@@ -298,6 +298,14 @@ def _labels(frame: Frame, shown: Sequence[Point], sheet: Sheet, *, are_names_sho
     fixed = _fixed_labels(frame, sheet)
     taken = [box for *_, box in fixed]
     taken += [_around(frame.x(point.latency), frame.y(point.accuracy), _CLEAR, _CLEAR) for point in shown]
+    # Nor on a line: whiskers, and the source's accuracy across the whole plot.
+    taken += [
+        Box(frame.x(point.low), frame.y(point.accuracy) - 1, frame.x(point.high), frame.y(point.accuracy) + 1)
+        for point in shown
+    ]
+    if sheet.source_accuracy is not None:
+        y = frame.y(sheet.source_accuracy.value)
+        taken.append(Box(frame.area.left, y - 1, frame.area.right, y + 1))
     parts: list[Markup] = [_text(css, x, y, text) for css, text, x, y, _ in fixed]
     order = sorted(shown, key=lambda point: (point.candidate.recipe != sheet.picked, point.latency))
     for point in order:

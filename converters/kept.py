@@ -1,0 +1,199 @@
+"""Whole builds, kept: the second build of the same input copies what the first one made and says so.
+
+Always true
+ 1. A kept build is used only if nothing that decides it has changed: the model's and the data's bytes, the project,
+    the profiles, the options, EdgeKit's own code, the versions of all tools, and the machine that measured.
+ 2. Figures from a kept build carry a note with the time at which they were measured.
+ 3. A build that runs the user's code is never kept: what such code reads cannot be seen from here.
+ 4. Only builds that met their contract are kept; an entry is whole or absent.
+
+Loads no engine and no converter: that is most of what a second build would take.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import converters
+import edgekit
+from converters.cache import key
+from converters.emulation import machine, setup
+from converters.outcome import Options, Outcome
+from converters.prepare import code
+from converters.prepare.project import Project
+from converters.report import page
+from converters.report.sheet import Sheet
+from edgekit import detect, evidence
+from edgekit.profile import Profile
+
+FOLDER = "builds"
+ENTRY = "build.json"
+REPORT = "report.html"
+# Sources that are data, not programs.
+_PASSIVE = frozenset({".onnx", ".tflite", ".xml"})
+_TOOLS = (
+    "ai-edge-litert", "ai-edge-quantizer", "ethos-u-vela", "litert-torch", "nncf", "numpy", "onnx", "onnxruntime",
+    "onnxslim", "openvino", "optuna", "torch",
+)  # fmt: skip
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """`document` with paths relative to the output folder; `files` lie beside this entry under the same names."""
+
+    built: str
+    document: dict[str, Any]
+    files: tuple[str, ...]
+
+
+def fingerprint(project: Project, profiles: Sequence[Profile], options: Options) -> str | None:
+    """The key of everything that decides a build; None where that cannot be told without running it."""
+    if options.cache is None:
+        return None
+    files = _inputs(project)
+    if files is None:
+        return None
+    asked = {name: value for name, value in asdict(options).items() if name not in ("out", "cache")}
+    return key(
+        {
+            "project": msgspec.to_builtins(project.file),
+            "inputs": {name: _hashed(paths) for name, paths in files.items()},
+            "profiles": msgspec.to_builtins(list(profiles)),
+            "options": asked,
+            "code": _hashed(_own_code()),
+            "tools": {name: _version(name) for name in _TOOLS},
+            "python": platform.python_version(),
+            "host": [
+                detect.cpu_name(),
+                *detect.isa(),
+                platform.machine(),
+                str(len(os.sched_getaffinity(0))),
+            ],
+            "emulator": _hashed([path for path in (setup.home() / machine.META,) if path.is_file()]),
+        }
+    )
+
+
+def find(name: str, options: Options) -> Outcome | None:
+    """The kept build of that name, written into `options.out`; None if there is none."""
+    assert options.cache is not None
+    folder = options.cache / FOLDER / name
+    if not (folder / ENTRY).is_file():
+        return None
+    entry = msgspec.json.decode((folder / ENTRY).read_bytes(), type=Entry)
+    note = f"nothing changed since the build of {entry.built}: its bundles and figures are used again"
+    for file in entry.files:
+        data = (folder / file).read_bytes()
+        if file.endswith(".evidence.json"):
+            told = evidence.decode(data)
+            predicate = msgspec.structs.replace(told.predicate, notes=(*told.predicate.notes, note))
+            data = evidence.encode(msgspec.structs.replace(told, predicate=predicate))
+        _replace(options.out / file, data)
+    sheets = tuple(
+        msgspec.structs.replace(sheet, notes=(*sheet.notes, note))
+        for sheet in msgspec.convert(entry.document["profiles"], tuple[Sheet, ...])
+    )
+    document = {
+        **entry.document,
+        "bundles": [
+            {**row, "path": str(options.out / row["path"]), "notes": [*row["notes"], note]}
+            for row in entry.document["bundles"]
+        ],
+        "profiles": msgspec.to_builtins(sheets),
+    }
+    _replace(options.out / REPORT, page.render(sheets).encode())
+    return Outcome(document, sheets, (), options.out / REPORT)
+
+
+def keep(name: str, outcome: Outcome, options: Options) -> None:
+    """Keep a build that met its contract."""
+    assert options.cache is not None
+    if outcome.missed:
+        return
+    files = [Path(row["path"]).relative_to(options.out) for row in outcome.document["bundles"]]
+    files += [evidence.beside(path) for path in files]
+    rows = [
+        {**row, "path": str(Path(row["path"]).relative_to(options.out))}
+        for row in outcome.document["bundles"]
+    ]
+    entry = Entry(
+        built=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        document={**outcome.document, "bundles": rows},
+        files=tuple(map(str, files)),
+    )
+    root = options.cache / FOLDER
+    root.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".part-", dir=root))
+    try:
+        for path in files:
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(options.out / path, partial / path)
+        (partial / ENTRY).write_bytes(msgspec.json.encode(entry))
+        shutil.rmtree(root / name, ignore_errors=True)  # a build that was asked to measure again
+        partial.rename(root / name)
+    except OSError:
+        # Another build kept the same inputs at the same time; one of the two is enough.
+        if not (root / name).is_dir():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _inputs(project: Project) -> dict[str, list[Path]] | None:
+    """Every file that the project reads, by what it is; None if it runs code or reads what is not named here."""
+    model = project.folder / project.model.source
+    texts = [value for value in msgspec.to_builtins(project.file.data).values() if isinstance(value, str)]
+    if any(map(code.is_reference, texts)) or model.suffix.lower() not in _PASSIVE or not model.is_file():
+        return None
+    if model.suffix.lower() == ".onnx" and b"location" in model.read_bytes():
+        return None  # weights in other files, whose names stand inside
+    found = {"source": [model, *(path for path in (model.with_suffix(".bin"),) if path.is_file())]}
+    for text in filter(None, texts):
+        path = project.folder / text
+        if path.is_dir():
+            found[text] = sorted(path.glob("*.npz"))
+        elif path.is_file():
+            found[text] = [path]
+    return found
+
+
+def _own_code() -> Iterator[Path]:
+    """A change of EdgeKit itself may change what it builds, whatever its version says."""
+    for package in (converters, edgekit):
+        root = Path(str(package.__file__)).parent
+        yield from sorted(path for path in root.rglob("*.py"))
+
+
+def _hashed(paths: Iterator[Path] | Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,35 @@
+"""What a build is asked, and what it answers; light enough to load before any engine or converter."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converters.report.sheet import Sheet
+from edgekit.errors import ContractMissedError
+
+
+@dataclass(frozen=True)
+class Options:
+    """`cache` None converts everything anew; `recipes` are patterns of recipe names, none meaning all."""
+
+    out: Path
+    accept_uncertain: bool = False
+    strict: bool = False
+    allow_code: bool = True
+    cache: Path | None = None
+    recipes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`document` is what `result.json` holds; `missed` has a sentence for each profile that got no bundle."""
+
+    document: dict[str, Any]
+    sheets: tuple[Sheet, ...]
+    missed: tuple[str, ...]
+    report: Path
+
+    def require_met(self) -> None:
+        """Raises: ContractMissedError."""
+        if self.missed:
+            raise ContractMissedError("; ".join(self.missed))
