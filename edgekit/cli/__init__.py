@@ -14,6 +14,8 @@ from edgekit.errors import EdgeKitError
 # Command → where its click object lives, and the line that `--help` shows without importing it.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "build": ("converters.cli:build", "Turn a trained model into bundles, one per hardware profile."),
+    "report": ("converters.report.cli:report", "Draw report.html from evidence files."),
+    "cache": ("converters.cache_cli:cache", "Show or clear what builds keep."),
     "inspect": ("edgekit.cli.bundles:inspect", "Show what is in a bundle."),
     "verify": ("edgekit.cli.bundles:verify", "Run a bundle's self-test on this machine."),
     "emulator": ("converters.emulation.cli:emulator", "Set up, show and remove the ARM emulator."),

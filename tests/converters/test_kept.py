@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from edgekit import evidence
+from edgekit.cli import cli
+from edgekit.errors import UsageError
 
 AGAIN = "nothing changed since the build of"
 
@@ -123,3 +126,37 @@ def test_two_folders_two_processes_and_another_hash_seed_give_the_same_bytes(dig
         found.append(digests(json.loads((folder / "r.json").read_text())))
     assert len(found[0]) > 1
     assert found[0] == found[1]
+
+
+def test_the_cache_tells_what_it_holds_and_clears_only_its_own(first, kept_cache, tmp_path):
+    mine = tmp_path / "cache"
+    shutil.copytree(kept_cache, mine)
+    (mine / "notes.txt").write_text("keep me")
+    told = CliRunner().invoke(cli, ["cache", "status", "--cache", str(mine), "--json"])
+    found = json.loads(told.output)
+    assert found["artifacts"] > 0
+    assert found["builds"] > 0
+    assert found["build_bytes"] > 0
+    assert CliRunner().invoke(cli, ["cache", "clear", "--cache", str(mine)]).exit_code == 0
+    assert (
+        json.loads(CliRunner().invoke(cli, ["cache", "status", "--cache", str(mine), "--json"]).output)[
+            "builds"
+        ]
+        == 0
+    )
+    assert (mine / "notes.txt").read_text() == "keep me"
+
+
+def test_the_report_can_be_drawn_again_from_evidence_or_the_result(first, tmp_path):
+    files = [evidence.beside(Path(row["path"])) for row in first["bundles"] if not row["alternate"]]
+    page = tmp_path / "again.html"
+    done = CliRunner().invoke(cli, ["report", *map(str, files), "--out", str(page)])
+    assert done.exit_code == 0, done.output
+    for row in first["bundles"]:
+        assert row["recipe"] in page.read_text()
+        assert f'id="{row["profile"]}"' in page.read_text()
+    result = Path(first["bundles"][0]["path"]).parent / "r.json"
+    assert CliRunner().invoke(cli, ["report", str(result), "--out", str(page)]).exit_code == 0
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(UsageError, match="neither evidence nor"):
+        CliRunner().invoke(cli, ["report", str(tmp_path / "other.json")], catch_exceptions=False)
