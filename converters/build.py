@@ -8,17 +8,18 @@ Always true
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from converters import bundling, candidates, result
+from converters import bundling, candidates, lock, result
 from converters.cache import Cache
 from converters.candidates import Candidate, Host
 from converters.emulation import verify as emulation
 from converters.judge.select import select
+from converters.lock import LockedBundle, LockedTarget
 from converters.outcome import Options, Outcome
 from converters.prepare.code import CodeGate
 from converters.prepare.project import Project
@@ -29,6 +30,7 @@ from converters.report.sheet import Sheet
 from converters.result import BundleRow, ProfileResult
 from converters.workbench import Workbench
 from edgekit import evidence, profile
+from edgekit.errors import LockError
 from edgekit.profile import Profile
 
 REFUSED = "refused"
@@ -53,8 +55,11 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
         bundles: list[dict[str, Any]] = []
         missed: list[str] = []
         sheets: list[Sheet] = []
+        written: dict[str, LockedTarget] = {}
+        known = {target: _locked(bench, loaded, target, options) for target, loaded in profiles.items()}
         for target, loaded in profiles.items():
-            outcome = _judge(bench, loaded, target, options, host)
+            locked = known[target]
+            outcome = _judge(bench, loaded, target, options, host, locked=locked)
             results.append(outcome)
             if outcome.picked is None:
                 missed.append(_refuse(outcome, options))
@@ -66,6 +71,13 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
                 for recipe in (outcome.picked, *outcome.alternates)
             ]
             bundles.extend(shipped)
+            written[loaded.name] = _to_lock(bench, loaded, target, outcome, shipped)
+            if locked is not None:
+                differ = lock.differences(locked, written[loaded.name].bundles)
+                for difference in differ:
+                    tell(f"{loaded.name}: {difference}")
+                if options.lock == "require":
+                    missed.extend(f"{loaded.name}: {difference}" for difference in differ)
             missed.extend(
                 f"{loaded.name}: the self-test of {row['recipe']} fails under emulation (--strict)"
                 for row in shipped
@@ -88,14 +100,89 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
             "missed": missed,
             "profiles": msgspec.to_builtins(sheets),
         }
+        if options.lock == "write" and not missed:
+            _replace(lock.beside(project, options.out), lock.encode(written))
         _replace(options.out / REPORT, page.render(sheets).encode())
         return Outcome(document, tuple(sheets), tuple(missed), options.out / REPORT)
 
 
-def _judge(bench: Workbench, loaded: Profile, target: str, options: Options, host: Host) -> ProfileResult:
+def _locked(bench: Workbench, loaded: Profile, target: str, options: Options) -> LockedTarget | None:
+    """What the lock has for a target, if it is about these inputs and tools.
+
+    Raises: LockError where one is required and there is none that fits.
+    """
+    if options.lock == "write":
+        return None
+    path = lock.beside(bench.project, options.out)
+    found = lock.read(path)
+    locked = found.targets.get(loaded.name) if found is not None else None
+    if locked is None:
+        if options.lock == "require":
+            raise LockError(f"{path}: has nothing for {loaded.name}; write it with edgekit build --lock")
+        return None
+    changed = lock.changes(
+        locked,
+        _inputs(bench, loaded, target),
+        _tools(bench, lock.plans(locked, _plans(bench, loaded, options))),
+    )
+    if not changed:
+        return locked
+    told = f"{path}: not up to date for {loaded.name}: {', '.join(changed)} changed"
+    if options.lock == "require":
+        raise LockError(f"{told}; write it anew with edgekit build --lock")
+    bench.tell(f"{told}; everything is tried")
+    return None
+
+
+def _to_lock(
+    bench: Workbench,
+    loaded: Profile,
+    target: str,
+    outcome: ProfileResult,
+    shipped: Sequence[Mapping[str, Any]],
+) -> LockedTarget:
+    items = [outcome.candidate(str(row["recipe"])) for row in shipped]
+    return LockedTarget(
+        inputs=_inputs(bench, loaded, target),
+        tools=_tools(bench, [item.plan for item in items]),
+        bundles=tuple(
+            LockedBundle(item.recipe, str(row["digest"]), item.plan.tuning)
+            for item, row in zip(items, shipped, strict=True)
+        ),
+    )
+
+
+def _inputs(bench: Workbench, loaded: Profile, target: str) -> dict[str, str]:
+    contract = bench.project.contract(target, loaded.budgets)
+    return lock.inputs(
+        bench.project,
+        loaded,
+        contract,
+        source_sha256=bench.source.sha256,
+        calibration=bench.calibration_fingerprint,
+        evaluation=bench.evaluation,
+    )
+
+
+def _tools(bench: Workbench, plans: Sequence[Plan]) -> dict[str, str]:
+    return {name: version for plan in plans for name, version in bench.tools(plan).items()}
+
+
+def _judge(
+    bench: Workbench,
+    loaded: Profile,
+    target: str,
+    options: Options,
+    host: Host,
+    *,
+    locked: LockedTarget | None,
+) -> ProfileResult:
     bench.tell(f"{loaded.name}: {loaded.title}")
     contract = bench.project.contract(target, loaded.budgets)
-    tried, ratios = candidates.judged(bench, loaded, contract, _plans(bench, loaded, options), host)
+    plans = _plans(bench, loaded, options)
+    if locked is not None:
+        plans = lock.plans(locked, plans)
+    tried, ratios = candidates.judged(bench, loaded, contract, plans, host)
     chosen = select(
         [candidates.contender(bench, item, loaded) for item in tried if item.stands],
         contract,
@@ -112,7 +199,7 @@ def _judge(bench: Workbench, loaded: Profile, target: str, options: Options, hos
         picked=chosen.picked or None,
         alternates=chosen.alternates,
         is_measured=host.matches(loaded),
-        notes=_notes(bench, loaded, chosen.budgets, host),
+        notes=(*_notes(bench, loaded, chosen.budgets, host), *((lock.NOTE,) if locked else ())),
     )
 
 
@@ -131,7 +218,7 @@ def _sheet(bench: Workbench, outcome: ProfileResult, host: Host, missed: str) ->
         bench.metric,
         name=bench.project.model.name,
         version=bench.project.model.version,
-        tools={name: version for plan in plans for name, version in bench.tools(plan).items()},
+        tools=_tools(bench, plans),
         source_parity=bench.source_parity,
         source_sha256=bench.source.sha256,
         missed=missed,

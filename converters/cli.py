@@ -63,6 +63,10 @@ Exit codes: 0 built, 2 usage or bad input, 3 contract not met, 4 a tool failed.
 @click.option(
     "--recipe", "recipes", multiple=True, metavar="PATTERN", help="Try only these, e.g. 'litert/*'."
 )
+@click.option(
+    "--lock", "write_lock", is_flag=True, help="Try everything and write the choice to edgekit.lock."
+)
+@click.option("--locked", is_flag=True, help="Build what edgekit.lock says, or fail if anything changed.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("dist"), show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write result.json here.")
 @click.option("--accept-uncertain", is_flag=True, help="Ship where too few samples could show the accuracy.")
@@ -86,6 +90,8 @@ def build(
     cache: Path | None,
     no_cache: bool,
     measure: bool,
+    write_lock: bool,
+    locked: bool,
     **flags: Any,
 ) -> None:
     """Turn a trained model into bundles, one per hardware profile.
@@ -93,6 +99,8 @@ def build(
     SOURCE is an ONNX file, TorchScript (.pt), a torch.export program (.pt2) or file.py:factory. Without it, or with
     --project, edgekit.toml says what to build and flags replace what it says.
     """
+    if write_lock and locked:
+        raise UsageError("--lock writes edgekit.lock and --locked keeps to it; give one of the two")
     project = _project(source, project_file, flags)
     options = Options(
         out=out,
@@ -101,6 +109,7 @@ def build(
         allow_code=not no_code,
         cache=None if no_cache else cache or default_root(),
         recipes=recipes,
+        lock="write" if write_lock else "require" if locked else "use",
     )
     with render.progress() as progress:
         task = progress.add_task("reading the project", total=None)

@@ -26,6 +26,7 @@ import msgspec
 
 import converters
 import edgekit
+from converters import lock
 from converters.cache import key
 from converters.emulation import machine, setup
 from converters.outcome import Options, Outcome
@@ -57,8 +58,9 @@ class Entry(msgspec.Struct, frozen=True):
 
 def fingerprint(project: Project, profiles: Sequence[Profile], options: Options) -> str | None:
     """The key of everything that decides a build; None where that cannot be told without running it."""
-    if options.cache is None:
+    if options.cache is None or options.lock != "use":
         return None
+    file = lock.beside(project, options.out)
     files = _inputs(project)
     if files is None:
         return None
@@ -69,6 +71,7 @@ def fingerprint(project: Project, profiles: Sequence[Profile], options: Options)
             "inputs": {name: _hashed(paths) for name, paths in files.items()},
             "profiles": msgspec.to_builtins(list(profiles)),
             "options": asked,
+            "lock": _hashed([file] if file.is_file() else []),
             "code": _hashed(_own_code()),
             "tools": {name: _version(name) for name in _TOOLS},
             "python": platform.python_version(),

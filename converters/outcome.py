@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from converters.report.sheet import Sheet
 from edgekit.errors import ContractMissedError
@@ -10,7 +10,10 @@ from edgekit.errors import ContractMissedError
 
 @dataclass(frozen=True)
 class Options:
-    """`cache` None converts everything anew; `recipes` are patterns of recipe names, none meaning all."""
+    """`cache` None converts everything anew; `recipes` are patterns of recipe names, none meaning all.
+
+    `lock`: `use` one that is up to date, `write` a new one after trying everything, `require` one that is up to date.
+    """
 
     out: Path
     accept_uncertain: bool = False
@@ -18,6 +21,7 @@ class Options:
     allow_code: bool = True
     cache: Path | None = None
     recipes: tuple[str, ...] = ()
+    lock: Literal["use", "write", "require"] = "use"
 
 
 @dataclass(frozen=True)

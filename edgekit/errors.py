@@ -96,6 +96,12 @@ class ContractMissedError(EdgeKitError):
     exit_code = 3
 
 
+class LockError(EdgeKitError):
+    """`edgekit.lock` is missing, cannot be read, or is about other inputs or tools than these."""
+
+    code = "lock"
+
+
 class ToolFailedError(EdgeKitError):
     """A converter, quantizer or system program failed in a way that the user did not cause."""
 
