@@ -9,6 +9,7 @@ from onnx.reference import ReferenceEvaluator
 
 from converters.prepare import importer
 from converters.prepare.importer import UnsupportedOperatorsError
+from edgekit.errors import SourceError
 
 RANDOM = np.random.default_rng(0)
 
@@ -199,7 +200,7 @@ def test_a_constant_condition_chooses_its_branch(condition, tmp_path):
 
 def test_all_unknown_operators_are_listed_at_once(tmp_path):
     nodes = [
-        helper.make_node("Det", ["x"], ["a"]),
+        helper.make_node("NonZero", ["x"], ["a"]),
         helper.make_node("Mystery", ["a"], ["b"], domain="com.example"),
         helper.make_node("Relu", ["b"], ["y"]),
     ]
@@ -210,16 +211,59 @@ def test_all_unknown_operators_are_listed_at_once(tmp_path):
         [helper.make_empty_tensor_value_info("y")],
     )
     (tmp_path / "m.onnx").write_bytes(helper.make_model(graph).SerializeToString())
-    with pytest.raises(UnsupportedOperatorsError, match=r"Det \(1\), com.example.Mystery \(1\)"):
+    with pytest.raises(UnsupportedOperatorsError, match=r"NonZero \(1\), com.example.Mystery \(1\)"):
         importer.load(tmp_path / "m.onnx")
 
 
 def test_an_attribute_that_is_not_implemented_is_refused_not_ignored(tmp_path):
-    attributes = {"mode": "cubic", "coordinate_transformation_mode": "half_pixel"}
-    constants = [np.float32([]), np.float32([1, 1, 2, 2])]
-    model, _ = build("Resize", 17, [data(1, 2, 3, 4)], constants, attributes)
+    inputs = [data(1, 2, 4, 4), np.float32([[0, 0, 3, 3]]), ints(0)]
+    model, _ = build("RoiAlign", 17, inputs, [], {"mode": "max", "sampling_ratio": 2})
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(UnsupportedOperatorsError, match="cubic"):
+    with pytest.raises(UnsupportedOperatorsError, match="max"):
+        importer.load(tmp_path / "m.onnx")
+
+
+def test_a_branch_that_data_chooses_is_selected_from_both(tmp_path):
+    def branch(op_type):
+        return helper.make_graph(
+            [helper.make_node(op_type, ["x"], ["r"])], op_type, [], [helper.make_empty_tensor_value_info("r")]
+        )
+
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch("Relu"), else_branch=branch("Neg"))
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node], "g", [value("c", TensorProto.BOOL, []), value("x", 1, [2, 3])],
+        [helper.make_empty_tensor_value_info("y")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    x = data(2, 3)
+    for condition in (True, False):
+        (ours,) = run(model, {"c": np.array(condition), "x": x}, tmp_path / "m.onnx")
+        np.testing.assert_allclose(ours, np.maximum(x, 0) if condition else -x)
+
+
+def test_an_input_and_a_constant_may_be_outputs(tmp_path):
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "g", [value("x", 1, [3])],
+        [value("y", 1, [3]), value("x", 1, [3]), value("c", 1, [2])],
+        [numpy_helper.from_array(np.float32([1, 2]), "c")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    x = data(3)
+    outputs = run(model, {"x": x}, tmp_path / "m.onnx")
+    for ours, wanted in zip(outputs, [np.maximum(x, 0), x, np.float32([1, 2])], strict=True):
+        np.testing.assert_array_equal(ours, wanted)
+
+
+def test_open_dimensions_are_all_listed(tmp_path):
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["a", "b"], ["y"])], "g", [value("a", 1, ["N", 3]), value("b", 1, [1, None])],
+        [helper.make_empty_tensor_value_info("y")],
+    )  # fmt: skip
+    (tmp_path / "m.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    with pytest.raises(SourceError, match=r"a \[N, 3\], b \[1, \?\]"):
         importer.load(tmp_path / "m.onnx")
 
 

@@ -11,21 +11,43 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 # Each module enters its operators in the table when it is imported.
-from converters.prepare.importer import elementwise, indexing, layers, reductions, shapes
+from converters.prepare.importer import (
+    convolution,
+    elementwise,
+    indexing,
+    linear,
+    normalization,
+    pooling,
+    quantization,
+    recurrent,
+    reductions,
+    resize,
+    sampling,
+    shapes,
+    signal,
+)
 from converters.prepare.importer.graph import OnnxModule, from_model, load
 from converters.prepare.importer.registry import UnsupportedOperatorsError, known
 
 __all__ = [
     "OnnxModule",
     "UnsupportedOperatorsError",
+    "convolution",
     "elementwise",
     "from_model",
     "indexing",
     "known",
-    "layers",
+    "linear",
     "load",
+    "normalization",
+    "pooling",
+    "quantization",
+    "recurrent",
     "reductions",
+    "resize",
+    "sampling",
     "shapes",
+    "signal",
     "traced",
 ]
 

@@ -175,7 +175,10 @@ def elu(call: Call, value: Tensor) -> Tensor:
 
 
 @operator("PRelu")
-def prelu(_call: Call, value: Tensor, slope: Tensor) -> Tensor:
+def prelu(call: Call, value: Tensor, slope: Tensor) -> Tensor:
+    """Before opset 7 the slopes are one for each channel."""
+    if call.opset < 7 and slope.dim() == 1:
+        slope = slope.reshape([1, -1, *[1] * (value.dim() - 2)])
     return torch.where(value < 0, value * slope, value)
 
 
@@ -216,6 +219,11 @@ def softmax_flattened(call: Call, value: Tensor) -> Tensor:
 @operator("Cast")
 def cast(call: Call, value: Tensor) -> Tensor:
     return value.to(torch_dtype(call, call.get("to")))
+
+
+@operator("BitCast", since=26)
+def bit_cast(call: Call, value: Tensor) -> Tensor:
+    return value.view(torch_dtype(call, call.get("to")))
 
 
 @operator("CastLike", since=15)

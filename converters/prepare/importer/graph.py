@@ -19,7 +19,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from converters.prepare.importer.functions import expanded
+from converters.prepare.importer.functions import body, defaults, has_body, inlined, with_attributes
 from converters.prepare.importer.registry import Call, UnsupportedOperatorsError, lookup
 from converters.prepare.importer.types import widened
 from edgekit.errors import SourceError
@@ -129,7 +129,7 @@ class Builder:
         for node in graph.node:
             keys = self._node(node, scope)
             scope.update((name, key) for name, key in zip(node.output, keys, strict=False) if name)
-        return [scope[value.name] for value in graph.output]
+        return [scope.get(value.name, "") for value in graph.output]
 
     def _node(self, node: onnx.NodeProto, scope: dict[str, str]) -> list[str]:
         # They hold graphs, which need this builder: control.py imports it.
@@ -142,6 +142,8 @@ class Builder:
         constants = tuple(self.values[key].numpy() if key in self.fixed else None for key in inputs)
         call = Call(node.op_type, attributes, constants, len(node.output), self.opset)
         entry = lookup(node.op_type, self.opset)
+        if entry is None and has_body(node.domain, node.op_type, self.opset):
+            return self._function(node, inputs)
         if entry is None:
             return [self.add_constant(tensor) for tensor in _by_reference(node, self, inputs)]
         for index in entry.fixed:
@@ -155,6 +157,25 @@ class Builder:
             of_shape=node.op_type in _OF_SHAPE,
         )
 
+    def _function(self, node: onnx.NodeProto, inputs: Sequence[str]) -> list[str]:
+        """An operator by the body that ONNX gives it."""
+        types = [_type(self.values[key]) if key else onnx.TypeProto() for key in inputs]
+        function = body(node, self.opset, types)
+        known = defaults(node, self.opset)
+        names = dict(zip(function.input, [*inputs, *[""] * len(function.input)], strict=False))
+        outer = self.opset
+        self.opset = next(
+            (entry.version for entry in function.opset_import if entry.domain in ("", "ai.onnx")), outer
+        )
+        graph = onnx.GraphProto(
+            node=[with_attributes(part, known) for part in function.node],
+            output=[onnx.helper.make_empty_tensor_value_info(name) for name in function.output],
+        )
+        try:
+            return self.graph(graph, names, ())
+        finally:
+            self.opset = outer
+
 
 def load(path: Path) -> OnnxModule:
     """Read a model in canonical form (fixed shapes). Raises: as `from_model`."""
@@ -167,7 +188,7 @@ def from_model(model: onnx.ModelProto) -> OnnxModule:
     Raises: UnsupportedOperatorsError that lists every operator the importer lacks, SourceError that lists every
     dimension that is open.
     """
-    model = expanded(model)
+    model = inlined(model)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
@@ -201,6 +222,11 @@ def _check_closed(inputs: Sequence[onnx.ValueInfoProto]) -> None:
         raise SourceError(
             f"open dimensions: {', '.join(open_ones)}; give each a size under [inputs.NAME] shape or with --shape"
         )
+
+
+def _type(tensor: Any) -> onnx.TypeProto:
+    kind = onnx.helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
+    return onnx.helper.make_tensor_type_proto(kind, list(tensor.shape))
 
 
 def _zeros(value: onnx.ValueInfoProto) -> Any:

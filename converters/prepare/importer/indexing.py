@@ -95,6 +95,33 @@ def scatter_nd(call: Call, value: Tensor, indices: Tensor, updates: Tensor) -> T
     return result.reshape(value.shape)
 
 
+@operator("ReverseSequence", since=10)
+def reverse_sequence(call: Call, value: Tensor, lengths: Tensor) -> Tensor:
+    time, batch = call.get("time_axis", 0), call.get("batch_axis", 1)
+    rows = value.movedim((batch, time), (0, 1))
+    places = torch.arange(rows.shape[1]).reshape(1, -1)
+    ends = lengths.reshape(-1, 1)
+    places = torch.where(places < ends, ends - 1 - places, places)
+    places = places.reshape(*rows.shape[:2], *[1] * (rows.dim() - 2)).expand(rows.shape)
+    return torch.gather(rows, 1, places).movedim((0, 1), (batch, time))
+
+
+@operator("TensorScatter", since=24)
+def tensor_scatter(call: Call, past: Tensor, update: Tensor, starts: Tensor | None = None) -> Tensor:
+    """A cache with new rows written from each batch entry's start on, past its end from the front (`circular`)."""
+    axis = call.get("axis", -2) % past.dim()
+    size, count = past.shape[axis], update.shape[axis]
+    begin = torch.zeros(past.shape[0], dtype=torch.int64) if starts is None else starts
+    offset = torch.arange(size).reshape(1, -1) - begin.reshape(-1, 1)
+    if call.get("mode", "linear") == "circular":
+        offset = torch.remainder(offset, size)
+    shape = [size if index == axis else past.shape[0] if index == 0 else 1 for index in range(past.dim())]
+    offset = offset.reshape(shape)
+    full = [size if index == axis else length for index, length in enumerate(update.shape)]
+    rows = torch.gather(update, axis, torch.clamp(offset, 0, count - 1).expand(full))
+    return torch.where((offset >= 0) & (offset < count), rows, past)
+
+
 _REDUCE = {"none": "", "add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 

@@ -23,11 +23,28 @@ def _product(value: Tensor, axes: list[int], keep: bool) -> Tensor:
     return value
 
 
+def _extreme(
+    value: Tensor, axes: list[int], keep: bool, function: Callable[..., Tensor], limit: str
+) -> Tensor:
+    """Of nothing: the limit of the type, infinite where it has infinity."""
+    if value.numel():
+        return function(value, axes, keepdim=keep)
+    shape = [1 if axis in axes else size for axis, size in enumerate(value.shape)]
+    if not keep:
+        shape = [size for axis, size in enumerate(value.shape) if axis not in axes]
+    number = float("-inf" if limit == "min" else "inf")
+    if value.dtype == torch.bool:
+        number = limit == "max"
+    elif not value.is_floating_point():
+        number = getattr(torch.iinfo(value.dtype), limit)
+    return torch.full(shape, number, dtype=value.dtype)
+
+
 _REDUCTIONS: Mapping[str, Callable[[Tensor, list[int], bool], Tensor]] = {
     "ReduceMean": lambda value, axes, keep: value.mean(axes, keepdim=keep),
     "ReduceSum": lambda value, axes, keep: value.sum(axes, keepdim=keep, dtype=value.dtype),
-    "ReduceMax": lambda value, axes, keep: value.amax(axes, keepdim=keep),
-    "ReduceMin": lambda value, axes, keep: value.amin(axes, keepdim=keep),
+    "ReduceMax": lambda value, axes, keep: _extreme(value, axes, keep, torch.amax, "min"),
+    "ReduceMin": lambda value, axes, keep: _extreme(value, axes, keep, torch.amin, "max"),
     "ReduceL1": lambda value, axes, keep: value.abs().sum(axes, keepdim=keep),
     "ReduceL2": lambda value, axes, keep: (value * value).sum(axes, keepdim=keep).sqrt(),
     "ReduceSumSquare": lambda value, axes, keep: (value * value).sum(axes, keepdim=keep),

@@ -165,7 +165,7 @@ def tile(call: Call, value: Tensor, *_: Any) -> Tensor:
 
 
 @operator("Pad", fixed=(1, 3))
-def pad(call: Call, value: Tensor, *_: Any) -> Tensor:
+def pad(call: Call, value: Tensor, *rest: Any) -> Tensor:
     pads = call.needed_ints(1, "pads")
     axes = call.ints(3)
     axes = list(range(value.dim())) if axes is None else [axis % value.dim() for axis in axes]
@@ -173,6 +173,8 @@ def pad(call: Call, value: Tensor, *_: Any) -> Tensor:
     mode = call.get("mode", "constant")
     if mode == "constant":
         fill = call.constant(2)
+        if fill is None and len(rest) > 1 and rest[1] is not None:
+            return _padded_with(value, rest[1], axes, before, after)
         number = call.get("value", 0.0) if fill is None else fill.reshape(-1)[0].item()
         widths = [0] * (2 * value.dim())
         for axis, left, right in zip(axes, before, after, strict=True):
@@ -187,6 +189,34 @@ def pad(call: Call, value: Tensor, *_: Any) -> Tensor:
             kept = range(max(0, -left), value.shape[axis] - max(0, -right))
             mirrored = np.pad(np.asarray(kept), (max(0, left), max(0, right)), mode=mode)
             value = torch.index_select(value, axis, torch.from_numpy(mirrored))
+    return value
+
+
+def _padded_with(value: Tensor, fill: Tensor, axes: list[int], before: list[int], after: list[int]) -> Tensor:
+    """With a number that is data."""
+    for axis, left, right in zip(axes, before, after, strict=True):
+        first, last = max(0, -left), value.shape[axis] - max(0, -right)
+        parts = [value.narrow(axis, first, last - first)]
+        for width, place in ((left, 0), (right, 2)):
+            if width > 0:
+                shape = [width if index == axis else size for index, size in enumerate(value.shape)]
+                parts.insert(place, fill.reshape([1] * value.dim()).expand(shape))
+        value = torch.cat(parts, axis)
+    return value
+
+
+@operator("CenterCropPad", since=18, fixed=(1,))
+def center_crop_pad(call: Call, value: Tensor, *_: Any) -> Tensor:
+    """Each axis cut or filled with zeros on both sides, the odd one behind when filling, before when cutting."""
+    for axis, wanted in zip(call.get("axes") or range(value.dim()), call.needed_ints(1), strict=True):
+        have = value.shape[axis]
+        if wanted < have:
+            value = value.narrow(axis, (have - wanted) // 2, wanted)
+        elif wanted > have:
+            widths = [0] * (2 * value.dim())
+            place = 2 * (value.dim() - 1 - axis % value.dim())
+            widths[place], widths[place + 1] = (wanted - have) // 2, wanted - have - (wanted - have) // 2
+            value = torch.nn.functional.pad(value, widths)
     return value
 
 
@@ -205,6 +235,5 @@ def depth_to_space(call: Call, value: Tensor) -> Tensor:
 def space_to_depth(call: Call, value: Tensor) -> Tensor:
     block, (batch, channels, height, width) = call.get("blocksize"), value.shape
     parts = value.reshape(batch, channels, height // block, block, width // block, block)
-    return parts.permute(0, 3, 5, 1, 2, 4).reshape(
-        batch, channels * block**2, height // block, width // block
-    )
+    order = (0, 1, 3, 5, 2, 4) if call.get("mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)
+    return parts.permute(*order).reshape(batch, channels * block**2, height // block, width // block)

@@ -13,6 +13,10 @@ from converters.prepare.importer.registry import Call
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 
 
+# They take the types as they are.
+_AS_THEY_ARE = {"Cast", "BitCast", "Shape", "Size", "QuantizeLinear", "DequantizeLinear"}
+
+
 def torch_dtype(call: Call, code: int) -> Any:
     """The torch type of an ONNX type code. Raises: UnsupportedOperatorsError."""
     try:
@@ -26,7 +30,7 @@ def widened(call: Call, function: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(called: Call, *inputs: Any) -> Any:
         narrow = [value is not None and value.dtype in _WIDER for value in inputs]
-        if not any(narrow) or called.op_type in ("Cast", "BitCast", "Shape", "Size"):
+        if not any(narrow) or called.op_type in _AS_THEY_ARE:
             return function(called, *inputs)
         wide = [
             value.to(_WIDER[value.dtype]) if is_narrow else value
