@@ -1,7 +1,8 @@
 """LiteRT (ai-edge-litert), or tflite-runtime where that is what the device has: the two share one interpreter API.
 
 Options: `delegate`, `xnnpack` (default) or `none` for the plain kernels. Integer inputs and outputs of a fully quantized model are converted with the scale and zero point that
-the model itself carries, so the public tensors stay float32.
+the model itself carries, so the public tensors stay float32. litert-torch narrows 64-bit tensors to 32 bits, inputs and
+outputs too: the public types stay, a number that does not fit is refused.
 Source: "LiteRT 8-bit quantization specification": real = (q - zero_point) * scale.
 """
 
@@ -30,12 +31,18 @@ _RESOLVERS = {
     "none": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
 }
 
+_NARROWED = {
+    (np.dtype(np.int64), np.dtype(np.int32)),
+    (np.dtype(np.float64), np.dtype(np.float32)),
+}
+
 
 class LiteRtModel:
     def __init__(self, interpreter: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         self._interpreter = interpreter
         self._inputs = _match(interpreter.get_input_details(), inputs)
         self._outputs = _match(interpreter.get_output_details(), outputs)
+        self._public = {spec.name: np.dtype(spec.dtype) for spec in outputs}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         try:
@@ -43,7 +50,9 @@ class LiteRtModel:
                 self._interpreter.set_tensor(detail["index"], _quantized(inputs[name], detail))
             self._interpreter.invoke()
             return {
-                name: _dequantized(self._interpreter.get_tensor(detail["index"]), detail)
+                name: _widened(
+                    _dequantized(self._interpreter.get_tensor(detail["index"]), detail), self._public[name]
+                )
                 for name, detail in self._outputs.items()
             }
         except (RuntimeError, ValueError) as error:
@@ -64,11 +73,27 @@ def _match(details: list[dict[str, Any]], specs: Sequence[TensorSpec]) -> dict[s
 def _quantized(array: Array, detail: dict[str, Any]) -> Array:
     wanted = detail["dtype"]
     scale, zero_point = detail["quantization"]
-    if array.dtype == wanted or not scale:
+    if array.dtype == wanted:
         return array
+    if not scale:
+        return _narrowed(array, np.dtype(wanted))
     info = np.iinfo(wanted)
     quantized: Array = np.clip(np.rint(array / scale) + zero_point, info.min, info.max).astype(wanted)
     return quantized
+
+
+def _narrowed(array: Array, wanted: np.dtype[Any]) -> Array:
+    """64-bit numbers in 32 bits; others as they are. Raises: EngineError if one does not fit."""
+    if (array.dtype, wanted) not in _NARROWED:
+        return array
+    narrow: Array = array.astype(wanted)
+    if array.dtype == np.int64 and not np.array_equal(narrow, array):
+        raise EngineError("litert: the model holds 64-bit integers as 32-bit ones, and an input does not fit")
+    return narrow
+
+
+def _widened(array: Array, public: np.dtype[Any]) -> Array:
+    return array.astype(public) if (public, array.dtype) in _NARROWED else array
 
 
 def _dequantized(array: Array, detail: dict[str, Any]) -> Array:

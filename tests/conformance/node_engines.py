@@ -9,9 +9,8 @@ from node_cases import Case, bound, compare
 
 from converters.prepare import importer
 from converters.prepare.quiet import first_line, quietly
-
-# Nothing is left to compile where all of an operator is known at load time.
-FOLDED = "folds into a constant"
+from edgekit.engines.litert import LiteRtModel
+from edgekit.manifest import TensorSpec
 
 
 def torch_case(case: Case) -> str:
@@ -58,13 +57,28 @@ def _run_litert(module: Any, feeds: Sequence[Any]) -> list[Any]:
 
     zeros = tuple(torch.from_numpy(np.zeros_like(array)) for array in feeds)
     if not module.sees_data:
+        # All is known at load time: nothing is left to compile.
         return _arrays(module(*zeros))
     traced = importer.traced(module, zeros)
     content = quietly(lambda: litert_torch.convert(traced, zeros).model_content())
     interpreter = Interpreter(model_content=content, num_threads=1)
-    runner = interpreter.get_signature_runner("serving_default")
-    results = runner(**{f"args_{index}": np.ascontiguousarray(array) for index, array in enumerate(feeds)})
-    return [results[f"output_{index}"] for index in range(len(results))]
+    interpreter.allocate_tensors()
+    wanted = module(*zeros)
+    outputs = list(wanted) if isinstance(wanted, tuple) else [wanted]
+    model = LiteRtModel(
+        interpreter,
+        [_spec(f"serving_default_args_{index}", array) for index, array in enumerate(feeds)],
+        [
+            _spec(f"serving_default_output_{index}_output", value.numpy())
+            for index, value in enumerate(outputs)
+        ],
+    )
+    results = model.run({f"serving_default_args_{index}": array for index, array in enumerate(feeds)})
+    return list(results.values())
+
+
+def _spec(name: str, array: Any) -> TensorSpec:
+    return TensorSpec(name, array.dtype.name, tuple(array.shape), name)
 
 
 def _arrays(result: Any) -> list[Any]:
