@@ -10,7 +10,7 @@ from converters.candidates import Candidate, Host
 from converters.judge.metrics import Metric
 from converters.judge.select import Decision
 from converters.report.sheet import Sheet
-from edgekit.evidence import BuildEvidence, CandidateEvidence, Compiled, Figure, Outcome, Where
+from edgekit.evidence import BuildEvidence, CandidateEvidence, Compiled, Figure, LayerEvidence, Outcome, Where
 from edgekit.manifest import Contract
 from edgekit.profile import Profile
 
@@ -202,6 +202,9 @@ def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> C
         latency_p95_ms=p95,
         memory_mb=_memory(item, host),
         notes=item.notes,
+        layers=tuple(
+            LayerEvidence(layer.name, layer.op_type, layer.snr_db) for layer in getattr(item, "layers", ())
+        ),
         compiled=_compiled(item),
     )
 
