@@ -121,13 +121,24 @@ def _by_torch(call: Call, value: Tensor, axes: Sequence[_Axis]) -> Tensor | None
 def _nearest(call: Call, value: Tensor, axes: Sequence[_Axis]) -> Tensor:
     chosen = {axis.axis: _nearest_places(call, axis) for axis in axes}
     factors = {axis: _repeats(places, value.shape[axis]) for axis, places in chosen.items()}
-    if value.dim() == 4 and set(factors) == {2, 3} and all(factors.values()) and value.is_floating_point():
-        return functional.interpolate(
-            value, scale_factor=[float(factors[2]), float(factors[3])], mode="nearest"
-        )
+    if value.dim() == 4 and set(factors) <= {2, 3} and all(factors.values()):
+        return _repeated(value, factors.get(2, 1), factors.get(3, 1))
     for axis, places in chosen.items():
         value = torch.index_select(value, axis, torch.from_numpy(places))
     return value
+
+
+def _repeated(value: Tensor, rows: int, columns: int) -> Tensor:
+    """Each entry `rows` by `columns` times.
+
+    Spelled with channels last and as concatenations: litert-torch 0.10 makes a GATHER_ND of `interpolate`, which
+    XNNPACK does not take, and four transpositions around an `expand`; this stays one delegated graph.
+    """
+    batch, channels, height, width = value.shape
+    last = value.permute(0, 2, 3, 1).reshape(batch, height, 1, width, channels)
+    wide = torch.cat([last] * rows, 2).reshape(batch, height * rows, width, 1, channels)
+    full = torch.cat([wide] * columns, 3).reshape(batch, height * rows, width * columns, channels)
+    return full.permute(0, 3, 1, 2)
 
 
 def _nearest_places(call: Call, axis: _Axis) -> NDArray[np.int64]:
