@@ -1,16 +1,19 @@
-"""The benchmark's peers, each by its tool's documented defaults: a float ONNX model and calibration feeds in, a
-runnable model with its size and build time, or the reason of its failure, out.
+"""The benchmark's peers, each by its tool's documented defaults: a float model and calibration feeds in, a runnable
+file with its size and build time, or the reason of its failure, out.
 
 Nothing is tuned for the model: no excluded layers, no preset, no other opset. That is what a person gets who follows
-the tool's own page.
+the tool's own page. Each conversion runs in a process of its own, so that a crash or a hang costs that peer only.
 
-    python bench/converters/peers.py MODEL.onnx CALIBRATION.npz    (arrays by input name, samples along the first axis)
+    python bench/converters/peers.py PEER MODEL CALIBRATION.npz FOLDER    (arrays by input name, samples first)
 """
 
+import json
 import os
+import signal
+import subprocess
 import sys
-import tempfile
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,24 +23,26 @@ import numpy as np
 
 Feed = Mapping[str, np.ndarray]
 Run = Callable[[Feed], dict[str, np.ndarray]]
+TOLD = "told.json"
+TIMEOUT_S = 900
 
 
 @dataclass(frozen=True)
 class Peer:
-    """What a tool made; without `run`, `failure` says why. `build_s` counts conversion, not loading the tool."""
+    """What a tool made; without `path`, `failure` says why. `build_s` counts conversion, not loading the tool."""
 
     name: str
-    run: Run | None = None
+    path: Path | None = None
     size_bytes: int = 0
     build_s: float = 0.0
     failure: str = ""
 
 
-def onnxruntime_float(model: Path, _: Sequence[Feed], __: Path) -> tuple[Path, Run]:
-    return model, _session(model)
+def onnxruntime_float(model: Path, _: Sequence[Feed], __: Path) -> Path:
+    return model
 
 
-def onnxruntime_static(model: Path, feeds: Sequence[Feed], folder: Path) -> tuple[Path, Run]:
+def onnxruntime_static(model: Path, feeds: Sequence[Feed], folder: Path) -> Path:
     """`quant_pre_process`, then `quantize_static` with a data reader, as ONNX Runtime's page has it."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -52,78 +57,184 @@ def onnxruntime_static(model: Path, feeds: Sequence[Feed], folder: Path) -> tupl
     quant_pre_process(str(model), str(folder / "prepared.onnx"))
     target = folder / "static.onnx"
     quantize_static(str(folder / "prepared.onnx"), str(target), Reader())
-    return target, _session(target)
+    return target
 
 
-def openvino_default(model: Path, _: Sequence[Feed], folder: Path) -> tuple[Path, Run]:
+def openvino_default(model: Path, _: Sequence[Feed], folder: Path) -> Path:
     """No precision hint: bf16 where the CPU has it."""
     import openvino as ov
 
-    return _saved(ov.Core().read_model(model), folder / "default.xml")
+    ov.save_model(ov.Core().read_model(model), folder / "default.xml")
+    return folder / "default.xml"
 
 
-def openvino_nncf(model: Path, feeds: Sequence[Feed], folder: Path) -> tuple[Path, Run]:
+def openvino_nncf(model: Path, feeds: Sequence[Feed], folder: Path) -> Path:
     """`nncf.quantize` with a dataset and nothing else."""
     os.environ.setdefault("NNCF_CI", "1")
     import nncf
     import openvino as ov
 
-    return _saved(nncf.quantize(ov.Core().read_model(model), nncf.Dataset(list(feeds))), folder / "int8.xml")
+    made = nncf.quantize(ov.Core().read_model(model), nncf.Dataset(list(feeds)))
+    ov.save_model(made, folder / "int8.xml")
+    return folder / "int8.xml"
 
 
-PEERS: Mapping[str, Callable[[Path, Sequence[Feed], Path], tuple[Path, Run]]] = {
-    "onnxruntime float": onnxruntime_float,
-    "onnxruntime static int8": onnxruntime_static,
-    "openvino default": openvino_default,
-    "openvino nncf int8": openvino_nncf,
+def litert_float(model: Path, feeds: Sequence[Feed], folder: Path) -> Path:
+    """litert-torch of the torch program, which for an ONNX file is what onnx2torch makes of it."""
+    import litert_torch
+    import torch
+
+    target = folder / "float.tflite"
+    arguments = tuple(torch.from_numpy(np.array(array)) for array in feeds[0].values())
+    if model.with_suffix(".pt2").is_file():
+        module = torch.export.load(str(model.with_suffix(".pt2"))).module()
+    else:
+        module = _onnx2torch(model)
+    litert_torch.convert(module, arguments).export(str(target))
+    return target
+
+
+def litert_static(model: Path, feeds: Sequence[Feed], folder: Path) -> Path:
+    """ai-edge-quantizer's `static_wi8_ai8` with its own calibration, of what `litert_float` gives."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    source, target = litert_float(model, feeds, folder), folder / "static.tflite"
+    tool = quantizer.Quantizer(str(source))
+    tool.load_quantization_recipe(recipe.static_wi8_ai8())
+    named = [{f"args_{index}": array for index, array in enumerate(feed.values())} for feed in feeds]
+    ranges = tool.calibrate({"serving_default": named})
+    target.write_bytes(bytes(tool.quantize(ranges).quantized_model))
+    return target
+
+
+def _onnx2torch(model: Path) -> Any:
+    # onnx2torch 1.5.15 imports torchvision for NonMaxSuppression and RoiAlign, which none of these models has; there
+    # is no CPU build of it for this torch.
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        fake = types.ModuleType("torchvision")
+        ops = types.ModuleType("torchvision.ops")
+        vars(ops)["roi_align"] = vars(fake)["ops"] = ops
+        sys.modules.update({"torchvision": fake, "torchvision.ops": ops})
+    import onnx2torch
+
+    return onnx2torch.convert(str(model)).eval()
+
+
+@dataclass(frozen=True)
+class Tool:
+    """`float_of` is the peer that counts where this one loses too much accuracy."""
+
+    convert: Callable[[Path, Sequence[Feed], Path], Path]
+    float_of: str = ""
+
+
+PEERS: Mapping[str, Tool] = {
+    "onnxruntime float": Tool(onnxruntime_float),
+    "onnxruntime static int8": Tool(onnxruntime_static, "onnxruntime float"),
+    "openvino default": Tool(openvino_default),
+    "openvino nncf int8": Tool(openvino_nncf, "openvino default"),
+    "litert-torch float": Tool(litert_float),
+    "litert-torch aeq int8": Tool(litert_static, "litert-torch float"),
 }
 
 
-def build(name: str, model: Path, feeds: Sequence[Feed], folder: Path) -> Peer:
-    """One peer; whatever its tool raises is its failure. A first run shows that the result works."""
+def build(name: str, model: Path, calibration: Path, folder: Path) -> Peer:
+    """Convert in a child, which also shows by a first run that the result works."""
     folder.mkdir(parents=True)
+    words = [sys.executable, __file__, name, str(model), str(calibration), str(folder)]
     began = time.perf_counter()
     try:
-        made, run = PEERS[name](model, feeds, folder)
-        build_s = time.perf_counter() - began
-        run(feeds[0])
-    except Exception as error:  # noqa: BLE001  # tools raise anything, and their failures are what is counted
-        took = time.perf_counter() - began
-        return Peer(name, build_s=took, failure=f"{type(error).__name__}: {str(error).strip()[:200]}")
-    files = [made, made.with_suffix(".bin")]
-    return Peer(name, run, sum(file.stat().st_size for file in files if file.is_file()), build_s)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return Peer(name, build_s=TIMEOUT_S, failure=f"did not end within {TIMEOUT_S} s")
+    took = time.perf_counter() - began
+    if done.returncode:
+        how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit {done.returncode}"
+        return Peer(name, build_s=took, failure=f"its process died: {how} {done.stderr.strip()[-150:]}")
+    told = json.loads((folder / TOLD).read_text())
+    if told["failure"]:
+        return Peer(name, build_s=told["build_s"], failure=told["failure"])
+    made = Path(told["path"])
+    files = [made, made.with_suffix(".bin")] if made.suffix == ".xml" else [made]
+    return Peer(name, made, sum(file.stat().st_size for file in files), told["build_s"])
 
 
-def _session(path: Path) -> Run:
+def load(path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int | None = None) -> Run:
+    """A peer's file in its engine with default options; names are the source's."""
+    return _LOADERS[path.suffix](path, inputs, outputs, threads)
+
+
+def _onnx(path: Path, _: Sequence[str], outputs: Sequence[str], threads: int | None) -> Run:
     import onnxruntime as ort
 
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda feed: dict(zip(outputs, session.run(list(outputs), dict(feed)), strict=True))
 
 
-def _saved(model: Any, target: Path) -> tuple[Path, Run]:
+def _xml(path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int | None) -> Run:
     import openvino as ov
 
-    ov.save_model(model, target)
-    compiled = ov.Core().compile_model(target, "CPU")
+    compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": threads} if threads else {})
+    ports = {name: compiled.output(name) for name in outputs}
 
     def run(feed: Feed) -> dict[str, np.ndarray]:
-        results = compiled(dict(feed))
-        return {port.get_any_name(): np.array(results[port]) for port in compiled.outputs}
+        results = compiled({name: feed[name] for name in inputs})
+        return {name: np.array(results[port]) for name, port in ports.items()}
 
-    return target, run
+    return run
+
+
+def _tflite(path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int | None) -> Run:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    runner = interpreter.get_signature_runner()
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        made = runner(**{f"args_{index}": feed[name] for index, name in enumerate(inputs)})
+        return {name: made[f"output_{index}"] for index, name in enumerate(outputs)}
+
+    return run
+
+
+_LOADERS: Mapping[str, Callable[[Path, Sequence[str], Sequence[str], int | None], Run]] = {
+    ".onnx": _onnx,
+    ".xml": _xml,
+    ".tflite": _tflite,
+}
+
+
+def _outputs(model: Path) -> list[str]:
+    import onnx
+
+    return [value.name for value in onnx.load(str(model), load_external_data=False).graph.output]
 
 
 def main(arguments: Sequence[str]) -> None:
-    model, data = Path(arguments[0]), np.load(arguments[1], allow_pickle=False)
-    count = len(data[data.files[0]])
-    feeds = [{name: data[name][index] for name in data.files} for index in range(count)]
-    with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
-        for name in PEERS:
-            peer = build(name, model, feeds, Path(folder) / name.replace(" ", "-"))
-            told = peer.failure or f"{peer.size_bytes} bytes"
-            print(f"{name:26} built in {peer.build_s:6.2f} s  {told}")
+    """The child: one peer; whatever its tool raises is its failure."""
+    name, (model, calibration, folder) = arguments[0], map(Path, arguments[1:])
+    data = np.load(calibration, allow_pickle=False)
+    arrays = {key: data[key] for key in data.files}
+    feeds = [
+        {key: array[index] for key, array in arrays.items()} for index in range(len(data[data.files[0]]))
+    ]
+    path, failure, began = "", "", time.perf_counter()
+    try:
+        made = PEERS[name].convert(model, feeds, folder)
+        took = time.perf_counter() - began
+        load(made, list(feeds[0]), _outputs(model))(feeds[0])
+        path = str(made)
+    except Exception as error:  # noqa: BLE001  # tools raise anything, and their failures are what is counted
+        took = time.perf_counter() - began
+        failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    (folder / TOLD).write_text(json.dumps({"path": path, "build_s": took, "failure": failure}))
 
 
 if __name__ == "__main__":

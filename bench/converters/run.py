@@ -1,0 +1,299 @@
+"""What `edgekit build` ships, against each peer by its documented defaults, on real models of this machine.
+
+For each model: our bundle (a real `edgekit build` for the detected profile, loaded by EdgeKit's own engine) and each
+peer's file get the same held-out data, the same metric, the same threads and interleaved timing. A peer that loses
+more accuracy than the contract allows counts with its own float model. A ratio is our time over theirs: "never
+slower" means that its 95 % interval includes or lies below 1.
+
+    python bench/converters/run.py [--quick] [--only MODEL] [--json FILE] [--cache DIR]
+"""
+
+import argparse
+import dataclasses
+import importlib
+import importlib.util
+import itertools
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+from peers import PEERS, Peer, Run
+from rich.console import Console
+from rich.table import Table
+
+from converters.cache import Cache
+from converters.judge import measure
+from converters.prepare import project as projects
+from converters.prepare.code import CodeGate
+from converters.workbench import Workbench
+from edgekit import bundle
+from edgekit.engines import LoadedBundle
+from edgekit.selftest import iter_samples
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests/e2e/real_data"
+CALIBRATION = 96
+OURS = "edgekit"
+DEFAULT_DROP = 0.01
+
+
+@dataclass(frozen=True)
+class Case:
+    """A project file, and the package that carries the model's file (the project's own source without one)."""
+
+    project: Path
+    package: str = ""
+    inside: str = ""
+
+
+CASES: Mapping[str, Case] = {
+    "digits": Case(ROOT / "examples/digits/edgekit.toml"),
+    "orientation": Case(DATA / "orientation.toml", "rapidocr", "models/ch_ppocr_mobile_v2.0_cls_mobile.onnx"),
+    "speech": Case(DATA / "speech.toml", "silero_vad", "data/silero_vad_openvino_16k.onnx"),
+    "pages": Case(DATA / "pages.toml", "rapidocr", "models/PP-OCRv6_det_small.onnx"),
+    "lines": Case(DATA / "lines.toml", "rapidocr", "models/PP-OCRv6_rec_small.onnx"),
+}
+QUICK = ("digits", "orientation", "speech")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tool on one model. `counts_as` names the tool whose file stands in, or is empty for its own."""
+
+    tool: str
+    accuracy: float = math.nan
+    drop: float = math.nan
+    p50_ms: float = math.nan
+    size_bytes: int = 0
+    build_s: float = 0.0
+    ratio: tuple[float, float, float] | None = None
+    counts_as: str = ""
+    failure: str = ""
+    note: str = ""
+
+
+def weights(case: Case) -> Path | None:
+    """The model's file, without importing its package. Raises: SystemExit if it is not installed."""
+    if not case.package:
+        return None
+    spec = importlib.util.find_spec(case.package)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"{case.package} is not installed; it carries the model of {case.project.stem}")
+    return Path(spec.submodule_search_locations[0]) / case.inside
+
+
+def edgekit(*words: object) -> tuple[int, float, str]:
+    """Exit code, seconds, and the last lines of `python -m edgekit ...`."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "edgekit", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    return done.returncode, time.perf_counter() - began, (done.stderr.strip() or done.stdout.strip())[-600:]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Two builds of the same input, the second from the cache; without `path`, `failure` says why."""
+
+    first_s: float
+    second_s: float = math.nan
+    path: Path = Path()
+    size_bytes: int = 0
+    recipe: str = ""
+    failure: str = ""
+
+
+def build_ours(case: Case, source: Path | None, profile: Path, folder: Path, cache: Path) -> Ours:
+    words = ["build", *([source] if source else []), "--project", case.project, "--target", profile]
+    words += ["--out", folder / "dist", "--json", folder / "result.json", "--cache", cache]
+    code, first_s, told = edgekit(*words)
+    if code:
+        return Ours(first_s, failure=f"exit {code}: {told}")
+    code, second_s, told = edgekit(*words)
+    if code:
+        return Ours(first_s, second_s, failure=f"the cached build: exit {code}: {told}")
+    bundles = json.loads((folder / "result.json").read_text())["bundles"]
+    shipped = next(entry for entry in bundles if not entry["alternate"])
+    return Ours(first_s, second_s, Path(shipped["path"]), shipped["size_bytes"], shipped["recipe"])
+
+
+def compare(name: str, profile: Path, folder: Path, cache: Path) -> dict[str, Any]:
+    """Every tool on one model."""
+    case = CASES[name]
+    source = weights(case)
+    if name == "lines" and source:
+        sys.path.insert(0, str(DATA))
+        lines = importlib.import_module("lines")
+        lines.write_alphabet(source, lines.ALPHABET)
+    ours = build_ours(case, source, profile, folder, cache)
+    over: dict[str, Any] = {"targets": {str(profile): {}}}
+    if source:
+        over["model"] = {"source": str(source)}
+    gate = CodeGate(True, lambda _: None)  # as the build has it
+    bench = Workbench(projects.load(case.project, over), gate, Cache(cache), folder, lambda _: None)
+    runs: dict[str, Run] = {}
+    rows: dict[str, Row] = {}
+    threads = 0
+    if ours.failure:
+        rows[OURS] = Row(OURS, build_s=ours.first_s, failure=ours.failure)
+    else:
+        found = bundle.read(ours.path)
+        found.extract(folder / "bundle")
+        runs[OURS] = LoadedBundle(found.manifest, folder / "bundle").run
+        threads = found.manifest.engine.threads
+        rows[OURS] = Row(OURS, size_bytes=ours.size_bytes, build_s=ours.first_s, note=ours.recipe)
+    inputs, outputs = ([spec.name for spec in specs] for specs in (bench.source.inputs, bench.source.outputs))
+    for peer in built(bench, folder):
+        rows[peer.name] = Row(
+            peer.name, size_bytes=peer.size_bytes, build_s=peer.build_s, failure=peer.failure
+        )
+        if peer.path is not None:
+            runs[peer.name] = peers.load(peer.path, inputs, outputs, threads or None)
+    source_score = scored(bench, bench.source.reference.run)
+    limit = bench.project.file.contract.max_accuracy_drop or DEFAULT_DROP
+    latencies = measure.interleaved(runs, bench.feeds)
+    scores = {tool: scored(bench, run) for tool, run in runs.items()}
+    for tool in runs:
+        drop = bench.metric.drop(source_score, scores[tool])
+        rows[tool] = dataclasses.replace(
+            rows[tool], accuracy=scores[tool], drop=drop, p50_ms=latencies[tool].p50_ms
+        )
+    for tool in PEERS:
+        stands = _stands_for(tool, rows, limit)
+        if OURS in latencies and stands in latencies:
+            found_ratio = measure.ratio(latencies[OURS], latencies[stands])
+            told = (found_ratio.low, found_ratio.median, found_ratio.high)
+            rows[tool] = dataclasses.replace(
+                rows[tool], ratio=told, counts_as=stands if stands != tool else ""
+            )
+    return {
+        "model": name,
+        "metric": bench.metric.name,
+        "source": source_score,
+        "limit": limit,
+        "samples": len(bench.judged),
+        "threads": threads,
+        "second_build_s": ours.second_s,
+        "rows": [dataclasses.asdict(rows[tool]) for tool in (OURS, *PEERS)],
+    }
+
+
+def built(bench: Workbench, folder: Path) -> list[Peer]:
+    """All peers' files, from the model as its author gave it (what torch exports, where it is a torch program)."""
+    calibrate = bench.prepared.calibration
+    assert calibrate is not None
+    feeds = list(itertools.islice(calibrate(), CALIBRATION))
+    np.savez(folder / "calibration.npz", **{key: np.stack([feed[key] for feed in feeds]) for key in feeds[0]})
+    model = bench.source.onnx_path
+    if model is None:
+        import torch
+
+        model = folder / "source.onnx"
+        shutil.copyfile(bench.prepared.canonical.path, model)
+        arguments = tuple(torch.from_numpy(np.array(array)) for array in feeds[0].values())
+        torch.export.save(torch.export.export(bench.source.module, arguments), model.with_suffix(".pt2"))
+    return [
+        peers.build(name, model, folder / "calibration.npz", folder / name.replace(" ", "-"))
+        for name in PEERS
+    ]
+
+
+def scored(bench: Workbench, run: Run) -> float:
+    """The metric on the judged half, which neither calibration nor the build's search has seen."""
+    source, parts = bench.source, []
+    for outputs, _ in iter_samples(run, source.inputs, source.state, bench.project.preprocess, bench.judged):
+        digest = bench.metric.digest({key: np.array(value)[None] for key, value in outputs.items()})
+        parts.append({key: np.array(value[0]) for key, value in digest.items()})
+    stacked = {key: np.stack([part[key] for part in parts]) for key in parts[0]}
+    return bench.metric.of_digest(stacked, bench.labels)
+
+
+def _stands_for(tool: str, rows: Mapping[str, Row], limit: float) -> str:
+    """Its own name, or its float model's where it loses too much or nothing came of it."""
+    row = rows[tool]
+    kept = not row.failure and not row.drop > limit
+    return tool if kept else PEERS[tool].float_of
+
+
+def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Speed over the best single peer: the one that, over all models that it could do, leaves us least ahead."""
+    speeds: dict[str, list[float]] = {tool: [] for tool in PEERS}
+    failures = dict.fromkeys((OURS, *PEERS), 0)
+    slower: list[str] = []
+    for result in results:
+        for row in result["rows"]:
+            failures[row["tool"]] += bool(row["failure"])
+            if row["ratio"]:
+                speeds[row["tool"]].append(1 / row["ratio"][1])
+                if row["ratio"][0] > 1:
+                    slower.append(f"{result['model']}: {row['tool']} ({row['ratio'][1]:.2f})")
+    means = {tool: math.exp(sum(map(math.log, each)) / len(each)) for tool, each in speeds.items() if each}
+    # A tool that gave nothing runnable for a model is not the best over all models.
+    most = max(map(len, speeds.values()), default=0)
+    whole = {tool: mean for tool, mean in means.items() if len(speeds[tool]) == most}
+    best = min(whole, key=lambda tool: whole[tool], default="")
+    return {"best_single": best, "speed_over_best_single": means.get(best), "speed_over": means, "slower_than": slower,
+            "failures": failures, "second_build_s": {item["model"]: item["second_build_s"] for item in results}}  # fmt: skip
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    table = Table(
+        title=f"{result['model']}: {result['metric']}, source {result['source']:.4f}, limit {result['limit']:g},"
+        f" {result['samples']} samples, {result['threads'] or 'all'} threads,"
+        f" second build {result['second_build_s']:.1f} s"
+    )
+    for column in ("tool", "accuracy", "drop", "p50 ms", "ours / theirs", "MB", "build s", "remark"):
+        table.add_column(column, justify="left" if column in ("tool", "remark") else "right")
+    for row in result["rows"]:
+        remark = (
+            row["failure"] or row["note"] or (f"counts as {row['counts_as']}" if row["counts_as"] else "")
+        )
+        low, middle, high = row["ratio"] or (math.nan,) * 3
+        figures = [f"{row[key]:.4f}" for key in ("accuracy", "drop")] + [f"{row['p50_ms']:.3f}"]
+        told = f"{middle:.2f} ({low:.2f} to {high:.2f})" if row["ratio"] else ""
+        size = f"{row['size_bytes'] / 1e6:.2f}"
+        table.add_row(row["tool"], *figures, told, size, f"{row['build_s']:.1f}", remark[:160])
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--only", choices=CASES, action="append", help="this model; repeatable")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--cache", type=Path, help="cache folder (a fresh one by default)")
+    chosen = parser.parse_args()
+    console = Console(width=200)
+    with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as text:
+        folder = Path(text)
+        profile = folder / "here.toml"
+        code, _, told = edgekit("profiles", "detect", "--out", profile)
+        if code:
+            raise SystemExit(f"edgekit profiles detect failed: {told}")
+        results = []
+        for name in chosen.only or (QUICK if chosen.quick else tuple(CASES)):
+            (folder / name).mkdir()
+            results.append(compare(name, profile, folder / name, chosen.cache or folder / "cache"))
+            show(results[-1], console)
+            if chosen.json:
+                document = {"models": results, "summary": summary(results)}
+                chosen.json.write_text(json.dumps(document, indent=2))
+    console.print_json(json.dumps(summary(results)))
+
+
+if __name__ == "__main__":
+    main()
