@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from converters import golden
-from converters.backends import Artifact
+from converters.backends import Artifact, Unsupported
+from converters.backends.shapes import open_inside
 from converters.judge import accuracy, fit, measure, metrics, roofline
 from converters.judge.accuracy import Accuracy, Judgement, Shift
 from converters.judge.child import Job, Seen, run_job
@@ -94,7 +95,7 @@ def judged(
     tried = _best_of_family(bench, tried, host)
     tried = [_scored(bench, contract, item) if item.stands else item for item in tried]
     standing = [item for item in tried if item.stands]
-    if not host.matches(profile):
+    if not standing or not host.matches(profile):
         return [replace(item, estimate=_estimated(bench, profile, item)) for item in tried], {}
     latencies = _timed(bench, standing, host)
     tried = [
@@ -191,6 +192,8 @@ def _made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
         )
     try:
         artifact = bench.artifact(plan)
+        if plan.static_shapes_only:
+            _refuse_open_shapes(artifact)
         bench.tell(f"evaluating {plan.name}")
         evaluated = bench.evaluate(artifact, plan, host.threads(plan))
     except EdgeKitError as error:
@@ -203,6 +206,15 @@ def _made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
     return replace(
         blank, artifact=artifact, evaluated=evaluated, parity=parity, notes=(*blank.notes, *artifact.notes)
     )
+
+
+def _refuse_open_shapes(artifact: Artifact) -> None:
+    """Raises: Unsupported."""
+    found = open_inside(artifact.folder / artifact.runs_here)
+    if found:
+        raise Unsupported(
+            f"the profile takes static shapes only, and {len(found)} inside depend on the data: {', '.join(found[:5])}"
+        )
 
 
 def _best_of_family(bench: Workbench, tried: Sequence[Candidate], host: Host) -> list[Candidate]:

@@ -118,6 +118,8 @@ class Plan:
     tuning: Tuning = PLAIN
     # Why it cannot be made; empty if it can.
     obstacle: str = ""
+    # Whether a model with data-dependent shapes inside is refused.
+    static_shapes_only: bool = False
 
     @property
     def is_accelerated(self) -> bool:
@@ -204,7 +206,16 @@ def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
         notes.append(
             "judged on OpenVINO's CPU device: there is no NPU here, and no blob was compiled for one"
         )
-    return Plan(recipe, constraints, versions, options, judged, threads_for(profile), tuple(notes))
+    return Plan(
+        recipe,
+        constraints,
+        versions,
+        options,
+        judged,
+        threads_for(profile),
+        tuple(notes),
+        static_shapes_only=quantization.static_shapes_only,
+    )
 
 
 def _vela(profile: Profile) -> VelaConfig | None:
