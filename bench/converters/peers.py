@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -233,7 +234,9 @@ def main(arguments: Sequence[str]) -> None:
         path = str(made)
     except Exception as error:  # noqa: BLE001  # tools raise anything, and their failures are what is counted
         took = time.perf_counter() - began
-        failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        # An assertion says nothing by itself, so the place is told with it.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        failure = f"{type(error).__name__} in {place.name}: {' '.join(str(error).split())[:300]}"
     (folder / TOLD).write_text(json.dumps({"path": path, "build_s": took, "failure": failure}))
 
 
