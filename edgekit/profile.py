@@ -123,6 +123,10 @@ _ETHOS_U = tuple(
     }.items()
     for macs in sizes
 )
+# Sections of the configuration that comes with Vela. In the last ones the Ethos-U writes to the memory beside its SRAM.
+_MEMORY_MODES = (
+    "Sram_Only", "Shared_Sram", "Dedicated_Sram", "Dedicated_Sram_256KB", "Dedicated_Sram_384KB", "Dedicated_Sram_512KB",
+)  # fmt: skip
 # CPU models of qemu's arm64 user mode.
 _EMULATORS = (
     "cortex-a35", "cortex-a53", "cortex-a55", "cortex-a57", "cortex-a72", "cortex-a76", "cortex-a710",
@@ -323,6 +327,10 @@ def _ethos_u(profile: Profile, accelerator: Accelerator) -> str:
     unit = f"Ethos_{accelerator.config.split('-')[1].upper()}_"
     if not accelerator.system_config.startswith(unit):
         return f"accelerator.system_config: {accelerator.system_config!r} is not one for {accelerator.config}; those begin with {unit}"
+    if accelerator.memory_mode not in _MEMORY_MODES:
+        return f"accelerator.memory_mode: Vela has no {accelerator.memory_mode!r}; {_nearest(accelerator.memory_mode, _MEMORY_MODES)}"
+    if unit == "Ethos_U55_" and accelerator.memory_mode.startswith("Dedicated"):
+        return "accelerator.memory_mode: an Ethos-U55 only reads the memory beside its SRAM; use Shared_Sram or Sram_Only"
     if profile.precisions != ("int8",):
         return f"precisions: an Ethos-U computes in int8 only, not {', '.join(profile.precisions)}"
     return ""

@@ -2,10 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import flatbuffers
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 
 from converters.backends import vela
 from converters.judge import roofline
@@ -154,9 +158,58 @@ def no_graph(files: Path, folder: Path) -> Path:
     return path
 
 
+def edited(files: Path, folder: Path, change: Callable[[Any], None]) -> Path:
+    """float.tflite with its tables changed."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs((files / "float.tflite").read_bytes(), 0))
+    change(model)
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    (folder / "m.tflite").write_bytes(bytes(builder.Output()))
+    return folder / "m.tflite"
+
+
+def open_batch(files: Path, folder: Path) -> Path:
+    def change(model: Any) -> None:
+        graph = model.subgraphs[0]
+        graph.tensors[graph.inputs[0]].shapeSignature = [-1, 1, 8, 8]
+
+    return edited(files, folder, change)
+
+
+def with_variable(files: Path, folder: Path) -> Path:
+    def change(model: Any) -> None:
+        code = schema.OperatorCodeT()
+        code.builtinCode = schema.BuiltinOperator.VAR_HANDLE
+        # The field of old readers is one byte; 127 sends them to the new one.
+        code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+        code.version = 1
+        model.operatorCodes.append(code)
+        graph = model.subgraphs[0]
+        handle = schema.TensorT()
+        handle.type, handle.shape, handle.name, handle.buffer = schema.TensorType.RESOURCE, [], b"handle", 0
+        graph.tensors.append(handle)
+        step = schema.OperatorT()
+        step.opcodeIndex, step.inputs, step.outputs = (
+            len(model.operatorCodes) - 1,
+            [],
+            [len(graph.tensors) - 1],
+        )
+        step.builtinOptionsType = schema.BuiltinOptions.VarHandleOptions
+        step.builtinOptions = schema.VarHandleOptionsT()
+        step.builtinOptions.container, step.builtinOptions.sharedName = b"", b"state"
+        graph.operators.insert(0, step)
+
+    return edited(files, folder, change)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
+        (
+            open_batch,
+            "are open, and a file that is taken as it is keeps its shapes",
+        ),
+        (with_variable, "keeps its state inside (VAR_HANDLE), which cannot be set back to zero"),
         (truncated, "not a TFLite model, or damaged"),
         (text, "not a TFLite model, or damaged"),
         (compiled, "already compiled by Vela"),

@@ -71,6 +71,8 @@ BASE = 'name = "mine"\nextends = "raspberry-pi-5"\n'
         (BASE + "[accelerator]\nkind = 'ethos-u'\n", r"an accelerator of kind ethos-u is driven by litert only"),
         (U55 + "[quantization]\nstatic_shapes_only = false\n", r"static_shapes_only: must be true for ethos-u"),
         (BASE + "[accelerator]\nkind = 'openvino-npu'\n", r"engines: an accelerator of kind openvino-npu is driven by openvino only"),
+        (U55 + "[accelerator]\nmemory_mode = 'Shared'\n", r"accelerator.memory_mode: Vela has no 'Shared'; did you mean 'Shared_Sram'"),
+        (U55 + "[accelerator]\nmemory_mode = 'Dedicated_Sram_384KB'\n", r"an Ethos-U55 only reads .*; use Shared_Sram or Sram_Only"),
         (BASE + "[engines]\nlitert = '>=9'\n", r"engines.litert: '>=9' matches no litert release; use e.g. '>=2.1,<3'"),
         (BASE + 'isa = ["dotprod"]\n', r"isa: dotprod never comes without neon"),
         (BASE + 'isa = ["neon", "neon"]\nprecisions = ["int8"]', r"isa: neon stands there twice"),
