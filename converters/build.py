@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from converters import bundling, candidates, lock, result
+from converters import bundling, candidates, lock, result, tournament
 from converters.cache import Cache
 from converters.candidates import Candidate, Host
 from converters.emulation import verify as emulation
@@ -182,7 +182,7 @@ def _judge(
     plans = _plans(bench, loaded, options)
     if locked is not None:
         plans = lock.plans(locked, plans)
-    tried, ratios = candidates.judged(bench, loaded, contract, plans, host)
+    tried, ratios = tournament.judged(bench, loaded, contract, plans, host)
     chosen = select(
         [candidates.contender(bench, item, loaded) for item in tried if item.stands],
         contract,

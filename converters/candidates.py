@@ -1,7 +1,7 @@
-"""Making and judging the candidates of one profile: from plans to figures that selection can read."""
+"""A candidate of one profile: made from a plan, scored, and run in a process of its own."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,13 +9,16 @@ import numpy as np
 from converters import golden
 from converters.backends import Artifact, Unsupported
 from converters.backends.shapes import open_inside
-from converters.judge import accuracy, fit, measure, metrics, roofline
-from converters.judge.accuracy import Accuracy, Judgement, Shift
+from converters.judge import fit, measure, roofline
+from converters.judge.accuracy import Accuracy, Judgement, Shift, Verdict
 from converters.judge.child import Job, Seen, run_job
 from converters.judge.measure import Latency
-from converters.judge.select import Contender, Ratio
+from converters.judge.score import Score, score
+from converters.judge.select import Contender
 from converters.prepare import canonical
+from converters.quantize import repair
 from converters.quantize.recipes import Plan
+from converters.quantize.sensitivity import LayerError
 from converters.workbench import Evaluated, Workbench
 from edgekit import detect, engines, interrupt
 from edgekit.errors import EdgeKitError
@@ -45,6 +48,9 @@ class Candidate:
     memory_mb: float | None = None
     estimate: roofline.Estimate | None = None
     notes: tuple[str, ...] = ()
+    # What the search half said, and each layer's share in it where that was asked for.
+    search: Score | None = None
+    layers: tuple[LayerError, ...] = ()
 
     @property
     def recipe(self) -> str:
@@ -87,28 +93,7 @@ def this_host() -> Host:
     return Host(detect.cpu_name(), detect.isa(), os.uname().machine, len(os.sched_getaffinity(0)))
 
 
-def judged(
-    bench: Workbench, profile: Profile, contract: Contract, plans: Sequence[Plan], host: Host
-) -> tuple[list[Candidate], dict[tuple[str, str], Ratio]]:
-    """Every plan as a judged candidate, and the measured latency ratios (empty where nothing is measured here)."""
-    tried = [_made(bench, plan, host) for plan in plans]
-    tried = _best_of_family(bench, tried, host)
-    tried = [_scored(bench, contract, item) if item.stands else item for item in tried]
-    standing = [item for item in tried if item.stands]
-    if not standing or not host.matches(profile):
-        return [replace(item, estimate=_estimated(bench, profile, item)) for item in tried], {}
-    latencies = _timed(bench, standing, host)
-    tried = [
-        replace(item, latency=latencies[item.recipe], memory_mb=seen_alone(bench, item, host, {}).memory_mb)
-        if item.recipe in latencies
-        else item
-        for item in tried
-    ]
-    ratios = measure.ratios(latencies)
-    return [_with_slowness(item, tried, ratios) for item in tried], ratios
-
-
-def _estimated(bench: Workbench, profile: Profile, item: Candidate) -> roofline.Estimate | None:
+def estimated(bench: Workbench, profile: Profile, item: Candidate) -> roofline.Estimate | None:
     """Its compiler's estimate where there is one, otherwise the profile's roofline."""
     if not item.stands or item.artifact is None:
         return None
@@ -121,9 +106,9 @@ def _estimated(bench: Workbench, profile: Profile, item: Candidate) -> roofline.
 def contender(bench: Workbench, item: Candidate, profile: Profile) -> Contender:
     """What selection needs of a candidate that stands."""
     assert item.artifact is not None
-    assert item.judgement is not None
     assert item.evaluated is not None
-    made = item.artifact.compiled
+    verdict, reason = _verdict(item)
+    compiled = item.artifact.compiled
     bundle_bytes = item.artifact.size_bytes + golden.size_bytes(bench, item.evaluated)
     return Contender(
         recipe=item.recipe,
@@ -131,16 +116,29 @@ def contender(bench: Workbench, item: Candidate, profile: Profile) -> Contender:
         precision=item.plan.recipe.precision,
         scheme_rank=_SCHEME_RANK[item.plan.recipe.scheme],
         size_bytes=item.artifact.size_bytes,
-        verdict=item.judgement.verdict,
-        verdict_reason=item.judgement.reason,
+        verdict=verdict,
+        verdict_reason=reason,
         is_refused_on_shift=item.shift is not None and item.shift.verdict == "refused",
         shift_reason=item.shift.reason if item.shift else "",
         latency_p50_ms=item.latency.p50_ms if item.latency else None,
         latency_p95_ms=item.latency.p95_ms if item.latency else None,
         memory_mb=item.memory_mb,
-        least_memory_mb=made.memory_mb if made else None,
-        misfit=fit.misfit(profile, bundle_bytes, item.memory_mb, made),
+        least_memory_mb=compiled.memory_mb if compiled else None,
+        misfit=fit.misfit(profile, bundle_bytes, item.memory_mb, compiled),
     )
+
+
+def _verdict(item: Candidate) -> tuple[Verdict, str]:
+    """The judged half's word, with what the search half and the layers had to say about it."""
+    assert item.judgement is not None
+    verdict, reason = item.judgement.verdict, item.judgement.reason
+    if item.search is not None and item.search.is_broken and item.search.judgement.verdict == "missed":
+        if verdict != "missed":
+            reason = f"{reason}; on the search half {item.search.judgement.reason}"
+        verdict = "missed"
+    if item.layers and item.search is not None and item.search.is_broken:
+        reason = f"{reason}; worst layers: {repair.named(item.layers)}"
+    return verdict, reason
 
 
 def seen_alone(
@@ -175,7 +173,7 @@ def seen_alone(
     return run_job(job, folder, environment)
 
 
-def _made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
+def made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
     """Converted and run on the evaluation data, or the reason why not."""
     blank = Candidate(plan, notes=plan.notes)
     if plan.obstacle:
@@ -217,84 +215,47 @@ def _refuse_open_shapes(artifact: Artifact) -> None:
         )
 
 
-def _best_of_family(bench: Workbench, tried: Sequence[Candidate], host: Host) -> list[Candidate]:
-    """Of calibration schemes that differ in nothing else, the one that does best on the search half goes on."""
-    families: dict[tuple[str, str], list[Candidate]] = {}
-    for item in tried:
-        if item.stands and item.plan.recipe.needs_calibration:
-            families.setdefault((item.plan.recipe.engine, item.plan.recipe.precision), []).append(item)
-    beaten: dict[str, str] = {}
-    for rivals in families.values():
-        if len(rivals) > 1:
-            bench.tell(f"searching {', '.join(item.recipe for item in rivals)}")
-            drops = {item.recipe: _search_drop(bench, item, host) for item in rivals}
-            best = min(drops, key=lambda name: (drops[name], list(drops).index(name)))
-            beaten.update({name: best for name in drops if name != best})
-    return [replace(item, outscored=beaten.get(item.recipe, "")) for item in tried]
-
-
-def _search_drop(bench: Workbench, item: Candidate, host: Host) -> float:
+def searched(bench: Workbench, contract: Contract, item: Candidate, host: Host) -> Candidate:
+    """Scored on the search half, which may be looked at again and again. Raises: EngineError."""
     assert item.artifact is not None
-    return bench.search_drop(item.artifact, item.plan, host.threads(item.plan))
+    found = bench.searched(item.artifact, item.plan, host.threads(item.plan), contract.max_accuracy_drop)
+    return replace(item, search=found)
 
 
-def _scored(bench: Workbench, contract: Contract, item: Candidate) -> Candidate:
+def scored(bench: Workbench, contract: Contract, item: Candidate) -> Candidate:
     """Judged on the half that nothing was chosen by."""
-    metric, limit, reference = bench.metric, contract.max_accuracy_drop, bench.reference
     assert item.evaluated is not None
-    figures = accuracy.compare(
-        metric,
-        reference.digest,
+    found = score(
+        bench.yardstick,
         item.evaluated.digest,
-        bench.labels,
-        sequence=bench.judged.sequence,
-        seed=bench.project.file.data.seed,
+        item.evaluated.shifted,
+        contract.max_accuracy_drop,
+        parity=item.parity,
     )
-    judgement = accuracy.judge(figures, limit, parity=item.parity, is_bounded=metric.is_bounded)
-    shift = None
-    if reference.shifted is not None and item.evaluated.shifted is not None:
-        count = bench.shifted_count
-        clean = {name: array[:count] for name, array in reference.digest.items()}
-        # Without labels the source agrees with itself; what it loses cannot be known.
-        wanted = bench.labels[:count] if metric.by_labels else metrics.first(reference.shifted)
-        shift = accuracy.judge_shift(
-            metric.of_digest(clean, bench.labels[:count]),
-            metric.of_digest(reference.shifted, wanted),
-            metric.of_digest(item.evaluated.shifted, wanted),
-            metric,
-            limit,
-        )
     notes = item.notes
-    if shift is not None and shift.verdict == "red":
-        notes = (*notes, shift.reason)
-    return replace(item, accuracy=figures, judgement=judgement, shift=shift, notes=notes)
+    if found.shift is not None and found.shift.verdict == "red":
+        notes = (*notes, found.shift.reason)
+    return replace(item, accuracy=found.accuracy, judgement=found.judgement, shift=found.shift, notes=notes)
 
 
-def _timed(bench: Workbench, standing: Sequence[Candidate], host: Host) -> dict[str, Latency]:
-    bench.tell("measuring latency")
+def timed(
+    bench: Workbench,
+    standing: Sequence[Candidate],
+    host: Host,
+    rivals: Collection[str],
+    *,
+    budget_s: float = measure.BUDGET_S,
+) -> dict[str, Latency]:
+    """Latencies of candidates with an artifact; only the `rivals` are worth more than the first rounds."""
     models = {
         item.recipe: bench.load(item.artifact, item.plan, item.plan.judged_options, host.threads(item.plan))
         for item in standing
         if item.artifact is not None
     }
     try:
-        return measure.interleaved({name: model.run for name, model in models.items()}, bench.feeds)
+        return measure.interleaved(
+            {name: model.run for name, model in models.items()}, bench.feeds, rivals, budget_s=budget_s
+        )
     finally:
         for model in models.values():
             model.close()
-
-
-def _with_slowness(
-    item: Candidate, tried: Sequence[Candidate], ratios: Mapping[tuple[str, str], Ratio]
-) -> Candidate:
-    """Say so where an int8 candidate is slower than the float one of its engine."""
-    if item.plan.recipe.precision != "int8":
-        return item
-    for other in tried:
-        pair = ratios.get((item.recipe, other.recipe))
-        same_engine = other.plan.recipe.engine == item.plan.recipe.engine
-        if pair is not None and same_engine and other.plan.recipe.precision == "fp32" and pair.low > 1:
-            return replace(
-                item, notes=(*item.notes, f"slower than {other.recipe}: {pair.median:.2f} x its time")
-            )
-    return item

@@ -5,6 +5,7 @@ Always true
  2. Nothing outside the given folder and the cache is written.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from converters.backends import Artifact, Prepared, vela
 from converters.cache import Cache, key
 from converters.judge import accuracy, metrics, roofline, shifted
 from converters.judge.metrics import Metric
+from converters.judge.score import Half, Score, Yardstick, score
 from converters.judge.text import NO_ALPHABET, Alphabet, read_alphabet
 from converters.prepare import canonical, code, data
 from converters.prepare.canonical import Canonical
@@ -53,8 +55,8 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What is kept of a model's outputs: the metric's digest of the judged half and of its corrupted part, and the
-    golden samples' whole outputs, (N, *shape).
+    """What is kept of a model's outputs on one half: the metric's digest of it and of its shifted samples, and (of the
+    judged half) the golden samples' whole outputs, (N, *shape).
     """
 
     digest: dict[str, Array]
@@ -71,6 +73,7 @@ class Workbench:
     tell: Tell
     _artifacts: dict[str, Artifact | Exception] = field(default_factory=dict)
     _evaluated: dict[str, Evaluated] = field(default_factory=dict)
+    _searched: dict[str, Evaluated] = field(default_factory=dict)
 
     @cached_property
     def source(self) -> Source:
@@ -109,15 +112,27 @@ class Workbench:
         return samples
 
     @cached_property
-    def halves(self) -> tuple[Samples, Samples]:
-        """The evaluation data to search on, and to judge on."""
-        samples = self.evaluation
-        search, judged = accuracy.split(len(samples), samples.sequence, self.project.file.data.seed)
-        return samples.take(search), samples.take(judged)
+    def halves(self) -> tuple[Half, Half]:
+        """The evaluation data to search on, and to judge on; each with shifted samples where there can be any."""
+        samples, seed = self.evaluation, self.project.file.data.seed
+        parts = [samples.take(part) for part in accuracy.split(len(samples), samples.sequence, seed)]
+        named = self.project.file.data.shifted_names
+        if named is None:
+            own = self._open(str(self.project.file.data.shifted)).collect()
+            others = [own.take(part) for part in accuracy.split(len(own), own.sequence, seed)]
+            search, judged = (Half(*pair, len(pair[0])) for pair in zip(parts, others, strict=True))
+            return search, judged
+        names = named or (shifted.DEFAULT,)
+        # The judged half's corruptions must not be those that a search saw.
+        search, judged = (
+            Half(part, shifted.corrupted(part.take(slice(0, count)), seed + offset, names), count)
+            for part, count, offset in zip(parts, map(_pairs, parts), (1, 0), strict=True)
+        )
+        return search, judged
 
     @property
     def judged(self) -> Samples:
-        return self.halves[1]
+        return self.halves[1].samples
 
     @cached_property
     def golden(self) -> NDArray[np.int64]:
@@ -132,17 +147,6 @@ class Workbench:
         ends = (*starts[1:], count)
         fitting = [end for end in ends if end <= MAX_GOLDEN or end == ends[0]]
         return np.arange(next((end for end in reversed(fitting) if end >= MIN_GOLDEN), fitting[-1]))
-
-    @cached_property
-    def shifted(self) -> Samples | None:
-        """Some of the judged half, corrupted; None where no input can be."""
-        return shifted.corrupted(self.judged.take(slice(0, self.shifted_count)), self.project.file.data.seed)
-
-    @cached_property
-    def shifted_count(self) -> int:
-        """How many samples of the judged half are corrupted: `SHIFTED`, and the rest of a sequence begun."""
-        starts = (index for index in range(SHIFTED, len(self.judged)) if self.judged.starts(index))
-        return next(starts, len(self.judged))
 
     @cached_property
     def calibration_fingerprint(self) -> str:
@@ -173,35 +177,49 @@ class Workbench:
         self.tell("evaluating the source")
         return self._run_all(self.source.reference)
 
-    @cached_property
+    @property
     def labels(self) -> Array:
         """What the judged outputs are scored against: labels, or the source's answers."""
-        if self.metric.by_labels and self.evaluation.labels is None:
-            raise ProjectError(
-                f"{self.project.where}: data.metric {self.metric.name!r} needs labels, and the evaluation data has"
-                " none; add them, or use metric = 'agreement'"
-            )
         return self._wanted(self.judged, lambda: self.reference.digest)
 
     @cached_property
-    def search_drop_of_source(self) -> tuple[float, Array]:
-        """The source's score on the search half, and what that half is scored against."""
-        digest = self._digest(self.source.reference, self.halves[0])
-        wanted = self._wanted(self.halves[0], lambda: digest)
-        return self.metric.of_digest(digest, wanted), wanted
+    def yardstick(self) -> Yardstick:
+        """What the judged half is scored against."""
+        return self._yardstick(self.halves[1], self.reference)
 
-    def search_drop(self, artifact: Artifact, plan: Plan, threads: int) -> float:
-        """What a candidate loses on the search half. Raises: EngineError."""
-        source, wanted = self.search_drop_of_source
-        model = self.load(artifact, plan, plan.judged_options, threads)
-        try:
-            digest = self._digest(model, self.halves[0])
-        finally:
-            model.close()
-        return self.metric.drop(source, self.metric.of_digest(digest, wanted))
+    @cached_property
+    def search_yardstick(self) -> Yardstick:
+        """What the search half is scored against."""
+        return self._yardstick(self.halves[0], self._run_half(self.source.reference, self.halves[0]))
+
+    def searched(self, artifact: Artifact, plan: Plan, threads: int, limit: float | None) -> Score:
+        """A candidate's figures on the search half. Raises: EngineError."""
+        name = key({"folder": artifact.folder.name, "options": plan.judged_options, "threads": threads})
+        if name not in self._searched:
+            model = self.load(artifact, plan, plan.judged_options, threads)
+            try:
+                self._searched[name] = self._run_half(model, self.halves[0])
+            finally:
+                model.close()
+        found = self._searched[name]
+        return score(self.search_yardstick, found.digest, found.shifted, limit, parity=float("inf"))
+
+    def _yardstick(self, half: Half, source: Evaluated) -> Yardstick:
+        labels = self._wanted(half.samples, lambda: source.digest)
+        there = source.shifted
+        wanted = None if half.shifted is None or there is None else self._wanted(half.shifted, lambda: there)
+        return Yardstick(self.metric, half, source.digest, there, labels, wanted, self.project.file.data.seed)
 
     def _wanted(self, samples: Samples, source: Callable[[], Mapping[str, Array]]) -> Array:
-        return np.asarray(samples.labels) if self.metric.by_labels else metrics.first(source())
+        """Raises: ProjectError where there should be labels and are none."""
+        if not self.metric.by_labels:
+            return metrics.first(source())
+        if samples.labels is None:
+            raise ProjectError(
+                f"{self.project.where}: data.metric {self.metric.name!r} needs labels, and the evaluation data (or the"
+                " shifted data) has none; add them, or use metric = 'agreement'"
+            )
+        return np.asarray(samples.labels)
 
     @property
     def _alphabet(self) -> Alphabet:
@@ -273,6 +291,11 @@ class Workbench:
         if isinstance(made, Exception):
             raise made
         return made
+
+    def kept(self, parts: Mapping[str, object], make: Callable[[], dict[str, object]]) -> dict[str, object]:
+        """A finding, made once and kept in the cache."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as empty:
+            return self.cache.fetch(parts, Path(empty), lambda _: make())
 
     def load(self, artifact: Artifact, plan: Plan, options: Mapping[str, Option], threads: int) -> Model:
         """The artifact in its engine, as it is judged. Raises: EngineError."""
@@ -379,13 +402,12 @@ class Workbench:
 
     def _run_all(self, model: Model) -> Evaluated:
         golden: list[dict[str, Array]] = []
-        digest = self._digest(model, self.judged, golden)
-        worse = self.shifted
-        return Evaluated(
-            digest,
-            None if worse is None else self._digest(model, worse),
-            {name: np.stack([outputs[name] for outputs in golden]) for name in golden[0]},
-        )
+        found = self._run_half(model, self.halves[1], golden)
+        return replace(found, golden={name: np.stack([row[name] for row in golden]) for name in golden[0]})
+
+    def _run_half(self, model: Model, half: Half, golden: list[dict[str, Array]] | None = None) -> Evaluated:
+        digest = self._digest(model, half.samples, golden)
+        return Evaluated(digest, None if half.shifted is None else self._digest(model, half.shifted), {})
 
     def _digest(
         self, model: Model, samples: Samples, golden: list[dict[str, Array]] | None = None
@@ -410,3 +432,9 @@ class Workbench:
             check_post_steps(self.project.postprocess, source.outputs)
         except ManifestError as error:
             raise ProjectError(f"{self.project.where}: {error}") from error
+
+
+def _pairs(samples: Samples) -> int:
+    """How many samples of a half are corrupted: `SHIFTED`, and the rest of a sequence begun."""
+    starts = (index for index in range(SHIFTED, len(samples)) if samples.starts(index))
+    return next(starts, len(samples))

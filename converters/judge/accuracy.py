@@ -115,14 +115,17 @@ def samples_needed(accuracy: Accuracy, max_drop: float, *, is_bounded: bool) -> 
 
     The bootstrap's bound shrinks with the square root of their number.
     """
-    floor = MIN_SAMPLES
-    if is_bounded and max_drop > 0:
-        floor = max(floor, math.ceil(3 / max_drop))
+    floor = least_samples(max_drop, is_bounded=is_bounded)
     room = max_drop - accuracy.drop
     spread = accuracy.bound - accuracy.drop
     if accuracy.bound <= max_drop or room <= 0:
         return floor
     return max(floor, math.ceil(accuracy.samples * (spread / room) ** 2))
+
+
+def least_samples(max_drop: float, *, is_bounded: bool) -> int:
+    """Judged samples without which nothing is shown, however small the drop."""
+    return max(MIN_SAMPLES, math.ceil(3 / max_drop)) if is_bounded and max_drop > 0 else MIN_SAMPLES
 
 
 def judge_shift(

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from converters.judge.shifted import CORRUPTIONS
 from converters.prepare import code
 from edgekit.errors import ProjectError, SourceError
 from edgekit.manifest import Contract, Name, Step, Version
@@ -44,13 +45,24 @@ class DataTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `metric` is a built-in name or `file.py:function`; empty means top1 with labels, agreement without. `alphabet` is a
     file whose line k is what class k writes, for error rates of text. `seed` decides which half of the evaluation data
     the contract is judged on.
+
+    `shifted` is what the field may bring: data of your own, or built-in corruptions (one name or a list of them, of
+    which each sample gets the next in turn); empty is dimmer and noisier inputs.
     """
 
     calibration: str = ""
     evaluation: str = ""
     metric: str = ""
     alphabet: str = ""
+    shifted: str | tuple[str, ...] = ""
     seed: int = 0
+
+    @property
+    def shifted_names(self) -> tuple[str, ...] | None:
+        """The corruptions named; None where `shifted` is data."""
+        if isinstance(self.shifted, str):
+            return (self.shifted,) if self.shifted in CORRUPTIONS else None if self.shifted else ()
+        return self.shifted
 
 
 class ContractTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -191,5 +203,10 @@ def _project(table: Mapping[str, Any], folder: Path, where: str) -> Project:
         raise ProjectError(
             f"{where}: data: give evaluation data (or calibration data, a fifth of which is then held back):"
             " without real samples no accuracy can be shown and no self-test made"
+        )
+    unknown = [name for name in file.data.shifted_names or () if name not in CORRUPTIONS]
+    if unknown:
+        raise ProjectError(
+            f"{where}: data.shifted: there is no corruption {', '.join(unknown)}; there are {', '.join(CORRUPTIONS)}"
         )
     return Project(file=file, folder=folder, where=where)

@@ -1,0 +1,83 @@
+"""The tournament of one profile's candidates: made, mended, judged, timed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from converters import repairs
+from converters.candidates import Candidate, Host, estimated, made, scored, searched, seen_alone, timed
+from converters.judge import measure
+from converters.judge.select import Ratio
+from converters.quantize.recipes import Plan
+from converters.workbench import Workbench
+from edgekit.manifest import Contract
+from edgekit.profile import Profile
+
+
+def judged(
+    bench: Workbench, profile: Profile, contract: Contract, plans: Sequence[Plan], host: Host
+) -> tuple[list[Candidate], dict[tuple[str, str], Ratio]]:
+    """Every plan as a judged candidate, and the measured latency ratios (empty where nothing is measured here)."""
+    tried = [made(bench, plan, host) for plan in plans]
+    tried = _best_of_family(bench, contract, tried, host)
+    tried = repairs.repaired(bench, profile, contract, tried, host)
+    tried = [scored(bench, contract, item) if item.stands else item for item in tried]
+    standing = [item for item in tried if item.stands]
+    if not standing or not host.matches(profile):
+        return [replace(item, estimate=estimated(bench, profile, item)) for item in tried], {}
+    bench.tell("measuring latency")
+    rivals = {item.recipe for item in standing if not _is_out(item)}
+    latencies = timed(bench, standing, host, rivals)
+    tried = [
+        replace(item, latency=latencies[item.recipe], memory_mb=seen_alone(bench, item, host, {}).memory_mb)
+        if item.recipe in latencies
+        else item
+        for item in tried
+    ]
+    ratios = measure.ratios(latencies)
+    return [_with_slowness(item, tried, ratios) for item in tried], ratios
+
+
+def _best_of_family(
+    bench: Workbench, contract: Contract, tried: Sequence[Candidate], host: Host
+) -> list[Candidate]:
+    """int8 candidates with what the search half says; of calibration schemes that differ in nothing else, the one
+    that does best there goes on.
+    """
+    bench.tell("searching: what quantized candidates lose on the search half")
+    tried = [
+        searched(bench, contract, item, host)
+        if item.stands and item.plan.recipe.precision == "int8"
+        else item
+        for item in tried
+    ]
+    families: dict[tuple[str, str], list[Candidate]] = {}
+    for item in tried:
+        if item.search is not None and item.plan.recipe.needs_calibration:
+            families.setdefault((item.plan.recipe.engine, item.plan.recipe.precision), []).append(item)
+    beaten: dict[str, str] = {}
+    for rivals in families.values():
+        best = min(rivals, key=lambda item: item.search.badness if item.search else float("inf"))
+        beaten.update({item.recipe: best.recipe for item in rivals if item is not best})
+    return [replace(item, outscored=beaten.get(item.recipe, "")) for item in tried]
+
+
+def _is_out(item: Candidate) -> bool:
+    """Refused already: measured for the table only."""
+    assert item.judgement is not None
+    return item.judgement.verdict == "missed" or (item.shift is not None and item.shift.verdict == "refused")
+
+
+def _with_slowness(
+    item: Candidate, tried: Sequence[Candidate], ratios: Mapping[tuple[str, str], Ratio]
+) -> Candidate:
+    """Say so where an int8 candidate is slower than the float one of its engine."""
+    if item.plan.recipe.precision != "int8":
+        return item
+    for other in tried:
+        pair = ratios.get((item.recipe, other.recipe))
+        same_engine = other.plan.recipe.engine == item.plan.recipe.engine
+        if pair is not None and same_engine and other.plan.recipe.precision == "fp32" and pair.low > 1:
+            return replace(
+                item, notes=(*item.notes, f"slower than {other.recipe}: {pair.median:.2f} x its time")
+            )
+    return item
