@@ -1,4 +1,4 @@
-"""ONNX Runtime: the canonical model as it is, or int8 by ONNX Runtime's own quantizer."""
+"""ONNX Runtime: the canonical model as it is, or int8 by ONNX Runtime's own quantizer, calibrated or dynamic."""
 
 import importlib.metadata
 from itertools import islice
@@ -6,7 +6,14 @@ from pathlib import Path
 
 import onnx
 
-from converters.backends import Artifact, Prepared, Unsupported, onnxruntime_layers, onnxruntime_qdq
+from converters.backends import (
+    Artifact,
+    Prepared,
+    Unsupported,
+    onnxruntime_dynamic,
+    onnxruntime_layers,
+    onnxruntime_qdq,
+)
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
 
@@ -24,7 +31,11 @@ class OnnxRuntimeBackend:
         if plan.recipe.scheme == "float":
             target.write_bytes(prepared.canonical.path.read_bytes())
             return Artifact(folder, MODEL, {})
-        model, notes = onnxruntime_qdq.quantized(prepared, plan)
+        notes: tuple[str, ...] = ()
+        if plan.recipe.scheme == "dynamic":
+            model = onnxruntime_dynamic.quantized(prepared, plan)
+        else:
+            model, notes = onnxruntime_qdq.quantized(prepared, plan)
         for field in ("producer_name", "producer_version", "doc_string"):
             model.ClearField(field)
         del model.metadata_props[:]

@@ -163,9 +163,41 @@ def _slimmed(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnxslim.slim(model)
 
 
+def _hoisted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Tensors of `Constant` nodes as initializers, which is where quantizers look for weights (silero-vad's are nodes)."""
+    if not any(_constant(node) for node in model.graph.node):
+        return model
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    kept = []
+    for node in made.graph.node:
+        tensor = _constant(node)
+        if tensor is None:
+            kept.append(node)
+        else:
+            tensor.name = node.output[0]
+            made.graph.initializer.append(tensor)
+    del made.graph.node[:]
+    made.graph.node.extend(kept)
+    return made
+
+
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """A copy of the tensor that a `Constant` holds; None for other nodes and other kinds of constant."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(attribute.t)
+            return tensor
+    return None
+
+
 _STEPS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     f"raising the opset to {OPSET}": _raised,
     "onnxslim": _slimmed,
+    "constants as initializers": _hoisted,
 }
 
 

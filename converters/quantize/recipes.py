@@ -54,6 +54,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("onnxruntime/fp32", "onnxruntime", "fp32", "float"),
         Recipe("onnxruntime/static-int8", "onnxruntime", "int8", "static"),
         Recipe("onnxruntime/percentile-int8", "onnxruntime", "int8", "percentile"),
+        Recipe("onnxruntime/dynamic-int8", "onnxruntime", "int8", "dynamic"),
         Recipe("openvino/f32", "openvino", "fp32", "float"),
         Recipe("openvino/bf16", "openvino", "bf16", "float", isa=("avx512_bf16", "amx_bf16", "bf16")),
         Recipe("openvino/fp16", "openvino", "fp16", "float", accelerators=(NPU,)),
