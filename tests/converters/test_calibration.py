@@ -1,5 +1,7 @@
 """Streamed calibration: ranges, and memory that does not grow with the number of samples."""
 
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -98,6 +100,34 @@ def test_memory_of_calibration_is_flat():
         tracemalloc.stop()
     # Twelve times the samples, 8 MB of inputs more: not a tenth of that may stay.
     assert peaks[1] - peaks[0] < 0.8e6
+
+
+PEAK = """
+import importlib.util, resource, sys
+from pathlib import Path
+import numpy as np, onnx
+from converters.quantize.calibration import spreads
+found = Path(importlib.util.find_spec("silero_vad").origin).parent / "data" / "silero_vad_op18_ifless.onnx"
+random = np.random.default_rng(0)
+fixed = {"state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16000)}
+feeds = ({"input": random.standard_normal((1, 576)).astype(np.float32), **fixed} for _ in range(int(sys.argv[1])))
+assert spreads(onnx.load(str(found)), feeds)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_the_process_needs_no_more_memory_for_two_thousand_samples_than_for_sixteen():
+    pytest.importorskip("silero_vad")
+    peaks = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", PEAK, count], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for count in ("16", "2000")
+    ]
+    # In kB. Keeping only the largest activation of each sample would take more than that.
+    assert peaks[1] - peaks[0] < 30_000
 
 
 def test_no_sample_and_a_sample_that_is_not_finite_are_named():
