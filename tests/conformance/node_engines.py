@@ -1,5 +1,6 @@
 """A case through the importer: in torch, and on through litert-torch and LiteRT's interpreter."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,9 @@ def _short(error: Exception) -> str:
     if isinstance(error, AssertionError):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return "wrong values" if len(lines) > 1 else (lines[0] if lines else "wrong values")
+    # The converter's message starts with a page of locations.
+    if illegal := re.search(r"failed to legalize operation '([^']+)'", str(error)):
+        return f"litert-torch has no legal {illegal[1]} for these types"
     return first_line(error)
 
 

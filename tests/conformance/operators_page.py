@@ -7,11 +7,12 @@ import onnx
 from node_cases import Case
 from node_scope import CATEGORIES, category
 
+NOT_RUN = "not run"
 Outcomes = Mapping[str, Mapping[str, str]]
 
 
 def page(cases: Sequence[Case], outcomes: Outcomes) -> str:
-    """`outcomes` is engine → case → empty, or why it failed. Engines that did not run everything are left out."""
+    """`outcomes` is engine → case → empty, or why it failed. What did not run counts as not passed."""
     inside = [case for case in cases if category(case) is None]
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in inside:
@@ -30,12 +31,12 @@ def page(cases: Sequence[Case], outcomes: Outcomes) -> str:
             "constant before the test runs; data never is. What folds into a constant passes without a LiteRT model."
         ),
         "",
-        "| engine | passed | in scope | share |",
-        "|---|---|---|---|",
+        "| engine | passed | run | in scope | share of those in scope |",
+        "|---|---|---|---|---|",
     ]
     for engine, found in outcomes.items():
-        passed = sum(not found[case.name] for case in inside)
-        lines.append(f"| {engine} | {passed} | {len(inside)} | {passed / len(inside):.1%} |")
+        passed = sum(found.get(case.name) == "" for case in inside)
+        lines.append(f"| {engine} | {passed} | {len(found)} | {len(inside)} | {passed / len(inside):.1%} |")
     lines += ["", "## Out of scope", "", "| tests | what | why |", "|---|---|---|"]
     counts = Counter(category(case) for case in cases)
     lines += [f"| {counts[name]} | {entry.title} | {entry.reason} |" for name, entry in CATEGORIES.items()]
@@ -54,12 +55,14 @@ def _row(operator: str, group: Sequence[Case], outcomes: Outcomes) -> str:
             if entry.domain in ("", "ai.onnx")
         }
     )
-    shares = [f"{sum(not found[case.name] for case in group)}/{len(group)}" for found in outcomes.values()]
+    shares = [
+        f"{sum(found.get(case.name) == '' for case in group)}/{len(group)}" for found in outcomes.values()
+    ]
     gaps = Counter(
-        f"{engine}: {found[case.name]}"
+        f"{engine}: {found.get(case.name, NOT_RUN)}"
         for engine, found in outcomes.items()
         for case in group
-        if found[case.name]
+        if found.get(case.name, NOT_RUN)
     )
     told = "; ".join(f"{count}x {reason}" for reason, count in gaps.most_common(2)).replace("|", "\\|")
     versions = ", ".join(str(version) for version in opsets)

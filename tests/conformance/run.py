@@ -1,6 +1,6 @@
 """Every backend test of ONNX through the importer; writes `docs/operators.md` and the list of expected failures.
 
-    python tests/conformance/run.py [--engine torch] [--engine litert] [--jobs 2] [--state FILE]
+    python tests/conformance/run.py [--engine torch] [--engine litert] [--jobs 2] [--state FILE] [--report]
 
 Batches run in worker processes, so that a crash of native code costs one case. What a state file holds already is
 not run again.
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--engine", action="append", choices=["torch", "litert"])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--state", type=Path, help="outcomes so far; the run goes on from there")
+    parser.add_argument("--report", action="store_true", help="run nothing; write what the state file holds")
     parser.add_argument("--worker", nargs=2, metavar=("ENGINE", "NAMES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -44,9 +45,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         state = options.state or Path(folder) / "outcomes.jsonl"
         outcomes = {
-            engine: run(engine, names, state, options.jobs)
+            engine: run(engine, [] if options.report else names, state, options.jobs)
             for engine in options.engine or ["torch", "litert"]
         }
+    outcomes = {
+        engine: {name: found[name] for name in names if name in found} for engine, found in outcomes.items()
+    }
     expected = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
     for engine, found in outcomes.items():
         expected[engine] = {name: found[name] for name in sorted(found) if found[name]}
@@ -57,15 +61,14 @@ def main() -> None:
 
 
 def run(engine: str, names: list[str], state: Path, jobs: int) -> dict[str, str]:
-    """Outcomes of all cases; those that the state file lacks are run, in batches."""
+    """Outcomes of all cases in the state file; those of `names` that it lacks are run first, in batches."""
     found = read(state, engine)
     waiting = [name for name in names if name not in found]
     batches = [waiting[start : start + BATCH[engine]] for start in range(0, len(waiting), BATCH[engine])]
     with ThreadPoolExecutor(jobs) as pool:
         for index, _ in enumerate(pool.map(lambda batch: process(engine, batch, state), batches), 1):
             print(f"{engine}: batch {index} of {len(batches)}", flush=True)
-    found = read(state, engine)
-    return {name: found[name] for name in names}
+    return read(state, engine)
 
 
 def process(engine: str, batch: list[str], state: Path) -> None:
