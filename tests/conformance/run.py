@@ -53,7 +53,10 @@ def main() -> None:
     }
     expected = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
     for engine, found in outcomes.items():
-        expected[engine] = {name: found[name] for name in sorted(found) if found[name]}
+        # A list of a part would not be exact.
+        expected.pop(engine, None)
+        if len(found) == len(names):
+            expected[engine] = {name: found[name] for name in sorted(found) if found[name]}
         print(f"{engine}: {sum(not reason for reason in found.values())} of {len(found)}")
     EXPECTED.write_text(json.dumps(expected, indent=1, ensure_ascii=False) + "\n")
     PAGE.parent.mkdir(exist_ok=True)
