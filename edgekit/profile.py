@@ -30,7 +30,7 @@ Positive = Annotated[float, Meta(gt=0)]
 
 class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What int8 kernels of this target ask for. `reduce_range`: weights in 7 bits, where 8-bit products saturate
-    (AVX2 and AVX-512 without VNNI).
+    (AVX2 and AVX-512 without VNNI). `static_shapes_only`: a model with data-dependent shapes inside is refused.
     """
 
     symmetric_activations: bool = False
