@@ -1,0 +1,152 @@
+"""Reading and mending an OpenVINO graph: its quantizers, what their layers are called, whether it attends.
+
+Two kinds of names, both usable in `Tuning.float_layers`:
+
+- `NAME` is an operator: with it, weights and activations of that operator stay in float;
+- `act:NAME` is the quantizer of the activation that operator takes: bypassed, the operator computes in float with
+  weights still stored in eight bits. `act:NAME:1` is that of its second input.
+
+OpenVINO's ONNX reader splits an operator with a bias in two and calls the one that does the work
+`NAME/WithoutBiases`; here both are called NAME (openvino 2026.4).
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.errors import ToolFailedError
+
+ACTIVATION = "act:"
+BIASED = "/WithoutBiases"
+QUANTIZER = "FakeQuantize"
+# What stands between a constant and the operator that it is the weight of.
+_ON_WEIGHTS = frozenset({"Convert", "Subtract", "Multiply", "Reshape", "Transpose", "Constant", QUANTIZER})
+# What stands between an attention's softmax and its product with the values.
+_MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Convert", QUANTIZER})
+_FEW_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """An activation quantizer: its node, the names it answers to, the first being the one told, and the type of the
+    first operator it feeds.
+    """
+
+    node: Any
+    names: tuple[str, ...]
+    op_type: str
+
+
+def operators(model: Any) -> Iterator[Any]:
+    """The nodes that compute, in the graph's order."""
+    return (
+        node
+        for node in model.get_ordered_ops()
+        if node.get_type_name() not in ("Constant", "Parameter", "Result")
+    )
+
+
+def plain(name: str) -> str:
+    """An operator's name as the user's model has it."""
+    return name.removesuffix(BIASED)
+
+
+def activation_quantizers(model: Any) -> list[Quantizer]:
+    """Quantizers of activations, in the graph's order; those of constants are left out."""
+    found = []
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != QUANTIZER or _is_constant(node.input_value(0)):
+            continue
+        takers = sorted((_taker_name(port), port.get_node().get_type_name()) for port in _takers(node))
+        names = tuple(dict.fromkeys(name for name, _ in takers))
+        found.append(Quantizer(node, names, takers[0][1] if takers else ""))
+    return found
+
+
+def bypass(quantizer: Quantizer) -> None:
+    """Take a quantizer out: what it fed is fed by what it took."""
+    origin = quantizer.node.input_value(0)
+    for port in _takers(quantizer.node):
+        port.replace_source_output(origin)
+
+
+def split_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Operators, and activations (with their prefix)."""
+    return (
+        [name for name in names if not name.startswith(ACTIVATION)],
+        [name for name in names if name.startswith(ACTIVATION)],
+    )
+
+
+def resolve_operators(model: Any, names: Sequence[str]) -> list[str]:
+    """The graph's own names of operators. Raises: ToolFailedError for one that is not there."""
+    have = {node.get_friendly_name() for node in operators(model)}
+    for name in names:
+        if name not in have and name + BIASED not in have:
+            raise unknown("layer", name, sorted(map(plain, have)))
+    return [name + BIASED if name + BIASED in have else name for name in names]
+
+
+def resolve_activations(model: Any, names: Sequence[str], are_float: Sequence[str]) -> list[Quantizer]:
+    """The quantizers so called; those of operators that are in float already are gone, and that is right.
+
+    Raises: ToolFailedError for a name that no quantizer answers to.
+    """
+    known = {name: quantizer for quantizer in activation_quantizers(model) for name in quantizer.names}
+    gone = {ACTIVATION + plain(name) for name in are_float}
+    chosen: dict[str, Quantizer] = {}
+    for name in names:
+        if name in known:
+            chosen[known[name].names[0]] = known[name]
+        elif name.rpartition(":")[0] not in gone and name not in gone:
+            raise unknown("activation quantizer", name, sorted(known))
+    return list(chosen.values())
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ToolFailedError:
+    """The error for a name that is not there, with those close to it."""
+    options = list(known)
+    near = difflib.get_close_matches(name, options, 3, cutoff=0.5)
+    told = f"close to it: {', '.join(near)}" if near else f"there are {', '.join(options[:20]) or 'none'}"
+    return ToolFailedError(f"{name}: no such {what}; {told}")
+
+
+def attends(model: Any) -> bool:
+    """Whether the graph looks like a transformer: attention, fused or spelled out, or a layer normalization."""
+    for node in model.get_ops():
+        kind = node.get_type_name()
+        if kind in ("ScaledDotProductAttention", "MVN"):
+            return True
+        if kind == "Softmax" and _reaches_product(node, _FEW_STEPS):
+            return True
+    return False
+
+
+def _reaches_product(node: Any, steps: int) -> bool:
+    for port in _takers(node):
+        taker = port.get_node()
+        if taker.get_type_name() == "MatMul":
+            return True
+        if taker.get_type_name() in _MOVES and steps and _reaches_product(taker, steps - 1):
+            return True
+    return False
+
+
+def _takers(node: Any) -> list[Any]:
+    return list(node.output(0).get_target_inputs())
+
+
+def _taker_name(port: Any) -> str:
+    """What the quantizer of this input is called: the first input needs no number."""
+    name = ACTIVATION + plain(port.get_node().get_friendly_name())
+    return name if port.get_index() == 0 else f"{name}:{port.get_index()}"
+
+
+def _is_constant(output: Any) -> bool:
+    """Whether a value is computed from constants alone, as quantized weights are."""
+    node = output.get_node()
+    if node.get_type_name() == "Constant":
+        return True
+    inputs: Mapping[int, Any] = dict(enumerate(node.input_values()))
+    return node.get_type_name() in _ON_WEIGHTS and bool(inputs) and all(map(_is_constant, inputs.values()))

@@ -1,0 +1,69 @@
+"""OpenVINO's layers by name: told by the analysis, kept in float on request, and never misspelt in silence."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from converters.backends.openvino import BACKEND
+from converters.quantize.recipes import Tuning, plans
+from edgekit import profile
+from edgekit.errors import ToolFailedError
+
+
+@pytest.fixture(scope="module")
+def made(digits, tmp_path_factory):
+    """The plain int8 artifact, and a function that makes a tuned one."""
+    images = np.load(digits.folder / "calib.npz")["x"]
+    prepared = SimpleNamespace(
+        canonical=SimpleNamespace(path=digits.folder / "model.onnx"),
+        calibration=lambda: ({"x": image.reshape(1, 1, 8, 8)} for image in images[:32]),
+    )
+    (plan,) = plans(profile.load("x86-64-v3"), ["openvino/static-int8"])
+
+    def convert(tuning: Tuning):
+        folder = tmp_path_factory.mktemp("openvino")
+        tuned = replace(plan, tuning=tuning)
+        return tuned, BACKEND.convert(prepared, tuned, folder)
+
+    return SimpleNamespace(prepared=prepared, convert=convert, plain=convert(Tuning()))
+
+
+def layers(made):
+    plan, artifact = made.plain
+    return BACKEND.sensitivity(made.prepared, plan, artifact)
+
+
+def test_each_activation_quantizer_is_told_with_what_it_costs_the_worst_first(made):
+    found = layers(made)
+    assert len(found) >= 2
+    assert [item.snr_db for item in found] == sorted(item.snr_db for item in found)
+    assert all(item.name.startswith("act:") and np.isfinite(item.snr_db) for item in found)
+
+
+def test_a_bypassed_quantizer_is_gone_and_the_others_stay(made):
+    found = layers(made)
+    plan, artifact = made.convert(Tuning("mixed", float_layers=(found[0].name,)))
+    left = {item.name for item in BACKEND.sensitivity(made.prepared, plan, artifact)}
+    assert left == {item.name for item in found[1:]}
+
+
+def test_an_operator_kept_float_has_no_quantizer(made):
+    name = layers(made)[0].name.removeprefix("act:")
+    plan, artifact = made.convert(Tuning("mixed", float_layers=(name,)))
+    assert f"act:{name}" not in {item.name for item in BACKEND.sensitivity(made.prepared, plan, artifact)}
+
+
+def test_misspelt_layers_and_settings_are_refused_with_close_ones(made):
+    name = layers(made)[0].name
+    with pytest.raises(ToolFailedError, match="close to it: act:"):
+        made.convert(Tuning("mixed", float_layers=(name + "x",)))
+    with pytest.raises(ToolFailedError, match="no such layer"):
+        made.convert(Tuning("mixed", float_layers=("nowhere",)))
+    with pytest.raises(ToolFailedError, match="close to it: preset"):
+        made.convert(Tuning("tuned", settings={"presett": "mixed"}))
+
+
+def test_the_notes_say_what_runs_in_int8(made):
+    assert any(note.startswith("in int8: ") for note in made.plain[1].notes)
