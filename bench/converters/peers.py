@@ -197,12 +197,30 @@ def _tflite(path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: 
     interpreter = Interpreter(model_path=str(path), num_threads=threads)
     interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
+    takes, gives = runner.get_input_details(), runner.get_output_details()
 
     def run(feed: Feed) -> dict[str, np.ndarray]:
-        made = runner(**{f"args_{index}": feed[name] for index, name in enumerate(inputs)})
-        return {name: made[f"output_{index}"] for index, name in enumerate(outputs)}
+        keys = {f"args_{index}": feed[name] for index, name in enumerate(inputs)}
+        made = runner(**{key: _quantized(array, takes[key]) for key, array in keys.items()})
+        named = {name: f"output_{index}" for index, name in enumerate(outputs)}
+        return {name: _real(made[key], gives[key]) for name, key in named.items()}
 
     return run
+
+
+def _quantized(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
+    """What a tensor takes: ai-edge-quantizer's static recipe makes inputs and outputs int8 too."""
+    scale, zero = detail["quantization"]
+    if detail["dtype"] != np.int8 or not scale:
+        return array
+    return np.clip(np.rint(array / scale) + zero, -128, 127).astype(np.int8)
+
+
+def _real(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
+    scale, zero = detail["quantization"]
+    if detail["dtype"] != np.int8 or not scale:
+        return array
+    return ((array.astype(np.float32) - zero) * scale).astype(np.float32)
 
 
 _LOADERS: Mapping[str, Callable[[Path, Sequence[str], Sequence[str], int | None], Run]] = {
