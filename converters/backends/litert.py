@@ -1,32 +1,33 @@
 """LiteRT: straight from torch where the source is a torch program, otherwise through the ONNX importer.
 
-int8 by ai-edge-quantizer, whose calibration updates a running range with each sample. It quantizes per channel and
-with symmetric weights; a profile that wants otherwise gets no int8 candidate from here, and the reason.
+The graph's patterns are recognised before it is converted (`prepare.patterns`), and what a CPU runs slower in int8
+than in float stays in float (`litert_graph`). A model for a CPU takes and gives float; one for an Ethos-U is integer
+throughout, and the engine adapter converts its inputs and outputs.
 """
 
 import importlib.metadata
-import itertools
-import logging
-from collections.abc import Iterator
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from ai_edge_litert.interpreter import Interpreter
 
-from converters.backends import Artifact, Prepared, Unsupported
-from converters.prepare import canonical
+from converters.backends import Artifact, Prepared, Unsupported, litert_graph, litert_int8
+from converters.backends.litert_int8 import SIGNATURE
+from converters.backends.litert_layers import layer_errors
+from converters.prepare import canonical, patterns
 from converters.prepare.quiet import first_line, quietly
 from converters.prepare.source import closed
 from converters.quantize.recipes import Plan
+from converters.quantize.sensitivity import LayerError
 from edgekit import engines
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import EngineSpec, TensorSpec
 
 MODEL = "model.tflite"
-SIGNATURE = "serving_default"
-# Calibration samples in memory at a time.
-BATCH = 32
 
 
 class LiteRtBackend:
@@ -37,50 +38,77 @@ class LiteRtBackend:
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
         target = folder / MODEL
         notes = _float_model(prepared, target)
-        if plan.recipe.scheme != "float":
-            _quantize(prepared, plan, target)
+        if plan.recipe.precision != "fp32":
+            graph = litert_graph.layers(target)
+            target.write_bytes(litert_int8.quantized(prepared, plan, target, graph))
+        graph = litert_graph.layers(target)
+        if plan.recipe.needs_calibration:
+            notes += litert_graph.float_islands(graph)
+        notes += litert_graph.off_the_fast_path(graph)
         return Artifact(folder, MODEL, _bindings(prepared, target), notes)
+
+    def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:  # noqa: ARG002  # the artifact no longer tells its layers' float names
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / MODEL
+            _float_model(prepared, path)
+            return layer_errors(prepared, plan, path, time.monotonic)
 
 
 def _float_model(prepared: Prepared, target: Path) -> tuple[str, ...]:
     """Convert from torch, or else through the importer. Raises: Unsupported."""
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     if prepared.source.module is not None:
         try:
             _convert_torch(prepared, prepared.source.module, target)
             return ()
         except Exception as error:  # noqa: BLE001  # litert-torch raises anything; the importer gets its turn
-            notes = (f"litert-torch failed on the torch program ({first_line(error)}); went through ONNX",)
+            notes.append(f"litert-torch failed on the torch program ({first_line(error)}); went through ONNX")
     # Loads torch, which candidates of other engines do without.
     from converters.prepare.importer import UnsupportedOperatorsError, load, traced
 
-    try:
-        module = load(prepared.canonical.path)
-    except UnsupportedOperatorsError as error:
-        raise Unsupported(f"LiteRT: {error}") from error
-    try:
-        _convert_torch(prepared, traced(module, _zeros(prepared)), target)
-    except Exception as error:
-        raise Unsupported(f"LiteRT cannot take the model: {first_line(error)}") from error
-    return notes
+    model = onnx.load(str(prepared.canonical.path))
+    rewritten, found = patterns.recognised(model)
+    # torch.export keeps operators whole (a resize, a pool) that tracing takes apart; tracing copes with more programs.
+    ways = (
+        ("with its patterns recognised", rewritten, lambda module: module),
+        ("as it is", model, lambda module: module),
+        ("traced", model, lambda module: traced(module, _zeros(prepared))),
+    )
+    failures: list[str] = []
+    for way, graph, prepare in ways:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "graph.onnx"
+                path.write_bytes(graph.SerializeToString(deterministic=True))
+                module = load(path)
+            _convert_torch(prepared, prepare(module.eval()), target)
+        except UnsupportedOperatorsError as error:
+            raise Unsupported(f"LiteRT: {error}") from error
+        except Exception as error:  # noqa: BLE001  # litert-torch raises anything; the next way gets its turn
+            failures.append(f"{way}: {first_line(error)}")
+            continue
+        notes.extend(f"the graph could not be converted {failure}" for failure in failures)
+        if graph is rewritten and found:
+            notes.append("recognised " + ", ".join(f"{name} ({count})" for name, count in found.items()))
+        return tuple(notes)
+    raise Unsupported(f"LiteRT cannot take the model: {'; '.join(failures)}")
 
 
 def _convert_torch(prepared: Prepared, module: Any, target: Path) -> None:
     """Raises: whatever litert-torch raises; ToolFailedError if the result differs from the source."""
-    import litert_torch
-
-    arguments = _zeros(prepared)
 
     def convert() -> None:
-        litert_torch.convert(module, arguments).export(str(target))
+        # Imported in here: torchao and jax tell of libraries that they cannot load.
+        import litert_torch
+
+        litert_torch.convert(module, _zeros(prepared)).export(str(target))
 
     quietly(convert)
     spec = EngineSpec("litert", "", target.name)
     bindings = _bindings(prepared, target)
     source = prepared.source
-    model = engines.get("litert").load(
-        target, spec, _bound(source.inputs, bindings), _bound(source.outputs, bindings), None
-    )
+    bound = _bound(source.inputs, bindings), _bound(source.outputs, bindings)
+    model = quietly(lambda: engines.get("litert").load(target, spec, *bound, None))
     feed = {spec.name: _ramp(spec) for spec in source.inputs}
     gap = canonical.parity([source.reference.run(feed)], [model.run(feed)])
     model.close()
@@ -122,57 +150,6 @@ def _only(details: dict[str, Any], name: str) -> str:
     if name not in details:
         raise ToolFailedError(f"the LiteRT model has no tensor {name}; it has {', '.join(details)}")
     return name
-
-
-def _quantize(prepared: Prepared, plan: Plan, target: Path) -> None:
-    """Quantize the float model in place. Raises: Unsupported, ToolFailedError."""
-    from ai_edge_quantizer import quantizer, recipe
-
-    if not plan.constraints.per_channel:
-        raise Unsupported("ai-edge-quantizer quantizes per channel, which this profile rules out")
-    chosen = recipe.dynamic_wi8_afp32() if plan.recipe.scheme == "dynamic" else recipe.static_wi8_ai8()
-
-    def run() -> bytes:
-        tool = quantizer.Quantizer(str(target), chosen)
-        ranges = _ranges(prepared, target, chosen) if tool.need_calibration else None
-        return bytes(tool.quantize(ranges).quantized_model)
-
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        data = quietly(run)
-    except Exception as error:
-        raise ToolFailedError(f"ai-edge-quantizer failed: {first_line(error)}") from error
-    target.write_bytes(data)
-
-
-def _ranges(prepared: Prepared, target: Path, chosen: Any) -> dict[str, Any]:
-    """Smallest and largest value of each tensor over all samples.
-
-    ai-edge-quantizer's default is a moving average, which cuts off what only some samples reach.
-    """
-    from ai_edge_quantizer import calibrator, recipe_manager
-    from ai_edge_quantizer.utils import qsv_utils
-
-    manager = recipe_manager.RecipeManager()
-    manager.load_quantization_recipe(chosen)
-    tool = calibrator.Calibrator(target.read_bytes(), num_threads=2, qsv_update_func=qsv_utils.min_max_update)
-    # ai-edge-quantizer 0.10 makes a list of whatever it is given, so it gets a few samples at a time.
-    for batch in _batches(_feeds(prepared)):
-        tool.calibrate({SIGNATURE: batch}, manager)
-    found: dict[str, Any] = tool.get_model_qsvs()
-    return found
-
-
-def _batches(feeds: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while batch := list(itertools.islice(feeds, BATCH)):
-        yield batch
-
-
-def _feeds(prepared: Prepared) -> Iterator[dict[str, Any]]:
-    assert prepared.calibration is not None
-    order = {spec.name: f"args_{index}" for index, spec in enumerate(prepared.source.inputs)}
-    for feed in prepared.calibration():
-        yield {order[name]: array for name, array in feed.items()}
 
 
 BACKEND = LiteRtBackend()

@@ -184,15 +184,17 @@ def prelu(call: Call, value: Tensor, slope: Tensor) -> Tensor:
 
 @operator("HardSigmoid")
 def hard_sigmoid(call: Call, value: Tensor) -> Tensor:
-    return torch.clamp(value * call.get("alpha", 0.2) + call.get("beta", 0.5), 0.0, 1.0)
+    """By ReLU6, which LiteRT fuses into what comes before and quantizes; it has no int8 clip to 0..1."""
+    return functional.relu6(value * (6 * call.get("alpha", 0.2)) + 6 * call.get("beta", 0.5)) * (1 / 6)
 
 
-@operator("HardSwish", since=14)
+# HardSwish, Gelu and LayerNormalization are read at any opset: `prepare.patterns` writes them into older graphs.
+@operator("HardSwish")
 def hard_swish(_call: Call, value: Tensor) -> Tensor:
     return functional.hardswish(value)
 
 
-@operator("Gelu", since=20)
+@operator("Gelu")
 def gelu(call: Call, value: Tensor) -> Tensor:
     return functional.gelu(value, approximate=call.get("approximate", "none"))
 

@@ -1,0 +1,40 @@
+"""Patterns that engines have fast kernels for, recognised on the canonical ONNX graph.
+
+`recognised` is applied on the way to LiteRT, whose converter has no fusions of its own for most of them. ONNX Runtime
+and OpenVINO fuse GELU, layer norm and attention themselves when they load a model, and read no `Gelu` at the canonical
+opset; they get the graph as it is.
+
+To add a pattern: a row of `scalar.KNOWN` for a function of one variable, or a rule in `layers.RULES`. The caller checks
+that the result still computes what the source computes.
+"""
+
+from collections import Counter
+
+import onnx
+
+from converters.prepare.patterns import layers, scalar
+from converters.prepare.patterns.graph import Graph
+
+__all__ = ["recognised"]
+
+
+def recognised(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """The model with its patterns replaced, and how many of each were found.
+
+    The result may hold `Gelu` and `HardSwish` below the opsets that introduced them: the importer reads them at any.
+    """
+    graph = Graph(model)
+    found: Counter[str] = Counter()
+    for name, rule in layers.RULES.items():
+        # A rule that replaces something leaves a new list of nodes: start again behind it.
+        while any(rule(graph, node) for node in list(graph.model.graph.node)):
+            found[name] += 1
+    found.update(scalar.recognise(graph))
+    layers.align(graph)
+    used = {name for node in graph.model.graph.node for name in node.input}
+    used |= {value.name for value in graph.model.graph.output}
+    kept = [tensor for tensor in graph.model.graph.initializer if tensor.name in used]
+    del graph.model.graph.initializer[:]
+    graph.model.graph.initializer.extend(kept)
+    del graph.model.graph.value_info[:]
+    return graph.model, dict(sorted(found.items()))
