@@ -8,6 +8,7 @@ throughout, and the engine adapter converts its inputs and outputs.
 import importlib.metadata
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def _float_model(prepared: Prepared, target: Path) -> tuple[str, ...]:
     model = onnx.load(str(prepared.canonical.path))
     rewritten, found = patterns.recognised(model)
     # torch.export keeps operators whole (a resize, a pool) that tracing takes apart; tracing copes with more programs.
-    ways = (
+    ways: tuple[tuple[str, Any, Callable[[Any], Any]], ...] = (
         ("with its patterns recognised", rewritten, lambda module: module),
         ("as it is", model, lambda module: module),
         ("traced", model, lambda module: traced(module, _zeros(prepared))),
@@ -80,7 +81,7 @@ def _float_model(prepared: Prepared, target: Path) -> tuple[str, ...]:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "graph.onnx"
                 path.write_bytes(graph.SerializeToString(deterministic=True))
-                module = load(path)
+                module: Any = load(path)
             _convert_torch(prepared, prepare(module.eval()), target)
         except UnsupportedOperatorsError as error:
             raise Unsupported(f"LiteRT: {error}") from error

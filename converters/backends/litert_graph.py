@@ -7,7 +7,7 @@ Always true
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,8 @@ def kept_float(graph: Sequence[Layer]) -> set[str]:
     scaled = {
         layer.name
         for layer in graph
-        if layer.op_type == "MUL" and any(name in maker and maker[name].op_type == "RSQRT" for name in layer.inputs)
+        if layer.op_type == "MUL"
+        and any(name in maker and maker[name].op_type == "RSQRT" for name in layer.inputs)
     }
     wide |= scaled
     for layer in reversed(graph):
@@ -107,7 +108,7 @@ def named(graph: Sequence[Layer], wanted: Sequence[str]) -> set[str]:
     return set(wanted)
 
 
-def off_the_fast_path(graph: Sequence[Layer], delegated: Set[int] | None = None) -> tuple[str, ...]:
+def off_the_fast_path(graph: Sequence[Layer], delegated: Collection[int] | None = None) -> tuple[str, ...]:
     """Notes on what an accelerated engine does not run as it should: custom operators, and float islands in int8."""
     notes: list[str] = []
     custom = Counter(layer.op_type for layer in graph if layer.op_type == "CUSTOM")

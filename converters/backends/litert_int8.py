@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -33,6 +33,7 @@ SETTINGS = frozenset({"percentile", "moving_average", "per_channel", "int8_every
 # Calibration samples in memory at a time.
 BATCH = 16
 Ranges = dict[str, Any]
+Result = TypeVar("Result")
 Recipe = list[dict[str, Any]]
 
 
@@ -59,7 +60,9 @@ def apply(path: Path, recipe: Recipe, ranges: Ranges | None) -> bytes:
 
 def recipe_for(plan: Plan, left: Sequence[Layer], only: Layer | None = None) -> Recipe:
     """ai-edge-quantizer's recipe: everything but the layers `left` in float, or `only` one layer quantized."""
-    everything = _SCHEMES[plan.recipe.precision if plan.recipe.scheme == "float" else plan.recipe.scheme](plan)
+    everything = _SCHEMES[plan.recipe.precision if plan.recipe.scheme == "float" else plan.recipe.scheme](
+        plan
+    )
     if only is not None:
         return [{**rule, "regex": _exactly([only])} for rule in everything]
     recipe = [*everything]
@@ -82,7 +85,10 @@ def calibrated(prepared: Prepared, plan: Plan, path: Path, samples: int | None =
             if name in found:
                 low, high = spread.percentile(float(kept))
                 shape = np.shape(found[name]["min"])
-                found[name] = {"min": np.full(shape, low, np.float32), "max": np.full(shape, high, np.float32)}
+                found[name] = {
+                    "min": np.full(shape, low, np.float32),
+                    "max": np.full(shape, high, np.float32),
+                }
     return found
 
 
@@ -103,7 +109,9 @@ def feeds(prepared: Prepared, samples: int | None = None) -> Iterator[dict[str, 
 
 def narrow(array: Any) -> Any:
     """litert-torch makes 32-bit inputs of 64-bit ones."""
-    return array.astype({"int64": np.int32, "float64": np.float32}.get(str(array.dtype), array.dtype), copy=False)
+    return array.astype(
+        {"int64": np.int32, "float64": np.float32}.get(str(array.dtype), array.dtype), copy=False
+    )
 
 
 def spreads(prepared: Prepared, path: Path, samples: int | None = None) -> dict[str, Spread]:
@@ -183,7 +191,7 @@ def _check_settings(plan: Plan) -> None:
         )
 
 
-def _told(run: Callable[[], Any]) -> Any:
+def _told(run: Callable[[], Result]) -> Result:
     """Run quietly; its errors as ours."""
     logger = logging.getLogger("absl")
     level = logger.level
@@ -226,7 +234,7 @@ def _integers(plan: Plan, **config: Any) -> Recipe:
 
 
 def _static(plan: Plan, bits: int) -> Recipe:
-    symmetric = bits == 16 or plan.constraints.symmetric_activations  # noqa: PLR2004  # what the 16x8 kernels take
+    symmetric = bits == 16 or plan.constraints.symmetric_activations  # what the 16x8 kernels take
     activations = {"num_bits": bits, "symmetric": symmetric, "granularity": "TENSORWISE", "dtype": "INT"}
     return _integers(
         plan, activation_tensor_config=activations, compute_precision="INTEGER", explicit_dequantize=False
@@ -244,7 +252,13 @@ def _fp16(_plan: Plan) -> Recipe:
             compute_precision="FLOAT",
             explicit_dequantize=True,
         )
-        for operation in ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED", "EMBEDDING_LOOKUP")
+        for operation in (
+            "CONV_2D",
+            "DEPTHWISE_CONV_2D",
+            "CONV_2D_TRANSPOSE",
+            "FULLY_CONNECTED",
+            "EMBEDDING_LOOKUP",
+        )
     ]
 
 

@@ -31,7 +31,9 @@ from edgekit.tensors import Array
 SAMPLES = 8
 TRIED = 40
 BUDGET_S = 45.0
-_MOVING = frozenset({"RESHAPE", "TRANSPOSE", "SLICE", "STRIDED_SLICE", "PAD", "PADV2", "CONCATENATION", "SPLIT"})
+_MOVING = frozenset(
+    {"RESHAPE", "TRANSPOSE", "SLICE", "STRIDED_SLICE", "PAD", "PADV2", "CONCATENATION", "SPLIT"}
+)
 
 
 def layer_errors(prepared: Prepared, plan: Plan, path: Path, clock: Callable[[], float]) -> list[LayerError]:

@@ -26,7 +26,7 @@ def instance_norm(call: Call, value: Tensor, scale: Tensor, bias: Tensor) -> Ten
     return scaled * scale.reshape(along) + bias.reshape(along)
 
 
-@operator("LayerNormalization", since=17)
+@operator("LayerNormalization")
 def layer_norm(call: Call, value: Tensor, scale: Tensor, bias: Tensor | None = None) -> Any:
     axis = call.get("axis", -1) % value.dim()
     shape = list(value.shape[axis:])
@@ -40,7 +40,12 @@ def layer_norm(call: Call, value: Tensor, scale: Tensor, bias: Tensor | None = N
         scaled = (centred * inverse).to(value.dtype) * scale
         results = (scaled if bias is None else scaled + bias, wide.mean(axes, keepdim=True), inverse)
         return results[: call.outputs]
-    return functional.layer_norm(value, shape, scale, bias, call.get("epsilon", 1e-5))
+    # Spelled out: litert-torch 0.10 puts five reshapes around torch's own layer_norm.
+    over = list(range(axis, value.dim()))
+    centred = value - value.mean(over, keepdim=True)
+    spread = (centred * centred).mean(over, keepdim=True)
+    scaled = centred * torch.rsqrt(spread + call.get("epsilon", 1e-5)) * scale
+    return scaled if bias is None else scaled + bias
 
 
 @operator("LRN")

@@ -79,7 +79,9 @@ def _squared_of(graph: Graph, name: str) -> tuple[str, list[int]] | None:
     node = graph.maker(name, "Pow", "Mul")
     if node is None:
         return None
-    is_square = is_close(graph.scalar(node.input[1]), 2) if node.op_type == "Pow" else len(set(node.input)) == 1
+    is_square = (
+        is_close(graph.scalar(node.input[1]), 2) if node.op_type == "Pow" else len(set(node.input)) == 1
+    )
     return _centred(graph, node.input[0]) if is_square else None
 
 
@@ -124,7 +126,12 @@ def attention_scale(graph: Graph, node: onnx.NodeProto) -> bool:
     name = next((entry for entry in node.input if graph.scalar(entry) is None), "")
     number = next((entry for entry in node.input if graph.scalar(entry) is not None), "")
     product = graph.maker(name, "MatMul")
-    if product is None or not number or graph.uses[name] != 1 or (node.op_type == "Div" and number == node.input[0]):
+    if (
+        product is None
+        or not number
+        or graph.uses[name] != 1
+        or (node.op_type == "Div" and number == node.input[0])
+    ):
         return False
     query, key = product.input
     sizes = [int(np.prod(graph.shapes.get(entry, (0,)))) for entry in (query, name)]
@@ -149,7 +156,9 @@ def global_pool(graph: Graph, node: onnx.NodeProto) -> bool:
     if node.op_type == "ReduceMean":
         is_global = _over(graph, node) == list(range(2, len(shape)))
     else:
-        is_global = attribute(node, "kernel_shape") == list(shape[2:]) and not any(attribute(node, "pads", [0]))
+        is_global = attribute(node, "kernel_shape") == list(shape[2:]) and not any(
+            attribute(node, "pads", [0])
+        )
         is_global = is_global and attribute(node, "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
     if is_global:
         graph.replace(
@@ -193,7 +202,9 @@ def batch_norm(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _is_plain_linear(layer: onnx.NodeProto) -> bool:
-    return layer.op_type != "Gemm" or (attribute(layer, "alpha", 1.0) == attribute(layer, "beta", 1.0) == 1.0)
+    return layer.op_type != "Gemm" or bool(
+        attribute(layer, "alpha", 1.0) == attribute(layer, "beta", 1.0) == 1.0
+    )
 
 
 # In the order in which they are tried.

@@ -108,7 +108,9 @@ def recognise(graph: Graph) -> dict[str, int]:
     found: dict[str, int] = {}
     done: set[str] = set()
     while True:
-        candidates = [node.output[0] for node in reversed(graph.model.graph.node) if node.op_type in _EVALUATED]
+        candidates = [
+            node.output[0] for node in reversed(graph.model.graph.node) if node.op_type in _EVALUATED
+        ]
         match = next(
             (hit for name in candidates if name not in done and (hit := _match(graph, name, done))), None
         )
