@@ -148,9 +148,11 @@ def _bindings(prepared: Prepared, target: Path) -> dict[str, str]:
 
 
 def _only(details: dict[str, Any], name: str) -> str:
-    if name not in details:
+    """The tensor's name, to which ai-edge-quantizer 0.10 adds a word where it converts at the model's edge."""
+    found = [have for have in details if have == name or have in (f"{name}_dequant", f"{name}_quant")]
+    if len(found) != 1:
         raise ToolFailedError(f"the LiteRT model has no tensor {name}; it has {', '.join(details)}")
-    return name
+    return found[0]
 
 
 BACKEND = LiteRtBackend()

@@ -183,8 +183,7 @@ def threads_for(profile: Profile) -> int:
 
 def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
     quantization = profile.quantization
-    # An Ethos-U takes what a CPU takes, compiled; an OpenVINO NPU wants another conversion.
-    accelerator = NPU if profile.accelerator and profile.accelerator.kind == NPU else ""
+    accelerator = profile.accelerator.kind if profile.accelerator else ""
     is_int8 = recipe.precision == "int8" and recipe.scheme != AS_IS
     constraints = Constraints(
         symmetric_activations=is_int8 and quantization.symmetric_activations,
