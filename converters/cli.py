@@ -14,7 +14,7 @@ from converters.outcome import Options, Outcome
 from converters.prepare import project as projects
 from converters.prepare.project import Project
 from converters.report.sheet import Sheet
-from edgekit import profile
+from edgekit import interrupt, profile
 from edgekit.cli import render
 from edgekit.errors import UsageError
 from edgekit.evidence import CandidateEvidence
@@ -117,6 +117,8 @@ def build(
         began = time.monotonic()
 
         def tell(message: str) -> None:
+            # Where native code swallowed a Ctrl-C, the build ends at its next step.
+            interrupt.check()
             progress.update(task, description=message)
             told = f"{time.monotonic() - began:6.1f} s  {message}"
             progress.console.print(told, style="dim", highlight=False, markup=False, soft_wrap=True)
