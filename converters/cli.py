@@ -124,6 +124,7 @@ def build(
             progress.console.print(told, style="dim", highlight=False, markup=False, soft_wrap=True)
 
         outcome = _build(project, options, tell, measure=measure)
+        interrupt.check()
     if json_file is not None:
         render.write_text(json_file, render.as_json(outcome.document) + "\n")
     _show(outcome)

@@ -90,9 +90,6 @@ def main() -> None:
         if interrupt.was_requested():
             _end_interrupted()
         raise
-    # Native code may also swallow the interrupt whole, and the command then ends as if nobody had asked.
-    if interrupt.was_requested():
-        _end_interrupted()
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -74,7 +74,10 @@ def test_x86_arm_and_npu_get_a_bundle_each(built):
 
 def test_no_recipe_failed_on_any_engine(built):
     failed = {
-        item["recipe"]: item["reason"] for item in built.document["candidates"] if item["status"] == "failed"
+        item["recipe"]: item["reason"]
+        for item in built.document["candidates"]
+        # A recipe that is for another kind of model says so and costs nothing.
+        if item["status"] == "failed" and not item["reason"].startswith("not tried")
     }
     assert not failed
 
