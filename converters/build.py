@@ -18,6 +18,7 @@ from converters import bundling, candidates, lock, result, tournament
 from converters.cache import Cache
 from converters.candidates import Candidate, Host
 from converters.emulation import verify as emulation
+from converters.files import write_whole
 from converters.judge.select import select
 from converters.lock import LockedBundle, LockedTarget
 from converters.outcome import Options, Outcome
@@ -101,8 +102,8 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
             "profiles": msgspec.to_builtins(sheets),
         }
         if options.lock == "write" and not missed:
-            _replace(lock.beside(project, options.out), lock.encode(written))
-        _replace(options.out / REPORT, page.render(sheets).encode())
+            write_whole(lock.beside(project, options.out), lock.encode(written))
+        write_whole(options.out / REPORT, page.render(sheets).encode())
         return Outcome(document, tuple(sheets), tuple(missed), options.out / REPORT)
 
 
@@ -249,7 +250,7 @@ def _ship(
         written.path, outcome.profile, host.where(item.plan), options.cache, bench.tell
     )
     predicate = msgspec.structs.replace(predicate, emulation=emulated)
-    _replace(
+    write_whole(
         evidence.beside(written.path),
         evidence.encode(evidence.statement(written.path.name, written.sha256, predicate)),
     )
@@ -297,16 +298,5 @@ def _refuse(outcome: ProfileResult, options: Options) -> str:
     folder = options.out / REFUSED / f"{outcome.profile.name}-{best.recipe.replace('/', '-')}"
     assert best.artifact is not None
     for file in best.artifact.files:
-        _replace(folder / file.name, file.read_bytes())
+        write_whole(folder / file.name, file.read_bytes())
     return f"{title}; closest is {best.recipe} ({outcome.decisions[best.recipe].reason}), kept in {folder}"
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ import edgekit
 from converters import lock
 from converters.cache import key
 from converters.emulation import machine, setup
+from converters.files import write_whole
 from converters.outcome import Options, Outcome
 from converters.prepare import code
 from converters.prepare.project import Project
@@ -100,7 +101,7 @@ def find(name: str, options: Options) -> Outcome | None:
             told = evidence.decode(data)
             predicate = msgspec.structs.replace(told.predicate, notes=(*told.predicate.notes, note))
             data = evidence.encode(msgspec.structs.replace(told, predicate=predicate))
-        _replace(options.out / file, data)
+        write_whole(options.out / file, data)
     sheets = tuple(
         msgspec.structs.replace(sheet, notes=(*sheet.notes, note))
         for sheet in msgspec.convert(entry.document["profiles"], tuple[Sheet, ...])
@@ -113,7 +114,7 @@ def find(name: str, options: Options) -> Outcome | None:
         ],
         "profiles": msgspec.to_builtins(sheets),
     }
-    _replace(options.out / REPORT, page.render(sheets).encode())
+    write_whole(options.out / REPORT, page.render(sheets).encode())
     return Outcome(document, sheets, (), options.out / REPORT)
 
 
@@ -189,14 +190,3 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
