@@ -1,6 +1,6 @@
 """Latency: warmed up, interleaved over the candidates, compared in pairs.
 
-Rounds go over the candidates in turn, so that a slow moment of the machine hits all of them; a ratio is taken round
+Rounds go over the candidates in random order, so that a slow moment of the machine hits all of them; a ratio is taken round
 by round, and its interval says whether a difference is one. Rounds come in heats: after each, clear losers are timed no
 longer (their rounds so far stay, and pair with the same rounds of the others), and the last heats are for those that
 cannot be told apart.
@@ -46,12 +46,12 @@ class _Race:
     calls_a_round: int
     calls: dict[str, list[list[float]]] = field(default_factory=dict)
     rounds: int = 0
+    random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def heat(self, names: Sequence[str], rounds: int) -> None:
         for _ in range(rounds):
-            # A different one starts each round: who follows whom leaves its mark in the caches.
-            turn = self.rounds % len(names)
-            for name in (*names[turn:], *names[:turn]):
+            # Shuffled: who follows whom leaves its mark in the caches, and in threads that still spin.
+            for name in (names[index] for index in self.random.permutation(len(names))):
                 times = _timed(self.runs[name], self.feeds, self.rounds, self.calls_a_round)
                 self.calls.setdefault(name, []).append(times)
             self.rounds += 1
@@ -74,7 +74,8 @@ def interleaved(
     if not runs:
         return {}
     once = sum(_warmed(run, feeds) for run in runs.values())
-    calls_a_round = int(np.clip(budget_s / max(once * HEAT_ROUNDS, 1e-9), 1, CALLS_A_ROUND))
+    affordable = budget_s / max(once * HEAT_ROUNDS, 1e-9) - 1
+    calls_a_round = int(np.clip(affordable, 1, CALLS_A_ROUND))
     race = _Race(runs, feeds, calls_a_round)
     began = time.perf_counter()
     race.heat(list(runs), HEAT_ROUNDS)
@@ -129,6 +130,8 @@ def ratios(latencies: Mapping[str, Latency]) -> dict[tuple[str, str], Ratio]:
 
 def _timed(run: Run, feeds: Sequence[Mapping[str, Array]], number: int, count: int) -> list[float]:
     times: list[float] = []
+    # Untimed: brings the model's own data back into the caches, as on a device that runs nothing else.
+    run(feeds[number % len(feeds)])
     for call in range(count):
         feed = feeds[(number * count + call) % len(feeds)]
         began = time.perf_counter()
