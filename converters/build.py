@@ -50,7 +50,7 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
             project, CodeGate(options.allow_code, tell), Cache(options.cache), Path(folder), tell
         )
         # Read everything that the user gave before the first conversion.
-        bench.source, bench.metric, bench.labels, bench.calibration_fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
+        bench.source, bench.metric, bench.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
         host = candidates.this_host()
         results: list[ProfileResult] = []
         bundles: list[dict[str, Any]] = []
@@ -160,8 +160,8 @@ def _inputs(bench: Workbench, loaded: Profile, target: str) -> dict[str, str]:
         loaded,
         contract,
         source_sha256=bench.source.sha256,
-        calibration=bench.calibration_fingerprint,
-        evaluation=bench.evaluation,
+        calibration=bench.data.fingerprint,
+        evaluation=bench.data.evaluation,
     )
 
 

@@ -63,10 +63,10 @@ def write(
     artifact, plan = item.artifact, item.plan
     assert artifact is not None
     assert item.evaluated is not None
-    chosen = bench.golden
+    chosen = bench.data.golden
     files: dict[str, bytes | Path] = {f"model/{path.name}": path for path in artifact.files}
     ours, source = item.evaluated.golden, bench.reference.golden
-    inputs = bench.judged.take(chosen)
+    inputs = bench.data.judged.take(chosen)
     files |= golden.files(bench, item.evaluated)
     seen = agreement(answers(metrics.first(ours)), answers(metrics.first(source)))
     test = SelfTest(
@@ -147,7 +147,7 @@ def _tolerance(plan: Plan, output: Array, gap: float) -> float:
 
 def _ready(bench: Workbench, inputs: Samples) -> Samples:
     """The golden inputs after pre-processing, for a process that runs the engine alone."""
-    rows = [bench.ready(inputs.sample(index)) for index in range(len(inputs))]
+    rows = [bench.data.ready(inputs.sample(index)) for index in range(len(inputs))]
     return Samples(
         {name: np.stack([row[name] for row in rows]) for name in rows[0]}, sequence=inputs.sequence
     )
@@ -156,9 +156,9 @@ def _ready(bench: Workbench, inputs: Samples) -> Samples:
 def _reference(bench: Workbench, item: Candidate) -> Reference:
     """Histograms of what the model meets and gives on the evaluation data, for drift."""
     assert item.evaluated is not None
-    count = len(bench.judged)
+    count = len(bench.data.judged)
     picked = np.unique(np.linspace(0, count - 1, min(count, 256)).astype(np.int64))
-    rows = [bench.ready(bench.judged.sample(int(index))) for index in picked]
+    rows = [bench.data.ready(bench.data.judged.sample(int(index))) for index in picked]
     inputs = {
         name: np.stack([row[name] for row in rows]) for name in rows[0] if name not in bench.source.states
     }

@@ -154,7 +154,9 @@ def seen_alone(
     artifact, plan, source = item.artifact, item.plan, bench.source
     assert artifact is not None
     if samples is None:
-        samples = Samples({name: np.stack([feed[name] for feed in bench.feeds]) for name in bench.feeds[0]})
+        samples = Samples(
+            {name: np.stack([feed[name] for feed in bench.data.feeds]) for name in bench.data.feeds[0]}
+        )
     folder = bench.folder / "child"
     folder.mkdir(exist_ok=True)
     (folder / "samples.npz").write_bytes(dump_npz(samples))
@@ -254,7 +256,7 @@ def timed(
     }
     try:
         return measure.interleaved(
-            {name: model.run for name, model in models.items()}, bench.feeds, rivals, budget_s=budget_s
+            {name: model.run for name, model in models.items()}, bench.data.feeds, rivals, budget_s=budget_s
         )
     finally:
         for model in models.values():

@@ -11,7 +11,7 @@ ARTIFACT = "selftest/artifact.npz"
 
 def files(bench: Workbench, evaluated: Evaluated) -> dict[str, bytes]:
     """Members of the bundle by path."""
-    inputs = bench.judged.take(bench.golden)
+    inputs = bench.data.judged.take(bench.data.golden)
     return {
         INPUTS: dump_npz(Samples(inputs.inputs, sequence=inputs.sequence)),
         SOURCE: dump_arrays(record(bench.reference.golden)),

@@ -118,7 +118,7 @@ def _layers(shop: _Shop, item: Candidate) -> tuple[LayerError, ...]:
     parts = {
         **bench.artifact_key(item.plan),
         "step": "sensitivity",
-        "calibration": bench.calibration_fingerprint,
+        "calibration": bench.data.fingerprint,
     }
 
     def make() -> dict[str, object]:

@@ -6,7 +6,7 @@ Always true
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,39 +15,30 @@ import msgspec
 import numpy as np
 import onnx
 from msgspec import structs
-from numpy.typing import NDArray
 
 from converters import backends
 from converters.backends import Artifact, Prepared, vela
 from converters.cache import Cache, key
-from converters.judge import accuracy, metrics, roofline, shifted
+from converters.datasets import Datasets
+from converters.judge import metrics, roofline
 from converters.judge.metrics import Metric
 from converters.judge.score import Half, Score, Yardstick, score
 from converters.judge.text import NO_ALPHABET, Alphabet, read_alphabet
-from converters.prepare import canonical, code, data
+from converters.prepare import canonical, code
 from converters.prepare.canonical import Canonical
 from converters.prepare.project import Project
 from converters.prepare.quiet import quietly
-from converters.prepare.source import Source, closed, open_source
+from converters.prepare.source import Source, open_source
 from converters.quantize.recipes import Plan
 from edgekit import __version__, engines
 from edgekit.engines import Model
-from edgekit.errors import DataError, ManifestError, ProjectError
+from edgekit.errors import ManifestError, ProjectError
 from edgekit.manifest import EngineSpec, Option
 from edgekit.samples import Samples
 from edgekit.selftest import iter_samples
 from edgekit.tensors import Array
-from edgekit.transforms import check_post_steps, check_steps, prepare
+from edgekit.transforms import check_post_steps, check_steps
 
-# Samples that parity is checked on, and share of the calibration data held back where there is no other.
-PARITY_SAMPLES = 8
-HELD_BACK = 0.2
-MIN_GOLDEN = 32
-GOLDEN = 64
-# Sequences are kept whole; a set of golden sequences ends after this many samples.
-MAX_GOLDEN = 512
-# Samples that are corrupted: a coarse question, which does not need all.
-SHIFTED = 100
 # Of an artifact, beside its files.
 _KEPT = ("model", "bindings", "notes", "judged", "compiled")
 Tell = Callable[[str], None]
@@ -82,82 +73,22 @@ class Workbench:
         return source
 
     @cached_property
+    def data(self) -> Datasets:
+        return Datasets(self.project, self.source, self.gate)
+
+    @cached_property
     def metric(self) -> Metric:
         name = self.project.file.data.metric
         if code.is_reference(name):
             return metrics.users(name, code.load(name, self.project.folder, "the metric", self.gate))
         if name:
             return metrics.built_in(name, self._alphabet)
-        return metrics.built_in("top1" if self.evaluation.labels is not None else "agreement")
-
-    @cached_property
-    def evaluation(self) -> Samples:
-        """All evaluation samples, raw. Raises: DataError if there are too few for a self-test."""
-        text = self.project.file.data.evaluation
-        if text:
-            samples = self._open(text).collect()
-        else:
-            everything = self._open(self.project.file.data.calibration).collect()
-            samples = everything.take(slice(self._held_from, None))
-        if len(samples) < 2 * MIN_GOLDEN:
-            raise DataError(
-                f"{text or self.project.file.data.calibration}: {len(samples)} evaluation samples; a bundle's"
-                f" self-test alone needs {MIN_GOLDEN} in the judged half, {2 * MIN_GOLDEN} in all"
-            )
-        if self.source.state and samples.sequence is None:
-            raise DataError(
-                f"{text}: the model keeps state, so its data needs a 'sequence' array (N,) of ids, one a sample;"
-                " without it every sample would meet a zero state"
-            )
-        return samples
-
-    @cached_property
-    def halves(self) -> tuple[Half, Half]:
-        """The evaluation data to search on, and to judge on; each with shifted samples where there can be any."""
-        samples, seed = self.evaluation, self.project.file.data.seed
-        parts = [samples.take(part) for part in accuracy.split(len(samples), samples.sequence, seed)]
-        named = self.project.file.data.shifted_names
-        if named is None:
-            own = self._open(str(self.project.file.data.shifted)).collect()
-            others = [own.take(part) for part in accuracy.split(len(own), own.sequence, seed)]
-            search, judged = (Half(*pair, len(pair[0])) for pair in zip(parts, others, strict=True))
-            return search, judged
-        names = named or (shifted.DEFAULT,)
-        # The judged half's corruptions must not be those that a search saw.
-        search, judged = (
-            Half(part, shifted.corrupted(part.take(slice(0, count)), seed + offset, names), count)
-            for part, count, offset in zip(parts, map(_pairs, parts), (1, 0), strict=True)
-        )
-        return search, judged
-
-    @property
-    def judged(self) -> Samples:
-        return self.halves[1].samples
-
-    @cached_property
-    def golden(self) -> NDArray[np.int64]:
-        """Indices into the judged half of what a bundle's self-test gets: spread evenly over it, or its first whole
-        sequences for a stateful model.
-        """
-        samples = self.judged
-        count = len(samples)
-        if samples.sequence is None:
-            return np.unique(np.linspace(0, count - 1, min(GOLDEN, count)).astype(np.int64))
-        starts = [index for index in range(count) if samples.starts(index)]
-        ends = (*starts[1:], count)
-        fitting = [end for end in ends if end <= MAX_GOLDEN or end == ends[0]]
-        return np.arange(next((end for end in reversed(fitting) if end >= MIN_GOLDEN), fitting[-1]))
-
-    @cached_property
-    def calibration_fingerprint(self) -> str:
-        source = self._calibration
-        return "" if source is None else source.fingerprint()
+        return metrics.built_in("top1" if self.data.evaluation.labels is not None else "agreement")
 
     @cached_property
     def prepared(self) -> Prepared:
-        calibrate = None if self._calibration is None else self._feeds
         onnx_form = None if self.source.native else self._canonical()
-        return Prepared(self.source, onnx_form, calibrate)
+        return Prepared(self.source, onnx_form, self.data.calibration)
 
     @property
     def source_parity(self) -> float:
@@ -180,17 +111,19 @@ class Workbench:
     @property
     def labels(self) -> Array:
         """What the judged outputs are scored against: labels, or the source's answers."""
-        return self._wanted(self.judged, lambda: self.reference.digest)
+        return self._wanted(self.data.judged, lambda: self.reference.digest)
 
     @cached_property
     def yardstick(self) -> Yardstick:
         """What the judged half is scored against."""
-        return self._yardstick(self.halves[1], self.reference)
+        return self._yardstick(self.data.halves[1], self.reference)
 
     @cached_property
     def search_yardstick(self) -> Yardstick:
         """What the search half is scored against."""
-        return self._yardstick(self.halves[0], self._run_half(self.source.reference, self.halves[0]))
+        return self._yardstick(
+            self.data.halves[0], self._run_half(self.source.reference, self.data.halves[0])
+        )
 
     def searched(self, artifact: Artifact, plan: Plan, threads: int, limit: float | None) -> Score:
         """A candidate's figures on the search half. Raises: EngineError."""
@@ -198,7 +131,7 @@ class Workbench:
         if name not in self._searched:
             model = self.load(artifact, plan, plan.judged_options, threads)
             try:
-                self._searched[name] = self._run_half(model, self.halves[0])
+                self._searched[name] = self._run_half(model, self.data.halves[0])
             finally:
                 model.close()
         found = self._searched[name]
@@ -226,31 +159,6 @@ class Workbench:
         path = self.project.file.data.alphabet
         return read_alphabet(self.project.folder / path) if path else NO_ALPHABET
 
-    @cached_property
-    def feeds(self) -> list[dict[str, Array]]:
-        """A few engine-ready samples, states at zero: for parity and timing."""
-        samples = self.evaluation.take(slice(0, PARITY_SAMPLES))
-        zeros = {
-            spec.name: np.zeros(closed(spec), spec.dtype)
-            for spec in self.source.inputs
-            if spec.name in self.source.states
-        }
-        return [{**zeros, **self.ready(samples.sample(index))} for index in range(len(samples))]
-
-    def ready(self, sample: Mapping[str, Array]) -> dict[str, Array]:
-        """A raw sample as the model takes it. Raises: DataError."""
-        made = prepare(self.source.inputs, self.project.preprocess, sample)
-        for spec in self.source.inputs:
-            if spec.name in made and (
-                made[spec.name].shape != spec.shape or str(made[spec.name].dtype) != spec.dtype
-            ):
-                array = made[spec.name]
-                raise DataError(
-                    f"after pre-processing, input {spec.name!r} is {array.dtype} {'x'.join(map(str, array.shape))};"
-                    f" the model takes {spec.describe()}"
-                )
-        return {name: np.ascontiguousarray(array) for name, array in made.items()}
-
     def artifact_key(self, plan: Plan) -> dict[str, object]:
         """Everything that decides the artifact's bytes."""
         return {
@@ -263,7 +171,7 @@ class Workbench:
             "tuning": msgspec.to_builtins(plan.tuning),
             "constraints": msgspec.to_builtins(plan.constraints),
             "tools": self.tools(plan),
-            "calibration": self.calibration_fingerprint if plan.recipe.needs_calibration else "",
+            "calibration": self.data.fingerprint if plan.recipe.needs_calibration else "",
             "preprocess": msgspec.to_builtins(self.project.preprocess)
             if plan.recipe.needs_calibration
             else "",
@@ -352,57 +260,15 @@ class Workbench:
 
         def make(target: Path) -> dict[str, object]:
             self.tell("bringing the source into canonical ONNX")
-            made = canonical.canonicalize(self.source, self.feeds, target)
+            made = canonical.canonicalize(self.source, self.data.feeds, target)
             return {"parity": made.parity, "notes": list(made.notes)}
 
         meta = self.cache.fetch(parts, folder, make)
         return msgspec.convert({**meta, "path": folder / "canonical.onnx"}, Canonical)
 
-    @cached_property
-    def _held_from(self) -> int | None:
-        """Without evaluation data: index of the first calibration sample that is held back, at a sequence's start."""
-        if self.project.file.data.evaluation or self._calibration is None:
-            return None
-        starts = [chunk.starts(index) for chunk in self._calibration.chunks() for index in range(len(chunk))]
-        wanted = min(int(len(starts) * (1 - HELD_BACK)), len(starts) - 2 * MIN_GOLDEN)
-        return next((index for index in range(max(wanted, 1), 0, -1) if starts[index]), 0) if starts else 0
-
-    @cached_property
-    def _calibration(self) -> data.Source | None:
-        text = self.project.file.data.calibration
-        return self._open(text) if text else None
-
-    def _open(self, text: str) -> data.Source:
-        return data.open_source(
-            text,
-            self.project.folder,
-            self.source.inputs,
-            self.gate,
-            raw=tuple(self.project.preprocess),
-            states=self.source.states,
-        )
-
-    def _feeds(self) -> Iterator[dict[str, Array]]:
-        """Engine-ready calibration samples one by one; a stateful model's states come from the source itself."""
-        assert self._calibration is not None
-        last: dict[str, Array] = {}
-
-        def run(ready: Mapping[str, Array]) -> dict[str, Array]:
-            last.clear()
-            last.update(ready)
-            return self.source.reference.run(ready) if self.source.state else {}
-
-        count = 0
-        for chunk in self._calibration.chunks():
-            for _ in iter_samples(run, self.source.inputs, self.source.state, self.project.preprocess, chunk):
-                if self._held_from is not None and count >= self._held_from:
-                    return
-                count += 1
-                yield dict(last)
-
     def _run_all(self, model: Model) -> Evaluated:
         golden: list[dict[str, Array]] = []
-        found = self._run_half(model, self.halves[1], golden)
+        found = self._run_half(model, self.data.halves[1], golden)
         return replace(found, golden={name: np.stack([row[name] for row in golden]) for name in golden[0]})
 
     def _run_half(self, model: Model, half: Half, golden: list[dict[str, Array]] | None = None) -> Evaluated:
@@ -413,7 +279,7 @@ class Workbench:
         self, model: Model, samples: Samples, golden: list[dict[str, Array]] | None = None
     ) -> dict[str, Array]:
         """The metric's digest of every sample, one by one; whole outputs of the golden ones go into `golden`."""
-        kept = set() if golden is None else set(self.golden.tolist())
+        kept = set() if golden is None else set(self.data.golden.tolist())
         parts: dict[str, list[Array]] = {}
         pieces = (self.source.inputs, self.source.state, self.project.preprocess)
         for index, (outputs, _) in enumerate(iter_samples(model.run, *pieces, samples)):
@@ -432,9 +298,3 @@ class Workbench:
             check_post_steps(self.project.postprocess, source.outputs)
         except ManifestError as error:
             raise ProjectError(f"{self.project.where}: {error}") from error
-
-
-def _pairs(samples: Samples) -> int:
-    """How many samples of a half are corrupted: `SHIFTED`, and the rest of a sequence begun."""
-    starts = (index for index in range(SHIFTED, len(samples)) if samples.starts(index))
-    return next(starts, len(samples))

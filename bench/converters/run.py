@@ -188,7 +188,7 @@ def compare(name: str, profile: Path, folder: Path, cache: Path) -> dict[str, An
             runs[peer.name] = peers.load(peer.path, inputs, outputs, threads or None)
     source_score = scored(bench, bench.source.reference.run)
     limit = bench.project.file.contract.max_accuracy_drop or DEFAULT_DROP
-    latencies = measure.interleaved(runs, bench.feeds)
+    latencies = measure.interleaved(runs, bench.data.feeds)
     scores = {tool: scored(bench, run) for tool, run in runs.items()}
     for tool in runs:
         drop = bench.metric.drop(source_score, scores[tool])
@@ -208,7 +208,7 @@ def compare(name: str, profile: Path, folder: Path, cache: Path) -> dict[str, An
         "metric": bench.metric.name,
         "source": source_score,
         "limit": limit,
-        "samples": len(bench.judged),
+        "samples": len(bench.data.judged),
         "threads": threads,
         "second_build_s": ours.second_s,
         "rows": [dataclasses.asdict(rows[tool]) for tool in (OURS, *PEERS)],
@@ -238,7 +238,9 @@ def built(bench: Workbench, folder: Path) -> list[Peer]:
 def scored(bench: Workbench, run: Run) -> float:
     """The metric on the judged half, which neither calibration nor the build's search has seen."""
     source, parts = bench.source, []
-    for outputs, _ in iter_samples(run, source.inputs, source.state, bench.project.preprocess, bench.judged):
+    for outputs, _ in iter_samples(
+        run, source.inputs, source.state, bench.project.preprocess, bench.data.judged
+    ):
         digest = bench.metric.digest({key: np.array(value)[None] for key, value in outputs.items()})
         parts.append({key: np.array(value[0]) for key, value in digest.items()})
     stacked = {key: np.stack([part[key] for part in parts]) for key in parts[0]}

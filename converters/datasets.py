@@ -1,0 +1,182 @@
+"""The data of one build, each kind opened once: to calibrate with, to search on, to judge on, to ship as self-test.
+
+Always true
+ 1. Search half and judged half share no sample, nor calibration data with what is held back of it; sequences stay whole.
+ 2. The same project and source give the same samples in the same order.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.judge import accuracy, shifted
+from converters.judge.score import Half
+from converters.prepare import code, data
+from converters.prepare.project import Project
+from converters.prepare.source import Source, closed
+from edgekit.errors import DataError
+from edgekit.samples import Samples
+from edgekit.selftest import iter_samples
+from edgekit.tensors import Array
+from edgekit.transforms import prepare
+
+# Samples that parity is checked on, and share of the calibration data held back where there is no other.
+PARITY_SAMPLES = 8
+HELD_BACK = 0.2
+MIN_GOLDEN = 32
+GOLDEN = 64
+# Sequences are kept whole; a set of golden sequences ends after this many samples.
+MAX_GOLDEN = 512
+# Samples that are corrupted: a coarse question, which does not need all.
+SHIFTED = 100
+
+
+@dataclass
+class Datasets:
+    project: Project
+    source: Source
+    gate: code.CodeGate
+
+    @cached_property
+    def evaluation(self) -> Samples:
+        """All evaluation samples, raw. Raises: DataError if there are too few for a self-test."""
+        text = self.project.file.data.evaluation
+        if text:
+            samples = self._open(text).collect()
+        else:
+            everything = self._open(self.project.file.data.calibration).collect()
+            samples = everything.take(slice(self._held_from, None))
+        if len(samples) < 2 * MIN_GOLDEN:
+            raise DataError(
+                f"{text or self.project.file.data.calibration}: {len(samples)} evaluation samples; a bundle's"
+                f" self-test alone needs {MIN_GOLDEN} in the judged half, {2 * MIN_GOLDEN} in all"
+            )
+        if self.source.state and samples.sequence is None:
+            raise DataError(
+                f"{text}: the model keeps state, so its data needs a 'sequence' array (N,) of ids, one a sample;"
+                " without it every sample would meet a zero state"
+            )
+        return samples
+
+    @cached_property
+    def halves(self) -> tuple[Half, Half]:
+        """The evaluation data to search on, and to judge on; each with shifted samples where there can be any."""
+        samples, seed = self.evaluation, self.project.file.data.seed
+        parts = [samples.take(part) for part in accuracy.split(len(samples), samples.sequence, seed)]
+        named = self.project.file.data.shifted_names
+        if named is None:
+            own = self._open(str(self.project.file.data.shifted)).collect()
+            others = [own.take(part) for part in accuracy.split(len(own), own.sequence, seed)]
+            search, judged = (Half(*pair, len(pair[0])) for pair in zip(parts, others, strict=True))
+            return search, judged
+        names = named or (shifted.DEFAULT,)
+        # The judged half's corruptions must not be those that a search saw.
+        search, judged = (
+            Half(part, shifted.corrupted(part.take(slice(0, count)), seed + offset, names), count)
+            for part, count, offset in zip(parts, map(_pairs, parts), (1, 0), strict=True)
+        )
+        return search, judged
+
+    @property
+    def judged(self) -> Samples:
+        return self.halves[1].samples
+
+    @cached_property
+    def golden(self) -> NDArray[np.int64]:
+        """Indices into the judged half of what a bundle's self-test gets: spread evenly over it, or its first whole
+        sequences for a stateful model.
+        """
+        samples = self.judged
+        count = len(samples)
+        if samples.sequence is None:
+            return np.unique(np.linspace(0, count - 1, min(GOLDEN, count)).astype(np.int64))
+        starts = [index for index in range(count) if samples.starts(index)]
+        ends = (*starts[1:], count)
+        fitting = [end for end in ends if end <= MAX_GOLDEN or end == ends[0]]
+        return np.arange(next((end for end in reversed(fitting) if end >= MIN_GOLDEN), fitting[-1]))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the calibration data; empty without."""
+        return "" if self._stored is None else self._stored.fingerprint()
+
+    @property
+    def calibration(self) -> Callable[[], Iterator[dict[str, Array]]] | None:
+        """Makes engine-ready calibration samples, afresh for each pass; None without data."""
+        return None if self._stored is None else self._calibration_feeds
+
+    @cached_property
+    def feeds(self) -> list[dict[str, Array]]:
+        """A few engine-ready samples, states at zero: for parity and timing."""
+        samples = self.evaluation.take(slice(0, PARITY_SAMPLES))
+        zeros = {
+            spec.name: np.zeros(closed(spec), spec.dtype)
+            for spec in self.source.inputs
+            if spec.name in self.source.states
+        }
+        return [{**zeros, **self.ready(samples.sample(index))} for index in range(len(samples))]
+
+    def ready(self, sample: Mapping[str, Array]) -> dict[str, Array]:
+        """A raw sample as the model takes it. Raises: DataError."""
+        made = prepare(self.source.inputs, self.project.preprocess, sample)
+        for spec in self.source.inputs:
+            if spec.name in made and (
+                made[spec.name].shape != spec.shape or str(made[spec.name].dtype) != spec.dtype
+            ):
+                array = made[spec.name]
+                raise DataError(
+                    f"after pre-processing, input {spec.name!r} is {array.dtype} {'x'.join(map(str, array.shape))};"
+                    f" the model takes {spec.describe()}"
+                )
+        return {name: np.ascontiguousarray(array) for name, array in made.items()}
+
+    @cached_property
+    def _held_from(self) -> int | None:
+        """Without evaluation data: index of the first calibration sample that is held back, at a sequence's start."""
+        if self.project.file.data.evaluation or self._stored is None:
+            return None
+        starts = [chunk.starts(index) for chunk in self._stored.chunks() for index in range(len(chunk))]
+        wanted = min(int(len(starts) * (1 - HELD_BACK)), len(starts) - 2 * MIN_GOLDEN)
+        return next((index for index in range(max(wanted, 1), 0, -1) if starts[index]), 0) if starts else 0
+
+    @cached_property
+    def _stored(self) -> data.Source | None:
+        text = self.project.file.data.calibration
+        return self._open(text) if text else None
+
+    def _open(self, text: str) -> data.Source:
+        return data.open_source(
+            text,
+            self.project.folder,
+            self.source.inputs,
+            self.gate,
+            raw=tuple(self.project.preprocess),
+            states=self.source.states,
+        )
+
+    def _calibration_feeds(self) -> Iterator[dict[str, Array]]:
+        """Engine-ready calibration samples one by one; a stateful model's states come from the source itself."""
+        assert self._stored is not None
+        last: dict[str, Array] = {}
+
+        def run(ready: Mapping[str, Array]) -> dict[str, Array]:
+            last.clear()
+            last.update(ready)
+            return self.source.reference.run(ready) if self.source.state else {}
+
+        count = 0
+        for chunk in self._stored.chunks():
+            for _ in iter_samples(run, self.source.inputs, self.source.state, self.project.preprocess, chunk):
+                if self._held_from is not None and count >= self._held_from:
+                    return
+                count += 1
+                yield dict(last)
+
+
+def _pairs(samples: Samples) -> int:
+    """How many samples of a half are corrupted: `SHIFTED`, and the rest of a sequence begun."""
+    starts = (index for index in range(SHIFTED, len(samples)) if samples.starts(index))
+    return next(starts, len(samples))
