@@ -122,7 +122,11 @@ def _bound(specs: tuple[TensorSpec, ...], bindings: dict[str, str]) -> tuple[Ten
 
 
 def _ramp(spec: TensorSpec) -> Any:
-    """Deterministic values in 0..1 of the spec's type."""
+    """Deterministic values in 0..1 of the spec's type; of integers and booleans ones, since a mask of zeros has models
+    divide nothing by nothing.
+    """
+    if np.dtype(spec.dtype).kind in "iub":
+        return np.ones(closed(spec), spec.dtype)
     count = int(np.prod(closed(spec)))
     return (np.arange(count) * 0.37 % 1).reshape(closed(spec)).astype(spec.dtype)
 
