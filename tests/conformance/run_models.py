@@ -83,7 +83,7 @@ def apart(name):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def cells(name):
+def cells(name, columns=COLUMNS):
     """Column → 'ok DIFFERENCE' or 'fails: REASON'."""
     import models
     import numpy as np
@@ -104,26 +104,23 @@ def cells(name):
         {spec.name: drawn(spec, np.random.default_rng(seed)) for spec in source.inputs}
         for seed in range(SAMPLES)
     ]
-    found = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for column, exporter in zip(COLUMNS, canonical.EXPORTERS, strict=False):
-            found[column] = tried(partial(canonical_parity, source, feeds, root / column, [exporter]))
         (root / "canonical").mkdir()
         form = canonical.canonicalize(source, feeds, root / "canonical")
         prepared = Prepared(source, form, lambda: iter(feeds))
         through = Prepared(replace(source, module=None), form, lambda: iter(feeds))
+        ways = {
+            column: partial(canonical_parity, source, feeds, exporters=[exporter])
+            for column, exporter in zip(COLUMNS, canonical.EXPORTERS, strict=False)
+        }
         for column, recipe in FLOAT.items():
-            found[column] = tried(partial(difference, prepared, recipe, feeds, root / column))
-        found["LiteRT from torch"] = tried(partial(straight, prepared, feeds, root / "straight"))
-        found["LiteRT via importer"] = tried(
-            partial(difference, through, "litert/fp32", feeds, root / "importer")
-        )
+            ways[column] = partial(difference, prepared, recipe, feeds)
+        ways["LiteRT from torch"] = partial(straight, prepared, feeds)
+        ways["LiteRT via importer"] = partial(difference, through, "litert/fp32", feeds)
         for column, recipe in INT8.items():
-            found[column] = tried(
-                partial(difference, prepared, recipe, feeds, root / column, limit=float("inf"))
-            )
-    return found
+            ways[column] = partial(difference, prepared, recipe, feeds, limit=float("inf"))
+        return {column: tried(partial(ways[column], folder=root / column)) for column in columns}
 
 
 def drawn(spec, random):
@@ -151,7 +148,7 @@ def tried(call):
         return f"fails: {first_line(error)}"
 
 
-def canonical_parity(source, feeds, folder, exporters):
+def canonical_parity(source, feeds, exporters, folder):
     from converters.prepare import canonical
 
     folder.mkdir()
