@@ -9,6 +9,8 @@ Always true
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import msgspec
 from converters import bundling, candidates, lock, result, tournament
 from converters.cache import Cache
 from converters.candidates import Candidate, Host
+from converters.crew import Crew, Opening
 from converters.emulation import verify as emulation
 from converters.files import write_whole
 from converters.judge.select import select
@@ -32,10 +35,32 @@ from converters.result import BundleRow, ProfileResult
 from converters.workbench import Workbench
 from edgekit import evidence, profile
 from edgekit.errors import LockError
+from edgekit.manifest import Contract
 from edgekit.profile import Profile
 
 REFUSED = "refused"
 REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One profile to build for; `locked` is what an up-to-date `edgekit.lock` says of it."""
+
+    profile: Profile
+    contract: Contract
+    plans: tuple[Plan, ...]
+    locked: LockedTarget | None
+
+
+@dataclass
+class _Build:
+    """What a build has come to so far."""
+
+    results: list[ProfileResult] = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)
+    bundles: list[dict[str, Any]] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    written: dict[str, LockedTarget] = field(default_factory=dict)
 
 
 def build(project: Project, options: Options, tell: Callable[[str], None]) -> Outcome:
@@ -52,83 +77,121 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
         # Read everything that the user gave before the first conversion.
         bench.source, bench.metric, bench.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
         host = candidates.this_host()
-        results: list[ProfileResult] = []
-        bundles: list[dict[str, Any]] = []
-        missed: list[str] = []
-        sheets: list[Sheet] = []
-        written: dict[str, LockedTarget] = {}
-        known = {target: _locked(bench, loaded, target, options) for target, loaded in profiles.items()}
-        for target, loaded in profiles.items():
-            locked = known[target]
-            outcome = _judge(bench, loaded, target, options, host, locked=locked)
-            results.append(outcome)
-            if outcome.picked is None:
-                missed.append(_refuse(outcome, options))
-                sheets.append(_sheet(bench, outcome, host, missed[-1]))
-                continue
-            sheets.append(_sheet(bench, outcome, host, ""))
-            shipped = [
-                _ship(bench, outcome, outcome.candidate(recipe), host, options)
-                for recipe in (outcome.picked, *outcome.alternates)
-            ]
-            bundles.extend(shipped)
-            written[loaded.name] = _to_lock(bench, loaded, target, outcome, shipped)
-            if locked is not None:
-                differ = lock.differences(locked, written[loaded.name].bundles)
-                for difference in differ:
-                    tell(f"{loaded.name}: {difference}")
-                if options.lock == "require":
-                    missed.extend(f"{loaded.name}: {difference}" for difference in differ)
-            missed.extend(
-                f"{loaded.name}: the self-test of {row['recipe']} fails under emulation (--strict)"
-                for row in shipped
-                if options.strict and row.get("emulation", {}).get("outcome") == "failed"
-            )
-            if options.strict and outcome.unverified:
-                missed.append(
-                    f"{loaded.name}: {', '.join(outcome.unverified)} cannot be verified on this machine (--strict)"
-                )
-        document = {
-            "name": project.model.name,
-            "version": project.model.version,
-            "source_sha256": bench.source.sha256,
-            "bundles": bundles,
-            "candidates": [
-                result.candidate_json(outcome, item, bench.metric)
-                for outcome in results
-                for item in outcome.candidates
-            ],
-            "missed": missed,
-            "profiles": msgspec.to_builtins(sheets),
-        }
-        if options.lock == "write" and not missed:
-            write_whole(lock.beside(project, options.out), lock.encode(written))
-        write_whole(options.out / REPORT, page.render(sheets).encode())
-        return Outcome(document, tuple(sheets), tuple(missed), options.out / REPORT)
+        targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
+        done = _Build()
+        with closing(_crew(bench, options)):
+            # Of all profiles at once: what several share is made once, and what is measured later has the machine
+            # to itself.
+            candidates.made_together(bench, [plan for target in targets for plan in target.plans], host)
+            for target in targets:
+                _build_target(bench, target, options, host, done)
+        if options.lock == "write" and not done.missed:
+            write_whole(lock.beside(project, options.out), lock.encode(done.written))
+        write_whole(options.out / REPORT, page.render(done.sheets).encode())
+        return Outcome(_document(bench, done), tuple(done.sheets), tuple(done.missed), options.out / REPORT)
 
 
-def _locked(bench: Workbench, loaded: Profile, target: str, options: Options) -> LockedTarget | None:
+def _crew(bench: Workbench, options: Options) -> Crew:
+    """Workers that know what this build has read; the workbench has them unless none are wanted."""
+    crew = Crew(
+        Opening(
+            bench.project,
+            options.allow_code,
+            bench.cache,
+            bench.source.sha256,
+            bench.data.fingerprint,
+            bench.prepared.onnx,
+        ),
+        options.jobs,
+        bench.folder,
+        bench.tell,
+    )
+    bench.crew = crew if options.jobs else None
+    return crew
+
+
+def _target(bench: Workbench, loaded: Profile, name: str, options: Options) -> Target:
+    contract = bench.project.contract(name, loaded.budgets)
+    plans = _plans(bench, loaded, options)
+    locked = _locked(bench, Target(loaded, contract, tuple(plans), None), options)
+    return Target(loaded, contract, tuple(lock.plans(locked, plans) if locked else plans), locked)
+
+
+def _build_target(bench: Workbench, target: Target, options: Options, host: Host, done: _Build) -> None:
+    """Judge a target's candidates, and bundle what was chosen."""
+    name = target.profile.name
+    outcome = _judge(bench, target, options, host)
+    done.results.append(outcome)
+    if outcome.picked is None:
+        done.missed.append(_refuse(outcome, options))
+        done.sheets.append(_sheet(bench, outcome, host, done.missed[-1]))
+        return
+    done.sheets.append(_sheet(bench, outcome, host, ""))
+    shipped = [
+        _ship(bench, outcome, outcome.candidate(recipe), host, options)
+        for recipe in (outcome.picked, *outcome.alternates)
+    ]
+    done.bundles.extend(shipped)
+    done.written[name] = _to_lock(bench, target, outcome, shipped)
+    if target.locked is not None:
+        differ = lock.differences(target.locked, done.written[name].bundles)
+        for difference in differ:
+            bench.tell(f"{name}: {difference}")
+        if options.lock == "require":
+            done.missed.extend(f"{name}: {difference}" for difference in differ)
+    if options.strict:
+        done.missed.extend(_unshown(outcome, shipped))
+
+
+def _unshown(outcome: ProfileResult, shipped: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What `--strict` does not let pass."""
+    name = outcome.profile.name
+    told = [
+        f"{name}: the self-test of {row['recipe']} fails under emulation (--strict)"
+        for row in shipped
+        if row.get("emulation", {}).get("outcome") == "failed"
+    ]
+    if outcome.unverified:
+        told.append(f"{name}: {', '.join(outcome.unverified)} cannot be verified on this machine (--strict)")
+    return told
+
+
+def _document(bench: Workbench, done: _Build) -> dict[str, Any]:
+    """What `result.json` holds."""
+    return {
+        "name": bench.project.model.name,
+        "version": bench.project.model.version,
+        "source_sha256": bench.source.sha256,
+        "bundles": done.bundles,
+        "candidates": [
+            result.candidate_json(outcome, item, bench.metric)
+            for outcome in done.results
+            for item in outcome.candidates
+        ],
+        "missed": done.missed,
+        "profiles": msgspec.to_builtins(done.sheets),
+    }
+
+
+def _locked(bench: Workbench, target: Target, options: Options) -> LockedTarget | None:
     """What the lock has for a target, if it is about these inputs and tools.
 
     Raises: LockError where one is required and there is none that fits.
     """
     if options.lock == "write":
         return None
+    name = target.profile.name
     path = lock.beside(bench.project, options.out)
     found = lock.read(path)
-    locked = found.targets.get(loaded.name) if found is not None else None
+    locked = found.targets.get(name) if found is not None else None
     if locked is None:
         if options.lock == "require":
-            raise LockError(f"{path}: has nothing for {loaded.name}; write it with edgekit build --lock")
+            raise LockError(f"{path}: has nothing for {name}; write it with edgekit build --lock")
         return None
-    changed = lock.changes(
-        locked,
-        _inputs(bench, loaded, target),
-        _tools(bench, lock.plans(locked, _plans(bench, loaded, options))),
-    )
+    changed = lock.changes(locked, _inputs(bench, target), _tools(bench, lock.plans(locked, target.plans)))
     if not changed:
         return locked
-    told = f"{path}: not up to date for {loaded.name}: {', '.join(changed)} changed"
+    told = f"{path}: not up to date for {name}: {', '.join(changed)} changed"
     if options.lock == "require":
         raise LockError(f"{told}; write it anew with edgekit build --lock")
     bench.tell(f"{told}; everything is tried")
@@ -136,15 +199,11 @@ def _locked(bench: Workbench, loaded: Profile, target: str, options: Options) ->
 
 
 def _to_lock(
-    bench: Workbench,
-    loaded: Profile,
-    target: str,
-    outcome: ProfileResult,
-    shipped: Sequence[Mapping[str, Any]],
+    bench: Workbench, target: Target, outcome: ProfileResult, shipped: Sequence[Mapping[str, Any]]
 ) -> LockedTarget:
     items = [outcome.candidate(str(row["recipe"])) for row in shipped]
     return LockedTarget(
-        inputs=_inputs(bench, loaded, target),
+        inputs=_inputs(bench, target),
         tools=_tools(bench, [item.plan for item in items]),
         bundles=tuple(
             LockedBundle(item.recipe, str(row["digest"]), item.plan.tuning)
@@ -153,12 +212,11 @@ def _to_lock(
     )
 
 
-def _inputs(bench: Workbench, loaded: Profile, target: str) -> dict[str, str]:
-    contract = bench.project.contract(target, loaded.budgets)
+def _inputs(bench: Workbench, target: Target) -> dict[str, str]:
     return lock.inputs(
         bench.project,
-        loaded,
-        contract,
+        target.profile,
+        target.contract,
         source_sha256=bench.source.sha256,
         calibration=bench.data.fingerprint,
         evaluation=bench.data.evaluation,
@@ -169,21 +227,10 @@ def _tools(bench: Workbench, plans: Sequence[Plan]) -> dict[str, str]:
     return {name: version for plan in plans for name, version in bench.tools(plan).items()}
 
 
-def _judge(
-    bench: Workbench,
-    loaded: Profile,
-    target: str,
-    options: Options,
-    host: Host,
-    *,
-    locked: LockedTarget | None,
-) -> ProfileResult:
+def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> ProfileResult:
+    loaded, contract = target.profile, target.contract
     bench.tell(f"{loaded.name}: {loaded.title}")
-    contract = bench.project.contract(target, loaded.budgets)
-    plans = _plans(bench, loaded, options)
-    if locked is not None:
-        plans = lock.plans(locked, plans)
-    tried, ratios = tournament.judged(bench, loaded, contract, plans, host)
+    tried, ratios = tournament.judged(bench, loaded, contract, target.plans, host)
     chosen = select(
         [candidates.contender(bench, item, loaded) for item in tried if item.stands],
         contract,
@@ -200,7 +247,7 @@ def _judge(
         picked=chosen.picked or None,
         alternates=chosen.alternates,
         is_measured=host.matches(loaded),
-        notes=(*_notes(bench, loaded, chosen.budgets, host), *((lock.NOTE,) if locked else ())),
+        notes=(*_notes(bench, loaded, chosen.budgets, host), *((lock.NOTE,) if target.locked else ())),
     )
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from converters import golden
 from converters.backends import Artifact, Unsupported
 from converters.backends.shapes import open_inside
+from converters.crew import whole
+from converters.findings import Evaluated, told
 from converters.judge import fit, measure, roofline
 from converters.judge.accuracy import Accuracy, Judgement, Shift, Verdict
 from converters.judge.child import Job, Seen, run_job
@@ -19,7 +21,7 @@ from converters.prepare import canonical
 from converters.quantize import repair
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
-from converters.workbench import Evaluated, Workbench
+from converters.workbench import Workbench
 from edgekit import detect, engines, interrupt
 from edgekit.errors import EdgeKitError
 from edgekit.evidence import Where
@@ -175,37 +177,47 @@ def seen_alone(
     return run_job(job, folder, environment)
 
 
+def made_together(bench: Workbench, plans: Sequence[Plan], host: Host) -> None:
+    """All that these plans' candidates need, made side by side."""
+    bench.together([whole(plan, host.threads(plan)) for plan in plans if not _obstacle(bench, plan)])
+
+
 def made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
     """Converted and run on the evaluation data, or the reason why not."""
     blank = Candidate(plan, notes=plan.notes)
-    if plan.obstacle:
-        return replace(blank, failure=plan.obstacle)
-    if plan.recipe.needs_calibration and bench.prepared.calibration is None:
-        return replace(blank, failure="needs calibration data ([data] calibration, or --calibration)")
-    installed = engines.installed().get(plan.recipe.engine)
-    if installed is None:
-        return replace(blank, failure=f"{plan.recipe.engine} is not installed here")
-    if not engines.accepts(plan.versions, installed):
-        return replace(
-            blank,
-            failure=f"the profile wants {plan.recipe.engine} {plan.versions}, and {installed} is installed here",
-        )
+    obstacle = _obstacle(bench, plan)
+    if obstacle:
+        return replace(blank, failure=obstacle)
+    made_together(bench, [plan], host)
     try:
         artifact = bench.artifact(plan)
         if plan.static_shapes_only:
             _refuse_open_shapes(artifact)
-        bench.tell(f"evaluating {plan.name}")
         evaluated = bench.evaluate(artifact, plan, host.threads(plan))
     except EdgeKitError as error:
         interrupt.check()
         return replace(blank, failure=str(error))
     except Exception as error:  # noqa: BLE001  # a tool's bug costs its candidate, not the build; the reason is shown
         interrupt.check()
-        return replace(blank, failure=f"{type(error).__name__}: {error}"[:500])
+        return replace(blank, failure=told(error))
     parity = canonical.parity([bench.reference.golden], [evaluated.golden])
     return replace(
         blank, artifact=artifact, evaluated=evaluated, parity=parity, notes=(*blank.notes, *artifact.notes)
     )
+
+
+def _obstacle(bench: Workbench, plan: Plan) -> str:
+    """Why a plan need not be tried; empty if it may be."""
+    if plan.obstacle:
+        return plan.obstacle
+    if plan.recipe.needs_calibration and bench.prepared.calibration is None:
+        return "needs calibration data ([data] calibration, or --calibration)"
+    installed = engines.installed().get(plan.recipe.engine)
+    if installed is None:
+        return f"{plan.recipe.engine} is not installed here"
+    if not engines.accepts(plan.versions, installed):
+        return f"the profile wants {plan.recipe.engine} {plan.versions}, and {installed} is installed here"
+    return ""
 
 
 def _refuse_open_shapes(artifact: Artifact) -> None:

@@ -37,6 +37,11 @@ Exit codes: 0 built, 2 usage or bad input, 3 contract not met, 4 a tool failed.
 """
 
 
+def _sensible_jobs() -> int:
+    """Two where there are cores for it: converters take gigabytes, and use several cores themselves."""
+    return min(2, len(os.sched_getaffinity(0)))
+
+
 @click.command(epilog=EPILOG)
 @click.argument("source", required=False)
 @click.option(
@@ -75,6 +80,13 @@ Exit codes: 0 built, 2 usage or bad input, 3 contract not met, 4 a tool failed.
 @click.option("--cache", type=click.Path(path_type=Path), help="Cache folder (the user's cache by default).")
 @click.option("--no-cache", is_flag=True, help="Convert everything anew.")
 @click.option(
+    "--jobs",
+    type=click.IntRange(min=0),
+    default=_sensible_jobs(),
+    show_default=True,
+    help="Processes that make candidates side by side; 0: in this one. Measuring is always alone.",
+)
+@click.option(
     "--measure", is_flag=True, help="Measure again even if nothing changed since a build that was kept."
 )
 def build(
@@ -89,6 +101,7 @@ def build(
     no_code: bool,
     cache: Path | None,
     no_cache: bool,
+    jobs: int,
     measure: bool,
     write_lock: bool,
     locked: bool,
@@ -109,6 +122,7 @@ def build(
         allow_code=not no_code,
         cache=None if no_cache else cache or default_root(),
         recipes=recipes,
+        jobs=jobs,
         lock="write" if write_lock else "require" if locked else "use",
     )
     with render.progress() as progress:

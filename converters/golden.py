@@ -1,6 +1,7 @@
 """The self-test's data in a bundle: raw golden inputs, and what source and artifact made of them."""
 
-from converters.workbench import Evaluated, Workbench
+from converters.findings import Evaluated
+from converters.workbench import Workbench
 from edgekit.samples import Samples, dump_arrays, dump_npz
 from edgekit.selftest import record
 

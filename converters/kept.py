@@ -65,7 +65,7 @@ def fingerprint(project: Project, profiles: Sequence[Profile], options: Options)
     files = _inputs(project)
     if files is None:
         return None
-    asked = {name: value for name, value in asdict(options).items() if name not in ("out", "cache")}
+    asked = {name: value for name, value in asdict(options).items() if name not in ("out", "cache", "jobs")}
     return key(
         {
             "project": msgspec.to_builtins(project.file),

@@ -12,7 +12,8 @@ from edgekit.errors import ContractMissedError
 class Options:
     """`cache` None converts everything anew; `recipes` are patterns of recipe names, none meaning all.
 
-    `lock`: `use` one that is up to date, `write` a new one after trying everything, `require` one that is up to date.
+    `jobs` worker processes make candidates side by side; 0 makes them in this process, where a converter's crash is the
+    build's. `lock`: `use` one that is up to date, `write` a new one after trying everything, `require` one that is up to date.
     """
 
     out: Path
@@ -21,6 +22,7 @@ class Options:
     allow_code: bool = True
     cache: Path | None = None
     recipes: tuple[str, ...] = ()
+    jobs: int = 1
     lock: Literal["use", "write", "require"] = "use"
 
 

@@ -10,10 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import msgspec
-
-from converters import backends
 from converters.candidates import Candidate, Host, made, searched, timed
+from converters.crew import Order
 from converters.judge import measure
 from converters.judge.score import Score
 from converters.judge.select import MEGABYTE, Ratio
@@ -111,20 +109,10 @@ def _mended(shop: _Shop, item: Candidate) -> tuple[Candidate, Candidate | None]:
 
 def _layers(shop: _Shop, item: Candidate) -> tuple[LayerError, ...]:
     """Worst first; kept between builds, since nothing but the artifact decides it."""
-    artifact = item.artifact
-    assert artifact is not None
-    bench = shop.bench
-    backend = backends.get(item.plan.recipe.engine)
-    parts = {
-        **bench.artifact_key(item.plan),
-        "step": "sensitivity",
-        "calibration": bench.data.fingerprint,
-    }
-
-    def make() -> dict[str, object]:
-        return {"layers": msgspec.to_builtins(backend.sensitivity(bench.prepared, item.plan, artifact))}
-
-    return msgspec.convert(bench.kept(parts, make)["layers"], tuple[LayerError, ...])
+    assert item.artifact is not None
+    threads = shop.host.threads(item.plan)
+    shop.bench.together([Order(item.plan, threads, is_analysed=True)])
+    return shop.bench.layers(item.plan, item.artifact)
 
 
 def _try(shop: _Shop, item: Candidate, layers: Sequence[LayerError], count: int) -> Candidate:

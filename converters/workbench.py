@@ -6,10 +6,11 @@ Always true
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,7 +20,9 @@ from msgspec import structs
 from converters import backends
 from converters.backends import Artifact, Prepared, vela
 from converters.cache import Cache, key
+from converters.crew import Crew, CrewUnfitError, Order
 from converters.datasets import Datasets
+from converters.findings import Evaluated, Findings, once
 from converters.judge import metrics, roofline
 from converters.judge.metrics import Metric
 from converters.judge.score import Half, Score, Yardstick, score
@@ -30,6 +33,7 @@ from converters.prepare.project import Project
 from converters.prepare.quiet import quietly
 from converters.prepare.source import Source, open_source
 from converters.quantize.recipes import Plan
+from converters.quantize.sensitivity import LayerError
 from edgekit import __version__, engines
 from edgekit.engines import Model
 from edgekit.errors import ManifestError, ProjectError
@@ -44,17 +48,6 @@ _KEPT = ("model", "bindings", "notes", "judged", "compiled")
 Tell = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """What is kept of a model's outputs on one half: the metric's digest of it and of its shifted samples, and (of the
-    judged half) the golden samples' whole outputs, (N, *shape).
-    """
-
-    digest: dict[str, Array]
-    shifted: dict[str, Array] | None
-    golden: dict[str, Array]
-
-
 @dataclass
 class Workbench:
     project: Project
@@ -62,9 +55,11 @@ class Workbench:
     cache: Cache
     folder: Path
     tell: Tell
-    _artifacts: dict[str, Artifact | Exception] = field(default_factory=dict)
-    _evaluated: dict[str, Evaluated] = field(default_factory=dict)
-    _searched: dict[str, Evaluated] = field(default_factory=dict)
+    findings: Findings = field(default_factory=Findings)
+    # Processes that make and run candidates; None does both in this one.
+    crew: Crew | None = None
+    # The source in canonical ONNX, where another process has brought it into that form.
+    canonical_form: Canonical | None = None
 
     @cached_property
     def source(self) -> Source:
@@ -87,7 +82,7 @@ class Workbench:
 
     @cached_property
     def prepared(self) -> Prepared:
-        onnx_form = None if self.source.native else self._canonical()
+        onnx_form = None if self.source.native else self.canonical_form or self._canonical()
         return Prepared(self.source, onnx_form, self.data.calibration)
 
     @property
@@ -127,14 +122,7 @@ class Workbench:
 
     def searched(self, artifact: Artifact, plan: Plan, threads: int, limit: float | None) -> Score:
         """A candidate's figures on the search half. Raises: EngineError."""
-        name = key({"folder": artifact.folder.name, "options": plan.judged_options, "threads": threads})
-        if name not in self._searched:
-            model = self.load(artifact, plan, plan.judged_options, threads)
-            try:
-                self._searched[name] = self._run_half(model, self.data.halves[0])
-            finally:
-                model.close()
-        found = self._searched[name]
+        found = self.search(artifact, plan, threads)
         return score(self.search_yardstick, found.digest, found.shifted, limit, parity=float("inf"))
 
     def _yardstick(self, half: Half, source: Evaluated) -> Yardstick:
@@ -181,6 +169,67 @@ class Workbench:
         """Versions of what decides the artifact's bytes. Raises: ToolFailedError for one that is missing."""
         return backends.get(plan.recipe.engine).tools() | (vela.tools() if plan.constraints.vela else {})
 
+    def together(self, orders: Sequence[Order]) -> None:
+        """Make and run what is not known yet, side by side; without a crew, each is made when it is asked for."""
+        missing = [order for order in orders if not self._knows(order)]
+        if self.crew is None or not missing:
+            return
+        try:
+            for order, answer in self.crew.run(missing, self._shared, self.findings):
+                if isinstance(answer, Findings):
+                    self.findings.update(answer)
+                else:
+                    self._blame(order, answer)
+        except CrewUnfitError as error:
+            self.tell(f"candidates are made in this process: {error}")
+            self.crew.close()
+            self.crew = None
+
+    def fulfil(self, order: Order) -> None:
+        """All that an order asks, into the findings; a failure becomes one of them."""
+        plan, threads = order.plan, order.threads
+        try:
+            artifact = self.artifact(plan)
+            if order.is_judged:
+                self.evaluate(artifact, plan, threads)
+            if order.is_searched:
+                self.search(artifact, plan, threads)
+            if order.is_analysed:
+                self.layers(plan, artifact)
+        except Exception:  # noqa: BLE001  # it is in the findings, for whoever asks
+            return
+
+    def _steps(self, order: Order) -> list[tuple[dict[str, Any], str]]:
+        """Where the findings of an order will stand, in the order in which they are made."""
+        name, run = self._name(order.plan), self._run_name(order.plan, order.threads)
+        steps: list[tuple[bool, dict[str, Any], str]] = [
+            (True, self.findings.artifacts, name),
+            (order.is_judged, self.findings.evaluated, run),
+            (order.is_searched, self.findings.searched, run),
+            (order.is_analysed, self.findings.layers, name),
+        ]
+        return [(table, at) for is_asked, table, at in steps if is_asked]
+
+    def _knows(self, order: Order) -> bool:
+        found = [table.get(at) for table, at in self._steps(order)]
+        return isinstance(found[0], Exception) or None not in found
+
+    def _blame(self, order: Order, error: Exception) -> None:
+        """The process that had the order died: at the first step that is not known, as far as can be told."""
+        table, at = next((table, at) for table, at in self._steps(order) if at not in table)
+        table[at] = error
+
+    def _shared(self, order: Order) -> str:
+        """Orders of the same name share a conversion."""
+        constraints = structs.replace(order.plan.constraints, vela=None)
+        return self._name(replace(order.plan, constraints=constraints))
+
+    def _name(self, plan: Plan) -> str:
+        return key(self.artifact_key(plan))
+
+    def _run_name(self, plan: Plan, threads: int) -> str:
+        return key({"artifact": self._name(plan), "options": plan.judged_options, "threads": threads})
+
     def artifact(self, plan: Plan) -> Artifact:
         """Convert, or take from this build or the cache.
 
@@ -188,17 +237,30 @@ class Workbench:
         """
         parts = self.artifact_key(plan)
         name = key(parts)
-        if name not in self._artifacts:
+
+        def make() -> Artifact:
             folder = self.folder / f"artifact-{name[:16]}"
             folder.mkdir()
-            try:
-                self._artifacts[name] = self._convert(plan, parts, folder)
-            except Exception as error:  # noqa: BLE001  # kept, and raised below for each profile that asks
-                self._artifacts[name] = error
-        made = self._artifacts[name]
-        if isinstance(made, Exception):
-            raise made
-        return made
+            return self._convert(plan, parts, folder)
+
+        return once(self.findings.artifacts, name, make)
+
+    def layers(self, plan: Plan, artifact: Artifact) -> tuple[LayerError, ...]:
+        """What each layer of an int8 artifact costs, worst first; kept between builds.
+
+        Raises: Unsupported where the engine's tools cannot tell layers apart, ToolFailedError.
+        """
+        parts = {**self.artifact_key(plan), "step": "sensitivity", "calibration": self.data.fingerprint}
+
+        def look() -> dict[str, object]:
+            self.tell(f"looking into the layers of {plan.name}")
+            found = backends.get(plan.recipe.engine).sensitivity(self.prepared, plan, artifact)
+            return {"layers": msgspec.to_builtins(found)}
+
+        def make() -> tuple[LayerError, ...]:
+            return msgspec.convert(self.kept(parts, look)["layers"], tuple[LayerError, ...])
+
+        return once(self.findings.layers, self._name(plan), make)
 
     def kept(self, parts: Mapping[str, object], make: Callable[[], dict[str, object]]) -> dict[str, object]:
         """A finding, made once and kept in the cache."""
@@ -214,15 +276,28 @@ class Workbench:
         return quietly(lambda: load(artifact.folder / artifact.runs_here, spec, *bound, None))
 
     def evaluate(self, artifact: Artifact, plan: Plan, threads: int) -> Evaluated:
-        """Outputs on all evaluation samples. Raises: EngineError."""
-        name = key({"folder": artifact.folder.name, "options": plan.judged_options, "threads": threads})
-        if name not in self._evaluated:
-            model = self.load(artifact, plan, plan.judged_options, threads)
-            try:
-                self._evaluated[name] = self._run_all(model)
-            finally:
-                model.close()
-        return self._evaluated[name]
+        """Outputs on the judged half. Raises: EngineError."""
+        make = partial(self._ran, artifact, plan, threads, "evaluating", self._run_all)
+        return once(self.findings.evaluated, self._run_name(plan, threads), make)
+
+    def search(self, artifact: Artifact, plan: Plan, threads: int) -> Evaluated:
+        """Outputs on the search half. Raises: EngineError."""
+
+        def run(model: Model) -> Evaluated:
+            return self._run_half(model, self.data.halves[0])
+
+        make = partial(self._ran, artifact, plan, threads, "searching with", run)
+        return once(self.findings.searched, self._run_name(plan, threads), make)
+
+    def _ran(
+        self, artifact: Artifact, plan: Plan, threads: int, what: str, run: Callable[[Model], Evaluated]
+    ) -> Evaluated:
+        self.tell(f"{what} {plan.name}")
+        model = self.load(artifact, plan, plan.judged_options, threads)
+        try:
+            return run(model)
+        finally:
+            model.close()
 
     def _convert(self, plan: Plan, parts: Mapping[str, object], folder: Path) -> Artifact:
         def make(target: Path) -> dict[str, object]:

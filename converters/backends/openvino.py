@@ -12,6 +12,7 @@ import openvino as ov
 
 from converters.backends import Artifact, Prepared, Unsupported
 from converters.backends import openvino_execution as execution
+from converters.backends import openvino_graph as graph
 from converters.backends import openvino_nncf as quantizer
 from converters.backends import openvino_sensitivity as analysis
 from converters.quantize.recipes import Plan
@@ -36,6 +37,7 @@ class OpenVinoBackend:
         for key in list(model.rt_info):
             del model.rt_info[key]
         model.set_friendly_name("model")
+        graph.name_nodes(model)
         ov.save_model(model, folder / MODEL, compress_to_fp16=plan.recipe.precision == "fp16")
         return Artifact(folder, MODEL, {}, (*notes, *execution.notes(folder / MODEL, plan)))
 
@@ -47,9 +49,11 @@ class OpenVinoBackend:
 
 def _read(prepared: Prepared) -> Any:
     try:
-        return ov.Core().read_model(prepared.canonical.path)
+        model = ov.Core().read_model(prepared.canonical.path)
     except RuntimeError as error:
         raise Unsupported(f"OpenVINO cannot read the model: {error}") from error
+    graph.name_nodes(model)
+    return model
 
 
 BACKEND = OpenVinoBackend()

@@ -11,6 +11,7 @@ OpenVINO's ONNX reader splits an operator with a bias in two and calls the one t
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,27 @@ def operators(model: Any) -> Iterator[Any]:
         for node in model.get_ordered_ops()
         if node.get_type_name() not in ("Constant", "Parameter", "Result")
     )
+
+
+def name_nodes(model: Any) -> None:
+    """Give each node without a name of its own one that depends on the graph alone.
+
+    OpenVINO numbers such nodes through the whole process, so that a model's bytes, and the names of its layers, would
+    depend on what the process did before.
+    """
+    taken = {node.get_friendly_name() for node in model.get_ops()}
+    counts: Counter[str] = Counter()
+    for node in model.get_ordered_ops():
+        if node.get_friendly_name() != node.get_name():
+            continue
+        kind = node.get_type_name()
+        name = f"{kind}.{counts[kind]}"
+        while name in taken:
+            counts[kind] += 1
+            name = f"{kind}.{counts[kind]}"
+        counts[kind] += 1
+        taken.add(name)
+        node.set_friendly_name(name)
 
 
 def plain(name: str) -> str:

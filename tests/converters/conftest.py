@@ -107,8 +107,10 @@ def run_build(cache: Path) -> Callable[..., Result]:
     """`edgekit build` in this process; errors of ours become their exit codes, as in the command."""
 
     def run(*words: str | Path, cache: Path | None = cache) -> Result:
+        # Loading converters into workers takes seconds for each build; `test_jobs` has builds with workers.
+        jobs = [] if "--jobs" in words else ["--jobs", "0"]
         keep = ["--no-cache"] if cache is None else ["--cache", str(cache)]
-        result = CliRunner().invoke(cli, ["build", *map(str, words), *keep])
+        result = CliRunner().invoke(cli, ["build", *map(str, words), *jobs, *keep])
         if isinstance(result.exception, EdgeKitError):
             result.exit_code = result.exception.exit_code
             result.stderr_bytes = (result.stderr_bytes or b"") + str(result.exception).encode()
