@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from converters.prepare.canonical import Canonical
 from converters.prepare.source import Source
+from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
 from edgekit.errors import ToolFailedError
@@ -99,6 +100,10 @@ class Backend(Protocol):
         Looks at a few calibration samples. The names are what `Tuning.float_layers` takes.
         Raises: Unsupported where the engine's tools cannot tell layers apart, ToolFailedError.
         """
+        ...
+
+    def knobs(self, plan: Plan) -> tuple[Knob, ...]:
+        """Settings that a search may turn for this int8 plan; none for one that cannot be tuned."""
         ...
 
     def tools(self) -> dict[str, str]:

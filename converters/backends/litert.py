@@ -22,6 +22,7 @@ from converters.backends.litert_layers import layer_errors
 from converters.prepare import canonical, patterns
 from converters.prepare.quiet import first_line, quietly
 from converters.prepare.source import closed
+from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
 from edgekit import engines
@@ -53,6 +54,9 @@ class LiteRtBackend:
             path = Path(folder) / MODEL
             _float_model(prepared, path)
             return layer_errors(prepared, plan, path, time.monotonic)
+
+    def knobs(self, plan: Plan) -> tuple[Knob, ...]:
+        return litert_int8.knobs(plan)
 
 
 def _float_model(prepared: Prepared, target: Path) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from converters.backends import Prepared
 from converters.backends.litert_graph import Layer, kept_float, named
 from converters.prepare.quiet import first_line, quietly
 from converters.quantize.calibration import KEPT, Spread
+from converters.quantize.knobs import Knob
 from converters.quantize.recipes import ETHOS, Plan
 from edgekit.errors import DataError, ToolFailedError
 
@@ -35,6 +36,20 @@ BATCH = 16
 Ranges = dict[str, Any]
 Result = TypeVar("Result")
 Recipe = list[dict[str, Any]]
+
+
+def knobs(plan: Plan) -> tuple[Knob, ...]:
+    """What a search may turn."""
+    scales = (Knob("per_channel", (True, False)),) if plan.constraints.per_channel else ()
+    if not plan.recipe.needs_calibration:
+        return scales
+    whole = () if plan.constraints.accelerator == ETHOS else (Knob("int8_everywhere", (False, True)),)
+    return (
+        Knob("percentile", (None, 0.999, 0.9999, 0.99999)),
+        Knob("moving_average", (None, 0.9, 0.99)),
+        *scales,
+        *whole,
+    )
 
 
 def quantized(prepared: Prepared, plan: Plan, path: Path, graph: Sequence[Layer]) -> bytes:

@@ -14,6 +14,7 @@ from converters.backends import (
     onnxruntime_layers,
     onnxruntime_qdq,
 )
+from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
 
@@ -49,6 +50,9 @@ class OnnxRuntimeBackend:
         samples = list(islice(prepared.calibration(), LOOKED_AT))
         kinds = set(onnxruntime_qdq.choices(plan).ops) - onnxruntime_qdq.MOVES
         return onnxruntime_layers.sensitivity(onnxruntime_qdq.folded(prepared), int8, kinds, samples)
+
+    def knobs(self, plan: Plan) -> tuple[Knob, ...]:
+        return onnxruntime_qdq.knobs(plan) if plan.recipe.needs_calibration else ()
 
 
 BACKEND = OnnxRuntimeBackend()

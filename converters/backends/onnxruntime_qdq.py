@@ -28,6 +28,7 @@ from converters.prepare import canonical
 from converters.prepare.quiet import first_line, quietly
 from converters.quantize import calibration
 from converters.quantize.calibration import METHODS, Spread
+from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Plan
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import Option
@@ -39,6 +40,8 @@ OPS = (
     "AveragePool", "Clip", "Conv", "ConvTranspose", "Flatten", "Gather", "Gemm", "MatMul", "MaxPool", "Pad", "Relu",
     "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
+# What an int8 kernel gains most by.
+PRODUCTS_ONLY = "Conv,ConvTranspose,Gemm,MatMul"
 # These compute nothing of their own: they follow the layers around them, so leaving one in float means nothing.
 MOVES = frozenset(
     {"Clip", "Flatten", "Gather", "MaxPool", "Pad", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
@@ -86,6 +89,17 @@ def choices(plan: Plan) -> Choices:
     if not 0.5 < found.percentile <= 1:
         raise ToolFailedError(f"onnxruntime: percentile = {percentile}; give one above 50, at most 100")
     return found
+
+
+def knobs(plan: Plan) -> tuple[Knob, ...]:
+    """What a search may turn. What the target's ISA decides (`reduce_range`, signs) is not among it."""
+    scales = (Knob("per_channel", (True, False)),) if plan.constraints.per_channel else ()
+    return (
+        Knob("calibration", tuple(METHODS)),
+        Knob("percentile", (99.0, 99.9, 99.99, 99.999), only=("calibration", "percentile")),
+        Knob("ops", (None, PRODUCTS_ONLY)),
+        *scales,
+    )
 
 
 def folded(prepared: Prepared) -> onnx.ModelProto:

@@ -15,6 +15,7 @@ from converters.backends import openvino_execution as execution
 from converters.backends import openvino_graph as graph
 from converters.backends import openvino_nncf as quantizer
 from converters.backends import openvino_sensitivity as analysis
+from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
 from edgekit.errors import ToolFailedError
@@ -45,6 +46,9 @@ class OpenVinoBackend:
         if not plan.recipe.needs_calibration or prepared.calibration is None:
             raise Unsupported(f"{plan.recipe.name} has no calibrated quantizers to tell apart")
         return analysis.ranked(artifact.folder / artifact.model, prepared.calibration)
+
+    def knobs(self, plan: Plan) -> tuple[Knob, ...]:
+        return quantizer.knobs(plan) if plan.recipe.needs_calibration else ()
 
 
 def _read(prepared: Prepared) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 from converters.backends import Prepared
 from converters.backends import openvino_graph as graph
 from converters.prepare.quiet import first_line, quietly
+from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Plan, Tuning
 from edgekit.errors import EdgeKitError, ToolFailedError
 from edgekit.manifest import Option
@@ -36,6 +37,17 @@ _KINDS: Mapping[str, tuple[Callable[[Option], bool], str]] = {
         "a positive whole number",
     ),
 }
+
+
+def knobs(plan: Plan) -> tuple[Knob, ...]:
+    """What a search may turn. Slow bias correction is not among it: minutes a try, on large models hours."""
+    presets = () if plan.constraints.symmetric_activations else (Knob("preset", ("mixed", "performance")),)
+    return (
+        *presets,
+        Knob("model_type", ("plain", "transformer")),
+        Knob("smooth_quant_alpha", (None, -1, 0.5, 0.95), only=("model_type", "transformer")),
+        Knob("percentile", (None, 99.0, 99.9, 99.99)),
+    )
 
 
 class Stream:
