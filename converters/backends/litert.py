@@ -21,7 +21,7 @@ from converters.backends.litert_int8 import SIGNATURE
 from converters.backends.litert_layers import layer_errors
 from converters.prepare import canonical, patterns
 from converters.prepare.quiet import first_line, quietly
-from converters.prepare.source import closed
+from converters.prepare.source import closed, filled
 from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
@@ -114,7 +114,7 @@ def _convert_torch(prepared: Prepared, module: Any, target: Path) -> None:
     source = prepared.source
     bound = _bound(source.inputs, bindings), _bound(source.outputs, bindings)
     model = quietly(lambda: engines.get("litert").load(target, spec, *bound, None))
-    feed = {spec.name: _ramp(spec) for spec in source.inputs}
+    feed = {spec.name: filled(spec) for spec in source.inputs}
     gap = canonical.parity([source.reference.run(feed)], [model.run(feed)])
     model.close()
     if gap > canonical.PARITY:
@@ -123,16 +123,6 @@ def _convert_torch(prepared: Prepared, module: Any, target: Path) -> None:
 
 def _bound(specs: tuple[TensorSpec, ...], bindings: dict[str, str]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(spec.name, spec.dtype, spec.shape, bindings[spec.name]) for spec in specs)
-
-
-def _ramp(spec: TensorSpec) -> Any:
-    """Deterministic values in 0..1 of the spec's type; of integers and booleans ones, since a mask of zeros has models
-    divide nothing by nothing.
-    """
-    if np.dtype(spec.dtype).kind in "iub":
-        return np.ones(closed(spec), spec.dtype)
-    count = int(np.prod(closed(spec)))
-    return (np.arange(count) * 0.37 % 1).reshape(closed(spec)).astype(spec.dtype)
 
 
 def _zeros(prepared: Prepared) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the canonical model as it is, or int8 by ONNX Runtime's own quantizer, calibrated or dynamic."""
+"""ONNX Runtime: the canonical model in float, or int8 by ONNX Runtime's own quantizer, calibrated or dynamic."""
 
 import importlib.metadata
 from itertools import islice
@@ -11,9 +11,12 @@ from converters.backends import (
     Prepared,
     Unsupported,
     onnxruntime_dynamic,
+    onnxruntime_graph,
     onnxruntime_layers,
     onnxruntime_qdq,
 )
+from converters.prepare import canonical, onnx_source
+from converters.prepare.source import filled
 from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
@@ -30,8 +33,7 @@ class OnnxRuntimeBackend:
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
         target = folder / MODEL
         if plan.recipe.scheme == "float":
-            target.write_bytes(prepared.canonical.path.read_bytes())
-            return Artifact(folder, MODEL, {})
+            return Artifact(folder, MODEL, {}, _float_model(prepared, target))
         notes: tuple[str, ...] = ()
         if plan.recipe.scheme == "dynamic":
             model = onnxruntime_dynamic.quantized(prepared, plan)
@@ -53,6 +55,35 @@ class OnnxRuntimeBackend:
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
         return onnxruntime_qdq.knobs(plan) if plan.recipe.needs_calibration else ()
+
+
+def _float_model(prepared: Prepared, target: Path) -> tuple[str, ...]:
+    """The canonical model with its activation functions recognised, if it then still computes the same."""
+    as_it_is = prepared.canonical.path.read_bytes()
+    target.write_bytes(as_it_is)
+    model = onnx.ModelProto.FromString(as_it_is)
+    made = onnxruntime_graph.for_float(model)
+    if made is model:
+        return ()
+    canonical.name_nodes(made.graph)
+    target.write_bytes(made.SerializeToString(deterministic=True))
+    gap = _gap(prepared, target)
+    if gap <= canonical.PARITY:
+        return ()
+    target.write_bytes(as_it_is)
+    return (f"patterns left as they were: the model would differ by {gap:.2g} of its largest output",)
+
+
+def _gap(prepared: Prepared, path: Path) -> float:
+    """How far a model is from the source on one sample, in parts of the largest output."""
+    source = prepared.source
+    names = tuple(spec.name for spec in source.outputs)
+    model = onnx_source.load_reference(path, source.inputs, names)
+    feed = {spec.name: filled(spec) for spec in source.inputs}
+    try:
+        return canonical.parity([source.reference.run(feed)], [model.run(feed)])
+    finally:
+        model.close()
 
 
 BACKEND = OnnxRuntimeBackend()

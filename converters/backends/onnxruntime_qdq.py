@@ -23,7 +23,7 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, Te
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from converters.backends import Prepared
+from converters.backends import Prepared, onnxruntime_graph
 from converters.prepare import canonical
 from converters.prepare.quiet import first_line, quietly
 from converters.quantize import calibration
@@ -103,13 +103,15 @@ def knobs(plan: Plan) -> tuple[Knob, ...]:
 
 
 def folded(prepared: Prepared) -> onnx.ModelProto:
-    """The canonical model with constants folded and BatchNormalization in the weights; every node has a name."""
+    """The canonical model with constants folded, BatchNormalization in the weights and its patterns recognised; every
+    node has a name.
+    """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "folded.onnx"
         quietly(
             partial(quant_pre_process, str(prepared.canonical.path), str(target), skip_symbolic_shape=True)
         )
-        model = onnx.load(str(target))
+        model = onnxruntime_graph.for_int8(onnx.load(str(target)))
     canonical.name_nodes(model.graph)
     return model
 

@@ -144,6 +144,16 @@ def closed(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(dim for dim in spec.shape if dim is not None)
 
 
+def filled(spec: TensorSpec) -> Array:
+    """An input to try a model on: values in 0..1 that repeat late; of integers and booleans ones, since a mask of zeros
+    has models divide nothing by nothing.
+    """
+    if np.dtype(spec.dtype).kind in "iub":
+        return np.ones(closed(spec), spec.dtype)
+    count = int(np.prod(closed(spec)))
+    return (np.arange(count) * 0.37 % 1).reshape(closed(spec)).astype(spec.dtype)
+
+
 def open_shapes_error(what: str, open_specs: Sequence[TensorSpec]) -> SourceError:
     """Lists what is open and how to close it."""
     listed = "; ".join(spec.describe() for spec in open_specs)

@@ -1,13 +1,16 @@
 """ONNX Runtime's int8: layers left in float, what each layer costs, and graphs that break when quantized."""
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from converters.backends import Prepared, get, onnxruntime_qdq
+from converters.backends import Prepared, get, onnxruntime_graph, onnxruntime_qdq
 from converters.prepare import canonical, onnx_source
 from converters.prepare.project import from_flags
 from converters.quantize.recipes import Tuning, plans
@@ -149,3 +152,123 @@ def test_what_cannot_be_helped_is_given_up_after_a_bounded_number_of_tries():
     with pytest.raises(ToolFailedError, match="this engine is broken"):
         onnxruntime_qdq.settle(attempt, layers_of("Conv", "MatMul", "Gemm"))
     assert len(tried) == 4
+
+
+def spelled_out(folder):
+    """A convolution, a hard-swish of four nodes, a GELU of five, a mean over the image, and a product."""
+    random = np.random.default_rng(0)
+    numbers = {"three": 3.0, "none": 0.0, "six": 6.0, "root": 2.0**0.5, "one": 1.0, "half": 0.5}
+    tensors = [helper.make_tensor(name, 1, [], [number]) for name, number in numbers.items()]
+    for name, shape in {"w": (8, 3, 3, 3), "v": (8, 8, 3, 3), "m": (8, 4)}.items():
+        tensors.append(onnx.numpy_helper.from_array(random.normal(0, 0.3, shape).astype(np.float32), name))
+    nodes = [helper.make_node(*parts) for parts in (
+        ("Conv", ["x", "w"], ["c"], "first"),
+        ("Add", ["c", "three"], ["c3"]), ("Clip", ["c3", "none", "six"], ["c6"]), ("Mul", ["c", "c6"], ["cc"]),
+        ("Div", ["cc", "six"], ["h"]), ("Conv", ["h", "v"], ["d"], "second"),
+        ("Div", ["d", "root"], ["e1"]), ("Erf", ["e1"], ["e2"]), ("Add", ["e2", "one"], ["e3"]),
+        ("Mul", ["d", "e3"], ["e4"]), ("Mul", ["e4", "half"], ["g"]),
+    )]  # fmt: skip
+    nodes += [helper.make_node("ReduceMean", ["g"], ["p"], axes=[2, 3], keepdims=1),
+              helper.make_node("Flatten", ["p"], ["f"]), helper.make_node("MatMul", ["f", "m"], ["y"], "head")]  # fmt: skip
+    ends = (
+        [helper.make_tensor_value_info(name, 1, shape)]
+        for name, shape in (("x", [1, 3, 12, 12]), ("y", [1, 4]))
+    )
+    graph = helper.make_graph(nodes, "g", *ends, tensors)
+    path = folder / "spelled.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path
+
+
+def opened(path, feeds, folder):
+    shapes = {name: {"shape": list(array.shape)} for name, array in feeds[0].items()}
+    project = from_flags({
+        "model": {"name": "m", "version": "1", "source": str(path)}, "inputs": shapes,
+        "targets": {"x86-64-v3": {}}, "data": {"evaluation": "unused"},
+    })  # fmt: skip
+    source = onnx_source.open_file(project, path)
+    return Prepared(source, canonical.canonicalize(source, feeds[:2], folder), lambda: iter(feeds))
+
+
+def operators(artifact):
+    return {node.op_type for node in onnx.load(str(artifact.folder / artifact.model)).graph.node}
+
+
+def outputs_of(artifact, feeds):
+    session = ort.InferenceSession(str(artifact.folder / artifact.model))
+    (name,) = (value.name for value in session.get_outputs())
+    return [{name: session.run(None, dict(feed))[0]} for feed in feeds]
+
+
+def test_functions_that_are_spelled_out_reach_the_engine_as_what_it_has_kernels_for(tmp_path):
+    random = np.random.default_rng(1)
+    feeds = [{"x": random.standard_normal((1, 3, 12, 12)).astype(np.float32)} for _ in range(8)]
+    spelled = opened(spelled_out(tmp_path), feeds, tmp_path)
+    wanted = [spelled.source.reference.run(feed) for feed in feeds]
+    made = {}
+    for recipe in ("onnxruntime/fp32", "onnxruntime/static-int8"):
+        made[recipe] = get("onnxruntime").convert(spelled, plan(recipe=recipe), tmp_path)
+        assert made[recipe].notes == ()
+        assert {"HardSigmoid", "Gelu"} <= operators(made[recipe])
+        assert not {"Clip", "Erf", "Div"} & operators(made[recipe])
+        gap = canonical.parity(wanted, outputs_of(made[recipe], feeds))
+        assert gap < (1e-5 if recipe.endswith("fp32") else 0.1)
+    assert "GlobalAveragePool" in operators(made["onnxruntime/static-int8"])
+
+
+def test_a_rewriting_that_computes_something_else_is_left_out_and_told(tmp_path, monkeypatch):
+    def wrong(node):
+        return [helper.make_node("Sigmoid", node.input, node.output)]
+
+    feeds = [{"x": np.ones((1, 3, 12, 12), np.float32)}]
+    spelled = opened(spelled_out(tmp_path), feeds, tmp_path)
+    monkeypatch.setitem(onnxruntime_graph._SPELLED, "Gelu", wrong)
+    made = get("onnxruntime").convert(spelled, plan(recipe="onnxruntime/fp32"), tmp_path)
+    assert "patterns left as they were" in made.notes[0]
+    assert (tmp_path / made.model).read_bytes() == spelled.canonical.path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """rapidocr's orientation classifier, an opset-11 graph, with lines upright and upside down."""
+    found = importlib.util.find_spec("rapidocr")
+    if found is None or found.origin is None:
+        pytest.skip("rapidocr is not installed")
+    monkey = pytest.MonkeyPatch()
+    monkey.syspath_prepend(str(Path(__file__).parents[1] / "e2e" / "real_data"))
+    from orientation import lines
+
+    monkey.undo()
+    feeds = [
+        {"x": ((sample["x"].astype(np.float32) - 127.5) / 127.5).transpose(2, 0, 1)[None]}
+        for sample, _ in lines(40, seed=3)
+    ]
+    path = Path(found.origin).parent / "models" / "ch_ppocr_mobile_v2.0_cls_mobile.onnx"
+    return opened(path, feeds, tmp_path_factory.mktemp("orientation"))
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "largest"),
+    [("x86-64-v3", "uint8", 64), ("x86-64-v4-vnni", "uint8", 127), ("raspberry-pi-5", "int8", 127)],
+)
+def test_a_real_opset_11_graph_gets_the_int8_of_each_instruction_set(turned, tmp_path, target, kind, largest):
+    """A scale a channel needs opset 13; pairs of U8S8 products overflow 16 bits without VNNI; Arm multiplies S8S8."""
+    artifact = get("onnxruntime").convert(turned, plan(target=target), tmp_path)
+    assert artifact.notes == ()
+    model = onnx.load(str(tmp_path / artifact.model))
+    assert model.opset_import[0].version >= 13
+    tensors = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
+    kernels = [tensors[node.input[0]] for node in model.graph.node
+               if node.op_type == "DequantizeLinear" and tensors.get(node.input[0], np.empty(0)).ndim == 4]  # fmt: skip
+    scales = [tensors[node.input[1]] for node in model.graph.node
+              if node.op_type == "DequantizeLinear" and tensors.get(node.input[0], np.empty(0)).ndim == 4]  # fmt: skip
+    assert len(kernels) == 53
+    assert [scale.size for scale in scales] == [len(kernel) for kernel in kernels]
+    assert max(np.abs(kernel.astype(int)).max() for kernel in kernels) == largest
+    points = [tensors[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert {str(point.dtype) for point in points} == {kind}
+    feeds = list(turned.calibration())
+    name = turned.source.outputs[0].name
+    wanted = np.concatenate([turned.source.reference.run(feed)[name] for feed in feeds])
+    have = np.concatenate([item[name] for item in outputs_of(artifact, feeds)])
+    assert np.mean(have.argmax(axis=1) == wanted.argmax(axis=1)) >= 0.95
