@@ -49,7 +49,9 @@ def key(parts: Mapping[str, object]) -> str:
 
 
 def default_root() -> Path:
-    """The user's cache folder (XDG Base Directory Specification)."""
+    """`$EDGEKIT_CACHE`, or else the user's cache folder (XDG Base Directory Specification)."""
+    if own := os.environ.get("EDGEKIT_CACHE"):
+        return Path(own) / "artifacts"
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "edgekit" / "artifacts"
 

@@ -21,6 +21,8 @@ from edgekit.evidence import Where
 from edgekit.samples import dump_arrays, load_npz
 
 TRANSFORMS = Path(__file__).with_name("emulated_transforms.py")
+# Read before the tests get a cache of their own.
+USERS_EMULATOR = setup.home()
 HERE = Where(cpu="this test's machine")
 
 
@@ -30,7 +32,9 @@ def edgekit(*words: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def machine() -> Machine:
-    found = setup.installed()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "home", lambda: USERS_EMULATOR)
+        found = setup.installed()
     if found is None:
         pytest.skip("no emulator is set up; run: edgekit emulator setup")
     return found
@@ -44,7 +48,7 @@ def emulator(machine, monkeypatch):
 
 @pytest.fixture
 def no_emulator(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "nothing"))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def built(digits, run_build, tmp_path_factory):
     """Bundles for the Raspberry Pi 5, built where no emulator is."""
     out = tmp_path_factory.mktemp("arm")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(out / "nothing"))
+        patch.setenv("EDGEKIT_CACHE", str(out / "nothing"))
         run_build(*digits.flags("model.onnx", "raspberry-pi-5"), "--recipe", "*/fp32", "--out", out)
     return out
 
@@ -114,7 +118,7 @@ def test_an_emulator_that_is_damaged_or_of_another_format_counts_as_absent(monke
 
 
 def test_a_set_up_that_fails_leaves_nothing(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ToolFailedError, match="Debian"):
         setup.setup(lambda _: None)

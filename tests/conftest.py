@@ -1,0 +1,12 @@
+"""What every test gets: an empty cache of its own, so that neither what the user keeps there nor an emulator that is set
+up changes what a test sees.
+"""
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEKIT_CACHE", str(tmp_path_factory.mktemp("edgekit-cache")))
+        yield
