@@ -10,9 +10,9 @@ from converters.quantize.recipes import Tuning, plans
 from edgekit import profile
 
 CHECKS = {
-    "onnxruntime": lambda plan: onnxruntime_qdq.choices(plan),
+    "onnxruntime": onnxruntime_qdq.choices,
     "openvino": lambda plan: openvino_nncf.check_settings(plan.tuning),
-    "litert": lambda plan: litert_int8._check_settings(plan),
+    "litert": litert_int8._check_settings,
 }
 
 
