@@ -1,5 +1,6 @@
 """A small CNN trained on scikit-learn's digits, as every kind of source, and builds of it that tests share."""
 
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from torch import nn
 from edgekit.cli import cli
 from edgekit.errors import EdgeKitError
 
+# Modules beside this file, for tests that share them.
+sys.path.insert(0, str(Path(__file__).parent))
 PROFILES = ("x86-64-v3", "raspberry-pi-5", "intel-core-ultra-npu")
 FACTORY = """
     from pathlib import Path

@@ -4,7 +4,7 @@ A mode that torch's `interpolate` has goes there, because converters have kernel
 along each axis the result is a product with a matrix that is known at load time, or a selection for `nearest`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,24 +121,34 @@ def _by_torch(call: Call, value: Tensor, axes: Sequence[_Axis]) -> Tensor | None
 def _nearest(call: Call, value: Tensor, axes: Sequence[_Axis]) -> Tensor:
     chosen = {axis.axis: _nearest_places(call, axis) for axis in axes}
     factors = {axis: _repeats(places, value.shape[axis]) for axis, places in chosen.items()}
-    if value.dim() == 4 and set(factors) <= {2, 3} and all(factors.values()):
-        return _repeated(value, factors.get(2, 1), factors.get(3, 1))
+    if value.is_floating_point() and chosen and all(axis >= 2 and factors[axis] for axis in chosen):
+        repeated = _repeated(value, factors)
+        if repeated is not None:
+            return repeated
     for axis, places in chosen.items():
-        value = torch.index_select(value, axis, torch.from_numpy(places))
+        value = _selected(value, axis, places)
     return value
 
 
-def _repeated(value: Tensor, rows: int, columns: int) -> Tensor:
-    """Each entry `rows` by `columns` times.
+def _repeated(value: Tensor, factors: Mapping[int, int]) -> Tensor | None:
+    """Each entry as often as its axis' factor says; None for a rank that litert-torch has no operator for.
 
-    Spelled with channels last and as concatenations: litert-torch 0.10 makes a GATHER_ND of `interpolate`, which
-    XNNPACK does not take, and four transpositions around an `expand`; this stays one delegated graph.
+    litert-torch 0.10 makes one RESIZE_NEAREST_NEIGHBOR of it, with half-pixel centres: only for whole factors is that
+    the entry that torch takes.
     """
-    batch, channels, height, width = value.shape
-    last = value.permute(0, 2, 3, 1).reshape(batch, height, 1, width, channels)
-    wide = torch.cat([last] * rows, 2).reshape(batch, height * rows, width, 1, channels)
-    full = torch.cat([wide] * columns, 3).reshape(batch, height * rows, width * columns, channels)
-    return full.permute(0, 3, 1, 2)
+    size = [value.shape[axis] * factors.get(axis, 1) for axis in range(2, value.dim())]
+    if value.dim() == 3:
+        return functional.interpolate(value.unsqueeze(2), size=[1, *size], mode="nearest").squeeze(2)
+    return functional.interpolate(value, size=size, mode="nearest") if value.dim() == 4 else None
+
+
+def _selected(value: Tensor, axis: int, places: NDArray[np.int64]) -> Tensor:
+    """Entries at `places`; as a slice where they lie evenly, which converters have a kernel for."""
+    steps = {int(step) for step in np.diff(places)} or {1}
+    if len(steps) == 1 and (step := steps.pop()) > 0:
+        kept = [slice(None)] * axis + [slice(int(places[0]), int(places[-1]) + 1, step)]
+        return value[tuple(kept)]
+    return torch.index_select(value, axis, torch.from_numpy(places))
 
 
 def _nearest_places(call: Call, axis: _Axis) -> NDArray[np.int64]:
