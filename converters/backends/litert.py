@@ -39,7 +39,7 @@ class LiteRtBackend:
 
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
         target = folder / MODEL
-        notes = _float_model(prepared, target)
+        notes = _float_model(prepared, plan, target)
         if plan.recipe.precision != "fp32":
             graph = litert_graph.layers(target)
             target.write_bytes(litert_int8.quantized(prepared, plan, target, graph))
@@ -52,14 +52,14 @@ class LiteRtBackend:
     def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:  # noqa: ARG002  # the artifact no longer tells its layers' float names
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / MODEL
-            _float_model(prepared, path)
+            _float_model(prepared, plan, path)
             return layer_errors(prepared, plan, path, time.monotonic)
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
         return litert_int8.knobs(plan)
 
 
-def _float_model(prepared: Prepared, target: Path) -> tuple[str, ...]:
+def _float_model(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
     """Convert from torch, or else through the importer. Raises: Unsupported."""
     notes: list[str] = []
     if prepared.source.module is not None:
@@ -72,7 +72,7 @@ def _float_model(prepared: Prepared, target: Path) -> tuple[str, ...]:
     from converters.prepare.importer import UnsupportedOperatorsError, load, traced
 
     model = onnx.load(str(prepared.canonical.path))
-    rewritten, found = patterns.recognised(model)
+    rewritten, found = patterns.recognised(model, for_cpu=not plan.is_accelerated)
     # torch.export keeps operators whole (a resize, a pool) that tracing takes apart; tracing copes with more programs.
     ways: tuple[tuple[str, Any, Callable[[Any], Any]], ...] = (
         ("with its patterns recognised", rewritten, lambda module: module),

@@ -9,23 +9,26 @@ that the result still computes what the source computes.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 
 import onnx
 
-from converters.prepare.patterns import layers, scalar
-from converters.prepare.patterns.graph import Graph
+from converters.prepare.patterns import depthwise, layers, scalar
+from converters.prepare.patterns.graph import Graph, Rule
 
 __all__ = ["recognised"]
+# What pays on a CPU alone.
+CPU_RULES: Mapping[str, Rule] = {"wide depthwise": depthwise.wide_depthwise}
 
 
-def recognised(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
-    """The model with its patterns replaced, and how many of each were found.
+def recognised(model: onnx.ModelProto, *, for_cpu: bool = True) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """The model with its patterns replaced, and how many of each were found; with those for a CPU unless told.
 
     The result may hold `Gelu` and `HardSwish` below the opsets that introduced them: the importer reads them at any.
     """
     graph = Graph(model)
     found: Counter[str] = Counter()
-    for name, rule in layers.RULES.items():
+    for name, rule in {**layers.RULES, **(CPU_RULES if for_cpu else {})}.items():
         # A rule that replaces something leaves a new list of nodes: start again behind it.
         while any(rule(graph, node) for node in list(graph.model.graph.node)):
             found[name] += 1
