@@ -131,7 +131,7 @@ class Datasets:
                     f"after pre-processing, input {spec.name!r} is {array.dtype} {'x'.join(map(str, array.shape))};"
                     f" the model takes {spec.describe()}"
                 )
-        return {name: np.ascontiguousarray(array) for name, array in made.items()}
+        return {name: np.asarray(array, order="C") for name, array in made.items()}
 
     @cached_property
     def _held_from(self) -> int | None:

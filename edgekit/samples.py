@@ -53,8 +53,8 @@ class Samples:
         return self._length
 
     def sample(self, index: int) -> dict[str, Array]:
-        """The inputs of one sample, without the first axis; views, not copies."""
-        return {name: array[index] for name, array in self.inputs.items()}
+        """The inputs of one sample, without the first axis; views, not copies, and arrays where nothing is left."""
+        return {name: array[index, ...] for name, array in self.inputs.items()}
 
     def take(self, indices: slice | Sequence[int] | NDArray[np.integer]) -> "Samples":
         """The samples at `indices`, in that order. The caller keeps sequences whole where that matters."""

@@ -58,5 +58,5 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> di
             if not (np.issubdtype(array.dtype, np.floating) and np.issubdtype(wanted, np.floating)):
                 raise InputError(f"input {spec.name!r} has dtype {array.dtype}; expected {spec.describe()}")
             array = array.astype(wanted)
-        checked[spec.name] = np.ascontiguousarray(array)
+        checked[spec.name] = np.asarray(array, order="C")
     return checked

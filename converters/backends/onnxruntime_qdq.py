@@ -23,7 +23,7 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, Te
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from converters.backends import Prepared, onnxruntime_graph
+from converters.backends import Prepared, Unsupported, onnxruntime_graph
 from converters.prepare import canonical
 from converters.prepare.quiet import first_line, quietly
 from converters.quantize import calibration
@@ -129,7 +129,10 @@ def check_layers(names: Sequence[str], model: onnx.ModelProto) -> None:
 
 
 def quantized(prepared: Prepared, plan: Plan) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """The QDQ model, and notes on what had to stay float. Raises: ToolFailedError."""
+    """The QDQ model, and notes on what had to stay float.
+
+    Raises: Unsupported if there is nothing to quantize, ToolFailedError.
+    """
     assert prepared.calibration is not None
     chosen = choices(plan)
     model = folded(prepared)
@@ -144,6 +147,10 @@ def quantized(prepared: Prepared, plan: Plan) -> tuple[onnx.ModelProto, tuple[st
         return made
 
     layers = {node.name: node for node in model.graph.node if node.op_type in chosen.ops}
+    if not any(node.op_type not in MOVES for node in layers.values()):
+        raise Unsupported(
+            "not tried: no layer that ONNX Runtime has in int8 stands outside of branches (If, Loop) in this model"
+        )
     return settle(attempt, {name: node for name, node in layers.items() if name not in left})
 
 

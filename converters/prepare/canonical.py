@@ -57,8 +57,15 @@ def canonicalize(
             model = quietly(partial(EXPORTERS[name], source))
             return _settle(source, model, feeds, wanted, folder=folder, notes=tuple(notes))
         except Exception as error:  # noqa: BLE001  # exporters raise anything; the next one gets its turn
-            notes.append(f"{name} failed: {first_line(error)}")
+            notes.append(f"{name} failed: {first_line(_root(error))}")
     raise ToolFailedError(f"torch could not be exported to ONNX: {'; '.join(notes)}")
+
+
+def _root(error: Exception) -> Exception:
+    """What an exporter's error was raised from; its own words only name the step."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
 def parity(wanted: Sequence[Feed], have: Sequence[Feed]) -> float:
@@ -250,8 +257,12 @@ def _export(source: Source, *, dynamo: bool) -> onnx.ModelProto:
     if dynamo:
         program = torch.onnx.export(source.module, arguments, dynamo=True, verbose=False, **names)
         return onnx.ModelProto.FromString(program.model_proto.SerializeToString())
+    module = source.module
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        # Tracing stops at a stored program inside a module; scripting takes the whole.
+        module = torch.jit.script(module)
     buffer = io.BytesIO()
-    torch.onnx.export(source.module, arguments, buffer, dynamo=False, opset_version=OPSET, **names)
+    torch.onnx.export(module, arguments, buffer, dynamo=False, opset_version=OPSET, **names)
     return onnx.ModelProto.FromString(buffer.getvalue())
 
 

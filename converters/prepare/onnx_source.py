@@ -1,13 +1,15 @@
 """ONNX files as sources."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx, without stubs
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from converters.prepare.project import Project
-from converters.prepare.source import Source, observed_outputs, open_shapes_error, state_pairs
+from converters.prepare.source import Source, hash_parts, observed_outputs, open_shapes_error, state_pairs
 from edgekit import engines
 from edgekit.bundle import sha256_file
 from edgekit.engines import Model
@@ -54,7 +56,7 @@ def open_file(project: Project, path: Path) -> Source:
         inputs=specs,
         outputs=observed_outputs(reference, specs, project.model.source),
         state=state_pairs(project),
-        sha256=sha256_file(path),
+        sha256=_sha256(path),
         reference=reference,
         onnx_path=path,
     )
@@ -65,6 +67,26 @@ def load_reference(path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[st
     spec = EngineSpec(name="onnxruntime", versions="", model=path.name, options=dict(REFERENCE_OPTIONS))
     named = [TensorSpec(name=name, dtype="float32", shape=()) for name in outputs]
     return engines.get("onnxruntime").load(path, spec, inputs, named, None)
+
+
+def _sha256(path: Path) -> str:
+    """Of the file, and of the files that hold its weights where those lie outside of it."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    outside = {ExternalDataInfo(tensor).location for tensor in _tensors(graph) if uses_external_data(tensor)}
+    if not outside:
+        return sha256_file(path)
+    return hash_parts([path, *(path.parent / name for name in sorted(outside))])
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor stored in a graph, those of its branches too."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            if attribute.HasField("g"):
+                yield from _tensors(attribute.g)
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -63,7 +63,7 @@ def open_source(project: Project, gate: code.CodeGate) -> Source:
         opener = _OPENERS.get(path.suffix.lower())
         if opener is None:
             raise SourceError(
-                f"{text}: give an ONNX file (.onnx), TorchScript (.pt), a torch.export program (.pt2), file.py:factory,"
+                f"{text}: give an ONNX file (.onnx), TorchScript (.pt, .jit), a torch.export program (.pt2), file.py:factory,"
                 " or what is already converted: TFLite (.tflite) or an OpenVINO IR (.xml)"
             )
         if not path.is_file():
@@ -107,6 +107,7 @@ _OPENERS: Mapping[str, Callable[[Project, Path, code.CodeGate], Source]] = {
     ".onnx": _open_onnx,
     ".pt": _open_torchscript,
     ".pth": _open_torchscript,
+    ".jit": _open_torchscript,
     ".pt2": _open_exported,
     ".tflite": _open_tflite,
     ".xml": _open_ir,

@@ -13,7 +13,7 @@ import torch
 
 from converters.prepare import code
 from converters.prepare.project import Project
-from converters.prepare.source import Source, closed, hash_parts, observed_outputs, state_pairs
+from converters.prepare.source import Source, closed, filled, hash_parts, observed_outputs, state_pairs
 from edgekit.errors import ProjectError, SourceError
 from edgekit.manifest import TensorSpec
 from edgekit.tensors import Array
@@ -28,7 +28,7 @@ class TorchModel:
         self._outputs = tuple(outputs)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self._inputs]
+        tensors = [torch.from_numpy(np.asarray(inputs[name], order="C")) for name in self._inputs]
         with torch.no_grad():
             results = flat_outputs(self._module(*tensors))
         names = self._outputs or default_names(len(results))
@@ -102,7 +102,15 @@ def from_torchscript(project: Project, path: Path, gate: code.CodeGate) -> Sourc
         module = torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise SourceError(f"{path}: {_why_not_torchscript(path)}") from error
-    names = [argument.name for argument in module.forward.schema.arguments[1:]]
+    arguments = module.forward.schema.arguments[1:]
+    other = [item for item in arguments if str(item.type) != "Tensor" and not item.has_default_value()]
+    if other:
+        told = ", ".join(f"{item.name} ({item.type})" for item in other)
+        raise SourceError(
+            f"{path}: the program takes {told} beside tensors; give file.py:factory that loads it and returns a module"
+            " of tensors alone, with such values fixed inside"
+        )
+    names = [item.name for item in arguments if str(item.type) == "Tensor"]
     return _source(project, module, names, hash_parts([path]))
 
 
@@ -134,6 +142,7 @@ def _source(
     specs = _input_specs(project, parameters, known or {})
     reference = TorchModel(module, [spec.name for spec in specs], project.model.outputs)
     outputs = observed_outputs(reference, specs, project.model.source)
+    _check_repeats(reference, specs, project.model.source)
     return Source(
         inputs=specs,
         outputs=outputs,
@@ -142,6 +151,21 @@ def _source(
         reference=reference,
         module=flattened(module, specs),
     )
+
+
+def _check_repeats(reference: TorchModel, specs: Sequence[TensorSpec], what: str) -> None:
+    """Raises: SourceError if the same input gives another output the second time."""
+    feed = {spec.name: filled(spec) for spec in specs}
+    try:
+        first, second = reference.run(feed), reference.run(feed)
+    except Exception:  # noqa: BLE001  # a program that refuses these values says nothing of its state
+        return
+    changed = [name for name in first if not np.array_equal(first[name], second[name], equal_nan=True)]
+    if changed:
+        raise SourceError(
+            f"{what}: {', '.join(changed)} differs when the same input comes a second time: the program keeps state"
+            " inside, or draws random numbers. Make the state an input and an output, and pair them under [state]"
+        )
 
 
 def _input_specs(
@@ -166,6 +190,8 @@ def _input_specs(
 
 
 def _parameters(module: Any) -> list[str]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return [item.name for item in module.forward.schema.arguments[1:]]
     return list(inspect.signature(module.forward).parameters)
 
 

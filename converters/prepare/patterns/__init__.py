@@ -34,9 +34,8 @@ def recognised(model: onnx.ModelProto, *, for_cpu: bool = True) -> tuple[onnx.Mo
             found[name] += 1
     found.update(scalar.recognise(graph))
     layers.align(graph)
-    used = {name for node in graph.model.graph.node for name in node.input}
-    used |= {value.name for value in graph.model.graph.output}
-    kept = [tensor for tensor in graph.model.graph.initializer if tensor.name in used]
+    # `uses` knows what branches read, too.
+    kept = [tensor for tensor in graph.model.graph.initializer if tensor.name in graph.uses]
     del graph.model.graph.initializer[:]
     graph.model.graph.initializer.extend(kept)
     del graph.model.graph.value_info[:]
