@@ -125,7 +125,7 @@ def _tolerances(
     ready = _ready(bench, inputs.take(slice(0, few)))
     gaps = dict.fromkeys(ours, 0.0)
     for options, environment in _OTHER_WAYS[plan.recipe.engine]:
-        if plan.recipe.precision == "bf16" and environment:
+        if plan.recipe.isa and environment:
             continue  # AVX2 has no bf16: that would be another precision, not another way
         spec = EngineSpec(
             plan.recipe.engine, plan.versions, item.artifact.runs_here, {**plan.judged_options, **options}, 1

@@ -30,7 +30,7 @@ from edgekit.profile import Profile
 from edgekit.samples import Samples, dump_npz
 
 # Schemes of one precision, the surest first.
-_SCHEME_RANK = {"float": 0, "static": 1, "percentile": 2, "dynamic": 3, "as-is": 0}
+_SCHEME_RANK = {"float": 0, "static": 1, "percentile": 2, "dynamic": 3, "weights": 4, "as-is": 0}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def estimated(bench: Workbench, profile: Profile, item: Candidate) -> roofline.E
     made = item.artifact.compiled
     if made is not None:
         return roofline.Estimate(made.latency_ms, made.latency_ms, f"{made.accelerator}, by {made.compiler}")
-    return roofline.estimate(bench.work, profile, item.plan.recipe.precision)
+    return roofline.estimate(bench.work, profile, item.plan.recipe.computes)
 
 
 def contender(bench: Workbench, item: Candidate, profile: Profile) -> Contender:

@@ -1,4 +1,5 @@
-"""OpenVINO IR: the canonical model as it is (weights in f32 or f16), or made int8 by NNCF.
+"""OpenVINO IR: the canonical model as it is (weights in f32 or f16), or made int8 by NNCF,
+whole or in its weights only.
 
 A build tells nobody that it ran: `Core.read_model` is used rather than `openvino.convert_model`, and NNCF is imported
 with its CI switch on, since both otherwise report to an analytics service (openvino 2026.4, nncf 3.4).
@@ -30,10 +31,12 @@ class OpenVinoBackend:
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
         model = _read(prepared)
         notes: tuple[str, ...] = ()
-        if plan.recipe.precision == "int8":
+        if plan.recipe.needs_calibration:
             model, notes = quantizer.quantized(model, prepared, plan)
         elif plan.tuning.float_layers or plan.tuning.settings:
-            raise ToolFailedError(f"{plan.recipe.name} quantizes nothing, so nothing can be tuned")
+            raise ToolFailedError(f"{plan.recipe.name} quantizes no activation, so nothing can be tuned")
+        elif plan.recipe.scheme == "weights":
+            model = quantizer.with_small_weights(model)
         # What these record (the file's path, the quantizer's settings) would differ from machine to machine.
         for key in list(model.rt_info):
             del model.rt_info[key]

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from converters.backends import Prepared
+from converters.backends import Prepared, Unsupported
 from converters.backends import openvino_graph as graph
 from converters.prepare.quiet import first_line, quietly
 from converters.quantize.knobs import Knob
@@ -26,6 +26,8 @@ from edgekit.tensors import Array
 
 # NNCF looks at no more samples than this unless told; the stream ends there.
 SUBSET = 300
+# Weights in eight bits that leave more of a model's size than this gain nothing.
+WORTH = 0.9
 _KINDS: Mapping[str, tuple[Callable[[Option], bool], str]] = {
     "preset": (lambda value: value in ("mixed", "performance"), "mixed or performance"),
     "model_type": (lambda value: value in ("transformer", "plain"), "transformer or plain"),
@@ -99,6 +101,30 @@ def quantized(model: Any, prepared: Prepared, plan: Plan) -> tuple[Any, tuple[st
     model.validate_nodes_and_infer_types()
     note = "quantized as a transformer: attention stays exact, outliers are smoothed"
     return model, (note,) if is_transformer else ()
+
+
+def with_small_weights(model: Any) -> Any:
+    """The model with weights in eight bits (asymmetric, one scale a channel) that are computed with in float.
+
+    Raises: ToolFailedError; Unsupported where nothing is large enough to be stored so.
+    """
+    before = _bytes_of_constants(model)
+
+    def compress() -> Any:
+        nncf = _nncf()
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+
+    model = _run(compress)
+    after = _bytes_of_constants(model)
+    if after > WORTH * before:
+        raise Unsupported(
+            f"not tried: weights in eight bits would leave {100 * after / before:.0f} % of the model's size"
+        )
+    return model
+
+
+def _bytes_of_constants(model: Any) -> int:
+    return sum(node.get_byte_size() for node in model.get_ops() if node.get_type_name() == "Constant")
 
 
 def check_settings(tuning: Tuning) -> None:

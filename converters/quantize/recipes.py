@@ -3,7 +3,9 @@
 A recipe's name is `engine/scheme-precision`: `fp32`, `f32`, `bf16` and `fp16` compute in that float;
 `static-int8` has int8 weights and activations with calibrated ranges (smallest to largest value seen),
 `percentile-int8` likewise with the outermost hundredth of a percent of values cut off, `dynamic-int8` has int8
-weights and takes activation ranges at run time. `as-is` is a source that came in the engine's own format.
+weights and takes activation ranges at run time, `weights-int8` stores weights in eight bits and computes in float.
+A last `-bf16` is the float in which an int8 candidate computes what it does not compute in int8; it is fp32 without.
+`as-is` is a source that came in the engine's own format.
 
 A candidate may depart from its recipe's defaults in a `Tuning`, whose label then follows the name:
 `openvino/static-int8+mixed` is `openvino/static-int8` with some layers left in float.
@@ -22,18 +24,20 @@ from edgekit.errors import UsageError
 from edgekit.manifest import ENGINES, Option
 from edgekit.profile import Precision, Profile
 
-Scheme = Literal["float", "static", "percentile", "dynamic", "as-is"]
+Scheme = Literal["float", "static", "percentile", "dynamic", "weights", "as-is"]
 AS_IS: Scheme = "as-is"
 NPU = "openvino-npu"
 ETHOS = "ethos-u"
 # More threads than this gain nothing on models of this size and starve the rest of the board.
 MAX_THREADS = 4
+# Instruction sets that compute bf16.
+BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to make a candidate. `isa` lists instruction sets of which the target needs one; `accelerators` the kinds
-    of target it is for, None being the CPU.
+    of target it is for, None being the CPU. `remainder` is the float that an int8 candidate computes the rest in.
     """
 
     name: str
@@ -42,10 +46,16 @@ class Recipe:
     scheme: Scheme
     isa: tuple[str, ...] = ()
     accelerators: tuple[str | None, ...] = (None,)
+    remainder: Precision = "fp32"
 
     @property
     def needs_calibration(self) -> bool:
         return self.scheme in ("static", "percentile")
+
+    @property
+    def computes(self) -> Precision:
+        """The precision of its products."""
+        return self.remainder if self.scheme == "weights" else self.precision
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -56,9 +66,14 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("onnxruntime/percentile-int8", "onnxruntime", "int8", "percentile"),
         Recipe("onnxruntime/dynamic-int8", "onnxruntime", "int8", "dynamic"),
         Recipe("openvino/f32", "openvino", "fp32", "float"),
-        Recipe("openvino/bf16", "openvino", "bf16", "float", isa=("avx512_bf16", "amx_bf16", "bf16")),
+        Recipe("openvino/bf16", "openvino", "bf16", "float", isa=BF16),
         Recipe("openvino/fp16", "openvino", "fp16", "float", accelerators=(NPU,)),
         Recipe("openvino/static-int8", "openvino", "int8", "static", accelerators=(None, NPU)),
+        Recipe("openvino/static-int8-bf16", "openvino", "int8", "static", isa=BF16, remainder="bf16"),
+        # Held to AVX2 by ONEDNN_MAX_CPU_ISA, openvino 2026.4 loads no linear layer with such weights ("could not create a
+        # primitive descriptor").
+        Recipe("openvino/weights-int8", "openvino", "int8", "weights", isa=("avx512",)),
+        Recipe("openvino/weights-int8-bf16", "openvino", "int8", "weights", isa=BF16, remainder="bf16"),
         Recipe("litert/fp32", "litert", "fp32", "float"),
         Recipe("litert/static-int8", "litert", "int8", "static", accelerators=(None, ETHOS)),
         Recipe("litert/dynamic-int8", "litert", "int8", "dynamic"),
@@ -151,6 +166,7 @@ def plans(profile: Profile, patterns: Sequence[str] = ()) -> list[Plan]:
         for recipe in RECIPES.values()
         if recipe.engine == engine
         and recipe.precision in profile.precisions
+        and (recipe.remainder == "fp32" or recipe.remainder in profile.precisions)
         and (not recipe.isa or set(recipe.isa) & set(profile.isa))
         and accelerator in recipe.accelerators
         and (not patterns or any(fnmatchcase(recipe.name, pattern) for pattern in patterns))
@@ -184,7 +200,7 @@ def threads_for(profile: Profile) -> int:
 def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
     quantization = profile.quantization
     accelerator = profile.accelerator.kind if profile.accelerator else ""
-    is_int8 = recipe.precision == "int8" and recipe.scheme != AS_IS
+    is_int8 = recipe.precision == "int8" and recipe.scheme not in (AS_IS, "weights")
     constraints = Constraints(
         symmetric_activations=is_int8 and quantization.symmetric_activations,
         per_channel=is_int8 and quantization.per_channel,
@@ -230,5 +246,6 @@ def _options(recipe: Recipe) -> dict[str, Option]:
     if recipe.engine == "onnxruntime":
         return {"graph_optimization_level": "all"}
     if recipe.engine == "openvino":
-        return {"INFERENCE_PRECISION_HINT": "bf16" if recipe.precision == "bf16" else "f32"}
+        is_bf16 = "bf16" in (recipe.precision, recipe.remainder)
+        return {"INFERENCE_PRECISION_HINT": "bf16" if is_bf16 else "f32"}
     return {}

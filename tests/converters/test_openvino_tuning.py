@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import openvino as ov
 import pytest
 
 from converters.backends.openvino import BACKEND
@@ -67,3 +68,40 @@ def test_misspelt_layers_and_settings_are_refused_with_close_ones(made):
 
 def test_the_notes_say_what_runs_in_int8(made):
     assert any(note.startswith("in int8: ") for note in made.plain[1].notes)
+
+
+def test_weights_in_eight_bits_compute_what_float_ones_do_in_a_third_of_the_space(made, tmp_path):
+    found = {}
+    for name in ("f32", "weights-int8"):
+        (plan,) = plans(profile.load("x86-64-v4-vnni"), [f"openvino/{name}"])
+        folder = tmp_path / name
+        folder.mkdir()
+        artifact = BACKEND.convert(made.prepared, plan, folder)
+        model = ov.Core().compile_model(folder / artifact.model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        images = [feed["x"] for feed in made.prepared.calibration()]
+        weights = (folder / artifact.model).with_suffix(".bin").stat().st_size
+        found[name] = weights, np.stack([model(image)[0] for image in images])
+    (whole, wanted), (small, have) = found.values()
+    assert small < whole / 3
+    assert 0 < np.abs(have - wanted).max() < 0.1 * np.abs(wanted).max()
+
+
+def test_bf16_for_what_int8_leaves_is_asked_for_only_where_the_target_has_it(tmp_path):
+    own = tmp_path / "mine.toml"
+    own.write_text(
+        'name = "mine"\nextends = "x86-64-v4-vnni"\nisa = ["avx2", "avx512", "avx512_vnni", "avx512_bf16"]\n'
+        'precisions = ["fp32", "bf16", "int8"]\n'
+    )
+    hints = {
+        plan.name: plan.options["INFERENCE_PRECISION_HINT"]
+        for plan in plans(profile.load(own), ["openvino/*"])
+    }
+    assert hints == {
+        "openvino/f32": "f32",
+        "openvino/bf16": "bf16",
+        "openvino/static-int8": "f32",
+        "openvino/static-int8-bf16": "bf16",
+        "openvino/weights-int8": "f32",
+        "openvino/weights-int8-bf16": "bf16",
+    }
+    assert not [plan for plan in plans(profile.load("x86-64-v4-vnni")) if "bf16" in plan.name]
