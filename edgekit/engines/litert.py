@@ -1,8 +1,9 @@
 """LiteRT (ai-edge-litert), or tflite-runtime where that is what the device has: the two share one interpreter API.
 
 Options: `delegate`, `xnnpack` (default) or `none` for the plain kernels. Integer inputs and outputs of a fully quantized model are converted with the scale and zero point that
-the model itself carries, so the public tensors stay float32. litert-torch narrows 64-bit tensors to 32 bits, inputs and
-outputs too: the public types stay, a number that does not fit is refused.
+the model itself carries, so the public tensors stay float32. litert-torch narrows 64-bit tensors to 32 bits, and the
+importer gives unsigned ones of 16 bits and more as signed ones, inputs and outputs too: the public types stay, a number
+that does not fit is refused.
 Source: "LiteRT 8-bit quantization specification": real = (q - zero_point) * scale.
 """
 
@@ -34,6 +35,9 @@ _RESOLVERS = {
 _NARROWED = {
     (np.dtype(np.int64), np.dtype(np.int32)),
     (np.dtype(np.float64), np.dtype(np.float32)),
+    (np.dtype(np.uint16), np.dtype(np.int32)),
+    (np.dtype(np.uint32), np.dtype(np.int32)),
+    (np.dtype(np.uint64), np.dtype(np.int32)),
 }
 
 
@@ -83,12 +87,12 @@ def _quantized(array: Array, detail: dict[str, Any]) -> Array:
 
 
 def _narrowed(array: Array, wanted: np.dtype[Any]) -> Array:
-    """64-bit numbers in 32 bits; others as they are. Raises: EngineError if one does not fit."""
+    """64-bit and unsigned numbers in 32 bits; others as they are. Raises: EngineError if one does not fit."""
     if (array.dtype, wanted) not in _NARROWED:
         return array
     narrow: Array = array.astype(wanted)
-    if array.dtype == np.int64 and not np.array_equal(narrow, array):
-        raise EngineError("litert: the model holds 64-bit integers as 32-bit ones, and an input does not fit")
+    if wanted == np.int32 and not np.array_equal(narrow.astype(np.int64), array):
+        raise EngineError(f"litert: the model holds {array.dtype} as int32, and an input does not fit")
     return narrow
 
 

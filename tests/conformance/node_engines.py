@@ -9,6 +9,7 @@ import torch
 from node_cases import Case, bound, compare
 
 from converters.prepare import importer
+from converters.prepare.importer.types import at_edge
 from converters.prepare.quiet import first_line, quietly
 from edgekit.engines.litert import LiteRtModel
 from edgekit.manifest import TensorSpec
@@ -50,44 +51,70 @@ def _short(error: Exception) -> str:
 
 def _run_torch(module: Any, feeds: Sequence[Any]) -> list[Any]:
     """Traced on zeros as a build does, run on the case's data."""
-    traced = importer.traced(module, [torch.from_numpy(np.zeros_like(array)) for array in feeds])
-    result = traced(*(torch.from_numpy(np.array(array)) for array in feeds))
-    return _arrays(result)
+    traced = importer.traced(module, _zeros(module, feeds))
+    return _arrays(module, traced(*_at_edge(module, feeds)))
 
 
 def _run_litert(module: Any, feeds: Sequence[Any]) -> list[Any]:
     import litert_torch
     from ai_edge_litert.interpreter import Interpreter
 
-    zeros = tuple(torch.from_numpy(np.zeros_like(array)) for array in feeds)
+    zeros = _zeros(module, feeds)
     if not module.sees_data:
         # All is known at load time: nothing is left to compile.
-        return _arrays(module(*zeros))
+        return _arrays(module, module(*zeros))
     traced = importer.traced(module, zeros)
     content = quietly(lambda: litert_torch.convert(traced, zeros).model_content())
     interpreter = Interpreter(model_content=content, num_threads=1)
     interpreter.allocate_tensors()
-    wanted = module(*zeros)
-    outputs = list(wanted) if isinstance(wanted, tuple) else [wanted]
+    inputs, outputs = _signature(Interpreter(model_content=content))
     model = LiteRtModel(
         interpreter,
-        [_spec(f"serving_default_args_{index}", array) for index, array in enumerate(feeds)],
         [
-            _spec(f"serving_default_output_{index}_output", value.numpy())
-            for index, value in enumerate(outputs)
+            _spec(f"args_{index}", inputs, array.dtype.name, array.shape)
+            for index, array in enumerate(feeds)
+            if f"args_{index}" in inputs
+        ],
+        [
+            _spec(f"output_{index}", outputs, np.dtype(_name(kind)).name, ())
+            for index, kind in enumerate(module.output_kinds)
         ],
     )
-    results = model.run({f"serving_default_args_{index}": array for index, array in enumerate(feeds)})
-    return list(results.values())
+    return list(model.run({f"args_{index}": array for index, array in enumerate(feeds)}).values())
 
 
-def _spec(name: str, array: Any) -> TensorSpec:
-    return TensorSpec(name, array.dtype.name, tuple(array.shape), name)
+def _signature(interpreter: Any) -> tuple[Any, Any]:
+    """Details of inputs and outputs by their keys; the runner holds on to its interpreter's tensors."""
+    runner = interpreter.get_signature_runner()
+    return runner.get_input_details(), runner.get_output_details()
 
 
-def _arrays(result: Any) -> list[Any]:
+def _spec(key: str, details: Any, dtype: str, shape: tuple[int, ...]) -> TensorSpec:
+    """Bound by the signature: an output that is an input has the input's tensor."""
+    return TensorSpec(key, dtype, tuple(shape), details[key]["name"])
+
+
+def _zeros(module: Any, feeds: Sequence[Any]) -> tuple[Any, ...]:
+    return _at_edge(module, [np.zeros_like(array) for array in feeds])
+
+
+def _at_edge(module: Any, feeds: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(
+        torch.from_numpy(np.array(array)).to(at_edge(kind))
+        for array, kind in zip(feeds, module.input_kinds, strict=True)
+    )
+
+
+def _arrays(module: Any, result: Any) -> list[Any]:
+    """In the model's own types, as an engine adapter gives them."""
     tensors = result if isinstance(result, tuple | list) else [result]
-    return [tensor.detach().numpy() for tensor in tensors]
+    return [
+        tensor.detach().to(kind).numpy() for tensor, kind in zip(tensors, module.output_kinds, strict=True)
+    ]
+
+
+def _name(kind: Any) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 ENGINES: Mapping[str, Callable[[Case], str]] = {"torch": torch_case, "litert": litert_case}

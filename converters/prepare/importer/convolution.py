@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional
 
+from converters.prepare.importer.indexing import added
 from converters.prepare.importer.registry import Call, operator
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -71,8 +71,7 @@ def col2im(call: Call, value: Tensor, *_: Any) -> Tensor:
         places = places * whole[axis] + offsets.reshape(shape)
     batch, count = value.shape[0], int(np.prod(block))
     columns = value.reshape(batch, value.shape[1] // count, -1)
-    empty = torch.zeros(*columns.shape[:2], int(np.prod(whole)), dtype=value.dtype)
-    result = torch.index_add(empty, 2, torch.from_numpy(places.reshape(-1)), columns)
+    result = added(columns, 2, places.reshape(-1), int(np.prod(whole)))
     result = result.reshape(*columns.shape[:2], *whole)
     for axis, size in enumerate(image):
         result = result.narrow(2 + axis, pads[axis], size)

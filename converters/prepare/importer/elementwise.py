@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from converters.prepare.importer.registry import Call, operator
-from converters.prepare.importer.types import torch_dtype
+from converters.prepare.importer.types import carrier, kind_of, torch_dtype, width
 
 # Operators that are one torch function of the same arguments.
 _DIRECT: dict[str, Callable[..., Any]] = {
@@ -21,9 +21,7 @@ _DIRECT: dict[str, Callable[..., Any]] = {
     "Asinh": torch.asinh,
     "Atan": torch.atan,
     "Atanh": torch.atanh,
-    "BitwiseAnd": torch.bitwise_and,
     "BitwiseNot": torch.bitwise_not,
-    "BitwiseOr": torch.bitwise_or,
     "BitwiseXor": torch.bitwise_xor,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
@@ -85,8 +83,40 @@ def _divisor(call: Call, value: Tensor) -> Tensor:
 
 @operator("BitShift", since=11)
 def bit_shift(call: Call, value: Tensor, distance: Tensor) -> Tensor:
-    function = torch.bitwise_left_shift if call.get("direction") == "LEFT" else torch.bitwise_right_shift
-    return function(value, distance)
+    """By powers of two at run time: litert-torch 0.10 has no shifts. Past the type's width everything is shifted out."""
+    leftwards = call.get("direction") == "LEFT"
+    if not call.carries:
+        return (torch.bitwise_left_shift if leftwards else torch.bitwise_right_shift)(value, distance)
+    # Of more bits than LiteRT has, 31. Of 32 the last is the sign: a product wraps around, a quotient is all sign.
+    bits = min(width(call.kind(0)), 32 if leftwards and value.dtype == torch.int32 else 31)
+    inside = (distance >= 0) & (distance < bits)
+    powers = torch.tensor([1 << bit for bit in range(31)] + [-(1 << 31)], dtype=value.dtype)
+    power = torch.index_select(powers, 0, torch.where(inside, distance, 0).reshape(-1)).reshape(
+        distance.shape
+    )
+    if leftwards:
+        return torch.where(inside, value * power, 0)
+    gone = torch.where(value < 0, -1, 0).to(value.dtype)
+    return torch.where(inside, torch.div(value, power, rounding_mode="floor"), gone)
+
+
+@operator("BitwiseAnd", "BitwiseOr", since=18)
+def bitwise(call: Call, left: Tensor, right: Tensor) -> Tensor:
+    """LiteRT has xor alone: a + b = (a ^ b) + 2 (a & b), in halves of the bits, whose sums fit."""
+    both = call.op_type == "BitwiseAnd"
+    if not call.carries:
+        return (torch.bitwise_and if both else torch.bitwise_or)(left, right)
+    if width(call.kind(0)) <= 16:
+        return _joined(left, right, both=both)
+    highs = [torch.div(value, 1 << 16, rounding_mode="floor") for value in (left, right)]
+    lows = [value - high * (1 << 16) for value, high in zip((left, right), highs, strict=True)]
+    return _joined(*highs, both=both) * (1 << 16) + _joined(*lows, both=both)
+
+
+def _joined(left: Tensor, right: Tensor, *, both: bool) -> Tensor:
+    different = torch.bitwise_xor(left, right)
+    common = torch.div(left + right - different, 2, rounding_mode="floor")
+    return common if both else common + different
 
 
 @operator("IsInf", since=10)
@@ -225,7 +255,15 @@ def cast(call: Call, value: Tensor) -> Tensor:
 
 @operator("BitCast", since=26)
 def bit_cast(call: Call, value: Tensor) -> Tensor:
-    return value.view(torch_dtype(call, call.get("to")))
+    have, wanted = call.kind(0), kind_of(call, call.get("to"))
+    if not call.carries:
+        return value.view(wanted)
+    if have.is_floating_point or wanted.is_floating_point:
+        if torch.float64 in (have, wanted):
+            raise call.unsupported("64-bit floats, of which float32 carries half the bits")
+        return value.to(have).view(wanted)
+    # Integers of one width differ in how they wrap around.
+    return value.to(carrier(wanted))
 
 
 @operator("CastLike", since=15)

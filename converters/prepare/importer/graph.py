@@ -9,6 +9,7 @@ Always true
  2. A result is a constant exactly where all inputs of its node are, or where only its shape was asked for.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from onnx import numpy_helper
 
 from converters.prepare.importer.functions import body, defaults, has_body, inlined, with_attributes
 from converters.prepare.importer.registry import Call, UnsupportedOperatorsError, lookup
-from converters.prepare.importer.types import widened
+from converters.prepare.importer.types import KEEPS_RANGE, at_edge, carried, widened
 from edgekit.errors import SourceError
 
 # Their results depend on the shape of what they are given, never on its values.
@@ -38,23 +39,33 @@ class Step:
 
 
 class OnnxModule(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
-    """Runs the steps; constants are buffers."""
+    """Runs the steps; constants are buffers. `inputs` and `outputs` are keys with their types in the model."""
 
     def __init__(
         self,
         steps: Sequence[Step],
         constants: Mapping[str, Any],
-        inputs: Sequence[str],
-        outputs: Sequence[str],
+        inputs: Mapping[str, Any],
+        outputs: Sequence[tuple[str, Any]],
     ) -> None:
         super().__init__()
         self._steps = tuple(steps)
-        self._inputs, self._outputs = tuple(inputs), tuple(outputs)
-        used = {name for step in steps for name in step.inputs} | set(outputs)
+        self._inputs, self._outputs = dict(inputs), tuple(outputs)
+        used = {name for step in steps for name in step.inputs} | {name for name, _ in outputs}
         self._buffer_of: dict[str, str] = {}
         for index, (name, tensor) in enumerate(item for item in constants.items() if item[0] in used):
-            self.register_buffer(f"c{index}", tensor)
+            self.register_buffer(f"c{index}", carried(tensor, tensor.dtype))
             self._buffer_of[name] = f"c{index}"
+
+    @property
+    def input_kinds(self) -> tuple[Any, ...]:
+        """Types of the inputs in the model."""
+        return tuple(self._inputs.values())
+
+    @property
+    def output_kinds(self) -> tuple[Any, ...]:
+        """Types of the outputs in the model."""
+        return tuple(kind for _, kind in self._outputs)
 
     @property
     def sees_data(self) -> bool:
@@ -62,13 +73,19 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]  # torch is untyped her
         return bool(self._steps)
 
     def forward(self, *arguments: Any) -> Any:
-        """Tensors in the order of the graph's inputs; one tensor or a tuple in the order of its outputs."""
-        values: dict[str, Any] = dict(zip(self._inputs, arguments, strict=True))
+        """Tensors in the order of the graph's inputs; one tensor or a tuple in the order of its outputs.
+
+        Inputs are of the model's types or of those at the edge (`types.at_edge`); outputs are of the latter.
+        """
+        values: dict[str, Any] = {
+            name: carried(argument, kind)
+            for argument, (name, kind) in zip(arguments, self._inputs.items(), strict=True)
+        }
         values.update({name: getattr(self, buffer) for name, buffer in self._buffer_of.items()})
         for step in self._steps:
             results = step.run(*(values[name] if name else None for name in step.inputs))
             values.update(zip(step.outputs, results, strict=False))
-        found = tuple(values[name] for name in self._outputs)
+        found = tuple(values[name].to(at_edge(kind)) for name, kind in self._outputs)
         return found[0] if len(found) == 1 else found
 
 
@@ -102,17 +119,32 @@ class Builder:
         return self.values[key].reshape(-1)[0].item() if key in self.fixed else None
 
     def emit(
-        self, function: Callable[..., Any], inputs: Sequence[str], count: int = 1, *, of_shape: bool = False
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[str],
+        count: int = 1,
+        *,
+        of_shape: bool = False,
+        at_run_time: Callable[..., Any] | None = None,
+        wraps: bool = False,
     ) -> list[str]:
-        """Run a function now and, unless its result is a constant, at every call. Returns the results' keys."""
+        """Run a function now and, unless its result is a constant, at every call. Returns the results' keys.
 
-        def run(*tensors: Any) -> tuple[Any, ...]:
-            result = function(*tensors)
-            return tuple(result) if isinstance(result, tuple | list) else (result,)
-
-        results = run(*(self.values[name] if name else None for name in inputs))
+        Now it gets tensors of the model's types; at a call their carriers, as does `at_run_time` in its stead. `wraps`
+        where its results may lie outside their type.
+        """
+        results = _listed(function(*(self.values[name] if name else None for name in inputs)))
         if of_shape or all(not name or name in self.fixed for name in inputs):
             return [self.add_constant(result) for result in results]
+        kinds = [result.dtype for result in results]
+        later = at_run_time or function
+
+        def run(*tensors: Any) -> tuple[Any, ...]:
+            return tuple(
+                carried(value, kind, wraps=wraps)
+                for value, kind in zip(_listed(later(*tensors)), kinds, strict=True)
+            )
+
         keys = [self.add_input(result) for result in results][:count]
         self.steps.append(Step(run, tuple(inputs), tuple(keys)))
         return keys
@@ -140,7 +172,8 @@ class Builder:
         if node.op_type in CONTROL:
             return CONTROL[node.op_type](self, attributes, inputs, scope)
         constants = tuple(self.values[key].numpy() if key in self.fixed else None for key in inputs)
-        call = Call(node.op_type, attributes, constants, len(node.output), self.opset)
+        kinds = tuple(self.values[key].dtype if key else None for key in inputs)
+        call = Call(node.op_type, attributes, constants, len(node.output), self.opset, kinds)
         entry = lookup(node.op_type, self.opset)
         if entry is None and has_body(node.domain, node.op_type, self.opset):
             return self._function(node, inputs)
@@ -149,12 +182,14 @@ class Builder:
         for index in entry.fixed:
             if index < len(inputs) and inputs[index] and constants[index] is None:
                 raise call.unsupported(f"input {index} computed from data")
-        function = widened(call, entry.function)
+        now, later = widened(call, entry.function), dataclasses.replace(call, carries=True)
         return self.emit(
-            lambda *tensors: function(call, *tensors),
+            lambda *tensors: now(call, *tensors),
             inputs,
             len(node.output),
             of_shape=node.op_type in _OF_SHAPE,
+            at_run_time=lambda *tensors: entry.function(later, *tensors),
+            wraps=node.op_type not in KEEPS_RANGE,
         )
 
     def _function(self, node: onnx.NodeProto, inputs: Sequence[str]) -> list[str]:
@@ -198,7 +233,14 @@ def from_model(model: onnx.ModelProto) -> OnnxModule:
         keys = [builder.add_input(_zeros(value)) for value in inputs]
         outputs = builder.graph(model.graph, {}, keys)
     fixed = {key: builder.values[key] for key in builder.values if key in builder.fixed}
-    return OnnxModule(builder.steps, fixed, keys, outputs)
+    kinds = {key: value.dtype for key, value in builder.values.items()}
+    return OnnxModule(
+        builder.steps, fixed, {key: kinds[key] for key in keys}, [(key, kinds[key]) for key in outputs]
+    )
+
+
+def _listed(result: Any) -> tuple[Any, ...]:
+    return tuple(result) if isinstance(result, tuple | list) else (result,)
 
 
 def _check_closed(inputs: Sequence[onnx.ValueInfoProto]) -> None:

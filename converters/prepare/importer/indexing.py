@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from converters.prepare.importer.registry import Call, operator
 from converters.prepare.importer.types import torch_dtype
@@ -70,10 +72,20 @@ def gather_nd(call: Call, value: Tensor, indices: Tensor) -> Tensor:
 def scatter_elements(call: Call, value: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     axis = call.get("axis", 0) % value.dim()
     places = torch.where(indices < 0, indices + value.shape[axis], indices).to(torch.int64)
-    kind = _REDUCE[call.get("reduction", "none")]
-    if not kind:
+    kind = call.get("reduction", "none")
+    if kind == "none":
         return torch.scatter(value, axis, places, updates)
-    return torch.scatter_reduce(value, axis, places, updates, kind, include_self=True)
+    if not call.carries:
+        return torch.scatter_reduce(value, axis, places, updates, _REDUCE[kind], include_self=True)
+    # Filled up to the value's other axes with places that nothing is at.
+    widths = [0] * (2 * value.dim())
+    for index, (size, have) in enumerate(zip(value.shape, updates.shape, strict=True)):
+        widths[2 * (value.dim() - 1 - index) + 1] = 0 if index == axis else size - have
+    lines = functional.pad(updates, widths).movedim(axis, 0).unsqueeze(0)
+    where = functional.pad(places, widths, value=-1).movedim(axis, 0).unsqueeze(0)
+    hit = where == torch.arange(value.shape[axis]).reshape([-1, *[1] * value.dim()])
+    updated = _combined(kind, value.movedim(axis, 0), torch.where(hit, lines, _neutral(kind, value)), 1)
+    return updated.movedim(0, axis)
 
 
 @operator("ScatterND", since=11)
@@ -83,15 +95,13 @@ def scatter_nd(call: Call, value: Tensor, indices: Tensor, updates: Tensor) -> T
     table = value.reshape(-1, *rest)
     places = _linear(indices, value.shape[:depth]).reshape(-1)
     rows = updates.reshape(-1, *rest)
-    kind = _REDUCE[call.get("reduction", "none")].replace("sum", "add")
-    if kind:
-        result = (
-            torch.index_reduce(table, 0, places, rows, kind)
-            if kind != "add"
-            else torch.index_add(table, 0, places, rows)
-        )
-    else:
-        result = torch.index_copy(table, 0, places, rows)
+    kind = call.get("reduction", "none")
+    if kind == "none":
+        return torch.index_copy(table, 0, places, rows).reshape(value.shape)
+    hit = (places == torch.arange(table.shape[0]).reshape(-1, 1)).reshape(
+        [table.shape[0], -1, *[1] * len(rest)]
+    )
+    result = _combined(kind, table, torch.where(hit, rows.unsqueeze(0), _neutral(kind, value)), 1)
     return result.reshape(value.shape)
 
 
@@ -120,6 +130,39 @@ def tensor_scatter(call: Call, past: Tensor, update: Tensor, starts: Tensor | No
     full = [size if index == axis else length for index, length in enumerate(update.shape)]
     rows = torch.gather(update, axis, torch.clamp(offset, 0, count - 1).expand(full))
     return torch.where((offset >= 0) & (offset < count), rows, past)
+
+
+def _combined(kind: str, value: Tensor, updates: Tensor, axis: int) -> Tensor:
+    """A value with all updates along an axis. LiteRT 2.3's scatter kernel refuses what litert-torch makes of the rest."""
+    if kind == "add":
+        return value + updates.sum(axis, dtype=value.dtype)
+    if kind == "mul":
+        return value * updates.prod(axis, dtype=value.dtype)
+    joined = torch.cat([value.unsqueeze(axis), updates], axis)
+    return joined.amax(axis) if kind == "max" else joined.amin(axis)
+
+
+def _neutral(kind: str, value: Tensor) -> Tensor:
+    """What changes nothing when it is combined."""
+    if kind in ("add", "mul"):
+        return torch.tensor(0 if kind == "add" else 1, dtype=value.dtype)
+    limits = torch.finfo(value.dtype) if value.is_floating_point() else torch.iinfo(torch.int32)
+    return torch.tensor(limits.min if kind == "max" else limits.max, dtype=value.dtype)
+
+
+def added(value: Tensor, axis: int, places: NDArray[np.int64], size: int) -> Tensor:
+    """Entries along an axis summed into `size` places, which are known: each place selects its own and sums them."""
+    order = np.argsort(places, kind="stable")
+    counts = np.bincount(places, minlength=size)
+    starts = np.cumsum(counts) - counts
+    # Entry `len(places)` is zero.
+    table = np.full((size, max(1, int(counts.max()))), len(places))
+    rank = np.arange(len(places)) - starts[places[order]]
+    table[places[order], rank] = order
+    zero = torch.zeros_like(value.narrow(axis, 0, 1))
+    chosen = torch.index_select(torch.cat([value, zero], axis), axis, torch.from_numpy(table.reshape(-1)))
+    shape = [*value.shape[:axis], *table.shape, *value.shape[axis + 1 :]]
+    return chosen.reshape(shape).sum(axis + 1, dtype=value.dtype)
 
 
 _REDUCE = {"none": "", "add": "sum", "mul": "prod", "max": "amax", "min": "amin"}

@@ -30,4 +30,18 @@ def einsum(call: Call, *values: Tensor) -> Tensor:
 
 @operator("Det", since=11)
 def determinant(_call: Call, value: Tensor) -> Tensor:
-    return torch.linalg.det(value)
+    """Of matrices of up to four rows written out: litert-torch 0.10 has no determinant."""
+    return _expanded(value) if value.shape[-1] <= 4 else torch.linalg.det(value)
+
+
+def _expanded(value: Tensor) -> Tensor:
+    """By the first row."""
+    size = value.shape[-1]
+    if size == 1:
+        return value[..., 0, 0]
+    total = torch.zeros_like(value[..., 0, 0])
+    for column in range(size):
+        rest = torch.cat([value[..., 1:, :column], value[..., 1:, column + 1 :]], -1)
+        part = value[..., 0, column] * _expanded(rest)
+        total = total - part if column % 2 else total + part
+    return total

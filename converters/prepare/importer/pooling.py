@@ -129,20 +129,20 @@ def _windows(call: Call, value: Tensor, fill: float) -> list[Tensor]:
 
 def _average_by_windows(call: Call, value: Tensor) -> Tensor:
     """Divided by how many entries of a window lie inside, or inside the padding where that counts."""
-    inside = torch.ones_like(value)
-    if call.get("count_include_pad", 0):
-        kernel = list(call.get("kernel_shape"))
-        rank = len(kernel)
-        before, after = pads_of(
-            call, value.shape[2:], kernel, per_axis(call, "strides", rank), per_axis(call, "dilations", rank)
-        )
-        inside = functional.pad(inside, widths(before, after), value=1.0)
-        attributes = {**call.attributes, "auto_pad": "NOTSET", "pads": [0] * (2 * rank)}
-        counts = torch.stack(_windows(Call(call.op_type, attributes, (), 1, call.opset), inside, 0.0)).sum(0)
-    else:
-        counts = torch.stack(_windows(call, inside, 0.0)).sum(0)
+    kernel = list(call.get("kernel_shape"))
+    rank = len(kernel)
+    strides, dilations = per_axis(call, "strides", rank), per_axis(call, "dilations", rank)
+    before, after = pads_of(call, value.shape[2:], kernel, strides, dilations)
     total = torch.stack(_windows(call, value, 0.0)).sum(0)
-    return total / counts
+    counts = np.ones([1] * total.dim(), np.float32)
+    for axis in range(rank):
+        starts = np.arange(total.shape[2 + axis])[:, None] * strides[axis] - before[axis]
+        places = starts + np.arange(kernel[axis]) * dilations[axis]
+        counted = call.get("count_include_pad", 0)
+        first, last = (-before[axis], after[axis]) if counted else (0, 0)
+        inside = ((places >= first) & (places < value.shape[2 + axis] + last)).sum(1)
+        counts = counts * inside.reshape([-1 if index == 2 + axis else 1 for index in range(total.dim())])
+    return total / torch.from_numpy(counts.astype(np.float32)).to(value.dtype)
 
 
 def _max_by_windows(call: Call, value: Tensor) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from converters.prepare.importer.convolution import convolved
 from converters.prepare.importer.registry import Call, operator
-from converters.prepare.importer.types import torch_dtype
+from converters.prepare.importer.types import kind_of, typed
 
 _RANGES = {
     torch.uint8: (0, 255),
@@ -23,7 +23,7 @@ _RANGES = {
 @operator("QuantizeLinear", since=10)
 def quantize(call: Call, value: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
     code = call.get("output_dtype", 0)
-    kind = torch_dtype(call, code) if code else torch.uint8 if zero_point is None else zero_point.dtype
+    kind = kind_of(call, code) if code else torch.uint8 if zero_point is None else call.kind(2)
     return _quantized(call, value / _along(call, scale, value), _shifted(call, zero_point, value), kind)
 
 
@@ -38,7 +38,7 @@ def matmul(call: Call, *inputs: Tensor) -> Tensor:
     left, left_scale, left_zero, right, right_scale, right_zero, scale, zero = inputs
     product = torch.matmul(_real(left, left_zero, -1), _real(right, right_zero, -2))
     factor = _beside(left_scale.float(), -1) * _beside(right_scale.float(), -2) / _beside(scale.float(), -1)
-    return _quantized(call, product * factor, _beside(zero, -1).to(torch.float32), zero.dtype)
+    return _quantized(call, product * factor, _beside(zero, -1).to(torch.float32), call.kind(7))
 
 
 @operator("MatMulInteger", since=10)
@@ -68,7 +68,7 @@ def conv(call: Call, *inputs: Tensor) -> Tensor:
         call,
         product * (value_scale * weight_scale / scale).reshape(channels),
         zero.to(torch.float32),
-        zero.dtype,
+        call.kind(7),
     )
 
 
@@ -91,7 +91,7 @@ def conv_integer(
 def _quantized(call: Call, value: Tensor, zero: Any, kind: Any) -> Tensor:
     if kind not in _RANGES:
         raise call.unsupported(f"results of {kind}")
-    return torch.clamp(torch.round(value) + zero, *_RANGES[kind]).to(kind)
+    return torch.clamp(torch.round(value) + zero, *_RANGES[kind]).to(typed(call, kind))
 
 
 def _shifted(call: Call, zero: Tensor | None, value: Tensor) -> Any:

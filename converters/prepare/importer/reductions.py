@@ -75,11 +75,21 @@ def cumulative(call: Call, value: Tensor, *_: Any) -> Tensor:
     axis = call.needed_ints(1)[0] % value.dim()
     is_sum = call.op_type == "CumSum"
     value = value.flip(axis) if call.get("reverse", 0) else value
-    result = (torch.cumsum if is_sum else torch.cumprod)(value, axis, dtype=value.dtype)
+    result = torch.cumsum(value, axis, dtype=value.dtype) if is_sum else _cumulative_product(value, axis)
     if call.get("exclusive", 0):
         first = torch.full_like(value.narrow(axis, 0, 1), 0 if is_sum else 1)
         result = torch.cat([first, result.narrow(axis, 0, value.shape[axis] - 1)], axis)
     return result.flip(axis) if call.get("reverse", 0) else result
+
+
+def _cumulative_product(value: Tensor, axis: int) -> Tensor:
+    """By doubling, for which litert-torch 0.10 has the operators: each entry times the one `step` before it."""
+    size, step = value.shape[axis], 1
+    while step < size:
+        ones = torch.ones_like(value.narrow(axis, 0, step))
+        value = value * torch.cat([ones, value.narrow(axis, 0, size - step)], axis)
+        step *= 2
+    return value
 
 
 @operator("TopK", since=10, fixed=(1,))

@@ -26,13 +26,19 @@ class UnsupportedOperatorsError(ToolFailedError):
 
 @dataclass(frozen=True)
 class Call:
-    """One node as its function sees it. `constants` are the inputs known at load time, None for the others."""
+    """One node as its function sees it.
+
+    `constants` are the inputs known at load time, None for the others; `kinds` the types of the inputs in the model.
+    When loading they have these types; at run time their carriers' (`carries`, see `types`).
+    """
 
     op_type: str
     attributes: Mapping[str, Any]
     constants: tuple[NDArray[Any] | None, ...]
     outputs: int
     opset: int
+    kinds: tuple[Any, ...] = ()
+    carries: bool = False
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute; texts are `str`."""
@@ -43,6 +49,10 @@ class Call:
         if index >= len(self.constants):
             return None
         return self.constants[index]
+
+    def kind(self, index: int) -> Any:
+        """The type of input `index` in the model; None where it is left out."""
+        return self.kinds[index] if index < len(self.kinds) else None
 
     def ints(self, index: int, attribute: str = "") -> list[int] | None:
         """Integers from an input, or from the attribute that held them in older opsets."""
