@@ -216,11 +216,130 @@ def test_all_unknown_operators_are_listed_at_once(tmp_path):
 
 
 def test_an_attribute_that_is_not_implemented_is_refused_not_ignored(tmp_path):
-    inputs = [data(1, 2, 4, 4), np.float32([[0, 0, 3, 3]]), ints(0)]
-    model, _ = build("RoiAlign", 17, inputs, [], {"mode": "max", "sampling_ratio": 2})
+    inputs = [data(4, 2, 3)]
+    constants = [data(1, 20, 3), data(1, 20, 5), data(1, 40)]
+    model, _ = build("LSTM", 17, inputs, constants, {"hidden_size": 5, "input_forget": 1}, outputs=3)
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(UnsupportedOperatorsError, match="max"):
+    with pytest.raises(UnsupportedOperatorsError, match="input_forget"):
         importer.load(tmp_path / "m.onnx")
+
+
+NEWEST = onnx.defs.onnx_opset_version()
+
+
+@pytest.mark.parametrize("opset", range(7, NEWEST + 1))
+def test_every_opset_from_7_on_is_read(opset, tmp_path):
+    """Operators whose inputs and attributes changed places over the years, in one graph of two inputs and two outputs."""
+    newer = {"squeeze": opset >= 13, "pad": opset >= 11, "slice": opset >= 10, "reduce": opset >= 18}
+    fixed = {"starts": ints(1), "ends": ints(3), "along": ints(2), "pads": ints(0, 0, 1, 0, 0, 1), "mean": ints(1),
+             "front": ints(0)}  # fmt: skip
+    nodes = [
+        helper.make_node("Add", ["a", "b"], ["sum"]),
+        helper.make_node("Pad", ["sum", "pads"], ["padded"])
+        if newer["pad"]
+        else helper.make_node("Pad", ["sum"], ["padded"], pads=[0, 0, 1, 0, 0, 1]),
+        helper.make_node("Slice", ["padded", "starts", "ends", "along"], ["part"])
+        if newer["slice"]
+        else helper.make_node("Slice", ["padded"], ["part"], starts=[1], ends=[3], axes=[2]),
+        helper.make_node("Softmax", ["part"], ["first"], axis=-1 if opset >= 13 else 2),
+        helper.make_node("ReduceMean", ["part", "mean"], ["mean_of"])
+        if newer["reduce"]
+        else helper.make_node("ReduceMean", ["part"], ["mean_of"], axes=[1]),
+        helper.make_node("Squeeze", ["mean_of", "front"], ["second"])
+        if newer["squeeze"]
+        else helper.make_node("Squeeze", ["mean_of"], ["second"], axes=[0]),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value("a", 1, [1, 3, 4]), value("b", 1, [3, 1])],
+        [helper.make_empty_tensor_value_info(name) for name in ("first", "second")],
+        [numpy_helper.from_array(array, name) for name, array in fixed.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    a, b = data(1, 3, 4), data(3, 1)
+    part = np.pad(a + b, [(0, 0), (0, 0), (1, 1)])[:, :, 1:3]
+    exponents = np.exp(part)
+    first, second = run(model, {"a": a, "b": b}, tmp_path / "m.onnx")
+    np.testing.assert_allclose(first, exponents / exponents.sum(-1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(second, part.mean(1), rtol=1e-5)
+
+
+SMALL = {
+    np.int8: [-128, 127, 3],
+    np.uint8: [0, 255, 3],
+    np.int16: [-32768, 32767, 3],
+    np.uint16: [0, 65535, 3],
+}
+
+
+@pytest.mark.parametrize("kind", SMALL, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "BitwiseAnd", "BitwiseOr", "BitwiseXor"])
+def test_small_integers_wrap_around_as_numpy_has_them(op_type, kind, tmp_path):
+    left, right = np.array(SMALL[kind], kind), np.array([7, 5, 6], kind)
+    function = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "BitwiseAnd": np.bitwise_and,
+                "BitwiseOr": np.bitwise_or, "BitwiseXor": np.bitwise_xor}[op_type]  # fmt: skip
+    model, feeds = build(op_type, 18, [left, right], [], {})
+    (ours,) = run(model, feeds, tmp_path / "m.onnx")
+    np.testing.assert_array_equal(ours.astype(kind), function(left, right))
+    assert ours.dtype == (np.int32 if kind is np.uint16 else kind)
+
+
+@pytest.mark.parametrize("direction", ["LEFT", "RIGHT"])
+def test_a_shift_by_data_moves_bits_and_drops_them_past_the_width(direction, tmp_path):
+    value, distance = np.int32([5, -5, 1, -(2**31), 7, 7]), np.int32([1, 1, 31, 31, 32, 40])
+    model, feeds = build("BitShift", NEWEST, [value, distance], [], {"direction": direction})
+    wide = value.astype(np.int64)
+    wanted = (wide << distance).astype(np.int32) if direction == "LEFT" else wide >> distance
+    (ours,) = run(model, feeds, tmp_path / "m.onnx")
+    np.testing.assert_array_equal(ours, wanted)
+
+
+def test_integers_and_booleans_are_inputs_and_outputs(tmp_path):
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Gather", ["table", "index"], ["rows"]),
+        helper.make_node("Where", ["flags", "rows", "zero"], ["kept"]),
+        helper.make_node("Greater", ["kept", "zero"], ["positive"]),
+        helper.make_node("ArgMax", ["kept"], ["best"], axis=1, keepdims=0),
+    ]
+    table = data(5, 4)
+    graph = helper.make_graph(
+        nodes, "g", [value("index", TensorProto.INT32, [3]), value("flags", TensorProto.BOOL, [3, 4])],
+        [helper.make_empty_tensor_value_info(name) for name in ("kept", "positive", "best")],
+        [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.float32(0), "zero")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    index, flags = np.int32([4, -5, 2]), data(3, 4) > 0
+    kept, positive, best = run(model, {"index": index, "flags": flags}, tmp_path / "m.onnx")
+    wanted = np.where(flags, table[index], 0)
+    np.testing.assert_array_equal(kept, wanted)
+    np.testing.assert_array_equal(positive, wanted > 0)
+    np.testing.assert_array_equal(best, wanted.argmax(1))
+
+
+def test_half_precision_is_computed_in_single_and_given_as_half(tmp_path):
+    """40000 + 40000 is no half; their mean is."""
+    x = np.full((1, 2), 40000, np.float16)
+    nodes = [helper.make_node("ReduceSum", ["x"], ["s"]), helper.make_node("Mul", ["s", "half"], ["y"])]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT16, [1, 2])],
+        [helper.make_empty_tensor_value_info("y")], [numpy_helper.from_array(np.float16(0.5), "half")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    (ours,) = run(model, {"x": x}, tmp_path / "m.onnx")
+    assert ours.dtype == np.float16
+    assert ours.item() == 40000
+
+
+@pytest.mark.parametrize("reduction", ["add", "mul", "max", "min"])
+@pytest.mark.parametrize("kind", [np.float32, np.int64], ids=["float32", "int64"])
+def test_scattered_updates_of_one_place_are_combined(reduction, kind, tmp_path):
+    value, updates = (data(3, 4) * 9).astype(kind), (data(2, 3) * 9).astype(kind)
+    indices = np.int64([[0, 0, -1], [0, 1, 2]])
+    model, feeds = build("ScatterElements", 18, [value, indices, updates], [], {"reduction": reduction})
+    (wanted,) = ReferenceEvaluator(model).run(None, feeds)
+    (ours,) = run(model, feeds, tmp_path / "m.onnx")
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5)
 
 
 def test_a_branch_that_data_chooses_is_selected_from_both(tmp_path):

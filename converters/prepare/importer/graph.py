@@ -6,7 +6,7 @@ arithmetic, constant conditions, loops and generated tables never reach a conver
 
 Always true
  1. Every value has a key of its own: a loop's body, which runs several times, gets fresh ones each time.
- 2. A result is a constant exactly where all inputs of its node are, or where only its shape was asked for.
+ 2. A result is a constant exactly where all inputs of its node are, or where only its shape or type was asked for.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from converters.prepare.importer.registry import Call, UnsupportedOperatorsError
 from converters.prepare.importer.types import KEEPS_RANGE, at_edge, carried, widened
 from edgekit.errors import SourceError
 
-# Their results depend on the shape of what they are given, never on its values.
-_OF_SHAPE = frozenset({"Shape", "Size"})
+# The inputs whose values these read; of the others they see the shape or the type.
+_READ = {"Shape": (), "Size": (), "EyeLike": (), "CastLike": (0,)}
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Builder:
         inputs: Sequence[str],
         count: int = 1,
         *,
-        of_shape: bool = False,
+        read: Sequence[str] | None = None,
         at_run_time: Callable[..., Any] | None = None,
         wraps: bool = False,
     ) -> list[str]:
@@ -134,7 +134,7 @@ class Builder:
         where its results may lie outside their type.
         """
         results = _listed(function(*(self.values[name] if name else None for name in inputs)))
-        if of_shape or all(not name or name in self.fixed for name in inputs):
+        if all(not name or name in self.fixed for name in (inputs if read is None else read)):
             return [self.add_constant(result) for result in results]
         kinds = [result.dtype for result in results]
         later = at_run_time or function
@@ -187,7 +187,7 @@ class Builder:
             lambda *tensors: now(call, *tensors),
             inputs,
             len(node.output),
-            of_shape=node.op_type in _OF_SHAPE,
+            read=[inputs[index] for index in _READ[node.op_type]] if node.op_type in _READ else None,
             at_run_time=lambda *tensors: entry.function(later, *tensors),
             wraps=node.op_type not in KEEPS_RANGE,
         )

@@ -17,6 +17,7 @@ Always true
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def carried(value: Any, kind: Any, *, wraps: bool = False) -> Any:
     if not wraps or kind == carrier(kind) or kind.is_floating_point or kind in (torch.uint32, torch.uint64):
         return value.to(carrier(kind))
     if kind == torch.uint16:
-        # No tensor of the converted graph may be of this type.
+        # litert-torch 0.10 knows no tensors of this type.
         return torch.remainder(value.to(torch.int32), 1 << 16)
     return value.to(kind).to(carrier(kind))
 
@@ -85,9 +86,15 @@ def torch_dtype(call: Call, code: int) -> Any:
 def kind_of(call: Call, code: int) -> Any:
     """The kind of an ONNX type code. Raises: UnsupportedOperatorsError."""
     try:
-        return torch.from_numpy(np.zeros(1, onnx.helper.tensor_dtype_to_np_dtype(code))).dtype
+        return _kind(code)
     except (TypeError, KeyError) as error:
         raise call.unsupported(f"type code {code}") from error
+
+
+@cache
+def _kind(code: int) -> Any:
+    """Kept from when the model is loaded: a tensor made while it is traced would be part of the trace."""
+    return torch.from_numpy(np.zeros(1, onnx.helper.tensor_dtype_to_np_dtype(code))).dtype
 
 
 def typed(call: Call, kind: Any) -> Any:
