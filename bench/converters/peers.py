@@ -209,10 +209,12 @@ def _tflite(path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: 
 
 
 def _quantized(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
-    """What a tensor takes: ai-edge-quantizer's static recipe makes inputs and outputs int8 too."""
+    """What a tensor takes: ai-edge-quantizer's static recipe makes inputs and outputs int8 too, litert-torch 64-bit
+    integers 32-bit ones.
+    """
     scale, zero = detail["quantization"]
     if detail["dtype"] != np.int8 or not scale:
-        return array
+        return array.astype(detail["dtype"])
     return np.clip(np.rint(array / scale) + zero, -128, 127).astype(np.int8)
 
 

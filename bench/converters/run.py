@@ -64,6 +64,7 @@ CASES: Mapping[str, Case] = {
     "speech": Case(DATA / "speech.toml", "silero_vad", "data/silero_vad_openvino_16k.onnx"),
     "pages": Case(DATA / "pages.toml", "rapidocr", "models/PP-OCRv6_det_small.onnx"),
     "lines": Case(DATA / "lines.toml", "rapidocr", "models/PP-OCRv6_rec_small.onnx"),
+    "sentences": Case(DATA / "sentences.toml"),
 }
 QUICK = ("digits", "orientation", "speech")
 

@@ -58,7 +58,9 @@ class Spread:
         if not self.limit:
             self.zeros += counted.size
         else:
-            places = ((counted / self.limit + 1) * (BINS / 2)).astype(np.int64)
+            # Scaled by a power of two and rounded down before the middle is added: exact, so that a tiny negative value
+            # lands below zero whatever the width.
+            places = np.floor(counted * (BINS / 2 / self.limit)).astype(np.int64) + BINS // 2
             self.counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
 
     def extremes(self) -> Range:

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import helper
@@ -23,6 +23,7 @@ CHUNKS = st.lists(
 
 
 @given(CHUNKS)
+@example([np.array([-8e-20], np.float32), np.array([1], np.float32)])
 def test_a_spread_fed_in_pieces_is_the_spread_of_the_whole(chunks):
     whole, pieces = Spread(), Spread()
     for chunk in chunks:
