@@ -53,6 +53,8 @@ class Candidate:
     # What the search half said, and each layer's share in it where that was asked for.
     search: Score | None = None
     layers: tuple[LayerError, ...] = ()
+    # The candidate that was made of this one and keeps what this one does not.
+    mended: str = ""
 
     @property
     def recipe(self) -> str:
@@ -120,8 +122,8 @@ def contender(bench: Workbench, item: Candidate, profile: Profile) -> Contender:
         size_bytes=item.artifact.size_bytes,
         verdict=verdict,
         verdict_reason=reason,
-        is_refused_on_shift=item.shift is not None and item.shift.verdict == "refused",
-        shift_reason=item.shift.reason if item.shift else "",
+        is_refused_on_shift=bool(item.mended) or (item.shift is not None and item.shift.verdict == "refused"),
+        shift_reason=_shift_reason(item),
         latency_p50_ms=item.latency.p50_ms if item.latency else None,
         latency_p95_ms=item.latency.p95_ms if item.latency else None,
         memory_mb=item.memory_mb,
@@ -141,6 +143,14 @@ def _verdict(item: Candidate) -> tuple[Verdict, str]:
     if item.layers and item.search is not None and item.search.is_broken:
         reason = f"{reason}; worst layers: {repair.named(item.layers)}"
     return verdict, reason
+
+
+def _shift_reason(item: Candidate) -> str:
+    """Of the judged half, or of the search half where that had something mended."""
+    reason = item.shift.reason if item.shift else ""
+    if item.mended and item.search is not None and item.search.shift is not None:
+        reason = f"on the search half, {item.search.shift.reason}; mended as {item.mended}"
+    return f"{reason}; worst layers: {repair.named(item.layers)}" if item.layers else reason
 
 
 def seen_alone(

@@ -5,9 +5,11 @@ Always true
  2. The same project and source give the same samples in the same order.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,10 +105,28 @@ class Datasets:
         """Of the calibration data; empty without."""
         return "" if self._stored is None else self._stored.fingerprint()
 
+    @cached_property
+    def search_fingerprint(self) -> str:
+        """Of the samples that an analysis may look at: the search half's."""
+        half = self.halves[0]
+        parts = [half.samples, *([] if half.shifted is None else [half.shifted])]
+        digest = hashlib.sha256()
+        for samples in parts:
+            for name, array in samples.inputs.items():
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
     @property
     def calibration(self) -> Callable[[], Iterator[dict[str, Array]]] | None:
         """Makes engine-ready calibration samples, afresh for each pass; None without data."""
         return None if self._stored is None else self._calibration_feeds
+
+    @property
+    def shifted(self) -> Callable[[], Iterator[dict[str, Array]]] | None:
+        """Makes engine-ready samples of the search half's shifted data; None without. The judged half stays unseen."""
+        found = self.halves[0].shifted
+        return None if found is None else lambda: self._ready_feeds([found])
 
     @cached_property
     def feeds(self) -> list[dict[str, Array]]:
@@ -158,8 +178,11 @@ class Datasets:
         )
 
     def _calibration_feeds(self) -> Iterator[dict[str, Array]]:
-        """Engine-ready calibration samples one by one; a stateful model's states come from the source itself."""
         assert self._stored is not None
+        return islice(self._ready_feeds(self._stored.chunks()), self._held_from)
+
+    def _ready_feeds(self, chunks: Iterable[Samples]) -> Iterator[dict[str, Array]]:
+        """Engine-ready samples one by one; a stateful model's states come from the source itself."""
         last: dict[str, Array] = {}
 
         def run(ready: Mapping[str, Array]) -> dict[str, Array]:
@@ -167,12 +190,8 @@ class Datasets:
             last.update(ready)
             return self.source.reference.run(ready) if self.source.state else {}
 
-        count = 0
-        for chunk in self._stored.chunks():
+        for chunk in chunks:
             for _ in iter_samples(run, self.source.inputs, self.source.state, self.project.preprocess, chunk):
-                if self._held_from is not None and count >= self._held_from:
-                    return
-                count += 1
                 yield dict(last)
 
 

@@ -51,11 +51,11 @@ def repaired(
     bench: Workbench, profile: Profile, contract: Contract, tried: Sequence[Candidate], host: Host
 ) -> list[Candidate]:
     """The candidates, those that miss the contract with their layers' shares, and what was made of them."""
-    broken = [item for item in tried if item.stands and item.search is not None and item.search.is_broken]
+    broken = [item for item in tried if item.stands and not _holds(item)]
     if not broken or not set(profile.precisions) - {"int8"}:
         return list(tried)
     shop = _Shop(bench, profile, contract, host)
-    holding = [item for item in tried if item.stands and not (item.search and item.search.is_broken)]
+    holding = [item for item in tried if item.stands and _holds(item)]
     changed: dict[str, Candidate] = {}
     extra: list[Candidate] = []
     for item in _fastest_first(shop, broken):
@@ -68,6 +68,8 @@ def repaired(
         changed[item.recipe] = analysed
         if found is not None:
             extra.append(found)
+            if _holds(found):
+                changed[item.recipe] = replace(analysed, mended=found.recipe)
     return [*(changed.get(item.recipe, item) for item in tried), *extra]
 
 
@@ -104,7 +106,24 @@ def _mended(shop: _Shop, item: Candidate) -> tuple[Candidate, Candidate | None]:
             f"at most {left:.0f} s left"
         )
         best = _better(best, made_now)
+    if best is not None and not _helped(item, best):
+        told = bought(item.search, best.search, shop.bench.metric.name)
+        return replace(
+            analysed, notes=(*analysed.notes, f"leaving layers in float did not help: {told}")
+        ), None
     return analysed, best
+
+
+def _holds(item: Candidate) -> bool:
+    """Whether the search half has nothing against it, on shifted data neither; nobody searched over a float one."""
+    return item.search is None or item.search.is_kept
+
+
+def _helped(before: Candidate, after: Candidate) -> bool:
+    """Whether the search half says so: only then is a repair kept."""
+    assert before.search is not None
+    assert after.search is not None
+    return after.search.badness < before.search.badness
 
 
 def _layers(shop: _Shop, item: Candidate) -> tuple[LayerError, ...]:

@@ -83,7 +83,7 @@ class Workbench:
     @cached_property
     def prepared(self) -> Prepared:
         onnx_form = None if self.source.native else self.canonical_form or self._canonical()
-        return Prepared(self.source, onnx_form, self.data.calibration)
+        return Prepared(self.source, onnx_form, self.data.calibration, self.data.shifted, self.tell)
 
     @property
     def source_parity(self) -> float:
@@ -250,7 +250,12 @@ class Workbench:
 
         Raises: Unsupported where the engine's tools cannot tell layers apart, ToolFailedError.
         """
-        parts = {**self.artifact_key(plan), "step": "sensitivity", "calibration": self.data.fingerprint}
+        parts = {
+            **self.artifact_key(plan),
+            "step": "sensitivity",
+            "calibration": self.data.fingerprint,
+            "search": self.data.search_fingerprint,
+        }
 
         def look() -> dict[str, object]:
             self.tell(f"looking into the layers of {plan.name}")

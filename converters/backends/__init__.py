@@ -32,7 +32,8 @@ class Unsupported(ToolFailedError):  # noqa: N818  # reads as what it says where
 @dataclass(frozen=True)
 class Prepared:
     """What backends convert from. `onnx` is None where the source is in an engine's own format; `calibration` gives
-    engine-ready inputs, states included, None without data.
+    engine-ready inputs, states included, None without data; `shifted` those of the search half's shifted data, for
+    analyses: what a quantizer clips there, calibration data may not show.
 
     `memo` is for what the recipes of one backend share, under keys of its own; it lives as long as the build.
     """
@@ -40,6 +41,8 @@ class Prepared:
     source: Source
     onnx: Canonical | None
     calibration: Callable[[], Iterator[Mapping[str, Array]]] | None
+    shifted: Callable[[], Iterator[Mapping[str, Array]]] | None = None
+    tell: Callable[[str], None] = lambda _: None
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -97,7 +100,7 @@ class Backend(Protocol):
     def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:
         """What each quantized layer of an int8 artifact costs by itself, the worst first.
 
-        Looks at a few calibration samples. The names are what `Tuning.float_layers` takes.
+        Looks at a few calibration samples, and shifted ones where there are any. The names are what `Tuning.float_layers` takes.
         Raises: Unsupported where the engine's tools cannot tell layers apart, ToolFailedError.
         """
         ...

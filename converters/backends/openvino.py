@@ -6,6 +6,7 @@ with its CI switch on, since both otherwise report to an analytics service (open
 """
 
 import importlib.metadata
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class OpenVinoBackend:
     def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:
         if not plan.recipe.needs_calibration or prepared.calibration is None:
             raise Unsupported(f"{plan.recipe.name} has no calibrated quantizers to tell apart")
-        return analysis.ranked(artifact.folder / artifact.model, prepared.calibration)
+        return analysis.ranked(artifact.folder / artifact.model, prepared, time.monotonic)
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
         return quantizer.knobs(plan) if plan.recipe.needs_calibration else ()

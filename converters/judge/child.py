@@ -58,7 +58,8 @@ def run_job(job: Job, folder: Path, environment: Mapping[str, str]) -> Seen:
         env={**os.environ, **environment},
     )
     if done.returncode != 0:
-        raise ToolFailedError(f"{job.model} fails in a process of its own: {done.stderr.strip()[-500:]}")
+        told = done.stderr.strip()[-500:] or f"exit code {done.returncode}, without a word"
+        raise ToolFailedError(f"{job.model} fails in a process of its own: {told}")
     with np.load(job.out, allow_pickle=False) as archive:
         outputs = {name: archive[name] for name in archive.files}
     return Seen(outputs, float(json.loads(done.stdout.splitlines()[-1])["memory_mb"]))

@@ -59,5 +59,9 @@ def floats(layers: Sequence[LayerError], count: int) -> tuple[str, ...]:
 
 
 def named(layers: Sequence[LayerError], count: int = NAMED) -> str:
-    """The worst layers for a person, e.g. `conv2d.5 (Conv, 3.1 dB)`."""
-    return ", ".join(f"{layer.name} ({layer.op_type}, {layer.snr_db:.1f} dB)" for layer in layers[:count])
+    """The worst layers for a person, e.g. `conv2d.5 (Conv, 3.1 dB)`, or `conv2d.5 (Conv, KL 0.220)`."""
+    return ", ".join(f"{layer.name} ({layer.op_type}, {_harm(layer)})" for layer in layers[:count])
+
+
+def _harm(layer: LayerError) -> str:
+    return f"{layer.snr_db:.1f} dB" if layer.divergence is None else f"KL {layer.divergence:.3f}"

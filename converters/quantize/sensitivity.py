@@ -12,16 +12,53 @@ from edgekit.tensors import Array
 
 # Ratio given where there is no noise at all.
 MAX_SNR_DB = 200.0
+# Added to probabilities before their logarithm is taken.
+_LEAST = 1e-9
+# Rounding below zero that a probability may show.
+_ROUNDING = 1e-6
 
 
 class LayerError(msgspec.Struct, frozen=True):
     """One quantized layer. `name` is the engine's own; `snr_db` the signal-to-noise ratio of the model's outputs when
-    this layer alone is quantized, in decibels: the smaller, the more harm.
+    this layer alone is quantized, in decibels: the smaller, the more harm. `divergence`, where an output holds
+    probabilities and the backend looked, is what this layer alone does to them (Kullback-Leibler, in nats).
     """
 
     name: str
     op_type: str
     snr_db: float
+    divergence: float | None = None
+
+    @property
+    def harm(self) -> float:
+        """To rank layers of one model by."""
+        return -self.snr_db if self.divergence is None else self.divergence
+
+
+def divergence(wanted: Sequence[Mapping[str, Array]], have: Sequence[Mapping[str, Array]]) -> float | None:
+    """Mean Kullback-Leibler divergence of the float outputs' distributions from the others', in nats; the worst output
+    counts. None where no output is one of probabilities along its last axis; infinite where a result is not finite.
+    """
+    found = [
+        float(np.mean([_divergence(one[name], other[name]) for one, other in zip(wanted, have, strict=True)]))
+        for name in wanted[0]
+        if all(_is_distribution(one[name]) for one in wanted)
+    ]
+    return max(found, default=None)
+
+
+def _is_distribution(array: Array) -> bool:
+    if array.ndim < 1 or array.shape[-1] < 2 or not np.issubdtype(array.dtype, np.floating):
+        return False
+    sums = array.astype(np.float64).sum(axis=-1)
+    return bool(float(array.min()) >= -_ROUNDING and np.allclose(sums, 1, atol=1e-3))
+
+
+def _divergence(wanted: Array, have: Array) -> float:
+    if not np.isfinite(have).all():
+        return float("inf")
+    ours, theirs = (np.maximum(array.astype(np.float64), 0) + _LEAST for array in (wanted, have))
+    return float((ours * np.log(ours / theirs)).sum(axis=-1).mean())
 
 
 def snr_db(wanted: Sequence[Mapping[str, Array]], have: Sequence[Mapping[str, Array]]) -> float:
