@@ -16,9 +16,10 @@ from converters.backends import Artifact, Prepared, Unsupported
 from converters.backends import openvino_execution as execution
 from converters.backends import openvino_graph as graph
 from converters.backends import openvino_nncf as quantizer
+from converters.backends import openvino_npu as npu
 from converters.backends import openvino_sensitivity as analysis
 from converters.quantize.knobs import Knob
-from converters.quantize.recipes import Plan
+from converters.quantize.recipes import NPU, Plan
 from converters.quantize.sensitivity import LayerError
 from edgekit.errors import ToolFailedError
 
@@ -44,6 +45,8 @@ class OpenVinoBackend:
         model.set_friendly_name("model")
         graph.name_nodes(model)
         ov.save_model(model, folder / MODEL, compress_to_fp16=plan.recipe.precision == "fp16")
+        if plan.constraints.accelerator == NPU:
+            notes = (*notes, npu.note())
         return Artifact(folder, MODEL, {}, (*notes, *execution.notes(folder / MODEL, plan)))
 
     def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:

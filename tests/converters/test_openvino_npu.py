@@ -1,0 +1,50 @@
+"""The NPU's compiler is asked for; where it is missing, nothing claims a compiled blob."""
+
+from types import SimpleNamespace
+
+import openvino as ov
+import pytest
+
+from converters.backends import openvino_npu as npu
+from converters.backends.openvino import BACKEND
+from converters.quantize.recipes import plans
+from edgekit import profile
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Answers of a pretended OpenVINO."""
+    npu.obstacle.cache_clear()
+    yield lambda compile_model: monkeypatch.setattr(
+        npu.ov, "Core", lambda: SimpleNamespace(compile_model=compile_model)
+    )
+    npu.obstacle.cache_clear()
+
+
+def test_the_wheel_without_a_compiler_says_so():
+    if "NPU" in ov.Core().available_devices:
+        pytest.skip("there is an NPU here")
+    assert "compiler" in npu.obstacle().lower()
+    assert "no NPU compiler answers here" in npu.note()
+
+
+def test_a_compiler_that_answers_is_believed(asked):
+    asked(lambda *_: object())
+    assert npu.obstacle() == ""
+    assert "no NPU compiler" not in npu.note()
+
+
+def test_the_reason_is_told_without_this_machines_folders(asked):
+    def refuse(*_):
+        raise RuntimeError("Exception from src/a.cpp:1:\nCannot load library /home/me/lib/libnpu.so\n")
+
+    asked(refuse)
+    assert npu.note().endswith("(Cannot load library libnpu.so)")
+
+
+def test_a_candidate_for_an_npu_carries_the_note_and_no_blob(digits, tmp_path):
+    (plan,) = plans(profile.load("intel-core-ultra-npu"), ["openvino/fp16"])
+    prepared = SimpleNamespace(canonical=SimpleNamespace(path=digits.folder / "model.onnx"))
+    artifact = BACKEND.convert(prepared, plan, tmp_path)
+    assert npu.note() in artifact.notes
+    assert {path.suffix for path in artifact.files} == {".xml", ".bin"}
