@@ -33,11 +33,15 @@ ROOT = Path(__file__).parents[2]
 CONFORMANCE = ROOT / "tests/conformance"
 OURS = "edgekit"
 TIMEOUT_S = 600
+_OF_TORCHVISION = {
+    "ops": ("roi_align", "roi_pool", "deform_conv2d", "nms"),
+    "io": ("decode_image", "ImageReadMode"),
+}
 # What a test came to. A converter that raises refuses; a model that raises fails when it runs.
 PASSED, WRONG, REFUSED, FAILED, CRASHED = "passed", "wrong values", "not converted", "raised", "crashed"
 STUB = (
-    "torchvision is not installed: an empty module stands in for onnx2torch's import, and its NonMaxSuppression and "
-    "RoiAlign cannot run"
+    "torchvision is not installed: an empty module stands in for the peers' imports of it, and their NonMaxSuppression, "
+    "RoiAlign and DeformConv cannot run"
 )
 
 
@@ -77,13 +81,16 @@ def outcomes(tool: str, names: Sequence[str], peers: Path | None) -> dict[str, s
             command = [sys.executable, "-W", "ignore", __file__, "--worker", tool, str(listed), str(file)]
             command += ["--peers", str(peers)] if peers else []
             with contextlib.suppress(subprocess.TimeoutExpired):
-                subprocess.run(
+                done = subprocess.run(
                     command,
                     check=False,
                     timeout=TIMEOUT_S,
                     capture_output=True,
                     env={**os.environ, "PYTHONPATH": str(ROOT)},
                 )
+                # Killed by a signal is a result; an exception of the worker's own is not.
+                if done.returncode > 0:
+                    raise SystemExit(f"{tool} cannot run: {done.stderr.decode().strip()[-600:]}")
             found.update(json.loads(line) for line in file.read_text().splitlines())
             stopped = next((name for name in left if name not in found), None)
             if stopped is not None:
@@ -146,19 +153,28 @@ def ours() -> Callable[[Any], Any]:
 
 
 def onnx2torch() -> Callable[[Any], Any]:
-    if importlib.util.find_spec("torchvision") is None:
-        fake, ops = types.ModuleType("torchvision"), types.ModuleType("torchvision.ops")
-        vars(ops)["roi_align"] = vars(fake)["ops"] = ops
-        sys.modules.update({"torchvision": fake, "torchvision.ops": ops})
+    _stand_in_for_torchvision()
     import onnx2torch as peer
 
     return lambda model: peer.convert(model).eval()
 
 
 def onnx2pytorch() -> Callable[[Any], Any]:
+    _stand_in_for_torchvision()
     from onnx2pytorch import ConvertModel
 
     return lambda model: ConvertModel(model).eval()
+
+
+def _stand_in_for_torchvision() -> None:
+    """What the peers import by name, none of which can be called."""
+    if importlib.util.find_spec("torchvision") is None:
+        fake = types.ModuleType("torchvision")
+        for part, names in _OF_TORCHVISION.items():
+            inner = types.ModuleType(f"torchvision.{part}")
+            vars(inner).update(dict.fromkeys(names))
+            vars(fake)[part] = sys.modules[inner.__name__] = inner
+        sys.modules["torchvision"] = fake
 
 
 TOOLS: Mapping[str, Callable[[], Callable[[Any], Any]]] = {

@@ -31,6 +31,11 @@ def page(cases: Sequence[Case], outcomes: Outcomes) -> str:
             "constant before the test runs; data never is. What folds into a constant passes without a LiteRT model."
         ),
         "",
+        (
+            "The module computes in the types that LiteRT has kernels for: half and double in float32, small integers in "
+            "int32 with their own wrap-around. A test whose numbers need more than that fails, and is listed."
+        ),
+        "",
         "| engine | passed | run | in scope | share of those in scope |",
         "|---|---|---|---|---|",
     ]
