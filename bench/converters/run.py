@@ -5,7 +5,7 @@ peer's file get the same held-out data, the same metric, the same threads and in
 more accuracy than the contract allows counts with its own float model. A ratio is our time over theirs: "never
 slower" means that its 95 % interval includes or lies below 1.
 
-    python bench/converters/run.py [--quick] [--only MODEL] [--json FILE] [--cache DIR]
+    python bench/converters/run.py [--quick] [--only MODEL] [--recipe PATTERN] [--json FILE] [--cache DIR]
 """
 
 import argparse
@@ -154,7 +154,9 @@ def build_ours(words: Sequence[object], folder: Path) -> Ours:
     return Ours(first_s, second_s, Path(shipped["path"]), shipped["size_bytes"], shipped["recipe"])
 
 
-def compare(name: str, profile: Path, folder: Path, cache: Path) -> dict[str, Any]:
+def compare(
+    name: str, profile: Path, folder: Path, cache: Path, recipes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Every tool on one model."""
     case = CASES[name]
     source = weights(case)
@@ -168,6 +170,7 @@ def compare(name: str, profile: Path, folder: Path, cache: Path) -> dict[str, An
     gate = CodeGate(True, lambda _: None)  # as the build has it
     bench = Workbench(projects.load(case.project, over), gate, Cache(cache), folder, lambda _: None)
     words = ["build", *([source] if source else []), "--project", case.project, "--target", profile]
+    words += [word for pattern in recipes for word in ("--recipe", pattern)]
     ours = build_ours([*words, *write_data(bench, gate, folder), "--cache", cache], folder)
     runs: dict[str, Run] = {}
     rows: dict[str, Row] = {}
@@ -300,6 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
     parser.add_argument("--only", choices=CASES, action="append", help="this model; repeatable")
+    parser.add_argument("--recipe", action="append", help="let our build try only these; no fair figure then")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--cache", type=Path, help="cache folder (a fresh one by default)")
     chosen = parser.parse_args()
@@ -313,7 +317,8 @@ def main() -> None:
         results = []
         for name in chosen.only or (QUICK if chosen.quick else tuple(CASES)):
             (folder / name).mkdir()
-            results.append(compare(name, profile, folder / name, chosen.cache or folder / "cache"))
+            cache = chosen.cache or folder / "cache"
+            results.append(compare(name, profile, folder / name, cache, chosen.recipe or ()))
             show(results[-1], console)
             if chosen.json:
                 document = {"models": results, "summary": summary(results)}
