@@ -30,7 +30,15 @@ from edgekit.profile import Profile
 from edgekit.samples import Samples, dump_npz
 
 # Schemes of one precision, the surest first.
-_SCHEME_RANK = {"float": 0, "static": 1, "percentile": 2, "dynamic": 3, "weights": 4, "as-is": 0}
+_SCHEME_RANK = {
+    "float": 0,
+    "static": 1,
+    "percentile": 2,
+    "static16": 2,
+    "dynamic": 3,
+    "weights": 4,
+    "as-is": 0,
+}
 
 
 @dataclass(frozen=True)

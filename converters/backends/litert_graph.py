@@ -7,12 +7,15 @@ Always true
 
 import difflib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
 
+from converters.prepare.quiet import quietly
 from edgekit.errors import ToolFailedError
 
 _CODES = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
@@ -21,7 +24,8 @@ HEAVY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONN
 # Operators whose int8 kernels are outside XNNPACK: microseconds for 300,000 values in int8, and in float with the
 # conversions around it (ai-edge-litert 2.3.0, AVX-512): HARD_SWISH 1090/30, RSQRT 17000/50, DIV 9400/120, SQRT 600/20,
 # RELU 2600/180, AVERAGE_POOL_2D 370/150, SOFTMAX 500/270. The quantizer merges a RELU that follows a convolution.
-SLOW_IN_INT8 = frozenset({"HARD_SWISH", "RSQRT", "DIV", "SQRT", "RELU", "AVERAGE_POOL_2D", "SOFTMAX"})
+# GELU: 600 for the 13 of a text detector, 400 in float; each splits the graph that XNNPACK runs in one go.
+SLOW_IN_INT8 = frozenset({"HARD_SWISH", "RSQRT", "DIV", "SQRT", "RELU", "AVERAGE_POOL_2D", "SOFTMAX", "GELU"})
 # Of those, the ones in front of which a range of 256 steps collapses: what only feeds them stays float as well.
 _WIDE = frozenset({"RSQRT", "DIV", "SQRT", "SOFTMAX"})
 _ARITHMETIC = frozenset({"ADD", "SUB", "MUL"})
@@ -98,6 +102,13 @@ def kept_float(graph: Sequence[Layer]) -> set[str]:
     return kept | wide | scaled
 
 
+def slow_with_dynamic_ranges(graph: Sequence[Layer]) -> set[str]:
+    """Names of the layers that XNNPACK does not take with int8 weights and float activations: the depthwise
+    convolutions, 10 ms of a text detector's 20 so and 1.6 in float (ai-edge-litert 2.3.0).
+    """
+    return {layer.name for layer in graph if layer.op_type == "DEPTHWISE_CONV_2D"}
+
+
 def named(graph: Sequence[Layer], wanted: Sequence[str]) -> set[str]:
     """Checked names of layers. Raises: ToolFailedError that lists close ones."""
     known = {layer.name for layer in graph}
@@ -108,17 +119,47 @@ def named(graph: Sequence[Layer], wanted: Sequence[str]) -> set[str]:
     return set(wanted)
 
 
-def off_the_fast_path(graph: Sequence[Layer], delegated: Collection[int] | None = None) -> tuple[str, ...]:
-    """Notes on what an accelerated engine does not run as it should: custom operators, and float islands in int8."""
+def off_the_fast_path(graph: Sequence[Layer], left: Mapping[str, int]) -> tuple[str, ...]:
+    """Notes on what does not run as it should: custom operators, and those `left` to plain kernels, by type."""
     notes: list[str] = []
     custom = Counter(layer.op_type for layer in graph if layer.op_type == "CUSTOM")
     if custom:
         notes.append(f"{custom.total()} custom operators, which need an interpreter that knows them")
-    if delegated is not None:
-        left = Counter(layer.op_type for index, layer in enumerate(graph) if index not in delegated)
-        if left:
-            notes.append(f"off the fast path (XNNPACK): {_listed(left)}")
+    if left:
+        notes.append(f"off the fast path (XNNPACK): {listed(left)}")
     return tuple(notes)
+
+
+def left_by_xnnpack(path: Path) -> Counter[str]:
+    """How many operators of each type XNNPACK does not take, on this machine.
+
+    An interpreter lists a delegated part as one more operator, beside those it stands for: the part's own are found
+    from its outputs backwards to its inputs.
+    """
+
+    def details() -> list[dict[str, Any]]:
+        interpreter = Interpreter(model_path=str(path), num_threads=1)
+        interpreter.allocate_tensors()
+        found: list[dict[str, Any]] = interpreter._get_ops_details()  # noqa: SLF001  # nothing public tells
+        return found
+
+    entries = quietly(details)
+    operators = [entry for entry in entries if entry["op_name"] != "DELEGATE"]
+    maker = {int(output): entry for entry in operators for output in entry["outputs"]}
+    taken: set[int] = set()
+    for part in entries:
+        if part["op_name"] != "DELEGATE":
+            continue
+        seen = {int(index) for index in part["inputs"]}
+        ahead = [int(index) for index in part["outputs"]]
+        while ahead:
+            index = ahead.pop()
+            if index in seen or index not in maker:
+                continue
+            seen.add(index)
+            taken.add(int(maker[index]["index"]))
+            ahead.extend(int(entry) for entry in maker[index]["inputs"])
+    return Counter(entry["op_name"] for entry in operators if int(entry["index"]) not in taken)
 
 
 def float_islands(graph: Sequence[Layer]) -> tuple[str, ...]:
@@ -132,8 +173,9 @@ def float_islands(graph: Sequence[Layer]) -> tuple[str, ...]:
     if not computed:
         return ()
     pairs = sum(layer.op_type == "DEQUANTIZE" for layer in graph)
-    return (f"in float within the integer model ({pairs} dequantizations): {_listed(computed)}",)
+    return (f"in float within the integer model ({pairs} dequantizations): {listed(computed)}",)
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts by operator for a note."""
     return ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))

@@ -13,6 +13,7 @@ Always true
 import itertools
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from converters.backends import Prepared
-from converters.backends.litert_graph import Layer, kept_float, named
+from converters.backends.litert_graph import Layer, kept_float, listed, named, slow_with_dynamic_ranges
 from converters.prepare.quiet import first_line, quietly
 from converters.quantize.calibration import KEPT, Spread
 from converters.quantize.knobs import Knob
@@ -56,11 +57,26 @@ def quantized(prepared: Prepared, plan: Plan, path: Path, graph: Sequence[Layer]
     """The float model at `path` in the plan's precision. Raises: ToolFailedError."""
     _check_settings(plan)
     left = named(graph, plan.tuning.float_layers)
-    if plan.recipe.scheme in ("static", "percentile") and not _is_whole(plan):
-        left |= kept_float(graph)
+    if not _is_whole(plan):
+        left |= slow_in(plan, graph)
     recipe = recipe_for(plan, [layer for layer in graph if layer.name in left])
     ranges = calibrated(prepared, plan, path) if plan.recipe.needs_calibration else None
     return apply(path, recipe, ranges)
+
+
+def slow_in(plan: Plan, graph: Sequence[Layer]) -> set[str]:
+    """Names of the layers that a CPU runs better in float under the plan's scheme."""
+    if plan.recipe.needs_calibration:
+        return kept_float(graph)
+    return slow_with_dynamic_ranges(graph) if plan.recipe.scheme == "dynamic" else set()
+
+
+def float_weights(plan: Plan, graph: Sequence[Layer]) -> tuple[str, ...]:
+    """A note on what keeps float weights under a scheme that needs no calibration, being quicker so."""
+    kept = Counter(layer.op_type for layer in graph if layer.name in slow_in(plan, graph))
+    if plan.recipe.needs_calibration or _is_whole(plan) or not kept:
+        return ()
+    return (f"weights left in float, which runs faster: {listed(kept)}",)
 
 
 def apply(path: Path, recipe: Recipe, ranges: Ranges | None) -> bytes:
@@ -79,10 +95,11 @@ def recipe_for(plan: Plan, left: Sequence[Layer], only: Layer | None = None) -> 
         plan
     )
     if only is not None:
-        return [{**rule, "regex": _exactly([only])} for rule in everything]
+        everything = [{**rule, "regex": _exactly([only])} for rule in everything]
     recipe = [*everything]
-    if plan.recipe.needs_calibration and plan.constraints.accelerator != ETHOS:
-        # A CPU takes and gives float: XNNPACK converts at the edges faster than an application does.
+    if plan.recipe.needs_calibration and (only is not None or plan.constraints.accelerator != ETHOS):
+        # A CPU takes and gives float: XNNPACK converts at the edges faster than an application does. A layer alone is
+        # compared with the float model's outputs.
         recipe += [_no_quantization(".*", edge) for edge in ("INPUT", "OUTPUT")]
     if left:
         recipe.append(_no_quantization(_exactly(left), "*"))
@@ -162,7 +179,11 @@ def preserving(path: Path) -> Interpreter:
 
 def run_once(interpreter: Interpreter, feed: Mapping[str, Any]) -> None:
     """One run by argument names."""
-    indices = {entry["name"]: entry["index"] for entry in interpreter.get_input_details()}
+    # ai-edge-quantizer 0.10 renames an input behind which it converts.
+    indices = {
+        entry["name"].removesuffix("_quant").removesuffix("_dequant"): entry["index"]
+        for entry in interpreter.get_input_details()
+    }
     for name, array in feed.items():
         interpreter.set_tensor(indices[f"{SIGNATURE}_{name}"], array)
     interpreter.invoke()
@@ -192,9 +213,7 @@ def _extremes(prepared: Prepared, path: Path, smoothing: Any, samples: int | Non
 
 
 def _is_whole(plan: Plan) -> bool:
-    """An Ethos-U runs what is integer; what is not falls to a slow CPU. 16-bit activations lose nothing that float
-    would keep.
-    """
+    """An Ethos-U runs what is integer; what is not falls to a slow CPU."""
     return plan.constraints.accelerator == ETHOS or bool(plan.tuning.settings.get("int8_everywhere", False))
 
 
@@ -280,6 +299,7 @@ def _fp16(_plan: Plan) -> Recipe:
 _SCHEMES: Mapping[str, Callable[[Plan], Recipe]] = {
     "fp16": _fp16,
     "static": lambda plan: _static(plan, 8),
+    "static16": lambda plan: _static(plan, 16),
     "percentile": lambda plan: _static(plan, 8),
     "dynamic": lambda plan: _integers(plan, compute_precision="INTEGER", explicit_dequantize=False),
     "weights": lambda plan: _integers(plan, compute_precision="FLOAT", explicit_dequantize=True),

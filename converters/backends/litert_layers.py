@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from converters.backends import Prepared
-from converters.backends.litert_graph import HEAVY, Layer, kept_float, layers, named
+from converters.backends.litert_graph import HEAVY, Layer, layers, named
 from converters.backends.litert_int8 import (
     Ranges,
     apply,
@@ -22,6 +22,7 @@ from converters.backends.litert_int8 import (
     preserving,
     recipe_for,
     run_once,
+    slow_in,
 )
 from converters.quantize.recipes import ETHOS, PLAIN, Plan
 from converters.quantize.sensitivity import LayerError, snr_db
@@ -44,7 +45,7 @@ def layer_errors(prepared: Prepared, plan: Plan, path: Path, clock: Callable[[],
     graph = layers(path)
     left = named(graph, plan.tuning.float_layers)
     if plan.constraints.accelerator != ETHOS:
-        left |= kept_float(graph)
+        left |= slow_in(plan, graph)
     chosen = [layer for layer in graph if layer.name not in left and layer.op_type not in _MOVING]
     plain = replace(plan, tuning=PLAIN)
     ranges = calibrated(prepared, plain, path, SAMPLES) if plan.recipe.needs_calibration else None
@@ -87,6 +88,7 @@ def _noisiest(prepared: Prepared, path: Path, chosen: Sequence[Layer], ranges: R
     return sorted(chosen, key=lambda layer: signal[layer.name] / max(noise[layer.name], 1e-300))
 
 
+# By place: ai-edge-quantizer 0.10 renames an output behind which it converts.
 def _outputs(path: Path, samples: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
     return list(_run(path, samples))
 
@@ -96,4 +98,6 @@ def _run(path: Path, samples: Sequence[dict[str, Array]]) -> Iterator[dict[str, 
     outputs = interpreter.get_output_details()
     for sample in samples:
         run_once(interpreter, sample)
-        yield {entry["name"]: interpreter.get_tensor(entry["index"]).copy() for entry in outputs}
+        yield {
+            str(place): interpreter.get_tensor(entry["index"]).copy() for place, entry in enumerate(outputs)
+        }

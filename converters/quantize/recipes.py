@@ -3,9 +3,9 @@
 A recipe's name is `engine/scheme-precision`: `fp32`, `f32`, `bf16` and `fp16` compute in that float;
 `static-int8` has int8 weights and activations with calibrated ranges (smallest to largest value seen),
 `percentile-int8` likewise with the outermost hundredth of a percent of values cut off, `dynamic-int8` has int8
-weights and takes activation ranges at run time, `weights-int8` stores weights in eight bits and computes in float.
-A last `-bf16` is the float in which an int8 candidate computes what it does not compute in int8; it is fp32 without.
-`as-is` is a source that came in the engine's own format.
+weights and takes activation ranges at run time, `weights-int8` stores weights in eight bits and computes in float,
+`static-int16x8` has int8 weights and 16-bit activations. A last `-bf16` is the float in which an int8 candidate
+computes what it does not compute in int8; it is fp32 without. `as-is` is a source that came in the engine's own format.
 
 A candidate may depart from its recipe's defaults in a `Tuning`, whose label then follows the name:
 `openvino/static-int8+mixed` is `openvino/static-int8` with some layers left in float.
@@ -24,7 +24,7 @@ from edgekit.errors import UsageError
 from edgekit.manifest import ENGINES, Option
 from edgekit.profile import Precision, Profile
 
-Scheme = Literal["float", "static", "percentile", "dynamic", "weights", "as-is"]
+Scheme = Literal["float", "static", "static16", "percentile", "dynamic", "weights", "as-is"]
 AS_IS: Scheme = "as-is"
 NPU = "openvino-npu"
 ETHOS = "ethos-u"
@@ -50,7 +50,7 @@ class Recipe:
 
     @property
     def needs_calibration(self) -> bool:
-        return self.scheme in ("static", "percentile")
+        return self.scheme in ("static", "static16", "percentile")
 
     @property
     def computes(self) -> Precision:
@@ -75,8 +75,13 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("openvino/weights-int8", "openvino", "int8", "weights", isa=("avx512",)),
         Recipe("openvino/weights-int8-bf16", "openvino", "int8", "weights", isa=BF16, remainder="bf16"),
         Recipe("litert/fp32", "litert", "fp32", "float"),
+        Recipe("litert/fp16", "litert", "fp16", "float"),
         Recipe("litert/static-int8", "litert", "int8", "static", accelerators=(None, ETHOS)),
         Recipe("litert/dynamic-int8", "litert", "int8", "dynamic"),
+        Recipe("litert/weights-int8", "litert", "int8", "weights"),
+        # A CPU has no fast kernels for 16-bit activations, and other engines offer it percentiles.
+        Recipe("litert/static-int16x8", "litert", "int8", "static16", accelerators=(ETHOS,)),
+        Recipe("litert/percentile-int8", "litert", "int8", "percentile", accelerators=(ETHOS,)),
     )
 }
 

@@ -120,7 +120,7 @@ def test_a_build_that_cannot_keep_the_accuracy_exits_3_with_the_table(built, tmp
     """An int8-only target and a limit that quantization of these models is known to miss or not to show."""
     words = [
         "build", built.source, "--project", HERE / f"{built.name}.toml", "--target", "nxp-imx93-ethos-u65",
-        "--max-accuracy-drop", "0.0001", "--out", tmp_path / "dist", "--cache", built.cache,
+        "--recipe", "litert/static-int8", "--max-accuracy-drop", "0.0001", "--out", tmp_path / "dist", "--cache", built.cache,
     ]  # fmt: skip
     result = CliRunner().invoke(cli, [str(word) for word in words])
     assert isinstance(result.exception, ContractMissedError)

@@ -1,0 +1,162 @@
+"""Every LiteRT recipe really made: what the flatbuffer holds, that it computes what the source does, and its notes."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from litert_models import converted, operators, outputs, prepared
+
+from converters.backends import litert_graph
+from converters.quantize.recipes import Tuning
+
+FLOAT16, FLOAT32, INT8, INT16 = (
+    getattr(schema.TensorType, name) for name in ("FLOAT16", "FLOAT32", "INT8", "INT16")
+)
+CPU, U55 = "raspberry-pi-5", "arm-ethos-u55-128"
+# recipe, target, type of the first convolution's weights, type of its output, agreement with the source
+MADE = [
+    ("litert/fp16", CPU, FLOAT16, FLOAT32, 1.0),
+    ("litert/weights-int8", CPU, INT8, FLOAT32, 0.97),
+    ("litert/dynamic-int8", CPU, INT8, FLOAT32, 0.97),
+    ("litert/static-int8", CPU, INT8, INT8, 0.95),
+    ("litert/static-int8", U55, INT8, INT8, 0.95),
+    ("litert/static-int16x8", U55, INT8, INT16, 0.97),
+    ("litert/percentile-int8", U55, INT8, INT8, 0.93),
+]
+
+
+@pytest.fixture(scope="module")
+def ready(digits, tmp_path_factory):
+    feeds = [{"x": image[None]} for image in np.load(digits.folder / "calib.npz")["x"][:40]]
+    return prepared(onnx.load(digits.folder / "model.onnx"), tmp_path_factory.mktemp("ready"), feeds)
+
+
+def types(artifact):
+    """Of the first convolution: its weights' tensor type, past what widens them, and its output's."""
+    raw = (artifact.folder / artifact.model).read_bytes()
+    found = schema.ModelT.InitFromObj(schema.Model.GetRootAs(raw))
+    graph = found.subgraphs[0]
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in found.operatorCodes]
+    maker = {index: entry for entry in graph.operators for index in entry.outputs}
+    layer = next(
+        entry for entry in graph.operators if codes[entry.opcodeIndex] == schema.BuiltinOperator.CONV_2D
+    )
+    weights = layer.inputs[1]
+    weights = maker[weights].inputs[0] if weights in maker else weights
+    return graph.tensors[weights].type, graph.tensors[layer.outputs[0]].type
+
+
+@pytest.mark.parametrize(("recipe", "target", "weights", "activations", "agreement"), MADE)
+def test_a_recipe_is_made_and_agrees_with_the_source(
+    ready, digits, tmp_path, recipe, target, weights, activations, agreement
+):
+    artifact = converted(ready, tmp_path, recipe, target)
+    assert types(artifact) == (weights, activations)
+    assert artifact.size_bytes < 0.8 * ready.canonical.path.stat().st_size
+    images = np.load(digits.folder / "eval.npz")["x"][:150]
+    same = [
+        outputs(artifact, ready, {"x": image[None]})["logits"].argmax()
+        == ready.source.reference.run({"x": image[None]})["logits"].argmax()
+        for image in images
+    ]
+    assert np.mean(same) >= agreement
+
+
+def test_a_16_bit_graph_for_an_ethos_u_is_integer_throughout(ready, tmp_path):
+    artifact = converted(ready, tmp_path, "litert/static-int16x8", U55)
+    inside = {
+        kind
+        for layer in litert_graph.layers(artifact.folder / artifact.model)
+        if layer.op_type in litert_graph.HEAVY
+        for kind in layer.types
+    }
+    assert FLOAT32 not in inside
+
+
+def test_recipes_of_one_source_share_its_float_conversion(ready, tmp_path, monkeypatch):
+    converted(ready, tmp_path, "litert/fp16", CPU)
+    monkeypatch.setattr("converters.backends.litert._convert_torch", None)
+    assert converted(ready, tmp_path, "litert/weights-int8", CPU).size_bytes
+
+
+def mobile(folder):
+    """A depthwise and a pointwise convolution, and a GATHER_ND that XNNPACK leaves."""
+    from litert_models import model
+    from onnx import helper
+
+    random = np.random.default_rng(0)
+    made = model(
+        [
+            helper.make_node("Conv", ["x", "d"], ["h"], group=8, pads=[1, 1, 1, 1]),
+            helper.make_node("Conv", ["h", "p"], ["r"]),
+            helper.make_node("Resize", ["r", "", "scales"], ["s"], mode="nearest", nearest_mode="floor",
+                             coordinate_transformation_mode="asymmetric"),
+            helper.make_node("Relu", ["s"], ["y"]),
+        ],
+        {
+            "d": random.standard_normal((8, 1, 3, 3)).astype(np.float32),
+            "p": random.standard_normal((16, 8, 1, 1)).astype(np.float32),
+            "scales": np.float32([1, 1, 2, 2]),
+        },
+        {"x": (1, 8, 12, 12)},
+        {"y": (1, 16, 24, 24)},
+    )  # fmt: skip
+    feeds = [{"x": random.standard_normal((1, 8, 12, 12)).astype(np.float32)} for _ in range(4)]
+    return prepared(made, folder, feeds)
+
+
+def test_what_the_fast_path_leaves_and_what_stays_in_float_is_said(tmp_path):
+    ready = mobile(tmp_path)
+    dynamic = converted(ready, tmp_path, "litert/dynamic-int8")
+    assert "off the fast path (XNNPACK): RESIZE_NEAREST_NEIGHBOR (1)" in dynamic.notes
+    assert "weights left in float, which runs faster: DEPTHWISE_CONV_2D (1)" in dynamic.notes
+    everywhere = converted(
+        ready, tmp_path, "litert/dynamic-int8", tuning=Tuning("t", settings={"int8_everywhere": True})
+    )
+    assert any("DEPTHWISE_CONV_2D (1)" in note and "off the fast path" in note for note in everywhere.notes)
+
+
+def test_a_graph_that_is_all_on_the_fast_path_has_no_such_note(ready, tmp_path):
+    artifact = converted(ready, tmp_path, "litert/fp32")
+    assert operators(artifact)["CONV_2D"] == 1
+    assert not [note for note in artifact.notes if "fast path" in note]
+
+
+PEAK = """
+import resource, sys
+from dataclasses import replace
+from pathlib import Path
+import numpy as np
+from converters.backends import Prepared, litert_int8
+from converters.quantize.recipes import plans
+from edgekit import profile
+from edgekit.manifest import TensorSpec
+from types import SimpleNamespace
+random = np.random.default_rng(0)
+def feeds():
+    for _ in range(int(sys.argv[2])):
+        yield {"x": random.standard_normal((1, 8, 12, 12)).astype(np.float32)}
+source = SimpleNamespace(inputs=(TensorSpec("x", "float32", (1, 8, 12, 12)),))
+(plan,) = plans(profile.load("arm-ethos-u55-128"), ["litert/" + sys.argv[3]])
+assert litert_int8.calibrated(Prepared(source, None, feeds), plan, Path(sys.argv[1]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("recipe", ["static-int8", "percentile-int8"])
+def test_calibration_needs_no_more_memory_for_many_samples_than_for_sixteen(tmp_path, recipe):
+    artifact = converted(mobile(tmp_path), tmp_path)
+    peaks = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", PEAK, str(artifact.folder / artifact.model), count, recipe],
+                capture_output=True, text=True, check=True,
+            ).stdout.split()[-1]
+        )
+        for count in ("16", "1000")
+    ]  # fmt: skip
+    # In kB. The activations of 1,000 samples are 90 MB, their inputs alone 5.
+    assert peaks[1] - peaks[0] < 20_000
