@@ -50,11 +50,10 @@ def _best_of_family(
         else item
         for item in tried
     ]
-    families: dict[tuple[str, str, str], list[Candidate]] = {}
+    families: dict[tuple[str, str], list[Candidate]] = {}
     for item in tried:
         if item.search is not None and item.plan.recipe.needs_calibration:
-            recipe = item.plan.recipe
-            families.setdefault((recipe.engine, recipe.precision, recipe.remainder), []).append(item)
+            families.setdefault((item.plan.recipe.engine, item.plan.recipe.precision), []).append(item)
     beaten: dict[str, str] = {}
     for rivals in families.values():
         best = min(rivals, key=lambda item: item.search.badness if item.search else float("inf"))
