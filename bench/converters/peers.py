@@ -102,7 +102,14 @@ def litert_static(model: Path, feeds: Sequence[Feed], folder: Path) -> Path:
     source, target = litert_float(model, feeds, folder), folder / "static.tflite"
     tool = quantizer.Quantizer(str(source))
     tool.load_quantization_recipe(recipe.static_wi8_ai8())
-    named = [{f"args_{index}": array for index, array in enumerate(feed.values())} for feed in feeds]
+    # litert-torch makes 64-bit integers 32-bit ones, and the calibration takes what the model takes.
+    named = [
+        {
+            f"args_{index}": array.astype(np.int32) if array.dtype == np.int64 else array
+            for index, array in enumerate(feed.values())
+        }
+        for feed in feeds
+    ]
     ranges = tool.calibrate({"serving_default": named})
     target.write_bytes(bytes(tool.quantize(ranges).quantized_model))
     return target
