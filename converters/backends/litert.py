@@ -94,12 +94,15 @@ def _float_model(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...
     notes: list[str] = []
     if prepared.source.module is not None:
         try:
-            _convert_torch(prepared, prepared.source.module, target)
+            _convert_torch(prepared, prepared.source.module, _zeros(prepared), target)
             return ()
         except Exception as error:  # noqa: BLE001  # litert-torch raises anything; the importer gets its turn
             notes.append(f"litert-torch failed on the torch program ({first_line(error)}); went through ONNX")
     # Loads torch, which candidates of other engines do without.
     from converters.prepare.importer import UnsupportedOperatorsError, load, traced
+    from converters.prepare.importer.types import at_edge
+
+    zeros = tuple(zero.to(at_edge(zero.dtype)) for zero in _zeros(prepared))
 
     model = onnx.load(str(prepared.canonical.path))
     rewritten, found = patterns.recognised(model, for_cpu=not plan.is_accelerated)
@@ -107,7 +110,7 @@ def _float_model(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...
     ways: tuple[tuple[str, Any, Callable[[Any], Any]], ...] = (
         ("with its patterns recognised", rewritten, lambda module: module),
         ("as it is", model, lambda module: module),
-        ("traced", model, lambda module: traced(module, _zeros(prepared))),
+        ("traced", model, lambda module: traced(module, zeros)),
     )
     failures: list[str] = []
     for way, graph, prepare in ways:
@@ -116,7 +119,7 @@ def _float_model(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...
                 path = Path(folder) / "graph.onnx"
                 path.write_bytes(graph.SerializeToString(deterministic=True))
                 module: Any = load(path)
-            _convert_torch(prepared, prepare(module.eval()), target)
+            _convert_torch(prepared, prepare(module.eval()), zeros, target)
         except UnsupportedOperatorsError as error:
             raise Unsupported(f"LiteRT: {error}") from error
         except Exception as error:  # noqa: BLE001  # litert-torch raises anything; the next way gets its turn
@@ -129,14 +132,14 @@ def _float_model(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...
     raise Unsupported(f"LiteRT cannot take the model: {'; '.join(failures)}")
 
 
-def _convert_torch(prepared: Prepared, module: Any, target: Path) -> None:
+def _convert_torch(prepared: Prepared, module: Any, zeros: tuple[Any, ...], target: Path) -> None:
     """Raises: whatever litert-torch raises; ToolFailedError if the result differs from the source."""
 
     def convert() -> None:
         # Imported in here: torchao and jax tell of libraries that they cannot load.
         import litert_torch
 
-        litert_torch.convert(module, _zeros(prepared)).export(str(target))
+        litert_torch.convert(module, zeros).export(str(target))
 
     quietly(convert)
     spec = EngineSpec("litert", "", target.name)

@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from litert_models import converted, operators, outputs, prepared
+from litert_models import converted, model, operators, outputs, prepared
+from onnx import helper
 
 from converters.backends import litert_graph
 from converters.quantize.recipes import Tuning
@@ -160,3 +161,20 @@ def test_calibration_needs_no_more_memory_for_many_samples_than_for_sixteen(tmp_
     ]  # fmt: skip
     # In kB. The activations of 1,000 samples are 90 MB, their inputs alone 5.
     assert peaks[1] - peaks[0] < 20_000
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "int64"])
+def test_integers_come_in_as_the_model_declares_them(tmp_path, kind):
+    """LiteRT has kernels for fewer integer types than ONNX; the engine's binding takes the model's own."""
+    made = model(
+        [helper.make_node("Cast", ["x"], ["f"], to=1), helper.make_node("Mul", ["f", "half"], ["y"])],
+        {"half": np.float32([0.5])},
+        {"x": [1, 4]},
+        {"y": [1, 4]},
+    )
+    code = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    made.graph.input[0].type.tensor_type.elem_type = code
+    feed = {"x": np.array([[0, 1, 7, 250]], kind)}
+    ready = prepared(made, tmp_path, [feed])
+    found = outputs(converted(ready, tmp_path), ready, feed)
+    np.testing.assert_allclose(found["y"], [[0, 0.5, 3.5, 125]])

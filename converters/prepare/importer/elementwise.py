@@ -155,7 +155,7 @@ def power(_call: Call, base: Tensor, exponent: Tensor) -> Tensor:
 
 @operator("And", "Or", "Xor")
 def logical(call: Call, left: Tensor, right: Tensor) -> Tensor:
-    functions = {"And": torch.logical_and, "Or": torch.logical_or, "Xor": torch.logical_xor}
+    functions = {"And": torch.logical_and, "Or": torch.logical_or, "Xor": torch.ne}
     return functions[call.op_type](left, right)
 
 
