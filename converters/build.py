@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from converters import bundling, candidates, lock, result, tournament
+from converters import bundling, candidates, datasets, lock, result, tournament
 from converters.cache import Cache
 from converters.candidates import Candidate, Host
 from converters.crew import Crew, Opening
@@ -219,7 +219,7 @@ def _inputs(bench: Workbench, target: Target) -> dict[str, str]:
         target.contract,
         source_sha256=bench.source.sha256,
         calibration=bench.data.fingerprint,
-        evaluation=bench.data.evaluation,
+        evaluation=datasets.fingerprint(bench.data.evaluation),
     )
 
 
@@ -230,7 +230,13 @@ def _tools(bench: Workbench, plans: Sequence[Plan]) -> dict[str, str]:
 def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> ProfileResult:
     loaded, contract = target.profile, target.contract
     bench.tell(f"{loaded.name}: {loaded.title}")
-    tried, ratios = tournament.judged(bench, loaded, contract, target.plans, host)
+    count = options.search if target.locked is None else 0
+    if options.search and not count:
+        bench.tell(
+            f"{loaded.name}: edgekit.lock has the choice already, so nothing is searched (--lock searches anew)"
+        )
+    round_ = tournament.judged(bench, loaded, contract, target.plans, host, search=count, jobs=options.jobs)
+    tried, ratios = round_.candidates, round_.ratios
     chosen = select(
         [candidates.contender(bench, item, loaded) for item in tried if item.stands],
         contract,
@@ -241,7 +247,8 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
     return ProfileResult(
         profile=loaded,
         contract=contract,
-        candidates=tuple(tried),
+        candidates=tried,
+        trials=round_.trials,
         decisions=chosen.decisions,
         budgets=chosen.budgets,
         picked=chosen.picked or None,

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from converters.cache import default_root
-from converters.kept import FOLDER
+from converters.kept import FOLDER, SEARCHES
 from edgekit.cli import render
 
 _WHERE = click.option("--cache", "root", type=click.Path(path_type=Path), help="The user's cache by default.")
@@ -24,13 +24,15 @@ def status(root: Path | None, *, as_json: bool) -> None:
     """Where it is, how many entries it holds, and how large they are."""
     root = root or default_root()
     artifacts = _entries(root)
-    builds = _entries(root / FOLDER)
+    builds, searches = _entries(root / FOLDER), _entries(root / SEARCHES)
     found = {
         "folder": str(root),
         "artifacts": len(artifacts),
         "artifact_bytes": sum(map(_size, artifacts)),
         "builds": len(builds),
         "build_bytes": sum(map(_size, builds)),
+        "searches": len(searches),
+        "search_bytes": sum(map(_size, searches)),
     }
     if as_json:
         render.print_json(found)
@@ -40,6 +42,7 @@ def status(root: Path | None, *, as_json: bool) -> None:
         [
             ("converted artifacts", f"{len(artifacts)}, {render.size(sum(map(_size, artifacts)))}"),
             ("whole builds", f"{len(builds)}, {render.size(sum(map(_size, builds)))}"),
+            ("searches", f"{len(searches)}, {render.size(sum(map(_size, searches)))}"),
         ],
     )
 
@@ -49,7 +52,7 @@ def status(root: Path | None, *, as_json: bool) -> None:
 def clear(root: Path | None) -> None:
     """Remove every entry; the next build converts anew."""
     root = root or default_root()
-    entries = [*_entries(root / FOLDER), *_entries(root)]
+    entries = [*_entries(root / FOLDER), *_entries(root / SEARCHES), *_entries(root)]
     freed = sum(map(_size, entries))
     for entry in entries:
         shutil.rmtree(entry)

@@ -29,6 +29,7 @@ Examples:
   edgekit build model.onnx --name digits --version 1.0.0 --shape x=1,1,8,8 \\
       --calibration calib.npz --evaluation eval.npz --metric top1 \\
       --target raspberry-pi-5 --target x86-64-v4-vnni --out dist --json result.json
+  edgekit build --search 40              # 40 settings beyond the fixed recipes; Ctrl-C keeps what was tried
   edgekit build train.py:make_model --name vad --version 2 --shape input=1,576 --shape state=2,1,128 \\
       --state state=stateN --output output --output stateN --evaluation data.py:evaluation --target x86-64-v3
 
@@ -87,6 +88,12 @@ def _sensible_jobs() -> int:
     help="Processes that make candidates side by side; 0: in this one. Measuring is always alone.",
 )
 @click.option(
+    "--search",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Try N more settings of the int8 recipes for each target; a stopped search goes on.",
+)
+@click.option(
     "--measure", is_flag=True, help="Measure again even if nothing changed since a build that was kept."
 )
 def build(
@@ -102,6 +109,7 @@ def build(
     cache: Path | None,
     no_cache: bool,
     jobs: int,
+    search: int | None,
     measure: bool,
     write_lock: bool,
     locked: bool,
@@ -114,6 +122,10 @@ def build(
     """
     if write_lock and locked:
         raise UsageError("--lock writes edgekit.lock and --locked keeps to it; give one of the two")
+    if locked and search:
+        raise UsageError(
+            "--locked builds what edgekit.lock says, so there is nothing to --search; use --lock to choose anew"
+        )
     project = _project(source, project_file, flags)
     options = Options(
         out=out,
@@ -123,6 +135,7 @@ def build(
         cache=None if no_cache else cache or default_root(),
         recipes=recipes,
         jobs=jobs,
+        search=search or 0,
         lock="write" if write_lock else "require" if locked else "use",
     )
     with render.progress() as progress:

@@ -195,6 +195,17 @@ class Datasets:
                 yield dict(last)
 
 
+def fingerprint(samples: Samples) -> str:
+    """sha256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    arrays = {**samples.inputs, "\0labels": samples.labels, "\0sequence": samples.sequence}
+    for name, array in sorted(arrays.items()):
+        if array is not None:
+            digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
 def _pairs(samples: Samples) -> int:
     """How many samples of a half are corrupted: `SHIFTED`, and the rest of a sequence begun."""
     starts = (index for index in range(SHIFTED, len(samples)) if samples.starts(index))

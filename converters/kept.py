@@ -39,6 +39,8 @@ from edgekit import detect, evidence
 from edgekit.profile import Profile
 
 FOLDER = "builds"
+# Beside them, what searches tried (converters/trials.py).
+SEARCHES = "searches"
 ENTRY = "build.json"
 REPORT = "report.html"
 # Sources that are data, not programs.

@@ -6,7 +6,6 @@ Always true
  3. The same choice gives the same file: keys are sorted, and it holds no time and no path.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from converters.quantize.recipes import PLAIN, Plan, Tuning
 from edgekit.errors import LockError
 from edgekit.manifest import Contract
 from edgekit.profile import Profile
-from edgekit.samples import Samples
 
 FORMAT = 1
 NOTE = "the recipe comes from edgekit.lock: no other was tried"
@@ -78,9 +76,9 @@ def inputs(
     *,
     source_sha256: str,
     calibration: str,
-    evaluation: Samples,
+    evaluation: str,
 ) -> dict[str, str]:
-    """Digests of what a target's choice depends on."""
+    """Digests of what a target's choice depends on; `calibration` and `evaluation` are the data's."""
     asked: dict[str, Any] = msgspec.to_builtins(project.file)
     del asked["targets"], asked["contract"], asked["model"]["source"]
     # Paths may differ from machine to machine; the data is known by its contents.
@@ -88,7 +86,7 @@ def inputs(
     return {
         "model": source_sha256,
         "calibration data": calibration,
-        "evaluation data": _fingerprint(evaluation),
+        "evaluation data": evaluation,
         "project": key({"file": asked | {"data": _without_path(asked["data"])}}),
         "contract": key({"contract": msgspec.to_builtins(contract)}),
         "profile": key({"profile": msgspec.to_builtins(profile)}),
@@ -133,13 +131,3 @@ def differences(locked: LockedTarget, made: Sequence[LockedBundle]) -> list[str]
 def _without_path(table: Mapping[str, Any]) -> dict[str, Any]:
     """A metric of the user's own is known by its name, not by where its file lies."""
     return {name: Path(value).name if isinstance(value, str) else value for name, value in table.items()}
-
-
-def _fingerprint(samples: Samples) -> str:
-    digest = hashlib.sha256()
-    arrays = {**samples.inputs, "\0labels": samples.labels, "\0sequence": samples.sequence}
-    for name, array in sorted(arrays.items()):
-        if array is not None:
-            digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
-            digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -13,7 +13,7 @@ class Options:
     """`cache` None converts everything anew; `recipes` are patterns of recipe names, none meaning all.
 
     `jobs` worker processes make candidates side by side; 0 makes them in this process, where a converter's crash is the
-    build's. `lock`: `use` one that is up to date, `write` a new one after trying everything, `require` one that is up to date.
+    build's. `search` is how many trials go beyond the fixed recipes, for each target. `lock`: `use` one that is up to date, `write` a new one after trying everything, `require` one that is up to date.
     """
 
     out: Path
@@ -23,6 +23,7 @@ class Options:
     cache: Path | None = None
     recipes: tuple[str, ...] = ()
     jobs: int = 1
+    search: int = 0
     lock: Literal["use", "write", "require"] = "use"
 
 

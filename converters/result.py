@@ -10,7 +10,16 @@ from converters.candidates import Candidate, Host
 from converters.judge.metrics import Metric
 from converters.judge.select import Decision
 from converters.report.sheet import Sheet
-from edgekit.evidence import BuildEvidence, CandidateEvidence, Compiled, Figure, LayerEvidence, Outcome, Where
+from edgekit.evidence import (
+    BuildEvidence,
+    CandidateEvidence,
+    Compiled,
+    Figure,
+    LayerEvidence,
+    Outcome,
+    TrialEvidence,
+    Where,
+)
 from edgekit.manifest import Contract
 from edgekit.profile import Profile
 
@@ -27,6 +36,7 @@ class ProfileResult(msgspec.Struct, frozen=True):
     alternates: tuple[str, ...]
     is_measured: bool
     notes: tuple[str, ...] = ()
+    trials: tuple[TrialEvidence, ...] = ()
 
     def candidate(self, recipe: str) -> Candidate:
         return next(item for item in self.candidates if item.recipe == recipe)
@@ -128,6 +138,7 @@ def evidence(
         samples=item.accuracy.samples,
         memory_mb=_memory(item, host),
         compiled=_compiled(item),
+        trials=result.trials,
     )
 
 
@@ -164,6 +175,7 @@ def sheet(
         tools=dict(tools),
         notes=result.notes,
         missed=missed,
+        trials=result.trials,
     )
 
 

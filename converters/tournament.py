@@ -1,29 +1,53 @@
 """The tournament of one profile's candidates: made, mended, judged, timed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from converters import repairs
+from converters import repairs, trials
 from converters.candidates import Candidate, Host, estimated, made, scored, searched, seen_alone, timed
 from converters.judge import measure
 from converters.judge.select import Ratio
 from converters.quantize.recipes import Plan
 from converters.workbench import Workbench
+from edgekit.evidence import TrialEvidence
 from edgekit.manifest import Contract
 from edgekit.profile import Profile
 
 
+@dataclass(frozen=True)
+class Tournament:
+    """Every plan as a judged candidate with what repairs and a search added, the measured latency ratios (empty where
+    nothing is measured here), and the search's trials.
+    """
+
+    candidates: tuple[Candidate, ...]
+    ratios: dict[tuple[str, str], Ratio]
+    trials: tuple[TrialEvidence, ...]
+
+
 def judged(
-    bench: Workbench, profile: Profile, contract: Contract, plans: Sequence[Plan], host: Host
-) -> tuple[list[Candidate], dict[tuple[str, str], Ratio]]:
-    """Every plan as a judged candidate, and the measured latency ratios (empty where nothing is measured here)."""
+    bench: Workbench,
+    profile: Profile,
+    contract: Contract,
+    plans: Sequence[Plan],
+    host: Host,
+    *,
+    search: int = 0,
+    jobs: int = 1,
+) -> Tournament:
+    """The tournament; `search` is how many trials go beyond the plans, `jobs` how many are made side by side."""
     tried = [made(bench, plan, host) for plan in plans]
     tried = _best_of_family(bench, contract, tried, host)
     tried = repairs.repaired(bench, profile, contract, tried, host)
+    found: tuple[TrialEvidence, ...] = ()
+    if search:
+        extra, found = trials.explored(bench, profile, contract, tried, host, count=search, jobs=jobs)
+        tried = [*tried, *extra]
     tried = [scored(bench, contract, item) if item.stands else item for item in tried]
     standing = [item for item in tried if item.stands]
     if not standing or not host.matches(profile):
-        return [replace(item, estimate=estimated(bench, profile, item)) for item in tried], {}
+        estimates = (replace(item, estimate=estimated(bench, profile, item)) for item in tried)
+        return Tournament(tuple(estimates), {}, found)
     bench.tell("measuring latency")
     rivals = {item.recipe for item in standing if not _is_out(item)}
     latencies = timed(bench, standing, host, rivals)
@@ -34,7 +58,7 @@ def judged(
         for item in tried
     ]
     ratios = measure.ratios(latencies)
-    return [_with_slowness(item, tried, ratios) for item in tried], ratios
+    return Tournament(tuple(_with_slowness(item, tried, ratios) for item in tried), ratios, found)
 
 
 def _best_of_family(

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from edgekit.errors import BundleError
-from edgekit.manifest import Contract
+from edgekit.manifest import Contract, Option
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://edgekit.dev/build-evidence/v1"
@@ -100,6 +100,23 @@ class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     layers: tuple[LayerEvidence, ...] = ()
 
 
+class TrialEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One trial of a search. `number` 0 is a fixed recipe; `loss` is on the search half, clean or corrupted, whichever is
+    more; `cost` milliseconds or, where the target's time could not be measured, MB. `candidate` names what became of it.
+    """
+
+    number: int
+    recipe: str
+    settings: dict[str, Option] = {}
+    float_layers: tuple[str, ...] = ()
+    loss: Figure | None = None
+    cost: Figure | None = None
+    holds: bool = False
+    is_on_front: bool = False
+    candidate: str = ""
+    failure: str = ""
+
+
 class Emulation(msgspec.Struct, frozen=True, omit_defaults=True):
     """A bundle's self-test on an emulated CPU of its profile.
 
@@ -142,6 +159,7 @@ class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     contract: Contract = Contract()
     higher_is_better: bool = True
     samples: int = 0
+    trials: tuple[TrialEvidence, ...] = ()
 
 
 class Subject(msgspec.Struct, frozen=True):

@@ -41,10 +41,10 @@ Recipe = list[dict[str, Any]]
 
 def knobs(plan: Plan) -> tuple[Knob, ...]:
     """What a search may turn."""
-    scales = (Knob("per_channel", (True, False)),) if plan.constraints.per_channel else ()
+    scales = (Knob("per_channel", (None, False)),) if plan.constraints.per_channel else ()
     if not plan.recipe.needs_calibration:
         return scales
-    whole = () if plan.constraints.accelerator == ETHOS else (Knob("int8_everywhere", (False, True)),)
+    whole = () if plan.constraints.accelerator == ETHOS else (Knob("int8_everywhere", (None, True)),)
     return (
         Knob("percentile", (None, 0.999, 0.9999, 0.99999)),
         Knob("moving_average", (None, 0.9, 0.99)),

@@ -93,9 +93,9 @@ def choices(plan: Plan) -> Choices:
 
 def knobs(plan: Plan) -> tuple[Knob, ...]:
     """What a search may turn. What the target's ISA decides (`reduce_range`, signs) is not among it."""
-    scales = (Knob("per_channel", (True, False)),) if plan.constraints.per_channel else ()
+    scales = (Knob("per_channel", (None, False)),) if plan.constraints.per_channel else ()
     return (
-        Knob("calibration", tuple(METHODS)),
+        Knob("calibration", (None, "percentile", "mse", "entropy")),
         Knob("percentile", (99.0, 99.9, 99.99, 99.999), only=("calibration", "percentile")),
         Knob("ops", (None, PRODUCTS_ONLY)),
         *scales,

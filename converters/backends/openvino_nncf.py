@@ -43,10 +43,10 @@ _KINDS: Mapping[str, tuple[Callable[[Option], bool], str]] = {
 
 def knobs(plan: Plan) -> tuple[Knob, ...]:
     """What a search may turn. Slow bias correction is not among it: minutes a try, on large models hours."""
-    presets = () if plan.constraints.symmetric_activations else (Knob("preset", ("mixed", "performance")),)
+    presets = () if plan.constraints.symmetric_activations else (Knob("preset", (None, "performance")),)
     return (
         *presets,
-        Knob("model_type", ("plain", "transformer")),
+        Knob("model_type", (None, "plain", "transformer")),
         Knob("smooth_quant_alpha", (None, -1, 0.5, 0.95), only=("model_type", "transformer")),
         Knob("percentile", (None, 99.0, 99.9, 99.99)),
     )

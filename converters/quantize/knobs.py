@@ -6,7 +6,7 @@ from edgekit.manifest import Option
 
 
 class Knob(msgspec.Struct, frozen=True):
-    """A setting of `Tuning.settings`. None among `values` leaves it out: the backend's own default.
+    """A setting of `Tuning.settings`. None, the first of `values`, leaves it out: the backend's own default.
 
     With `only` (another knob's name and value) it is turned only where that knob, which stands before it, has that
     value.

@@ -5,7 +5,7 @@ Pure: structs in, structs out.
 
 import msgspec
 
-from edgekit.evidence import BuildEvidence, CandidateEvidence, Figure, Outcome
+from edgekit.evidence import BuildEvidence, CandidateEvidence, Figure, Outcome, TrialEvidence
 from edgekit.manifest import Contract
 
 
@@ -32,6 +32,7 @@ class Sheet(msgspec.Struct, frozen=True, omit_defaults=True):
     tools: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     missed: str = ""
+    trials: tuple[TrialEvidence, ...] = ()
 
     @property
     def pick(self) -> CandidateEvidence | None:
@@ -63,4 +64,5 @@ def of_evidence(told: BuildEvidence) -> Sheet:
         budgets=told.budgets,
         tools=told.tools,
         notes=told.notes,
+        trials=told.trials,
     )

@@ -1,12 +1,18 @@
 """`--search`: settings and float layers beyond the fixed recipes, tried on the search half, resumable."""
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from converters import backends
 from converters.backends import litert_int8, onnxruntime_qdq, openvino_nncf
+from converters.quantize import search
+from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Tuning, plans
+from converters.quantize.search import Space, Trial
 from edgekit import profile
 
 CHECKS = {
@@ -23,8 +29,145 @@ def test_every_value_of_every_knob_is_one_that_its_backend_takes(name):
         if plan.recipe.scheme != "static":
             continue
         for knob in backends.get(plan.recipe.engine).knobs(plan):
+            assert knob.values[0] is None or knob.only is not None
             for value in knob.values:
                 if value is not None:
                     CHECKS[plan.recipe.engine](replace(plan, tuning=Tuning("x", (), {knob.name: value})))
                     turned += 1
     assert turned > 3
+
+
+@pytest.fixture(scope="module")
+def outlier(digits, tmp_path_factory):
+    """A net that plain int8 ruins: one channel a thousand times larger than its neighbours."""
+    net = type(digits.net)()
+    net.load_state_dict(digits.net.state_dict())
+    net.eval()
+    with torch.no_grad():
+        net.layers[1].weight[0] *= 1000
+        net.layers[1].bias[0] *= 1000
+        net.layers[4].weight[:, 0] /= 1000
+    source = tmp_path_factory.mktemp("outlier") / "outlier.onnx"
+    torch.onnx.export(
+        net, (torch.zeros(1, 1, 8, 8),), str(source), dynamo=False, opset_version=17, input_names=["x"],
+        output_names=["logits"],
+    )  # fmt: skip
+    return [*digits.flags(str(source), "x86-64-v3"), "--recipe", "onnxruntime/static*"]
+
+
+@pytest.fixture(scope="module")
+def searched(outlier, run_build, tmp_path_factory):
+    """A search of 8 trials, and the lock it writes."""
+    cache, out = tmp_path_factory.mktemp("search-cache"), tmp_path_factory.mktemp("searched")
+    words = [*outlier, "--out", out, "--json", out / "r.json"]
+    result = run_build(*words, "--search", "8", "--lock", cache=cache)
+    assert result.exit_code == 0, result.output
+    return SimpleNamespace(
+        cache=cache, out=out, output=result.output, document=json.loads((out / "r.json").read_text())
+    )
+
+
+def trials(document):
+    return [row for row in document["profiles"][0]["trials"] if row["number"]]
+
+
+def figures(row):
+    """What was found, apart from how it compares with later trials."""
+    return {name: value for name, value in row.items() if name not in ("is_on_front", "candidate")}
+
+
+def test_a_search_finds_what_keeps_the_contract_and_it_is_judged_like_any_other(searched):
+    found = [row for row in searched.document["candidates"] if "+search" in row["recipe"]]
+    assert 1 <= len(found) <= search.FINALISTS
+    plain = next(row for row in searched.document["candidates"] if row["recipe"] == "onnxruntime/static-int8")
+    assert plain["accuracy"]["drop"] > 0.03 >= min(row["accuracy"]["drop"] for row in found)
+    assert all(row["accuracy"]["samples"] == plain["accuracy"]["samples"] for row in found)
+    assert "search 8 of 8" in searched.output
+    assert "s left" in searched.output
+
+
+def test_every_trial_is_in_the_result_with_its_place_on_the_front(searched):
+    rows = searched.document["profiles"][0]["trials"]
+    assert sorted(row["number"] for row in trials(searched.document)) == list(range(1, 9))
+    front = [row for row in rows if row.get("is_on_front")]
+    assert {row["candidate"] for row in rows if row.get("candidate")} == {
+        row["recipe"] for row in searched.document["candidates"] if "+search" in row["recipe"]
+    }
+    assert {row["number"] for row in rows if row.get("candidate")} <= {row["number"] for row in front}
+    pairs = [(row["cost"]["value"], row["loss"]["value"]) for row in rows]
+    for row in front:
+        own = (row["cost"]["value"], row["loss"]["value"])
+        assert not any(cost < own[0] and loss < own[1] for cost, loss in pairs)
+
+
+def test_a_later_search_goes_on_where_the_first_one_ended(searched, outlier, run_build, tmp_path):
+    words = [*outlier, "--out", tmp_path, "--json", tmp_path / "r.json", "--search", "10"]
+    result = run_build(*words, cache=searched.cache)
+    assert result.exit_code == 0, result.output
+    assert "search: 8 of 10 trials are known from an earlier build" in result.output
+    again = trials(json.loads((tmp_path / "r.json").read_text()))
+    assert [figures(row) for row in again[:8]] == [figures(row) for row in trials(searched.document)]
+    assert "converting" not in result.output.partition("search: 8 of 10")[0]
+    assert result.output.count("converting") == 2
+
+
+def test_a_locked_search_result_is_built_again_to_the_same_digest(searched, outlier, run_build, tmp_path):
+    (bundle,) = searched.document["bundles"]
+    assert "+search" in bundle["recipe"]
+    (tmp_path / "edgekit.lock").write_bytes((searched.out / "edgekit.lock").read_bytes())
+    words = [*outlier, "--out", tmp_path, "--json", tmp_path / "r.json", "--locked"]
+    result = run_build(*words, cache=None)
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "r.json").read_text())
+    assert [row["digest"] for row in document["bundles"]] == [bundle["digest"]]
+    assert [row["recipe"] for row in document["candidates"]] == [bundle["recipe"]]
+
+
+@pytest.mark.parametrize("count", ["0", "-3", "many"])
+def test_a_number_of_trials_that_is_none_is_refused(count, outlier, run_build, tmp_path):
+    assert run_build(*outlier, "--out", tmp_path, "--search", count).exit_code == 2
+
+
+def trial(number, loss, cost, **more):
+    return Trial(number, "e/static-int8", Tuning(f"search{number}"), loss, cost, **more)
+
+
+def test_the_front_has_what_nothing_beats_in_both_objectives():
+    found = search.front(
+        [trial(1, 0.1, 5.0), trial(2, 0.1, 4.0), trial(3, 0.2, 3.0), trial(4, 0.3, 3.0), trial(5, 0.0, 9.0),
+         Trial(6, "e/static-int8", Tuning("search6"), failure="no"), trial(7, 0.1, 4.0)]
+    )  # fmt: skip
+    assert [item.number for item in found] == [3, 2, 5]
+
+
+def test_finalists_hold_the_contract_or_lose_least_and_are_never_the_fixed_recipes():
+    fixed, bad, good = trial(0, 0.5, 1.0), trial(1, 0.4, 2.0), trial(2, 0.01, 3.0, holds=True)
+    assert search.finalists([fixed, bad, good]) == [good]
+    assert search.finalists([fixed, bad]) == [bad]
+    assert search.finalists([trial(0, 0.0, 1.0, holds=True), bad]) == []
+
+
+def test_a_space_is_searched_to_its_end_without_trying_anything_twice(tmp_path):
+    space = Space(
+        "e/static-int8", (Knob("a", (None, 1, 2)), Knob("b", (None, 5), only=("a", 2))), ("one", "two")
+    )
+    study = search.Search([space], tmp_path / "log", 0)
+    seen = []
+    while (asked := study.ask()) is not None:
+        seen.append((tuple(sorted(asked.tuning.settings.items())), asked.tuning.float_layers))
+        study.tell(asked, Trial(asked.number, asked.recipe, asked.tuning, 0.1, float(asked.number)))
+    # a: none, 1, 2 and there b: none, 5; each with no or one layer in float.
+    assert len(seen) == len(set(seen)) == 8
+
+
+def test_a_trial_that_was_running_when_the_build_was_stopped_is_tried_again(tmp_path):
+    space = Space("e/static-int8", (Knob("a", (None, 1)),))
+    first = search.Search([space], tmp_path / "log", 0)
+    done = first.ask()
+    first.tell(done, Trial(1, done.recipe, done.tuning, 0.1, 1.0))
+    stopped = first.ask()
+    second = search.Search([space], tmp_path / "log", 0)
+    assert [item.number for item in second.trials] == [1]
+    again = second.ask()
+    assert (again.number, again.tuning.settings) == (stopped.number, stopped.tuning.settings)
+    assert second.ask() is None

@@ -1,0 +1,263 @@
+"""The trials of one profile's search: made through the cache, judged on the search half, timed quickly.
+
+Always true
+ 1. The judged half is not looked at: what comes out of a search is judged there once, like any other candidate.
+ 2. A trial that fails costs itself. One that ended is kept, whatever stops the build.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+
+from converters import backends
+from converters.cache import key
+from converters.candidates import Candidate, Host, made, searched, timed
+from converters.crew import Order
+from converters.datasets import fingerprint
+from converters.findings import told
+from converters.judge import measure
+from converters.judge.score import Score
+from converters.judge.select import MEGABYTE
+from converters.kept import SEARCHES
+from converters.prepare import code
+from converters.prepare.source import hash_parts
+from converters.quantize import search
+from converters.quantize.recipes import Plan, Tuning
+from converters.quantize.search import Asked, Search, Space, Trial
+from converters.workbench import Workbench
+from edgekit import interrupt
+from edgekit.evidence import Figure, TrialEvidence
+from edgekit.manifest import Contract
+from edgekit.profile import Profile
+
+JOURNAL = "trials.log"
+# Seconds for one quick comparison with the anchor.
+QUICK_S = 0.8
+
+
+@dataclass
+class _Hunt:
+    """One profile's search. A trial's time is its ratio to the `anchor`, timed in turn with it, times the anchor's
+    own: what else slows the machine down meanwhile cancels out.
+    """
+
+    bench: Workbench
+    profile: Profile
+    contract: Contract
+    host: Host
+    bases: dict[str, Candidate]
+    anchor_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_timed(self) -> bool:
+        return self.host.matches(self.profile)
+
+    @property
+    def anchor(self) -> Candidate:
+        return next(iter(self.bases.values()))
+
+    @property
+    def unit(self) -> str:
+        return "ms" if self.is_timed else "MB"
+
+
+def explored(
+    bench: Workbench,
+    profile: Profile,
+    contract: Contract,
+    tried: Sequence[Candidate],
+    host: Host,
+    *,
+    count: int,
+    jobs: int,
+) -> tuple[list[Candidate], tuple[TrialEvidence, ...]]:
+    """Candidates that a search of `count` trials found, judged like any other, and every trial's figures."""
+    bases = {item.plan.name: item for item in tried if _is_tunable(item)}
+    if not bases:
+        bench.tell(
+            f"{profile.name}: nothing to search, there is no int8 candidate whose settings can be turned"
+        )
+        return [], ()
+    hunt = _Hunt(bench, profile, contract, host, bases)
+    spaces = _spaces(hunt)
+    journal = _journal(hunt, spaces)
+    study = Search(spaces, journal, bench.project.file.data.seed)
+    if not study.trials:
+        for trial in _fixed(hunt):
+            study.knows(trial)
+    _run(hunt, study, count, jobs)
+    trials = study.trials
+    chosen = search.finalists(trials)
+    found = [_candidate(hunt, trial) for trial in chosen]
+    return found, _evidence(hunt, trials, chosen)
+
+
+def _is_tunable(item: Candidate) -> bool:
+    """An int8 candidate as its recipe says. What differs from another in its calibration alone is that one, turned."""
+    return (
+        item.artifact is not None
+        and item.search is not None
+        and not item.plan.tuning.label
+        and item.plan.recipe.scheme in ("static", "dynamic")
+        and bool(backends.get(item.plan.recipe.engine).knobs(item.plan))
+    )
+
+
+def _spaces(hunt: _Hunt) -> list[Space]:
+    """Each recipe's knobs and worst layers; where layers cannot be told apart, none stays in float."""
+    bench, items = hunt.bench, list(hunt.bases.values())
+    calibrated = [item for item in items if item.plan.recipe.needs_calibration]
+    bench.together([Order(item.plan, hunt.host.threads(item.plan), is_analysed=True) for item in calibrated])
+    layers: dict[str, tuple[str, ...]] = {}
+    for item in calibrated:
+        assert item.artifact is not None
+        try:
+            worst = bench.layers(item.plan, item.artifact)
+        except Exception as error:  # noqa: BLE001  # a tool's bug costs its knob; the reason is told
+            interrupt.check()
+            bench.tell(f"{item.recipe}: no layers to leave in float ({told(error)})")
+            continue
+        layers[item.recipe] = tuple(layer.name for layer in worst[: max(search.FLOAT_LAYERS) + 1])
+    return [
+        Space(name, backends.get(item.plan.recipe.engine).knobs(item.plan), layers.get(name, ()))
+        for name, item in hunt.bases.items()
+    ]
+
+
+def _journal(hunt: _Hunt, spaces: Sequence[Space]) -> Path:
+    """Under a key of everything that decides what a trial finds."""
+    bench, half = hunt.bench, hunt.bench.data.halves[0]
+    parts = {
+        "recipes": [bench.artifact_key(item.plan) for item in hunt.bases.values()],
+        "options": [item.plan.judged_options for item in hunt.bases.values()],
+        "metric": _metric_digest(bench),
+        "calibration": bench.data.fingerprint,
+        "data": [fingerprint(samples) for samples in (half.samples, half.shifted) if samples is not None],
+        "contract": hunt.contract.max_accuracy_drop,
+        "spaces": msgspec.to_builtins(spaces),
+        "machine": [hunt.host.cpu, *hunt.host.isa, hunt.host.cores] if hunt.is_timed else [],
+        "profile": hunt.profile.name,
+    }
+    root = bench.cache.root or bench.folder
+    return root / SEARCHES / key(parts) / JOURNAL
+
+
+def _metric_digest(bench: Workbench) -> list[str]:
+    """What scores: a built-in metric by its name, the user's own by its file, and the alphabet."""
+    folder, table = bench.project.folder, bench.project.file.data
+    files = [code.split(table.metric, folder)[0]] if code.is_reference(table.metric) else []
+    files += [folder / table.alphabet] if table.alphabet else []
+    return [bench.metric.name, hash_parts(files)]
+
+
+def _fixed(hunt: _Hunt) -> list[Trial]:
+    costs = _costs(hunt, list(hunt.bases.values()))
+    return [
+        _trial(0, name, Tuning(), item.search, costs[name])
+        for name, item in hunt.bases.items()
+        if item.search is not None
+    ]
+
+
+def _run(hunt: _Hunt, study: Search, count: int, jobs: int) -> None:
+    bench = hunt.bench
+    known = len([trial for trial in study.trials if trial.number])
+    if known:
+        bench.tell(f"search: {min(known, count)} of {count} trials are known from an earlier build")
+    began, done = time.monotonic(), 0
+    while known + done < count:
+        wanted = min(max(jobs, 1), count - known - done)
+        asked = [item for item in (study.ask() for _ in range(wanted)) if item is not None]
+        if not asked:
+            bench.tell(f"search: every combination was tried in {known + done} trials")
+            return
+        bench.together(
+            [Order(plan, hunt.host.threads(plan), is_searched=True) for plan in _plans(hunt, asked)]
+        )
+        for item in asked:
+            trial = _tried(hunt, item)
+            study.tell(item, trial)
+            done += 1
+            left = (time.monotonic() - began) / done * (count - known - done)
+            bench.tell(f"search {known + done} of {count}: {_line(hunt, trial)}; about {left:.0f} s left")
+
+
+def _plans(hunt: _Hunt, asked: Sequence[Asked]) -> list[Plan]:
+    return [_plan(hunt, item.recipe, item.tuning) for item in asked]
+
+
+def _plan(hunt: _Hunt, recipe: str, tuning: Tuning) -> Plan:
+    return replace(hunt.bases[recipe].plan, tuning=tuning)
+
+
+def _tried(hunt: _Hunt, asked: Asked) -> Trial:
+    bench, plan = hunt.bench, _plan(hunt, asked.recipe, asked.tuning)
+    try:
+        item = Candidate(plan, artifact=bench.artifact(plan))
+        item = searched(bench, hunt.contract, item, hunt.host)
+        cost = _costs(hunt, [item])[item.recipe]
+    except Exception as error:  # noqa: BLE001  # a tool's bug costs its trial; the reason is shown
+        interrupt.check()
+        return Trial(asked.number, asked.recipe, asked.tuning, failure=told(error))
+    assert item.search is not None
+    return _trial(asked.number, asked.recipe, asked.tuning, item.search, cost)
+
+
+def _trial(number: int, recipe: str, tuning: Tuning, found: Score, cost: float) -> Trial:
+    return Trial(number, recipe, tuning, found.badness, cost, found.is_kept)
+
+
+def _costs(hunt: _Hunt, items: Sequence[Candidate]) -> dict[str, float]:
+    """Milliseconds of each, or megabytes where its time cannot be measured here."""
+    if not hunt.is_timed:
+        return {item.recipe: item.artifact.size_bytes / MEGABYTE for item in items if item.artifact}
+    anchor = hunt.anchor
+    racing = {item.recipe: item for item in (anchor, *items)}
+    times = timed(hunt.bench, list(racing.values()), hunt.host, set(racing), budget_s=QUICK_S)
+    own = hunt.anchor_ms.setdefault(anchor.recipe, times[anchor.recipe].p50_ms)
+    return {
+        item.recipe: own * measure.ratio(times[item.recipe], times[anchor.recipe]).median for item in items
+    }
+
+
+def _line(hunt: _Hunt, trial: Trial) -> str:
+    if trial.failure:
+        return f"{trial.recipe} {search.told(trial)}: {trial.failure}"
+    return (
+        f"{trial.recipe} {search.told(trial)}: loses {trial.loss:.4f} {hunt.bench.metric.name},"
+        f" {trial.cost:.3g} {hunt.unit} ({'holds' if trial.holds else 'does not hold'})"
+    )
+
+
+def _candidate(hunt: _Hunt, trial: Trial) -> Candidate:
+    plan = _plan(hunt, trial.recipe, trial.tuning)
+    found = made(hunt.bench, plan, hunt.host)
+    found = replace(found, notes=(*found.notes, f"found by a search: {search.told(trial)}"))
+    return searched(hunt.bench, hunt.contract, found, hunt.host) if found.stands else found
+
+
+def _evidence(hunt: _Hunt, trials: Sequence[Trial], chosen: Sequence[Trial]) -> tuple[TrialEvidence, ...]:
+    on_front = search.front(trials)
+
+    def figure(hunt: _Hunt, value: float | None, unit: str, trial: Trial) -> Figure | None:
+        where = hunt.host.where(hunt.bases[trial.recipe].plan)
+        return None if value is None else Figure(value, "measured", where, unit)
+
+    return tuple(
+        TrialEvidence(
+            number=trial.number,
+            recipe=trial.recipe,
+            settings=trial.tuning.settings,
+            float_layers=trial.tuning.float_layers,
+            loss=figure(hunt, trial.loss, "", trial),
+            cost=figure(hunt, trial.cost, hunt.unit, trial),
+            holds=trial.holds,
+            is_on_front=trial in on_front,
+            candidate=_plan(hunt, trial.recipe, trial.tuning).name if trial in chosen else "",
+            failure=trial.failure,
+        )
+        for trial in trials
+    )
