@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from converters.report import chart, numbers
+from converters.report import chart, numbers, trials
 from converters.report.sheet import Sheet
 from edgekit import __version__
 from edgekit.evidence import CandidateEvidence, Figure
@@ -61,6 +61,9 @@ def _template() -> jinja2.Template:
         "scatter": chart.scatter,
         "limit": chart.limit,
         "points": chart.points,
+        "trials_chart": trials.chart,
+        "trials_front": trials.front,
+        "special": trials.special,
         "layers_of": _layers,
         "budgets_of": _budgets,
         "bar": _bar,

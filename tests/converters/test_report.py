@@ -8,7 +8,7 @@ import pytest
 
 from converters.report import chart, page
 from converters.report.sheet import Sheet
-from edgekit.evidence import CandidateEvidence, Figure, LayerEvidence, Where
+from edgekit.evidence import CandidateEvidence, Figure, LayerEvidence, TrialEvidence, Where
 from edgekit.manifest import Contract
 
 HERE = Where(cpu="a CPU")
@@ -116,3 +116,37 @@ def test_a_browser_shows_the_pick(tmp_path):
     )  # fmt: skip
     assert 'class="label middle picked"' in done.stdout
     assert "litert/fp32" in done.stdout
+
+
+def trial(number, loss, cost, **more):
+    return TrialEvidence(
+        number,
+        "onnxruntime/static-int8",
+        loss=Figure(loss, "measured", HERE),
+        cost=Figure(cost, "measured", HERE, "ms"),
+        **more,
+    )
+
+
+def test_a_searchs_front_is_drawn_and_listed_and_its_other_trials_are_only_drawn():
+    told = page.render([
+        sheet(
+            trials=(
+                trial(0, 0.4, 1.0, is_on_front=True),
+                trial(1, 0.01, 1.2, holds=True, is_on_front=True, settings={"calibration": "<mse>"}, candidate="c+search1"),
+                trial(2, 0.5, 1.3, settings={"ops": "off the front"}),
+                TrialEvidence(3, "onnxruntime/static-int8", failure="broke"),
+            )
+        )
+    ])  # fmt: skip
+    drawn, _, listed = told.partition("What the search tried")[2].partition("</svg>")
+    assert drawn.count('<circle class="mark') == 3
+    assert drawn.count("hollow") == 2
+    assert "calibration &lt;mse&gt;" in listed
+    assert "c+search1" in listed
+    assert "off the front" not in listed
+    assert "Failed: 1." in listed
+
+
+def test_without_a_search_the_page_has_no_such_part():
+    assert "What the search tried" not in page.render([sheet()])
