@@ -23,6 +23,9 @@ from converters.judge.metrics import Metric
 from edgekit.tensors import Array
 
 ROUNDS = 500
+# For a metric that must see whole outputs again for every draw, and outputs of which a draw copies more than this.
+FEWER_ROUNDS = 200
+LARGE_BYTES = 4_000_000
 CONFIDENCE = 0.95
 # Relative difference below which a float candidate counts as the same function as its source.
 SAME = 1e-3
@@ -77,11 +80,18 @@ def compare(
     *,
     sequence: NDArray[np.int64] | None,
     seed: int,
+    drawn: NDArray[np.float64] | None = None,
 ) -> Accuracy:
-    """Figures and bound of two digests of the same samples. Raises: DataError if the labels do not fit them."""
+    """Figures and bound of two digests of the same samples; `drawn` is `resampled` of the source, where it is known.
+
+    Raises: DataError if the labels do not fit them.
+    """
     count = len(labels)
     ours, theirs = metric.of_digest(source, labels), metric.of_digest(candidate, labels)
-    drops = _resampled(metric, source, candidate, labels, _groups(count, sequence), seed=seed)
+    if drawn is None:
+        drawn = resampled(metric, source, labels, sequence=sequence, seed=seed)
+    others = resampled(metric, candidate, labels, sequence=sequence, seed=seed)
+    drops = [metric.drop(left, right) for left, right in zip(drawn, others, strict=True)]
     return Accuracy(
         source=ours,
         candidate=theirs,
@@ -157,33 +167,25 @@ def _groups(count: int, sequence: NDArray[np.int64] | None) -> Sequence[NDArray[
     return np.split(np.arange(count, dtype=np.int64), starts[1:])
 
 
-def _resampled(
+def resampled(
     metric: Metric,
-    source: Mapping[str, Array],
-    candidate: Mapping[str, Array],
+    outputs: Mapping[str, Array],
     labels: Array,
-    groups: Sequence[NDArray[np.int64]],
     *,
+    sequence: NDArray[np.int64] | None,
     seed: int,
 ) -> NDArray[np.float64]:
-    """Drops over `ROUNDS` draws of whole groups, with replacement."""
-    draws = np.random.default_rng(seed).integers(0, len(groups), (ROUNDS, len(groups)))
+    """The figures of one model over draws of whole groups, with replacement, (rounds,); the same draws for every model."""
+    groups = _groups(len(labels), sequence)
+    is_large = metric.parts is None and sum(array.nbytes for array in outputs.values()) > LARGE_BYTES
+    rounds = FEWER_ROUNDS if is_large else ROUNDS
+    draws = np.random.default_rng(seed).integers(0, len(groups), (rounds, len(groups)))
     if metric.parts is not None:
-        sums = [
-            np.stack([parts[group].sum(axis=0) for group in groups])[draws].sum(axis=1)
-            for parts in (metric.parts(source, labels), metric.parts(candidate, labels))
-        ]
-        pairs = ((metric.of_sums(left), metric.of_sums(right)) for left, right in zip(*sums, strict=True))
-    else:
-        chosen = (np.concatenate([groups[group] for group in drawn]) for drawn in draws)
-        pairs = (
-            (
-                metric.of_digest(_taken(source, rows), labels[rows]),
-                metric.of_digest(_taken(candidate, rows), labels[rows]),
-            )
-            for rows in chosen
-        )
-    return np.array([metric.drop(left, right) for left, right in pairs])
+        parts = metric.parts(outputs, labels)
+        sums = np.stack([parts[group].sum(axis=0) for group in groups])[draws].sum(axis=1)
+        return np.array([metric.of_sums(each) for each in sums])
+    chosen = (np.concatenate([groups[group] for group in drawn]) for drawn in draws)
+    return np.array([metric.of_digest(_taken(outputs, rows), labels[rows]) for rows in chosen])
 
 
 def _taken(outputs: Mapping[str, Array], chosen: NDArray[np.int64]) -> dict[str, Array]:

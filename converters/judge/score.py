@@ -5,6 +5,10 @@ Both halves are scored in the same way: the search half as often as a search lik
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from converters.judge import accuracy
 from converters.judge.accuracy import Accuracy, Judgement, Shift
@@ -36,6 +40,27 @@ class Yardstick:
     shifted_labels: Array | None
     seed: int
 
+    @cached_property
+    def clean_drawn(self) -> NDArray[np.float64]:
+        """The source's figures over the bootstrap's draws, which every candidate is compared with."""
+        return accuracy.resampled(
+            self.metric, self.clean, self.labels, sequence=self.half.samples.sequence, seed=self.seed
+        )
+
+    @cached_property
+    def shifted_drawn(self) -> NDArray[np.float64]:
+        """The same on shifted samples, of which there are some."""
+        assert self.shifted is not None
+        assert self.shifted_labels is not None
+        assert self.half.shifted is not None
+        return accuracy.resampled(
+            self.metric,
+            self.shifted,
+            self.shifted_labels,
+            sequence=self.half.shifted.sequence,
+            seed=self.seed,
+        )
+
 
 @dataclass(frozen=True)
 class Score:
@@ -66,7 +91,13 @@ def score(
     """Figures and verdicts of a candidate's digests on this half."""
     metric, half = against.metric, against.half
     figures = accuracy.compare(
-        metric, against.clean, clean, against.labels, sequence=half.samples.sequence, seed=against.seed
+        metric,
+        against.clean,
+        clean,
+        against.labels,
+        sequence=half.samples.sequence,
+        seed=against.seed,
+        drawn=against.clean_drawn,
     )
     judgement = accuracy.judge(figures, limit, parity=parity, is_bounded=metric.is_bounded)
     is_broken = judgement.verdict == "missed" or (
@@ -84,6 +115,7 @@ def score(
         against.shifted_labels,
         sequence=half.shifted.sequence,
         seed=against.seed,
+        drawn=against.shifted_drawn,
     )
     source_clean = {name: array[: half.pairs] for name, array in against.clean.items()}
     shift = accuracy.judge_shift(
