@@ -76,7 +76,8 @@ def _best_of_family(
     ]
     families: dict[tuple[str, str], list[Candidate]] = {}
     for item in tried:
-        if item.search is not None and item.plan.recipe.needs_calibration:
+        # A locked candidate may be tuned, and was chosen already.
+        if item.search is not None and item.plan.recipe.needs_calibration and not item.plan.tuning.label:
             families.setdefault((item.plan.recipe.engine, item.plan.recipe.precision), []).append(item)
     beaten: dict[str, str] = {}
     for rivals in families.values():
