@@ -52,10 +52,11 @@ def repaired(
 ) -> list[Candidate]:
     """The candidates, those that miss the contract with their layers' shares, and what was made of them."""
     broken = [item for item in tried if item.stands and not _holds(item)]
-    if not broken or not set(profile.precisions) - {"int8"}:
-        return list(tried)
-    shop = _Shop(bench, profile, contract, host)
     holding = [item for item in tried if item.stands and _holds(item)]
+    shop = _Shop(bench, profile, contract, host)
+    if not set(profile.precisions) - {"int8"}:
+        # Nothing may go back to float; a refusal still names the layers at fault.
+        return [_analysed(shop, item) if item in broken and not holding else item for item in tried]
     changed: dict[str, Candidate] = {}
     extra: list[Candidate] = []
     for item in _fastest_first(shop, broken):
@@ -78,16 +79,10 @@ def _mended(shop: _Shop, item: Candidate) -> tuple[Candidate, Candidate | None]:
 
     Where no try holds, the least bad one is kept: the judged half has the last word.
     """
-    shop.bench.tell(f"{item.recipe} misses the contract; looking for the layers at fault")
-    try:
-        layers = _layers(shop, item)
-    except Exception as error:  # noqa: BLE001  # a tool's bug costs the repair, not the build; the reason is shown
-        interrupt.check()
-        return replace(
-            item, notes=(*item.notes, f"its layers could not be told apart: {first_line(error)}")
-        ), None
-    analysed = replace(item, layers=layers)
-    shop.bench.tell(f"{item.recipe}: worst layers {repair.named(layers)}")
+    analysed = _analysed(shop, item)
+    layers = analysed.layers
+    if not layers:
+        return analysed, None
     tries: list[Try] = []
     best: Candidate | None = None
     began = time.monotonic()
@@ -112,6 +107,18 @@ def _mended(shop: _Shop, item: Candidate) -> tuple[Candidate, Candidate | None]:
             analysed, notes=(*analysed.notes, f"leaving layers in float did not help: {told}")
         ), None
     return analysed, best
+
+
+def _analysed(shop: _Shop, item: Candidate) -> Candidate:
+    """The candidate with its layers' shares, worst first, or a note that says why there are none."""
+    shop.bench.tell(f"{item.recipe} misses the contract; looking for the layers at fault")
+    try:
+        layers = _layers(shop, item)
+    except Exception as error:  # noqa: BLE001  # a tool's bug costs the repair, not the build; the reason is shown
+        interrupt.check()
+        return replace(item, notes=(*item.notes, f"its layers could not be told apart: {first_line(error)}"))
+    shop.bench.tell(f"{item.recipe}: worst layers {repair.named(layers)}")
+    return replace(item, layers=layers)
 
 
 def _holds(item: Candidate) -> bool:

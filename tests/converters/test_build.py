@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from converters.quantize.recipes import RECIPES
+from converters.quantize.recipes import ETHOS, RECIPES
 from edgekit import bundle, evidence, selftest
 from edgekit.engines import LoadedBundle
 from edgekit.samples import load_npz
@@ -39,7 +39,10 @@ def test_every_recipe_that_a_profile_allows_was_made_on_all_three_engines(built)
     }
     assert not failed
     tried = {item["recipe"] for item in built.document["candidates"]}
-    assert tried == {name for name, recipe in RECIPES.items() if not recipe.isa}
+    # None of the three profiles has an Ethos-U.
+    assert tried == {
+        name for name, recipe in RECIPES.items() if not recipe.isa and recipe.accelerators != (ETHOS,)
+    }
 
 
 def test_float_candidates_compute_what_the_source_computes(built):
