@@ -154,7 +154,10 @@ def build(name: str, model: Path, calibration: Path, folder: Path) -> Peer:
     words = [sys.executable, __file__, name, str(model), str(calibration), str(folder)]
     began = time.perf_counter()
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        # ONNX Runtime's shape inference leaves files where it runs.
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, cwd=folder
+        )
     except subprocess.TimeoutExpired:
         return Peer(name, build_s=TIMEOUT_S, failure=f"did not end within {TIMEOUT_S} s")
     took = time.perf_counter() - began

@@ -19,7 +19,6 @@ def test_all_cases_in_torch_fail_exactly_where_expected():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("litert" not in EXPECTED, reason="run.py has not yet listed what fails in LiteRT")
 def test_a_fixed_twentieth_through_litert_fails_exactly_where_expected():
     chosen = [case for case in load() if category(case) is None and in_twentieth(case.name)]
     assert len(chosen) > 50

@@ -88,6 +88,26 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     return Digits(folder, net)
 
 
+@pytest.fixture(scope="session")
+def outlier(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits net as ONNX with one channel of its first layer a thousand times larger, which the next layer takes back:
+    the same function in float, but a scale that has to hold that channel rounds all others away.
+    """
+    net = type(digits.net)()
+    net.load_state_dict(digits.net.state_dict())
+    net.eval()
+    with torch.no_grad():
+        net.layers[1].weight[0] *= 1000
+        net.layers[1].bias[0] *= 1000
+        net.layers[4].weight[:, 0] /= 1000
+    path = tmp_path_factory.mktemp("outlier") / "outlier.onnx"
+    torch.onnx.export(
+        net, (torch.zeros(1, 1, 8, 8),), str(path), dynamo=False, opset_version=17, input_names=["x"],
+        output_names=["logits"],
+    )  # fmt: skip
+    return path
+
+
 def train(net: nn.Module, images: np.ndarray, labels: np.ndarray) -> None:
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     x, y = torch.from_numpy(images), torch.from_numpy(labels)

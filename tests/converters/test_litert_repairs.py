@@ -5,33 +5,12 @@ import json
 import numpy as np
 import onnx
 import pytest
-import torch
 from litert_models import converted, outputs, prepared
 
 from converters.backends import get, litert_graph
 from converters.quantize.recipes import Tuning, plans
 from edgekit import profile
 from edgekit.errors import ToolFailedError
-
-
-@pytest.fixture(scope="module")
-def outlier(digits, tmp_path_factory):
-    """The digits net with one channel of the first layer a thousand times larger, which the next layer takes back:
-    the same function in float, but the step that holds that channel rounds all others away.
-    """
-    net = type(digits.net)()
-    net.load_state_dict(digits.net.state_dict())
-    net.eval()
-    with torch.no_grad():
-        net.layers[1].weight[0] *= 1000
-        net.layers[1].bias[0] *= 1000
-        net.layers[4].weight[:, 0] /= 1000
-    path = tmp_path_factory.mktemp("outlier") / "outlier.onnx"
-    torch.onnx.export(
-        net, (torch.zeros(1, 1, 8, 8),), str(path), dynamo=False, opset_version=17, input_names=["x"],
-        output_names=["logits"],
-    )  # fmt: skip
-    return path
 
 
 @pytest.fixture

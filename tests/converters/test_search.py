@@ -5,7 +5,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from converters import backends
 from converters.backends import litert_int8, onnxruntime_qdq, openvino_nncf
@@ -38,28 +37,16 @@ def test_every_value_of_every_knob_is_one_that_its_backend_takes(name):
 
 
 @pytest.fixture(scope="module")
-def outlier(digits, tmp_path_factory):
-    """A net that plain int8 ruins: one channel a thousand times larger than its neighbours."""
-    net = type(digits.net)()
-    net.load_state_dict(digits.net.state_dict())
-    net.eval()
-    with torch.no_grad():
-        net.layers[1].weight[0] *= 1000
-        net.layers[1].bias[0] *= 1000
-        net.layers[4].weight[:, 0] /= 1000
-    source = tmp_path_factory.mktemp("outlier") / "outlier.onnx"
-    torch.onnx.export(
-        net, (torch.zeros(1, 1, 8, 8),), str(source), dynamo=False, opset_version=17, input_names=["x"],
-        output_names=["logits"],
-    )  # fmt: skip
-    return [*digits.flags(str(source), "x86-64-v3"), "--recipe", "onnxruntime/static*"]
+def ruined(outlier, digits):
+    """The flags of a build of a net that plain int8 ruins."""
+    return [*digits.flags(str(outlier), "x86-64-v3"), "--recipe", "onnxruntime/static*"]
 
 
 @pytest.fixture(scope="module")
-def searched(outlier, run_build, tmp_path_factory):
+def searched(ruined, run_build, tmp_path_factory):
     """A search of 8 trials."""
     cache, out = tmp_path_factory.mktemp("search-cache"), tmp_path_factory.mktemp("searched")
-    words = [*outlier, "--out", out, "--json", out / "r.json"]
+    words = [*ruined, "--out", out, "--json", out / "r.json"]
     result = run_build(*words, "--search", "8", cache=cache)
     assert result.exit_code == 0, result.output
     return SimpleNamespace(
@@ -100,8 +87,8 @@ def test_every_trial_is_in_the_result_with_its_place_on_the_front(searched):
         assert not any(cost < own[0] and loss < own[1] for cost, loss in pairs)
 
 
-def test_a_later_search_goes_on_where_the_first_one_ended(searched, outlier, run_build, tmp_path):
-    words = [*outlier, "--out", tmp_path, "--json", tmp_path / "r.json", "--search", "10"]
+def test_a_later_search_goes_on_where_the_first_one_ended(searched, ruined, run_build, tmp_path):
+    words = [*ruined, "--out", tmp_path, "--json", tmp_path / "r.json", "--search", "10"]
     result = run_build(*words, cache=searched.cache)
     assert result.exit_code == 0, result.output
     assert "search: 8 of 10 trials are known from an earlier build" in result.output
@@ -112,10 +99,10 @@ def test_a_later_search_goes_on_where_the_first_one_ended(searched, outlier, run
 
 
 def test_what_was_mended_and_what_was_found_is_built_from_the_lock_to_the_same_digests(
-    outlier, run_build, tmp_path
+    ruined, run_build, tmp_path
 ):
     """On a board that is not here: its alternates are bundled too, and the search weighs megabytes."""
-    words = [word if word != "x86-64-v3" else "raspberry-pi-5" for word in outlier]
+    words = [word if word != "x86-64-v3" else "raspberry-pi-5" for word in ruined]
     words += ["--out", tmp_path, "--json", tmp_path / "r.json"]
     result = run_build(*words, "--search", "8", "--lock", cache=None)
     assert result.exit_code == 0, result.output
@@ -131,8 +118,8 @@ def test_what_was_mended_and_what_was_found_is_built_from_the_lock_to_the_same_d
 
 
 @pytest.mark.parametrize("count", ["0", "-3", "many"])
-def test_a_number_of_trials_that_is_none_is_refused(count, outlier, run_build, tmp_path):
-    assert run_build(*outlier, "--out", tmp_path, "--search", count).exit_code == 2
+def test_a_number_of_trials_that_is_none_is_refused(count, ruined, run_build, tmp_path):
+    assert run_build(*ruined, "--out", tmp_path, "--search", count).exit_code == 2
 
 
 def trial(number, loss, cost, **more):
