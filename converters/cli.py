@@ -11,6 +11,7 @@ import click
 from converters import kept
 from converters.cache import default_root
 from converters.outcome import Options, Outcome
+from converters.prepare import inputs
 from converters.prepare import project as projects
 from converters.prepare.project import Project
 from converters.report.sheet import Sheet
@@ -242,8 +243,11 @@ def _build(project: Project, options: Options, tell: Callable[[str], None], *, m
     from converters.build import build as run_build
 
     outcome = run_build(project, options, tell)
-    if name is not None:
+    # A file that changed meanwhile may have been read before or after.
+    if name is not None and name == kept.fingerprint(project, profiles, options):
         kept.keep(name, outcome, options)
+    elif inputs.has_code(project) and not project.file.code.reads:
+        tell(inputs.HINT)
     return outcome
 
 

@@ -4,7 +4,8 @@ Always true
  1. A kept build is used only if nothing that decides it has changed: the model's and the data's bytes, the project,
     the profiles, the options, EdgeKit's own code, the versions of all tools, and the machine that measured.
  2. Figures from a kept build carry a note with the time at which they were measured.
- 3. A build that runs the user's code is never kept: what such code reads cannot be seen from here.
+ 3. A build that runs the user's code is kept only where the project says what that code reads (`[code] reads`), and
+    only while no installed package changed.
  4. Only builds that met their contract are kept; an entry is whole or absent.
 
 Loads no engine and no converter: that is most of what a second build would take.
@@ -31,7 +32,7 @@ from converters.cache import key
 from converters.emulation import machine, setup
 from converters.files import write_whole
 from converters.outcome import Options, Outcome
-from converters.prepare import code
+from converters.prepare import inputs
 from converters.prepare.project import Project
 from converters.report import page
 from converters.report.sheet import Sheet
@@ -43,8 +44,6 @@ FOLDER = "builds"
 SEARCHES = "searches"
 ENTRY = "build.json"
 REPORT = "report.html"
-# Sources that are data, not programs.
-_PASSIVE = frozenset({".onnx", ".tflite", ".xml"})
 _TOOLS = (
     "ai-edge-litert", "ai-edge-quantizer", "ethos-u-vela", "litert-torch", "nncf", "numpy", "onnx", "onnxruntime",
     "onnxslim", "openvino", "optuna", "torch",
@@ -60,11 +59,14 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 def fingerprint(project: Project, profiles: Sequence[Profile], options: Options) -> str | None:
-    """The key of everything that decides a build; None where that cannot be told without running it."""
+    """The key of everything that decides a build; None where that cannot be told without running it.
+
+    Raises: ProjectError if what the project's code is said to read is not there.
+    """
     if options.cache is None or options.lock != "use":
         return None
     file = lock.beside(project, options.out)
-    files = _inputs(project)
+    files = inputs.files(project, options.out)
     if files is None:
         return None
     asked = {name: value for name, value in asdict(options).items() if name not in ("out", "cache", "jobs")}
@@ -75,6 +77,7 @@ def fingerprint(project: Project, profiles: Sequence[Profile], options: Options)
             "profiles": msgspec.to_builtins(list(profiles)),
             "options": asked,
             "lock": _hashed([file] if file.is_file() else []),
+            "packages": inputs.installed() if inputs.has_code(project) else [],
             "code": _hashed(_own_code()),
             "tools": {name: _version(name) for name in _TOOLS},
             "python": platform.python_version(),
@@ -152,24 +155,6 @@ def keep(name: str, outcome: Outcome, options: Options) -> None:
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _inputs(project: Project) -> dict[str, list[Path]] | None:
-    """Every file that the project reads, by what it is; None if it runs code or reads what is not named here."""
-    model = project.folder / project.model.source
-    texts = [value for value in msgspec.to_builtins(project.file.data).values() if isinstance(value, str)]
-    if any(map(code.is_reference, texts)) or model.suffix.lower() not in _PASSIVE or not model.is_file():
-        return None
-    if model.suffix.lower() == ".onnx" and b"location" in model.read_bytes():
-        return None  # weights in other files, whose names stand inside
-    found = {"source": [model, *(path for path in (model.with_suffix(".bin"),) if path.is_file())]}
-    for text in filter(None, texts):
-        path = project.folder / text
-        if path.is_dir():
-            found[text] = sorted(path.glob("*.npz"))
-        elif path.is_file():
-            found[text] = [path]
-    return found
 
 
 def _own_code() -> Iterator[Path]:

@@ -80,7 +80,7 @@ def inputs(
 ) -> dict[str, str]:
     """Digests of what a target's choice depends on; `calibration` and `evaluation` are the data's."""
     asked: dict[str, Any] = msgspec.to_builtins(project.file)
-    del asked["targets"], asked["contract"], asked["model"]["source"]
+    del asked["targets"], asked["contract"], asked["code"], asked["model"]["source"]
     # Paths may differ from machine to machine; the data is known by its contents.
     asked["data"] = {name: value for name, value in asked["data"].items() if name in ("metric", "seed")}
     return {

@@ -33,13 +33,11 @@ from rich.table import Table
 
 from converters.cache import Cache
 from converters.judge import measure
-from converters.prepare import data
 from converters.prepare import project as projects
 from converters.prepare.code import CodeGate
 from converters.workbench import Workbench
 from edgekit import bundle
 from edgekit.engines import LoadedBundle
-from edgekit.samples import dump_npz
 from edgekit.selftest import iter_samples
 
 ROOT = Path(__file__).parents[2]
@@ -120,27 +118,6 @@ class Ours:
     failure: str = ""
 
 
-def write_data(bench: Workbench, gate: CodeGate, folder: Path) -> list[object]:
-    """The generators' samples as archives, and the flags that name them: a build that runs code is never kept, and
-    the second build is what a user with data files sees.
-    """
-    flags: list[object] = []
-    table = bench.project.file.data
-    for name, text in (("calibration", table.calibration), ("evaluation", table.evaluation)):
-        source = data.open_source(
-            text,
-            bench.project.folder,
-            bench.source.inputs,
-            gate,
-            raw=tuple(bench.project.preprocess),
-            states=bench.source.states,
-        )
-        file = folder / f"raw-{name}.npz"
-        file.write_bytes(dump_npz(source.collect()))
-        flags += [f"--{name}", file]
-    return flags
-
-
 def build_ours(words: Sequence[object], folder: Path) -> Ours:
     words = [*words, "--out", folder / "dist", "--json", folder / "result.json"]
     code, first_s, told = edgekit(*words)
@@ -171,7 +148,7 @@ def compare(
     bench = Workbench(projects.load(case.project, over), gate, Cache(cache), folder, lambda _: None)
     words = ["build", *([source] if source else []), "--project", case.project, "--target", profile]
     words += [word for pattern in recipes for word in ("--recipe", pattern)]
-    ours = build_ours([*words, *write_data(bench, gate, folder), "--cache", cache], folder)
+    ours = build_ours([*words, "--cache", cache], folder)
     runs: dict[str, Run] = {}
     rows: dict[str, Row] = {}
     threads = 0

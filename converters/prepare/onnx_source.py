@@ -1,13 +1,12 @@
 """ONNX files as sources."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx, without stubs
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from converters.prepare import onnx_files
 from converters.prepare.project import Project
 from converters.prepare.source import Source, hash_parts, observed_outputs, open_shapes_error, state_pairs
 from edgekit import engines
@@ -70,23 +69,9 @@ def load_reference(path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[st
 
 
 def _sha256(path: Path) -> str:
-    """Of the file, and of the files that hold its weights where those lie outside of it."""
-    graph = onnx.load(str(path), load_external_data=False).graph
-    outside = {ExternalDataInfo(tensor).location for tensor in _tensors(graph) if uses_external_data(tensor)}
-    if not outside:
-        return sha256_file(path)
-    return hash_parts([path, *(path.parent / name for name in sorted(outside))])
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor stored in a graph, those of its branches too."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            if attribute.HasField("g"):
-                yield from _tensors(attribute.g)
+    """Of the file, and of those that hold its weights."""
+    files = onnx_files.of_model(path)
+    return sha256_file(path) if len(files) == 1 else hash_parts(files)
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -65,6 +65,14 @@ class DataTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.shifted
 
 
+class CodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`reads`: files and folders that the project's own code depends on beside installed packages, as patterns from the
+    project file's folder. Naming them is a promise: as long as none changes, a build of the same is not made again.
+    """
+
+    reads: tuple[str, ...] = ()
+
+
 class ContractTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits for every target; a target's own table replaces them one by one."""
 
@@ -84,6 +92,7 @@ class ProjectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     preprocess: dict[str, tuple[dict[str, Any], ...]] = {}
     postprocess: tuple[dict[str, Any], ...] = ()
     data: DataTable = DataTable()
+    code: CodeTable = CodeTable()
     contract: ContractTable = ContractTable()
 
 
@@ -169,6 +178,7 @@ _TABLES: Mapping[str, type[msgspec.Struct]] = {
     "": ProjectFile,
     "model": ModelTable,
     "data": DataTable,
+    "code": CodeTable,
     "contract": ContractTable,
     "inputs": InputTable,
     "targets": ContractTable,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -89,16 +90,89 @@ def test_changed_data_is_judged_anew(first, digits, words, run_build, kept_cache
     assert not is_reused(build(run_build, [*words, "--evaluation", other], tmp_path / "out", kept_cache))
 
 
-def test_a_build_that_runs_the_users_code_is_never_kept(digits, run_build, kept_cache, tmp_path):
+@pytest.fixture
+def own_code(digits, tmp_path):
+    """A project whose data come from code; the code reads a number from a file."""
+    shutil.copy(digits.folder / "model.onnx", tmp_path)
+    (tmp_path / "count.txt").write_text("400")
     (tmp_path / "data.py").write_text(
         "import numpy as np\nfrom pathlib import Path\n"
         f"data = np.load({str(digits.folder / 'eval.npz')!r})\n"
-        "def samples():\n    return (({'x': x[None]}, y) for x, y in zip(data['x'], data['labels']))\n"
+        "count = int(Path(__file__).with_name('count.txt').read_text())\n"
+        "def samples():\n"
+        "    return (({'x': x[None]}, y) for x, y in zip(data['x'][:count], data['labels'][:count]))\n"
     )
-    words = [*digits.flags("model.onnx", "x86-64-v3"), "--recipe", "onnxruntime/fp32"]
-    words += ["--evaluation", f"{tmp_path / 'data.py'}:samples"]
+    (tmp_path / "edgekit.toml").write_text(
+        '[model]\nname = "digits"\nversion = "1"\nsource = "model.onnx"\n[inputs.x]\nshape = [1, 1, 8, 8]\n'
+        '[data]\nevaluation = "data.py:samples"\n[contract]\nmax_accuracy_drop = 0.05\n[targets.x86-64-v3]\n'
+    )
+    return tmp_path
+
+
+def reads(folder, *patterns):
+    with (folder / "edgekit.toml").open("a") as file:
+        file.write(f"[code]\nreads = {list(patterns)}\n")
+
+
+def own_code_words(folder):
+    return ["--project", folder, "--recipe", "onnxruntime/fp32"]
+
+
+def test_a_build_that_runs_code_of_unknown_reach_is_not_kept_and_says_how_it_would_be(
+    own_code, run_build, kept_cache
+):
     for name in ("one", "two"):
-        assert not is_reused(build(run_build, words, tmp_path / name, kept_cache))
+        assert not is_reused(build(run_build, own_code_words(own_code), own_code / name, kept_cache))
+    told = run_build(*own_code_words(own_code), "--out", own_code / "three", cache=kept_cache)
+    assert "[code] reads" in told.output
+
+
+def test_a_build_whose_code_says_what_it_reads_is_kept_until_that_changes(own_code, run_build, kept_cache):
+    reads(own_code, "*.py", "count.txt")
+    words = own_code_words(own_code)
+    assert not is_reused(build(run_build, words, own_code / "dist", kept_cache))
+    assert is_reused(build(run_build, words, own_code / "dist", kept_cache))
+    (own_code / "count.txt").write_text("401")
+    assert not is_reused(build(run_build, words, own_code / "dist", kept_cache))
+    with (own_code / "data.py").open("a") as file:
+        file.write("# changed\n")
+    assert not is_reused(build(run_build, words, own_code / "dist", kept_cache))
+
+
+def test_what_a_build_writes_is_no_input_of_the_next_one(own_code, run_build, kept_cache):
+    reads(own_code, ".")
+    words = own_code_words(own_code)
+    assert not is_reused(build(run_build, words, own_code / "dist", kept_cache))
+    assert is_reused(build(run_build, words, own_code / "dist", kept_cache))
+
+
+def test_a_build_during_which_an_input_changed_is_not_kept(own_code, run_build, kept_cache):
+    with (own_code / "data.py").open("a") as file:
+        file.write("Path(__file__).with_name('count.txt').write_text(str(count + 1))\n")
+    reads(own_code, "*.py", "count.txt")
+    build(run_build, own_code_words(own_code), own_code / "dist", kept_cache)
+    (own_code / "count.txt").write_text("400")
+    assert not is_reused(build(run_build, own_code_words(own_code), own_code / "dist", kept_cache))
+
+
+def test_a_pattern_that_matches_nothing_is_refused(own_code, run_build, kept_cache):
+    reads(own_code, "data/**")
+    result = run_build(*own_code_words(own_code), "--out", own_code / "dist", cache=kept_cache)
+    assert result.exit_code == 2
+    assert "code.reads: 'data/**' matches no file" in result.stderr
+
+
+def test_weights_in_a_file_of_their_own_decide_too(digits, run_build, kept_cache, tmp_path):
+    model = onnx.load(str(digits.folder / "model.onnx"))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
+    words = [*digits.flags("model.onnx", "x86-64-v3"), "--recipe", "onnxruntime/fp32"]
+    words[words.index(str(digits.folder / "model.onnx"))] = str(path)
+    assert not is_reused(build(run_build, words, tmp_path / "out", kept_cache))
+    assert is_reused(build(run_build, words, tmp_path / "out", kept_cache))
+    with (tmp_path / "weights.bin").open("r+b") as file:
+        file.write(b"\x01")
+    assert not is_reused(build(run_build, words, tmp_path / "out", kept_cache))
 
 
 @pytest.mark.slow
