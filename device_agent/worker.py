@@ -35,7 +35,7 @@ class Worker:
         loaded = LoadedBundle(manifest, slot, cache=cache)
         golden = selftest.golden_inputs(manifest, slot).take([0])
         # An engine that cannot run the model fails here, before the first request.
-        selftest.run_samples(loaded.run, manifest.inputs, manifest.state, manifest.preprocess, golden)
+        selftest.run_samples(loaded.run, manifest.admitted, manifest.state, manifest.preprocess, golden)
         self._counters = Counters(deployment, self._mark.sha256, manifest)
         self._model = ServedModel(manifest, loaded, self._counters)
         self._app = WorkerApp(

@@ -55,7 +55,7 @@ def read_input(path: Path, manifest: Manifest) -> Samples:
 def _npz(path: Path, manifest: Manifest) -> Samples:
     return load_npz(
         path,
-        manifest.inputs,
+        manifest.admitted,
         raw=tuple(manifest.preprocess),
         optional=tuple(pair.input for pair in manifest.state),
     )
@@ -76,7 +76,7 @@ def _json(path: Path, manifest: Manifest) -> Samples:
     except msgspec.DecodeError as error:
         raise DataError(f"{path}: not JSON: {error}") from error
     given = value if isinstance(value, dict) else {_only_input(path, manifest).name: value}
-    specs = {spec.name: spec for spec in manifest.inputs}
+    specs = {spec.name: spec for spec in manifest.admitted}
     unknown = sorted(set(given) - set(specs))
     if unknown:
         raise DataError(f"{path}: {unknown[0]!r} is no input; the model takes {', '.join(specs)}")
@@ -121,7 +121,7 @@ def _image(path: Path, manifest: Manifest) -> Samples:
 
 def _only_input(path: Path, manifest: Manifest) -> TensorSpec:
     states = {pair.input for pair in manifest.state}
-    specs = [spec for spec in manifest.inputs if spec.name not in states]
+    specs = [spec for spec in manifest.admitted if spec.name not in states]
     if len(specs) != 1:
         raise DataError(
             f"{path}: the model takes {len(specs)} inputs ({', '.join(spec.name for spec in specs)});"

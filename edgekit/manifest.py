@@ -2,20 +2,24 @@
 
 Always true
  1. Its canonical bytes (`encode`) depend only on its values: keys in declaration order, no time, no host.
- 2. Input shapes are closed; a device never guesses a dimension.
+ 2. Input shapes are closed; a device never guesses a dimension. Where one has buckets, its shape is the largest.
  3. This module needs no numpy: the agent's supervisor reads manifests and never loads it.
  4. Unknown fields are ignored, an unknown `format` is refused: an old agent never half-understands a new bundle.
+    So a bundle with buckets is of format 2, and any other of format 1, which every agent reads.
 """
 
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from edgekit.errors import ManifestError
 
-FORMAT = 1
+# The newest that is read here, and what a bundle without buckets has.
+FORMAT = 2
+PLAIN_FORMAT = 1
 MANIFEST_NAME = "manifest.json"
 # Named here, without their adapters, so that profiles are read without loading numpy.
 ENGINES = ("onnxruntime", "openvino", "litert")
@@ -47,6 +51,37 @@ class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     def describe(self) -> str:
         dims = "x".join("?" if dim is None else str(dim) for dim in self.shape) or "scalar"
         return f"{self.name}: {self.dtype} {dims}"
+
+
+class Buckets(msgspec.Struct, frozen=True):
+    """The sizes that one axis of a model's inputs may have, smallest first, and the model file of each.
+
+    `axes` says which axis of which inputs; in one call all of them have the same size. How inputs come to one of the
+    sizes stands in `edgekit.buckets`.
+    """
+
+    axes: dict[str, Annotated[int, Meta(ge=0)]]
+    sizes: tuple[Annotated[int, Meta(ge=1)], ...]
+    models: tuple[str, ...] = ()
+
+    def admitted(self, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        """The specs of inputs as callers may give them: the axis open."""
+        return self._with(specs, None)
+
+    def at(self, specs: Sequence[TensorSpec], size: int) -> tuple[TensorSpec, ...]:
+        """The specs of inputs as the model of that size takes them."""
+        return self._with(specs, size)
+
+    def _with(self, specs: Sequence[TensorSpec], dim: int | None) -> tuple[TensorSpec, ...]:
+        return tuple(
+            msgspec.structs.replace(
+                spec,
+                shape=(*spec.shape[: self.axes[spec.name]], dim, *spec.shape[self.axes[spec.name] + 1 :]),
+            )
+            if spec.name in self.axes
+            else spec
+            for spec in specs
+        )
 
 
 class EngineSpec(msgspec.Struct, frozen=True):
@@ -151,6 +186,13 @@ class Manifest(msgspec.Struct, frozen=True):
     contract: Contract = Contract()
     tools: dict[str, str] = {}
     reference: Reference = Reference()
+    # Left out where there are none, so that such bundles keep their bytes.
+    buckets: Buckets | UnsetType = UNSET
+
+    @property
+    def admitted(self) -> tuple[TensorSpec, ...]:
+        """The inputs as callers may give them: an axis with buckets is open."""
+        return self.buckets.admitted(self.inputs) if self.buckets else self.inputs
 
     @property
     def title(self) -> str:
@@ -176,9 +218,9 @@ def decode(data: bytes) -> Manifest:
     except msgspec.DecodeError as error:
         raise ManifestError(f"manifest.json is not JSON: {error}") from error
     found = probe.get("format") if isinstance(probe, dict) else None
-    if found != FORMAT:
+    if found not in (PLAIN_FORMAT, FORMAT):
         raise ManifestError(
-            f"manifest format {found!r} is not known here (this EdgeKit reads {FORMAT}); update EdgeKit"
+            f"manifest format {found!r} is not known here (this EdgeKit reads {PLAIN_FORMAT} to {FORMAT}); update EdgeKit"
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -204,6 +246,8 @@ def safe_member_path(path: str) -> bool:
 def _check(manifest: Manifest) -> None:
     _check_files(manifest)
     _check_tensors(manifest)
+    if manifest.buckets:
+        _check_buckets(manifest, manifest.buckets)
 
 
 def _check_files(manifest: Manifest) -> None:
@@ -235,3 +279,32 @@ def _check_tensors(manifest: Manifest) -> None:
     for name in manifest.preprocess:
         if name not in inputs:
             raise ManifestError(f"manifest.json pre-processes {name!r}, which is no input")
+
+
+def _check_buckets(manifest: Manifest, buckets: Buckets) -> None:
+    specs = {spec.name: spec for spec in manifest.inputs}
+    sizes = buckets.sizes
+    if manifest.format == PLAIN_FORMAT:
+        raise ManifestError(
+            f"manifest.json has buckets, which came with format {FORMAT}, and says {PLAIN_FORMAT}"
+        )
+    if (
+        not buckets.axes
+        or not sizes
+        or list(sizes) != sorted(set(sizes))
+        or len(buckets.models) != len(sizes)
+    ):
+        raise ManifestError("manifest.json: buckets need inputs, ascending sizes, and a model for each size")
+    for name, axis in buckets.axes.items():
+        if name not in specs or axis >= len(specs[name].shape) or specs[name].shape[axis] != sizes[-1]:
+            raise ManifestError(
+                f"manifest.json: no input {name!r} has {sizes[-1]}, its largest bucket, along axis {axis}"
+            )
+    states = sorted({pair.input for pair in manifest.state} & set(buckets.axes))
+    if states:
+        raise ManifestError(f"manifest.json: state {states[0]!r} has buckets; a state keeps its shape")
+    missing = set(buckets.models) - {entry.path for entry in manifest.files}
+    if missing or manifest.engine.model != buckets.models[-1]:
+        raise ManifestError(
+            f"manifest.json: buckets refer to {sorted(missing) or manifest.engine.model!r}, which is not what the bundle has"
+        )

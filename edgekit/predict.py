@@ -41,7 +41,7 @@ def answers(here: OpenBundle, files: Iterable[Path]) -> Iterator[Answer]:
 def _of_file(here: OpenBundle, path: Path, samples: Samples) -> Iterator[Answer]:
     manifest = here.manifest
     internal = {pair.output for pair in manifest.state}
-    results = iter_samples(here.loaded.run, manifest.inputs, manifest.state, manifest.preprocess, samples)
+    results = iter_samples(here.loaded.run, manifest.admitted, manifest.state, manifest.preprocess, samples)
     for index, (outputs, elapsed_ms) in enumerate(results):
         public = {name: array for name, array in outputs.items() if name not in internal}
         yield Answer(

@@ -1,7 +1,8 @@
 """Data files: `.npz` archives of samples for calibration, evaluation, self-tests and prediction.
 
 An archive holds one array per input, samples along the first axis, and optionally `labels` (N, …) and `sequence`
-(N,) int64, whose runs of equal ids are the sequences of a stateful model.
+(N,) int64, whose runs of equal ids are the sequences of a stateful model. Samples of several shapes (a model with
+buckets takes them) stand one after the other in a flat array NAME, with their shapes (N, axes) in NAME@shapes.
 
 Always true
  1. Nothing is unpickled: an archive is numbers and text, whoever made it.
@@ -10,6 +11,7 @@ Always true
 """
 
 import io
+import math
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,15 +25,42 @@ from edgekit.manifest import TensorSpec
 from edgekit.tensors import Array, fits
 
 LABELS = "labels"
+# What follows an array's name where its samples differ in shape.
+SHAPES = "@shapes"
 SEQUENCE = "sequence"
 _RESERVED = (LABELS, SEQUENCE)
 # One instant for all members, the earliest that a zip can hold.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
+def stacked(arrays: Sequence[Array]) -> Array:
+    """(N, *shape); where the shapes differ, a *ragged* array: (N,) objects, each an array."""
+    if len({array.shape for array in arrays}) == 1:
+        return np.stack(arrays)
+    ragged = np.empty(len(arrays), object)
+    for index, array in enumerate(arrays):
+        ragged[index] = array
+    return ragged
+
+
+def is_ragged(array: Array) -> bool:
+    return array.dtype == object
+
+
+def flat(array: Array) -> Array:
+    """All values of all samples in one row."""
+    return np.concatenate([part.ravel() for part in array]) if is_ragged(array) else array.ravel()
+
+
+def rows(arrays: Mapping[str, Array]) -> list[dict[str, Array]]:
+    """Stacked arrays sample by sample."""
+    count = len(next(iter(arrays.values())))
+    return [{name: np.asarray(array[index]) for name, array in arrays.items()} for index in range(count)]
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """N samples: `inputs` by name, each (N, *sample shape); `labels` (N, …); `sequence` (N,) int64.
+    """N samples: `inputs` by name, each (N, *sample shape) or ragged; `labels` (N, …); `sequence` (N,) int64.
 
     Raises: DataError if the first axes differ or there is no sample.
     """
@@ -54,7 +83,10 @@ class Samples:
 
     def sample(self, index: int) -> dict[str, Array]:
         """The inputs of one sample, without the first axis; views, not copies, and arrays where nothing is left."""
-        return {name: array[index, ...] for name, array in self.inputs.items()}
+        return {
+            name: array[index] if is_ragged(array) else array[index, ...]
+            for name, array in self.inputs.items()
+        }
 
     def take(self, indices: slice | Sequence[int] | NDArray[np.integer]) -> "Samples":
         """The samples at `indices`, in that order. The caller keeps sequences whole where that matters."""
@@ -89,7 +121,7 @@ def load_npz(
     Raises: DataError naming the file, the array and what was expected.
     """
     where = "data" if isinstance(source, bytes) else str(source)
-    arrays = _read_arrays(source, where, stored_only=stored_only)
+    arrays = load_arrays(source, stored_only=stored_only)
     declared = {spec.name for spec in specs or ()}
     extra = {name: arrays.pop(name) for name in _RESERVED if name in arrays and name not in declared}
     if specs is not None:
@@ -110,11 +142,17 @@ def dump_npz(samples: Samples) -> bytes:
 
 
 def dump_arrays(arrays: Mapping[str, Array]) -> bytes:
-    """Named arrays as deterministic `.npz` bytes, little-endian and C-contiguous."""
+    """Named arrays, ragged ones too, as deterministic `.npz` bytes, little-endian and C-contiguous.
+
+    Raises: DataError if samples of one array differ in their number of axes.
+    """
+    plain: dict[str, Array] = {}
+    for name, array in arrays.items():
+        plain |= _unrolled(name, array) if is_ragged(array) else {name: np.asarray(array)}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(arrays):
-            array = np.asarray(arrays[name])
+        for name in sorted(plain):
+            array = plain[name]
             little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
             member = io.BytesIO()
             np.lib.format.write_array(member, little, version=(1, 0), allow_pickle=False)
@@ -122,6 +160,36 @@ def dump_arrays(arrays: Mapping[str, Array]) -> bytes:
             info.create_system = 3  # Unix, whatever the builder's machine is
             archive.writestr(info, member.getvalue())
     return buffer.getvalue()
+
+
+def _unrolled(name: str, ragged: Array) -> dict[str, Array]:
+    shapes = [part.shape for part in ragged]
+    if len({len(shape) for shape in shapes}) > 1:
+        raise DataError(f"array {name!r}: its samples differ in their number of axes")
+    return {name: flat(ragged), name + SHAPES: np.array(shapes, np.int64)}
+
+
+def _rolled(where: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Arrays that stand flat beside their shapes, sample by sample again. Raises: DataError."""
+    made = {name: array for name, array in arrays.items() if name + SHAPES not in arrays}
+    for name in arrays:
+        if name + SHAPES not in arrays:
+            continue
+        values, shapes = arrays[name], made.pop(name + SHAPES)
+        if shapes.ndim != 2 or shapes.dtype != np.int64 or not len(shapes) or shapes.min(initial=0) < 0:
+            raise DataError(f"{where}: array {name + SHAPES!r} is not made of shapes, (N, axes) int64")
+        counts = [math.prod(shape) for shape in shapes.tolist()]
+        if values.ndim != 1 or sum(counts) != len(values):
+            raise DataError(f"{where}: array {name!r} does not have the values that {name + SHAPES!r} says")
+        parts = np.split(values, np.cumsum(counts)[:-1])
+        made[name] = stacked([part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)])
+    return made
+
+
+def load_arrays(source: Path | bytes, *, stored_only: bool = False) -> dict[str, Array]:
+    """Every array of an archive by name, as it is. Raises: DataError."""
+    where = "data" if isinstance(source, bytes) else str(source)
+    return _rolled(where, _read_arrays(source, where, stored_only=stored_only))
 
 
 def _read_arrays(source: Path | bytes, where: str, *, stored_only: bool) -> dict[str, Array]:
@@ -172,6 +240,8 @@ def _fitted(
 
 
 def _fit(where: str, spec: TensorSpec, array: Array) -> Array:
+    if is_ragged(array):
+        return stacked([_fit(where, spec, part[None])[0] for part in array])
     shape = array.shape[1:]
     if array.ndim and not fits(spec, shape) and spec.shape[:1] == (1,) and fits(spec, (1, *shape)):
         array = array[:, None]

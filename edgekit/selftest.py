@@ -23,7 +23,7 @@ import numpy as np
 from edgekit.engines import LoadedBundle
 from edgekit.errors import DataError
 from edgekit.manifest import Manifest, StatePair, Step, TensorSpec
-from edgekit.samples import Samples, load_npz
+from edgekit.samples import Samples, flat, is_ragged, load_arrays, load_npz, stacked
 from edgekit.tensors import Array
 from edgekit.transforms import prepare
 
@@ -83,7 +83,7 @@ def run_samples(
 ) -> tuple[dict[str, Array], list[float]]:
     """All outputs, each (N, *output shape), and the engine's milliseconds for each sample.
 
-    Raises: as `iter_samples`; DataError if an output's shape changes from sample to sample.
+    Raises: as `iter_samples`; DataError if an output's shape changes from sample to sample while the inputs' do not.
     """
     collected: dict[str, list[Array]] = {}
     latencies_ms: list[float] = []
@@ -91,16 +91,19 @@ def run_samples(
         latencies_ms.append(elapsed_ms)
         for name, array in outputs.items():
             collected.setdefault(name, []).append(array)
-    try:
-        return {name: np.stack(arrays) for name, arrays in collected.items()}, latencies_ms
-    except ValueError as error:
-        raise DataError(f"the model's outputs differ in shape between samples: {error}") from error
+    outputs = {name: stacked(arrays) for name, arrays in collected.items()}
+    ragged = [name for name, array in outputs.items() if is_ragged(array)]
+    if ragged and not any(map(is_ragged, samples.inputs.values())):
+        raise DataError(f"the model's output {ragged[0]!r} differs in shape between samples of one shape")
+    return outputs, latencies_ms
 
 
 def answers(outputs: Array) -> Array:
     """The task answers of the first output (N, *shape): argmax over the last axis where it has more than one entry,
-    otherwise whether the value is above 0.5. (N, …) int64.
+    otherwise whether the value is above 0.5. (N, …) int64, ragged like the outputs.
     """
+    if is_ragged(outputs):
+        return stacked([answers(part[None])[0] for part in outputs])
     if outputs.ndim > 1 and outputs.shape[-1] > 1:
         best: Array = outputs.argmax(axis=-1).astype(np.int64)
         return best
@@ -110,19 +113,27 @@ def answers(outputs: Array) -> Array:
 
 def agreement(ours: Array, theirs: Array) -> float:
     """The share of equal entries of two arrays of answers, 0 to 1. Raises: DataError if their shapes differ."""
+    if is_ragged(ours) and is_ragged(theirs):
+        ours, theirs = flat(ours), flat(theirs)
     if ours.shape != theirs.shape:
         raise DataError(f"answers of shape {ours.shape} cannot be compared with {theirs.shape}")
     return float(np.mean(ours == theirs)) if ours.size else 0.0
 
 
 def record(outputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Golden data of outputs (N, *shape): each as it is, or `KEPT` of a sample's entries, and the task answers."""
+    """Golden data of outputs (N, *shape): each as it is, or `KEPT` of a sample's entries, and the task answers.
+
+    Of ragged outputs both are one row of all samples' entries.
+    """
     kept = {name: _kept(array) for name, array in outputs.items()}
-    return {**kept, ANSWERS: answers(next(iter(outputs.values())))}
+    first = answers(next(iter(outputs.values())))
+    return {**kept, ANSWERS: flat(first) if is_ragged(first) else first}
 
 
 def _kept(array: Array) -> Array:
     """(N, K) entries spread evenly over each sample, or the array itself where it is small."""
+    if is_ragged(array):
+        return np.concatenate([_kept(part[None]).ravel() for part in array])
     rows = array.reshape(len(array), -1)
     if rows.shape[1] <= KEPT:
         return array
@@ -134,7 +145,7 @@ def golden_inputs(manifest: Manifest, folder: Path) -> Samples:
     """The self-test's inputs in an extracted bundle, raw. Raises: DataError."""
     return load_npz(
         folder / manifest.selftest.inputs,
-        manifest.inputs,
+        manifest.admitted,
         raw=tuple(manifest.preprocess),
         optional=tuple(pair.input for pair in manifest.state),
         stored_only=True,
@@ -147,7 +158,7 @@ def check(manifest: Manifest, loaded: LoadedBundle, folder: Path) -> SelfTestRes
     Raises: DataError if the golden data cannot be read; EngineError, InputError from the run.
     """
     samples = golden_inputs(manifest, folder)
-    pieces = (manifest.inputs, manifest.state, manifest.preprocess)
+    pieces = (manifest.admitted, manifest.state, manifest.preprocess)
     # The first call pays for lazy set-up inside the engine, which is no latency of the model.
     run_samples(loaded.run, *pieces, samples.take([0]))
     outputs, latencies_ms = run_samples(loaded.run, *pieces, samples)
@@ -155,8 +166,8 @@ def check(manifest: Manifest, loaded: LoadedBundle, folder: Path) -> SelfTestRes
         manifest,
         outputs,
         latencies_ms,
-        source=load_npz(folder / manifest.selftest.source, stored_only=True).inputs,
-        artifact=load_npz(folder / manifest.selftest.artifact, stored_only=True).inputs,
+        source=load_arrays(folder / manifest.selftest.source, stored_only=True),
+        artifact=load_arrays(folder / manifest.selftest.artifact, stored_only=True),
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgekit import bundle, engines
 from edgekit.engines import LoadedBundle
-from edgekit.samples import dump_arrays
+from edgekit.samples import dump_arrays, stacked
 from edgekit.selftest import golden_inputs, iter_samples, record
 
 AT_HWCAP, AT_HWCAP2 = 16, 26
@@ -46,14 +46,14 @@ def selftest(job: dict[str, str | float]) -> None:
         samples = golden_inputs(manifest, Path(name))
         rows: list[dict[str, np.ndarray]] = []
         began = time.monotonic()
-        runs = iter_samples(loaded.run, manifest.inputs, manifest.state, manifest.preprocess, samples)
+        runs = iter_samples(loaded.run, manifest.admitted, manifest.state, manifest.preprocess, samples)
         for outputs, _ in runs:
             rows.append(outputs)
             tell({"done": len(rows), "of": len(samples)})
             if time.monotonic() - began > float(job["budget_s"]):
                 break
         loaded.close()
-    stacked = {spec.name: np.stack([row[spec.name] for row in rows]) for spec in manifest.outputs}
+    stacked = {spec.name: stacked([row[spec.name] for row in rows]) for spec in manifest.outputs}
     Path(str(job["out"])).write_bytes(dump_arrays(record(stacked)))
     version = engines.get(manifest.engine.name).version()
     tell({"samples": len(rows), "engine_version": version, "isa": isa()})

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from converters.cache import Cache
 from converters.emulation import setup
@@ -22,7 +21,7 @@ from edgekit.errors import EdgeKitError, ProfileError, UsageError
 from edgekit.evidence import Emulation, Figure, Where
 from edgekit.manifest import Manifest
 from edgekit.profile import Profile, load
-from edgekit.samples import load_npz
+from edgekit.samples import load_arrays
 from edgekit.selftest import SelfTestResult
 
 # Seconds of golden samples, and what loading may take beside them.
@@ -179,12 +178,12 @@ def _judged(manifest: Manifest, folder: Path, count: int) -> SelfTestResult:
         samples=count,
         agreement=max(0.0, 1 - (1 - golden.agreement) * golden.samples / count),
     )
+    ours = load_arrays(folder / "out.npz")
+    # Of ragged outputs a record has one row for all samples, the first ones' entries first.
     recorded = [
-        {key: array[:count] for key, array in load_npz(folder / name).inputs.items()}
+        {key: array[: len(ours[key])] for key, array in load_arrays(folder / name).items()}
         for name in (golden.source, golden.artifact)
     ]
-    with np.load(folder / "out.npz", allow_pickle=False) as archive:
-        ours = {name: archive[name] for name in archive.files}
     return selftest.judge_record(
         msgspec.structs.replace(manifest, selftest=part),
         ours,

@@ -97,13 +97,14 @@ class WorkerApp:
                 "name": self._deployment,
                 "versions": [manifest.version],
                 "platform": manifest.engine.name,
-                "inputs": [_described(spec) for spec in manifest.inputs],
+                "inputs": [_described(spec) for spec in manifest.admitted],
                 "outputs": [_described(spec) for spec in manifest.outputs],
                 "parameters": {
                     "model": manifest.name,
                     "profile": manifest.profile,
                     "digest": self._digest,
                     "recipe": manifest.recipe,
+                    **({"buckets": manifest.buckets.sizes} if manifest.buckets else {}),
                 },
             },
         )
@@ -125,7 +126,7 @@ class WorkerApp:
 
         def work() -> dict[str, Any]:
             raw, sequence = predict.read_body(request, manifest)
-            outputs = self._model.run(prepare(manifest.inputs, manifest.preprocess, raw), sequence)
+            outputs = self._model.run(prepare(manifest.admitted, manifest.preprocess, raw), sequence)
             told = {name: value for name, value in outputs.items() if name not in states}
             answers = postprocess(manifest.postprocess, told)
             return {

@@ -21,7 +21,7 @@ from device_agent.serve.counters import Counters
 from edgekit.engines import LoadedBundle
 from edgekit.errors import EngineError, InputError
 from edgekit.manifest import Manifest
-from edgekit.tensors import Array, check_inputs
+from edgekit.tensors import Array
 
 QUEUE = 64
 ENGINE_TIMEOUT_S = 60.0
@@ -103,7 +103,7 @@ class ServedModel:
     def run(self, inputs: Mapping[str, Array], sequence: Sequence) -> dict[str, Array]:
         """One engine call on inputs that went through pre-processing. Raises: InputError, EngineError."""
         states = self._states_of(sequence)
-        checked = check_inputs(self.manifest.inputs, {**states, **inputs})
+        checked = self._loaded.checked({**states, **inputs})
         self.counters.accepted()
         began = time.perf_counter()
         try:

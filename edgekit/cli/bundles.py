@@ -16,7 +16,7 @@ from edgekit.compare import difference
 from edgekit.errors import DataError, SelfTestFailedError, UsageError
 from edgekit.evidence import Figure, Statement
 from edgekit.inputs import input_files
-from edgekit.manifest import Step
+from edgekit.manifest import Manifest, Step
 from edgekit.predict import answers
 
 BUNDLE = click.Path(dir_okay=False, path_type=Path)
@@ -186,7 +186,8 @@ def bundle_rows(found: Bundle) -> list[tuple[str, str]]:
         ("options", ", ".join(f"{key}={value}" for key, value in manifest.engine.options.items()) or "-"),
         ("threads", str(manifest.engine.threads or "the engine's choice")),
         ("recipe", manifest.recipe),
-        *(("input", spec.describe()) for spec in manifest.inputs),
+        *(("input", spec.describe()) for spec in manifest.admitted),
+        *buckets_rows(manifest),
         *(("output", spec.describe()) for spec in manifest.outputs),
         *(("state", f"{pair.output} feeds {pair.input}") for pair in manifest.state),
         *((f"before {name}", _steps(steps)) for name, steps in manifest.preprocess.items()),
@@ -194,6 +195,14 @@ def bundle_rows(found: Bundle) -> list[tuple[str, str]]:
         ("contract", ", ".join(f"{key} {value:g}" for key, value in limits.items()) or "no limits"),
         ("self-test", f"{test.samples} samples, at least {test.agreement:.1%} agreement with the source"),
     ]
+
+
+def buckets_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """The sizes that inputs are padded to."""
+    if not manifest.buckets:
+        return []
+    where = ", ".join(f"{name} along axis {axis}" for name, axis in manifest.buckets.axes.items())
+    return [("buckets", f"{', '.join(map(str, manifest.buckets.sizes))}: {where} is padded to the next")]
 
 
 def evidence_rows(statement: Statement | None) -> list[tuple[str, str]]:

@@ -11,8 +11,10 @@ from typing import Protocol
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
+from edgekit import buckets as rules
+from edgekit.engines.bucketed import BucketedModel
 from edgekit.errors import EngineError, EngineMissingError, ManifestError
-from edgekit.manifest import ENGINES, EngineSpec, Manifest, TensorSpec
+from edgekit.manifest import ENGINES, Buckets, EngineSpec, Manifest, TensorSpec
 from edgekit.tensors import Array, check_inputs
 from edgekit.transforms import check_post_steps, check_steps
 
@@ -84,6 +86,32 @@ def accepts(versions: str, version: str) -> bool:
         raise ManifestError(f"engine version range {versions!r} cannot be read: {error}") from error
 
 
+def load(
+    folder: Path,
+    spec: EngineSpec,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    *,
+    cache: Path | None = None,
+    buckets: Buckets | None = None,
+) -> Model:
+    """What `spec` says, from `folder`; with buckets, the model of each size, and calls of any of them.
+
+    Raises: as `get`; EngineError.
+    """
+    engine = get(spec.name)
+    if buckets is None:
+        return engine.load(folder / spec.model, spec, inputs, outputs, cache)
+    models = dict(zip(buckets.sizes, buckets.models, strict=True))
+    return BucketedModel(
+        buckets,
+        {
+            size: engine.load(folder / model, spec, buckets.at(inputs, size), outputs, cache)
+            for size, model in models.items()
+        },
+    )
+
+
 class LoadedBundle:
     """A bundle's model on this machine: validated inputs in, outputs by public name out."""
 
@@ -103,13 +131,19 @@ class LoadedBundle:
                 f"{manifest.title} needs {engine.name} {manifest.engine.versions}, but {have} is installed"
             )
         self.manifest = manifest
-        self._model = engine.load(
-            folder / manifest.engine.model, manifest.engine, manifest.inputs, manifest.outputs, cache
+        self._buckets = manifest.buckets or None
+        self._model = load(
+            folder, manifest.engine, manifest.inputs, manifest.outputs, cache=cache, buckets=self._buckets
         )
+
+    def checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The inputs as the engine takes them, padded to their bucket. Raises: InputError for those that do not fit."""
+        fitting = check_inputs(self.manifest.admitted, inputs)
+        return fitting if self._buckets is None else rules.padded(self._buckets, fitting)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One engine call. Raises: InputError for inputs that do not fit; EngineError."""
-        return self._model.run(check_inputs(self.manifest.inputs, inputs))
+        return self._model.run(self.checked(inputs))
 
     def close(self) -> None:
         self._model.close()

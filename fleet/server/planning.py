@@ -16,7 +16,6 @@ from sqlalchemy import Connection
 
 from edgekit import profile as profiles
 from edgekit.errors import ConflictError, ProfileError, UsageError
-from edgekit.manifest import FORMAT
 from fleet import api
 from fleet.rules import gates, judge, selectors, stages, statistics
 from fleet.rules.gates import Gate
@@ -112,8 +111,8 @@ def _cannot_run(row: DeviceRow, bundle: BundleRow) -> str | None:
     """Why it could not run this bundle, by what it reported."""
     reported = devices.reported_of(row)
     assert reported is not None
-    if reported.bundle_format < FORMAT:
-        return f"reads bundle format {reported.bundle_format}, this is {FORMAT}; update its agent"
+    if reported.bundle_format < bundle.format:
+        return f"reads bundle format {reported.bundle_format}, this is {bundle.format}; update its agent"
     engine = reported.engines.get(bundle.engine)
     if engine is None:
         return f"has no engine {bundle.engine}"

@@ -82,6 +82,8 @@ bundles = Table(
     Column("length", BigInteger, nullable=False),
     Column("engine", String(64), nullable=False),
     Column("engine_versions", String(200), nullable=False),
+    # Of the manifest: an agent must read it.
+    Column("format", Integer, nullable=False, server_default="1"),
     Column("envelope", LargeBinary, nullable=False),
     Column("published_at", Float, nullable=False),
     UniqueConstraint("name", "version", "profile"),

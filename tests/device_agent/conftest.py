@@ -25,8 +25,10 @@ from device_agent.update import slots
 from edgekit import bundle as bundles
 from edgekit import manifest as manifests
 from edgekit import selftest
+from edgekit.buckets import padded
 from edgekit.engines import LoadedBundle
 from edgekit.manifest import (
+    Buckets,
     Contract,
     EngineSpec,
     Histogram,
@@ -37,7 +39,7 @@ from edgekit.manifest import (
     Step,
     TensorSpec,
 )
-from edgekit.samples import Samples, dump_arrays
+from edgekit.samples import Samples, dump_arrays, dump_npz, rows, stacked
 from edgekit.selftest import record
 
 PROFILE = "x86-64-v3"
@@ -173,6 +175,44 @@ def build(
     return Built(path, digest, path.stat().st_size, manifest)
 
 
+def build_lines(folder: Path) -> Built:
+    """A bundle that doubles lines of up to 8 numbers, in buckets of 4 and 8."""
+    models = {f"model/{size}.onnx": doubler_onnx(size) for size in (4, 8)}
+    buckets = Buckets({"x": 1}, (4, 8), tuple(models))
+    golden = Samples({"x": stacked([np.full((1, count), count, np.float32) for count in (2, 4, 5, 8)])})
+    ready = [padded(buckets, row)["x"] for row in rows(golden.inputs)]
+    expected = dump_arrays(record({"y": stacked([x + x for x in ready])}))
+    paths = ("selftest/inputs.npz", "selftest/source.npz", "selftest/artifact.npz")
+    files: dict[str, bytes | Path] = {
+        **models,
+        paths[0]: dump_npz(golden),
+        paths[1]: expected,
+        paths[2]: expected,
+    }
+    manifest = Manifest(
+        format=manifests.FORMAT, name="lines", version="1", profile=PROFILE,
+        engine=EngineSpec("onnxruntime", ">=1", "model/8.onnx", threads=1),
+        inputs=(TensorSpec("x", "float32", (1, 8)),), outputs=(TensorSpec("y", "float32", (1, None)),),
+        recipe="onnxruntime/fp32", source_sha256="0" * 64,
+        files=tuple(bundles.file_entry(path, data) for path, data in files.items()),
+        selftest=SelfTest(*paths, samples=4, tolerance={"y": 1e-3}, agreement=1), buckets=buckets,
+    )  # fmt: skip
+    path = folder / manifest.filename
+    digest = bundles.write(path, manifest, files)
+    return Built(path, digest, path.stat().st_size, manifest)
+
+
+def doubler_onnx(size: int) -> bytes:
+    return model_bytes(
+        helper.make_graph(
+            [helper.make_node("Add", ["x", "x"], ["y"])],
+            "doubler",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, size])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, size])],
+        )
+    )
+
+
 def pre_steps(scale: float) -> tuple[Step, ...]:
     return (
         Step("cast", {"dtype": "float32"}),
@@ -276,6 +316,7 @@ class Tools:
     Client = Client
     Built = Built
     build = staticmethod(build)
+    build_lines = staticmethod(build_lines)
     staged = staticmethod(staged)
     digit_images = staticmethod(digit_images)
     free_port = staticmethod(free_port)

@@ -184,3 +184,29 @@ def test_a_missing_engine_version_is_told(tmp_path, tools, make_bundle, host_wor
     mark["manifest_sha256"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
     (slot / "slot.json").write_text(json.dumps(mark))
     assert "needs onnxruntime >=9.9" in host_worker(slot).first["reason"]
+
+
+@pytest.fixture
+def lines(tmp_path, tools, host_worker):
+    """A worker with a bundle whose input has buckets of 4 and 8."""
+    folder = DeploymentFolder(tmp_path / "d")
+    return tools.Client(host_worker(tools.staged(folder, tools.build_lines(tmp_path)), "lines").port)
+
+
+def test_an_input_with_buckets_is_padded_to_the_next_and_runs_there(lines):
+    for count, size in ((3, 4), (4, 4), (5, 8)):
+        answer = lines.post("/predict", {"input": [[1.0] * count]})
+        assert answer.status == 200, answer.body
+        assert answer.json["outputs"]["y"] == [[2.0] * count + [0.0] * (size - count)]
+    tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}
+    answer = lines.post("/v2/models/lines/infer", {"inputs": [tensor]}).json
+    assert answer["outputs"][0]["shape"] == [1, 4]
+    described = lines.get("/v2/models/lines").json
+    assert described["inputs"][0]["shape"] == [1, -1]
+    assert described["parameters"]["buckets"] == [4, 8]
+
+
+def test_an_input_that_no_bucket_holds_is_the_callers_mistake(lines):
+    answer = lines.post("/predict", {"input": [[1.0] * 9]})
+    assert answer.status == 400
+    assert "input 'x' has 9 along axis 1; this model takes 1 to 8" in answer.json["error"]

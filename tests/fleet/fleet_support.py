@@ -51,12 +51,18 @@ FILES = ("model/model.onnx", "selftest/inputs.npz", "selftest/source.npz", "self
 
 
 def make_bundle(
-    folder: Path, version: str, *, name: str = "digits", profile: str = "x86-64-v3", seed: str = ""
+    folder: Path,
+    version: str,
+    *,
+    name: str = "digits",
+    profile: str = "x86-64-v3",
+    seed: str = "",
+    bundle_format: int = 1,
 ) -> Path:
     """A well-formed bundle; the fleet never loads the model in it."""
     files = {path: f"{path} {version} {seed}".encode() for path in FILES}
     manifest = Manifest(
-        format=1,
+        format=bundle_format,
         name=name,
         version=version,
         profile=profile,

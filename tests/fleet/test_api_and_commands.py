@@ -350,3 +350,13 @@ def test_the_client_loads_no_server(shared: Service) -> None:
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+def test_a_bundle_that_an_old_agent_cannot_read_is_not_sent_to_it(
+    shared: Service, devices: dict[str, FakeDevice], tmp_path: Path
+) -> None:
+    assert devices
+    assert edgekit(shared, "publish", make_bundle(tmp_path, "9.0.0", bundle_format=2))[0] == 0
+    code, _, err = edgekit(shared, "rollout", "start", "digits@9.0.0", "--to", "site=lab", *GATE, "--dry-run")
+    assert code == 2
+    assert "reads bundle format 1, this is 2; update its agent" in err

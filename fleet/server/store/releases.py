@@ -70,6 +70,7 @@ def publish(
                 length=bundle.size_bytes,
                 engine=manifest.engine.name,
                 engine_versions=manifest.engine.versions,
+                format=manifest.format,
                 envelope=envelope,
                 published_at=now,
             )
