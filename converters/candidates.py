@@ -15,6 +15,7 @@ from converters.judge import fit, measure, roofline
 from converters.judge.accuracy import Accuracy, Judgement, Shift, Verdict
 from converters.judge.child import Job, Seen, run_job
 from converters.judge.measure import Latency
+from converters.judge.race import Runner, Timing, run_race
 from converters.judge.score import Score, score
 from converters.judge.select import Contender
 from converters.prepare import canonical
@@ -182,10 +183,7 @@ def seen_alone(
     (folder / "samples.npz").write_bytes(dump_npz(samples))
     job = Job(
         model=str(artifact.folder / artifact.runs_here),
-        engine=spec
-        or EngineSpec(
-            plan.recipe.engine, plan.versions, artifact.runs_here, plan.judged_options, host.threads(plan)
-        ),
+        engine=spec or _spec(plan, artifact, host),
         inputs=artifact.bound(source.inputs),
         outputs=artifact.bound(source.outputs),
         state=source.state,
@@ -248,9 +246,15 @@ def _refuse_open_shapes(artifact: Artifact) -> None:
 
 
 def searched(bench: Workbench, contract: Contract, item: Candidate, host: Host) -> Candidate:
-    """Scored on the search half, which may be looked at again and again. Raises: EngineError."""
+    """Scored on the search half, which may be looked at again and again; an engine that fails there costs it."""
     assert item.artifact is not None
-    found = bench.searched(item.artifact, item.plan, host.threads(item.plan), contract.max_accuracy_drop)
+    threads = host.threads(item.plan)
+    try:
+        bench.search(item.artifact, item.plan, threads)
+    except Exception as error:  # noqa: BLE001  # an engine's bug costs its candidate, not the build; the reason is shown
+        interrupt.check()
+        return replace(item, failure=told(error))
+    found = bench.searched(item.artifact, item.plan, threads, contract.max_accuracy_drop)
     return replace(item, search=found)
 
 
@@ -277,17 +281,30 @@ def timed(
     rivals: Collection[str],
     *,
     budget_s: float = measure.BUDGET_S,
-) -> dict[str, Latency]:
-    """Latencies of candidates with an artifact; only the `rivals` are worth more than the first rounds."""
-    models = {
-        item.recipe: bench.load(item.artifact, item.plan, item.plan.judged_options, host.threads(item.plan))
+) -> Timing:
+    """Latencies of candidates with an artifact, all in one process of their own; only the `rivals` are worth more than
+    the first rounds.
+    """
+    source = bench.source
+    runners = [
+        Runner(
+            item.recipe,
+            str(item.artifact.folder / item.artifact.runs_here),
+            _spec(item.plan, item.artifact, host),
+            item.artifact.bound(source.inputs),
+            item.artifact.bound(source.outputs),
+        )
         for item in standing
         if item.artifact is not None
-    }
-    try:
-        return measure.interleaved(
-            {name: model.run for name, model in models.items()}, bench.data.feeds, rivals, budget_s=budget_s
-        )
-    finally:
-        for model in models.values():
-            model.close()
+    ]
+    timing = run_race(runners, bench.data.feeds, rivals, bench.folder / "race", budget_s=budget_s)
+    for name, reason in timing.failures.items():
+        bench.tell(f"{name} {reason}")
+    return timing
+
+
+def _spec(plan: Plan, artifact: Artifact, host: Host) -> EngineSpec:
+    """How the engine loads it here, where it is judged."""
+    return EngineSpec(
+        plan.recipe.engine, plan.versions, artifact.runs_here, plan.judged_options, host.threads(plan)
+    )

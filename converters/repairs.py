@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from converters.candidates import Candidate, Host, made, searched, timed
 from converters.crew import Order
 from converters.judge import measure
+from converters.judge.race import Timing
 from converters.judge.score import Score
 from converters.judge.select import MEGABYTE, Ratio
 from converters.prepare.quiet import first_line
@@ -183,8 +184,10 @@ def _fastest_first(shop: _Shop, broken: Sequence[Candidate]) -> list[Candidate]:
     """By a quick measurement where this machine counts for the profile, else in the profile's order of engines."""
     if len(broken) < 2 or not shop.host.matches(shop.profile):
         return list(broken)
-    times = _raced(shop, broken)
-    return sorted(broken, key=lambda item: times[item.recipe].p50_ms)
+    times = _raced(shop, broken).latencies
+    return sorted(
+        broken, key=lambda item: times[item.recipe].p50_ms if item.recipe in times else float("inf")
+    )
 
 
 def _not_worth(shop: _Shop, item: Candidate, holding: Sequence[Candidate]) -> str:
@@ -203,7 +206,13 @@ def _not_worth(shop: _Shop, item: Candidate, holding: Sequence[Candidate]) -> st
         if shop.profile.gmacs_int8 > shop.profile.gmacs_fp32:
             return ""
         return f"{shop.profile.name} computes int8 no faster than float"
-    times = _raced(shop, [item, *rivals])
+    timing = _raced(shop, [item, *rivals])
+    times = timing.latencies
+    if item.recipe in timing.failures:
+        return timing.failures[item.recipe]
+    rivals = [other for other in rivals if other.recipe in times]
+    if not rivals:
+        return ""
     best = min(rivals, key=lambda other: times[other.recipe].p50_ms)
     ratio: Ratio = measure.ratio(times[item.recipe], times[best.recipe])
     if repair.is_worth(ratio):
@@ -211,7 +220,7 @@ def _not_worth(shop: _Shop, item: Candidate, holding: Sequence[Candidate]) -> st
     return f"even with every layer in int8 it takes {ratio.median:.2f} x the time of {best.recipe}, which keeps the accuracy"
 
 
-def _raced(shop: _Shop, items: Sequence[Candidate]) -> dict[str, measure.Latency]:
+def _raced(shop: _Shop, items: Sequence[Candidate]) -> Timing:
     return timed(shop.bench, items, shop.host, {item.recipe for item in items}, budget_s=QUICK_S)
 
 

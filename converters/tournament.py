@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from converters import repairs, trials
 from converters.candidates import Candidate, Host, estimated, made, scored, searched, seen_alone, timed
 from converters.judge import measure
+from converters.judge.race import Timing
 from converters.judge.select import Ratio
 from converters.quantize.recipes import Plan
 from converters.workbench import Workbench
+from edgekit.errors import ToolFailedError
 from edgekit.evidence import TrialEvidence
 from edgekit.manifest import Contract
 from edgekit.profile import Profile
@@ -50,14 +52,10 @@ def judged(
         return Tournament(tuple(estimates), {}, found)
     bench.tell("measuring latency")
     rivals = {item.recipe for item in standing if not _is_out(item)}
-    latencies = timed(bench, standing, host, rivals)
-    tried = [
-        replace(item, latency=latencies[item.recipe], memory_mb=seen_alone(bench, item, host, {}).memory_mb)
-        if item.recipe in latencies
-        else item
-        for item in tried
-    ]
-    ratios = measure.ratios(latencies)
+    timing = timed(bench, standing, host, rivals)
+    tried = [_measured(bench, item, host, timing) for item in tried]
+    # Compared with each other are those that could be measured in full.
+    ratios = measure.ratios({item.recipe: item.latency for item in tried if item.stands and item.latency})
     return Tournament(tuple(_with_slowness(item, tried, ratios) for item in tried), ratios, found)
 
 
@@ -84,6 +82,19 @@ def _best_of_family(
         best = min(rivals, key=lambda item: item.search.badness if item.search else float("inf"))
         beaten.update({item.recipe: best.recipe for item in rivals if item is not best})
     return [replace(item, outscored=beaten.get(item.recipe, "")) for item in tried]
+
+
+def _measured(bench: Workbench, item: Candidate, host: Host, timing: Timing) -> Candidate:
+    """With its latency and peak memory; what cannot run in a process of its own cannot be shipped."""
+    if item.recipe in timing.failures:
+        return replace(item, failure=timing.failures[item.recipe])
+    if item.recipe not in timing.latencies:
+        return item
+    try:
+        memory_mb = seen_alone(bench, item, host, {}).memory_mb
+    except ToolFailedError as error:
+        return replace(item, failure=str(error))
+    return replace(item, latency=timing.latencies[item.recipe], memory_mb=memory_mb)
 
 
 def _is_out(item: Candidate) -> bool:

@@ -2,12 +2,14 @@
 
 Always true
  1. The judged half is not looked at: what comes out of a search is judged there once, like any other candidate.
- 2. A trial that fails costs itself. One that ended is kept, whatever stops the build.
+ 2. A trial that fails costs itself, also where an engine or a converter crashes: it is made and run by a worker, and
+    timed in a process that only times (`--jobs 0` alone makes and runs it in the building process).
+ 3. A trial that ended is kept, whatever stops the build, and not tried again: one that failed neither.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -29,6 +31,7 @@ from converters.quantize.recipes import Plan, Tuning
 from converters.quantize.search import Asked, Search, Space, Trial
 from converters.workbench import Workbench
 from edgekit import interrupt
+from edgekit.errors import ToolFailedError
 from edgekit.evidence import Figure, TrialEvidence
 from edgekit.manifest import Contract
 from edgekit.profile import Profile
@@ -40,8 +43,8 @@ QUICK_S = 0.8
 
 @dataclass
 class _Hunt:
-    """One profile's search. A trial's time is its ratio to the `anchor`, timed in turn with it, times the anchor's
-    own: what else slows the machine down meanwhile cancels out.
+    """One profile's search. A trial's time is its ratio to the `anchor` (a fixed recipe), timed in turn with it, times
+    the anchor's own: what else slows the machine down meanwhile cancels out.
     """
 
     bench: Workbench
@@ -49,15 +52,11 @@ class _Hunt:
     contract: Contract
     host: Host
     bases: dict[str, Candidate]
-    anchor_ms: dict[str, float] = field(default_factory=dict)
+    anchor: Trial | None = None
 
     @property
     def is_timed(self) -> bool:
         return self.host.matches(self.profile)
-
-    @property
-    def anchor(self) -> Candidate:
-        return next(iter(self.bases.values()))
 
     @property
     def unit(self) -> str:
@@ -88,7 +87,12 @@ def explored(
     if not study.trials:
         for trial in _fixed(hunt):
             study.knows(trial)
-    _run(hunt, study, count, jobs)
+    # As the journal has it, also of an earlier build: trials of both are compared.
+    hunt.anchor = next((trial for trial in study.trials if not trial.number and trial.figures), None)
+    if hunt.anchor is None:
+        bench.tell(f"{profile.name}: nothing to search, none of its int8 candidates can be timed")
+    else:
+        _run(hunt, study, count, jobs)
     trials = study.trials
     chosen = search.finalists(trials)
     found = [_candidate(hunt, trial) for trial in chosen]
@@ -154,12 +158,30 @@ def _metric_digest(bench: Workbench) -> list[str]:
 
 
 def _fixed(hunt: _Hunt) -> list[Trial]:
-    costs = _costs(hunt, list(hunt.bases.values()))
-    return [
-        _trial(0, name, Tuning(), item.search, costs[name])
-        for name, item in hunt.bases.items()
-        if item.search is not None
-    ]
+    """What the fixed recipes are known to lose and cost; the first that could be timed is what all are compared with."""
+    found: list[Trial] = []
+    costs, failures = _fixed_costs(hunt)
+    for name, item in hunt.bases.items():
+        assert item.search is not None
+        if name in failures:
+            found.append(Trial(0, name, Tuning(), failure=failures[name]))
+        else:
+            found.append(_trial(0, name, Tuning(), item.search, costs[name]))
+    return found
+
+
+def _fixed_costs(hunt: _Hunt) -> tuple[dict[str, float], dict[str, str]]:
+    items = list(hunt.bases.values())
+    if not hunt.is_timed:
+        return {item.recipe: _megabytes(item) for item in items}, {}
+    timing = timed(hunt.bench, items, hunt.host, set(hunt.bases), budget_s=QUICK_S)
+    times = timing.latencies
+    anchor = next((times[name] for name in hunt.bases if name in times), None)
+    if anchor is None:
+        return {}, timing.failures
+    return {
+        name: anchor.p50_ms * measure.ratio(times[name], anchor).median for name in times
+    }, timing.failures
 
 
 def _run(hunt: _Hunt, study: Search, count: int, jobs: int) -> None:
@@ -198,11 +220,12 @@ def _tried(hunt: _Hunt, asked: Asked) -> Trial:
     try:
         item = Candidate(plan, artifact=bench.artifact(plan))
         item = searched(bench, hunt.contract, item, hunt.host)
-        cost = _costs(hunt, [item])[item.recipe]
+        if item.search is None:
+            return Trial(asked.number, asked.recipe, asked.tuning, failure=item.failure)
+        cost = _cost(hunt, item)
     except Exception as error:  # noqa: BLE001  # a tool's bug costs its trial; the reason is shown
         interrupt.check()
         return Trial(asked.number, asked.recipe, asked.tuning, failure=told(error))
-    assert item.search is not None
     return _trial(asked.number, asked.recipe, asked.tuning, item.search, cost)
 
 
@@ -210,17 +233,23 @@ def _trial(number: int, recipe: str, tuning: Tuning, found: Score, cost: float) 
     return Trial(number, recipe, tuning, found.badness, cost, found.is_kept)
 
 
-def _costs(hunt: _Hunt, items: Sequence[Candidate]) -> dict[str, float]:
-    """Milliseconds of each, or megabytes where its time cannot be measured here."""
+def _cost(hunt: _Hunt, item: Candidate) -> float:
+    """Milliseconds, or megabytes where the target's time cannot be measured here. Raises: ToolFailedError."""
     if not hunt.is_timed:
-        return {item.recipe: item.artifact.size_bytes / MEGABYTE for item in items if item.artifact}
-    anchor = hunt.anchor
-    racing = {item.recipe: item for item in (anchor, *items)}
-    times = timed(hunt.bench, list(racing.values()), hunt.host, set(racing), budget_s=QUICK_S)
-    own = hunt.anchor_ms.setdefault(anchor.recipe, times[anchor.recipe].p50_ms)
-    return {
-        item.recipe: own * measure.ratio(times[item.recipe], times[anchor.recipe]).median for item in items
-    }
+        return _megabytes(item)
+    assert hunt.anchor is not None
+    assert hunt.anchor.cost is not None
+    anchor = hunt.bases[hunt.anchor.recipe]
+    timing = timed(hunt.bench, [anchor, item], hunt.host, {anchor.recipe, item.recipe}, budget_s=QUICK_S)
+    for name, reason in timing.failures.items():
+        raise ToolFailedError(reason if name == item.recipe else f"{name}, the measure of all, {reason}")
+    times = timing.latencies
+    return hunt.anchor.cost * measure.ratio(times[item.recipe], times[anchor.recipe]).median
+
+
+def _megabytes(item: Candidate) -> float:
+    assert item.artifact is not None
+    return item.artifact.size_bytes / MEGABYTE
 
 
 def _line(hunt: _Hunt, trial: Trial) -> str:

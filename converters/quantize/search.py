@@ -4,7 +4,8 @@ Two objectives, both better when small: the loss (what the search half says is l
 more) and the cost (milliseconds where the target's time can be measured here, otherwise megabytes).
 
 Always true
- 1. A trial is in the journal the moment it ends; a search that was stopped goes on from there.
+ 1. A trial is in the journal the moment it ends, a failed one with its reason; a search that was stopped goes on from
+    there, with the trials that were running then.
  2. No tuning is tried twice.
  3. Nothing on the front is beaten by another trial in both objectives.
 """
@@ -124,6 +125,9 @@ class Search:
                 params=parameters,
                 distributions={name: category(values) for name, values in choices.items()},
                 values=trial.figures,
+                state=self._optuna.trial.TrialState.COMPLETE
+                if trial.figures
+                else self._optuna.trial.TrialState.FAIL,
                 user_attrs={_TRIAL: msgspec.to_builtins(trial)},
             )
         )

@@ -165,3 +165,39 @@ def test_a_trial_that_was_running_when_the_build_was_stopped_is_tried_again(tmp_
     again = second.ask()
     assert (again.number, again.tuning.settings) == (stopped.number, stopped.tuning.settings)
     assert second.ask() is None
+
+
+# Crashes where the second trial's conversion reads it, as a converter's native code would.
+CRASHING = """
+import os, signal, sys
+import numpy as np
+
+def samples():
+    frame = sys._getframe()
+    while frame is not None:
+        if getattr(getattr(frame.f_locals.get("plan"), "tuning", None), "label", "") == "search2":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        frame = frame.f_back
+    return ({{"x": x[None]}} for x in np.load({file!r})["x"])
+"""
+
+
+def test_a_trial_whose_converter_crashes_costs_itself_and_is_not_tried_again(digits, run_build, tmp_path):
+    (tmp_path / "data.py").write_text(CRASHING.format(file=str(digits.folder / "calib.npz")))
+    words = [*digits.flags("model.onnx", "x86-64-v3"), "--calibration", f"{tmp_path}/data.py:samples"]
+    words += ["--recipe", "onnxruntime/static*", "--jobs", "1", "--out", tmp_path]
+    words += ["--json", tmp_path / "r.json"]
+    outputs = []
+    for count in ("3", "4"):
+        result = run_build(*words, "--search", count, cache=tmp_path / "cache")
+        assert result.exit_code == 0, result.output
+        outputs.append(result.output)
+        found = trials(json.loads((tmp_path / "r.json").read_text()))
+        failures = {row["number"]: row["failure"] for row in found if row.get("failure")}
+        told = "the converter died (signal 11, SIGSEGV) while converting onnxruntime/static-int8+search2"
+        assert failures == {2: told}
+        assert len(found) == int(count)
+    assert "search 2 of 3: onnxruntime/static-int8 " in outputs[0]
+    assert told in outputs[0]
+    assert "3 of 4 trials are known" in outputs[1]
+    assert told not in outputs[1]
