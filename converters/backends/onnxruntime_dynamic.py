@@ -21,14 +21,20 @@ from edgekit.manifest import Option
 
 # Operator → positions of its weights.
 PRODUCTS = {"MatMul": (1,), "Gemm": (1,), "LSTM": (1, 2)}
-# Share of a model's weights, in numbers, that must be in matrix products.
+# Share of the weights that a model computes with, in numbers, that must be in matrix products.
 LEAST_SHARE = 0.5
 SETTINGS = "per_channel, reduce_range"
 
 
 def share(model: onnx.ModelProto) -> float:
-    """Of all numbers kept in the model, how many are weights of matrix products; 0..1."""
-    sizes: dict[str, int] = {tensor.name: prod(tensor.dims) for tensor in model.graph.initializer}
+    """Of all numbers that the model computes with, how many are weights of matrix products; 0..1.
+
+    A table that rows are only looked up in (an embedding) costs no time, however large it is.
+    """
+    looked_up = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    sizes: dict[str, int] = {
+        tensor.name: prod(tensor.dims) for tensor in model.graph.initializer if tensor.name not in looked_up
+    }
     weights = {
         node.input[position]
         for node in model.graph.node

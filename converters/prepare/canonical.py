@@ -250,20 +250,56 @@ def _export(source: Source, *, dynamo: bool) -> onnx.ModelProto:
     import torch
 
     arguments = tuple(torch.from_numpy(np.zeros(closed(spec), spec.dtype)) for spec in source.inputs)
-    names = {
-        "input_names": [spec.name for spec in source.inputs],
-        "output_names": [spec.name for spec in source.outputs],
-    }
+    inputs, outputs = ([spec.name for spec in specs] for specs in (source.inputs, source.outputs))
     if dynamo:
-        program = torch.onnx.export(source.module, arguments, dynamo=True, verbose=False, **names)
-        return onnx.ModelProto.FromString(program.model_proto.SerializeToString())
+        program = torch.onnx.export(
+            source.module,
+            arguments,
+            dynamo=True,
+            verbose=False,
+            input_names=list(map(_apart, inputs)),
+            output_names=list(map(_apart, outputs)),
+        )
+        model = onnx.ModelProto.FromString(program.model_proto.SerializeToString())
+        return _renamed(model, {_apart(name): name for name in (*inputs, *outputs)})
     module = source.module
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         # Tracing stops at a stored program inside a module; scripting takes the whole.
         module = torch.jit.script(module)
     buffer = io.BytesIO()
-    torch.onnx.export(module, arguments, buffer, dynamo=False, opset_version=OPSET, **names)
+    torch.onnx.export(
+        module,
+        arguments,
+        buffer,
+        dynamo=False,
+        opset_version=OPSET,
+        input_names=inputs,
+        output_names=outputs,
+    )
     return onnx.ModelProto.FromString(buffer.getvalue())
+
+
+def _apart(name: str) -> str:
+    """A name that no value inside a program has: torch 2.13 gives outputs their names even where another has it."""
+    return f"{name}@outside"
+
+
+def _renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
+    """Values renamed; one inside that already has a name asked for gets another."""
+    inner = {name: f"{name}@inside" for name in names.values()}
+    _rename(model.graph, {**inner, **names})
+    return model
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for part in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.name = names.get(part.name, part.name)
+    for node in graph.node:
+        for values in (node.input, node.output):
+            values[:] = [names.get(name, name) for name in values]
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _rename(attribute.g, names)
 
 
 EXPORTERS: Mapping[str, Callable[[Source], onnx.ModelProto]] = {

@@ -121,6 +121,25 @@ def test_a_model_of_convolutions_is_not_tried_and_costs_nothing(digits, tmp_path
     assert time.perf_counter() - began < 1
 
 
+def test_a_table_that_rows_are_looked_up_in_does_not_count(tmp_path):
+    """MiniLM's embedding is half of its weights and none of its work."""
+    random = np.random.default_rng(0)
+    tensors = [
+        numpy_helper.from_array(random.standard_normal((1000, WIDTH)).astype(np.float32), "table"),
+        numpy_helper.from_array(random.standard_normal((WIDTH, WIDTH)).astype(np.float32), "m"),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["rows"], "lookup"),
+        helper.make_node("MatMul", ["rows", "m"], ["y"], "product"),
+    ]
+    ids = helper.make_tensor_value_info("x", onnx.TensorProto.INT64, (1, 4))
+    graph = helper.make_graph(nodes, "g", [ids], [value("y", 1, 4, WIDTH)], tensors)
+    path = tmp_path / "embedding.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    feeds = [{"x": np.arange(4, dtype=np.int64)[None]}]
+    assert "MatMulInteger" in kinds(convert(prepare(path, tmp_path, feeds), tmp_path))
+
+
 def test_constant_nodes_become_initializers_and_compute_the_same(tmp_path):
     path = tmp_path / "nodes.onnx"
     onnx.save(classifier(as_nodes=True), path)
