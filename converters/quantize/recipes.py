@@ -206,10 +206,11 @@ def threads_for(profile: Profile) -> int:
 def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
     quantization = profile.quantization
     accelerator = profile.accelerator.kind if profile.accelerator else ""
-    is_int8 = recipe.precision == "int8" and recipe.scheme not in (AS_IS, "weights")
+    has_int8_weights = recipe.precision == "int8" and recipe.scheme != AS_IS
+    is_int8 = has_int8_weights and recipe.scheme != "weights"
     constraints = Constraints(
         symmetric_activations=is_int8 and quantization.symmetric_activations,
-        per_channel=is_int8 and quantization.per_channel,
+        per_channel=has_int8_weights and quantization.per_channel,
         reduce_range=is_int8 and quantization.reduce_range,
         accelerator=accelerator,
         vela=_vela(profile),

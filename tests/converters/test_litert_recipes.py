@@ -178,3 +178,43 @@ def test_integers_come_in_as_the_model_declares_them(tmp_path, kind):
     ready = prepared(made, tmp_path, [feed])
     found = outputs(converted(ready, tmp_path), ready, feed)
     np.testing.assert_allclose(found["y"], [[0, 0.5, 3.5, 125]])
+
+
+@pytest.fixture(scope="module")
+def embedding(tmp_path_factory):
+    """A table of 1,000 rows whose scales differ by orders of magnitude, some looked up from its end, and a product."""
+    random = np.random.default_rng(0)
+    sizes = [(1000, 64), (64, 32)]
+    table, weights = (
+        (random.standard_normal(size) * np.exp(2 * random.standard_normal(along))).astype(np.float32)
+        for size, along in zip(sizes, [(1000, 1), (1, 32)], strict=True)
+    )
+    made = model(
+        [
+            helper.make_node("Gather", ["table", "x"], ["rows"], "lookup"),
+            helper.make_node("MatMul", ["rows", "m"], ["y"], "product"),
+        ],
+        {"table": table, "m": weights},
+        {"x": (1, 4)},
+        {"y": (1, 4, 32)},
+    )
+    made.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    feeds = [{"x": random.integers(-1000, 1000, (1, 4))} for _ in range(8)]
+    return prepared(made, tmp_path_factory.mktemp("embedding"), feeds), feeds
+
+
+def test_a_table_of_an_onnx_model_is_looked_up_and_stays_in_int8_until_then(embedding, tmp_path):
+    ready, feeds = embedding
+    plain = converted(ready, tmp_path, "litert/fp32")
+    for recipe in ("litert/weights-int8", "litert/dynamic-int8"):
+        artifact = converted(ready, tmp_path, recipe)
+        found = operators(artifact)
+        assert found["EMBEDDING_LOOKUP"] == 1
+        # The product's weights alone are widened as a whole.
+        assert found["DEQUANTIZE"] == (recipe == "litert/weights-int8")
+        assert artifact.size_bytes < 0.4 * plain.size_bytes
+        for feed in feeds:
+            wanted = ready.source.reference.run(feed)["y"]
+            # One scale for each row and each channel: small ones keep their digits.
+            assert np.median(np.abs(outputs(artifact, ready, feed)["y"] / wanted - 1)) < 0.03
+            assert np.allclose(outputs(plain, ready, feed)["y"], wanted, atol=1e-4)

@@ -103,6 +103,9 @@ def gather(call: Call, value: Tensor, indices: Tensor) -> Tensor:
     flat = indices.reshape(-1).to(torch.int64)
     flat = torch.where(flat < 0, flat + size, flat)
     shape = [*value.shape[:axis], *indices.shape, *value.shape[axis + 1 :]]
+    if axis == 0 and call.constant(0) is not None and value.is_floating_point() and value.numel():
+        # A table: engines have one kernel for it, and quantizers know its weights.
+        return torch.nn.functional.embedding(flat, value.reshape(size, -1)).reshape(shape)
     return torch.index_select(value, axis, flat).reshape(shape)
 
 
