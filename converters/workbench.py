@@ -167,7 +167,11 @@ class Workbench:
 
     def tools(self, plan: Plan) -> dict[str, str]:
         """Versions of what decides the artifact's bytes. Raises: ToolFailedError for one that is missing."""
-        return backends.get(plan.recipe.engine).tools() | (vela.tools() if plan.constraints.vela else {})
+        return {
+            **canonical.tools(self.source),
+            **backends.get(plan.recipe.engine).tools(),
+            **(vela.tools() if plan.constraints.vela else {}),
+        }
 
     def together(self, orders: Sequence[Order]) -> None:
         """Make and run what is not known yet, side by side; without a crew, each is made when it is asked for."""
@@ -334,7 +338,7 @@ class Workbench:
             "source": self.source.sha256,
             "inputs": msgspec.to_builtins(self.source.inputs),
             "outputs": msgspec.to_builtins(self.source.outputs),
-            "tools": backends.get("onnxruntime").tools(),
+            "tools": canonical.tools(self.source) | backends.get("onnxruntime").tools(),
             "opset": canonical.OPSET,
         }
 

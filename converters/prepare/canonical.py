@@ -6,6 +6,7 @@ Always true
  2. The same source gives the same bytes: producer, documentation strings, traces and metadata are dropped.
 """
 
+import importlib.metadata
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,15 @@ class Canonical:
     path: Path
     parity: float
     notes: tuple[str, ...]
+
+
+def tools(source: Source) -> dict[str, str]:
+    """Versions of what makes ONNX of a torch program; nothing where the source is ONNX already."""
+    return {
+        name: importlib.metadata.version(name)
+        for name in ("onnxscript", "torch")
+        if source.module is not None
+    }
 
 
 def canonicalize(
