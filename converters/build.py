@@ -100,7 +100,7 @@ def _crew(bench: Workbench, options: Options) -> Crew:
             bench.cache,
             bench.source.sha256,
             bench.data.fingerprint,
-            bench.prepared.onnx,
+            bench.canonicals,
         ),
         options.jobs,
         bench.folder,
@@ -320,7 +320,8 @@ def _ship(
 
 def _notes(bench: Workbench, loaded: Profile, budgets: Mapping[str, str], host: Host) -> tuple[str, ...]:
     """What a reader must know about the figures of this profile."""
-    notes = list(bench.prepared.onnx.notes) if bench.prepared.onnx else []
+    notes = list(dict.fromkeys(note for form in bench.canonicals for note in form.notes))
+    notes += filter(None, (bench.padding_note,))
     beyond = sorted(set(host.isa) - set(loaded.isa))
     if host.matches(loaded) and beyond:
         notes.append(

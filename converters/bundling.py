@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec import UNSET, structs
 
 from converters import golden
 from converters.candidates import Candidate, Host, seen_alone
@@ -23,6 +24,7 @@ from converters.workbench import Workbench
 from edgekit import bundle, manifest
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import (
+    Buckets,
     Contract,
     EngineSpec,
     FileEntry,
@@ -33,7 +35,7 @@ from edgekit.manifest import (
     SelfTest,
 )
 from edgekit.profile import Profile
-from edgekit.samples import Samples
+from edgekit.samples import Samples, flat, stacked
 from edgekit.selftest import agreement, answers
 from edgekit.tensors import Array
 
@@ -79,9 +81,10 @@ def write(
         tolerance=_tolerances(bench, item, host, ours, inputs),
         agreement=max(0.0, round(seen - AGREEMENT_MARGIN_SAMPLES / len(chosen), 6)),
     )
+    buckets = artifact.buckets(bench.source.buckets)
     entries: list[FileEntry] = [bundle.file_entry(path, data) for path, data in sorted(files.items())]
     content = Manifest(
-        format=manifest.FORMAT,
+        format=manifest.PLAIN_FORMAT if buckets is None else manifest.FORMAT,
         name=bench.project.model.name,
         version=bench.project.model.version,
         profile=profile.name,
@@ -100,10 +103,16 @@ def write(
         contract=contract,
         tools=bench.tools(plan),
         reference=_reference(bench, item),
+        buckets=UNSET if buckets is None else _shipped(buckets),
     )
     target = folder / content.filename
     digest = bundle.write(target, content, files)
     return Written(target, digest, target.stat().st_size)
+
+
+def _shipped(buckets: Buckets) -> Buckets:
+    """With the files where the bundle has them."""
+    return structs.replace(buckets, models=tuple(f"model/{name}" for name in buckets.models))
 
 
 # Other ways to run the same bytes: options that replace the judged ones, and environment of the process.
@@ -153,7 +162,7 @@ def _tolerance(plan: Plan, output: Array, gap: float) -> float:
     floor = _FLOORS[plan.recipe.precision]
     if plan.is_accelerated:
         floor = max(floor, _ACCELERATOR_FLOOR)
-    scale = float(np.abs(output.astype(np.float64)).max(initial=0.0))
+    scale = float(np.abs(flat(output).astype(np.float64)).max(initial=0.0))
     # Three digits: the value states a magnitude, and the last bits of a maximum would change a digest.
     return float(f"{max(MARGIN * gap, floor * scale, 1e-6):.3g}")
 
@@ -161,9 +170,7 @@ def _tolerance(plan: Plan, output: Array, gap: float) -> float:
 def _ready(bench: Workbench, inputs: Samples) -> Samples:
     """The golden inputs after pre-processing, for a process that runs the engine alone."""
     rows = [bench.data.ready(inputs.sample(index)) for index in range(len(inputs))]
-    return Samples(
-        {name: np.stack([row[name] for row in rows]) for name in rows[0]}, sequence=inputs.sequence
-    )
+    return Samples({name: stacked([row[name] for row in rows]) for name in rows[0]}, sequence=inputs.sequence)
 
 
 def _reference(bench: Workbench, item: Candidate) -> Reference:
@@ -173,7 +180,7 @@ def _reference(bench: Workbench, item: Candidate) -> Reference:
     picked = np.unique(np.linspace(0, count - 1, min(count, 256)).astype(np.int64))
     rows = [bench.data.ready(bench.data.judged.sample(int(index))) for index in picked]
     inputs = {
-        name: np.stack([row[name] for row in rows]) for name in rows[0] if name not in bench.source.states
+        name: stacked([row[name] for row in rows]) for name in rows[0] if name not in bench.source.states
     }
     states = {pair.output for pair in bench.source.state}
     outputs = {name: array for name, array in item.evaluated.golden.items() if name not in states}
@@ -185,12 +192,12 @@ def _reference(bench: Workbench, item: Candidate) -> Reference:
 
 def _histogram(values: Array) -> Histogram:
     """Up to ten bins of about equal counts."""
-    flat = values.astype(np.float64).ravel()
-    flat = flat[:: max(1, len(flat) // HISTOGRAM_VALUES)]
-    rounded = [float(f"{edge:.6g}") for edge in np.quantile(flat, np.linspace(0, 1, HISTOGRAM_BINS + 1))]
+    row = flat(values).astype(np.float64)
+    row = row[:: max(1, len(row) // HISTOGRAM_VALUES)]
+    rounded = [float(f"{edge:.6g}") for edge in np.quantile(row, np.linspace(0, 1, HISTOGRAM_BINS + 1))]
     edges = sorted(set(rounded))
     if len(edges) < 2:
         edges = [edges[0] - 0.5, edges[0] + 0.5]
     # Ends are open: what lies outside counts in the first or last bin.
-    counts, _ = np.histogram(np.clip(flat, edges[0], edges[-1]), bins=np.asarray(edges))
+    counts, _ = np.histogram(np.clip(row, edges[0], edges[-1]), bins=np.asarray(edges))
     return Histogram(edges, [int(count) for count in counts])

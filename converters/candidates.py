@@ -4,8 +4,6 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from converters import golden
 from converters.backends import Artifact, Unsupported
 from converters.backends.shapes import open_inside
@@ -28,7 +26,8 @@ from edgekit.errors import EdgeKitError
 from edgekit.evidence import Where
 from edgekit.manifest import Contract, EngineSpec
 from edgekit.profile import Profile
-from edgekit.samples import Samples, dump_npz
+from edgekit.samples import Samples, dump_npz, rows, stacked
+from edgekit.tensors import Array
 
 # Schemes of one precision, the surest first.
 _SCHEME_RANK = {
@@ -40,6 +39,17 @@ _SCHEME_RANK = {
     "weights": 4,
     "as-is": 0,
 }
+
+
+@dataclass(frozen=True)
+class BucketScore:
+    """Of one bucket: the share of all evaluation samples that falls into it, and the metric on the judged ones."""
+
+    size: int
+    share: float
+    samples: int
+    source: float
+    candidate: float
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,8 @@ class Candidate:
     memory_mb: float | None = None
     estimate: roofline.Estimate | None = None
     notes: tuple[str, ...] = ()
+    # Figures of each bucket, smallest first.
+    buckets: tuple[BucketScore, ...] = ()
     # What the search half said, and each layer's share in it where that was asked for.
     search: Score | None = None
     layers: tuple[LayerError, ...] = ()
@@ -176,19 +188,20 @@ def seen_alone(
     assert artifact is not None
     if samples is None:
         samples = Samples(
-            {name: np.stack([feed[name] for feed in bench.data.feeds]) for name in bench.data.feeds[0]}
+            {name: stacked([feed[name] for feed in bench.data.feeds]) for name in bench.data.feeds[0]}
         )
     folder = bench.folder / "child"
     folder.mkdir(exist_ok=True)
     (folder / "samples.npz").write_bytes(dump_npz(samples))
     job = Job(
-        model=str(artifact.folder / artifact.runs_here),
+        folder=str(artifact.folder),
         engine=spec or _spec(plan, artifact, host),
         inputs=artifact.bound(source.inputs),
         outputs=artifact.bound(source.outputs),
         state=source.state,
         samples=str(folder / "samples.npz"),
         out=str(folder / "out.npz"),
+        buckets=artifact.buckets(source.buckets),
     )
     return run_job(job, folder, environment)
 
@@ -216,7 +229,7 @@ def made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
     except Exception as error:  # noqa: BLE001  # a tool's bug costs its candidate, not the build; the reason is shown
         interrupt.check()
         return replace(blank, failure=told(error))
-    parity = canonical.parity([bench.reference.golden], [evaluated.golden])
+    parity = canonical.parity(rows(bench.reference.golden), rows(evaluated.golden))
     return replace(
         blank, artifact=artifact, evaluated=evaluated, parity=parity, notes=(*blank.notes, *artifact.notes)
     )
@@ -226,6 +239,8 @@ def _obstacle(bench: Workbench, plan: Plan) -> str:
     """Why a plan need not be tried; empty if it may be."""
     if plan.obstacle:
         return plan.obstacle
+    if plan.constraints.vela and bench.source.buckets:
+        return "buckets are not compiled for an Ethos-U yet; give this target's input one size"
     if plan.recipe.needs_calibration and bench.prepared.calibration is None:
         return "needs calibration data ([data] calibration, or --calibration)"
     installed = engines.installed().get(plan.recipe.engine)
@@ -271,7 +286,29 @@ def scored(bench: Workbench, contract: Contract, item: Candidate) -> Candidate:
     notes = item.notes
     if found.shift is not None and found.shift.verdict == "red":
         notes = (*notes, found.shift.reason)
-    return replace(item, accuracy=found.accuracy, judgement=found.judgement, shift=found.shift, notes=notes)
+    return replace(
+        item,
+        accuracy=found.accuracy,
+        judgement=found.judgement,
+        shift=found.shift,
+        notes=notes,
+        buckets=_bucket_scores(bench, item.evaluated.digest),
+    )
+
+
+def _bucket_scores(bench: Workbench, digest: Mapping[str, Array]) -> tuple[BucketScore, ...]:
+    found = []
+    for size, share in bench.data.shares.items():
+        own = bench.data.judged_buckets == size
+        source, ours = (
+            {name: array[own] for name, array in of.items()} for of in (bench.reference.digest, digest)
+        )
+        labels = bench.labels[own]
+        score_of = bench.metric.of_digest
+        found.append(
+            BucketScore(size, share, int(own.sum()), score_of(source, labels), score_of(ours, labels))
+        )
+    return tuple(found)
 
 
 def timed(
@@ -284,23 +321,52 @@ def timed(
 ) -> Timing:
     """Latencies of candidates with an artifact, all in one process of their own; only the `rivals` are worth more than
     the first rounds.
+
+    With buckets, each has a race of its own, on samples that fall into it, and they are put together by their shares.
     """
-    source = bench.source
-    runners = [
-        Runner(
-            item.recipe,
-            str(item.artifact.folder / item.artifact.runs_here),
-            _spec(item.plan, item.artifact, host),
-            item.artifact.bound(source.inputs),
-            item.artifact.bound(source.outputs),
+
+    def raced(size: int | None, feeds: Sequence[Mapping[str, Array]], share_of_time: float) -> Timing:
+        runners = [
+            _runner(bench, item, item.artifact, host, size) for item in standing if item.artifact is not None
+        ]
+        return run_race(runners, feeds, rivals, bench.folder / "race", budget_s=budget_s * share_of_time)
+
+    shares = bench.data.shares
+    if shares:
+        timing = _put_together(
+            {size: raced(size, bench.data.feeds_at(size), 1 / len(shares)) for size in shares}, shares
         )
-        for item in standing
-        if item.artifact is not None
-    ]
-    timing = run_race(runners, bench.data.feeds, rivals, bench.folder / "race", budget_s=budget_s)
+    else:
+        timing = raced(None, bench.data.feeds, 1)
     for name, reason in timing.failures.items():
         bench.tell(f"{name} {reason}")
     return timing
+
+
+def _runner(bench: Workbench, item: Candidate, artifact: Artifact, host: Host, size: int | None) -> Runner:
+    """The candidate's model, or that of one bucket."""
+    inputs, outputs = artifact.bound(bench.source.inputs), artifact.bound(bench.source.outputs)
+    model, buckets = artifact.runs_here, artifact.buckets(bench.source.buckets)
+    if size is not None and buckets is not None:
+        model, inputs = buckets.models[buckets.sizes.index(size)], buckets.at(inputs, size)
+    return Runner(
+        item.recipe, str(artifact.folder / model), _spec(item.plan, artifact, host), inputs, outputs
+    )
+
+
+def _put_together(timings: Mapping[int, Timing], shares: Mapping[int, float]) -> Timing:
+    """What fails in one bucket is out."""
+    failures = {
+        name: f"{reason} (bucket {size})"
+        for size, timing in timings.items()
+        for name, reason in timing.failures.items()
+    }
+    names = [name for name in next(iter(timings.values())).latencies if name not in failures]
+    latencies = {
+        name: measure.over_buckets({size: timing.latencies[name] for size, timing in timings.items()}, shares)
+        for name in names
+    }
+    return Timing(latencies, failures)
 
 
 def _spec(plan: Plan, artifact: Artifact, host: Host) -> EngineSpec:

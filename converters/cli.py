@@ -18,7 +18,7 @@ from converters.report.sheet import Sheet
 from edgekit import interrupt, profile
 from edgekit.cli import render
 from edgekit.errors import UsageError
-from edgekit.evidence import CandidateEvidence
+from edgekit.evidence import BucketEvidence, CandidateEvidence
 
 # How a note about corrupted inputs begins (judge/accuracy.py).
 SHIFTED = "on corrupted inputs"
@@ -51,7 +51,13 @@ def _sensible_jobs() -> int:
 )
 @click.option("--name", help="Model name.")
 @click.option("--version", help="Model version.")
-@click.option("--shape", "shapes", multiple=True, metavar="INPUT=1,3,224,224", help="An input's shape.")
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="INPUT=1,3,48,160|320",
+    help="An input's shape; sizes between | are buckets.",
+)
 @click.option("--dtype", "dtypes", multiple=True, metavar="INPUT=int64", help="An input's type (float32).")
 @click.option("--output", "outputs", multiple=True, help="Name of a torch program's output, in order.")
 @click.option(
@@ -220,12 +226,14 @@ def _pairs(flag: str, values: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
-def _dims(name: str, text: str) -> list[int]:
+def _dims(name: str, text: str) -> list[int | list[int]]:
     try:
-        return [int(part) for part in text.split(",")]
+        return [
+            [int(size) for size in part.split("|")] if "|" in part else int(part) for part in text.split(",")
+        ]
     except ValueError as error:
         raise UsageError(
-            f"--shape {name}={text}: expected numbers, e.g. --shape {name}=1,3,224,224"
+            f"--shape {name}={text}: expected numbers, e.g. --shape {name}=1,3,224,224 (or 160|320 for buckets)"
         ) from error
 
 
@@ -271,6 +279,7 @@ def _show(outcome: Outcome) -> None:
             [_row(sheet, item) for item in sheet.candidates],
             numeric=("size", "accuracy", "source", "drop (95 %)", "p50 ms", "p95 ms", "memory"),
         )
+        _show_buckets(sheet)
         for note in sheet.notes:
             render.note(f"  {sheet.profile}: {note}")
         for item in sheet.candidates:
@@ -285,6 +294,26 @@ def _show(outcome: Outcome) -> None:
         kind = "alternate" if entry["alternate"] else "bundle"
         click.echo(f"{kind} {entry['path']}  {entry['digest']}")
     click.echo(f"report {outcome.report}")
+
+
+def _show_buckets(sheet: Sheet) -> None:
+    """The pick's figures in each bucket, of a model that has some."""
+    if sheet.pick is None or not sheet.pick.buckets:
+        return
+    columns = ["bucket", "share", "judged", "accuracy", "source", "p50 ms", "p95 ms"]
+    render.table(f"{sheet.picked} by bucket", columns, map(_bucket_row, sheet.pick.buckets), numeric=columns)
+
+
+def _bucket_row(each: BucketEvidence) -> list[str]:
+    times = (each.latency_p50_ms, each.latency_p95_ms)
+    return [
+        str(each.size),
+        f"{each.share:.0%}",
+        str(each.samples),
+        f"{each.accuracy.value:.4f}",
+        f"{each.source_accuracy.value:.4f}",
+        *(f"{figure.value:.3f}" if figure else "" for figure in times),
+    ]
 
 
 def _row(sheet: Sheet, item: CandidateEvidence) -> list[str]:

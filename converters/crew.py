@@ -52,7 +52,7 @@ class Opening:
     cache: Cache
     sha256: str
     calibration: str
-    canonical: Canonical | None
+    canonicals: tuple[Canonical, ...]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Always true
  1. Search half and judged half share no sample, nor calibration data with what is held back of it; sequences stay whole.
  2. The same project and source give the same samples in the same order.
+ 3. Each bucket of a model has samples in the judged half: none is shipped unseen.
 """
 
 import hashlib
@@ -19,10 +20,11 @@ from converters.judge.score import Half
 from converters.prepare import code, data
 from converters.prepare.project import Project
 from converters.prepare.source import Source, closed
-from edgekit.errors import DataError
-from edgekit.samples import Samples
+from edgekit.buckets import bucket_of, fitted
+from edgekit.errors import DataError, InputError
+from edgekit.samples import Samples, is_ragged
 from edgekit.selftest import iter_samples
-from edgekit.tensors import Array
+from edgekit.tensors import Array, fits
 from edgekit.transforms import prepare
 
 # Samples that parity is checked on, and share of the calibration data held back where there is no other.
@@ -30,6 +32,8 @@ PARITY_SAMPLES = 8
 HELD_BACK = 0.2
 MIN_GOLDEN = 32
 GOLDEN = 64
+# Golden samples of each bucket, at least, where it has them.
+OF_A_BUCKET = 8
 # Sequences are kept whole; a set of golden sequences ends after this many samples.
 MAX_GOLDEN = 512
 # Samples that are corrupted: a coarse question, which does not need all.
@@ -64,10 +68,33 @@ class Datasets:
         return samples
 
     @cached_property
+    def shares(self) -> dict[int, float]:
+        """The share of the evaluation samples that fall into each bucket; empty without buckets."""
+        if self.source.buckets is None:
+            return {}
+        found = self.buckets_of(self.evaluation)
+        return {size: float(np.mean(found == size)) for size in self.source.buckets.sizes}
+
+    def buckets_of(self, samples: Samples) -> NDArray[np.int64]:
+        """The bucket of each sample, (N,). Raises: DataError for one that none holds."""
+        buckets = self.source.buckets
+        assert buckets is not None
+        found = []
+        for index in range(len(samples)):
+            try:
+                found.append(bucket_of(buckets, self.ready(samples.sample(index))))
+            except InputError as error:
+                raise DataError(
+                    f"evaluation sample {index}: {error}; add a bucket, or leave it out"
+                ) from error
+        return np.array(found, np.int64)
+
+    @cached_property
     def halves(self) -> tuple[Half, Half]:
         """The evaluation data to search on, and to judge on; each with shifted samples where there can be any."""
         samples, seed = self.evaluation, self.project.file.data.seed
         parts = [samples.take(part) for part in accuracy.split(len(samples), samples.sequence, seed)]
+        self._check_judged(parts[1])
         named = self.project.file.data.shifted_names
         if named is None:
             own = self._open(str(self.project.file.data.shifted)).collect()
@@ -87,6 +114,11 @@ class Datasets:
         return self.halves[1].samples
 
     @cached_property
+    def judged_buckets(self) -> NDArray[np.int64]:
+        """The bucket of each judged sample."""
+        return self.buckets_of(self.judged)
+
+    @cached_property
     def golden(self) -> NDArray[np.int64]:
         """Indices into the judged half of what a bundle's self-test gets: spread evenly over it, or its first whole
         sequences for a stateful model.
@@ -94,7 +126,12 @@ class Datasets:
         samples = self.judged
         count = len(samples)
         if samples.sequence is None:
-            return np.unique(np.linspace(0, count - 1, min(GOLDEN, count)).astype(np.int64))
+            spread = _spread(np.arange(count), GOLDEN)
+            if self.source.buckets is None:
+                return spread
+            found = self.judged_buckets
+            own = [_spread(np.flatnonzero(found == size), OF_A_BUCKET) for size in self.source.buckets.sizes]
+            return np.unique(np.concatenate([spread, *own]))
         starts = [index for index in range(count) if samples.starts(index)]
         ends = (*starts[1:], count)
         fitting = [end for end in ends if end <= MAX_GOLDEN or end == ends[0]]
@@ -114,13 +151,20 @@ class Datasets:
         for samples in parts:
             for name, array in samples.inputs.items():
                 digest.update(name.encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
+                digest.update(_bytes(array))
         return digest.hexdigest()
 
     @property
     def calibration(self) -> Callable[[], Iterator[dict[str, Array]]] | None:
         """Makes engine-ready calibration samples, afresh for each pass; None without data."""
         return None if self._stored is None else self._calibration_feeds
+
+    def calibration_at(self, size: int) -> Callable[[], Iterator[dict[str, Array]]] | None:
+        """All of it at the size of one bucket, padded or cut: every bucket is calibrated with the same samples."""
+        return self._at(size, self.calibration)
+
+    def shifted_at(self, size: int) -> Callable[[], Iterator[dict[str, Array]]] | None:
+        return self._at(size, self.shifted)
 
     @property
     def shifted(self) -> Callable[[], Iterator[dict[str, Array]]] | None:
@@ -130,8 +174,21 @@ class Datasets:
 
     @cached_property
     def feeds(self) -> list[dict[str, Array]]:
-        """A few engine-ready samples, states at zero: for parity and timing."""
-        samples = self.evaluation.take(slice(0, PARITY_SAMPLES))
+        """A few engine-ready samples, states at zero: for parity and timing. Of each bucket some."""
+        if self.source.buckets is not None:
+            return [feed for size in self.source.buckets.sizes for feed in self.feeds_at(size)]
+        return self._feeds(self.evaluation.take(slice(0, PARITY_SAMPLES)))
+
+    def feeds_at(self, size: int) -> list[dict[str, Array]]:
+        """A few that fall into one bucket, padded to it."""
+        buckets = self.source.buckets
+        assert buckets is not None
+        own = np.flatnonzero(self.buckets_of(self.evaluation) == size)
+        return [
+            fitted(buckets, feed, size) for feed in self._feeds(self.evaluation.take(own[:PARITY_SAMPLES]))
+        ]
+
+    def _feeds(self, samples: Samples) -> list[dict[str, Array]]:
         zeros = {
             spec.name: np.zeros(closed(spec), spec.dtype)
             for spec in self.source.inputs
@@ -141,10 +198,10 @@ class Datasets:
 
     def ready(self, sample: Mapping[str, Array]) -> dict[str, Array]:
         """A raw sample as the model takes it. Raises: DataError."""
-        made = prepare(self.source.inputs, self.project.preprocess, sample)
-        for spec in self.source.inputs:
+        made = prepare(self.source.admitted, self.project.preprocess, sample)
+        for spec in self.source.admitted:
             if spec.name in made and (
-                made[spec.name].shape != spec.shape or str(made[spec.name].dtype) != spec.dtype
+                not fits(spec, made[spec.name].shape) or str(made[spec.name].dtype) != spec.dtype
             ):
                 array = made[spec.name]
                 raise DataError(
@@ -171,11 +228,31 @@ class Datasets:
         return data.open_source(
             text,
             self.project.folder,
-            self.source.inputs,
+            self.source.admitted,
             self.gate,
             raw=tuple(self.project.preprocess),
             states=self.source.states,
         )
+
+    def _check_judged(self, judged: Samples) -> None:
+        """Raises: DataError if a bucket has no judged sample."""
+        if self.source.buckets is None:
+            return
+        found = self.buckets_of(judged).tolist()
+        empty = [size for size in self.source.buckets.sizes if size not in found]
+        if empty:
+            counts = ", ".join(f"{size}: {found.count(size)}" for size in self.source.buckets.sizes)
+            raise DataError(
+                f"bucket {empty[0]} has no sample in the judged half of the evaluation data ({counts}), so nothing would"
+                " show what it computes; add samples of that size, or leave the bucket out"
+            )
+
+    def _at(
+        self, size: int, feeds: Callable[[], Iterator[dict[str, Array]]] | None
+    ) -> Callable[[], Iterator[dict[str, Array]]] | None:
+        buckets = self.source.buckets
+        assert buckets is not None
+        return None if feeds is None else lambda: (fitted(buckets, feed, size) for feed in feeds())
 
     def _calibration_feeds(self) -> Iterator[dict[str, Array]]:
         assert self._stored is not None
@@ -191,7 +268,9 @@ class Datasets:
             return self.source.reference.run(ready) if self.source.state else {}
 
         for chunk in chunks:
-            for _ in iter_samples(run, self.source.inputs, self.source.state, self.project.preprocess, chunk):
+            for _ in iter_samples(
+                run, self.source.admitted, self.source.state, self.project.preprocess, chunk
+            ):
                 yield dict(last)
 
 
@@ -202,8 +281,20 @@ def fingerprint(samples: Samples) -> str:
     for name, array in sorted(arrays.items()):
         if array is not None:
             digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
-            digest.update(array.tobytes())
+            digest.update(_bytes(array))
     return digest.hexdigest()
+
+
+def _bytes(array: Array) -> bytes:
+    if is_ragged(array):
+        return b"".join(str(part.shape).encode() + part.tobytes() for part in array)
+    return array.tobytes()
+
+
+def _spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Up to `count` of the indices, evenly spread over them."""
+    chosen = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(np.int64)
+    return np.unique(indices[chosen])
 
 
 def _pairs(samples: Samples) -> int:

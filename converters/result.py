@@ -7,10 +7,12 @@ from typing import Any
 import msgspec
 
 from converters.candidates import Candidate, Host
+from converters.judge.measure import Latency
 from converters.judge.metrics import Metric
 from converters.judge.select import Decision
 from converters.report.sheet import Sheet
 from edgekit.evidence import (
+    BucketEvidence,
     BuildEvidence,
     CandidateEvidence,
     Compiled,
@@ -76,6 +78,7 @@ def bundle_json(result: ProfileResult, item: Candidate, written: BundleRow, metr
         "budgets": dict(result.budgets),
         "reason": status(result, item)[1],
         "notes": [*result.notes, *item.notes],
+        **_buckets_json(item),
     }
 
 
@@ -94,6 +97,7 @@ def candidate_json(result: ProfileResult, item: Candidate, metric: Metric) -> di
         "reason": reason,
         "notes": list(item.notes),
         "compiled": _compiled(item),
+        **_buckets_json(item),
     }
 
 
@@ -139,6 +143,7 @@ def evidence(
         memory_mb=_memory(item, host),
         compiled=_compiled(item),
         trials=result.trials,
+        buckets=_buckets(item, host),
     )
 
 
@@ -216,7 +221,50 @@ def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> C
         notes=item.notes,
         layers=tuple(LayerEvidence(layer.name, layer.op_type, layer.snr_db) for layer in item.layers),
         compiled=_compiled(item),
+        buckets=_buckets(item, host),
     )
+
+
+def _buckets(item: Candidate, host: Host) -> tuple[BucketEvidence, ...]:
+    where = host.where(item.plan)
+    source = Where(cpu=host.cpu, isa=host.isa)
+
+    def figures(size: int) -> tuple[Figure | None, Figure | None]:
+        if item.latency is None:
+            return None, None
+        own = item.latency.buckets[size]
+        return Figure(own.p50_ms, "measured", where, "ms"), Figure(own.p95_ms, "measured", where, "ms")
+
+    return tuple(
+        BucketEvidence(
+            each.size,
+            each.share,
+            each.samples,
+            Figure(each.source, "measured", source),
+            Figure(each.candidate, "measured", where),
+            *figures(each.size),
+        )
+        for each in item.buckets
+    )
+
+
+def _buckets_json(item: Candidate) -> dict[str, Any]:
+    """`buckets`, of a source that has some."""
+    rows = [
+        {
+            "size": each.size,
+            "share": round(each.share, 4),
+            "samples": each.samples,
+            "accuracy": {"source": each.source, "shipped": each.candidate},
+            "latency_ms": _measured_json(item.latency.buckets[each.size]) if item.latency else None,
+        }
+        for each in item.buckets
+    ]
+    return {"buckets": rows} if rows else {}
+
+
+def _measured_json(latency: Latency) -> dict[str, Any]:
+    return {"p50": round(latency.p50_ms, 4), "p95": round(latency.p95_ms, 4), "how": "measured"}
 
 
 def _compiled(item: Candidate) -> Compiled | None:
@@ -231,11 +279,7 @@ def _memory(item: Candidate, host: Host) -> Figure | None:
 
 def _latency_json(item: Candidate) -> dict[str, Any] | None:
     if item.latency is not None:
-        return {
-            "p50": round(item.latency.p50_ms, 4),
-            "p95": round(item.latency.p95_ms, 4),
-            "how": "measured",
-        }
+        return _measured_json(item.latency)
     if item.estimate is not None:
         low, high = round(item.estimate.low_ms, 5), round(item.estimate.high_ms, 5)
         return {"p50": low, "p95": high, "how": "estimated", "range": [low, high]}

@@ -17,12 +17,14 @@ import numpy as np
 import onnx
 from msgspec import structs
 
-from converters import backends
+from converters import backends, padding
 from converters.backends import Artifact, Prepared, vela
+from converters.backends.buckets import gathered
 from converters.cache import Cache, key
 from converters.crew import Crew, CrewUnfitError, Order
 from converters.datasets import Datasets
 from converters.findings import Evaluated, Findings, once
+from converters.forms import Forms
 from converters.judge import metrics, roofline
 from converters.judge.metrics import Metric
 from converters.judge.score import Half, Score, Yardstick, score
@@ -36,15 +38,15 @@ from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
 from edgekit import __version__, engines
 from edgekit.engines import Model
-from edgekit.errors import ManifestError, ProjectError
+from edgekit.errors import ManifestError, ProjectError, SourceError
 from edgekit.manifest import EngineSpec, Option
-from edgekit.samples import Samples
+from edgekit.samples import Samples, is_ragged, stacked
 from edgekit.selftest import iter_samples
 from edgekit.tensors import Array
 from edgekit.transforms import check_post_steps, check_steps
 
 # Of an artifact, beside its files.
-_KEPT = ("model", "bindings", "notes", "judged", "compiled")
+_KEPT = ("model", "bindings", "notes", "judged", "compiled", "models")
 Tell = Callable[[str], None]
 
 
@@ -58,8 +60,8 @@ class Workbench:
     findings: Findings = field(default_factory=Findings)
     # Processes that make and run candidates; None does both in this one.
     crew: Crew | None = None
-    # The source in canonical ONNX, where another process has brought it into that form.
-    canonical_form: Canonical | None = None
+    # The source in canonical ONNX, of each bucket if it has some, where another process has brought it into that form.
+    canonical_forms: tuple[Canonical, ...] = ()
 
     @cached_property
     def source(self) -> Source:
@@ -80,15 +82,27 @@ class Workbench:
             return metrics.built_in(name, self._alphabet)
         return metrics.built_in("top1" if self.data.evaluation.labels is not None else "agreement")
 
-    @cached_property
+    @property
     def prepared(self) -> Prepared:
-        onnx_form = None if self.source.native else self.canonical_form or self._canonical()
-        return Prepared(self.source, onnx_form, self.data.calibration, self.data.shifted, self.tell)
+        """What backends convert from: of a source with buckets, its largest."""
+        return self.by_size[-1]
+
+    @cached_property
+    def by_size(self) -> tuple[Prepared, ...]:
+        """What backends convert from, for each bucket; without any, one."""
+        return Forms(
+            self.source, self.data, self.cache, self.folder, self.tell, self.canonical_forms
+        ).prepared()
+
+    @property
+    def canonicals(self) -> tuple[Canonical, ...]:
+        """The canonical ONNX of each bucket; nothing is converted of a native source."""
+        return tuple(prepared.onnx for prepared in self.by_size if prepared.onnx is not None)
 
     @property
     def source_parity(self) -> float:
-        """How far what backends convert from is from the source; nothing is converted of a native one."""
-        return self.prepared.onnx.parity if self.prepared.onnx else 0.0
+        """How far what backends convert from is from the source."""
+        return max((form.parity for form in self.canonicals), default=0.0)
 
     @cached_property
     def work(self) -> roofline.Work:
@@ -107,6 +121,10 @@ class Workbench:
     def labels(self) -> Array:
         """What the judged outputs are scored against: labels, or the source's answers."""
         return self._wanted(self.data.judged, lambda: self.reference.digest)
+
+    @cached_property
+    def padding_note(self) -> str:
+        return padding.note(self)
 
     @cached_property
     def yardstick(self) -> Yardstick:
@@ -155,6 +173,7 @@ class Workbench:
             "inputs": msgspec.to_builtins(self.source.inputs),
             "outputs": msgspec.to_builtins(self.source.outputs),
             "state": msgspec.to_builtins(self.source.state),
+            "buckets": msgspec.to_builtins(self.source.buckets),
             "recipe": plan.recipe.name,
             "tuning": msgspec.to_builtins(plan.tuning),
             "constraints": msgspec.to_builtins(plan.constraints),
@@ -281,8 +300,8 @@ class Workbench:
         spec = EngineSpec(plan.recipe.engine, plan.versions, artifact.runs_here, dict(options), threads)
         bound = artifact.bound(self.source.inputs), artifact.bound(self.source.outputs)
         # LiteRT announces its delegate on standard error.
-        load = engines.get(plan.recipe.engine).load
-        return quietly(lambda: load(artifact.folder / artifact.runs_here, spec, *bound, None))
+        buckets = artifact.buckets(self.source.buckets)
+        return quietly(lambda: engines.load(artifact.folder, spec, *bound, buckets=buckets))
 
     def evaluate(self, artifact: Artifact, plan: Plan, threads: int) -> Evaluated:
         """Outputs on the judged half. Raises: EngineError."""
@@ -324,48 +343,36 @@ class Workbench:
             return self.source.native.copied(target)
         if config is None:
             self.tell(f"converting {plan.name}")
-            return backends.get(plan.recipe.engine).convert(self.prepared, plan, target)
+            backend = backends.get(plan.recipe.engine)
+            if self.source.buckets is None:
+                return backend.convert(self.prepared, plan, target)
+            return gathered(
+                self.source.buckets.sizes,
+                lambda index, own: backend.convert(self.by_size[index], plan, own),
+                target,
+            )
         uncompiled = self.artifact(replace(plan, constraints=structs.replace(plan.constraints, vela=None)))
         self.tell(f"compiling {plan.name} for {config.accelerator}")
         return vela.compiled(uncompiled, config, target)
 
-    def _canonical(self) -> Canonical:
-        folder = self.folder / "source"
-        folder.mkdir()
-        parts = {
-            "edgekit": __version__,
-            "step": "canonical",
-            "source": self.source.sha256,
-            "inputs": msgspec.to_builtins(self.source.inputs),
-            "outputs": msgspec.to_builtins(self.source.outputs),
-            "tools": canonical.tools(self.source) | backends.get("onnxruntime").tools(),
-            "opset": canonical.OPSET,
-        }
-
-        def make(target: Path) -> dict[str, object]:
-            self.tell("bringing the source into canonical ONNX")
-            made = canonical.canonicalize(self.source, self.data.feeds, target)
-            return {"parity": made.parity, "notes": list(made.notes)}
-
-        meta = self.cache.fetch(parts, folder, make)
-        return msgspec.convert({**meta, "path": folder / "canonical.onnx"}, Canonical)
-
     def _run_all(self, model: Model) -> Evaluated:
         golden: list[dict[str, Array]] = []
         found = self._run_half(model, self.data.halves[1], golden)
-        return replace(found, golden={name: np.stack([row[name] for row in golden]) for name in golden[0]})
+        return replace(
+            found, golden={name: self._stacked([row[name] for row in golden]) for name in golden[0]}
+        )
 
     def _run_half(self, model: Model, half: Half, golden: list[dict[str, Array]] | None = None) -> Evaluated:
-        digest = self._digest(model, half.samples, golden)
-        return Evaluated(digest, None if half.shifted is None else self._digest(model, half.shifted), {})
+        digest = self.digest(model, half.samples, golden)
+        return Evaluated(digest, None if half.shifted is None else self.digest(model, half.shifted), {})
 
-    def _digest(
+    def digest(
         self, model: Model, samples: Samples, golden: list[dict[str, Array]] | None = None
     ) -> dict[str, Array]:
         """The metric's digest of every sample, one by one; whole outputs of the golden ones go into `golden`."""
         kept = set() if golden is None else set(self.data.golden.tolist())
         parts: dict[str, list[Array]] = {}
-        pieces = (self.source.inputs, self.source.state, self.project.preprocess)
+        pieces = (self.source.admitted, self.source.state, self.project.preprocess)
         for index, (outputs, _) in enumerate(iter_samples(model.run, *pieces, samples)):
             if golden is not None and index in kept:
                 golden.append(outputs)
@@ -373,7 +380,14 @@ class Workbench:
             for name, array in digest.items():
                 # A copy: a view would keep the whole output alive.
                 parts.setdefault(name, []).append(np.array(array[0]))
-        return {name: np.stack(arrays) for name, arrays in parts.items()}
+        return {name: self._stacked(arrays) for name, arrays in parts.items()}
+
+    def _stacked(self, arrays: Sequence[Array]) -> Array:
+        """Raises: SourceError where an output's shape follows the data, not a bucket."""
+        made = stacked(arrays)
+        if self.source.buckets is None and is_ragged(made):
+            raise SourceError("an output's shape changes from sample to sample; a bundle's shapes are fixed")
+        return made
 
     def _check_steps(self, source: Source) -> None:
         try:

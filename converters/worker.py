@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
         opening.cache,
         Path(arguments[1]),
         lambda text: connection.send(Told(text)),
-        canonical_form=opening.canonical,
+        canonical_forms=opening.canonicals,
     )
     objection = _objection(bench, opening)
     connection.send(Opened(objection))

@@ -82,6 +82,20 @@ class LayerEvidence(msgspec.Struct, frozen=True):
     snr_db: float
 
 
+class BucketEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One bucket of a model that has some: `share` of all evaluation samples, the metric on its `samples` judged ones, the
+    latency of calls that fall into it (None where nothing was measured).
+    """
+
+    size: int
+    share: float
+    samples: int
+    source_accuracy: Figure
+    accuracy: Figure
+    latency_p50_ms: Figure | None = None
+    latency_p95_ms: Figure | None = None
+
+
 class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     """One recipe tried: its figures, and why it won or lost."""
 
@@ -98,6 +112,7 @@ class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     notes: tuple[str, ...] = ()
     compiled: Compiled | None = None
     layers: tuple[LayerEvidence, ...] = ()
+    buckets: tuple[BucketEvidence, ...] = ()
 
 
 class TrialEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -135,7 +150,10 @@ class Emulation(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The predicate: one bundle's build. `accuracy` and `source_accuracy` are of `samples` judged samples."""
+    """The predicate: one bundle's build. `accuracy` and `source_accuracy` are of `samples` judged samples.
+
+    With `buckets`, the median latency is the mean of theirs by their shares, and the 95th percentile their largest.
+    """
 
     name: str
     version: str
@@ -160,6 +178,7 @@ class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     higher_is_better: bool = True
     samples: int = 0
     trials: tuple[TrialEvidence, ...] = ()
+    buckets: tuple[BucketEvidence, ...] = ()
 
 
 class Subject(msgspec.Struct, frozen=True):

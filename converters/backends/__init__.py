@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from converters.prepare.canonical import Canonical
 from converters.prepare.source import Source
 from converters.quantize.knobs import Knob
@@ -19,7 +21,7 @@ from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
 from edgekit.errors import ToolFailedError
 from edgekit.evidence import Compiled
-from edgekit.manifest import TensorSpec
+from edgekit.manifest import Buckets, TensorSpec
 from edgekit.tensors import Array
 
 
@@ -58,6 +60,8 @@ class Artifact:
     """Files of a converted model in `folder`; `model` is the one that the engine loads, `bindings` the engine's
     tensor names where they differ from the public ones.
 
+    Of a source with buckets, `models` are the files of each, smallest first, and `model` is the last of them.
+
     Where an accelerator's compiler made `model`, `judged` is the file that runs here in its place and is not shipped,
     and `compiled` holds the compiler's figures.
     """
@@ -68,6 +72,7 @@ class Artifact:
     notes: tuple[str, ...] = ()
     judged: str = ""
     compiled: Compiled | None = None
+    models: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[Path]:
@@ -82,6 +87,10 @@ class Artifact:
     @cached_property
     def size_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.files)
+
+    def buckets(self, of_source: Buckets | None) -> Buckets | None:
+        """The source's buckets with the file of each."""
+        return None if of_source is None else msgspec.structs.replace(of_source, models=self.models)
 
     def bound(self, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         """The specs with the engine's names."""

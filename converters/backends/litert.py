@@ -8,7 +8,6 @@ throughout, and the engine adapter converts its inputs and outputs.
 import importlib.metadata
 import tempfile
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,29 +34,27 @@ from edgekit.manifest import EngineSpec, TensorSpec
 MODEL = "model.tflite"
 
 
+# In `Prepared.memo`: the last float model, which all recipes of a source start from.
+_LAST = "litert float"
+
+
 @dataclass(frozen=True)
 class _Float:
-    """A float model already converted, and what it was made of."""
+    """A float model already converted."""
 
-    prepared: weakref.ref[Prepared]
     is_for_cpu: bool
     content: bytes
     notes: tuple[str, ...]
 
 
 class LiteRtBackend:
-    """Keeps the last float model, which all recipes of a source start from."""
-
-    def __init__(self) -> None:
-        self._last: _Float | None = None
-
     def tools(self) -> dict[str, str]:
         names = ("ai-edge-litert", "ai-edge-quantizer", "litert-torch", "torch", "onnx", "onnxslim")
         return {name: importlib.metadata.version(name) for name in names}
 
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
         target = folder / MODEL
-        notes = self._float_model(prepared, plan, target)
+        notes = _float_model(prepared, plan, target)
         if plan.recipe.precision != "fp32":
             graph = litert_graph.layers(target)
             target.write_bytes(litert_int8.quantized(prepared, plan, target, graph))
@@ -72,24 +69,25 @@ class LiteRtBackend:
     def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:  # noqa: ARG002  # the artifact no longer tells its layers' float names
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / MODEL
-            self._float_model(prepared, plan, path)
+            _float_model(prepared, plan, path)
             return layer_errors(prepared, plan, path, time.monotonic)
-
-    def _float_model(self, prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
-        """Write the float model; gives its notes. Raises: Unsupported."""
-        last = self._last
-        if last is None or last.prepared() is not prepared or last.is_for_cpu == plan.is_accelerated:
-            notes = _float_model(prepared, plan, target)
-            self._last = _Float(weakref.ref(prepared), not plan.is_accelerated, target.read_bytes(), notes)
-            return notes
-        target.write_bytes(last.content)
-        return last.notes
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
         return litert_int8.knobs(plan)
 
 
 def _float_model(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
+    """Write the float model; gives its notes. Raises: Unsupported."""
+    last: _Float | None = prepared.memo.get(_LAST)
+    if last is None or last.is_for_cpu == plan.is_accelerated:
+        notes = _converted(prepared, plan, target)
+        prepared.memo[_LAST] = _Float(not plan.is_accelerated, target.read_bytes(), notes)
+        return notes
+    target.write_bytes(last.content)
+    return last.notes
+
+
+def _converted(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
     """Convert from torch, or else through the importer. Raises: Unsupported."""
     notes: list[str] = []
     if prepared.source.module is not None:

@@ -181,7 +181,7 @@ def resampled(
     rounds = FEWER_ROUNDS if is_large else ROUNDS
     draws = np.random.default_rng(seed).integers(0, len(groups), (rounds, len(groups)))
     if metric.parts is not None:
-        parts = metric.parts(outputs, labels)
+        parts = metric.shares(outputs, labels)
         sums = np.stack([parts[group].sum(axis=0) for group in groups])[draws].sum(axis=1)
         return np.array([metric.of_sums(each) for each in sums])
     chosen = (np.concatenate([groups[group] for group in drawn]) for drawn in draws)

@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from edgekit import engines
 from edgekit.errors import ToolFailedError
-from edgekit.manifest import EngineSpec, StatePair, TensorSpec
-from edgekit.samples import Samples, dump_arrays, load_npz
+from edgekit.manifest import Buckets, EngineSpec, StatePair, TensorSpec
+from edgekit.samples import Samples, dump_arrays, load_arrays, load_npz
 from edgekit.selftest import run_samples
 from edgekit.tensors import Array
 
@@ -27,15 +26,16 @@ TIMEOUT_S = 600
 
 
 class Job(msgspec.Struct, frozen=True):
-    """`samples` is an `.npz` of engine-ready inputs; outputs go to `out`."""
+    """`folder` has the files; `samples` is an `.npz` of engine-ready inputs; outputs go to `out`."""
 
-    model: str
+    folder: str
     engine: EngineSpec
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     state: tuple[StatePair, ...]
     samples: str
     out: str
+    buckets: Buckets | None = None
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -59,17 +59,17 @@ def run_job(job: Job, folder: Path, environment: Mapping[str, str]) -> Seen:
     )
     if done.returncode != 0:
         told = done.stderr.strip()[-500:] or f"exit code {done.returncode}, without a word"
-        raise ToolFailedError(f"{job.model} fails in a process of its own: {told}")
-    with np.load(job.out, allow_pickle=False) as archive:
-        outputs = {name: archive[name] for name in archive.files}
+        raise ToolFailedError(f"{job.engine.model} fails in a process of its own: {told}")
+    outputs = load_arrays(Path(job.out))
     return Seen(outputs, float(json.loads(done.stdout.splitlines()[-1])["memory_mb"]))
 
 
 def main(arguments: Sequence[str]) -> None:
     job = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=Job)
-    model = engines.get(job.engine.name).load(Path(job.model), job.engine, job.inputs, job.outputs, None)
-    samples: Samples = load_npz(Path(job.samples), job.inputs, optional=[pair.input for pair in job.state])
-    outputs, _ = run_samples(model.run, job.inputs, job.state, {}, samples)
+    model = engines.load(Path(job.folder), job.engine, job.inputs, job.outputs, buckets=job.buckets)
+    inputs = job.buckets.admitted(job.inputs) if job.buckets else job.inputs
+    samples: Samples = load_npz(Path(job.samples), inputs, optional=[pair.input for pair in job.state])
+    outputs, _ = run_samples(model.run, inputs, job.state, {}, samples)
     Path(job.out).write_bytes(dump_arrays(outputs))
     sys.stdout.write(json.dumps({"memory_mb": _peak_mb()}) + "\n")
 

@@ -32,11 +32,15 @@ RESAMPLES = 1000
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Milliseconds of engine calls; `rounds` are medians of each round, for pairing. Who was dropped has fewer."""
+    """Milliseconds of engine calls; `rounds` are medians of each round, for pairing. Who was dropped has fewer.
+
+    `buckets` are the latencies that this one was put together from, by size.
+    """
 
     p50_ms: float
     p95_ms: float
     rounds: tuple[float, ...]
+    buckets: dict[int, "Latency"] = {}
 
 
 @dataclass
@@ -93,6 +97,26 @@ def interleaved(
         running = [name for name in running if name in doubtful | leaders]
         race.heat(running, HEAT_ROUNDS)
     return race.latencies()
+
+
+def over_buckets(found: Mapping[int, Latency], shares: Mapping[int, float]) -> Latency:
+    """One latency for all buckets: medians weighted by the share of samples in each, which is what candidates are compared
+    by, and the largest 95th percentile, since a budget holds in every bucket.
+    """
+    rounds = zip(
+        *(np.multiply(found[size].rounds[: _shortest(found)], share) for size, share in shares.items()),
+        strict=True,
+    )
+    return Latency(
+        p50_ms=sum(found[size].p50_ms * share for size, share in shares.items()),
+        p95_ms=max(each.p95_ms for each in found.values()),
+        rounds=tuple(float(sum(each)) for each in rounds),
+        buckets=dict(found),
+    )
+
+
+def _shortest(found: Mapping[int, Latency]) -> int:
+    return min(len(each.rounds) for each in found.values())
 
 
 def _to_leader(latencies: Mapping[str, Latency], running: Sequence[str]) -> dict[str, Ratio]:

@@ -2,7 +2,7 @@
 
 A metric works in two steps. Its *digest* keeps of a model's outputs, sample by sample, what it looks at (an answer
 instead of 18,000 scores), so that an evaluation never holds all outputs of all candidates. Its figure is then computed
-from the digests of many samples, each (N, …), and labels (N, …) or, where `by_labels` is False, the source's digest.
+from the digests of many samples, each (N, …) (ragged where buckets make outputs differ in shape), and labels (N, …) or, where `by_labels` is False, the source's digest.
 
 The built-in ones look at the model's first output (`map` may look at three); a user's own is
 `f(outputs, labels) -> float`, with an attribute `higher_is_better` (True unless it says otherwise), and sees everything.
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from converters.judge import detection, text
 from edgekit.errors import DataError, ProjectError
+from edgekit.samples import flat, is_ragged, rows
 from edgekit.selftest import answers
 from edgekit.tensors import Array
 
@@ -60,9 +61,22 @@ class Metric:
     def of_digest(self, digest: Outputs, labels: Array) -> float:
         """Raises: DataError if the labels do not fit; ProjectError where the user's function fails."""
         if self.parts is not None:
-            return self.of_sums(self.parts(digest, labels).sum(axis=0))
+            return self.of_sums(self.shares(digest, labels).sum(axis=0))
         assert self.whole is not None
         return self.whole(digest, labels)
+
+    def shares(self, digest: Outputs, labels: Array) -> Parts:
+        """`parts` of samples whose outputs may differ in shape. Raises: DataError."""
+        assert self.parts is not None
+        if not any(map(is_ragged, (*digest.values(), labels))):
+            return self.parts(digest, labels)
+        each = zip(rows(digest), labels, strict=True)
+        return np.concatenate(
+            [
+                self.parts({name: array[None] for name, array in row.items()}, np.asarray(label)[None])
+                for row, label in each
+            ]
+        )
 
     def of_sums(self, sums: NDArray[np.float64]) -> float:
         """The figure of a summed numerator and denominator."""
@@ -112,8 +126,8 @@ def _among(digest: Outputs, labels: Array) -> Parts:
 
 def _f1(digest: Outputs, labels: Array) -> float:
     """Of the positive class (1) for two classes, otherwise the mean over the classes that occur."""
-    found = first(digest).ravel()
-    wanted = np.asarray(labels).ravel().astype(np.int64)
+    found = flat(first(digest))
+    wanted = flat(np.asarray(labels)).astype(np.int64)
     if found.shape != wanted.shape:
         raise _shape_error(labels, found)
     classes = np.unique(np.concatenate([found, wanted]))

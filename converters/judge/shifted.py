@@ -5,11 +5,12 @@ gain would turn into other identifiers: they are left alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.samples import Samples
+from edgekit.samples import Samples, flat, is_ragged, stacked
 from edgekit.tensors import Array
 
 GAIN = 0.8
@@ -36,17 +37,29 @@ def corrupted(samples: Samples, seed: int, names: Sequence[str] = (DEFAULT,)) ->
 
 
 def _is_signal(array: Array) -> bool:
-    return bool(np.issubdtype(array.dtype, np.floating) or array.dtype == np.uint8)
+    dtype = array[0].dtype if is_ragged(array) else array.dtype
+    return bool(np.issubdtype(dtype, np.floating) or dtype == np.uint8)
 
 
 def _corrupt(array: Array, random: np.random.Generator, names: Sequence[str]) -> Array:
-    low, high, spread = float(array.min()), float(array.max()), float(array.std())
+    values = flat(array)
+    low, high, spread = float(values.min()), float(values.max()), float(values.std())
+    if is_ragged(array):
+        parts = (
+            CORRUPTIONS[names[index % len(names)]](part[None].astype(np.float64), spread, random)[0]
+            for index, part in enumerate(array)
+        )
+        return stacked([_within(part, low, high, values.dtype) for part in parts])
     changed = np.empty(array.shape)
     for turn, name in enumerate(names):
         part = array[turn :: len(names)].astype(np.float64)
         changed[turn :: len(names)] = CORRUPTIONS[name](part, spread, random)
+    return _within(changed, low, high, array.dtype)
+
+
+def _within(changed: Values, low: float, high: float, dtype: np.dtype[Any]) -> Array:
     changed = np.clip(changed, low, high)
-    result: Array = (np.rint(changed) if array.dtype == np.uint8 else changed).astype(array.dtype)
+    result: Array = (np.rint(changed) if dtype == np.uint8 else changed).astype(dtype)
     return result
 
 

@@ -22,6 +22,7 @@ from converters.prepare.quiet import first_line, quietly
 from converters.prepare.source import Source, closed
 from edgekit.errors import SourceError, ToolFailedError
 from edgekit.manifest import TensorSpec
+from edgekit.samples import is_ragged
 from edgekit.tensors import Array
 
 # Per-channel DequantizeLinear came with 13; 17 is what all three engines read and quantizers are tested with.
@@ -91,7 +92,12 @@ def parity(wanted: Sequence[Feed], have: Sequence[Feed]) -> float:
 
 
 def largest_gap(left: Array, right: Array) -> float:
-    """Largest |left - right|; 0 for empty arrays."""
+    """Largest |left - right|; 0 for empty arrays, infinite for ragged ones that differ in shape."""
+    if is_ragged(left):
+        pairs = list(zip(left, right, strict=True))
+        if any(ours.shape != theirs.shape for ours, theirs in pairs):
+            return float("inf")
+        return max((largest_gap(ours, theirs) for ours, theirs in pairs), default=0.0)
     return float(np.abs(left.astype(np.float64) - right.astype(np.float64)).max(initial=0.0))
 
 

@@ -16,16 +16,19 @@ import numpy as np
 from converters.prepare import code
 from edgekit.errors import DataError
 from edgekit.manifest import TensorSpec
-from edgekit.samples import Samples, load_npz
-from edgekit.tensors import Array
+from edgekit.samples import Samples, is_ragged, load_npz, stacked
+from edgekit.tensors import Array, fits
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where samples come from; `chunks` may be iterated again and again. `what` names it in errors."""
+    """Where samples come from; `chunks` may be iterated again and again. `what` names it in errors. `may_differ`: the
+    model takes samples of several shapes.
+    """
 
     what: str
     chunks: Callable[[], Iterator[Samples]]
+    may_differ: bool = False
 
     def fingerprint(self) -> str:
         """sha256 over every sample's names, types, shapes and bytes, in order."""
@@ -40,7 +43,7 @@ class Source:
 
     def collect(self) -> Samples:
         """All samples at once, for evaluation. Raises: DataError."""
-        return concatenate(self.what, list(self.chunks()))
+        return concatenate(self.what, list(self.chunks()), may_differ=self.may_differ)
 
 
 def open_source(
@@ -58,30 +61,38 @@ def open_source(
 
     Raises: DataError if there is nothing there; SourceError with `--no-code`.
     """
+    may_differ = not all(spec.is_static for spec in specs)
     if code.is_reference(text):
         function = code.load(text, folder, "data", gate)
-        return Source(text, lambda: _generated(text, function, specs, raw, states))
+        return Source(text, lambda: _generated(text, function, specs, raw, states), may_differ)
     path = folder / text
     if path.is_dir():
         files = sorted(path.glob("*.npz"))
         if not files:
             raise DataError(f"{path}: no .npz files in this folder; put one array per input name into each")
-        return Source(text, lambda: _files(files, specs, raw, states))
+        return Source(text, lambda: _files(files, specs, raw, states), may_differ)
     if not path.exists():
         raise DataError(
             f"{path}: there is no such file or folder; give an .npz, a folder of .npz, or file.py:function"
         )
-    return Source(text, lambda: _files([path], specs, raw, states))
+    return Source(text, lambda: _files([path], specs, raw, states), may_differ)
 
 
-def concatenate(what: str, chunks: Sequence[Samples]) -> Samples:
+def concatenate(what: str, chunks: Sequence[Samples], *, may_differ: bool = False) -> Samples:
     """One `Samples` of several; sequence ids are made distinct between chunks. Raises: DataError."""
     if not chunks:
         raise DataError(f"{what}: gave no sample")
+    ragged = [name for chunk in chunks for name, array in chunk.inputs.items() if is_ragged(array)]
+    if ragged and not may_differ:
+        raise DataError(
+            f"{what}: samples of {ragged[0]!r} differ in shape, which only an input with buckets may do; give it some:"
+            f" [inputs.{ragged[0]}] shape = [..., [160, 320]]"
+        )
     if len(chunks) == 1:
         return chunks[0]
+    join = _joined_rows if may_differ else np.concatenate
     try:
-        inputs = {name: np.concatenate([chunk.inputs[name] for chunk in chunks]) for name in chunks[0].inputs}
+        inputs = {name: join([chunk.inputs[name] for chunk in chunks]) for name in chunks[0].inputs}
         labels = (
             None
             if chunks[0].labels is None
@@ -90,6 +101,13 @@ def concatenate(what: str, chunks: Sequence[Samples]) -> Samples:
     except (ValueError, KeyError) as error:
         raise DataError(f"{what}: its parts do not fit together ({error})") from error
     return Samples(inputs=inputs, labels=labels, sequence=_sequences(chunks))
+
+
+def _joined_rows(parts: Sequence[Array]) -> Array:
+    """The samples of several arrays in one, ragged where their shapes differ."""
+    if len({(part.dtype, part.shape[1:]) for part in parts}) == 1:
+        return np.concatenate(parts)
+    return stacked([np.asarray(row) for part in parts for row in part])
 
 
 def _sequences(chunks: Sequence[Samples]) -> Any:
@@ -140,7 +158,7 @@ def _generated(
 
 
 def _joined(text: str, parts: list[Samples]) -> Samples:
-    joined = concatenate(text, parts)
+    joined = concatenate(text, parts, may_differ=True)
     if joined.sequence is None or len(parts) == 1:
         return joined
     return Samples(joined.inputs, joined.labels, np.zeros(len(joined), np.int64))
@@ -181,9 +199,9 @@ def _parts(text: str, item: Any) -> tuple[dict[str, Any], Any, Any]:
 
 
 def _fit(text: str, spec: TensorSpec, array: Array) -> Array:
-    if array.shape != spec.shape and spec.shape[:1] == (1,) and array.shape == spec.shape[1:]:
+    if not fits(spec, array.shape) and spec.shape[:1] == (1,) and fits(spec, (1, *array.shape)):
         array = array[None]
-    if array.shape != spec.shape or array.dtype.kind != np.dtype(spec.dtype).kind:
+    if not fits(spec, array.shape) or array.dtype.kind != np.dtype(spec.dtype).kind:
         have = "x".join(map(str, array.shape)) or "scalar"
         raise DataError(f"{text}: gave {array.dtype} {have}; expected {spec.describe()}")
     return array.astype(spec.dtype)

@@ -89,12 +89,19 @@ def _closed_by(project: Project, spec: TensorSpec) -> TensorSpec:
     declared = project.file.inputs.get(spec.name)
     if declared is None:
         return spec
-    clash = len(declared.shape) != len(spec.shape) or any(
-        have is not None and have != want for have, want in zip(spec.shape, declared.shape, strict=False)
+    wanted = declared.largest
+    clash = len(wanted) != len(spec.shape) or any(
+        have is not None and have != want for have, want in zip(spec.shape, wanted, strict=False)
     )
+    fixed = [axis for axis in declared.stepped if axis < len(spec.shape) and spec.shape[axis] is not None]
+    if fixed and len(wanted) == len(spec.shape):
+        raise ProjectError(
+            f"{project.where}: inputs.{spec.name}.shape has buckets on axis {fixed[0]}, which the model fixes at"
+            f" {spec.shape[fixed[0]]}; export it with that axis dynamic"
+        )
     if clash:
         raise ProjectError(
-            f"{project.where}: inputs.{spec.name}.shape = {list(declared.shape)} contradicts the model,"
+            f"{project.where}: inputs.{spec.name}.shape = {list(wanted)} contradicts the model,"
             f" which has {spec.describe()}"
         )
-    return TensorSpec(name=spec.name, dtype=spec.dtype, shape=declared.shape)
+    return TensorSpec(name=spec.name, dtype=spec.dtype, shape=wanted)

@@ -18,7 +18,7 @@ from msgspec import Meta
 from converters.judge.shifted import CORRUPTIONS
 from converters.prepare import code
 from edgekit.errors import ProjectError, SourceError
-from edgekit.manifest import Contract, Name, Step, Version
+from edgekit.manifest import Buckets, Contract, Name, Step, Version
 from edgekit.profile import Budgets, Positive
 
 PROJECT_FILE = "edgekit.toml"
@@ -35,8 +35,20 @@ class ModelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class InputTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    shape: tuple[Dim, ...]
+    """A list in the place of a dimension is a set of buckets."""
+
+    shape: tuple[Dim | tuple[Dim, ...], ...]
     dtype: str = "float32"
+
+    @property
+    def largest(self) -> tuple[int, ...]:
+        """The shape, of its largest bucket where there are any."""
+        return tuple(max(dim) if isinstance(dim, tuple) else dim for dim in self.shape)
+
+    @property
+    def stepped(self) -> dict[int, tuple[int, ...]]:
+        """The buckets of each axis that has some."""
+        return {axis: dim for axis, dim in enumerate(self.shape) if isinstance(dim, tuple)}
 
 
 class DataTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,6 +129,13 @@ class Project(msgspec.Struct, frozen=True):
     @property
     def postprocess(self) -> tuple[Step, ...]:
         return tuple(self._step(step, "postprocess") for step in self.file.postprocess)
+
+    @property
+    def buckets(self) -> Buckets | None:
+        """The sizes that one axis of the inputs may have; None where all shapes are fixed."""
+        axes = {name: axis for name, table in self.file.inputs.items() for axis in table.stepped}
+        sizes = next((sizes for table in self.file.inputs.values() for sizes in table.stepped.values()), ())
+        return Buckets(axes, sizes) if axes else None
 
     def profile(self, target: str) -> str:
         """The name or the file of a target's profile."""
@@ -219,4 +238,30 @@ def _project(table: Mapping[str, Any], folder: Path, where: str) -> Project:
         raise ProjectError(
             f"{where}: data.shifted: there is no corruption {', '.join(unknown)}; there are {', '.join(CORRUPTIONS)}"
         )
+    _check_buckets(file, where)
     return Project(file=file, folder=folder, where=where)
+
+
+def _check_buckets(file: ProjectFile, where: str) -> None:
+    """Raises: ProjectError for buckets that make no one row of sizes."""
+    first: tuple[str, tuple[int, ...]] | None = None
+    for name, table in file.inputs.items():
+        key = f"{where}: inputs.{name}.shape"
+        if len(table.stepped) > 1:
+            raise ProjectError(
+                f"{key} has buckets on axes {', '.join(map(str, table.stepped))}; only one axis may have them: fix the others"
+            )
+        for sizes in table.stepped.values():
+            if not sizes or list(sizes) != sorted(set(sizes)):
+                right = sorted(set(sizes)) or [160, 320]
+                raise ProjectError(f"{key}: buckets {list(sizes)} must ascend without repeats, e.g. {right}")
+            if name in file.state:
+                raise ProjectError(
+                    f"{key}: a state keeps its shape from call to call; it cannot have buckets"
+                )
+            if first is not None and first[1] != sizes:
+                raise ProjectError(
+                    f"{key} has buckets {list(sizes)}, and inputs.{first[0]} {list(first[1])}; inputs that have buckets"
+                    " are always of one size, so give all of them the same list"
+                )
+            first = first or (name, sizes)

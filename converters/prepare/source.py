@@ -3,12 +3,14 @@
 Always true
  1. Every input shape is closed before anything is converted; what is open is listed with the flag that closes it.
  2. `reference` runs the source itself, not something made of it: parity and accuracy are judged against that.
- 3. `sha256` changes when anything that decides the source's outputs changes.
+ 3. Where an input has buckets, the source ran at each size; `reference` then pads as the device will, so that a candidate
+    is judged by what it computes and not by the padding.
+ 4. `sha256` changes when anything that decides the source's outputs changes.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +19,9 @@ import numpy as np
 from converters.prepare import code
 from converters.prepare.project import Project
 from edgekit.engines import Model
+from edgekit.engines.bucketed import BucketedModel
 from edgekit.errors import ProjectError, SourceError
-from edgekit.manifest import StatePair, TensorSpec
+from edgekit.manifest import Buckets, StatePair, TensorSpec
 from edgekit.tensors import Array
 
 if TYPE_CHECKING:  # it knows artifacts, whose module knows sources
@@ -30,7 +33,8 @@ class Source:
     """An opened source. One of `onnx_path` (an ONNX file), `module` (a torch program) and `native` (a file in an
     engine's own format) is set.
 
-    `inputs` are in the order in which a torch program takes them.
+    `inputs` are in the order in which a torch program takes them. With `buckets`, shapes are those of the largest one,
+    outputs are open where they follow it, and `by_size` are the sources of fixed shapes that it stands for, smallest first.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -41,6 +45,13 @@ class Source:
     onnx_path: Path | None = None
     module: Any = None
     native: "Native | None" = None
+    buckets: Buckets | None = None
+    by_size: tuple["Source", ...] = ()
+
+    @property
+    def admitted(self) -> tuple[TensorSpec, ...]:
+        """The inputs as samples may give them: an axis with buckets is open."""
+        return self.buckets.admitted(self.inputs) if self.buckets else self.inputs
 
     @property
     def states(self) -> frozenset[str]:
@@ -70,7 +81,37 @@ def open_source(project: Project, gate: code.CodeGate) -> Source:
             raise SourceError(f"{path}: there is no such model file")
         source = opener(project, path, gate)
     _check_names(project, source)
-    return source
+    return source if project.buckets is None else _in_buckets(project, source, project.buckets)
+
+
+def _in_buckets(project: Project, source: Source, buckets: Buckets) -> Source:
+    """The source at every size. Raises: SourceError where it does not run at one; ProjectError for fixed shapes."""
+    if source.native is not None:
+        raise ProjectError(
+            f"{project.where}: inputs.{next(iter(buckets.axes))}.shape has buckets, and {source.native.what} has the one shape"
+            " that it was converted with; build from the ONNX or torch model that it was made of"
+        )
+    by_size = []
+    for size in buckets.sizes:
+        inputs = buckets.at(source.inputs, size)
+        outputs = observed_outputs(source.reference, inputs, f"{project.model.source}, bucket {size}")
+        by_size.append(replace(source, inputs=inputs, outputs=outputs))
+    return replace(
+        source,
+        outputs=tuple(map(_common, *(each.outputs for each in by_size))),
+        reference=BucketedModel(buckets, dict.fromkeys(buckets.sizes, source.reference)),
+        buckets=buckets,
+        by_size=tuple(by_size),
+    )
+
+
+def _common(*specs: TensorSpec) -> TensorSpec:
+    """One output at every size: open where its shape follows the input's. Raises: SourceError."""
+    last = specs[-1]
+    if len({len(spec.shape) for spec in specs}) > 1:
+        raise SourceError(f"output {last.name!r} has more axes in one bucket than in another")
+    dims = zip(*(spec.shape for spec in specs), strict=True)
+    return TensorSpec(last.name, last.dtype, tuple(each[0] if len(set(each)) == 1 else None for each in dims))
 
 
 def _open_onnx(project: Project, path: Path, gate: code.CodeGate) -> Source:  # noqa: ARG001  # an opener's signature
@@ -117,9 +158,9 @@ _OPENERS: Mapping[str, Callable[[Project, Path, code.CodeGate], Source]] = {
 def check_declared(project: Project, spec: TensorSpec) -> None:
     """Raises: ProjectError if the project declares another shape than the file has."""
     declared = project.file.inputs.get(spec.name)
-    if declared is not None and declared.shape != spec.shape:
+    if declared is not None and declared.largest != spec.shape:
         raise ProjectError(
-            f"{project.where}: inputs.{spec.name}.shape = {list(declared.shape)} contradicts the model,"
+            f"{project.where}: inputs.{spec.name}.shape = {list(declared.largest)} contradicts the model,"
             f" which has {spec.describe()}"
         )
 

@@ -185,7 +185,7 @@ def _input_specs(
     if set(declared) <= set(parameters):
         order = [name for name in parameters if name in declared]
     return tuple(
-        TensorSpec(name=name, dtype=declared[name].dtype, shape=declared[name].shape) for name in order
+        TensorSpec(name=name, dtype=declared[name].dtype, shape=declared[name].largest) for name in order
     )
 
 

@@ -14,7 +14,7 @@ from edgekit.bundle import Bundle
 from edgekit.cli import render
 from edgekit.compare import difference
 from edgekit.errors import DataError, SelfTestFailedError, UsageError
-from edgekit.evidence import Figure, Statement
+from edgekit.evidence import BucketEvidence, Figure, Statement
 from edgekit.inputs import input_files
 from edgekit.manifest import Manifest, Step
 from edgekit.predict import answers
@@ -219,11 +219,22 @@ def evidence_rows(statement: Statement | None) -> list[tuple[str, str]]:
     }
     figures = [(name, _figure(figure)) for name, figure in shown.items() if figure is not None]
     rows = [*figures, *((f"budget {name}", outcome) for name, outcome in build.budgets.items())]
+    rows += [(f"bucket {each.size}", _bucket(each)) for each in build.buckets]
     if build.emulation is not None:
         ran = build.emulation
         gaps = [f"{name} differs by {_figure(gap)}" for name, gap in ran.max_error.items()]
         rows.append(("self-test under emulation", "; ".join(filter(None, (ran.outcome, ran.reason, *gaps)))))
     return rows
+
+
+def _bucket(each: BucketEvidence) -> str:
+    told = [
+        f"{each.share:.0%} of the samples",
+        f"{each.accuracy.value:.4g}, source {each.source_accuracy.value:.4g}",
+    ]
+    if each.latency_p50_ms is not None and each.latency_p95_ms is not None:
+        told.append(f"p50 {each.latency_p50_ms.value:.4g} ms, p95 {each.latency_p95_ms.value:.4g} ms")
+    return "; ".join(told)
 
 
 def _figure(figure: Figure) -> str:
