@@ -72,17 +72,17 @@ class Datasets:
         """The share of the evaluation samples that fall into each bucket; empty without buckets."""
         if self.source.buckets is None:
             return {}
-        found = self.buckets_of(self.evaluation)
-        return {size: float(np.mean(found == size)) for size in self.source.buckets.sizes}
+        return {size: float(np.mean(self.evaluation_buckets == size)) for size in self.source.buckets.sizes}
 
-    def buckets_of(self, samples: Samples) -> NDArray[np.int64]:
-        """The bucket of each sample, (N,). Raises: DataError for one that none holds."""
+    @cached_property
+    def evaluation_buckets(self) -> NDArray[np.int64]:
+        """The bucket of each evaluation sample, (N,). Raises: DataError for one that none holds."""
         buckets = self.source.buckets
         assert buckets is not None
         found = []
-        for index in range(len(samples)):
+        for index in range(len(self.evaluation)):
             try:
-                found.append(bucket_of(buckets, self.ready(samples.sample(index))))
+                found.append(bucket_of(buckets, self.ready(self.evaluation.sample(index))))
             except InputError as error:
                 raise DataError(
                     f"evaluation sample {index}: {error}; add a bucket, or leave it out"
@@ -93,8 +93,8 @@ class Datasets:
     def halves(self) -> tuple[Half, Half]:
         """The evaluation data to search on, and to judge on; each with shifted samples where there can be any."""
         samples, seed = self.evaluation, self.project.file.data.seed
-        parts = [samples.take(part) for part in accuracy.split(len(samples), samples.sequence, seed)]
-        self._check_judged(parts[1])
+        self._check_judged()
+        parts = [samples.take(part) for part in self._split]
         named = self.project.file.data.shifted_names
         if named is None:
             own = self._open(str(self.project.file.data.shifted)).collect()
@@ -116,7 +116,7 @@ class Datasets:
     @cached_property
     def judged_buckets(self) -> NDArray[np.int64]:
         """The bucket of each judged sample."""
-        return self.buckets_of(self.judged)
+        return self.evaluation_buckets[self._split[1]]
 
     @cached_property
     def golden(self) -> NDArray[np.int64]:
@@ -183,7 +183,7 @@ class Datasets:
         """A few that fall into one bucket, padded to it."""
         buckets = self.source.buckets
         assert buckets is not None
-        own = np.flatnonzero(self.buckets_of(self.evaluation) == size)
+        own = np.flatnonzero(self.evaluation_buckets == size)
         return [
             fitted(buckets, feed, size) for feed in self._feeds(self.evaluation.take(own[:PARITY_SAMPLES]))
         ]
@@ -234,11 +234,16 @@ class Datasets:
             states=self.source.states,
         )
 
-    def _check_judged(self, judged: Samples) -> None:
+    @cached_property
+    def _split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Indices into the evaluation data of the search half and the judged half."""
+        return accuracy.split(len(self.evaluation), self.evaluation.sequence, self.project.file.data.seed)
+
+    def _check_judged(self) -> None:
         """Raises: DataError if a bucket has no judged sample."""
         if self.source.buckets is None:
             return
-        found = self.buckets_of(judged).tolist()
+        found = self.judged_buckets.tolist()
         empty = [size for size in self.source.buckets.sizes if size not in found]
         if empty:
             counts = ", ".join(f"{size}: {found.count(size)}" for size in self.source.buckets.sizes)

@@ -18,6 +18,9 @@ from edgekit.errors import InputError
 from edgekit.manifest import Buckets
 from edgekit.tensors import Array
 
+# Beside the models of several buckets: what they have in common, where their format lets it lie in another file.
+SHARED_WEIGHTS = "weights.bin"
+
 
 def bucket_of(buckets: Buckets, inputs: Mapping[str, Array]) -> int:
     """The size that these inputs, which have all their axes, run in. Raises: InputError."""

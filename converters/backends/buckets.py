@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from converters.backends import Artifact
+from converters.backends.sharing import share
 from edgekit.errors import ToolFailedError
 
 
 def gathered(sizes: Sequence[int], make: Callable[[int, Path], Artifact], folder: Path) -> Artifact:
-    """`make(index, folder)` for each size, its files renamed from NAME.SUFFIX to NAME-SIZE.SUFFIX.
+    """`make(index, folder)` for each size, its files renamed from NAME.SUFFIX to NAME-SIZE.SUFFIX, what
+    they have in common in one of its own.
 
     Raises: ToolFailedError if the sizes' tensors are called differently; what `make` raises.
     """
@@ -31,7 +33,9 @@ def gathered(sizes: Sequence[int], make: Callable[[int, Path], Artifact], folder
     if any(artifact.bindings != last.bindings for artifact in made):
         raise ToolFailedError("the converter names the tensors of one bucket differently from another's")
     notes = dict.fromkeys(note for artifact in made for note in artifact.notes)
-    return replace(last, notes=tuple(notes), models=tuple(artifact.model for artifact in made))
+    models = tuple(artifact.model for artifact in made)
+    share(folder, models)
+    return replace(last, notes=tuple(notes), models=models)
 
 
 def _named(name: str, size: int) -> str:

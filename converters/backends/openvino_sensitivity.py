@@ -17,6 +17,7 @@ from openvino import opset13 as ops
 from converters.backends import Prepared
 from converters.backends import openvino_graph as graph
 from converters.quantize.sensitivity import LayerError, divergence, snr_db
+from edgekit.engines.openvino import read
 from edgekit.errors import DataError, EngineError
 from edgekit.tensors import Array
 
@@ -40,7 +41,7 @@ def ranked(path: Path, prepared: Prepared, clock: Callable[[], float]) -> list[L
 
     Raises: DataError without a sample, EngineError if OpenVINO cannot run the model with its switches.
     """
-    model = ov.Core().read_model(path)
+    model = read(ov.Core(), path)
     quantizers = graph.activation_quantizers(model)
     if not quantizers:
         return []

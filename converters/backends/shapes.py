@@ -27,7 +27,9 @@ def _in_ir(path: Path) -> tuple[str, ...]:
     # Imported here: a build for other engines never loads OpenVINO.
     import openvino as ov
 
-    operators: list[Any] = ov.Core().read_model(path).get_ordered_ops()
+    from edgekit.engines.openvino import read
+
+    operators: list[Any] = read(ov.Core(), path).get_ordered_ops()
     return tuple(
         operator.get_friendly_name()
         for operator in operators

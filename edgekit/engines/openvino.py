@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from edgekit.buckets import SHARED_WEIGHTS
 from edgekit.errors import EngineError
 from edgekit.manifest import EngineSpec, TensorSpec
 from edgekit.tensors import Array
@@ -38,6 +39,12 @@ class OpenVinoModel:
         del self._request
 
 
+def read(core: ov.Core, path: Path) -> ov.Model:
+    """An IR with its weights: in a file of its own name, or in the one that the models of several buckets share."""
+    shared = path.with_name(SHARED_WEIGHTS)
+    return core.read_model(path, shared) if shared.is_file() else core.read_model(path)
+
+
 class OpenVinoEngine:
     name = "openvino"
 
@@ -61,7 +68,7 @@ class OpenVinoEngine:
         if cache is not None:
             properties["CACHE_DIR"] = str(cache)
         try:
-            compiled = core.compile_model(core.read_model(path), device, properties)
+            compiled = core.compile_model(read(core, path), device, properties)
         except Exception as error:
             raise EngineError(f"openvino cannot load {path.name} on {device}: {error}") from error
         return OpenVinoModel(compiled, inputs, outputs)

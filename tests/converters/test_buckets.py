@@ -7,18 +7,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
+import openvino
 import pytest
 import torch
 from msgspec import structs
+from onnx import TensorProto, helper, numpy_helper
 from sklearn.datasets import load_digits
 from torch import nn
 
+from converters.backends.sharing import share
 from converters.prepare import project
-from edgekit import evidence, local, selftest
+from edgekit import engines, evidence, local, selftest
 from edgekit.buckets import bucket_of
 from edgekit.engines import LoadedBundle
 from edgekit.errors import EngineError, InputError, ProjectError
-from edgekit.manifest import Buckets
+from edgekit.manifest import Buckets, EngineSpec, TensorSpec
 from edgekit.samples import Samples, dump_npz, load_npz, rows, stacked
 from edgekit.selftest import golden_inputs, run_samples
 
@@ -305,3 +309,57 @@ def test_a_model_that_was_converted_already_has_no_buckets(built, lines, run_bui
     result = run_build(*words, "--out", tmp_path / "d")
     assert result.exit_code == 2
     assert "has the one shape that it was converted with" in result.stderr
+
+
+def layered(size: int) -> onnx.ModelProto:
+    """A convolution of 36,864 weights and one of a size's own."""
+    chance = np.random.default_rng(0)
+    kernel = numpy_helper.from_array(chance.normal(size=(64, 64, 3, 3)).astype(np.float32), "kernel")
+    own = numpy_helper.from_array(np.arange(64 * 8 * size, dtype=np.float32).reshape(1, 64, 8, size), "own")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "kernel"], ["c"], pads=[1, 1, 1, 1]),
+            helper.make_node("Add", ["c", "own"], ["y"]),
+        ],
+        "layered",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64, 8, size])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 64, 8, size])],
+        [kernel, own],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize(("engine", "suffix"), [("onnxruntime", ".onnx"), ("openvino", ".xml")])
+def test_weights_that_all_sizes_have_are_stored_once_and_compute_the_same(engine, suffix, tmp_path):
+    names = tuple(f"model-{size}{suffix}" for size in (8, 16))
+    for folder in ("apart", "shared", "again"):
+        (tmp_path / folder).mkdir()
+        for size, name in zip((8, 16), names, strict=True):
+            path = tmp_path / folder / name
+            onnx.save(layered(size), str(path.with_suffix(".onnx")))
+            if engine == "openvino":
+                openvino.save_model(
+                    openvino.Core().read_model(path.with_suffix(".onnx")), path, compress_to_fp16=False
+                )
+                path.with_suffix(".onnx").unlink()
+    for folder in ("shared", "again"):
+        share(tmp_path / folder, names)
+    apart, shared, again = (
+        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        for folder in ("apart", "shared", "again")
+    )
+    assert shared == again
+    assert set(shared) == {*names, "weights.bin"}
+    assert sum(map(len, apart.values())) - sum(map(len, shared.values())) > 140_000
+    x, y = TensorSpec("x", "float32", (1, 64, 8, 16)), TensorSpec("y", "float32", (1, 64, 8, 16))
+    buckets = Buckets({"x": 3}, (8, 16), names)
+    spec = EngineSpec(
+        engine, "", names[-1], {"INFERENCE_PRECISION_HINT": "f32"} if engine == "openvino" else {}
+    )
+    both = [
+        engines.load(tmp_path / folder, spec, [x], [y], buckets=buckets) for folder in ("apart", "shared")
+    ]
+    for width in (5, 16):
+        feed = {"x": np.random.default_rng(1).normal(size=(1, 64, 8, width)).astype(np.float32)}
+        before, after = (model.run(feed)["y"] for model in both)
+        assert np.array_equal(before, after)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from device_agent.folder import DeploymentFolder
+from device_agent.update.selftest import judge
 
 
 @pytest.fixture
@@ -210,3 +211,11 @@ def test_an_input_that_no_bucket_holds_is_the_callers_mistake(lines):
     answer = lines.post("/predict", {"input": [[1.0] * 9]})
     assert answer.status == 400
     assert "input 'x' has 9 along axis 1; this model takes 1 to 8" in answer.json["error"]
+
+
+def test_the_agents_own_self_test_runs_every_bucket(tmp_path, tools):
+    slot = tools.staged(DeploymentFolder(tmp_path / "d"), tools.build_lines(tmp_path))
+    assert judge(slot, None, tmp_path / "cache").passed
+    # The file of the smaller bucket alone, which a device would meet with short lines only.
+    (slot / "model/4.onnx").write_bytes((slot / "model/8.onnx").read_bytes())
+    assert not judge(slot, None, tmp_path / "cache").passed
