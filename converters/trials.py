@@ -43,14 +43,16 @@ QUICK_S = 0.8
 
 @dataclass
 class _Hunt:
-    """One profile's search. A trial's time is its ratio to the `anchor` (a fixed recipe), timed in turn with it, times
-    the anchor's own: what else slows the machine down meanwhile cancels out.
+    """One profile's search: `fixed` are the candidates that a trial has to beat, by name, `bases` those of them whose
+    settings are turned. A trial's time is its ratio to the `anchor` (one of the fixed), timed in turn with it, times the
+    anchor's own: what else slows the machine down meanwhile cancels out.
     """
 
     bench: Workbench
     profile: Profile
     contract: Contract
     host: Host
+    fixed: dict[str, Candidate]
     bases: dict[str, Candidate]
     anchor: Trial | None = None
 
@@ -74,13 +76,15 @@ def explored(
     jobs: int,
 ) -> tuple[list[Candidate], tuple[TrialEvidence, ...]]:
     """Candidates that a search of `count` trials found, judged like any other, and every trial's figures."""
-    bases = {item.plan.name: item for item in tried if _is_tunable(item)}
+    bases = {item.recipe: item for item in tried if _is_tunable(item)}
     if not bases:
         bench.tell(
             f"{profile.name}: nothing to search, there is no int8 candidate whose settings can be turned"
         )
         return [], ()
-    hunt = _Hunt(bench, profile, contract, host, bases)
+    others = [item for item in tried if item.stands and item.recipe not in bases]
+    fixed = bases | {item.recipe: item for item in _with_losses(bench, contract, others, host)}
+    hunt = _Hunt(bench, profile, contract, host, fixed, bases)
     spaces = _spaces(hunt)
     journal = _journal(hunt, spaces)
     study = Search(spaces, journal, bench.project.file.data.seed)
@@ -90,7 +94,7 @@ def explored(
     # As the journal has it, also of an earlier build: trials of both are compared.
     hunt.anchor = next((trial for trial in study.trials if not trial.number and trial.figures), None)
     if hunt.anchor is None:
-        bench.tell(f"{profile.name}: nothing to search, none of its int8 candidates can be timed")
+        bench.tell(f"{profile.name}: nothing to search, none of its candidates can be timed")
     else:
         _run(hunt, study, count, jobs)
     trials = study.trials
@@ -105,15 +109,27 @@ def _is_tunable(item: Candidate) -> bool:
         item.artifact is not None
         and item.search is not None
         and not item.plan.tuning.label
-        and item.plan.recipe.scheme in ("static", "dynamic")
+        and item.plan.recipe.scheme != "percentile"
         and bool(backends.get(item.plan.recipe.engine).knobs(item.plan))
     )
 
 
+def _with_losses(
+    bench: Workbench, contract: Contract, items: Sequence[Candidate], host: Host
+) -> list[Candidate]:
+    """Those that could be run on the search half; float candidates were not yet."""
+    bench.together([Order(item.plan, host.threads(item.plan), is_searched=True) for item in items])
+    found = [searched(bench, contract, item, host) for item in items]
+    return [item for item in found if item.search is not None]
+
+
 def _spaces(hunt: _Hunt) -> list[Space]:
-    """Each recipe's knobs and worst layers; where layers cannot be told apart, none stays in float."""
+    """Each recipe's knobs and worst layers; where layers cannot be told apart, or float is not to be had, none stays in
+    float.
+    """
     bench, items = hunt.bench, list(hunt.bases.values())
-    calibrated = [item for item in items if item.plan.recipe.needs_calibration]
+    is_float_allowed = bool(set(hunt.profile.precisions) - {"int8"})
+    calibrated = [item for item in items if item.plan.recipe.needs_calibration and is_float_allowed]
     bench.together([Order(item.plan, hunt.host.threads(item.plan), is_analysed=True) for item in calibrated])
     layers: dict[str, tuple[str, ...]] = {}
     for item in calibrated:
@@ -135,8 +151,8 @@ def _journal(hunt: _Hunt, spaces: Sequence[Space]) -> Path:
     """Under a key of everything that decides what a trial finds."""
     bench, half = hunt.bench, hunt.bench.data.halves[0]
     parts = {
-        "recipes": [bench.artifact_key(item.plan) for item in hunt.bases.values()],
-        "options": [item.plan.judged_options for item in hunt.bases.values()],
+        "recipes": [bench.artifact_key(item.plan) for item in hunt.fixed.values()],
+        "options": [item.plan.judged_options for item in hunt.fixed.values()],
         "metric": _metric_digest(bench),
         "calibration": bench.data.fingerprint,
         "data": [fingerprint(samples) for samples in (half.samples, half.shifted) if samples is not None],
@@ -161,7 +177,7 @@ def _fixed(hunt: _Hunt) -> list[Trial]:
     """What the fixed recipes are known to lose and cost; the first that could be timed is what all are compared with."""
     found: list[Trial] = []
     costs, failures = _fixed_costs(hunt)
-    for name, item in hunt.bases.items():
+    for name, item in hunt.fixed.items():
         assert item.search is not None
         if name in failures:
             found.append(Trial(0, name, Tuning(), failure=failures[name]))
@@ -171,12 +187,12 @@ def _fixed(hunt: _Hunt) -> list[Trial]:
 
 
 def _fixed_costs(hunt: _Hunt) -> tuple[dict[str, float], dict[str, str]]:
-    items = list(hunt.bases.values())
+    items = list(hunt.fixed.values())
     if not hunt.is_timed:
         return {item.recipe: _megabytes(item) for item in items}, {}
-    timing = timed(hunt.bench, items, hunt.host, set(hunt.bases), budget_s=QUICK_S)
+    timing = timed(hunt.bench, items, hunt.host, set(hunt.fixed), budget_s=QUICK_S)
     times = timing.latencies
-    anchor = next((times[name] for name in hunt.bases if name in times), None)
+    anchor = next((times[name] for name in hunt.fixed if name in times), None)
     if anchor is None:
         return {}, timing.failures
     return {
@@ -239,7 +255,7 @@ def _cost(hunt: _Hunt, item: Candidate) -> float:
         return _megabytes(item)
     assert hunt.anchor is not None
     assert hunt.anchor.cost is not None
-    anchor = hunt.bases[hunt.anchor.recipe]
+    anchor = hunt.fixed[hunt.anchor.recipe]
     timing = timed(hunt.bench, [anchor, item], hunt.host, {anchor.recipe, item.recipe}, budget_s=QUICK_S)
     for name, reason in timing.failures.items():
         raise ToolFailedError(reason if name == item.recipe else f"{name}, the measure of all, {reason}")
@@ -272,7 +288,7 @@ def _evidence(hunt: _Hunt, trials: Sequence[Trial], chosen: Sequence[Trial]) -> 
     on_front = search.front(trials)
 
     def figure(hunt: _Hunt, value: float | None, unit: str, trial: Trial) -> Figure | None:
-        where = hunt.host.where(hunt.bases[trial.recipe].plan)
+        where = hunt.host.where(hunt.fixed[trial.recipe].plan)
         return None if value is None else Figure(value, "measured", where, unit)
 
     return tuple(

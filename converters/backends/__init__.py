@@ -115,7 +115,9 @@ class Backend(Protocol):
         ...
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
-        """Settings that a search may turn for this int8 plan; none for one that cannot be tuned."""
+        """Settings that a search may turn for this int8 plan; none for one that cannot be tuned, which a search knows as a
+        point to beat.
+        """
         ...
 
     def tools(self) -> dict[str, str]:

@@ -54,7 +54,8 @@ class OnnxRuntimeBackend:
         return onnxruntime_layers.sensitivity(onnxruntime_qdq.folded(prepared), int8, kinds, samples)
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
-        return onnxruntime_qdq.knobs(plan) if plan.recipe.needs_calibration else ()
+        knobs = onnxruntime_qdq.knobs if plan.recipe.needs_calibration else onnxruntime_dynamic.knobs
+        return knobs(plan)
 
 
 def _float_model(prepared: Prepared, target: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from onnxruntime.quantization.quant_utils import QuantizationMode, save_and_relo
 from converters.backends import Prepared, Unsupported
 from converters.backends.onnxruntime_qdq import check_layers, folded
 from converters.prepare.quiet import quietly
+from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Plan
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import Option
@@ -24,6 +25,11 @@ PRODUCTS = {"MatMul": (1,), "Gemm": (1,), "LSTM": (1, 2)}
 # Share of the weights that a model computes with, in numbers, that must be in matrix products.
 LEAST_SHARE = 0.5
 SETTINGS = "per_channel, reduce_range"
+
+
+def knobs(plan: Plan) -> tuple[Knob, ...]:
+    """What a search may turn."""
+    return (Knob("per_channel", (None, False)),) if plan.constraints.per_channel else ()
 
 
 def share(model: onnx.ModelProto) -> float:

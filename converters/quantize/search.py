@@ -110,12 +110,10 @@ class Search:
         return sorted(msgspec.convert(stored, list[Trial]), key=lambda trial: trial.number)
 
     def knows(self, trial: Trial) -> None:
-        """Take in a fixed recipe's figures, which cost nothing."""
-        space = self._spaces[trial.recipe]
-        choices: dict[str, tuple[Option | None, ...]] = {"recipe": tuple(self._spaces)}
-        choices |= {f"{space.recipe} {knob.name}": knob.values for knob in space.knobs if knob.only is None}
-        if _counts(space):
-            choices[f"{space.recipe} float layers"] = _counts(space)
+        """Take in a fixed recipe's figures, which cost nothing. One without a space teaches the sampler nothing; a trial
+        has to beat it all the same.
+        """
+        choices = self._choices(trial.recipe)
         parameters = {
             name: trial.recipe if name == "recipe" else values[0] for name, values in choices.items()
         }
@@ -131,6 +129,17 @@ class Search:
                 user_attrs={_TRIAL: msgspec.to_builtins(trial)},
             )
         )
+
+    def _choices(self, recipe: str) -> dict[str, tuple[Option | None, ...]]:
+        """What is decided of a fixed recipe, its defaults first."""
+        space = self._spaces.get(recipe)
+        if space is None:
+            return {}
+        found: dict[str, tuple[Option | None, ...]] = {"recipe": tuple(self._spaces)}
+        found |= {f"{recipe} {knob.name}": knob.values for knob in space.knobs if knob.is_turned_by_default}
+        if _counts(space):
+            found[f"{recipe} float layers"] = _counts(space)
+        return found
 
     def ask(self) -> Asked | None:
         """A tuning that was not tried yet; None where there seems to be none left."""

@@ -141,6 +141,19 @@ def test_finalists_hold_the_contract_or_lose_least_and_are_never_the_fixed_recip
     assert search.finalists([trial(0, 0.0, 1.0, holds=True), bad]) == []
 
 
+def test_a_fixed_recipe_without_settings_is_a_point_to_beat(tmp_path):
+    space = Space("e/static-int8", (Knob("a", (None, *range(20))),), ("one", "two"))
+    study = search.Search([space], tmp_path / "log", 0)
+    study.knows(Trial(0, "e/static-int8", Tuning(), 0.5, 1.0))
+    study.knows(Trial(0, "e/fp16", Tuning(), 0.0, 2.0, holds=True))
+    for _ in range(12):
+        asked = study.ask()
+        assert asked.recipe == "e/static-int8"
+        study.tell(asked, Trial(asked.number, asked.recipe, asked.tuning, 0.1, 3.0, holds=True))
+    assert [item.recipe for item in search.front(study.trials)] == ["e/static-int8", "e/fp16"]
+    assert search.finalists(study.trials) == []
+
+
 def test_a_space_is_searched_to_its_end_without_trying_anything_twice(tmp_path):
     space = Space(
         "e/static-int8", (Knob("a", (None, 1, 2)), Knob("b", (None, 5), only=("a", 2))), ("one", "two")
@@ -154,6 +167,17 @@ def test_a_space_is_searched_to_its_end_without_trying_anything_twice(tmp_path):
     assert len(seen) == len(set(seen)) == 8
 
 
+def test_a_knob_may_be_for_where_another_is_left_out(tmp_path):
+    knobs = (Knob("a", (None, 1)), Knob("b", (None, 5), only=("a", None)))
+    study = search.Search([Space("e/static-int8", knobs)], tmp_path / "log", 0)
+    study.knows(Trial(0, "e/static-int8", Tuning(), 0.5, 1.0))
+    seen = []
+    while (asked := study.ask()) is not None:
+        seen.append(asked.tuning.settings)
+        study.tell(asked, Trial(asked.number, asked.recipe, asked.tuning, 0.1, float(asked.number)))
+    assert sorted(map(str, seen)) == ["{'a': 1}", "{'b': 5}"]
+
+
 def test_a_trial_that_was_running_when_the_build_was_stopped_is_tried_again(tmp_path):
     space = Space("e/static-int8", (Knob("a", (None, 1)),))
     first = search.Search([space], tmp_path / "log", 0)
@@ -165,6 +189,39 @@ def test_a_trial_that_was_running_when_the_build_was_stopped_is_tried_again(tmp_
     again = second.ask()
     assert (again.number, again.tuning.settings) == (stopped.number, stopped.tuning.settings)
     assert second.ask() is None
+
+
+def test_litert_is_searched_with_its_own_settings_weights_only_among_them(digits, run_build, tmp_path):
+    words = [*digits.flags("model.onnx", "x86-64-v3"), "--recipe", "litert/*", "--out", tmp_path]
+    result = run_build(*words, "--json", tmp_path / "r.json", "--search", "12", cache=tmp_path / "cache")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "r.json").read_text())["profiles"][0]["trials"]
+    assert not [row["failure"] for row in rows if row.get("failure")]
+    tried = [row for row in rows if row["number"]]
+    assert len(tried) == 12
+    assert {row["recipe"] for row in tried} == {
+        "litert/static-int8",
+        "litert/dynamic-int8",
+        "litert/weights-int8",
+    }
+    turned = {name for row in tried for name in row.get("settings", {})}
+    assert turned == {"percentile", "moving_average", "per_channel"}
+    assert any(row.get("float_layers") for row in tried)
+    # What has no settings to turn is known all the same, and has to be beaten.
+    assert "litert/fp32" in {row["recipe"] for row in rows if not row["number"]}
+
+
+def test_an_accelerator_that_takes_only_integers_is_searched_without_float_layers(
+    digits, run_build, tmp_path
+):
+    words = [*digits.flags("model.onnx", "nxp-imx93-ethos-u65"), "--out", tmp_path]
+    result = run_build(*words, "--json", tmp_path / "r.json", "--search", "6", cache=tmp_path / "cache")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "r.json").read_text())["profiles"][0]["trials"]
+    tried = [row for row in rows if row["number"] and not row.get("failure")]
+    assert "litert/static-int16x8" in {row["recipe"] for row in rows}
+    assert tried
+    assert not any(row.get("float_layers") for row in tried)
 
 
 # Crashes where the second trial's conversion reads it, as a converter's native code would.
