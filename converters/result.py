@@ -219,7 +219,9 @@ def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> C
         latency_p95_ms=p95,
         memory_mb=_memory(item, host),
         notes=item.notes,
-        layers=tuple(LayerEvidence(layer.name, layer.op_type, layer.snr_db) for layer in item.layers),
+        layers=tuple(
+            LayerEvidence(layer.name, layer.op_type, layer.snr_db, layer.divergence) for layer in item.layers
+        ),
         compiled=_compiled(item),
         buckets=_buckets(item, host),
     )

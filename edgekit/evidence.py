@@ -74,12 +74,15 @@ class Compiled(msgspec.Struct, frozen=True, omit_defaults=True):
 Outcome = Literal["met", "missed", "unverified", "no-limit"]
 
 
-class LayerEvidence(msgspec.Struct, frozen=True):
-    """What quantizing one layer alone costs: the model's output signal-to-noise ratio in decibels."""
+class LayerEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What quantizing one layer alone costs: the model's output signal-to-noise ratio in decibels and, where an output
+    holds probabilities and it was measured, their Kullback-Leibler divergence from the float model's in nats.
+    """
 
     name: str
     op_type: str
     snr_db: float
+    divergence: float | None = None
 
 
 class BucketEvidence(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -12,6 +12,9 @@ from edgekit.tensors import Array
 
 # Ratio given where there is no noise at all.
 MAX_SNR_DB = 200.0
+# Divergence given where a result is not finite, far above what `_LEAST` allows between probabilities; infinity has no
+# place in JSON, where findings are kept.
+MAX_DIVERGENCE = 100.0
 # Added to probabilities before their logarithm is taken.
 _LEAST = 1e-9
 # Rounding below zero that a probability may show.
@@ -37,7 +40,8 @@ class LayerError(msgspec.Struct, frozen=True):
 
 def divergence(wanted: Sequence[Mapping[str, Array]], have: Sequence[Mapping[str, Array]]) -> float | None:
     """Mean Kullback-Leibler divergence of the float outputs' distributions from the others', in nats; the worst output
-    counts. None where no output is one of probabilities along its last axis; infinite where a result is not finite.
+    counts. None where no output is one of probabilities along its last axis; `MAX_DIVERGENCE` where a result is not
+    finite.
     """
     found = [
         float(np.mean([_divergence(one[name], other[name]) for one, other in zip(wanted, have, strict=True)]))
@@ -56,7 +60,7 @@ def _is_distribution(array: Array) -> bool:
 
 def _divergence(wanted: Array, have: Array) -> float:
     if not np.isfinite(have).all():
-        return float("inf")
+        return MAX_DIVERGENCE
     ours, theirs = (np.maximum(array.astype(np.float64), 0) + _LEAST for array in (wanted, have))
     return float((ours * np.log(ours / theirs)).sum(axis=-1).mean())
 

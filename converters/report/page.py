@@ -15,7 +15,7 @@ import jinja2
 from converters.report import chart, numbers, trials
 from converters.report.sheet import Sheet
 from edgekit import __version__
-from edgekit.evidence import CandidateEvidence, Figure
+from edgekit.evidence import CandidateEvidence, Figure, LayerEvidence
 
 # Layers shown of a candidate: those that lose most.
 LAYERS = 12
@@ -65,6 +65,7 @@ def _template() -> jinja2.Template:
         "trials_front": trials.front,
         "special": trials.special,
         "layers_of": _layers,
+        "diverges": _diverges,
         "budgets_of": _budgets,
         "bar": _bar,
         "latency": latency,
@@ -85,11 +86,25 @@ def latency(item: CandidateEvidence) -> tuple[str, str]:
 
 
 def _layers(item: CandidateEvidence) -> list[dict[str, Any]]:
-    """The layers that lose most, with the length of their bars in percent: longer is worse."""
-    worst = sorted(item.layers, key=lambda layer: layer.snr_db)[:LAYERS]
-    return [
-        {"layer": layer, "share": 100 * min(max(1 - layer.snr_db / HARMLESS_DB, 0.01), 1)} for layer in worst
-    ]
+    """The layers that lose most, as the build ranked them (worst first), with the length of their bars in percent:
+    longer is worse, by the divergence where it was measured.
+    """
+    most = max((layer.divergence or 0.0 for layer in item.layers), default=0.0)
+    return [{"layer": layer, "share": 100 * _harm(layer, most)} for layer in item.layers[:LAYERS]]
+
+
+def _harm(layer: LayerEvidence, most: float) -> float:
+    """0..1; `most` is the candidate's largest divergence."""
+    if layer.divergence is None:
+        harm = 1 - layer.snr_db / HARMLESS_DB
+    else:
+        harm = layer.divergence / most if most else 0.0
+    return min(max(harm, 0.01), 1)
+
+
+def _diverges(*items: CandidateEvidence) -> bool:
+    """Whether divergences were measured of any one's layers."""
+    return any(layer.divergence is not None for item in items for layer in item.layers)
 
 
 def _budgets(sheet: Sheet) -> list[dict[str, str]]:

@@ -105,6 +105,27 @@ def test_better_is_up_also_where_less_is_better():
     assert float(marks["litert/static-int8"]) < float(marks["litert/fp32"])
 
 
+def test_layers_come_in_the_order_and_with_the_divergence_that_repairs_rank_by():
+    ranked = (LayerEvidence("loud", "Conv", 30.0, 0.22), LayerEvidence("quiet", "Conv", 12.0, 0.0011))
+    item = candidate("openvino/static-int8", "refused", 0.9, 0.5, layers=ranked)
+    told = page.render([sheet(candidates=(*sheet().candidates, item))])
+    table = told.partition("What quantizing each layer costs")[2]
+    assert "KL, where outputs hold probabilities" in table
+    # The candidate without divergences keeps its one column.
+    assert table.count("KL nats") == 1
+    loud, quiet = (re.search(rf">{name} .*?width:([\d.]+)%.*?</tr>", table) for name in ("loud", "quiet"))
+    assert loud.start() < quiet.start()
+    assert float(loud[1]) == 100
+    assert float(quiet[1]) == 1
+    assert ">0.220<" in loud[0]
+    assert ">30.0<" in loud[0]
+
+
+def test_without_divergences_the_page_has_no_word_of_them():
+    assert "KL nats" not in page.render([sheet()])
+    assert "Kullback" not in page.render([sheet()])
+
+
 @pytest.mark.browser
 def test_a_browser_shows_the_pick(tmp_path):
     browser = shutil.which("chromium") or pytest.skip("there is no Chromium")

@@ -1,5 +1,6 @@
 """What a layer's quantization costs: divergence where outputs are probabilities, noise elsewhere."""
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -22,7 +23,10 @@ def test_an_output_that_holds_no_probabilities_has_none():
 
 
 def test_what_is_not_finite_is_worst():
-    assert divergence(outputs([0.5, 0.5]), outputs([np.nan, 0.5])) == np.inf
+    """And survives a cache of JSON, which knows no infinity."""
+    found = divergence(outputs([1.0, 0.0]), outputs([np.nan, 0.5]))
+    assert found > divergence(outputs([1.0, 0.0]), outputs([0.0, 1.0]))
+    assert msgspec.json.decode(msgspec.json.encode(found)) == found
 
 
 def test_layers_rank_by_divergence_where_there_is_one_and_by_noise_elsewhere():
