@@ -24,7 +24,7 @@ from converters.emulation import verify as emulation
 from converters.files import write_whole
 from converters.judge.select import select
 from converters.lock import LockedBundle, LockedTarget
-from converters.outcome import Options, Outcome
+from converters.outcome import Options, Outcome, guilty, tried
 from converters.prepare.code import CodeGate
 from converters.prepare.project import Project
 from converters.quantize import recipes
@@ -169,6 +169,8 @@ def _document(bench: Workbench, done: _Build) -> dict[str, Any]:
             for item in outcome.candidates
         ],
         "missed": done.missed,
+        "table": msgspec.to_builtins(tried(done.sheets)),
+        "layers": msgspec.to_builtins(guilty(done.sheets)),
         "profiles": msgspec.to_builtins(done.sheets),
     }
 

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from converters.prepare.project import Project
 from converters.report.sheet import Sheet
 from edgekit import interrupt, profile
 from edgekit.cli import render
-from edgekit.errors import UsageError
+from edgekit.errors import ContractMissedError, Tried, UsageError
 from edgekit.evidence import BucketEvidence, CandidateEvidence
 
 # How a note about corrupted inputs begins (judge/accuracy.py).
@@ -162,7 +163,11 @@ def build(
     if json_file is not None:
         render.write_text(json_file, render.as_json(outcome.document) + "\n")
     _show(outcome)
-    outcome.require_met()
+    try:
+        outcome.require_met()
+    except ContractMissedError as error:
+        _show_missed(error)
+        raise
 
 
 def _project(source: str | None, project_file: Path | None, flags: Mapping[str, Any]) -> Project:
@@ -261,6 +266,16 @@ def _build(project: Project, options: Options, tell: Callable[[str], None], *, m
 
 def _show(outcome: Outcome) -> None:
     for sheet in outcome.sheets:
+        _show_sheet(sheet)
+    for entry in outcome.document["bundles"]:
+        kind = "alternate" if entry["alternate"] else "bundle"
+        click.echo(f"{kind} {entry['path']}  {entry['digest']}")
+    click.echo(f"report {outcome.report}")
+
+
+def _show_sheet(sheet: Sheet) -> None:
+    # What was tried for a profile without a bundle is the error's to tell.
+    if sheet.picked:
         how = "measured here" if sheet.is_measured else "latency estimated, not measured"
         render.table(
             f"{sheet.name} {sheet.version} for {sheet.profile} ({how})",
@@ -280,20 +295,59 @@ def _show(outcome: Outcome) -> None:
             numeric=("size", "accuracy", "source", "drop (95 %)", "p50 ms", "p95 ms", "memory"),
         )
         _show_buckets(sheet)
-        for note in sheet.notes:
-            render.note(f"  {sheet.profile}: {note}")
-        for item in sheet.candidates:
-            for note in item.notes:
-                render.stderr().print(
-                    f"  {item.recipe}: {note}",
-                    style="red" if note.startswith(SHIFTED) else "yellow",
-                    markup=False,
-                    soft_wrap=True,
-                )
-    for entry in outcome.document["bundles"]:
-        kind = "alternate" if entry["alternate"] else "bundle"
-        click.echo(f"{kind} {entry['path']}  {entry['digest']}")
-    click.echo(f"report {outcome.report}")
+    for note in sheet.notes:
+        render.note(f"  {sheet.profile}: {note}")
+    for item in sheet.candidates:
+        for note in item.notes:
+            render.stderr().print(
+                f"  {item.recipe}: {note}",
+                style="red" if note.startswith(SHIFTED) else "yellow",
+                markup=False,
+                soft_wrap=True,
+            )
+
+
+def _show_missed(error: ContractMissedError) -> None:
+    """What was tried for the profiles without a bundle, and the layers at fault."""
+    for profile_name, rows in groupby(error.table, key=lambda row: row.profile):
+        render.table(
+            f"no candidate meets the contract of {profile_name}",
+            ["recipe", "status", "size", "accuracy", "drop (95 %)", "p95 ms", "memory", "why"],
+            [_tried_row(row) for row in rows],
+            numeric=("size", "accuracy", "drop (95 %)", "p95 ms", "memory"),
+        )
+    if error.layers:
+        render.table(
+            "layers that lose most, each quantized alone",
+            ["profile", "recipe", "layer", "kind", "SNR dB", "KL nats"],
+            [
+                [
+                    layer.profile,
+                    layer.recipe,
+                    layer.name,
+                    layer.op_type,
+                    f"{layer.snr_db:.1f}",
+                    "" if layer.divergence is None else f"{layer.divergence:.4f}",
+                ]
+                for layer in error.layers
+            ],
+            numeric=("SNR dB", "KL nats"),
+        )
+
+
+def _tried_row(row: Tried) -> list[str]:
+    return [
+        row.recipe,
+        row.status,
+        render.size(row.size_bytes) if row.size_bytes is not None else "",
+        f"{row.accuracy:.4f}" if row.accuracy is not None else "",
+        f"{row.drop:+.4f} ({row.drop_bound_95:+.4f})"
+        if row.drop is not None and row.drop_bound_95 is not None
+        else "",
+        f"{row.latency_p95_ms:.3f}" if row.latency_p95_ms is not None else "",
+        f"{row.memory_mb:.0f} MB" if row.memory_mb is not None else "",
+        row.reason,
+    ]
 
 
 def _show_buckets(sheet: Sheet) -> None:

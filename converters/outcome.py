@@ -1,11 +1,15 @@
 """What a build is asked, and what it answers; light enough to load before any engine or converter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from converters.report.sheet import Sheet
-from edgekit.errors import ContractMissedError
+from edgekit.errors import ContractMissedError, GuiltyLayer, Tried
+
+# Layers named of each candidate that loses too much.
+LAYERS = 5
 
 
 @dataclass(frozen=True)
@@ -39,4 +43,39 @@ class Outcome:
     def require_met(self) -> None:
         """Raises: ContractMissedError."""
         if self.missed:
-            raise ContractMissedError("; ".join(self.missed))
+            raise ContractMissedError("; ".join(self.missed), tried(self.sheets), guilty(self.sheets))
+
+
+def tried(sheets: Sequence[Sheet]) -> tuple[Tried, ...]:
+    """All candidates of the profiles that got no bundle."""
+    return tuple(
+        Tried(
+            profile=sheet.profile,
+            recipe=item.recipe,
+            status=item.status,
+            reason=item.reason,
+            accuracy=item.accuracy.value if item.accuracy else None,
+            drop=item.accuracy_drop.value if item.accuracy_drop else None,
+            drop_bound_95=item.accuracy_drop.high if item.accuracy_drop else None,
+            # An estimate meets and misses nothing.
+            latency_p95_ms=item.latency_p95_ms.value
+            if item.latency_p95_ms and item.latency_p95_ms.how == "measured"
+            else None,
+            memory_mb=item.memory_mb.value if item.memory_mb else None,
+            size_bytes=item.size_bytes,
+        )
+        for sheet in sheets
+        if not sheet.picked
+        for item in sheet.candidates
+    )
+
+
+def guilty(sheets: Sequence[Sheet]) -> tuple[GuiltyLayer, ...]:
+    """The layers that lose most in those of them whose layers were told apart, as they were ranked."""
+    return tuple(
+        GuiltyLayer(sheet.profile, item.recipe, layer.name, layer.op_type, layer.snr_db, layer.divergence)
+        for sheet in sheets
+        if not sheet.picked
+        for item in sheet.candidates
+        for layer in item.layers[:LAYERS]
+    )

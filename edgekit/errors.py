@@ -7,6 +7,7 @@ Exit codes: 0 done · 2 usage or bad input · 3 contract not met · 4 a tool fai
 reached · 130 interrupted.
 """
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -89,11 +90,55 @@ class SelfTestFailedError(EdgeKitError):
     exit_code = 3
 
 
+@dataclass(frozen=True)
+class Tried:
+    """A candidate of a profile that got no bundle; figures that were not obtained are None.
+
+    `drop` is the accuracy lost to the source in the harmful direction, `drop_bound_95` its upper 95 % bound.
+    """
+
+    profile: str
+    recipe: str
+    status: str
+    reason: str
+    accuracy: float | None = None
+    drop: float | None = None
+    drop_bound_95: float | None = None
+    latency_p95_ms: float | None = None
+    memory_mb: float | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class GuiltyLayer:
+    """A layer of such a candidate and what quantizing it alone costs: signal-to-noise ratio of the outputs in decibels
+    and, where that was measured, the divergence of their probabilities in nats.
+    """
+
+    profile: str
+    recipe: str
+    name: str
+    op_type: str
+    snr_db: float
+    divergence: float | None = None
+
+
 class ContractMissedError(EdgeKitError):
-    """No candidate met the contract (or none could be shown to); what was tried is kept on disk."""
+    """No candidate met the contract (or none could be shown to); the least bad one is kept on disk.
+
+    `table` lists what was tried for the profiles that got no bundle, `layers` those that lost most, the worst of each
+    candidate first. Both are empty where only the command's own demands (`--strict`, `--locked`) were missed.
+    """
 
     code = "contract"
     exit_code = 3
+
+    def __init__(
+        self, message: str, table: tuple[Tried, ...] = (), layers: tuple[GuiltyLayer, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.table = table
+        self.layers = layers
 
 
 class LockError(EdgeKitError):

@@ -1,10 +1,12 @@
 """Bad input: each is one clear sentence and an exit code, and nothing half-written is left."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +216,47 @@ def test_a_contract_that_nothing_meets_exits_3_and_keeps_the_closest_candidate(d
     assert "size_mb" in result.output
     assert not list((tmp_path / "dist").glob("*.edgekit"))
     assert any(path.is_file() for path in (tmp_path / "dist" / "refused").rglob("*"))
+    document = json.loads((tmp_path / "r.json").read_text())
+    told = result.exception.table
+    assert [(row.profile, row.recipe) for row in told] == [
+        (row["profile"], row["recipe"]) for row in document["candidates"]
+    ]
+    assert {row.status for row in told} <= {"refused", "failed", "lost"}
+    refused = next(row for row in told if row.recipe == "onnxruntime/fp32")
+    assert refused.size_bytes > 1000
+    assert refused.drop == 0
+    assert refused.latency_p95_ms > 0
+    assert "size_mb" in refused.reason
+    assert document["table"] == [asdict(row) for row in told]
+    assert all(row.recipe in result.output for row in told)
+
+
+def test_a_contract_that_int8_misses_names_the_layers_that_lose_most(outlier, digits, run_build, tmp_path):
+    """A board that takes integers only, and a net that they ruin."""
+    words = [*digits.flags(str(outlier), "nxp-imx93-ethos-u65"), "--recipe", "litert/static-int8"]
+    result = run_build(*words, "--out", tmp_path / "dist", "--json", tmp_path / "r.json")
+    assert result.exit_code == 3
+    layers = result.exception.layers
+    assert 1 <= len(layers) <= 5
+    assert {(layer.profile, layer.recipe) for layer in layers} == {
+        ("nxp-imx93-ethos-u65", "litert/static-int8")
+    }
+    assert [layer.snr_db for layer in layers] == sorted(layer.snr_db for layer in layers)
+    assert layers[0].snr_db < 20
+    document = json.loads((tmp_path / "r.json").read_text())
+    assert document["layers"] == [asdict(layer) for layer in layers]
+    shown = result.output.partition("layers that lose most")[2]
+    assert f"{layers[0].snr_db:.1f}" in shown
+    assert "CONV" in shown
+
+
+def test_a_profile_with_a_bundle_is_not_among_what_missed(digits, run_build, tmp_path):
+    words = [*digits.flags("model.onnx", "raspberry-pi-5"), "--latency-p95-ms", "50", "--strict"]
+    words += ["--recipe", "onnxruntime/fp32"]
+    result = run_build(*words, "--out", tmp_path / "dist")
+    assert result.exit_code == 3
+    assert result.exception.table == result.exception.layers == ()
+    assert "onnxruntime/fp32" in result.output
 
 
 def test_too_few_samples_exit_3_unless_uncertainty_is_accepted(digits, run_build, tmp_path):
