@@ -27,7 +27,7 @@ from converters.findings import Evaluated, Findings, once
 from converters.forms import Forms
 from converters.judge import metrics, roofline
 from converters.judge.metrics import Metric
-from converters.judge.score import Half, Score, Yardstick, score
+from converters.judge.score import Half, Mark, Score, Yardstick, score
 from converters.judge.text import NO_ALPHABET, Alphabet, read_alphabet
 from converters.prepare import canonical, code
 from converters.prepare.canonical import Canonical
@@ -144,10 +144,13 @@ class Workbench:
         return score(self.search_yardstick, found.digest, found.shifted, limit, parity=float("inf"))
 
     def _yardstick(self, half: Half, source: Evaluated) -> Yardstick:
-        labels = self._wanted(half.samples, lambda: source.digest)
         there = source.shifted
-        wanted = None if half.shifted is None or there is None else self._wanted(half.shifted, lambda: there)
-        return Yardstick(self.metric, half, source.digest, there, labels, wanted, self.project.file.data.seed)
+        shifted = None if half.shifted is None or there is None else self._mark(half.shifted, there)
+        return Yardstick(self._mark(half.samples, source.digest), shifted, half.pairs)
+
+    def _mark(self, samples: Samples, digest: Mapping[str, Array]) -> Mark:
+        wanted = self._wanted(samples, lambda: digest)
+        return Mark(self.metric, samples, digest, wanted, self.project.file.data.seed)
 
     def _wanted(self, samples: Samples, source: Callable[[], Mapping[str, Array]]) -> Array:
         """Raises: ProjectError where there should be labels and are none."""

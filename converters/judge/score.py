@@ -29,37 +29,49 @@ class Half:
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """What a half is scored against: the source's own digests, and labels (or the source's answers)."""
+class Mark:
+    """The source's digest of some samples, and labels (or the source's answers), (N, ...): what candidates are compared
+    with there.
+    """
 
     metric: Metric
-    half: Half
-    clean: Digest
-    shifted: Digest | None
+    samples: Samples
+    digest: Digest
     labels: Array
-    shifted_labels: Array | None
     seed: int
 
     @cached_property
-    def clean_drawn(self) -> NDArray[np.float64]:
-        """The source's figures over the bootstrap's draws, which every candidate is compared with."""
+    def _drawn(self) -> NDArray[np.float64]:
+        """The source's figures over the bootstrap's draws, the same for every candidate."""
         return accuracy.resampled(
-            self.metric, self.clean, self.labels, sequence=self.half.samples.sequence, seed=self.seed
+            self.metric, self.digest, self.labels, sequence=self.samples.sequence, seed=self.seed
         )
 
-    @cached_property
-    def shifted_drawn(self) -> NDArray[np.float64]:
-        """The same on shifted samples, of which there are some."""
-        assert self.shifted is not None
-        assert self.shifted_labels is not None
-        assert self.half.shifted is not None
-        return accuracy.resampled(
+    def compared(self, candidate: Digest) -> Accuracy:
+        """Figures of a candidate's digest of these samples. Raises: DataError if the labels do not fit it."""
+        return accuracy.compare(
             self.metric,
-            self.shifted,
-            self.shifted_labels,
-            sequence=self.half.shifted.sequence,
+            self.digest,
+            candidate,
+            self.labels,
+            sequence=self.samples.sequence,
             seed=self.seed,
+            drawn=self._drawn,
         )
+
+    def first(self, count: int) -> float:
+        """The source's own figure on the first samples."""
+        digest = {name: array[:count] for name, array in self.digest.items()}
+        return self.metric.of_digest(digest, self.labels[:count])
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What a half is scored against; `pairs` shifted samples are corruptions of the first clean ones."""
+
+    clean: Mark
+    shifted: Mark | None
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -89,16 +101,8 @@ def score(
     against: Yardstick, clean: Digest, shifted: Digest | None, limit: float | None, *, parity: float
 ) -> Score:
     """Figures and verdicts of a candidate's digests on this half."""
-    metric, half = against.metric, against.half
-    figures = accuracy.compare(
-        metric,
-        against.clean,
-        clean,
-        against.labels,
-        sequence=half.samples.sequence,
-        seed=against.seed,
-        drawn=against.clean_drawn,
-    )
+    metric = against.clean.metric
+    figures = against.clean.compared(clean)
     judgement = accuracy.judge(figures, limit, parity=parity, is_bounded=metric.is_bounded)
     is_broken = judgement.verdict == "missed" or (
         judgement.verdict == "undecided"
@@ -106,24 +110,11 @@ def score(
         and figures.bound > limit
         and figures.samples >= accuracy.least_samples(limit, is_bounded=metric.is_bounded)
     )
-    if against.shifted is None or against.shifted_labels is None or half.shifted is None or shifted is None:
+    if against.shifted is None or shifted is None:
         return Score(figures, judgement, None, None, is_broken)
-    there = accuracy.compare(
-        metric,
-        against.shifted,
-        shifted,
-        against.shifted_labels,
-        sequence=half.shifted.sequence,
-        seed=against.seed,
-        drawn=against.shifted_drawn,
-    )
-    source_clean = {name: array[: half.pairs] for name, array in against.clean.items()}
+    there = against.shifted.compared(shifted)
     shift = accuracy.judge_shift(
-        metric.of_digest(source_clean, against.labels[: half.pairs]),
-        there.source,
-        there.candidate,
-        metric,
-        limit,
+        against.clean.first(against.pairs), there.source, there.candidate, metric, limit
     )
     # As far below the drop as its bound lies above: what is red beyond doubt.
     least = 2 * there.drop - there.bound
