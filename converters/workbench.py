@@ -129,28 +129,27 @@ class Workbench:
     @cached_property
     def yardstick(self) -> Yardstick:
         """What the judged half is scored against."""
-        return self._yardstick(self.data.halves[1], self.reference)
+        return self._yardstick(self.data.halves[1], self.reference, is_searched=False)
 
     @cached_property
     def search_yardstick(self) -> Yardstick:
         """What the search half is scored against."""
-        return self._yardstick(
-            self.data.halves[0], self._run_half(self.source.reference, self.data.halves[0])
-        )
+        half = self.data.halves[0]
+        return self._yardstick(half, self._run_half(self.source.reference, half), is_searched=True)
 
     def searched(self, artifact: Artifact, plan: Plan, threads: int, limit: float | None) -> Score:
         """A candidate's figures on the search half. Raises: EngineError."""
         found = self.search(artifact, plan, threads)
         return score(self.search_yardstick, found.digest, found.shifted, limit, parity=float("inf"))
 
-    def _yardstick(self, half: Half, source: Evaluated) -> Yardstick:
-        there = source.shifted
-        shifted = None if half.shifted is None or there is None else self._mark(half.shifted, there)
-        return Yardstick(self._mark(half.samples, source.digest), shifted, half.pairs)
+    def _yardstick(self, half: Half, source: Evaluated, *, is_searched: bool) -> Yardstick:
+        def mark(samples: Samples, digest: Mapping[str, Array]) -> Mark:
+            wanted, seed = self._wanted(samples, lambda: digest), self.project.file.data.seed
+            return Mark(self.metric, samples, digest, wanted, seed, is_searched)
 
-    def _mark(self, samples: Samples, digest: Mapping[str, Array]) -> Mark:
-        wanted = self._wanted(samples, lambda: digest)
-        return Mark(self.metric, samples, digest, wanted, self.project.file.data.seed)
+        there = source.shifted
+        shifted = None if half.shifted is None or there is None else mark(half.shifted, there)
+        return Yardstick(mark(half.samples, source.digest), shifted, half.pairs)
 
     def _wanted(self, samples: Samples, source: Callable[[], Mapping[str, Array]]) -> Array:
         """Raises: ProjectError where there should be labels and are none."""

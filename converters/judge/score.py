@@ -31,7 +31,7 @@ class Half:
 @dataclass(frozen=True)
 class Mark:
     """The source's digest of some samples, and labels (or the source's answers), (N, ...): what candidates are compared
-    with there.
+    with there. `is_searched`: of the search half.
     """
 
     metric: Metric
@@ -39,12 +39,18 @@ class Mark:
     digest: Digest
     labels: Array
     seed: int
+    is_searched: bool
 
     @cached_property
     def _drawn(self) -> NDArray[np.float64]:
         """The source's figures over the bootstrap's draws, the same for every candidate."""
         return accuracy.resampled(
-            self.metric, self.digest, self.labels, sequence=self.samples.sequence, seed=self.seed
+            self.metric,
+            self.digest,
+            self.labels,
+            sequence=self.samples.sequence,
+            seed=self.seed,
+            is_searched=self.is_searched,
         )
 
     def compared(self, candidate: Digest) -> Accuracy:
@@ -57,6 +63,7 @@ class Mark:
             sequence=self.samples.sequence,
             seed=self.seed,
             drawn=self._drawn,
+            is_searched=self.is_searched,
         )
 
     def first(self, count: int) -> float:

@@ -194,3 +194,28 @@ def test_a_ratio_sees_through_noise_that_hits_both():
     assert found.low < 2 < found.high
     assert found.high - found.low < 0.1
     assert measure.ratio(fast, fast).is_tie
+
+
+def test_a_costly_metric_is_drawn_less_often_on_the_search_half_and_its_bound_is_about_the_same():
+    calls = 0
+
+    def share(digest, wanted):
+        nonlocal calls
+        calls += 1
+        return float((digest["y"].reshape(len(wanted), -1)[:, 0] == wanted).mean())
+
+    metric = metrics.Metric("share", whole=share)
+    labels = np.random.default_rng(1).integers(0, 5, 120).astype(np.float32)
+    source = {"y": np.repeat(labels[:, None], 10_000, axis=1)}
+    candidate = {"y": source["y"].copy()}
+    candidate["y"][:12] += 1
+    found = {}
+    for is_searched in (False, True):
+        before = calls
+        score = accuracy.compare(
+            metric, source, candidate, labels, sequence=None, seed=0, is_searched=is_searched
+        )
+        found[is_searched] = (calls - before, score)
+    assert found[True][0] < found[False][0] / 3
+    assert found[True][1].drop == found[False][1].drop == pytest.approx(0.1)
+    assert found[True][1].bound == pytest.approx(found[False][1].bound, abs=0.03)
