@@ -117,7 +117,7 @@ def test_layers_come_in_the_order_and_with_the_divergence_that_repairs_rank_by()
     assert loud.start() < quiet.start()
     assert float(loud[1]) == 100
     assert float(quiet[1]) == 1
-    assert ">0.220<" in loud[0]
+    assert ">0.2200<" in loud[0]
     assert ">30.0<" in loud[0]
 
 
