@@ -10,6 +10,8 @@ Always true
  1. Memory does not grow with the number of calibration samples.
 """
 
+import copy
+import hashlib
 import itertools
 import logging
 import re
@@ -108,13 +110,25 @@ def recipe_for(plan: Plan, left: Sequence[Layer], only: Layer | None = None) -> 
 
 
 def calibrated(prepared: Prepared, plan: Plan, path: Path, samples: int | None = None) -> Ranges:
-    """Ranges of every tensor, over all samples or the first few. Raises: DataError, ToolFailedError."""
+    """Ranges of every tensor, over all samples or the first few. Raises: DataError, ToolFailedError.
+
+    What is seen of the samples is kept in the memo: two thirds of a search's trial was seeing it again.
+    """
     settings = plan.tuning.settings
     smoothing = settings.get("moving_average")
-    found = _told(lambda: _extremes(prepared, path, smoothing, samples))
+    model = hashlib.sha256(path.read_bytes()).hexdigest()
+    # A copy: the quantizer writes into what it is given.
+    found = copy.deepcopy(
+        _kept(
+            prepared,
+            f"litert extremes {model} {smoothing} {samples}",
+            lambda: _told(lambda: _extremes(prepared, path, smoothing, samples)),
+        )
+    )
     kept = settings.get("percentile", KEPT if plan.recipe.scheme == "percentile" else None)
     if kept is not None:
-        for name, spread in spreads(prepared, path, samples).items():
+        seen = _kept(prepared, f"litert spreads {model} {samples}", lambda: spreads(prepared, path, samples))
+        for name, spread in seen.items():
             if name in found:
                 low, high = spread.percentile(float(kept))
                 shape = np.shape(found[name]["min"])
@@ -122,6 +136,13 @@ def calibrated(prepared: Prepared, plan: Plan, path: Path, samples: int | None =
                     "min": np.full(shape, low, np.float32),
                     "max": np.full(shape, high, np.float32),
                 }
+    return found
+
+
+def _kept(prepared: Prepared, name: str, make: Callable[[], Result]) -> Result:
+    if name not in prepared.memo:
+        prepared.memo[name] = make()
+    found: Result = prepared.memo[name]
     return found
 
 

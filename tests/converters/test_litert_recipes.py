@@ -1,5 +1,6 @@
 """Every LiteRT recipe really made: what the flatbuffer holds, that it computes what the source does, and its notes."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -48,6 +49,39 @@ def types(artifact):
     weights = layer.inputs[1]
     weights = maker[weights].inputs[0] if weights in maker else weights
     return graph.tensors[weights].type, graph.tensors[layer.outputs[0]].type
+
+
+def test_calibration_samples_are_seen_once_for_all_settings_that_do_not_change_what_is_seen(digits, tmp_path):
+    feeds = [{"x": image[None]} for image in np.load(digits.folder / "calib.npz")["x"][:40]]
+    tunings = [Tuning("t", settings=settings) for settings in (
+        {}, {"percentile": 0.999}, {"percentile": 0.9999, "per_channel": False}, {"moving_average": 0.9}, {},
+    )]  # fmt: skip
+
+    def fresh(name):
+        folder = tmp_path / name
+        folder.mkdir()
+        return prepared(onnx.load(digits.folder / "model.onnx"), folder, feeds), folder
+
+    passes = 0
+    shared, folder = fresh("shared")
+
+    def counted():
+        nonlocal passes
+        passes += 1
+        return iter(feeds)
+
+    shared = dataclasses.replace(shared, calibration=counted)
+    made, seen = [], []
+    for tuning in tunings:
+        artifact = converted(shared, folder, "litert/static-int8", CPU, tuning)
+        made.append((artifact.folder / artifact.model).read_bytes())
+        seen.append(passes)
+    # Extremes; then the spread; nothing new; the smoothed extremes; nothing new.
+    assert seen == [1, 2, 2, 3, 3]
+    assert made[0] == made[4]
+    for number, tuning in enumerate(tunings[:4]):
+        artifact = converted(*fresh(str(number)), "litert/static-int8", CPU, tuning)
+        assert (artifact.folder / artifact.model).read_bytes() == made[number]
 
 
 @pytest.mark.parametrize(("recipe", "target", "weights", "activations", "agreement"), MADE)
