@@ -190,7 +190,9 @@ def _fixed_costs(hunt: _Hunt) -> tuple[dict[str, float], dict[str, str]]:
     items = list(hunt.fixed.values())
     if not hunt.is_timed:
         return {item.recipe: _megabytes(item) for item in items}, {}
-    timing = timed(hunt.bench, items, hunt.host, set(hunt.fixed), budget_s=QUICK_S)
+    # As long for each as a trial gets, which is timed with one other.
+    budget_s = QUICK_S * max(2, len(items)) / 2
+    timing = timed(hunt.bench, items, hunt.host, set(hunt.fixed), budget_s=budget_s)
     times = timing.latencies
     anchor = next((times[name] for name in hunt.fixed if name in times), None)
     if anchor is None:

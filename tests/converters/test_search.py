@@ -64,11 +64,16 @@ def figures(row):
 
 
 def test_a_search_finds_what_keeps_the_contract_and_it_is_judged_like_any_other(searched):
+    """What was mended already is a point to beat: only what is faster, by whatever this machine measures, goes on."""
+    assert any(row.get("holds") and row["loss"]["value"] <= 0.03 for row in trials(searched.document))
     found = [row for row in searched.document["candidates"] if "+search" in row["recipe"]]
-    assert 1 <= len(found) <= search.FINALISTS
+    assert len(found) <= search.FINALISTS
     plain = next(row for row in searched.document["candidates"] if row["recipe"] == "onnxruntime/static-int8")
-    assert plain["accuracy"]["drop"] > 0.03 >= min(row["accuracy"]["drop"] for row in found)
+    assert plain["accuracy"]["drop"] > 0.03
+    assert all(row["accuracy"]["drop"] <= 0.03 for row in found)
     assert all(row["accuracy"]["samples"] == plain["accuracy"]["samples"] for row in found)
+    known = [row["recipe"] for row in searched.document["profiles"][0]["trials"] if not row["number"]]
+    assert known == ["onnxruntime/static-int8", "onnxruntime/static-int8+mixed"]
     assert "search 8 of 8" in searched.output
     assert "s left" in searched.output
 
