@@ -21,11 +21,14 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("name", ["x86-64-v3", "raspberry-pi-5", "intel-core-ultra-npu"])
+@pytest.mark.parametrize(
+    "name", ["x86-64-v3", "raspberry-pi-5", "intel-core-ultra-npu", "nxp-imx93-ethos-u65"]
+)
 def test_every_value_of_every_knob_is_one_that_its_backend_takes(name):
     turned = 0
+    searched = set()
     for plan in plans(profile.load(name)):
-        if plan.recipe.scheme != "static":
+        if plan.recipe.scheme not in ("static", "static16") and plan.recipe.engine != "litert":
             continue
         for knob in backends.get(plan.recipe.engine).knobs(plan):
             assert knob.values[0] is None or knob.only is not None
@@ -33,7 +36,17 @@ def test_every_value_of_every_knob_is_one_that_its_backend_takes(name):
                 if value is not None:
                     CHECKS[plan.recipe.engine](replace(plan, tuning=Tuning("x", (), {knob.name: value})))
                     turned += 1
+                    searched.add(plan.recipe.name)
     assert turned > 3
+    taken = {plan.recipe.name for plan in plans(profile.load(name))}
+    with_settings = {
+        "litert/static-int8",
+        "litert/static-int16x8",
+        "litert/dynamic-int8",
+        "litert/weights-int8",
+    }
+    assert with_settings & taken <= searched
+    assert not any("fp" in recipe for recipe in searched)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +237,6 @@ def test_an_accelerator_that_takes_only_integers_is_searched_without_float_layer
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "r.json").read_text())["profiles"][0]["trials"]
     tried = [row for row in rows if row["number"] and not row.get("failure")]
-    assert "litert/static-int16x8" in {row["recipe"] for row in rows}
     assert tried
     assert not any(row.get("float_layers") for row in tried)
 
