@@ -147,8 +147,7 @@ class Workbench:
             wanted, seed = self._wanted(samples, lambda: digest), self.project.file.data.seed
             return Mark(self.metric, samples, digest, wanted, seed, is_searched)
 
-        there = source.shifted
-        shifted = None if half.shifted is None or there is None else mark(half.shifted, there)
+        shifted = mark(half.shifted, source.shifted) if half.shifted and source.shifted else None
         return Yardstick(mark(half.samples, source.digest), shifted, half.pairs)
 
     def _wanted(self, samples: Samples, source: Callable[[], Mapping[str, Array]]) -> Array:
