@@ -134,10 +134,10 @@ def _convert_torch(prepared: Prepared, module: Any, zeros: tuple[Any, ...], targ
     """Raises: whatever litert-torch raises; ToolFailedError if the result differs from the source."""
 
     def convert() -> None:
-        # Imported in here: torchao and jax tell of libraries that they cannot load.
-        import litert_torch
+        # Loads torch, which candidates of other engines do without.
+        from converters.backends import litert_program
 
-        litert_torch.convert(module, zeros).export(str(target))
+        litert_program.convert(module, zeros).export(str(target))
 
     quietly(convert)
     spec = EngineSpec("litert", "", target.name)

@@ -26,8 +26,9 @@ HEAVY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONN
 # RELU 2600/180, AVERAGE_POOL_2D 370/150, SOFTMAX 500/270. The quantizer merges a RELU that follows a convolution.
 # GELU: 600 for the 13 of a text detector, 400 in float; each splits the graph that XNNPACK runs in one go.
 SLOW_IN_INT8 = frozenset({"HARD_SWISH", "RSQRT", "DIV", "SQRT", "RELU", "AVERAGE_POOL_2D", "SOFTMAX", "GELU"})
-# Of those, the ones in front of which a range of 256 steps collapses: what only feeds them stays float as well.
-_WIDE = frozenset({"RSQRT", "DIV", "SQRT", "SOFTMAX"})
+# The ones in front of which a range of 256 steps collapses (of those, and of comparisons with one value, such as a mask
+# with infinity): they stay float, and what only feeds them.
+_WIDE = frozenset({"RSQRT", "DIV", "SQRT", "SOFTMAX", "EQUAL", "NOT_EQUAL"})
 _ARITHMETIC = frozenset({"ADD", "SUB", "MUL"})
 
 

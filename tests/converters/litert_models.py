@@ -1,5 +1,6 @@
 """Small ONNX models through the LiteRT backend, for tests that look at the flatbuffer it makes."""
 
+import textwrap
 from collections import Counter
 from dataclasses import replace
 
@@ -8,7 +9,9 @@ from onnx import helper, numpy_helper
 
 from converters.backends import Prepared, get, litert_graph
 from converters.prepare import canonical, onnx_source
+from converters.prepare.code import CodeGate
 from converters.prepare.project import from_flags
+from converters.prepare.source import open_source
 from converters.quantize.recipes import Tuning, plans
 from edgekit import engines, profile
 from edgekit.manifest import EngineSpec
@@ -66,3 +69,17 @@ def outputs(artifact, ready, feed):
     found = {name: array.copy() for name, array in loaded.run(feed).items()}
     loaded.close()
     return found
+
+
+def prepared_program(text, folder, feeds):
+    """A torch program, the `make()` of a file with this text, as backends get it."""
+    (folder / "net.py").write_text(textwrap.dedent(text))
+    project = from_flags({
+        "model": {"name": "m", "version": "1", "source": f"{folder / 'net.py'}:make"},
+        "inputs": {
+            name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in feeds[0].items()
+        },
+        "targets": {"x86-64-v4-vnni": {}}, "data": {"evaluation": "unused"},
+    })  # fmt: skip
+    source = open_source(project, CodeGate(allowed=True, tell=lambda _: None))
+    return Prepared(source, canonical.canonicalize(source, feeds, folder), lambda: iter(feeds))
