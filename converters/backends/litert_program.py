@@ -5,30 +5,13 @@ Always true
  2. The caller's module and its tensors stay as they are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
-_ATEN = torch.ops.aten
-# What leaves the entries of a tensor in their order.
-_VIEWS = frozenset(
-    {
-        _ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.reshape.default, _ATEN.clone.default,  # noqa: SLF001  # torch's name of an operator
-        _ATEN.unsqueeze.default, _ATEN.squeeze.dims, _ATEN.squeeze.dim, _ATEN.expand.default,
-    }
-)  # fmt: skip
-_PERMUTES = frozenset({_ATEN.permute.default, _ATEN.transpose.int, _ATEN.t.default})
-_SAFE_SOFTMAX = _ATEN._safe_softmax.default  # noqa: SLF001  # torch's name of an operator
-_SOFTMAX = _ATEN._softmax.default  # noqa: SLF001  # torch's name of an operator
-_TO = _ATEN._to_copy.default  # noqa: SLF001  # torch's name of an operator
-# What a mask adds to the score of an entry that is not to be seen.
-_NEVER = float("-inf")
-# Entries of a generated tensor that the file may hold.
-_LARGEST = 1 << 20
-# Copies along an axis above which a lookup stands for the concatenation.
-_COPIES = 16
+from converters.backends.litert_rewrites import RULES, SAFE_SOFTMAX
 
 
 def convert(module: Any, arguments: Sequence[Any]) -> Any:
@@ -45,7 +28,7 @@ def rewritten(module: Any, arguments: tuple[Any, ...]) -> GraphModule:
 
     # litert-torch's own table: what it keeps whole for its composites stays whole.
     table = fx_infra.decomp.pre_convert_decomp()
-    table.pop(_SAFE_SOFTMAX, None)
+    table.pop(SAFE_SOFTMAX, None)
     with torch.no_grad():
         program = torch.export.export(module, arguments, strict=False)
         program = fx_infra.safe_run_decompositions(program, table, can_skip=False)
@@ -54,204 +37,34 @@ def rewritten(module: Any, arguments: tuple[Any, ...]) -> GraphModule:
             for node in list(made.graph.nodes):
                 rule(made, node)
     made.graph.eliminate_dead_code()
-    _forget(made)
+    _settle(made)
     made.recompile()
     return made
 
 
-def _forget(made: GraphModule) -> None:
-    """Drop tensors that nothing reads: litert-torch 0.10 would clamp them, and they are the caller's."""
+def _settle(made: GraphModule) -> None:
+    """Leave litert-torch contiguous tensors, and none that nothing reads.
+
+    litert-torch 0.10 clamps also what nothing reads, and it is the caller's. It knows a constant that it has written by
+    its address: of one that is not contiguous it makes a copy that is soon gone, and the next copy at that address got
+    the first one's values.
+    """
     read = {node.target for node in made.graph.nodes if node.op == "get_attr"}
     for name, _ in [
         *made.named_parameters(remove_duplicate=False),
         *made.named_buffers(remove_duplicate=False),
     ]:
         if name not in read:
-            owner, _, leaf = name.rpartition(".")
-            delattr(made.get_submodule(owner), leaf)
+            owner, leaf = _owner(made, name)
+            delattr(owner, leaf)
+    for name in read:
+        owner, leaf = _owner(made, name)
+        tensor = getattr(owner, leaf)
+        if isinstance(tensor, torch.Tensor) and not tensor.is_contiguous():
+            delattr(owner, leaf)
+            owner.register_buffer(leaf, tensor.detach().contiguous())
 
 
-def infinities(made: GraphModule, node: Node) -> None:
-    """A constant with infinite entries becomes finite ones and a selection, which the converter folds again.
-
-    litert-torch 0.10 clamps constants to the finite range, in place: -3.4e38 for -inf, while infinities that it meets
-    as numbers stay. A fully masked row of an attention is then no longer told from others.
-    """
-    if node.op != "get_attr":
-        return
-    tensor = _attribute(made, node.target)
-    if (
-        not isinstance(tensor, torch.Tensor)
-        or not tensor.is_floating_point()
-        or not torch.isinf(tensor).any()
-    ):
-        return
-    with made.graph.inserting_after(node):
-        finite = _constant(made, torch.where(torch.isinf(tensor), torch.zeros_like(tensor), tensor))
-    last = finite
-    for number in (float("-inf"), float("inf")):
-        places = tensor == number
-        if not places.any():
-            continue
-        with made.graph.inserting_after(last):
-            where = _constant(made, places)
-        with made.graph.inserting_after(where):
-            full = made.graph.call_function(
-                _ATEN.full.default, (list(tensor.shape), number), {"dtype": tensor.dtype}
-            )
-        with made.graph.inserting_after(full):
-            last = made.graph.call_function(_ATEN.where.self, (where, full, last))
-    node.replace_all_uses_with(last, delete_user_cb=lambda user: user is not last)
-
-
-def generated(made: GraphModule, node: Node) -> None:
-    """A tensor that is made from numbers alone (a range, a diagonal, a causal mask) becomes a constant.
-
-    litert-torch 0.10 leaves some to the run time, and LiteRT's interpreter has no STABLEHLO_IOTA.
-    """
-    if not _is_generated(node) or all(_is_generated(user) for user in node.users):
-        return
-    value = _value(made, node)
-    # A tensor of one value is a number in the file as it is.
-    if (
-        not isinstance(value, torch.Tensor)
-        or not 1 < value.numel() <= _LARGEST
-        or not (value != value.reshape(-1)[0]).any()
-    ):
-        return
-    with made.graph.inserting_after(node):
-        node.replace_all_uses_with(_constant(made, value.contiguous()))
-
-
-def _is_generated(node: Node) -> bool:
-    if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-        return False
-    return all(_is_generated(part) for part in node.all_input_nodes)
-
-
-def dead_rows(made: GraphModule, node: Node) -> None:
-    """Rows of an attention that are masked as a whole give zeros, as in torch.
-
-    litert-torch 0.10 takes a plain softmax for the one that says so, which divides nothing by nothing.
-    """
-    if node.target is not _SAFE_SOFTMAX:
-        return
-    scores, axis = node.args[0], int(node.args[1]) % node.meta["val"].dim() - node.meta["val"].dim()
-    product, mask = _masked(scores)
-    known = None if mask is None else _value(made, mask)
-    graph = made.graph
-    with graph.inserting_before(node):
-        if mask is None or (known is not None and bool(_alive(known, axis).all())):
-            node.replace_all_uses_with(graph.call_function(_SOFTMAX, (scores, axis, False)))
-            return
-        lowest, kind = torch.finfo(node.meta["val"].dtype).min, node.meta["val"].dtype
-        if known is not None:
-            raised = _constant(made, known.clamp(min=lowest))
-            factor = _constant(made, _alive(known, axis).to(kind))
-        else:
-            raised = graph.call_function(_ATEN.clamp.default, (mask, lowest))
-            # From the mask, which the layers of a network share.
-            top = graph.call_function(_ATEN.amax.default, (mask, [axis], True))
-            alive = graph.call_function(_ATEN.ne.Scalar, (top, _NEVER))
-            factor = graph.call_function(_TO, (alive,), {"dtype": kind})
-        if product is not None:
-            raised = graph.call_function(_ATEN.add.Tensor, (product, raised))
-        share = graph.call_function(_SOFTMAX, (raised, axis, False))
-        node.replace_all_uses_with(graph.call_function(_ATEN.mul.Tensor, (share, factor)))
-
-
-def _masked(scores: Node) -> tuple[Node | None, Node | None]:
-    """A product of matrices and the mask that is added to it; no mask where there is none, or no product that is known."""
-    if _is_product(scores):
-        return scores, None
-    if scores.target is _ATEN.add.Tensor and all(isinstance(part, Node) for part in scores.args):
-        left, right = scores.args
-        for product, mask in ((left, right), (right, left)):
-            if _is_product(product):
-                return product, mask
-    return None, scores
-
-
-def _is_product(node: Node) -> bool:
-    """Whether a tensor is a product of matrices, which is finite, times a number perhaps."""
-    while node.target in _VIEWS or node.target in (_ATEN.mul.Scalar, _ATEN.div.Scalar):
-        node = node.args[0]
-    return node.target in (_ATEN.bmm.default, _ATEN.mm.default)
-
-
-def _alive(mask: Any, axis: int) -> Any:
-    """Rows in which a mask leaves something."""
-    return torch.amax(mask, axis, keepdim=True) != _NEVER
-
-
-def _value(made: GraphModule, entry: Any) -> Any:
-    """What a node computes where no data enters; None where some does."""
-    if not isinstance(entry, Node):
-        return entry
-    if entry.op == "get_attr":
-        return _attribute(made, entry.target)
-    if entry.op != "call_function":
-        return None
-    arguments = [_value(made, part) for part in entry.all_input_nodes]
-    if any(value is None for value in arguments):
-        return None
-    known = dict(zip(entry.all_input_nodes, arguments, strict=True))
-    args, kwargs = torch.fx.map_arg((entry.args, entry.kwargs), known.__getitem__)
-    return entry.target(*args, **kwargs)
-
-
-def copies(made: GraphModule, node: Node) -> None:
-    """A tensor repeated along an axis and then permuted becomes a concatenation.
-
-    LiteRT's converter (litert-converter 0.5) drops the permutation behind such a BROADCAST_TO: the keys of an attention
-    with one head of keys came out in another order.
-    """
-    if node.target not in (_ATEN.expand.default, _ATEN.repeat.default) or not _reaches_permute(node):
-        return
-    source, wanted = node.args[0], list(node.meta["val"].shape)
-    have = list(source.meta["val"].shape)
-    have = [1] * (len(wanted) - len(have)) + have
-    with made.graph.inserting_before(node):
-        last = source
-        if len(have) != source.meta["val"].dim():
-            last = made.graph.call_function(_ATEN.view.default, (last, have))
-        for axis, (size, count) in enumerate(zip(have, wanted, strict=True)):
-            if size == count:
-                continue
-            if count // size <= _COPIES:
-                last = made.graph.call_function(_ATEN.cat.default, ([last] * (count // size), axis))
-            else:
-                places = _constant(made, torch.arange(size).repeat(count // size))
-                last = made.graph.call_function(_ATEN.index_select.default, (last, axis, places))
-    if last is not source:
-        node.replace_all_uses_with(last)
-
-
-def _reaches_permute(node: Node) -> bool:
-    """Whether a permutation follows, with nothing but views between."""
-    ahead = list(node.users)
-    while ahead:
-        user = ahead.pop()
-        if user.target in _PERMUTES:
-            return True
-        if user.target in _VIEWS:
-            ahead.extend(user.users)
-    return False
-
-
-def _attribute(made: GraphModule, target: Any) -> Any:
-    value: Any = made
-    for part in str(target).split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _constant(made: GraphModule, tensor: Any) -> Node:
-    """Enter a tensor; gives the node that reads it."""
-    name = f"rewritten_{len(list(made.buffers()))}"
-    made.register_buffer(name, tensor)
-    return made.graph.get_attr(name)
-
-
-# In the order in which they are tried.
-RULES: tuple[Callable[[GraphModule, Node], None], ...] = (generated, dead_rows, infinities, copies)
+def _owner(made: GraphModule, name: str) -> tuple[Any, str]:
+    owner, _, leaf = name.rpartition(".")
+    return made.get_submodule(owner), leaf

@@ -73,7 +73,12 @@ def div(call: Call, left: Tensor, right: Tensor) -> Tensor:
 @operator("Mod")
 def mod(call: Call, left: Tensor, right: Tensor) -> Tensor:
     right = right if right.is_floating_point() else _divisor(call, right)
-    return torch.fmod(left, right) if call.get("fmod", 0) else torch.remainder(left, right)
+    if not call.get("fmod", 0):
+        return torch.remainder(left, right)
+    if left.is_floating_point():
+        return torch.fmod(left, right)
+    # litert-torch 0.10 divides integers as floats here.
+    return left - torch.div(left, right, rounding_mode="trunc") * right
 
 
 def _divisor(call: Call, value: Tensor) -> Tensor:

@@ -70,9 +70,11 @@ def global_lp_pool(call: Call, value: Tensor) -> Tensor:
 
 @operator("LpPool")
 def lp_pool(call: Call, value: Tensor) -> Tensor:
+    """Powers of a flat tensor: LiteRT's have no more than four axes."""
     p = call.get("p", 2)
-    total = torch.stack(_windows(call, torch.pow(value.abs(), p), 0.0)).sum(0)
-    return torch.pow(total, 1.0 / p)
+    raised = torch.pow(value.abs().reshape(-1), p).reshape(value.shape)
+    total = torch.stack(_windows(call, raised, 0.0)).sum(0)
+    return torch.pow(total.reshape(-1), 1.0 / p).reshape(total.shape)
 
 
 @operator("MaxUnpool", since=9, fixed=(2,))

@@ -27,6 +27,9 @@ def _extreme(
     value: Tensor, axes: list[int], keep: bool, function: Callable[..., Tensor], limit: str
 ) -> Tensor:
     """Of nothing: the limit of the type, infinite where it has infinity."""
+    if value.numel() and value.dtype == torch.bool:
+        # LiteRT has no extremes of booleans.
+        return function(value.to(torch.int32), axes, keepdim=keep).to(torch.bool)
     if value.numel():
         return function(value, axes, keepdim=keep)
     shape = [1 if axis in axes else size for axis, size in enumerate(value.shape)]

@@ -1,0 +1,68 @@
+"""Torch programs whose plain way through litert-torch fails or gives wrong values, on the way that the backend goes."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from converters.backends.litert_program import convert
+from converters.prepare.quiet import quietly
+
+
+class Program(nn.Module):
+    def __init__(self, function, **constants):
+        super().__init__()
+        self.function = function
+        for name, tensor in constants.items():
+            self.register_buffer(name, tensor)
+
+    def forward(self, *arguments):
+        return self.function(self, *arguments)
+
+
+def check(function, *arguments, **constants):
+    """The program gives the same in LiteRT as in torch."""
+    program = Program(function, **constants).eval()
+    with torch.no_grad():
+        wanted = program(*arguments).numpy()
+    made = quietly(lambda: convert(program, arguments))
+    have = np.asarray(quietly(lambda: made(*arguments)))
+    assert np.allclose(have, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def drawn(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stride": 2, "padding": 1},
+        {"stride": 2, "padding": 1, "output_padding": 1},
+        {"stride": (3, 2), "padding": (1, 2)},
+        {"stride": 3, "padding": 1, "output_padding": 2},
+        {"stride": 2, "padding": 1, "output_padding": 1, "groups": 3},
+    ],
+    ids=str,
+)
+def test_a_transposed_convolution_takes_any_pads(settings):
+    channels = 4 // (1 if settings.get("groups", 1) == 1 else 4) or 1
+    check(
+        lambda held, x: functional.conv_transpose2d(x, held.weight, held.bias, **settings),
+        drawn(1, 3, 6, 5),
+        weight=drawn(3, channels, 3, 3),
+        bias=drawn(channels * settings.get("groups", 1)),
+    )
+
+
+def test_a_transposed_convolution_over_time_takes_pads():
+    check(
+        lambda held, x: functional.conv_transpose1d(x, held.weight, stride=2, padding=1, output_padding=1),
+        drawn(1, 3, 6),
+        weight=drawn(3, 4, 3),
+    )
+
+
+def test_what_is_made_from_numbers_alone_is_known_when_converting():
+    check(lambda _, x: x + torch.eye(6) * torch.arange(6), drawn(6, 6))
