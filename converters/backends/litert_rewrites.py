@@ -248,6 +248,22 @@ def transposed_convolution(made: GraphModule, node: Node) -> None:
     node.replace_all_uses_with(last)
 
 
+def unit_clamp(made: GraphModule, node: Node) -> None:
+    """A clamp to 0..1 (a hard sigmoid) by ReLU6, which LiteRT fuses into what comes before.
+
+    RELU_0_TO_1 has no int8 kernel, and Vela leaves it on the CPU.
+    """
+    if node.target is not _ATEN.clamp.default or tuple(node.args[1:]) not in ((0, 1), (0.0, 1.0)):
+        return
+    if not node.meta["val"].is_floating_point():
+        return
+    graph = made.graph
+    with graph.inserting_before(node):
+        wide = graph.call_function(_ATEN.mul.Scalar, (node.args[0], 6.0))
+        cut = graph.call_function(_ATEN.hardtanh.default, (wide, 0.0, 6.0))
+        node.replace_all_uses_with(graph.call_function(_ATEN.mul.Scalar, (cut, 1 / 6)))
+
+
 # In the order in which they are tried.
 RULES: tuple[Callable[[GraphModule, Node], None], ...] = (
     generated,
@@ -255,4 +271,5 @@ RULES: tuple[Callable[[GraphModule, Node], None], ...] = (
     infinities,
     copies,
     transposed_convolution,
+    unit_clamp,
 )

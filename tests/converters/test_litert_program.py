@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from litert_models import converted, operators, prepared_program
 from torch import nn
 from torch.nn import functional
 
+from converters.backends import vela
 from converters.backends.litert_program import convert
 from converters.prepare.quiet import quietly
+from converters.quantize.recipes import plans
+from edgekit import profile
 
 
 class Program(nn.Module):
@@ -66,3 +70,33 @@ def test_a_transposed_convolution_over_time_takes_pads():
 
 def test_what_is_made_from_numbers_alone_is_known_when_converting():
     check(lambda _, x: x + torch.eye(6) * torch.arange(6), drawn(6, 6))
+
+
+HARD_SIGMOID = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.gate = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            y = self.first(x)
+            return y * torch.clamp(self.gate(y.mean((2, 3), keepdim=True)) / 6 + 0.5, 0, 1)
+
+    def make():
+        torch.manual_seed(0)
+        return Net().eval()
+"""
+
+
+def test_an_ethos_u_takes_a_hard_sigmoid_that_is_spelled_as_a_clamp(tmp_path):
+    feeds = [{"x": np.random.default_rng(seed).random((1, 3, 12, 12), np.float32)} for seed in range(4)]
+    ready = prepared_program(HARD_SIGMOID, tmp_path, feeds)
+    artifact = converted(ready, tmp_path, "litert/static-int8", "arm-ethos-u55-128")
+    assert "RELU_0_TO_1" not in operators(artifact)
+    (plan,) = plans(profile.load("arm-ethos-u55-128"), ["litert/static-int8"])
+    made = tmp_path / "compiled"
+    made.mkdir()
+    assert vela.compiled(artifact, plan.constraints.vela, made).compiled.on_cpu == {}
