@@ -361,3 +361,51 @@ def test_weights_that_all_sizes_have_are_stored_once_and_compute_the_same(engine
         feed = {"x": np.random.default_rng(1).normal(size=(1, 64, 8, width)).astype(np.float32)}
         before, after = (model.run(feed)["y"] for model in both)
         assert np.array_equal(before, after)
+
+
+WORDS = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        '''The mean of words under a mask, which padding does not change.'''
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.table, self.head = nn.Embedding(50, 16), nn.Linear(16, 4)
+
+        def forward(self, ids, mask):
+            kept = mask.unsqueeze(-1).to(torch.float32)
+            return self.head((torch.tanh(self.table(ids)) * kept).sum(1) / kept.sum(1))
+
+    def make():
+        return Net().eval()
+"""
+
+
+def test_two_inputs_with_buckets_step_together_and_a_mask_makes_padding_harmless(run_build, tmp_path):
+    (tmp_path / "net.py").write_text(textwrap.dedent(WORDS))
+    chance = np.random.default_rng(0)
+    ids = [chance.integers(1, 50, (1, count)) for count in chance.integers(3, 17, 100)]
+    mask = [np.ones_like(each) for each in ids]
+    (tmp_path / "data.npz").write_bytes(dump_npz(Samples({"ids": stacked(ids), "mask": stacked(mask)})))
+    words = [
+        tmp_path / "net.py:make", "--name", "words", "--version", "1", "--target", "x86-64-v3", "--metric", "agreement",
+        "--shape", "ids=1,8|16", "--dtype", "ids=int64", "--shape", "mask=1,8|16", "--dtype", "mask=int64",
+        "--output", "scores", "--evaluation", tmp_path / "data.npz", "--out", tmp_path, "--json", tmp_path / "r.json",
+        *(word for recipe in ("onnxruntime/fp32", "openvino/f32", "litert/fp32") for word in ("--recipe", recipe)),
+    ]  # fmt: skip
+    result = run_build(*words)
+    assert result.exit_code == 0, result.output + result.stderr
+    document = json.loads((tmp_path / "r.json").read_text())
+    assert [item["parity"] < 1e-4 for item in document["candidates"]] == [True] * 3
+    namespace = {}
+    exec(textwrap.dedent(WORDS), namespace)
+    with local.opened(Path(document["bundles"][0]["path"])) as here, torch.no_grad():
+        for given in ids[:20]:
+            wanted = namespace["make"]()(torch.from_numpy(given), torch.from_numpy(np.ones_like(given)))
+            found = here.loaded.run({"ids": given, "mask": np.ones_like(given)})["scores"]
+            assert found == pytest.approx(wanted.numpy(), abs=1e-4)
+        with pytest.raises(InputError, match="ids 3 along axis 1, mask 4 along axis 1"):
+            here.loaded.run({"ids": ids[0][:, :1].repeat(3, 1), "mask": mask[0][:, :1].repeat(4, 1)})

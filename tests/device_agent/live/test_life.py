@@ -221,3 +221,17 @@ def test_a_start_that_cannot_work_says_why(case, tmp_path, tools):
     assert done.returncode == 2, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_bundle_with_buckets_passes_its_self_test_and_serves_every_size(fleet, make_agent, tools, tmp_path):
+    built = tools.build_lines(tmp_path)
+    agent = make_agent(fleet)
+    fleet.order(fleet.publish(built))
+    tools.wait_until(lambda: fleet.runs(built), "the release is committed", 40)
+    assert fleet.now.bundle_format == 2
+    client = tools.Client(agent.port)
+    for count, size in ((1, 4), (4, 4), (7, 8)):
+        answer = client.post("/predict", {"input": [[1.0] * count]})
+        assert answer.json["outputs"]["y"] == [[2.0] * count + [0.0] * (size - count)]
+    assert client.post("/predict", {"input": [[1.0] * 9]}).status == 400
+    agent.stop()
