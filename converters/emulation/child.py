@@ -47,14 +47,14 @@ def selftest(job: dict[str, str | float]) -> None:
         rows: list[dict[str, np.ndarray]] = []
         began = time.monotonic()
         runs = iter_samples(loaded.run, manifest.admitted, manifest.state, manifest.preprocess, samples)
-        for outputs, _ in runs:
-            rows.append(outputs)
+        for answer, _ in runs:
+            rows.append(answer)
             tell({"done": len(rows), "of": len(samples)})
             if time.monotonic() - began > float(job["budget_s"]):
                 break
         loaded.close()
-    stacked = {spec.name: stacked([row[spec.name] for row in rows]) for spec in manifest.outputs}
-    Path(str(job["out"])).write_bytes(dump_arrays(record(stacked)))
+    outputs = {spec.name: stacked([row[spec.name] for row in rows]) for spec in manifest.outputs}
+    Path(str(job["out"])).write_bytes(dump_arrays(record(outputs)))
     version = engines.get(manifest.engine.name).version()
     tell({"samples": len(rows), "engine_version": version, "isa": isa()})
 
