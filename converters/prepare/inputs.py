@@ -41,7 +41,8 @@ def files(project: Project, out: Path) -> dict[str, list[Path]] | None:
     for pattern in reads:
         found[pattern] = _matching(project, pattern, out.resolve())
     if not code.is_reference(project.model.source):
-        found["source"] = list(_model(project.folder / project.model.source))
+        # A file that the model names and that is not there: reading the model says so better than this could.
+        found["source"] = [path for path in _model(project.folder / project.model.source) if path.is_file()]
     for text in _texts(project):
         path = project.folder / text
         if path.is_dir():
