@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from converters import golden
-from converters.backends import Artifact, Unsupported
+from converters.artifact import Artifact
+from converters.backends import Unsupported
 from converters.backends.shapes import open_inside
 from converters.crew import whole
 from converters.findings import Evaluated, told

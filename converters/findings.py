@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from converters.backends import Artifact
+from converters.artifact import Artifact
 from converters.quantize.sensitivity import LayerError
 from edgekit.errors import EdgeKitError, ToolFailedError
 from edgekit.tensors import Array

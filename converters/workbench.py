@@ -18,7 +18,8 @@ import onnx
 from msgspec import structs
 
 from converters import backends, padding
-from converters.backends import Artifact, Prepared, vela
+from converters.artifact import Artifact
+from converters.backends import Prepared, vela
 from converters.backends.buckets import gathered
 from converters.cache import Cache, key
 from converters.crew import Crew, CrewUnfitError, Order
@@ -31,9 +32,10 @@ from converters.judge.score import Half, Mark, Score, Yardstick, score
 from converters.judge.text import NO_ALPHABET, Alphabet, read_alphabet
 from converters.prepare import canonical, code
 from converters.prepare.canonical import Canonical
+from converters.prepare.opening import open_source
 from converters.prepare.project import Project
 from converters.prepare.quiet import quietly
-from converters.prepare.source import Source, open_source
+from converters.prepare.source import Source
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
 from edgekit import __version__, engines
@@ -124,7 +126,15 @@ class Workbench:
 
     @cached_property
     def padding_note(self) -> str:
-        return padding.note(self)
+        """Empty without buckets or labels: answers of other shapes cannot be compared."""
+        if self.source.buckets is None or not self.metric.by_labels:
+            return ""
+        largest = self.source.by_size[-1].reference
+
+        def unpadded() -> Mapping[str, Array]:
+            return self.digest(largest, self.data.judged)
+
+        return padding.note(self.metric, self.labels, self.reference.digest, unpadded)
 
     @cached_property
     def yardstick(self) -> Yardstick:

@@ -7,21 +7,17 @@ Always true
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
-
+from converters.artifact import Artifact
 from converters.prepare.canonical import Canonical
 from converters.prepare.source import Source
 from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
 from edgekit.errors import ToolFailedError
-from edgekit.evidence import Compiled
-from edgekit.manifest import Buckets, TensorSpec
 from edgekit.tensors import Array
 
 
@@ -53,50 +49,6 @@ class Prepared:
         if self.onnx is None:
             raise Unsupported("there is no ONNX form of a source that is already converted")
         return self.onnx
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """Files of a converted model in `folder`; `model` is the one that the engine loads, `bindings` the engine's
-    tensor names where they differ from the public ones.
-
-    Of a source with buckets, `models` are the files of each, smallest first, and `model` is the last of them.
-
-    Where an accelerator's compiler made `model`, `judged` is the file that runs here in its place and is not shipped,
-    and `compiled` holds the compiler's figures.
-    """
-
-    folder: Path
-    model: str
-    bindings: dict[str, str]
-    notes: tuple[str, ...] = ()
-    judged: str = ""
-    compiled: Compiled | None = None
-    models: tuple[str, ...] = ()
-
-    @property
-    def files(self) -> list[Path]:
-        """What is shipped."""
-        return sorted(path for path in self.folder.iterdir() if path.is_file() and path.name != self.judged)
-
-    @property
-    def runs_here(self) -> str:
-        """The file that this machine's engine loads."""
-        return self.judged or self.model
-
-    @cached_property
-    def size_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.files)
-
-    def buckets(self, of_source: Buckets | None) -> Buckets | None:
-        """The source's buckets with the file of each."""
-        return None if of_source is None else msgspec.structs.replace(of_source, models=self.models)
-
-    def bound(self, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        """The specs with the engine's names."""
-        return tuple(
-            TensorSpec(spec.name, spec.dtype, spec.shape, self.bindings.get(spec.name, "")) for spec in specs
-        )
 
 
 class Backend(Protocol):

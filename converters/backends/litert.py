@@ -18,7 +18,8 @@ import numpy as np
 import onnx
 from ai_edge_litert.interpreter import Interpreter
 
-from converters.backends import Artifact, Prepared, Unsupported, litert_graph, litert_int8
+from converters.artifact import Artifact
+from converters.backends import Prepared, Unsupported, litert_graph, litert_int8
 from converters.backends.litert_int8 import SIGNATURE
 from converters.backends.litert_layers import layer_errors
 from converters.prepare import canonical, patterns

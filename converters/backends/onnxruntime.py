@@ -6,8 +6,8 @@ from pathlib import Path
 
 import onnx
 
+from converters.artifact import Artifact
 from converters.backends import (
-    Artifact,
     Prepared,
     Unsupported,
     onnxruntime_dynamic,

@@ -12,7 +12,8 @@ from typing import Any
 
 import openvino as ov
 
-from converters.backends import Artifact, Prepared, Unsupported
+from converters.artifact import Artifact
+from converters.backends import Prepared, Unsupported
 from converters.backends import openvino_execution as execution
 from converters.backends import openvino_graph as graph
 from converters.backends import openvino_nncf as quantizer

@@ -22,7 +22,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from converters.backends import Artifact, Unsupported
+from converters.artifact import Artifact
+from converters.backends import Unsupported
 from converters.prepare import tflite
 from converters.quantize.recipes import VelaConfig
 from edgekit.errors import ToolFailedError

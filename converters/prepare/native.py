@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from converters.backends import Artifact
+from converters.artifact import Artifact
 from converters.judge.roofline import Work
 from edgekit.profile import Precision
 

@@ -91,8 +91,8 @@ def cells(name, columns=COLUMNS):
     from converters.backends import Prepared
     from converters.prepare import canonical
     from converters.prepare.code import CodeGate
+    from converters.prepare.opening import open_source
     from converters.prepare.project import from_flags
-    from converters.prepare.source import open_source
 
     declared = {key: {"shape": shape, "dtype": dtype} for key, (shape, dtype) in models.INPUTS[name].items()}
     project = from_flags({

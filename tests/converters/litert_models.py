@@ -10,8 +10,8 @@ from onnx import helper, numpy_helper
 from converters.backends import Prepared, get, litert_graph
 from converters.prepare import canonical, onnx_source
 from converters.prepare.code import CodeGate
+from converters.prepare.opening import open_source
 from converters.prepare.project import from_flags
-from converters.prepare.source import open_source
 from converters.quantize.recipes import Tuning, plans
 from edgekit import engines, profile
 from edgekit.manifest import EngineSpec

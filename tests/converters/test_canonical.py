@@ -6,8 +6,8 @@ import pytest
 
 from converters.prepare import canonical
 from converters.prepare.code import CodeGate
+from converters.prepare.opening import open_source
 from converters.prepare.project import from_flags
-from converters.prepare.source import open_source
 
 # The layer's value is called `rows`, as the project calls the output.
 NET = """

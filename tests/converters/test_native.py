@@ -127,7 +127,7 @@ def text(files: Path, folder: Path) -> Path:
 
 
 def compiled(files: Path, folder: Path) -> Path:
-    from converters.backends import Artifact
+    from converters.artifact import Artifact
     from converters.quantize.recipes import VelaConfig
 
     config = VelaConfig("ethos-u55-128", "Ethos_U55_High_End_Embedded", "Shared_Sram")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from converters.backends import Artifact, vela
+from converters.artifact import Artifact
+from converters.backends import vela
 from converters.judge.fit import misfit
 from converters.prepare import tflite
 from converters.quantize.recipes import VelaConfig
