@@ -146,13 +146,7 @@ class Datasets:
     def search_fingerprint(self) -> str:
         """Of the samples that an analysis may look at: the search half's."""
         half = self.halves[0]
-        parts = [half.samples, *([] if half.shifted is None else [half.shifted])]
-        digest = hashlib.sha256()
-        for samples in parts:
-            for name, array in samples.inputs.items():
-                digest.update(name.encode())
-                digest.update(_bytes(array))
-        return digest.hexdigest()
+        return "".join(fingerprint(part) for part in (half.samples, half.shifted) if part is not None)
 
     @property
     def calibration(self) -> Callable[[], Iterator[dict[str, Array]]] | None:

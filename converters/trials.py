@@ -18,7 +18,6 @@ from converters import backends
 from converters.cache import key
 from converters.candidates import Candidate, Host, made, searched, timed
 from converters.crew import Order
-from converters.datasets import fingerprint
 from converters.findings import told
 from converters.judge import measure
 from converters.judge.score import Score
@@ -149,13 +148,13 @@ def _spaces(hunt: _Hunt) -> list[Space]:
 
 def _journal(hunt: _Hunt, spaces: Sequence[Space]) -> Path:
     """Under a key of everything that decides what a trial finds."""
-    bench, half = hunt.bench, hunt.bench.data.halves[0]
+    bench = hunt.bench
     parts = {
         "recipes": [bench.artifact_key(item.plan) for item in hunt.fixed.values()],
         "options": [item.plan.judged_options for item in hunt.fixed.values()],
         "metric": _metric_digest(bench),
         "calibration": bench.data.fingerprint,
-        "data": [fingerprint(samples) for samples in (half.samples, half.shifted) if samples is not None],
+        "data": bench.data.search_fingerprint,
         "contract": hunt.contract.max_accuracy_drop,
         "spaces": msgspec.to_builtins(spaces),
         "machine": [hunt.host.cpu, *hunt.host.isa, hunt.host.cores] if hunt.is_timed else [],
