@@ -104,7 +104,7 @@ def _converted(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
     zeros = tuple(zero.to(at_edge(zero.dtype)) for zero in _zeros(prepared))
 
     model = onnx.load(str(prepared.canonical.path))
-    rewritten, found = patterns.recognised(model, for_cpu=not plan.is_accelerated)
+    rewritten, found = patterns.recognised(model, for_xnnpack=not plan.is_accelerated)
     # torch.export keeps operators whole (a resize, a pool) that tracing takes apart; tracing copes with more programs.
     ways: tuple[tuple[str, Any, Callable[[Any], Any]], ...] = (
         ("with its patterns recognised", rewritten, lambda module: module),

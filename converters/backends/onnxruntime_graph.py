@@ -30,7 +30,7 @@ def for_float(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def for_int8(model: onnx.ModelProto) -> onnx.ModelProto:
-    """With every pattern recognised."""
+    """With every pattern recognised that is not for LiteRT's kernels alone."""
     made, _ = patterns.recognised(model)
     return _spelled(made, model)
 
@@ -42,25 +42,18 @@ def _spelled(made: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProt
         nodes.extend(spell(node) if spell else [node])
     del made.graph.node[:]
     made.graph.node.extend(nodes)
-    _describe(made.graph, original.graph)
     domains = {entry.domain for entry in made.opset_import}
     if CONTRIBUTED not in domains and any(node.domain == CONTRIBUTED for node in nodes):
         made.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
-    return made
+    return _described(made, original.graph)
 
 
-def _describe(graph: onnx.GraphProto, original: onnx.GraphProto) -> None:
-    """Types and shapes as they were; a tensor that a rule added is elementwise of its node's first input."""
-    known = {value.name: value for value in (*original.input, *original.value_info)}
-    had = {name for node in original.node for name in node.output}
-    del graph.value_info[:]
-    for node in graph.node:
-        for name in node.output:
-            like = known.get(name if name in had else node.input[0])
-            if like is not None:
-                value = graph.value_info.add()
-                value.CopyFrom(like)
-                value.name = name
+def _described(made: onnx.ModelProto, original: onnx.GraphProto) -> onnx.ModelProto:
+    """Types and shapes as they were (the operators of `CONTRIBUTED` have no inference); what a rule added is inferred."""
+    left = {name for node in made.graph.node for name in node.output}
+    del made.graph.value_info[:]
+    made.graph.value_info.extend(value for value in original.value_info if value.name in left)
+    return onnx.shape_inference.infer_shapes(made)
 
 
 def _gelu(node: onnx.NodeProto) -> list[onnx.NodeProto]:

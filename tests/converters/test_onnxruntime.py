@@ -216,6 +216,50 @@ def test_functions_that_are_spelled_out_reach_the_engine_as_what_it_has_kernels_
     assert "GlobalAveragePool" in operators(made["onnxruntime/static-int8"])
 
 
+def test_a_wide_depthwise_kernel_is_one_int8_convolution(tmp_path):
+    random = np.random.default_rng(2)
+    tensors = [
+        onnx.numpy_helper.from_array(random.normal(0, 0.3, shape).astype(np.float32), name)
+        for name, shape in {"v": (8, 3, 1, 1), "w": (8, 1, 7, 7)}.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["h"]),
+        helper.make_node("Conv", ["h", "w"], ["y"], pads=[3, 3, 3, 3], group=8),
+    ]
+    ends = (
+        [helper.make_tensor_value_info(name, 1, [1, channels, 14, 12])]
+        for name, channels in (("x", 3), ("y", 8))
+    )
+    path = tmp_path / "wide.onnx"
+    graph = helper.make_graph(nodes, "g", *ends, tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    feeds = [{"x": random.standard_normal((1, 3, 14, 12)).astype(np.float32)} for _ in range(8)]
+    wide = opened(path, feeds, tmp_path)
+    made = get("onnxruntime").convert(wide, plan(), tmp_path)
+    assert made.notes == ()
+    assert weights(made) == {onnx.TensorProto.INT8}
+    assert operators(made) == {"Conv", "QuantizeLinear", "DequantizeLinear"}
+    assert (
+        canonical.parity([wide.source.reference.run(feed) for feed in feeds], outputs_of(made, feeds)) < 0.05
+    )
+
+
+def test_a_tensor_that_a_pattern_adds_has_a_shape_of_its_own():
+    """Queries of 1 x 4 against keys of 4 x 16: the scale goes to the queries."""
+    nodes = [helper.make_node("MatMul", ["q", "k"], ["p"]), helper.make_node("Mul", ["p", "c"], ["y"])]
+    shapes = {"q": [1, 4], "k": [4, 16], "p": [1, 16], "y": [1, 16]}
+    infos = {name: helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()}
+    scale = onnx.numpy_helper.from_array(np.float32(0.125), "c")
+    graph = helper.make_graph(
+        nodes, "g", [infos["q"], infos["k"]], [infos["y"]], [scale], value_info=[infos["p"]]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=8)
+    made = onnxruntime_graph.for_int8(model)
+    (added,) = (value for value in made.graph.value_info)
+    assert [node.op_type for node in made.graph.node] == ["Mul", "MatMul"]
+    assert [size.dim_value for size in added.type.tensor_type.shape.dim] == [1, 4]
+
+
 def test_a_rewriting_that_computes_something_else_is_left_out_and_told(tmp_path, monkeypatch):
     def wrong(node):
         return [helper.make_node("Sigmoid", node.input, node.output)]

@@ -155,7 +155,7 @@ def run(made, feed):
 def test_a_pattern_becomes_the_operator_that_has_a_kernel_and_computes_the_same(tmp_path, name):
     graph, shape, operator, gone = POSITIVE[name]
     made, feeds = build(graph, shape)
-    _, found = recognised(made)
+    _, found = recognised(made, for_xnnpack=True)
     assert found == {name: 1}
     ready = prepared(made, tmp_path, feeds)
     artifact = converted(ready, tmp_path)
@@ -170,7 +170,7 @@ def test_a_pattern_becomes_the_operator_that_has_a_kernel_and_computes_the_same(
 @pytest.mark.parametrize("name", NEGATIVE)
 def test_a_near_miss_is_left_alone(name):
     made, _ = build(*NEGATIVE[name])
-    after, found = recognised(made)
+    after, found = recognised(made, for_xnnpack=True)
     assert found == {}
     assert [part.op_type for part in after.graph.node] == [part.op_type for part in made.graph.node]
 
@@ -187,7 +187,7 @@ def test_a_near_miss_is_left_alone(name):
 )
 def test_a_wide_depthwise_kernel_in_parts_is_the_same_convolution(kernel, attributes):
     made, feeds = build(depthwise(kernel, **attributes), (1, 4, 13, 14))
-    after, found = recognised(made)
+    after, found = recognised(made, for_xnnpack=True)
     assert found == {"wide depthwise": 1}
     sizes = [onnx.numpy_helper.to_array(part).shape[2:] for part in after.graph.initializer]
     assert all(np.prod(size) <= 25 for size in sizes if len(size) == 2)
@@ -196,9 +196,9 @@ def test_a_wide_depthwise_kernel_in_parts_is_the_same_convolution(kernel, attrib
         assert np.allclose(have, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_an_accelerator_gets_a_wide_depthwise_kernel_whole():
+def test_every_engine_but_xnnpack_gets_a_wide_depthwise_kernel_whole():
     made, _ = build(depthwise(), IMAGE)
-    assert recognised(made, for_cpu=False)[1] == {}
+    assert recognised(made)[1] == {}
 
 
 def test_the_scale_of_attention_goes_to_the_smaller_operand():
