@@ -76,7 +76,7 @@ def layers(path: Path) -> list[Layer]:
 
 def kept_float(graph: Sequence[Layer]) -> set[str]:
     """Names of the layers that a CPU runs better in float: those that are slow in int8, what scales by their result
-    (a normalization), and what only feeds them.
+    (a normalization), and what only feeds them. An embedding's table is int8 in any case; its rows come as floats.
     """
     maker = {name: layer for layer in graph for name in layer.outputs}
     readers: dict[str, list[Layer]] = {}
@@ -100,7 +100,8 @@ def kept_float(graph: Sequence[Layer]) -> set[str]:
         makers = [maker.get(name) for name in layer.inputs]
         if layer.op_type in _ARITHMETIC and makers and all(one and one.name in scaled for one in makers):
             scaled.add(layer.name)
-    return kept | wide | scaled
+    tables = {layer.name for layer in graph if layer.op_type == "EMBEDDING_LOOKUP"}
+    return (kept | wide | scaled) - tables
 
 
 def slow_with_dynamic_ranges(graph: Sequence[Layer]) -> set[str]:

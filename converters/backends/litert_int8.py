@@ -292,9 +292,11 @@ def _integers(plan: Plan, **config: Any) -> Recipe:
 def _static(plan: Plan, bits: int) -> Recipe:
     symmetric = bits == 16 or plan.constraints.symmetric_activations  # what the 16x8 kernels take
     activations = {"num_bits": bits, "symmetric": symmetric, "granularity": "TENSORWISE", "dtype": "INT"}
-    return _integers(
+    everything = _integers(
         plan, activation_tensor_config=activations, compute_precision="INTEGER", explicit_dequantize=False
     )
+    # What reads a table is mostly a normalization, which a CPU computes in float.
+    return everything if _is_whole(plan) else [*everything, _tables(plan)]
 
 
 def _fp16(_plan: Plan) -> Recipe:
@@ -318,18 +320,22 @@ def _fp16(_plan: Plan) -> Recipe:
     ]
 
 
-def _only_weights(plan: Plan) -> Recipe:
-    """Weights that XNNPACK widens once, when it loads; a table's rows as they are looked up, since nothing would widen
-    the whole table but a DEQUANTIZE in every call (3 of MiniLM's 5 ms).
-    """
-    table = _rule(
+def _tables(plan: Plan) -> dict[str, Any]:
+    """Embeddings in int8, the rows that are looked up in float."""
+    return _rule(
         "min_max_uniform_quantize",
         "EMBEDDING_LOOKUP",
         weight_tensor_config=_weights(plan),
         compute_precision="INTEGER",
         explicit_dequantize=False,
     )
-    return [*_integers(plan, compute_precision="FLOAT", explicit_dequantize=True), table]
+
+
+def _only_weights(plan: Plan) -> Recipe:
+    """Weights that XNNPACK widens once, when it loads; a table's rows as they are looked up, since nothing would widen
+    the whole table but a DEQUANTIZE in every call (3 of MiniLM's 5 ms).
+    """
+    return [*_integers(plan, compute_precision="FLOAT", explicit_dequantize=True), _tables(plan)]
 
 
 _SCHEMES: Mapping[str, Callable[[Plan], Recipe]] = {
