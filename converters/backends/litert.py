@@ -22,9 +22,10 @@ from converters.artifact import Artifact
 from converters.backends import Prepared, Unsupported, litert_graph, litert_int8
 from converters.backends.litert_int8 import SIGNATURE
 from converters.backends.litert_layers import layer_errors
+from converters.backends.parity import smallest_gap
 from converters.prepare import canonical, patterns
 from converters.prepare.quiet import first_line, quietly
-from converters.prepare.source import closed, filled
+from converters.prepare.source import closed
 from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
@@ -35,17 +36,18 @@ from edgekit.manifest import EngineSpec, TensorSpec
 MODEL = "model.tflite"
 
 
-# In `Prepared.memo`: the last float model, which all recipes of a source start from.
+# In `Prepared.memo`: the last float model, which all recipes of a source start from, or why there is none.
 _LAST = "litert float"
 
 
 @dataclass(frozen=True)
 class _Float:
-    """A float model already converted."""
+    """A float model already converted, or why it could not be."""
 
     is_for_cpu: bool
-    content: bytes
-    notes: tuple[str, ...]
+    content: bytes = b""
+    notes: tuple[str, ...] = ()
+    failure: str = ""
 
 
 class LiteRtBackend:
@@ -81,11 +83,21 @@ def _float_model(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...
     """Write the float model; gives its notes. Raises: Unsupported."""
     last: _Float | None = prepared.memo.get(_LAST)
     if last is None or last.is_for_cpu == plan.is_accelerated:
-        notes = _converted(prepared, plan, target)
-        prepared.memo[_LAST] = _Float(not plan.is_accelerated, target.read_bytes(), notes)
-        return notes
+        last = prepared.memo[_LAST] = _made(prepared, plan, target)
+    if last.failure:
+        raise Unsupported(last.failure)
     target.write_bytes(last.content)
     return last.notes
+
+
+def _made(prepared: Prepared, plan: Plan, target: Path) -> _Float:
+    is_for_cpu = not plan.is_accelerated
+    try:
+        notes = _converted(prepared, plan, target)
+    except Unsupported as error:
+        # Found once: a large graph takes minutes to fail.
+        return _Float(is_for_cpu, failure=str(error))
+    return _Float(is_for_cpu, target.read_bytes(), notes)
 
 
 def _converted(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
@@ -146,8 +158,7 @@ def _convert_torch(prepared: Prepared, module: Any, zeros: tuple[Any, ...], targ
     source = prepared.source
     bound = _bound(source.inputs, bindings), _bound(source.outputs, bindings)
     model = quietly(lambda: engines.get("litert").load(target, spec, *bound, None))
-    feed = {spec.name: filled(spec) for spec in source.inputs}
-    gap = canonical.parity([source.reference.run(feed)], [model.run(feed)])
+    gap = smallest_gap(prepared, model)
     model.close()
     if gap > canonical.PARITY:
         raise ToolFailedError(f"the LiteRT model differs from the source by {gap:.2g} of its largest output")

@@ -15,8 +15,8 @@ from converters.backends import (
     onnxruntime_layers,
     onnxruntime_qdq,
 )
+from converters.backends.parity import smallest_gap
 from converters.prepare import canonical, onnx_source
-from converters.prepare.source import filled
 from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
@@ -76,13 +76,12 @@ def _float_model(prepared: Prepared, target: Path) -> tuple[str, ...]:
 
 
 def _gap(prepared: Prepared, path: Path) -> float:
-    """How far a model is from the source on one sample, in parts of the largest output."""
+    """How far a model is from the source, in parts of the largest output."""
     source = prepared.source
     names = tuple(spec.name for spec in source.outputs)
     model = onnx_source.load_reference(path, source.inputs, names)
-    feed = {spec.name: filled(spec) for spec in source.inputs}
     try:
-        return canonical.parity([source.reference.run(feed)], [model.run(feed)])
+        return smallest_gap(prepared, model)
     finally:
         model.close()
 

@@ -6,6 +6,7 @@ with its CI switch on, since both otherwise report to an analytics service (open
 """
 
 import importlib.metadata
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,18 @@ def _read(prepared: Prepared) -> Any:
     try:
         model = ov.Core().read_model(prepared.canonical.path)
     except RuntimeError as error:
-        raise Unsupported(f"OpenVINO cannot read the model: {error}") from error
+        raise Unsupported(f"OpenVINO cannot read the model: {_cause(error)}") from error
     graph.name_nodes(model)
     return model
+
+
+def _cause(error: RuntimeError) -> str:
+    """What the front end could not convert, where it says so; otherwise the last of its many lines."""
+    lacking = re.search(r"failed for: (.+)", str(error))
+    if lacking:
+        return f"it does not convert {lacking[1]}"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it does not say why"
 
 
 BACKEND = OpenVinoBackend()

@@ -8,7 +8,8 @@ Always true
  3. Measured latencies rank; estimates never do: without measurements the profile's order of engines and the precision
     rule choose, and budgets on latency and memory stay unverified.
  4. A difference inside the interval of the paired ratio is no difference: ties go to the smaller artifact. But a wide
-    interval is no excuse: what another candidate clearly beats is not picked for being small.
+    interval is no excuse: what another candidate clearly beats is not picked, and what took much longer than the
+    fastest is not picked for being small.
 """
 
 import math
@@ -23,6 +24,8 @@ from edgekit.manifest import Contract
 
 MAX_ALTERNATES = 3
 MEGABYTE = 1_000_000
+# On a restless machine an interval may hold 1 although the one takes twice the other's time: that is no tie.
+MOST_TIED = 1.1
 Status = Literal["picked", "alternate", "lost", "refused"]
 
 
@@ -163,24 +166,22 @@ def _objection(contender: Contender, contract: Contract, *, accept_uncertain: bo
 
 
 def _fastest(standing: Sequence[Contender], ratios: Mapping[tuple[str, str], Ratio]) -> tuple[Contender, str]:
+    # Where each of them is beaten by another, in a circle, the averages decide.
+    unbeaten = [item for item in standing if not _is_beaten(item, standing, ratios)] or standing
     leader = min(
-        standing, key=lambda item: (_mean_log_ratio(item, standing, ratios), item.size_bytes, item.recipe)
+        unbeaten, key=lambda item: (_mean_log_ratio(item, unbeaten, ratios), item.size_bytes, item.recipe)
     )
-    tied = [
-        item
-        for item in standing
-        if item is not leader
-        and (item.recipe, leader.recipe) in ratios
-        and ratios[item.recipe, leader.recipe].is_tie
-        and not _is_beaten(item, standing, ratios)
-    ]
+    tied = [item for item in unbeaten if item is not leader and _is_tie(item, leader, ratios)]
     if not tied:
         return leader, "fastest of those that meet the contract"
-    # The leader itself may be beaten by one that it ties with on the average.
-    candidates = [item for item in (leader, *tied) if not _is_beaten(item, standing, ratios)] or [leader]
-    best = min(candidates, key=lambda item: (item.size_bytes, item.recipe))
+    best = min((leader, *tied), key=lambda item: (item.size_bytes, item.recipe))
     others = ", ".join(item.recipe for item in (leader, *tied) if item is not best)
     return best, f"as fast as {others} within the measurement, and the smallest"
+
+
+def _is_tie(contender: Contender, leader: Contender, ratios: Mapping[tuple[str, str], Ratio]) -> bool:
+    ratio = ratios.get((contender.recipe, leader.recipe))
+    return ratio is not None and ratio.is_tie and ratio.median <= MOST_TIED
 
 
 def _is_beaten(
@@ -188,7 +189,7 @@ def _is_beaten(
 ) -> bool:
     """Whether some other candidate is faster beyond the measurement's doubt.
 
-    A tie with an unsteady leader, whose intervals are wide, must not make everything else a tie too.
+    One average over all others would not tell: whoever was dropped from a race early was seen in other moments.
     """
     pairs = (ratios.get((contender.recipe, other.recipe)) for other in standing if other is not contender)
     return any(pair is not None and pair.low > 1 for pair in pairs)
@@ -217,7 +218,7 @@ def _why_lost(contender: Contender, picked: Contender, ratios: Mapping[tuple[str
     ratio = ratios.get((contender.recipe, picked.recipe))
     if ratio is None:
         return f"after {picked.recipe} in the profile's order"
-    if ratio.is_tie:
+    if _is_tie(contender, picked, ratios):
         return f"as fast as {picked.recipe} within the measurement, but larger"
     return f"takes {ratio.median:.2f} x the time of {picked.recipe} ({ratio.low:.2f} to {ratio.high:.2f})"
 

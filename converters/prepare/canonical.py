@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import version_converter
 
-from converters.prepare import onnx_source
+from converters.prepare import onnx_source, stft
 from converters.prepare.quiet import first_line, quietly
 from converters.prepare.source import Source, closed
 from edgekit.errors import SourceError, ToolFailedError
@@ -221,6 +221,7 @@ _STEPS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     f"raising the opset to {OPSET}": _raised,
     "onnxslim": _slimmed,
     "constants as initializers": _hoisted,
+    "STFT spelled out": stft.spelled_out,
 }
 
 

@@ -1,10 +1,13 @@
-"""A torch program as canonical ONNX: the names that the project gives, whatever stands inside the program."""
+"""A source as canonical ONNX: the names that the project gives, and a form that every engine reads."""
 
 import numpy as np
 import onnx
+import openvino
 import pytest
+from litert_models import model, prepared
+from onnx import helper
 
-from converters.prepare import canonical
+from converters.prepare import canonical, stft
 from converters.prepare.code import CodeGate
 from converters.prepare.opening import open_source
 from converters.prepare.project import from_flags
@@ -48,3 +51,35 @@ def test_an_output_may_be_called_as_a_value_inside_the_program(source, tmp_path,
     graph = onnx.load(str(form.path)).graph
     assert [value.name for value in graph.input] == ["ids"]
     assert [value.name for value in graph.output] == ["embedding"]
+
+
+def spectrum(step):
+    """Power of 129 frequencies, with all left out that STFT lets one leave out; `step` makes the value of that name."""
+    return model(
+        [
+            step,
+            helper.make_node("STFT", ["x", "step", "window"], ["s"]),
+            helper.make_node("ReduceSumSquare", ["s"], ["p"], axes=[3], keepdims=0),
+        ],
+        {"short": np.array(80, np.int32), "window": np.hanning(256).astype(np.float32)},
+        {"x": (1, 1600)},
+        {"p": None},
+    )  # fmt: skip
+
+
+def test_an_stft_is_spelled_out_so_that_openvino_reads_it(tmp_path):
+    feed = {"x": np.random.default_rng(1).standard_normal((1, 1600)).astype(np.float32)}
+    ready = prepared(spectrum(helper.make_node("Cast", ["short"], ["step"], to=7)), tmp_path, [feed])
+    wanted = ready.source.reference.run(feed)["p"]
+    compiled = openvino.compile_model(str(ready.canonical.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert np.allclose(compiled(feed)[0], wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_an_stft_that_is_spelled_out_has_the_shape_of_one_side():
+    made = stft.spelled_out(spectrum(helper.make_node("Constant", [], ["step"], value_int=80)))
+    graph = onnx.shape_inference.infer_shapes(made, data_prop=True).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in graph.value_info
+    }
+    assert shapes["s"] == [1, 17, 129, 2]
+    assert stft.spelled_out(made) is made

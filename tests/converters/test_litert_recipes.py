@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from litert_models import converted, model, operators, outputs, prepared
 from onnx import helper
 
-from converters.backends import litert_graph
+from converters.backends import Unsupported, litert_graph
 from converters.quantize.recipes import Tuning
 
 FLOAT16, FLOAT32, INT8, INT16 = (
@@ -115,6 +115,21 @@ def test_recipes_of_one_source_share_its_float_conversion(ready, tmp_path, monke
     converted(ready, tmp_path, "litert/fp16", CPU)
     monkeypatch.setattr("converters.backends.litert._convert_torch", None)
     assert converted(ready, tmp_path, "litert/weights-int8", CPU).size_bytes
+
+
+def test_a_graph_that_cannot_be_converted_is_tried_once_for_all_recipes(ready, tmp_path, monkeypatch):
+    calls = []
+
+    def refuse(*_):
+        calls.append(1)
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("converters.backends.litert._convert_torch", refuse)
+    fresh = dataclasses.replace(ready, memo={})
+    for recipe in ("litert/fp32", "litert/weights-int8"):
+        with pytest.raises(Unsupported, match="as it is: RuntimeError: no"):
+            converted(fresh, tmp_path, recipe, CPU)
+    assert len(calls) == len(("with its patterns recognised", "as it is", "traced"))
 
 
 def mobile(folder):
