@@ -36,7 +36,7 @@ from edgekit.manifest import (
 )
 from edgekit.profile import Profile
 from edgekit.samples import Samples, flat, stacked
-from edgekit.selftest import agreement, answers
+from edgekit.selftest import agreement, recorded_answers
 from edgekit.tensors import Array
 
 MARGIN = 4.0
@@ -72,7 +72,7 @@ def write(
     ours, source = item.evaluated.golden, bench.reference.golden
     inputs = bench.data.judged.take(chosen)
     files |= golden.files(bench, item.evaluated)
-    seen = agreement(answers(metrics.first(ours)), answers(metrics.first(source)))
+    seen = agreement(recorded_answers(metrics.first(ours)), recorded_answers(metrics.first(source)))
     test = SelfTest(
         inputs=golden.INPUTS,
         source=golden.SOURCE,

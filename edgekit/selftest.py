@@ -99,16 +99,31 @@ def run_samples(
 
 
 def answers(outputs: Array) -> Array:
-    """The task answers of the first output (N, *shape): argmax over the last axis where it has more than one entry,
-    otherwise whether the value is above 0.5. (N, …) int64, ragged like the outputs.
+    """The task answers of the first output (N, *shape): argmax over its classes where there is more than one, otherwise
+    whether the value is above 0.5. (N, …) of a small unsigned type, ragged like the outputs.
     """
     if is_ragged(outputs):
         return stacked([answers(part[None])[0] for part in outputs])
-    if outputs.ndim > 1 and outputs.shape[-1] > 1:
-        best: Array = outputs.argmax(axis=-1).astype(np.int64)
-        return best
-    above: Array = (outputs.astype(np.float64) > 0.5).astype(np.int64)
-    return above
+    axis = class_axis(outputs.shape)
+    if outputs.ndim > 1 and outputs.shape[axis] > 1:
+        best: Array = outputs.argmax(axis=axis)
+        return best.astype(np.min_scalar_type(outputs.shape[axis] - 1))
+    above: Array = outputs.astype(np.float64) > 0.5
+    return above.astype(np.uint8)
+
+
+def class_axis(shape: tuple[int, ...]) -> int:
+    """The last, except in a map over an image, (N, C, H, W) or (N, H, W, C): there the shorter of the two."""
+    if len(shape) != 4:
+        return -1
+    is_map = shape[2] > 1
+    return 1 if (shape[1] <= shape[3] if is_map else shape[3] == 1) else -1
+
+
+def recorded_answers(outputs: Array) -> Array:
+    """The answers, or `KEPT` of a sample's where there are more: one for each pixel of a map. One row if ragged."""
+    found = answers(outputs)
+    return flat(found) if is_ragged(found) else _kept(found)
 
 
 def agreement(ours: Array, theirs: Array) -> float:
@@ -121,13 +136,12 @@ def agreement(ours: Array, theirs: Array) -> float:
 
 
 def record(outputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Golden data of outputs (N, *shape): each as it is, or `KEPT` of a sample's entries, and the task answers.
+    """Golden data of outputs (N, *shape): each as it is, or `KEPT` of a sample's entries, and task answers likewise.
 
     Of ragged outputs both are one row of all samples' entries.
     """
     kept = {name: _kept(array) for name, array in outputs.items()}
-    first = answers(next(iter(outputs.values())))
-    return {**kept, ANSWERS: flat(first) if is_ragged(first) else first}
+    return {**kept, ANSWERS: recorded_answers(next(iter(outputs.values())))}
 
 
 def _kept(array: Array) -> Array:

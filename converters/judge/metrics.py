@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from converters.judge import detection, text
 from edgekit.errors import DataError, ProjectError
 from edgekit.samples import flat, is_ragged, rows
-from edgekit.selftest import answers
+from edgekit.selftest import answers, class_axis, recorded_answers
 from edgekit.tensors import Array
 
 Outputs = Mapping[str, Array]
@@ -95,6 +95,10 @@ def _answers(outputs: Outputs) -> Outputs:
     return {VALUE: answers(first(outputs))}
 
 
+def _recorded_answers(outputs: Outputs) -> Outputs:
+    return {VALUE: recorded_answers(first(outputs))}
+
+
 def _first(outputs: Outputs) -> Outputs:
     return {VALUE: first(outputs)}
 
@@ -112,6 +116,7 @@ def _equal(digest: Outputs, labels: Array) -> Parts:
 
 def _best(k: int, outputs: Outputs) -> Outputs:
     values = first(outputs)
+    values = np.moveaxis(values, class_axis(values.shape), -1)
     rows = values.reshape(len(values), -1, values.shape[-1])
     return {VALUE: np.argsort(-rows.astype(np.float64), axis=-1, kind="stable")[..., :k]}
 
@@ -165,7 +170,7 @@ BUILT_IN: Mapping[str, Metric] = {
         Metric("cosine", _first, _cosines, is_bounded=False),
         Metric("rmse", _first, _squares, finish=np.sqrt, higher_is_better=False, is_bounded=False),
         Metric("map", detection.detections, whole=detection.mean_average_precision, is_bounded=False),
-        Metric("agreement", _answers, _equal, by_labels=False),
+        Metric("agreement", _recorded_answers, _equal, by_labels=False),
     )
 }
 # Error rates of texts, which may need an alphabet.

@@ -29,6 +29,8 @@ from edgekit.tensors import Array
 OPSET = 17
 # Largest |difference| over largest |source output|: float32 reassociation stays far below, a wrong operator above.
 PARITY = 1e-3
+# Outputs that are all smaller count as zeros: a map of probabilities on an image that has nothing to be found.
+LEAST_SCALE = 1e-4
 
 Feed = Mapping[str, Array]
 
@@ -80,14 +82,16 @@ def _root(error: Exception) -> Exception:
 
 
 def parity(wanted: Sequence[Feed], have: Sequence[Feed]) -> float:
-    """Largest |difference| of any output relative to that output's largest magnitude; inf where not comparable."""
+    """Largest |difference| of any output relative to that output's largest magnitude (`LEAST_SCALE` at least); inf where
+    not comparable.
+    """
     worst = 0.0
     for name in wanted[0]:
         scale = max(float(np.abs(outputs[name].astype(np.float64)).max(initial=0.0)) for outputs in wanted)
         for left, right in zip(wanted, have, strict=True):
             if left[name].shape != right[name].shape or not np.all(np.isfinite(right[name])):
                 return float("inf")
-            worst = max(worst, largest_gap(left[name], right[name]) / max(scale, 1e-12))
+            worst = max(worst, largest_gap(left[name], right[name]) / max(scale, LEAST_SCALE))
     return worst
 
 

@@ -89,6 +89,8 @@ def test_metrics_on_values_known_by_hand():
     labels = np.array([1, 1, 0])
     assert metrics.built_in("top1").score(scores, labels) == pytest.approx(1 / 3)
     assert metrics.built_in("top2").score(scores, labels) == pytest.approx(2 / 3)
+    pixels = {"y": np.moveaxis(np.eye(3, dtype=np.float32)[[[[0, 1, 1], [2, 2, 2]]]], -1, 1)}
+    assert metrics.built_in("top1").score(pixels, np.array([[[0, 1, 1], [2, 2, 0]]])) == pytest.approx(5 / 6)
     binary = {"y": np.array([[0.9], [0.8], [0.1], [0.2]], np.float32)}
     assert metrics.built_in("f1").score(binary, np.array([1, 0, 1, 0])) == pytest.approx(0.5)
     values = {"y": np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)}

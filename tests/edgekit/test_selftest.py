@@ -149,6 +149,28 @@ def test_answers_are_argmax_or_the_side_of_one_half() -> None:
     assert selftest.answers(np.array([[0.2], [0.7]])).tolist() == [[0], [1]]
 
 
+def test_a_map_over_an_image_is_answered_for_each_of_its_pixels() -> None:
+    scores = np.random.default_rng(0).random((2, 3, 20, 30), np.float32)
+    wanted = scores.argmax(axis=1).tolist()
+    assert selftest.answers(scores).tolist() == wanted
+    assert selftest.answers(scores.transpose(0, 2, 3, 1)).tolist() == wanted
+    probability = scores[:, :1]
+    assert selftest.answers(probability).tolist() == (probability > 0.5).tolist()
+
+
+def test_a_classifier_that_keeps_its_image_axes_is_no_map() -> None:
+    scores = np.random.default_rng(0).random((4, 10, 1, 1), np.float32)
+    wanted = scores.argmax(axis=1).ravel().tolist()
+    assert selftest.answers(scores).ravel().tolist() == wanted
+    assert selftest.answers(scores.reshape(4, 1, 1, 10)).ravel().tolist() == wanted
+
+
+def test_of_the_answers_to_a_large_map_a_spread_part_is_kept() -> None:
+    kept = selftest.record({"map": np.random.default_rng(0).random((2, 1, 320, 320), np.float32)})
+    assert selftest.KEPT / 2 < kept[selftest.ANSWERS].shape[1] <= selftest.KEPT
+    assert kept[selftest.ANSWERS].nbytes <= 2 * selftest.KEPT
+
+
 def test_agreement_refuses_to_compare_different_tasks() -> None:
     with pytest.raises(DataError, match="cannot be compared"):
         selftest.agreement(np.zeros(3), np.zeros(4))
