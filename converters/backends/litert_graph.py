@@ -30,6 +30,13 @@ SLOW_IN_INT8 = frozenset({"HARD_SWISH", "RSQRT", "DIV", "SQRT", "RELU", "AVERAGE
 # with infinity): they stay float, and what only feeds them.
 _WIDE = frozenset({"RSQRT", "DIV", "SQRT", "SOFTMAX", "EQUAL", "NOT_EQUAL"})
 _ARITHMETIC = frozenset({"ADD", "SUB", "MUL"})
+# Operators that only move values; their results have the range of what they read.
+MOVING = frozenset(
+    {"RESHAPE", "TRANSPOSE", "SLICE", "STRIDED_SLICE", "PAD", "PADV2", "CONCATENATION", "SPLIT"}
+)
+# What a concatenation joins gets one range. Parts that reach this many times as far as the least leave it three of its
+# eight bits: the boxes (to 320) and scores (to 1) of a detector in one output; inside of one, 2.6 was the most seen.
+UNLIKE = 8.0
 
 
 @dataclass(frozen=True)
@@ -74,9 +81,12 @@ def layers(path: Path) -> list[Layer]:
     return found
 
 
-def kept_float(graph: Sequence[Layer]) -> set[str]:
+def kept_float(graph: Sequence[Layer], reach: Mapping[str, float] | None = None) -> set[str]:
     """Names of the layers that a CPU runs better in float: those that are slow in int8, what scales by their result
-    (a normalization), and what only feeds them. An embedding's table is int8 in any case; its rows come as floats.
+    (a normalization), concatenations of what is unlike, and what only feeds them. An embedding's table is int8 in any
+    case; its rows come as floats.
+
+    `reach` is the largest magnitude of each tensor, as far as it is known.
     """
     maker = {name: layer for layer in graph for name in layer.outputs}
     readers: dict[str, list[Layer]] = {}
@@ -91,7 +101,7 @@ def kept_float(graph: Sequence[Layer]) -> set[str]:
         if layer.op_type == "MUL"
         and any(name in maker and maker[name].op_type == "RSQRT" for name in layer.inputs)
     }
-    wide |= scaled
+    wide |= scaled | _unlike(graph, maker, reach or {})
     for layer in reversed(graph):
         read = [reader for name in layer.outputs for reader in readers.get(name, [])]
         if layer.op_type not in HEAVY and read and all(reader.name in wide for reader in read):
@@ -102,6 +112,20 @@ def kept_float(graph: Sequence[Layer]) -> set[str]:
             scaled.add(layer.name)
     tables = {layer.name for layer in graph if layer.op_type == "EMBEDDING_LOOKUP"}
     return (kept | wide | scaled) - tables
+
+
+def _unlike(graph: Sequence[Layer], maker: Mapping[str, Layer], reach: Mapping[str, float]) -> set[str]:
+    """Names of the concatenations whose parts have unlike ranges, and of what moves their results."""
+    found: set[str] = set()
+    for layer in graph:
+        parts = [reach[name] for name in layer.inputs if reach.get(name, 0.0) > 0]
+        joins = layer.op_type == "CONCATENATION" and bool(parts) and max(parts) > UNLIKE * min(parts)
+        moves = layer.op_type in MOVING and any(
+            name in maker and maker[name].name in found for name in layer.inputs
+        )
+        if joins or moves:
+            found.add(layer.name)
+    return found
 
 
 def slow_with_dynamic_ranges(graph: Sequence[Layer]) -> set[str]:

@@ -60,23 +60,26 @@ def quantized(prepared: Prepared, plan: Plan, path: Path, graph: Sequence[Layer]
     """The float model at `path` in the plan's precision. Raises: ToolFailedError."""
     _check_settings(plan)
     left = named(graph, plan.tuning.float_layers)
-    if not _is_whole(plan):
-        left |= slow_in(plan, graph)
-    recipe = recipe_for(plan, [layer for layer in graph if layer.name in left])
     ranges = calibrated(prepared, plan, path) if plan.recipe.needs_calibration else None
+    if not _is_whole(plan):
+        left |= slow_in(plan, graph, ranges)
+    recipe = recipe_for(plan, [layer for layer in graph if layer.name in left])
     return apply(path, recipe, ranges)
 
 
-def slow_in(plan: Plan, graph: Sequence[Layer]) -> set[str]:
+def slow_in(plan: Plan, graph: Sequence[Layer], ranges: Ranges | None) -> set[str]:
     """Names of the layers that a CPU runs better in float under the plan's scheme."""
     if plan.recipe.needs_calibration:
-        return kept_float(graph)
+        seen = (ranges or {}).items()
+        return kept_float(
+            graph, {name: float(np.max(np.abs([entry["min"], entry["max"]]))) for name, entry in seen}
+        )
     return slow_with_dynamic_ranges(graph) if plan.recipe.scheme == "dynamic" else set()
 
 
 def float_weights(plan: Plan, graph: Sequence[Layer]) -> tuple[str, ...]:
     """A note on what keeps float weights under a scheme that needs no calibration, being quicker so."""
-    kept = Counter(layer.op_type for layer in graph if layer.name in slow_in(plan, graph))
+    kept = Counter(layer.op_type for layer in graph if layer.name in slow_in(plan, graph, None))
     if plan.recipe.needs_calibration or _is_whole(plan) or not kept:
         return ()
     return (f"weights left in float, which runs faster: {listed(kept)}",)

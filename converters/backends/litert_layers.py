@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from converters.backends import Prepared
-from converters.backends.litert_graph import HEAVY, Layer, layers, named
+from converters.backends.litert_graph import HEAVY, MOVING, Layer, layers, named
 from converters.backends.litert_int8 import (
     Ranges,
     apply,
@@ -32,9 +32,6 @@ from edgekit.tensors import Array
 SAMPLES = 8
 TRIED = 40
 BUDGET_S = 45.0
-_MOVING = frozenset(
-    {"RESHAPE", "TRANSPOSE", "SLICE", "STRIDED_SLICE", "PAD", "PADV2", "CONCATENATION", "SPLIT"}
-)
 
 
 def layer_errors(prepared: Prepared, plan: Plan, path: Path, clock: Callable[[], float]) -> list[LayerError]:
@@ -44,11 +41,11 @@ def layer_errors(prepared: Prepared, plan: Plan, path: Path, clock: Callable[[],
     """
     graph = layers(path)
     left = named(graph, plan.tuning.float_layers)
-    if plan.constraints.accelerator != ETHOS:
-        left |= slow_in(plan, graph)
-    chosen = [layer for layer in graph if layer.name not in left and layer.op_type not in _MOVING]
     plain = replace(plan, tuning=PLAIN)
     ranges = calibrated(prepared, plain, path, SAMPLES) if plan.recipe.needs_calibration else None
+    if plan.constraints.accelerator != ETHOS:
+        left |= slow_in(plan, graph, ranges)
+    chosen = [layer for layer in graph if layer.name not in left and layer.op_type not in MOVING]
     if ranges is None:
         chosen = [layer for layer in chosen if layer.op_type in HEAVY]
     else:

@@ -132,6 +132,32 @@ def test_a_graph_that_cannot_be_converted_is_tried_once_for_all_recipes(ready, t
     assert len(calls) == len(("with its patterns recognised", "as it is", "traced"))
 
 
+def test_boxes_and_scores_that_are_joined_in_one_output_keep_their_own_precision(tmp_path):
+    random = np.random.default_rng(0)
+    made = model(
+        [
+            helper.make_node("Conv", ["x", "b"], ["boxes"]),
+            helper.make_node("Conv", ["x", "s"], ["raw"]),
+            helper.make_node("Sigmoid", ["raw"], ["scores"]),
+            helper.make_node("Concat", ["boxes", "scores"], ["y"], axis=1),
+        ],
+        {
+            "b": random.uniform(20, 40, (4, 3, 1, 1)).astype(np.float32),
+            "s": random.standard_normal((6, 3, 1, 1)).astype(np.float32),
+        },
+        {"x": (1, 3, 8, 8)},
+        {"y": (1, 10, 8, 8)},
+    )
+    feeds = [{"x": random.uniform(0, 3, (1, 3, 8, 8)).astype(np.float32)} for _ in range(8)]
+    ready = prepared(made, tmp_path, feeds)
+    artifact = converted(ready, tmp_path, "litert/static-int8", CPU)
+    assert types(artifact) == (INT8, INT8)
+    gap = np.abs(outputs(artifact, ready, feeds[0])["y"] - ready.source.reference.run(feeds[0])["y"])
+    # With one range for both a score would be a multiple of more than one.
+    assert gap[:, 4:].max() < 0.05
+    assert gap[:, :4].max() < 5
+
+
 def mobile(folder):
     """A depthwise and a pointwise convolution, and a GATHER_ND that XNNPACK leaves."""
     from litert_models import model
