@@ -16,23 +16,26 @@ from typing import Any
 
 import msgspec
 
-from converters import bundling, candidates, datasets, lock, result, tournament
-from converters.cache import Cache
-from converters.candidates import Candidate, Host
-from converters.crew import Crew, Opening
+from converters.bundle import writing
+from converters.data import datasets
 from converters.emulation import verify as emulation
-from converters.files import write_whole
 from converters.judge.select import select
-from converters.lock import LockedBundle, LockedTarget
+from converters.keep import lock
+from converters.keep.artifacts import Cache
+from converters.keep.files import write_whole
+from converters.keep.lock import LockedBundle, LockedTarget
 from converters.outcome import Options, Outcome, guilty, tried
-from converters.prepare.code import CodeGate
-from converters.prepare.project import Project
-from converters.quantize import recipes
-from converters.quantize.recipes import Plan
-from converters.report import page
-from converters.report.sheet import Sheet
-from converters.result import BundleRow, ProfileResult
-from converters.workbench import Workbench
+from converters.recipes import recipes
+from converters.recipes.recipes import Plan
+from converters.report import page, result
+from converters.report.result import BundleRow, ProfileResult
+from converters.rounds import candidates, tournament
+from converters.rounds.candidates import Candidate, Host
+from converters.sheet import Sheet
+from converters.source.code import CodeGate
+from converters.source.project import Project
+from converters.work.pool import Opening, WorkerPool
+from converters.work.workbench import Workbench
 from edgekit import evidence, profile
 from edgekit.errors import LockError
 from edgekit.manifest import Contract
@@ -79,7 +82,7 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
         host = candidates.this_host()
         targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
         done = _Build()
-        with closing(_crew(bench, options)):
+        with closing(_pool(bench, options)):
             # Of all profiles at once: what several share is made once, and what is measured later has the machine
             # to itself.
             candidates.made_together(bench, [plan for target in targets for plan in target.plans], host)
@@ -91,9 +94,9 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
         return Outcome(_document(bench, done), tuple(done.sheets), tuple(done.missed), options.out / REPORT)
 
 
-def _crew(bench: Workbench, options: Options) -> Crew:
+def _pool(bench: Workbench, options: Options) -> WorkerPool:
     """Workers that know what this build has read; the workbench has them unless none are wanted."""
-    crew = Crew(
+    pool = WorkerPool(
         Opening(
             bench.project,
             options.allow_code,
@@ -106,8 +109,8 @@ def _crew(bench: Workbench, options: Options) -> Crew:
         bench.folder,
         bench.tell,
     )
-    bench.crew = crew if options.jobs else None
-    return crew
+    bench.pool = pool if options.jobs else None
+    return pool
 
 
 def _target(bench: Workbench, loaded: Profile, name: str, options: Options) -> Target:
@@ -290,7 +293,7 @@ def _ship(
     folder = options.out
     if item.recipe != outcome.picked:
         folder = options.out / "alternates" / item.recipe.replace("/", "-")
-    written = bundling.write(bench, outcome.profile, outcome.contract, item, host, folder=folder)
+    written = writing.write(bench, outcome.profile, outcome.contract, item, host, folder=folder)
     predicate = result.evidence(
         outcome,
         item,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from converters.report.sheet import Sheet
+from converters.sheet import Sheet
 from edgekit.errors import ContractMissedError, GuiltyLayer, Tried
 
 # Layers named of each candidate that loses too much.

@@ -147,7 +147,7 @@ def _as(array: Any, wanted: Any) -> Any:
 
 
 def ours() -> Callable[[Any], Any]:
-    from converters.prepare import importer
+    from converters.graph import importer
 
     return lambda model: importer.from_model(model).eval()
 

@@ -31,11 +31,11 @@ from peers import PEERS, Peer, Run
 from rich.console import Console
 from rich.table import Table
 
-from converters.cache import Cache
-from converters.judge import measure
-from converters.prepare import project as projects
-from converters.prepare.code import CodeGate
-from converters.workbench import Workbench
+from converters.keep.artifacts import Cache
+from converters.measure import latency
+from converters.source import project as projects
+from converters.source.code import CodeGate
+from converters.work.workbench import Workbench
 from edgekit import bundle
 from edgekit.engines import LoadedBundle
 from edgekit.selftest import iter_samples
@@ -169,7 +169,7 @@ def compare(
             runs[peer.name] = peers.load(peer.path, inputs, outputs, threads or None)
     source_score = scored(bench, bench.source.reference.run)
     limit = bench.project.file.contract.max_accuracy_drop or DEFAULT_DROP
-    latencies = measure.interleaved(runs, bench.data.feeds)
+    latencies = latency.interleaved(runs, bench.data.feeds)
     scores = {tool: scored(bench, run) for tool, run in runs.items()}
     for tool in runs:
         drop = bench.metric.drop(source_score, scores[tool])
@@ -179,7 +179,7 @@ def compare(
     for tool in PEERS:
         stands = _stands_for(tool, rows, limit)
         if OURS in latencies and stands in latencies:
-            found_ratio = measure.ratio(latencies[OURS], latencies[stands])
+            found_ratio = latency.ratio(latencies[OURS], latencies[stands])
             told = (found_ratio.low, found_ratio.median, found_ratio.high)
             rows[tool] = dataclasses.replace(
                 rows[tool], ratio=told, counts_as=stands if stands != tool else ""

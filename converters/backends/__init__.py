@@ -11,12 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from converters.artifact import Artifact
-from converters.prepare.canonical import Canonical
-from converters.prepare.source import Source
-from converters.quantize.knobs import Knob
-from converters.quantize.recipes import Plan
+from converters.backends.artifact import Artifact
+from converters.graph.canonical import Canonical
 from converters.quantize.sensitivity import LayerError
+from converters.recipes.knobs import Knob
+from converters.recipes.recipes import Plan
+from converters.source.source import Source
 from edgekit.errors import ToolFailedError
 from edgekit.tensors import Array
 
@@ -78,9 +78,9 @@ class Backend(Protocol):
 
 
 _MODULES: Mapping[str, str] = {
-    "onnxruntime": "converters.backends.onnxruntime",
-    "openvino": "converters.backends.openvino",
-    "litert": "converters.backends.litert",
+    "onnxruntime": "converters.backends.onnxruntime.backend",
+    "openvino": "converters.backends.openvino.backend",
+    "litert": "converters.backends.litert.backend",
 }
 
 

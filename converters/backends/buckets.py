@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from converters.artifact import Artifact
+from converters.backends.artifact import Artifact
 from converters.backends.sharing import share
 from edgekit.errors import ToolFailedError
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from itertools import islice
 
 from converters.backends import Prepared
-from converters.prepare import canonical
-from converters.prepare.canonical import Feed
-from converters.prepare.source import filled
+from converters.graph import canonical
+from converters.graph.canonical import Feed
+from converters.source.source import filled
 from edgekit.engines import Model
 
 # Calibration samples that are looked at where the made-up input differs.

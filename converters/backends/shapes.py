@@ -8,8 +8,8 @@ from typing import Any
 
 import onnx
 
-from converters.prepare import tflite
-from converters.prepare.quiet import quietly
+from converters.source import tflite
+from converters.source.quiet import quietly
 
 
 def open_inside(path: Path) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-from converters.cache import default_root
 from converters.emulation.machine import FORMAT, META, Machine, Meta
+from converters.keep.artifacts import default_root
 from edgekit.errors import EdgeKitError, ToolFailedError
 
 # LiteRT 2.3.0 and onnxruntime 1.32 crash under qemu 7.2; these are the last that run there. OpenVINO 2026.4.1 runs.

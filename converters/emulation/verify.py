@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from converters.cache import Cache
 from converters.emulation import setup
 from converters.emulation.machine import CHILD, Machine
+from converters.keep.artifacts import Cache
 from edgekit import bundle, selftest
 from edgekit.errors import EdgeKitError, ProfileError, UsageError
 from edgekit.evidence import Emulation, Figure, Where

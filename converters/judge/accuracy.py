@@ -12,13 +12,14 @@ Source: Efron, Tibshirani (1993), "An Introduction to the Bootstrap", ch. 13; Ha
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.data.halves import groups_of
 from converters.judge.metrics import Metric
 from edgekit.tensors import Array
 
@@ -61,18 +62,6 @@ class Shift(msgspec.Struct, frozen=True):
     gap: float
     verdict: Literal["fine", "red", "refused"]
     reason: str
-
-
-def split(
-    count: int, sequence: NDArray[np.int64] | None, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices to search on and indices to judge on, halves by seed; sequences stay whole."""
-    groups = _groups(count, sequence)
-    order = np.random.default_rng(seed).permutation(len(groups))
-    half = len(groups) // 2
-    search = np.sort(np.concatenate([groups[index] for index in order[:half]] or [np.empty(0, np.int64)]))
-    judged = np.sort(np.concatenate([groups[index] for index in order[half:]]))
-    return search.astype(np.int64), judged.astype(np.int64)
 
 
 def compare(
@@ -165,13 +154,6 @@ def judge_shift(
     return Shift(loss, gap, "red" if gap > limit else "fine", told)
 
 
-def _groups(count: int, sequence: NDArray[np.int64] | None) -> Sequence[NDArray[np.int64]]:
-    if sequence is None:
-        return np.arange(count, dtype=np.int64).reshape(-1, 1)  # type: ignore[return-value]  # rows are the groups
-    starts = np.flatnonzero(np.concatenate([[True], sequence[1:] != sequence[:-1]]))
-    return np.split(np.arange(count, dtype=np.int64), starts[1:])
-
-
 def resampled(
     metric: Metric,
     outputs: Mapping[str, Array],
@@ -182,7 +164,7 @@ def resampled(
     is_searched: bool = False,
 ) -> NDArray[np.float64]:
     """The figures of one model over draws of whole groups, with replacement, (rounds,); the same draws for every model."""
-    groups = _groups(len(labels), sequence)
+    groups = groups_of(len(labels), sequence)
     is_large = metric.parts is None and sum(array.nbytes for array in outputs.values()) > LARGE_BYTES
     rounds = (SEARCH_ROUNDS if is_searched else FEWER_ROUNDS) if is_large else ROUNDS
     draws = np.random.default_rng(seed).integers(0, len(groups), (rounds, len(groups)))

@@ -20,15 +20,6 @@ Digest = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
-class Half:
-    """Raw samples, and shifted ones: corruptions of the first `pairs` samples, or the user's own."""
-
-    samples: Samples
-    shifted: Samples | None
-    pairs: int
-
-
-@dataclass(frozen=True)
 class Mark:
     """The source's digest of some samples, and labels (or the source's answers), (N, ...): what candidates are compared
     with there. `is_searched`: of the search half.

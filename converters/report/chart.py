@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from converters.report import numbers
-from converters.report.sheet import Sheet
+from converters.sheet import Sheet
 from edgekit.evidence import CandidateEvidence
 
 # Width of a character of the labels' font, in the chart's units, rounded up.

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from converters.report import chart, numbers, trials
-from converters.report.sheet import Sheet
+from converters.sheet import Sheet
 from edgekit import __version__
 from edgekit.evidence import CandidateEvidence, Figure, LayerEvidence
 

@@ -13,12 +13,15 @@ from edgekit.errors import EdgeKitError
 
 # Command → where its click object lives, and the line that `--help` shows without importing it.
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "build": ("converters.cli:build", "Turn a trained model into bundles, one per hardware profile."),
-    "report": ("converters.report.cli:report", "Draw report.html from evidence files."),
-    "cache": ("converters.cache_cli:cache", "Show or clear what builds keep."),
+    "build": (
+        "converters.commands.build:build",
+        "Turn a trained model into bundles, one per hardware profile.",
+    ),
+    "report": ("converters.commands.report:report", "Draw report.html from evidence files."),
+    "cache": ("converters.commands.cache:cache", "Show or clear what builds keep."),
     "inspect": ("edgekit.cli.bundles:inspect", "Show what is in a bundle."),
     "verify": ("edgekit.cli.bundles:verify", "Run a bundle's self-test on this machine."),
-    "emulator": ("converters.emulation.cli:emulator", "Set up, show and remove the ARM emulator."),
+    "emulator": ("converters.commands.emulator:emulator", "Set up, show and remove the ARM emulator."),
     "run": ("edgekit.cli.bundles:run", "Run a bundle on input files."),
     "diff": ("edgekit.cli.bundles:diff", "Compare two bundles."),
     "profiles": ("edgekit.cli.profiles:profiles", "List, show and detect hardware profiles."),

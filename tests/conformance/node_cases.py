@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.backend.test import loader
 
-from converters.prepare.importer.registry import lookup
+from converters.graph.importer.registry import lookup
 
 # What control flow takes as the number of turns. The condition of `If` is data.
 _CONTROL_FIXED = {"Loop": (0, 1)}

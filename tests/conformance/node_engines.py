@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from node_cases import Case, bound, compare
 
-from converters.backends import litert_program
-from converters.prepare import importer
-from converters.prepare.importer.types import at_edge
-from converters.prepare.quiet import first_line, quietly
+from converters.backends.litert import program
+from converters.graph import importer
+from converters.graph.importer.types import at_edge
+from converters.source.quiet import first_line, quietly
 from edgekit.engines.litert import LiteRtModel
 from edgekit.manifest import TensorSpec
 
@@ -64,7 +64,7 @@ def _run_litert(module: Any, feeds: Sequence[Any]) -> list[Any]:
         # All is known at load time: nothing is left to compile.
         return _arrays(module, module(*zeros))
     traced = importer.traced(module, zeros)
-    content = quietly(lambda: litert_program.convert(traced, zeros).model_content())
+    content = quietly(lambda: program.convert(traced, zeros).model_content())
     interpreter = Interpreter(model_content=content, num_threads=1)
     interpreter.allocate_tensors()
     inputs, outputs = _signature(Interpreter(model_content=content))

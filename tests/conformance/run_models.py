@@ -89,10 +89,10 @@ def cells(name, columns=COLUMNS):
     import numpy as np
 
     from converters.backends import Prepared
-    from converters.prepare import canonical
-    from converters.prepare.code import CodeGate
-    from converters.prepare.opening import open_source
-    from converters.prepare.project import from_flags
+    from converters.graph import canonical
+    from converters.source.code import CodeGate
+    from converters.source.opening import open_source
+    from converters.source.project import from_flags
 
     declared = {key: {"shape": shape, "dtype": dtype} for key, (shape, dtype) in models.INPUTS[name].items()}
     project = from_flags({
@@ -140,7 +140,7 @@ def np_arange(shape):
 
 
 def tried(call):
-    from converters.prepare.quiet import first_line
+    from converters.source.quiet import first_line
 
     try:
         return f"ok {call():.1g}"
@@ -149,7 +149,7 @@ def tried(call):
 
 
 def canonical_parity(source, feeds, exporters, folder):
-    from converters.prepare import canonical
+    from converters.graph import canonical
 
     folder.mkdir()
     return canonical.canonicalize(source, feeds, folder, exporters=exporters).parity
@@ -174,9 +174,9 @@ def difference(prepared, recipe, feeds, folder, limit=1e-3):
 def converted(prepared, recipe, feeds, folder):
     """Largest difference to the source, in parts of its largest output, and the artifact's notes."""
     from converters import backends
-    from converters.prepare import canonical
-    from converters.prepare.quiet import quietly
-    from converters.quantize.recipes import plans
+    from converters.graph import canonical
+    from converters.recipes.recipes import plans
+    from converters.source.quiet import quietly
     from edgekit import engines, profile
     from edgekit.manifest import EngineSpec
 

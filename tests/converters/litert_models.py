@@ -7,12 +7,14 @@ from dataclasses import replace
 import onnx
 from onnx import helper, numpy_helper
 
-from converters.backends import Prepared, get, litert_graph
-from converters.prepare import canonical, onnx_source
-from converters.prepare.code import CodeGate
-from converters.prepare.opening import open_source
-from converters.prepare.project import from_flags
-from converters.quantize.recipes import Tuning, plans
+from converters.backends import Prepared, get
+from converters.backends.litert import graph as litert_graph
+from converters.graph import canonical
+from converters.recipes.recipes import Tuning, plans
+from converters.source import onnx_source
+from converters.source.code import CodeGate
+from converters.source.opening import open_source
+from converters.source.project import from_flags
 from edgekit import engines, profile
 from edgekit.manifest import EngineSpec
 

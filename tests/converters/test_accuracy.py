@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converters.judge import accuracy, measure, metrics, text
-from converters.judge.measure import Latency
-from converters.judge.shifted import corrupted
+from converters.data.halves import split
+from converters.data.shifted import corrupted
+from converters.judge import accuracy, metrics, text
+from converters.measure import latency
+from converters.measure.latency import Latency
 from edgekit.errors import DataError, ProjectError
 from edgekit.samples import Samples
 
@@ -60,10 +62,10 @@ def test_a_drop_beyond_the_limit_is_missed_and_one_that_might_be_is_undecided():
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=20), st.integers(0, 50))
 def test_the_split_keeps_sequences_whole_and_loses_nothing(lengths, seed):
     sequence = np.repeat(np.arange(len(lengths)), lengths)
-    search, judged = accuracy.split(len(sequence), sequence, seed)
+    search, judged = split(len(sequence), sequence, seed)
     assert sorted([*search, *judged]) == list(range(len(sequence)))
     assert not set(sequence[search]) & set(sequence[judged])
-    again = accuracy.split(len(sequence), sequence, seed)
+    again = split(len(sequence), sequence, seed)
     assert np.array_equal(search, again[0])
 
 
@@ -192,10 +194,10 @@ def test_a_ratio_sees_through_noise_that_hits_both():
     machine = random.lognormal(0, 0.5, 40)
     slow = Latency(2.0, 3.0, tuple(2 * machine * random.lognormal(0, 0.02, 40)))
     fast = Latency(1.0, 1.5, tuple(machine * random.lognormal(0, 0.02, 40)))
-    found = measure.ratio(slow, fast)
+    found = latency.ratio(slow, fast)
     assert found.low < 2 < found.high
     assert found.high - found.low < 0.1
-    assert measure.ratio(fast, fast).is_tie
+    assert latency.ratio(fast, fast).is_tie
 
 
 def test_a_costly_metric_is_drawn_less_often_on_the_search_half_and_its_bound_is_about_the_same():

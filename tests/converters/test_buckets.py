@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from converters.backends.sharing import share
-from converters.prepare import project
+from converters.source import project
 from edgekit import engines, evidence, local, selftest
 from edgekit.buckets import bucket_of
 from edgekit.engines import LoadedBundle

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from converters.quantize.recipes import ETHOS, RECIPES
+from converters.recipes.recipes import ETHOS, RECIPES
 from edgekit import bundle, evidence, selftest
 from edgekit.engines import LoadedBundle
 from edgekit.samples import load_npz

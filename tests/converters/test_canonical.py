@@ -7,10 +7,10 @@ import pytest
 from litert_models import model, prepared
 from onnx import helper
 
-from converters.prepare import canonical, stft
-from converters.prepare.code import CodeGate
-from converters.prepare.opening import open_source
-from converters.prepare.project import from_flags
+from converters.graph import canonical, stft
+from converters.source.code import CodeGate
+from converters.source.opening import open_source
+from converters.source.project import from_flags
 
 # The layer's value is called `rows`, as the project calls the output.
 NET = """

@@ -12,9 +12,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from converters.backends import Prepared, Unsupported, get
-from converters.prepare import canonical, onnx_source
-from converters.prepare.project import from_flags
-from converters.quantize.recipes import Tuning, plans
+from converters.graph import canonical
+from converters.recipes.recipes import Tuning, plans
+from converters.source import onnx_source
+from converters.source.project import from_flags
 from edgekit import profile
 from edgekit.errors import ToolFailedError
 

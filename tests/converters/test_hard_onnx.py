@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from converters.prepare import canonical, onnx_source
-from converters.prepare.project import from_flags
+from converters.graph import canonical
+from converters.source import onnx_source
+from converters.source.project import from_flags
 from edgekit.errors import EdgeKitError
 
 VOICE = {"input": ([1, 576], "float32"), "state": ([2, 1, 128], "float32"), "sr": ([], "int64")}

@@ -7,8 +7,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from converters.prepare import importer
-from converters.prepare.importer import UnsupportedOperatorsError
+from converters.graph import importer
+from converters.graph.importer import UnsupportedOperatorsError
 from edgekit.errors import SourceError
 
 RANDOM = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from converters.cache import Cache
+from converters.keep.artifacts import Cache
 
 # Crashes where a calibrated recipe of a worker reads it, as a converter's native code would.
 CRASHING = """
@@ -172,7 +172,7 @@ def test_profiles_that_ask_the_same_share_one_conversion(digits, run_build, tmp_
 WRITER = """
 import sys, time
 from pathlib import Path
-from converters.cache import Cache
+from converters.keep.artifacts import Cache
 
 def make(folder):
     while not Path(sys.argv[3]).exists():

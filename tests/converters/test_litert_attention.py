@@ -7,9 +7,9 @@ from litert_models import converted, outputs, prepared_program
 from torch import nn
 from torch.nn import functional
 
-from converters.backends.litert_program import convert
-from converters.prepare import canonical
-from converters.prepare.quiet import quietly
+from converters.backends.litert.program import convert
+from converters.graph import canonical
+from converters.source.quiet import quietly
 
 INFINITE = float("-inf")
 QUERIES = torch.randn(1, 4, 6, 8, generator=torch.Generator().manual_seed(0))

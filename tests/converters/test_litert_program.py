@@ -7,10 +7,10 @@ from litert_models import converted, operators, prepared_program
 from torch import nn
 from torch.nn import functional
 
-from converters.backends import vela
-from converters.backends.litert_program import convert
-from converters.prepare.quiet import quietly
-from converters.quantize.recipes import plans
+from converters.backends.litert import vela
+from converters.backends.litert.program import convert
+from converters.recipes.recipes import plans
+from converters.source.quiet import quietly
 from edgekit import profile
 
 

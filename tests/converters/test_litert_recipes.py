@@ -11,8 +11,9 @@ from ai_edge_litert import schema_py_generated as schema
 from litert_models import converted, model, operators, outputs, prepared
 from onnx import helper
 
-from converters.backends import Unsupported, litert_graph
-from converters.quantize.recipes import Tuning
+from converters.backends import Unsupported
+from converters.backends.litert import graph as litert_graph
+from converters.recipes.recipes import Tuning
 
 FLOAT16, FLOAT32, INT8, INT16 = (
     getattr(schema.TensorType, name) for name in ("FLOAT16", "FLOAT32", "INT8", "INT16")
@@ -113,7 +114,7 @@ def test_a_16_bit_graph_for_an_ethos_u_is_integer_throughout(ready, tmp_path):
 
 def test_recipes_of_one_source_share_its_float_conversion(ready, tmp_path, monkeypatch):
     converted(ready, tmp_path, "litert/fp16", CPU)
-    monkeypatch.setattr("converters.backends.litert._convert_torch", None)
+    monkeypatch.setattr("converters.backends.litert.backend._convert_torch", None)
     assert converted(ready, tmp_path, "litert/weights-int8", CPU).size_bytes
 
 
@@ -124,7 +125,7 @@ def test_a_graph_that_cannot_be_converted_is_tried_once_for_all_recipes(ready, t
         calls.append(1)
         raise RuntimeError("no")
 
-    monkeypatch.setattr("converters.backends.litert._convert_torch", refuse)
+    monkeypatch.setattr("converters.backends.litert.backend._convert_torch", refuse)
     fresh = dataclasses.replace(ready, memo={})
     for recipe in ("litert/fp32", "litert/weights-int8"):
         with pytest.raises(Unsupported, match="as it is: RuntimeError: no"):
@@ -207,7 +208,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from converters.backends import Prepared, litert_int8
-from converters.quantize.recipes import plans
+from converters.recipes.recipes import plans
 from edgekit import profile
 from edgekit.manifest import TensorSpec
 from types import SimpleNamespace

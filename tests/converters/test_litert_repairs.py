@@ -7,8 +7,9 @@ import onnx
 import pytest
 from litert_models import converted, outputs, prepared
 
-from converters.backends import get, litert_graph
-from converters.quantize.recipes import Tuning, plans
+from converters.backends import get
+from converters.backends.litert import graph as litert_graph
+from converters.recipes.recipes import Tuning, plans
 from edgekit import profile
 from edgekit.errors import ToolFailedError
 

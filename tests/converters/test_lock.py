@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from converters.lock import LockedTarget, changes
+from converters.keep.lock import LockedTarget, changes
 from edgekit import evidence
 
 NOTE = "comes from edgekit.lock"

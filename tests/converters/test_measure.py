@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converters.judge import heats, measure
 from converters.judge.select import Ratio
+from converters.measure import heats, latency
 
 FEEDS = [{"x": np.zeros(1, np.float32)}]
 # Lowest end, median over lowest, highest end over median.
@@ -45,12 +45,12 @@ def test_only_ties_whose_medians_differ_need_another_heat(ratios):
 
 def test_clear_losers_and_what_is_refused_get_one_heat_and_finalists_more():
     runs = {"fast": sleeper(0.0005), "slow": sleeper(0.004), "refused": sleeper(0.0005)}
-    found = measure.interleaved(runs, FEEDS, {"fast", "slow"}, budget_s=1.0)
-    assert len(found["slow"].rounds) == len(found["refused"].rounds) == measure.HEAT_ROUNDS
-    assert len(found["fast"].rounds) > measure.HEAT_ROUNDS
-    assert measure.ratio(found["slow"], found["fast"]).low > 2
+    found = latency.interleaved(runs, FEEDS, {"fast", "slow"}, budget_s=1.0)
+    assert len(found["slow"].rounds) == len(found["refused"].rounds) == latency.HEAT_ROUNDS
+    assert len(found["fast"].rounds) > latency.HEAT_ROUNDS
+    assert latency.ratio(found["slow"], found["fast"]).low > 2
 
 
 def test_a_refused_candidate_alone_is_still_measured():
-    found = measure.interleaved({"only": sleeper(0.0002)}, FEEDS, set(), budget_s=0.1)
+    found = latency.interleaved({"only": sleeper(0.0002)}, FEEDS, set(), budget_s=0.1)
     assert found["only"].p50_ms > 0

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.backends import vela
-from converters.judge import roofline
-from converters.prepare import ir_source, tflite, tflite_source
+from converters.backends.litert import vela
+from converters.source import ir_source, tflite, tflite_source
+from converters.source.work import work
 from edgekit import bundle, evidence, selftest
 from edgekit.engines import LoadedBundle
 
@@ -92,7 +92,7 @@ def test_an_int8_file_goes_through_vela_and_a_float_one_is_refused(files, digits
     (entry,) = json.loads((tmp_path / "r.json").read_text())["bundles"]
     found = bundle.read(Path(entry["path"]))
     found.extract(tmp_path / "b")
-    assert tflite.read(tmp_path / "b" / "model" / vela.MODEL).operators == (vela.NPU_OPERATOR,)
+    assert tflite.read(tmp_path / "b" / "model" / vela.MODEL).operators == (tflite.NPU_OPERATOR,)
     flags[0] = str(files / "float.tflite")
     refused = run_build(*flags, "--out", tmp_path / "c")
     assert refused.exit_code == 3
@@ -103,7 +103,7 @@ def test_work_read_from_each_format_is_the_work_of_the_onnx_file(files, digits):
     import onnx
     import openvino as ov
 
-    wanted = roofline.work(onnx.load(str(digits.folder / "model.onnx"))).macs
+    wanted = work(onnx.load(str(digits.folder / "model.onnx"))).macs
     # 64 outputs of 9 products for 8 channels, 16 of 72 for 16, and 256 x 10.
     assert wanted == 64 * 8 * 9 + 16 * 16 * 72 + 2560
     for name in ("float.tflite", "int8.tflite"):
@@ -127,8 +127,8 @@ def text(files: Path, folder: Path) -> Path:
 
 
 def compiled(files: Path, folder: Path) -> Path:
-    from converters.artifact import Artifact
-    from converters.quantize.recipes import VelaConfig
+    from converters.backends.artifact import Artifact
+    from converters.recipes.recipes import VelaConfig
 
     config = VelaConfig("ethos-u55-128", "Ethos_U55_High_End_Embedded", "Shared_Sram")
     made = vela.compiled(Artifact(files, "int8.tflite", {}), config, folder)

@@ -10,10 +10,12 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from converters.backends import Prepared, get, onnxruntime_graph, onnxruntime_qdq
-from converters.prepare import canonical, onnx_source
-from converters.prepare.project import from_flags
-from converters.quantize.recipes import Tuning, plans
+from converters.backends import Prepared, get
+from converters.backends.onnxruntime import graph, qdq
+from converters.graph import canonical
+from converters.recipes.recipes import Tuning, plans
+from converters.source import onnx_source
+from converters.source.project import from_flags
 from edgekit import profile
 from edgekit.errors import ToolFailedError
 from edgekit.samples import load_npz
@@ -123,7 +125,7 @@ def test_a_layer_that_an_error_names_stays_float_and_the_notes_say_so(guilty):
             raise RuntimeError(f"node {name} has an invalid axis")
         return onnx.ModelProto(doc_string=",".join(sorted(skipped)))
 
-    made, notes = onnxruntime_qdq.settle(attempt, layers_of("Conv", "Conv", "Conv", "MatMul"))
+    made, notes = qdq.settle(attempt, layers_of("Conv", "Conv", "Conv", "MatMul"))
     assert set(made.doc_string.split(",")) == guilty
     assert all(name in notes[0] for name in guilty)
 
@@ -137,9 +139,9 @@ def test_without_a_name_in_the_error_the_guilty_layer_is_found_by_halving():
             raise RuntimeError("rank mismatch")
         return onnx.ModelProto(doc_string=",".join(skipped))
 
-    made, _ = onnxruntime_qdq.settle(attempt, layers_of(*["MatMul"] * 3, *["Conv"] * 8))
+    made, _ = qdq.settle(attempt, layers_of(*["MatMul"] * 3, *["Conv"] * 8))
     assert made.doc_string == "Conv.5"
-    assert len(tried) <= onnxruntime_qdq.MAX_TRIES
+    assert len(tried) <= qdq.MAX_TRIES
 
 
 def test_what_cannot_be_helped_is_given_up_after_a_bounded_number_of_tries():
@@ -150,7 +152,7 @@ def test_what_cannot_be_helped_is_given_up_after_a_bounded_number_of_tries():
         raise RuntimeError("this engine is broken")
 
     with pytest.raises(ToolFailedError, match="this engine is broken"):
-        onnxruntime_qdq.settle(attempt, layers_of("Conv", "MatMul", "Gemm"))
+        qdq.settle(attempt, layers_of("Conv", "MatMul", "Gemm"))
     assert len(tried) == 4
 
 
@@ -254,7 +256,7 @@ def test_a_tensor_that_a_pattern_adds_has_a_shape_of_its_own():
         nodes, "g", [infos["q"], infos["k"]], [infos["y"]], [scale], value_info=[infos["p"]]
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=8)
-    made = onnxruntime_graph.for_int8(model)
+    made = graph.for_int8(model)
     (added,) = (value for value in made.graph.value_info)
     assert [node.op_type for node in made.graph.node] == ["Mul", "MatMul"]
     assert [size.dim_value for size in added.type.tensor_type.shape.dim] == [1, 4]
@@ -266,7 +268,7 @@ def test_a_rewriting_that_computes_something_else_is_left_out_and_told(tmp_path,
 
     feeds = [{"x": np.ones((1, 3, 12, 12), np.float32)}]
     spelled = opened(spelled_out(tmp_path), feeds, tmp_path)
-    monkeypatch.setitem(onnxruntime_graph._SPELLED, "Gelu", wrong)
+    monkeypatch.setitem(graph._SPELLED, "Gelu", wrong)
     made = get("onnxruntime").convert(spelled, plan(recipe="onnxruntime/fp32"), tmp_path)
     assert "patterns left as they were" in made.notes[0]
     assert (tmp_path / made.model).read_bytes() == spelled.canonical.path.read_bytes()

@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 from converters.backends import openvino_nncf
-from converters.quantize.recipes import Tuning, plans
+from converters.recipes.recipes import Tuning, plans
 from edgekit import profile
 count = int(sys.argv[1])
 random = np.random.default_rng(0)

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import openvino as ov
 import pytest
 
-from converters.backends import openvino_npu as npu
-from converters.backends.openvino import BACKEND
-from converters.quantize.recipes import plans
+from converters.backends.openvino import npu
+from converters.backends.openvino.backend import BACKEND
+from converters.recipes.recipes import plans
 from edgekit import profile
 
 

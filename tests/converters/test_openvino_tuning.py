@@ -7,8 +7,8 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from converters.backends.openvino import BACKEND
-from converters.quantize.recipes import Tuning, plans
+from converters.backends.openvino.backend import BACKEND
+from converters.recipes.recipes import Tuning, plans
 from edgekit import profile
 from edgekit.errors import ToolFailedError
 

@@ -9,7 +9,7 @@ import pytest
 from litert_models import converted, model, operators, outputs, prepared
 from onnx import helper
 
-from converters.prepare.patterns import recognised
+from converters.graph.patterns import recognised
 
 RANDOM = np.random.default_rng(0)
 ROOT = np.float32(math.sqrt(2))

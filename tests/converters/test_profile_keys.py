@@ -12,12 +12,13 @@ from msgspec import structs
 from onnx import TensorProto, helper
 
 from converters.backends import shapes
-from converters.candidates import Host
 from converters.emulation import verify
-from converters.judge import roofline
 from converters.judge.fit import misfit
-from converters.prepare.project import ContractTable, ModelTable, Project, ProjectFile
-from converters.quantize.recipes import plans
+from converters.measure import roofline
+from converters.recipes.recipes import plans
+from converters.rounds.candidates import Host
+from converters.source.project import ContractTable, ModelTable, Project, ProjectFile
+from converters.source.work import Work
 from device_agent import probe
 from edgekit import profile
 from edgekit.cli.profiles import profiles
@@ -32,7 +33,7 @@ def planned(made: Profile, *_: Any) -> Any:
 
 def estimated(made: Profile, *_: Any) -> Any:
     # Many products and little traffic, then the other way round: each speed decides once.
-    works = roofline.Work(10**9, 10, 10, 1), roofline.Work(10, 10**9, 10, 1)
+    works = Work(10**9, 10, 10, 1), Work(10, 10**9, 10, 1)
     return [roofline.estimate(work, made, precision) for work in works for precision in ("fp32", "int8")]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converters.judge.race import Runner, run_race
+from converters.measure.race import Runner, run_race
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import EngineSpec, TensorSpec
 
@@ -18,7 +18,7 @@ FEEDS = [{"x": np.full((1, 1, 8, 8), value, np.float32)} for value in (0.0, 0.5)
 # at the first run of a model of the given name.
 CRASH = """
 import os, signal, sys
-if "converters.judge.race" in sys.orig_argv:
+if "converters.measure.race" in sys.orig_argv:
     import json, onnxruntime
     race = json.load(open(os.path.join(sys.orig_argv[-1], "race.json")))
     doomed = [runner["model"] for runner in race["runners"] if runner["name"] == {name!r}]
@@ -63,7 +63,7 @@ def test_all_runners_get_a_latency_in_a_process_that_loads_no_converter(digits, 
     assert all(0 < latency.p50_ms < 50 for latency in found.latencies.values())
     assert sorted(found.latencies) == ["one", "two"]
     # This process has torch; the timing one's modules are another matter.
-    code = "import sys, converters.judge.race; print([m for m in ('torch', 'onnx', 'nncf', 'scipy') if m in sys.modules])"
+    code = "import sys, converters.measure.race; print([m for m in ('torch', 'onnx', 'nncf', 'scipy') if m in sys.modules])"
     assert os.popen(f'{sys.executable} -c "{code}"').read().strip() == "[]"
 
 

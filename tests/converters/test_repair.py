@@ -4,15 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converters.judge.select import Ratio
-from converters.quantize import repair
-from converters.quantize.repair import Try
 from converters.quantize.sensitivity import LayerError
+from converters.rounds import float_layers
+from converters.rounds.float_layers import Try
 
 
-def played(layers, holds, max_tries=repair.MAX_TRIES):
+def played(layers, holds, max_tries=float_layers.MAX_TRIES):
     """All tries of a repair in which `holds(count)` says what the contract would."""
     tries = []
-    while (count := repair.next_count(tries, layers, max_tries)) is not None:
+    while (count := float_layers.next_count(tries, layers, max_tries)) is not None:
         tries.append(Try(count, holds(count)))
     return tries
 
@@ -47,13 +47,13 @@ def test_noise_in_the_verdicts_does_not_keep_it_going(layers, verdicts):
 
 
 def test_what_is_not_clearly_faster_than_what_holds_is_not_worth_a_repair():
-    assert repair.is_worth(Ratio(0.3, 0.4, 0.5))
-    assert not repair.is_worth(Ratio(0.9, 0.98, 1.1))
-    assert not repair.is_worth(Ratio(1.5, 2.0, 2.5))
-    assert repair.is_worth(None)
+    assert float_layers.is_worth(Ratio(0.3, 0.4, 0.5))
+    assert not float_layers.is_worth(Ratio(0.9, 0.98, 1.1))
+    assert not float_layers.is_worth(Ratio(1.5, 2.0, 2.5))
+    assert float_layers.is_worth(None)
 
 
 def test_the_worst_layers_are_left_float_and_named():
     layers = [LayerError(f"conv{index}", "Conv", 3.0 + index) for index in range(5)]
-    assert repair.floats(layers, 2) == ("conv0", "conv1")
-    assert repair.named(layers) == "conv0 (Conv, 3.0 dB), conv1 (Conv, 4.0 dB), conv2 (Conv, 5.0 dB)"
+    assert float_layers.floats(layers, 2) == ("conv0", "conv1")
+    assert float_layers.named(layers) == "conv0 (Conv, 3.0 dB), conv1 (Conv, 4.0 dB), conv2 (Conv, 5.0 dB)"

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from converters.report import chart, page
-from converters.report.sheet import Sheet
+from converters.sheet import Sheet
 from edgekit.evidence import CandidateEvidence, Figure, LayerEvidence, TrialEvidence, Where
 from edgekit.manifest import Contract
 

@@ -7,17 +7,19 @@ from types import SimpleNamespace
 import pytest
 
 from converters import backends
-from converters.backends import litert_int8, onnxruntime_qdq, openvino_nncf
-from converters.quantize import search
-from converters.quantize.knobs import Knob
-from converters.quantize.recipes import Tuning, plans
-from converters.quantize.search import Space, Trial
+from converters.backends.litert import int8
+from converters.backends.onnxruntime import qdq
+from converters.backends.openvino import quantizer
+from converters.recipes.knobs import Knob
+from converters.recipes.recipes import Tuning, plans
+from converters.rounds import search
+from converters.rounds.search import Space, Trial
 from edgekit import profile
 
 CHECKS = {
-    "onnxruntime": onnxruntime_qdq.choices,
-    "openvino": lambda plan: openvino_nncf.check_settings(plan.tuning),
-    "litert": litert_int8._check_settings,
+    "onnxruntime": qdq.choices,
+    "openvino": lambda plan: quantizer.check_settings(plan.tuning),
+    "litert": int8._check_settings,
 }
 
 

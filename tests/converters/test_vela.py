@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from converters.artifact import Artifact
-from converters.backends import vela
+from converters.backends.artifact import Artifact
+from converters.backends.litert import vela
 from converters.judge.fit import misfit
-from converters.prepare import tflite
-from converters.quantize.recipes import VelaConfig
+from converters.recipes.recipes import VelaConfig
+from converters.source import tflite
 from edgekit import bundle, evidence, profile
 from edgekit.errors import ToolFailedError
 
@@ -29,7 +29,7 @@ def test_each_unit_gets_a_model_that_holds_its_operator(built, tmp_path):
     for entry in built["bundles"]:
         found = bundle.read(Path(entry["path"]))
         found.extract(tmp_path / found.sha256)
-        assert vela.NPU_OPERATOR in tflite.read(tmp_path / found.sha256 / "model" / vela.MODEL).operators
+        assert tflite.NPU_OPERATOR in tflite.read(tmp_path / found.sha256 / "model" / vela.MODEL).operators
         assert not any(vela.JUDGED in item.path for item in found.manifest.files)
         assert found.manifest.tools[vela.PACKAGE] == "5.2.0"
 

@@ -151,7 +151,7 @@ def test_commands_list_show_and_detect(tmp_path: Path) -> None:
 def test_a_machine_with_bf16_gets_a_profile_whose_recipes_compute_in_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from converters.quantize.recipes import plans
+    from converters.recipes.recipes import plans
 
     have = ("avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
     monkeypatch.setattr(detect, "isa", lambda _cpuinfo=None: have)

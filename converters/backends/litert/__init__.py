@@ -1,0 +1,1 @@
+"""LiteRT: from torch or ONNX to `.tflite`, its quantizer, and Arm's Vela behind it."""

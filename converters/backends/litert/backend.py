@@ -1,0 +1,201 @@
+"""LiteRT: straight from torch where the source is a torch program, otherwise through the ONNX importer.
+
+The graph's patterns are recognised before it is converted (`prepare.patterns`), and what a CPU runs slower in int8
+than in float stays in float (`litert_graph`). A model for a CPU takes and gives float; one for an Ethos-U is integer
+throughout, and the engine adapter converts its inputs and outputs.
+"""
+
+import importlib.metadata
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from ai_edge_litert.interpreter import Interpreter
+
+from converters.backends import Prepared, Unsupported
+from converters.backends.artifact import Artifact
+from converters.backends.litert import graph as litert_graph
+from converters.backends.litert import int8
+from converters.backends.litert.int8 import SIGNATURE
+from converters.backends.litert.layers import layer_errors
+from converters.backends.parity import smallest_gap
+from converters.graph import canonical, patterns
+from converters.quantize.sensitivity import LayerError
+from converters.recipes.knobs import Knob
+from converters.recipes.recipes import Plan
+from converters.source.quiet import first_line, quietly
+from converters.source.source import closed
+from edgekit import engines
+from edgekit.errors import ToolFailedError
+from edgekit.manifest import EngineSpec, TensorSpec
+
+MODEL = "model.tflite"
+
+
+# In `Prepared.memo`: the last float model, which all recipes of a source start from, or why there is none.
+_LAST = "litert float"
+
+
+@dataclass(frozen=True)
+class _Float:
+    """A float model already converted, or why it could not be."""
+
+    is_for_cpu: bool
+    content: bytes = b""
+    notes: tuple[str, ...] = ()
+    failure: str = ""
+
+
+class LiteRtBackend:
+    def tools(self) -> dict[str, str]:
+        names = ("ai-edge-litert", "ai-edge-quantizer", "litert-torch", "torch", "onnx", "onnxslim")
+        return {name: importlib.metadata.version(name) for name in names}
+
+    def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
+        target = folder / MODEL
+        notes = _float_model(prepared, plan, target)
+        if plan.recipe.precision != "fp32":
+            graph = litert_graph.layers(target)
+            target.write_bytes(int8.quantized(prepared, plan, target, graph))
+            notes += int8.float_weights(plan, graph)
+        graph = litert_graph.layers(target)
+        if plan.recipe.needs_calibration:
+            notes += litert_graph.float_islands(graph)
+        left = Counter[str]() if plan.is_accelerated else litert_graph.left_by_xnnpack(target)
+        notes += litert_graph.off_the_fast_path(graph, left)
+        return Artifact(folder, MODEL, _bindings(prepared, target), notes)
+
+    def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:  # noqa: ARG002  # the artifact no longer tells its layers' float names
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / MODEL
+            _float_model(prepared, plan, path)
+            return layer_errors(prepared, plan, path, time.monotonic)
+
+    def knobs(self, plan: Plan) -> tuple[Knob, ...]:
+        return int8.knobs(plan)
+
+
+def _float_model(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
+    """Write the float model; gives its notes. Raises: Unsupported."""
+    last: _Float | None = prepared.memo.get(_LAST)
+    if last is None or last.is_for_cpu == plan.is_accelerated:
+        last = prepared.memo[_LAST] = _made(prepared, plan, target)
+    if last.failure:
+        raise Unsupported(last.failure)
+    target.write_bytes(last.content)
+    return last.notes
+
+
+def _made(prepared: Prepared, plan: Plan, target: Path) -> _Float:
+    is_for_cpu = not plan.is_accelerated
+    try:
+        notes = _converted(prepared, plan, target)
+    except Unsupported as error:
+        # Found once: a large graph takes minutes to fail.
+        return _Float(is_for_cpu, failure=str(error))
+    return _Float(is_for_cpu, target.read_bytes(), notes)
+
+
+def _converted(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
+    """Convert from torch, or else through the importer. Raises: Unsupported."""
+    notes: list[str] = []
+    if prepared.source.module is not None:
+        try:
+            _convert_torch(prepared, prepared.source.module, _zeros(prepared), target)
+            return ()
+        except Exception as error:  # noqa: BLE001  # litert-torch raises anything; the importer gets its turn
+            notes.append(f"litert-torch failed on the torch program ({first_line(error)}); went through ONNX")
+    # Loads torch, which candidates of other engines do without.
+    from converters.graph.importer import UnsupportedOperatorsError, load, traced
+    from converters.graph.importer.types import at_edge
+
+    zeros = tuple(zero.to(at_edge(zero.dtype)) for zero in _zeros(prepared))
+
+    model = onnx.load(str(prepared.canonical.path))
+    rewritten, found = patterns.recognised(model, for_xnnpack=not plan.is_accelerated)
+    # torch.export keeps operators whole (a resize, a pool) that tracing takes apart; tracing copes with more programs.
+    ways: tuple[tuple[str, Any, Callable[[Any], Any]], ...] = (
+        ("with its patterns recognised", rewritten, lambda module: module),
+        ("as it is", model, lambda module: module),
+        ("traced", model, lambda module: traced(module, zeros)),
+    )
+    failures: list[str] = []
+    for way, graph, prepare in ways:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "graph.onnx"
+                path.write_bytes(graph.SerializeToString(deterministic=True))
+                module: Any = load(path)
+            _convert_torch(prepared, prepare(module.eval()), zeros, target)
+        except UnsupportedOperatorsError as error:
+            raise Unsupported(f"LiteRT: {error}") from error
+        except Exception as error:  # noqa: BLE001  # litert-torch raises anything; the next way gets its turn
+            failures.append(f"{way}: {first_line(error)}")
+            continue
+        notes.extend(f"the graph could not be converted {failure}" for failure in failures)
+        if graph is rewritten and found:
+            notes.append("recognised " + ", ".join(f"{name} ({count})" for name, count in found.items()))
+        return tuple(notes)
+    raise Unsupported(f"LiteRT cannot take the model: {'; '.join(failures)}")
+
+
+def _convert_torch(prepared: Prepared, module: Any, zeros: tuple[Any, ...], target: Path) -> None:
+    """Raises: whatever litert-torch raises; ToolFailedError if the result differs from the source."""
+
+    def convert() -> None:
+        # Loads torch, which candidates of other engines do without.
+        from converters.backends.litert import program
+
+        program.convert(module, zeros).export(str(target))
+
+    quietly(convert)
+    spec = EngineSpec("litert", "", target.name)
+    bindings = _bindings(prepared, target)
+    source = prepared.source
+    bound = _bound(source.inputs, bindings), _bound(source.outputs, bindings)
+    model = quietly(lambda: engines.get("litert").load(target, spec, *bound, None))
+    gap = smallest_gap(prepared, model)
+    model.close()
+    if gap > canonical.PARITY:
+        raise ToolFailedError(f"the LiteRT model differs from the source by {gap:.2g} of its largest output")
+
+
+def _bound(specs: tuple[TensorSpec, ...], bindings: dict[str, str]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(spec.name, spec.dtype, spec.shape, bindings[spec.name]) for spec in specs)
+
+
+def _zeros(prepared: Prepared) -> tuple[Any, ...]:
+    import torch
+
+    return tuple(torch.from_numpy(np.zeros(closed(spec), spec.dtype)) for spec in prepared.source.inputs)
+
+
+def _bindings(prepared: Prepared, target: Path) -> dict[str, str]:
+    """Public name → tensor name, by the position in the signature (litert-torch: args_0…, output_0…)."""
+    interpreter = Interpreter(model_path=str(target))
+    inputs = {detail["name"]: detail for detail in interpreter.get_input_details()}
+    outputs = {detail["name"]: detail for detail in interpreter.get_output_details()}
+    source = prepared.source
+    found: dict[str, str] = {}
+    for index, spec in enumerate(source.inputs):
+        found[spec.name] = _only(inputs, f"{SIGNATURE}_args_{index}")
+    for index, spec in enumerate(source.outputs):
+        found[spec.name] = _only(outputs, f"{SIGNATURE}_output_{index}_output")
+    return found
+
+
+def _only(details: dict[str, Any], name: str) -> str:
+    """The tensor's name, to which ai-edge-quantizer 0.10 adds a word where it converts at the model's edge."""
+    found = [have for have in details if have == name or have in (f"{name}_dequant", f"{name}_quant")]
+    if len(found) != 1:
+        raise ToolFailedError(f"the LiteRT model has no tensor {name}; it has {', '.join(details)}")
+    return found[0]
+
+
+BACKEND = LiteRtBackend()

@@ -1,0 +1,70 @@
+"""A torch program on its way into litert-torch: exported, and rewritten where litert-torch 0.10 would get it wrong.
+
+Always true
+ 1. The program computes what it computed before, infinities too.
+ 2. The caller's module and its tensors stay as they are.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from converters.backends.litert.rewrites import RULES, SAFE_SOFTMAX
+
+
+def convert(module: Any, arguments: Sequence[Any]) -> Any:
+    """litert-torch's model of a module. Raises: whatever torch.export and litert-torch raise."""
+    # Imported in here: torchao and jax tell of libraries that they cannot load.
+    import litert_torch
+
+    return litert_torch.convert(rewritten(module, tuple(arguments)), tuple(arguments))
+
+
+def rewritten(module: Any, arguments: tuple[Any, ...]) -> GraphModule:
+    """The module's ATen graph after every rule of `RULES`."""
+    from litert_torch import fx_infra
+
+    # litert-torch's own table: what it keeps whole for its composites stays whole.
+    table = fx_infra.decomp.pre_convert_decomp()
+    table.pop(SAFE_SOFTMAX, None)
+    with torch.no_grad():
+        program = torch.export.export(module, arguments, strict=False)
+        program = fx_infra.safe_run_decompositions(program, table, can_skip=False)
+        made: GraphModule = program.module(check_guards=False)
+        for rule in RULES:
+            for node in list(made.graph.nodes):
+                rule(made, node)
+    made.graph.eliminate_dead_code()
+    _settle(made)
+    made.recompile()
+    return made
+
+
+def _settle(made: GraphModule) -> None:
+    """Leave litert-torch contiguous tensors, and none that nothing reads.
+
+    litert-torch 0.10 clamps also what nothing reads, and it is the caller's. It knows a constant that it has written by
+    its address: of one that is not contiguous it makes a copy that is soon gone, and the next copy at that address got
+    the first one's values.
+    """
+    read = {node.target for node in made.graph.nodes if node.op == "get_attr"}
+    for name, _ in [
+        *made.named_parameters(remove_duplicate=False),
+        *made.named_buffers(remove_duplicate=False),
+    ]:
+        if name not in read:
+            owner, leaf = _owner(made, name)
+            delattr(owner, leaf)
+    for name in read:
+        owner, leaf = _owner(made, name)
+        tensor = getattr(owner, leaf)
+        if isinstance(tensor, torch.Tensor) and not tensor.is_contiguous():
+            delattr(owner, leaf)
+            owner.register_buffer(leaf, tensor.detach().contiguous())
+
+
+def _owner(made: GraphModule, name: str) -> tuple[Any, str]:
+    owner, _, leaf = name.rpartition(".")
+    return made.get_submodule(owner), leaf

@@ -1,0 +1,1 @@
+"""ONNX Runtime: the canonical model with its patterns, QDQ and dynamic int8."""

@@ -1,0 +1,84 @@
+"""ONNX Runtime: the canonical model in float, or int8 by ONNX Runtime's own quantizer, calibrated or dynamic."""
+
+import importlib.metadata
+from itertools import islice
+from pathlib import Path
+
+import onnx
+
+from converters.backends import Prepared, Unsupported
+from converters.backends.artifact import Artifact
+from converters.backends.onnxruntime import dynamic, graph, layers, qdq
+from converters.backends.parity import smallest_gap
+from converters.graph import canonical
+from converters.quantize.sensitivity import LayerError
+from converters.recipes.knobs import Knob
+from converters.recipes.recipes import Plan
+from converters.source import onnx_source
+
+MODEL = "model.onnx"
+# Calibration samples that a layer's cost is seen on.
+LOOKED_AT = 12
+
+
+class OnnxRuntimeBackend:
+    def tools(self) -> dict[str, str]:
+        return {name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime", "onnxslim")}
+
+    def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
+        target = folder / MODEL
+        if plan.recipe.scheme == "float":
+            return Artifact(folder, MODEL, {}, _float_model(prepared, target))
+        notes: tuple[str, ...] = ()
+        if plan.recipe.scheme == "dynamic":
+            model = dynamic.quantized(prepared, plan)
+        else:
+            model, notes = qdq.quantized(prepared, plan)
+        for field in ("producer_name", "producer_version", "doc_string"):
+            model.ClearField(field)
+        del model.metadata_props[:]
+        target.write_bytes(model.SerializeToString(deterministic=True))
+        return Artifact(folder, MODEL, {}, notes)
+
+    def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:
+        if not plan.recipe.needs_calibration or prepared.calibration is None:
+            raise Unsupported(f"{plan.name} has no calibrated layers to tell apart")
+        int8 = onnx.load(str(artifact.folder / artifact.model))
+        samples = list(islice(prepared.calibration(), LOOKED_AT))
+        kinds = set(qdq.choices(plan).ops) - qdq.MOVES
+        return layers.sensitivity(qdq.folded(prepared), int8, kinds, samples)
+
+    def knobs(self, plan: Plan) -> tuple[Knob, ...]:
+        knobs = qdq.knobs if plan.recipe.needs_calibration else dynamic.knobs
+        return knobs(plan)
+
+
+def _float_model(prepared: Prepared, target: Path) -> tuple[str, ...]:
+    """The canonical model with its activation functions recognised, if it then still computes the same."""
+    as_it_is = prepared.canonical.path.read_bytes()
+    target.write_bytes(as_it_is)
+    model = onnx.ModelProto.FromString(as_it_is)
+    made = graph.for_float(model)
+    if made is model:
+        return ()
+    canonical.name_nodes(made.graph)
+    target.write_bytes(made.SerializeToString(deterministic=True))
+    gap = _gap(prepared, target)
+    if gap <= canonical.PARITY:
+        return ()
+    target.write_bytes(as_it_is)
+    return (f"patterns left as they were: the model would differ by {gap:.2g} of its largest output",)
+
+
+def _gap(prepared: Prepared, path: Path) -> float:
+    """How far a model is from the source, in parts of the largest output."""
+    source = prepared.source
+    names = tuple(spec.name for spec in source.outputs)
+    model = onnx_source.load_reference(path, source.inputs, names)
+    try:
+        return smallest_gap(prepared, model)
+    finally:
+        model.close()
+
+
+BACKEND = OnnxRuntimeBackend()

@@ -1,0 +1,78 @@
+"""OpenVINO IR: the canonical model as it is (weights in f32 or f16), or made int8 by NNCF,
+whole or in its weights only.
+
+A build tells nobody that it ran: `Core.read_model` is used rather than `openvino.convert_model`, and NNCF is imported
+with its CI switch on, since both otherwise report to an analytics service (openvino 2026.4, nncf 3.4).
+"""
+
+import importlib.metadata
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from converters.backends import Prepared, Unsupported
+from converters.backends.artifact import Artifact
+from converters.backends.openvino import execution, graph, npu, quantizer
+from converters.backends.openvino import sensitivity as analysis
+from converters.quantize.sensitivity import LayerError
+from converters.recipes.knobs import Knob
+from converters.recipes.recipes import NPU, Plan
+from edgekit.errors import ToolFailedError
+
+MODEL = "model.xml"
+
+
+class OpenVinoBackend:
+    def tools(self) -> dict[str, str]:
+        return {name: importlib.metadata.version(name) for name in ("openvino", "nncf", "onnx", "onnxslim")}
+
+    def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
+        model = _read(prepared)
+        notes: tuple[str, ...] = ()
+        if plan.recipe.needs_calibration:
+            model, notes = quantizer.quantized(model, prepared, plan)
+        elif plan.tuning.float_layers or plan.tuning.settings:
+            raise ToolFailedError(f"{plan.recipe.name} quantizes no activation, so nothing can be tuned")
+        elif plan.recipe.scheme == "weights":
+            model = quantizer.with_small_weights(model)
+        # What these record (the file's path, the quantizer's settings) would differ from machine to machine.
+        for key in list(model.rt_info):
+            del model.rt_info[key]
+        model.set_friendly_name("model")
+        graph.name_nodes(model)
+        ov.save_model(model, folder / MODEL, compress_to_fp16=plan.recipe.precision == "fp16")
+        if plan.constraints.accelerator == NPU:
+            notes = (*notes, npu.note())
+        return Artifact(folder, MODEL, {}, (*notes, *execution.notes(folder / MODEL, plan)))
+
+    def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:
+        if not plan.recipe.needs_calibration or prepared.calibration is None:
+            raise Unsupported(f"{plan.recipe.name} has no calibrated quantizers to tell apart")
+        return analysis.ranked(artifact.folder / artifact.model, prepared, time.monotonic)
+
+    def knobs(self, plan: Plan) -> tuple[Knob, ...]:
+        return quantizer.knobs(plan) if plan.recipe.needs_calibration else ()
+
+
+def _read(prepared: Prepared) -> Any:
+    try:
+        model = ov.Core().read_model(prepared.canonical.path)
+    except RuntimeError as error:
+        raise Unsupported(f"OpenVINO cannot read the model: {_cause(error)}") from error
+    graph.name_nodes(model)
+    return model
+
+
+def _cause(error: RuntimeError) -> str:
+    """What the front end could not convert, where it says so; otherwise the last of its many lines."""
+    lacking = re.search(r"failed for: (.+)", str(error))
+    if lacking:
+        return f"it does not convert {lacking[1]}"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it does not say why"
+
+
+BACKEND = OpenVinoBackend()

@@ -1,0 +1,1 @@
+"""From a chosen candidate to its bundle file."""

@@ -1,0 +1,1 @@
+"""The user's samples: read, split into halves, shifted."""

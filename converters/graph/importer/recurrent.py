@@ -1,0 +1,190 @@
+"""RNN, GRU and LSTM, unrolled over their steps: directions, activations, clip, lengths, layouts, peepholes."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from converters.graph.importer.registry import Call, operator
+
+# Longest sequence that a recurrent layer is unrolled for.
+MAX_STEPS = 512
+# State (hidden, or hidden and cell) and projected input → state.
+_Cell = Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, ...]]
+
+
+@operator("RNN", since=7)
+def rnn(call: Call, value: Tensor, weights: Tensor, recurrence: Tensor, *rest: Tensor | None) -> Any:
+    bias, lengths, hidden = (*rest, None, None, None)[:3]
+
+    def cell(direction: int) -> _Cell:
+        (f,) = _activations(call, direction, ["Tanh"])
+        clip = _clip(call)
+
+        def step(state: tuple[Tensor, ...], projected: Tensor) -> tuple[Tensor, ...]:
+            return (f(clip(projected + functional.linear(state[0], recurrence[direction]))),)
+
+        return step
+
+    return _run(call, value, weights, bias, recurrence, lengths, starts=[hidden], cell=cell, joined_bias=True)
+
+
+@operator("GRU", since=7)
+def gru(call: Call, value: Tensor, weights: Tensor, recurrence: Tensor, *rest: Tensor | None) -> Any:
+    """Gates in ONNX's order: update, reset, hidden."""
+    bias, lengths, hidden = (*rest, None, None, None)[:3]
+    size = recurrence.shape[2]
+
+    def cell(direction: int) -> _Cell:
+        f, g = _activations(call, direction, ["Sigmoid", "Tanh"])
+        clip, matrix = _clip(call), recurrence[direction]
+        offset = None if bias is None else bias[direction][3 * size :]
+
+        def step(state: tuple[Tensor, ...], projected: Tensor) -> tuple[Tensor, ...]:
+            before = state[0]
+            own = functional.linear(
+                before, matrix[: 2 * size], None if offset is None else offset[: 2 * size]
+            )
+            update, reset = torch.split(f(clip(projected[:, : 2 * size] + own)), size, 1)
+            last = None if offset is None else offset[2 * size :]
+            if call.get("linear_before_reset", 0):
+                inner = reset * functional.linear(before, matrix[2 * size :], last)
+            else:
+                inner = functional.linear(reset * before, matrix[2 * size :], last)
+            fresh = g(clip(projected[:, 2 * size :] + inner))
+            return ((1 - update) * fresh + update * before,)
+
+        return step
+
+    return _run(
+        call, value, weights, bias, recurrence, lengths, starts=[hidden], cell=cell, joined_bias=False
+    )
+
+
+@operator("LSTM", since=7)
+def lstm(call: Call, value: Tensor, weights: Tensor, recurrence: Tensor, *rest: Tensor | None) -> Any:
+    """Gates in ONNX's order: input, output, forget, cell."""
+    bias, lengths, hidden, memory, peepholes = (*rest, *[None] * 5)[:5]
+    call.require("input_forget", 0)
+    size = recurrence.shape[2]
+
+    def cell(direction: int) -> _Cell:
+        f, g, h = _activations(call, direction, ["Sigmoid", "Tanh", "Tanh"])
+        clip = _clip(call)
+        peeps = None if peepholes is None else torch.split(peepholes[direction], size)
+
+        def step(state: tuple[Tensor, ...], projected: Tensor) -> tuple[Tensor, ...]:
+            before, kept = state
+            gates = projected + functional.linear(before, recurrence[direction])
+            entry, leave, forget, fresh = torch.split(gates, size, 1)
+            if peeps is not None:
+                entry, forget = entry + peeps[0] * kept, forget + peeps[2] * kept
+            following = f(clip(forget)) * kept + f(clip(entry)) * g(clip(fresh))
+            if peeps is not None:
+                leave = leave + peeps[1] * following
+            return f(clip(leave)) * h(following), following
+
+        return step
+
+    return _run(
+        call, value, weights, bias, recurrence, lengths, starts=[hidden, memory], cell=cell, joined_bias=True
+    )
+
+
+def _run(  # noqa: PLR0917  # the operators' own inputs, in their order
+    call: Call,
+    value: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    recurrence: Tensor,
+    lengths: Tensor | None,
+    *,
+    starts: Sequence[Tensor | None],
+    cell: Callable[[int], _Cell],
+    joined_bias: bool,
+) -> Any:
+    """All directions. A step past a sequence's end keeps the state and puts out zeros."""
+    batch_first = bool(call.get("layout", 0))
+    if batch_first:
+        value = value.transpose(0, 1)
+        starts = [None if start is None else start.transpose(0, 1) for start in starts]
+    steps, batch = value.shape[:2]
+    if steps > MAX_STEPS:
+        raise call.unsupported(f"{steps} steps (at most {MAX_STEPS} are unrolled)")
+    size, half = recurrence.shape[2], weights.shape[1]
+    outputs, finals = [], []
+    for direction in range(weights.shape[0]):
+        backwards = call.get("direction") == "reverse" or direction == 1
+        offset = None
+        if bias is not None:
+            offset = bias[direction][:half] + (bias[direction][half:] if joined_bias else 0)
+        state = tuple(
+            torch.zeros(batch, size, dtype=value.dtype) if start is None else start[direction]
+            for start in starts
+        )
+        projected = functional.linear(value, weights[direction], offset)
+        advance = cell(direction)
+        rows: list[Tensor] = []
+        for step in reversed(range(steps)) if backwards else range(steps):
+            following = advance(state, projected[step])
+            row = following[0]
+            if lengths is not None:
+                inside = (lengths > step).reshape(-1, 1)
+                following = tuple(
+                    torch.where(inside, new, old) for new, old in zip(following, state, strict=True)
+                )
+                row = torch.where(inside, row, torch.zeros_like(row))
+            state = following
+            rows.append(row)
+        outputs.append(torch.stack(rows[::-1] if backwards else rows))
+        finals.append(state)
+    whole = torch.stack(outputs, 2 if batch_first else 1)
+    whole = whole.transpose(0, 1) if batch_first else whole
+    lasts = [torch.stack(list(states), 1 if batch_first else 0) for states in zip(*finals, strict=True)]
+    results = (whole, *lasts)
+    return results[0] if call.outputs == 1 else results[: call.outputs]
+
+
+def _clip(call: Call) -> Callable[[Tensor], Tensor]:
+    limit = call.get("clip")
+    return (lambda value: value) if limit is None else partial(torch.clamp, min=-limit, max=limit)
+
+
+def _activations(call: Call, direction: int, usual: list[str]) -> list[Callable[[Tensor], Tensor]]:
+    """The direction's activations. Raises: UnsupportedOperatorsError."""
+    names = call.get("activations") or usual * (direction + 1)
+    alphas, betas = call.get("activation_alpha") or [], call.get("activation_beta") or []
+    count = len(usual)
+    found = []
+    for index in range(direction * count, (direction + 1) * count):
+        alpha = alphas[index] if index < len(alphas) else None
+        beta = betas[index] if index < len(betas) else None
+        function = _activation(names[index], alpha, beta)
+        if function is None:
+            raise call.unsupported(f"activation {names[index]!r}")
+        found.append(function)
+    return found
+
+
+def _activation(name: str, alpha: float | None, beta: float | None) -> Callable[[Tensor], Tensor] | None:
+    """Case does not matter. Defaults of the parameters are those of the operators of the same name."""
+    first = {"leakyrelu": 0.01, "thresholdedrelu": 1.0, "hardsigmoid": 0.2, "elu": 1.0, "affine": 1.0}
+    a = first.get(name.lower(), 1.0) if alpha is None else alpha
+    b = {"hardsigmoid": 0.5, "affine": 0.0}.get(name.lower(), 1.0) if beta is None else beta
+    table: dict[str, Callable[[Tensor], Tensor]] = {
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "relu": torch.relu,
+        "softsign": functional.softsign,
+        "softplus": functional.softplus,
+        "affine": lambda value: a * value + b,
+        "leakyrelu": lambda value: functional.leaky_relu(value, a),
+        "thresholdedrelu": lambda value: torch.where(value > a, value, torch.zeros_like(value)),
+        "scaledtanh": lambda value: a * torch.tanh(b * value),
+        "hardsigmoid": lambda value: torch.clamp(a * value + b, 0.0, 1.0),
+        "elu": lambda value: functional.elu(value, a),
+    }
+    return table.get(name.lower())

@@ -1,0 +1,1 @@
+"""What outlives a build: converted artifacts, whole builds, the lock."""

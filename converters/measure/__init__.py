@@ -1,0 +1,1 @@
+"""What a candidate takes: latency, peak memory, and an estimate where nothing can be measured."""

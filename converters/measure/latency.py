@@ -1,0 +1,169 @@
+"""Latency: warmed up, interleaved over the candidates, compared in pairs.
+
+Rounds go over the candidates in random order, so that a slow moment of the machine hits all of them; a ratio is taken round
+by round, and its interval says whether a difference is one. Rounds come in heats: after each, clear losers are timed no
+longer (their rounds so far stay, and pair with the same rounds of the others), and the last heats are for those that
+cannot be told apart.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.judge.select import Ratio
+from converters.measure import heats
+from edgekit.tensors import Array
+
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
+WARM_UP_CALLS = 3
+HEAT_ROUNDS = 12
+MAX_ROUNDS = 60
+# With the heats for those that cannot be told apart.
+MOST_ROUNDS = 180
+CALLS_A_ROUND = 5
+# Of all candidates of a profile together, and as much again where two cannot be told apart; the first heat may take
+# longer.
+BUDGET_S = 4.0
+RESAMPLES = 1000
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Milliseconds of engine calls; `rounds` are medians of each round, for pairing. Who was dropped has fewer.
+
+    `buckets` are the latencies that this one was put together from, by size.
+    """
+
+    p50_ms: float
+    p95_ms: float
+    rounds: tuple[float, ...]
+    buckets: dict[int, "Latency"] = {}
+
+
+@dataclass
+class _Race:
+    runs: Mapping[str, Run]
+    feeds: Sequence[Mapping[str, Array]]
+    calls_a_round: int
+    calls: dict[str, list[list[float]]] = field(default_factory=dict)
+    rounds: int = 0
+    random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def heat(self, names: Sequence[str], rounds: int) -> None:
+        for _ in range(rounds):
+            # Shuffled: who follows whom leaves its mark in the caches, and in threads that still spin.
+            for name in (names[index] for index in self.random.permutation(len(names))):
+                times = _timed(self.runs[name], self.feeds, self.rounds, self.calls_a_round)
+                self.calls.setdefault(name, []).append(times)
+            self.rounds += 1
+
+    def latencies(self) -> dict[str, Latency]:
+        return {name: _latency(np.asarray(self.calls[name])) for name in self.runs}
+
+
+def interleaved(
+    runs: Mapping[str, Run],
+    feeds: Sequence[Mapping[str, Array]],
+    rivals: Collection[str] | None = None,
+    *,
+    budget_s: float = BUDGET_S,
+) -> dict[str, Latency]:
+    """Time every candidate on the same feeds; who is no rival (all are by default) gets one heat only.
+
+    Raises: EngineError.
+    """
+    if not runs:
+        return {}
+    once = sum(_warmed(run, feeds) for run in runs.values())
+    affordable = budget_s / max(once * HEAT_ROUNDS, 1e-9) - 1
+    calls_a_round = int(np.clip(affordable, 1, CALLS_A_ROUND))
+    race = _Race(runs, feeds, calls_a_round)
+    began = time.perf_counter()
+    race.heat(list(runs), HEAT_ROUNDS)
+    running = [name for name in runs if rivals is None or name in rivals]
+    while running and race.rounds < MAX_ROUNDS and time.perf_counter() - began < budget_s:
+        going_on = heats.contenders(_to_leader(race.latencies(), running))
+        running = [name for name in running if name in going_on]
+        race.heat(running, min(HEAT_ROUNDS, MAX_ROUNDS - race.rounds))
+    while running and race.rounds < MOST_ROUNDS and time.perf_counter() - began < 2 * budget_s:
+        ratios = _to_leader(race.latencies(), running)
+        doubtful = heats.undecided(ratios)
+        if not doubtful:
+            break
+        leaders = {name for name, ratio in ratios.items() if ratio.low == ratio.high == 1}
+        running = [name for name in running if name in doubtful | leaders]
+        race.heat(running, HEAT_ROUNDS)
+    return race.latencies()
+
+
+def over_buckets(found: Mapping[int, Latency], shares: Mapping[int, float]) -> Latency:
+    """One latency for all buckets: medians weighted by the share of samples in each, which is what candidates are compared
+    by, and the largest 95th percentile, since a budget holds in every bucket.
+    """
+    rounds = zip(
+        *(np.multiply(found[size].rounds[: _shortest(found)], share) for size, share in shares.items()),
+        strict=True,
+    )
+    return Latency(
+        p50_ms=sum(found[size].p50_ms * share for size, share in shares.items()),
+        p95_ms=max(each.p95_ms for each in found.values()),
+        rounds=tuple(float(sum(each)) for each in rounds),
+        buckets=dict(found),
+    )
+
+
+def _shortest(found: Mapping[int, Latency]) -> int:
+    return min(len(each.rounds) for each in found.values())
+
+
+def _to_leader(latencies: Mapping[str, Latency], running: Sequence[str]) -> dict[str, Ratio]:
+    """Ratios to the one with the smallest median, itself included (exactly 1)."""
+    leader = min(running, key=lambda name: float(np.median(latencies[name].rounds)))
+    return {name: ratio(latencies[name], latencies[leader]) for name in running}
+
+
+def _warmed(run: Run, feeds: Sequence[Mapping[str, Array]]) -> float:
+    """Seconds of one call, after the first."""
+    for index in range(WARM_UP_CALLS):
+        began = time.perf_counter()
+        run(feeds[index % len(feeds)])
+    return time.perf_counter() - began
+
+
+def ratio(ours: Latency, theirs: Latency, seed: int = 0) -> Ratio:
+    """Our time over theirs: median over the rounds that both ran, with its 95 % bootstrap interval."""
+    both = min(len(ours.rounds), len(theirs.rounds))
+    logs = np.log(np.asarray(ours.rounds[:both])) - np.log(np.asarray(theirs.rounds[:both]))
+    drawn = np.random.default_rng(seed).integers(0, len(logs), (RESAMPLES, len(logs)))
+    medians = np.median(logs[drawn], axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return Ratio(float(np.exp(low)), float(np.exp(np.median(logs))), float(np.exp(high)))
+
+
+def ratios(latencies: Mapping[str, Latency]) -> dict[tuple[str, str], Ratio]:
+    return {
+        (ours, theirs): ratio(latencies[ours], latencies[theirs])
+        for ours in latencies
+        for theirs in latencies
+        if ours != theirs
+    }
+
+
+def _timed(run: Run, feeds: Sequence[Mapping[str, Array]], number: int, count: int) -> list[float]:
+    times: list[float] = []
+    # Untimed: brings the model's own data back into the caches, as on a device that runs nothing else.
+    run(feeds[number % len(feeds)])
+    for call in range(count):
+        feed = feeds[(number * count + call) % len(feeds)]
+        began = time.perf_counter()
+        run(feed)
+        times.append((time.perf_counter() - began) * 1000)
+    return times
+
+
+def _latency(times: NDArray[np.float64]) -> Latency:
+    p50, p95 = np.quantile(times, [0.5, 0.95])
+    return Latency(float(p50), float(p95), tuple(float(value) for value in np.median(times, axis=1)))

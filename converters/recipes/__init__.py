@@ -1,0 +1,1 @@
+"""How candidates are made: recipes, and the settings that a search may turn. Pure."""

@@ -1,0 +1,1 @@
+"""From recipes to judged candidates: made, mended, searched, timed."""

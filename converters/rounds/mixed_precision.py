@@ -1,0 +1,228 @@
+"""Mending int8 candidates that miss the contract: the worst layers go back to float, as few as will do.
+
+Always true
+ 1. Only the search half is looked at; the judged half judges what comes out, once.
+ 2. What cannot win is left alone and says so; tries and time are bounded, and each step tells what it bought.
+ 3. A failing analysis or try costs its repair, never the build.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from converters.judge.score import Score
+from converters.judge.select import MEGABYTE, Ratio
+from converters.measure import latency
+from converters.measure.race import Timing
+from converters.quantize.sensitivity import LayerError
+from converters.recipes.recipes import PLAIN, Plan, Tuning
+from converters.rounds import float_layers
+from converters.rounds.candidates import Candidate, Host, made, searched, timed
+from converters.rounds.float_layers import Try
+from converters.source.quiet import first_line
+from converters.work.pool import Order
+from converters.work.workbench import Workbench
+from edgekit import interrupt
+from edgekit.manifest import Contract
+from edgekit.profile import Profile
+
+LABEL = "mixed"
+# Seconds for all repairs of a profile; a try that has begun is finished.
+BUDGET_S = 240.0
+# Seconds for one quick comparison of two candidates.
+QUICK_S = 0.8
+
+
+@dataclass
+class _Shop:
+    """Where the candidates of one profile are mended."""
+
+    bench: Workbench
+    profile: Profile
+    contract: Contract
+    host: Host
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_late(self) -> bool:
+        return time.monotonic() - self.began > BUDGET_S
+
+
+def repaired(
+    bench: Workbench, profile: Profile, contract: Contract, tried: Sequence[Candidate], host: Host
+) -> list[Candidate]:
+    """The candidates, those that miss the contract with their layers' shares, and what was made of them."""
+    broken = [item for item in tried if item.stands and not _holds(item)]
+    holding = [item for item in tried if item.stands and _holds(item)]
+    shop = _Shop(bench, profile, contract, host)
+    if not set(profile.precisions) - {"int8"}:
+        # Nothing may go back to float; a refusal still names the layers at fault.
+        return [_analysed(shop, item) if item in broken and not holding else item for item in tried]
+    changed: dict[str, Candidate] = {}
+    extra: list[Candidate] = []
+    for item in _fastest_first(shop, broken):
+        objection = _not_worth(shop, item, [*holding, *extra])
+        if objection:
+            bench.tell(f"{item.recipe} misses the contract and is not mended: {objection}")
+            changed[item.recipe] = replace(item, notes=(*item.notes, f"not mended: {objection}"))
+            continue
+        analysed, found = _mended(shop, item)
+        changed[item.recipe] = analysed
+        if found is not None:
+            extra.append(found)
+            if _holds(found):
+                changed[item.recipe] = replace(analysed, mended=found.recipe)
+    return [*(changed.get(item.recipe, item) for item in tried), *extra]
+
+
+def _mended(shop: _Shop, item: Candidate) -> tuple[Candidate, Candidate | None]:
+    """The candidate with its layers' shares, and the mended one that leaves the fewest of them in float.
+
+    Where no try holds, the least bad one is kept: the judged half has the last word.
+    """
+    analysed = _analysed(shop, item)
+    layers = analysed.layers
+    if not layers:
+        return analysed, None
+    tries: list[Try] = []
+    best: Candidate | None = None
+    began = time.monotonic()
+    while not shop.is_late and (count := float_layers.next_count(tries, len(layers))) is not None:
+        made_now = _try(shop, item, layers, count)
+        if made_now.search is None:
+            analysed = replace(
+                analysed, notes=(*analysed.notes, f"with {count} layers in float: {made_now.failure}")
+            )
+        tries.append(Try(count, made_now.search is not None and made_now.search.is_kept))
+        spent = time.monotonic() - began
+        left = spent / len(tries) * (float_layers.MAX_TRIES - len(tries))
+        shop.bench.tell(
+            f"{made_now.recipe} try {len(tries)} of {float_layers.MAX_TRIES}: {_layers_word(count)} float, "
+            f"{bought(item.search, made_now.search, shop.bench.metric.name) or made_now.failure}; "
+            f"at most {left:.0f} s left"
+        )
+        best = _better(best, made_now)
+    if best is not None and not _helped(item, best):
+        told = bought(item.search, best.search, shop.bench.metric.name)
+        return replace(
+            analysed, notes=(*analysed.notes, f"leaving layers in float did not help: {told}")
+        ), None
+    return analysed, best
+
+
+def _analysed(shop: _Shop, item: Candidate) -> Candidate:
+    """The candidate with its layers' shares, worst first, or a note that says why there are none."""
+    shop.bench.tell(f"{item.recipe} misses the contract; looking for the layers at fault")
+    try:
+        layers = _layers(shop, item)
+    except Exception as error:  # noqa: BLE001  # a tool's bug costs the repair, not the build; the reason is shown
+        interrupt.check()
+        return replace(item, notes=(*item.notes, f"its layers could not be told apart: {first_line(error)}"))
+    shop.bench.tell(f"{item.recipe}: worst layers {float_layers.named(layers)}")
+    return replace(item, layers=layers)
+
+
+def _holds(item: Candidate) -> bool:
+    """Whether the search half has nothing against it, on shifted data neither; nobody searched over a float one."""
+    return item.search is None or item.search.is_kept
+
+
+def _helped(before: Candidate, after: Candidate) -> bool:
+    """Whether the search half says so: only then is a repair kept."""
+    assert before.search is not None
+    assert after.search is not None
+    return after.search.badness < before.search.badness
+
+
+def _layers(shop: _Shop, item: Candidate) -> tuple[LayerError, ...]:
+    """Worst first; kept between builds, since nothing but the artifact decides it."""
+    assert item.artifact is not None
+    threads = shop.host.threads(item.plan)
+    shop.bench.together([Order(item.plan, threads, is_analysed=True)])
+    return shop.bench.layers(item.plan, item.artifact)
+
+
+def _try(shop: _Shop, item: Candidate, layers: Sequence[LayerError], count: int) -> Candidate:
+    plan = mixed(item.plan, float_layers.floats(layers, count))
+    found = made(shop.bench, plan, shop.host)
+    if not found.stands:
+        return found
+    return searched(shop.bench, shop.contract, found, shop.host)
+
+
+def mixed(plan: Plan, float_layers: tuple[str, ...]) -> Plan:
+    """The plan with some layers in float."""
+    label = f"{plan.tuning.label}+{LABEL}" if plan.tuning.label else LABEL
+    return replace(plan, tuning=Tuning(label, float_layers, plan.tuning.settings or PLAIN.settings))
+
+
+def bought(before: Score | None, after: Score | None, metric: str) -> str:
+    """What a step changed: `cer .0180 -> .0139, shifted .272 -> .135`."""
+    if before is None or after is None:
+        return ""
+    told = f"{metric} {before.accuracy.candidate:.4f} → {after.accuracy.candidate:.4f}"
+    if before.there is not None and after.there is not None:
+        told += f", shifted {before.there.candidate:.4f} → {after.there.candidate:.4f}"
+    return f"{told} ({'holds' if after.is_kept else 'not yet'})"
+
+
+def _better(best: Candidate | None, new: Candidate) -> Candidate | None:
+    """What holds with the fewest float layers, or else what loses least."""
+
+    def rank(item: Candidate) -> tuple[bool, float]:
+        assert item.search is not None
+        if item.search.is_kept:
+            return False, len(item.plan.tuning.float_layers)
+        return True, item.search.badness
+
+    if new.search is None:
+        return best
+    return new if best is None or rank(new) < rank(best) else best
+
+
+def _fastest_first(shop: _Shop, broken: Sequence[Candidate]) -> list[Candidate]:
+    """By a quick measurement where this machine counts for the profile, else in the profile's order of engines."""
+    if len(broken) < 2 or not shop.host.matches(shop.profile):
+        return list(broken)
+    times = _raced(shop, broken).latencies
+    return sorted(
+        broken, key=lambda item: times[item.recipe].p50_ms if item.recipe in times else float("inf")
+    )
+
+
+def _not_worth(shop: _Shop, item: Candidate, holding: Sequence[Candidate]) -> str:
+    """Why a repair cannot win; empty if it may."""
+    if shop.is_late:
+        return f"the repairs before it took their {BUDGET_S:.0f} s"
+    limit = shop.contract.size_mb
+    rivals = [
+        other
+        for other in holding
+        if other.artifact is not None and (limit is None or other.artifact.size_bytes <= limit * MEGABYTE)
+    ]
+    if not rivals:
+        return ""
+    if not shop.host.matches(shop.profile):
+        if shop.profile.gmacs_int8 > shop.profile.gmacs_fp32:
+            return ""
+        return f"{shop.profile.name} computes int8 no faster than float"
+    timing = _raced(shop, [item, *rivals])
+    times = timing.latencies
+    if item.recipe in timing.failures:
+        return timing.failures[item.recipe]
+    rivals = [other for other in rivals if other.recipe in times]
+    if not rivals:
+        return ""
+    best = min(rivals, key=lambda other: times[other.recipe].p50_ms)
+    ratio: Ratio = latency.ratio(times[item.recipe], times[best.recipe])
+    if float_layers.is_worth(ratio):
+        return ""
+    return f"even with every layer in int8 it takes {ratio.median:.2f} x the time of {best.recipe}, which keeps the accuracy"
+
+
+def _raced(shop: _Shop, items: Sequence[Candidate]) -> Timing:
+    return timed(shop.bench, items, shop.host, {item.recipe for item in items}, budget_s=QUICK_S)
+
+
+def _layers_word(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"

@@ -1,0 +1,107 @@
+"""ONNX files as sources."""
+
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx, without stubs
+
+from converters.source import onnx_files
+from converters.source.project import Project
+from converters.source.source import Source, hash_parts, observed_outputs, open_shapes_error, state_pairs
+from edgekit import engines
+from edgekit.bundle import sha256_file
+from edgekit.engines import Model
+from edgekit.errors import EngineError, ProjectError, SourceError
+from edgekit.manifest import EngineSpec, TensorSpec
+
+# The reference leaves the graph as the user wrote it: only what cannot change a result is simplified.
+REFERENCE_OPTIONS = {"graph_optimization_level": "basic"}
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """Raises: SourceError for a file that is no ONNX model."""
+    try:
+        model = onnx.load(str(path))
+    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise SourceError(f"{path}: not an ONNX model, or damaged ({error})") from error
+    if not model.graph.node or not model.opset_import:
+        raise SourceError(f"{path}: not an ONNX model (no operators in it)")
+    return model
+
+
+def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    """Declared inputs without the initializers that old models list there; open dimensions are None."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return tuple(_spec(value) for value in model.graph.input if value.name not in constants)
+
+
+def output_names(model: onnx.ModelProto) -> tuple[str, ...]:
+    return tuple(value.name for value in model.graph.output)
+
+
+def open_file(project: Project, path: Path) -> Source:
+    """Raises: SourceError; ProjectError if a declared shape contradicts the model's."""
+    model = read(path)
+    specs = tuple(_closed_by(project, spec) for spec in input_specs(model))
+    open_specs = [spec for spec in specs if not spec.is_static]
+    if open_specs:
+        raise open_shapes_error(project.model.source, open_specs)
+    try:
+        reference = load_reference(path, specs, output_names(model))
+    except EngineError as error:
+        raise SourceError(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {error}") from error
+    return Source(
+        inputs=specs,
+        outputs=observed_outputs(reference, specs, project.model.source),
+        state=state_pairs(project),
+        sha256=_sha256(path),
+        reference=reference,
+        onnx_path=path,
+    )
+
+
+def load_reference(path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[str, ...]) -> Model:
+    """The file in ONNX Runtime, as unoptimized as is practical. Raises: EngineError."""
+    spec = EngineSpec(name="onnxruntime", versions="", model=path.name, options=dict(REFERENCE_OPTIONS))
+    named = [TensorSpec(name=name, dtype="float32", shape=()) for name in outputs]
+    return engines.get("onnxruntime").load(path, spec, inputs, named, None)
+
+
+def _sha256(path: Path) -> str:
+    """Of the file, and of those that hold its weights."""
+    files = onnx_files.of_model(path)
+    return sha256_file(path) if len(files) == 1 else hash_parts(files)
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    # A file may say '?', a name, -1 or nothing for an open dimension.
+    dims = tuple(
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim
+    )
+    return TensorSpec(
+        name=value.name, dtype=str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape=dims
+    )
+
+
+def _closed_by(project: Project, spec: TensorSpec) -> TensorSpec:
+    declared = project.file.inputs.get(spec.name)
+    if declared is None:
+        return spec
+    wanted = declared.largest
+    clash = len(wanted) != len(spec.shape) or any(
+        have is not None and have != want for have, want in zip(spec.shape, wanted, strict=False)
+    )
+    fixed = [axis for axis in declared.stepped if axis < len(spec.shape) and spec.shape[axis] is not None]
+    if fixed and len(wanted) == len(spec.shape):
+        raise ProjectError(
+            f"{project.where}: inputs.{spec.name}.shape has buckets on axis {fixed[0]}, which the model fixes at"
+            f" {spec.shape[fixed[0]]}; export it with that axis dynamic"
+        )
+    if clash:
+        raise ProjectError(
+            f"{project.where}: inputs.{spec.name}.shape = {list(wanted)} contradicts the model,"
+            f" which has {spec.describe()}"
+        )
+    return TensorSpec(name=spec.name, dtype=spec.dtype, shape=wanted)

@@ -1,0 +1,1 @@
+"""Where candidates are made and run: the workbench of a build and its worker processes."""

@@ -1,0 +1,70 @@
+"""What backends convert from: the source in canonical ONNX with its data, of each bucket where there are any."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from converters import backends
+from converters.backends import Prepared
+from converters.data.datasets import Datasets
+from converters.graph import canonical
+from converters.graph.canonical import Canonical
+from converters.keep.artifacts import Cache
+from converters.source.source import Source
+from edgekit import __version__
+from edgekit.tensors import Array
+
+
+@dataclass(frozen=True)
+class Forms:
+    """`known` are forms that another process has made, in the order of the buckets."""
+
+    source: Source
+    data: Datasets
+    cache: Cache
+    folder: Path
+    tell: Callable[[str], None]
+    known: tuple[Canonical, ...]
+
+    def prepared(self) -> tuple[Prepared, ...]:
+        """One for each bucket, smallest first; without buckets, one. Raises: ToolFailedError."""
+        data, buckets = self.data, self.source.buckets
+        if buckets is None:
+            form = None if self.source.native else self._form(0, self.source, data.feeds)
+            return (Prepared(self.source, form, data.calibration, data.shifted, self.tell),)
+        return tuple(
+            Prepared(
+                source,
+                self._form(index, source, data.feeds_at(size)),
+                data.calibration_at(size),
+                data.shifted_at(size),
+                self.tell,
+            )
+            for index, (size, source) in enumerate(zip(buckets.sizes, self.source.by_size, strict=True))
+        )
+
+    def _form(self, index: int, source: Source, feeds: Sequence[Mapping[str, Array]]) -> Canonical:
+        """The canonical form of a source of fixed shapes."""
+        if self.known:
+            return self.known[index]
+        folder = self.folder / f"source-{index}"
+        folder.mkdir()
+        parts = {
+            "edgekit": __version__,
+            "step": "canonical",
+            "source": source.sha256,
+            "inputs": msgspec.to_builtins(source.inputs),
+            "outputs": msgspec.to_builtins(source.outputs),
+            "tools": canonical.tools(source) | backends.get("onnxruntime").tools(),
+            "opset": canonical.OPSET,
+        }
+
+        def make(target: Path) -> dict[str, object]:
+            self.tell("bringing the source into canonical ONNX")
+            made = canonical.canonicalize(source, feeds, target)
+            return {"parity": made.parity, "notes": list(made.notes)}
+
+        meta = self.cache.fetch(parts, folder, make)
+        return msgspec.convert({**meta, "path": folder / "canonical.onnx"}, Canonical)

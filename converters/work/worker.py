@@ -1,0 +1,75 @@
+"""A worker process of a build: opens the project again, then makes and runs what it is ordered.
+
+    python -m converters.work.worker DESCRIPTOR FOLDER
+
+The building process's side is `converters.work.pool`.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from converters.source.code import CodeGate
+from converters.source.quiet import first_line
+from converters.work.pool import Opened, Opening, Told
+from converters.work.workbench import Workbench
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: Sequence[str]) -> None:
+    _die_with_parent()
+    # What this process starts must not hold the line open.
+    descriptor = int(arguments[0])
+    os.set_inheritable(descriptor, False)
+    connection = Connection(descriptor)
+    opening: Opening = connection.recv()
+    bench = Workbench(
+        opening.project,
+        # Each file of the user's code was told of before it first ran, in the building process.
+        CodeGate(opening.allow_code, lambda _: None),
+        opening.cache,
+        Path(arguments[1]),
+        lambda text: connection.send(Told(text)),
+        canonical_forms=opening.canonicals,
+    )
+    objection = _objection(bench, opening)
+    connection.send(Opened(objection))
+    while not objection:
+        try:
+            order, known = connection.recv()
+        except EOFError:
+            return
+        bench.findings.update(known)
+        bench.fulfil(order)
+        connection.send(bench.findings.portable())
+        bench.findings = bench.findings.artifacts_only()
+
+
+def _objection(bench: Workbench, opening: Opening) -> str:
+    """Why nothing made here would be the building process's; empty if all is as it was there."""
+    try:
+        sha256 = bench.source.sha256
+        bench.data.fingerprint = opening.calibration
+        bench.prepared, bench.metric  # noqa: B018  # opened once and kept
+    except Exception as error:  # noqa: BLE001  # the user's code may raise anything; the reason is told
+        return f"the project does not open a second time ({first_line(error)})"
+    if sha256 != opening.sha256:
+        return (
+            f"{opening.project.model.source} gives another model each time; set a seed in it, or load its weights,"
+            " so that builds can be repeated"
+        )
+    return ""
+
+
+def _die_with_parent() -> None:
+    """Even if that is killed (prctl(2), Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
