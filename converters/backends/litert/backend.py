@@ -1,7 +1,7 @@
 """LiteRT: straight from torch where the source is a torch program, otherwise through the ONNX importer.
 
-The graph's patterns are recognised before it is converted (`prepare.patterns`), and what a CPU runs slower in int8
-than in float stays in float (`litert_graph`). A model for a CPU takes and gives float; one for an Ethos-U is integer
+The graph's patterns are recognised before it is converted (`graph.patterns`), and what a CPU runs slower in int8
+than in float stays in float (`litert.graph`). A model for a CPU takes and gives float; one for an Ethos-U is integer
 throughout, and the engine adapter converts its inputs and outputs.
 """
 

@@ -223,7 +223,7 @@ def hard_sigmoid(call: Call, value: Tensor) -> Tensor:
     return functional.relu6(value * (6 * call.get("alpha", 0.2)) + 6 * call.get("beta", 0.5)) * (1 / 6)
 
 
-# HardSwish, Gelu and LayerNormalization are read at any opset: `prepare.patterns` writes them into older graphs.
+# HardSwish, Gelu and LayerNormalization are read at any opset: `graph.patterns` writes them into older graphs.
 @operator("HardSwish")
 def hard_swish(_call: Call, value: Tensor) -> Tensor:
     return functional.hardswish(value)
