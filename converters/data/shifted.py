@@ -1,7 +1,9 @@
 """Built-in corruptions of evaluation inputs, as cheap or dirty sensors would give them: a table of small functions.
 
-Deterministic by seed; types and ranges of the inputs stay. Integers other than 8-bit pixels are identifiers, which a
-gain would turn into other identifiers: they are left alone.
+Deterministic by seed; types and ranges of the inputs stay. Integers other than 8-bit pixels are identifiers (tokens,
+classes), which a gain would turn into other identifiers: of those some are replaced by what another sample has at the same
+place. What holds two values at most is a mask or a flag and stays, and so does a single number a sample beside other
+inputs, which may be a length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,9 @@ CONTRAST = 0.6
 COLOURS = 4
 # What inputs meet unless the project names something else: dimmer (or quieter) and noisy.
 DEFAULT = "dim"
+# What identifiers meet, and the share of their entries that does.
+RESAMPLE, REPLACED = "resample", 0.15
+SIGNAL = "signal"
 Values = NDArray[np.float64]
 
 
@@ -32,20 +37,74 @@ def named(text: str | Sequence[str]) -> tuple[str, ...] | None:
 
 
 def corrupted(samples: Samples, seed: int, names: Sequence[str] = (DEFAULT,)) -> Samples | None:
-    """The same samples, each with the next of the named corruptions in turn; None where no input can be corrupted."""
+    """The same samples, signals each with the next of the named corruptions in turn, identifiers resampled; None where no
+    input can be corrupted.
+    """
     random = np.random.default_rng(seed)
-    inputs = {
-        name: _corrupt(array, random, names) if _is_signal(array) else array
-        for name, array in samples.inputs.items()
-    }
-    if not any(_is_signal(array) for array in samples.inputs.values()):
+    ways = _ways(samples)
+    if not ways:
         return None
+    inputs = dict(samples.inputs)
+    for name, way in ways.items():
+        array = samples.inputs[name]
+        inputs[name] = _resampled(array, random) if way == RESAMPLE else _corrupt(array, random, names)
     return Samples(inputs=inputs, labels=samples.labels, sequence=samples.sequence)
 
 
+def told(samples: Samples, names: Sequence[str] = (DEFAULT,)) -> str:
+    """What the built-in shift does to these samples, for a reader: it says so where there is none."""
+    ways = _ways(samples)
+    if not ways:
+        kinds = ", ".join(f"{name} ({_dtype(array)})" for name, array in samples.inputs.items())
+        return f"no shift check: nothing of the inputs can be corrupted ({kinds}); give [data] shifted"
+    done = [f"{name}: {'/'.join(names) if way == SIGNAL else way}" for name, way in ways.items()]
+    return f"shift check: {', '.join(done)}"
+
+
+def _ways(samples: Samples) -> dict[str, str]:
+    """How each input that can be corrupted is."""
+    signals = {name: SIGNAL for name, array in samples.inputs.items() if _is_signal(array)}
+    ids = {name: array for name, array in samples.inputs.items() if _is_identifiers(array)}
+    many = [name for name, array in ids.items() if is_ragged(array) or array[0].size > 1]
+    return signals | dict.fromkeys(many or ([] if signals else ids), RESAMPLE)
+
+
 def _is_signal(array: Array) -> bool:
-    dtype = array[0].dtype if is_ragged(array) else array.dtype
+    dtype = _dtype(array)
     return bool(np.issubdtype(dtype, np.floating) or dtype == np.uint8)
+
+
+def _is_identifiers(array: Array) -> bool:
+    dtype = _dtype(array)
+    return bool(np.issubdtype(dtype, np.integer)) and dtype != np.uint8 and len(np.unique(flat(array))) > 2
+
+
+def _dtype(array: Array) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = array[0].dtype if is_ragged(array) else array.dtype
+    return dtype
+
+
+def _resampled(array: Array, random: np.random.Generator) -> Array:
+    """A share of the entries, each replaced by another sample's at the same place; samples of one shape lend to each
+    other.
+    """
+    parts = [np.array(part) for part in array]
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for index, part in enumerate(parts):
+        shapes.setdefault(part.shape, []).append(index)
+    for shape, own in shapes.items():
+        if len(own) < 2:
+            continue
+        stack = np.stack([parts[index] for index in own])
+        # Never from itself.
+        other = (
+            np.arange(len(own)).reshape(-1, *[1] * len(shape)) + random.integers(1, len(own), stack.shape)
+        ) % len(own)
+        lent = np.take_along_axis(stack, other, axis=0)
+        made = np.where(random.random(stack.shape) < REPLACED, lent, stack)
+        for index, part in zip(own, made, strict=True):
+            parts[index] = part
+    return stacked(parts)
 
 
 def _corrupt(array: Array, random: np.random.Generator, names: Sequence[str]) -> Array:

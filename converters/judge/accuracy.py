@@ -2,13 +2,14 @@
 
 Pure: figures in, figures out.
 
- 1. The 95 % bound of a drop is the paired bootstrap's: the same samples are drawn for source and candidate, whole
-    sequences where there are any.
- 2. A bootstrap of samples without a single difference sees no uncertainty, however few they are. So a bounded metric
-    also needs 3 / max_drop samples (the rule of three: with none of n differing, up to 3/n may, at 95 %).
- 3. A candidate that computes what the source computes (parity within `SAME`) needs no statistics.
-
-Source: Efron, Tibshirani (1993), "An Introduction to the Bootstrap", ch. 13; Hanley, Lippman-Hand (1983), JAMA 249(13).
+Always true
+ 1. A drop is met only if its upper bound is within the limit, by the rules of `converters.judge.bounds`: the same groups
+    for source and candidate, whole sequences where there are any, and what was not seen counts.
+ 2. Candidates judged on the same samples share the error that a bound may make: 5 % for all of them together, by
+    Bonferroni, since the fastest of those that pass is shipped, lucky or not.
+ 3. What the caller knows to compute the source's own function (a float32 candidate that passed the gate on its outputs)
+    needs no least number of samples; its drop is judged all the same.
+ 4. A figure that is not finite is a miss.
 """
 
 import math
@@ -20,34 +21,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.data.halves import groups_of
-from converters.judge.metrics import Metric
+from converters.judge import bounds
+from converters.judge.bounds import Own
+from converters.judge.metrics import Metric, Outputs
+from edgekit.samples import is_ragged
 from edgekit.tensors import Array
 
-ROUNDS = 500
-# For a metric that must see whole outputs again for every draw, and outputs of which a draw copies more than this.
-FEWER_ROUNDS = 200
-LARGE_BYTES = 4_000_000
-# For the same on the search half, which every try and trial looks at and which decides nothing for good: there the draws
-# were most of a trial (PP-OCRv6's detector, 65 masks of 320 x 320: 200 draws take 8 s, clean and shifted 16).
-SEARCH_ROUNDS = 50
-CONFIDENCE = 0.95
+# The chance that anything judged on a half is worse than its bound says.
+ALPHA = 0.05
 # Relative difference below which a float candidate counts as the same function as its source.
 SAME = 1e-3
 MIN_SAMPLES = 30
-# The limit that a shift is judged against where the contract names none.
+# Limits that hold where the contract names none: of figures between 0 and 1, and as shares of the source's own figure.
 DEFAULT_DROP = 0.01
+DEFAULT_SHARE = 0.02
+DEFAULT_SHARES = {"sqnr": 0.05}
+# Of what the best constant guess scores.
+SHARE_OF_GUESS = 0.01
+# Decibels at which an output still says what the source's does, where there are no labels.
+LEAST_DB = 20.0
+# Metrics of which a hundredth is a point although a sample may move them by more than 1/N.
+POINTS = ("cer", "wer", "map", "cosine")
 
-Verdict = Literal["met", "missed", "undecided", "no-limit"]
+Verdict = Literal["met", "missed", "undecided"]
 
 
 class Accuracy(msgspec.Struct, frozen=True):
-    """On the half that the contract is judged on; `bound` is the drop's upper 95 % bound."""
+    """On the half that the contract is judged on; `bound` is the drop's upper 95 % bound and `low` its lower one, each
+    for all `judged` candidates together. `groups` are sequences where there are any, otherwise samples. `trouble` says
+    what is not finite, empty if all is.
+    """
 
     source: float
     candidate: float
     drop: float
     bound: float
     samples: int
+    low: float = -math.inf
+    groups: int = 0
+    unit: Literal["samples", "sequences"] = "samples"
+    judged: int = 1
+    trouble: str = ""
 
 
 class Judgement(msgspec.Struct, frozen=True):
@@ -56,102 +70,16 @@ class Judgement(msgspec.Struct, frozen=True):
 
 
 class Shift(msgspec.Struct, frozen=True):
-    """On corrupted inputs: what the source itself loses, and how far the candidate falls behind it there."""
+    """On corrupted inputs: what the source itself loses, and how far the candidate falls behind it there, with the 95 %
+    bounds of that gap on either side.
+    """
 
     source_loss: float
     gap: float
     verdict: Literal["fine", "red", "refused"]
     reason: str
-
-
-def compare(
-    metric: Metric,
-    source: Mapping[str, Array],
-    candidate: Mapping[str, Array],
-    labels: Array,
-    *,
-    sequence: NDArray[np.int64] | None,
-    seed: int,
-    drawn: NDArray[np.float64] | None = None,
-    is_searched: bool = False,
-) -> Accuracy:
-    """Figures and bound of two digests of the same samples; `drawn` is `resampled` of the source, where it is known.
-    `is_searched`: on the search half.
-
-    Raises: DataError if the labels do not fit them.
-    """
-    count = len(labels)
-    ours, theirs = metric.of_digest(source, labels), metric.of_digest(candidate, labels)
-    if drawn is None:
-        drawn = resampled(metric, source, labels, sequence=sequence, seed=seed, is_searched=is_searched)
-    others = resampled(metric, candidate, labels, sequence=sequence, seed=seed, is_searched=is_searched)
-    drops = [metric.drop(left, right) for left, right in zip(drawn, others, strict=True)]
-    return Accuracy(
-        source=ours,
-        candidate=theirs,
-        drop=metric.drop(ours, theirs),
-        bound=float(np.quantile(drops, CONFIDENCE)),
-        samples=count,
-    )
-
-
-def judge(accuracy: Accuracy, max_drop: float | None, *, parity: float, is_bounded: bool) -> Judgement:
-    """Whether the contract's drop is met, missed, or cannot be told from so few samples."""
-    if max_drop is None:
-        return Judgement("no-limit", "no accuracy limit")
-    if parity <= SAME:
-        return Judgement("met", f"computes what the source computes (differs by {parity:.1g} at most)")
-    told = f"drop {accuracy.drop:+.4f}, at most {accuracy.bound:.4f} at 95 %, limit {max_drop:g}"
-    if accuracy.drop > max_drop:
-        return Judgement("missed", told)
-    needed = samples_needed(accuracy, max_drop, is_bounded=is_bounded)
-    if accuracy.samples < needed or accuracy.bound > max_drop:
-        return Judgement(
-            "undecided",
-            f"{told}; {accuracy.samples} judged samples cannot show it, about {max(needed, accuracy.samples + 1)}"
-            f" would (evaluation data of {2 * max(needed, accuracy.samples + 1)})",
-        )
-    return Judgement("met", told)
-
-
-def samples_needed(accuracy: Accuracy, max_drop: float, *, is_bounded: bool) -> int:
-    """Judged samples after which this drop could be shown to lie within the limit.
-
-    The bootstrap's bound shrinks with the square root of their number.
-    """
-    floor = least_samples(max_drop, is_bounded=is_bounded)
-    room = max_drop - accuracy.drop
-    spread = accuracy.bound - accuracy.drop
-    if accuracy.bound <= max_drop or room <= 0:
-        return floor
-    return max(floor, math.ceil(accuracy.samples * (spread / room) ** 2))
-
-
-def least_samples(max_drop: float, *, is_bounded: bool) -> int:
-    """Judged samples without which nothing is shown, however small the drop."""
-    return max(MIN_SAMPLES, math.ceil(3 / max_drop)) if is_bounded and max_drop > 0 else MIN_SAMPLES
-
-
-def judge_shift(
-    source_clean: float,
-    source_shifted: float,
-    candidate_shifted: float,
-    metric: Metric,
-    max_drop: float | None,
-) -> Shift:
-    """Refused where the candidate falls behind the source on corrupted inputs by more than three times the limit
-    plus half of what the source itself loses there; red where by more than the limit.
-    """
-    limit = DEFAULT_DROP if max_drop is None else max_drop
-    loss = metric.drop(source_clean, source_shifted)
-    gap = metric.drop(source_shifted, candidate_shifted)
-    allowed = 3 * limit + 0.5 * max(loss, 0.0)
-    told = f"on corrupted inputs {gap:+.4f} behind the source, which itself loses {loss:+.4f}"
-    if gap > allowed:
-        return Shift(
-            loss, gap, "refused", f"{told}; more than {allowed:.4f} (3 x limit + half the source's loss)"
-        )
-    return Shift(loss, gap, "red" if gap > limit else "fine", told)
+    low: float = -math.inf
+    high: float = math.inf
 
 
 def resampled(
@@ -162,19 +90,179 @@ def resampled(
     sequence: NDArray[np.int64] | None,
     seed: int,
     is_searched: bool = False,
-) -> NDArray[np.float64]:
-    """The figures of one model over draws of whole groups, with replacement, (rounds,); the same draws for every model."""
+) -> Own:
+    """One model's side of a comparison: of the source it serves every candidate."""
     groups = groups_of(len(labels), sequence)
-    is_large = metric.parts is None and sum(array.nbytes for array in outputs.values()) > LARGE_BYTES
-    rounds = (SEARCH_ROUNDS if is_searched else FEWER_ROUNDS) if is_large else ROUNDS
-    draws = np.random.default_rng(seed).integers(0, len(groups), (rounds, len(groups)))
+    return bounds.own(metric, outputs, labels, groups, seed=seed, is_searched=is_searched)
+
+
+def compare(
+    metric: Metric,
+    source: Mapping[str, Array],
+    candidate: Mapping[str, Array],
+    labels: Array,
+    *,
+    sequence: NDArray[np.int64] | None,
+    seed: int,
+    drawn: Own | None = None,
+    is_searched: bool = False,
+    judged: int = 1,
+    is_same_function: bool = False,
+) -> Accuracy:
+    """Figures and bounds of two digests of the same samples; `drawn` is `resampled` of the source, where it is known.
+    `is_searched`: on the search half. `judged`: candidates that are judged on these samples, this one among them.
+
+    Raises: DataError if the labels do not fit them.
+    """
+    groups = len(groups_of(len(labels), sequence))
+    ours, theirs = metric.of_digest(source, labels), metric.of_digest(candidate, labels)
+    unit: Literal["samples", "sequences"] = "samples" if sequence is None else "sequences"
+    drop = metric.drop(ours, theirs)
+    if not (math.isfinite(ours) and math.isfinite(theirs)):
+        whose = ("this candidate", theirs, candidate) if math.isfinite(ours) else ("the source", ours, source)
+        told = _strange_figure(metric, *whose, labels)
+        return Accuracy(
+            ours, theirs, drop, math.inf, len(labels), groups=groups, unit=unit, judged=judged, trouble=told
+        )
+    if drawn is None:
+        drawn = resampled(metric, source, labels, sequence=sequence, seed=seed, is_searched=is_searched)
+    others = resampled(metric, candidate, labels, sequence=sequence, seed=seed, is_searched=is_searched)
+    found = bounds.bounds(
+        metric,
+        drawn,
+        others,
+        drop,
+        groups=groups,
+        seed=seed,
+        alpha=ALPHA / max(judged, 1),
+        is_unseen_counted=not is_same_function,
+    )
+    trouble = ""
+    if found.strange:
+        trouble = f"{metric.name} is not a finite number on {found.strange} of {found.draws} resampled sets of {unit}"
+    return Accuracy(
+        ours, theirs, drop, found.high, len(labels), found.low, groups, unit, max(judged, 1), trouble
+    )
+
+
+def judge(accuracy: Accuracy, limit: float, *, is_bounded: bool, is_same_function: bool = False) -> Judgement:
+    """Whether the contract's drop is met, missed, or cannot be told from so few samples."""
+    if accuracy.trouble:
+        return Judgement("missed", accuracy.trouble)
+    among = f" for all {accuracy.judged} judged" if accuracy.judged > 1 else ""
+    told = f"drop {accuracy.drop:+.4f}, at most {accuracy.bound:.4f} at 95 %{among}, limit {limit:g}"
+    if not accuracy.drop <= limit:
+        return Judgement("missed", told)
+    needed = samples_needed(accuracy, limit, is_bounded=is_bounded, is_same_function=is_same_function)
+    if accuracy.groups < needed or not accuracy.bound <= limit:
+        count, more = accuracy.groups, max(needed, accuracy.groups + 1)
+        return Judgement(
+            "undecided",
+            f"{told}; {count} judged {accuracy.unit} cannot show it, about {more} would (evaluation data of"
+            f" {2 * more} {accuracy.unit})",
+        )
+    return Judgement("met", told)
+
+
+def samples_needed(
+    accuracy: Accuracy, limit: float, *, is_bounded: bool, is_same_function: bool = False
+) -> int:
+    """Judged samples (or sequences) after which this drop could be shown to lie within the limit.
+
+    Of the bound's distance from the drop, what stands for the unseen shrinks with their number, the rest with its square
+    root.
+    """
+    floor = 0 if is_same_function else least_samples(limit, is_bounded=is_bounded, judged=accuracy.judged)
+    room = limit - accuracy.drop
+    spread = accuracy.bound - accuracy.drop
+    if accuracy.bound <= limit or room <= 0 or not math.isfinite(spread):
+        return floor
+    count = accuracy.groups
+    unseen = 0.0
+    if is_bounded and not is_same_function:
+        unseen = min(spread, -math.log(ALPHA / max(accuracy.judged, 1)) / max(count, 1))
+    rest = spread - unseen
+    # unseen x^2 + rest x = room, where x^2 is by how much fewer they are now.
+    root = rest + math.sqrt(rest * rest + 4 * unseen * room)
+    return max(floor, math.ceil(count * (root / (2 * room)) ** 2))
+
+
+def least_samples(limit: float, *, is_bounded: bool, judged: int = 1) -> int:
+    """Judged samples (or sequences) without which nothing is shown, however small the drop: with none of n worse, a share
+    p of all escapes with a chance of (1 - p) to the power of n.
+    """
+    if not is_bounded or not 0 < limit < 1:
+        return MIN_SAMPLES
+    return max(MIN_SAMPLES, math.ceil(math.log(ALPHA / max(judged, 1)) / math.log1p(-limit)))
+
+
+def default_drop(metric: Metric, source_figure: float, scale: float = 0.0) -> tuple[float, str]:
+    """The limit where the contract names none, and a sentence that says so. `scale` is what the best constant guess
+    scores (`sense.best_guess`), 0 where none is known: a source without any error would leave no room.
+    """
+    name = metric.name
+    if name == "sqnr" and not metric.by_labels:
+        limit = max(source_figure - LEAST_DB, 0.0) if math.isfinite(source_figure) else 0.0
+        why = f"at least {LEAST_DB:g} dB stay"
+    elif metric.is_bounded or name in POINTS or _is_share(metric, source_figure):
+        limit, why = DEFAULT_DROP, "one point"
+    else:
+        share = DEFAULT_SHARES.get(name, DEFAULT_SHARE)
+        limit = abs(source_figure) * share
+        why = f"{share:.0%} of the source's {source_figure:.4g}"
+        if math.isfinite(scale) and SHARE_OF_GUESS * abs(scale) > limit and not metric.higher_is_better:
+            limit = SHARE_OF_GUESS * abs(scale)
+            why = f"{SHARE_OF_GUESS:.0%} of what the best constant guess scores, {scale:.4g}"
+    return limit, f"no max_accuracy_drop given: {limit:.3g} {name} holds ({why})"
+
+
+def judge_shift(source_clean: float, there: Accuracy, metric: Metric, limit: float) -> Shift:
+    """Refused where the candidate falls behind the source on corrupted inputs by more than three times the limit plus
+    half of what the source itself loses there; red where that cannot be ruled out, or where it certainly falls behind by
+    more than the limit. `there` are the figures on corrupted inputs, `source_clean` the source's on the same, clean.
+    """
+    loss = metric.drop(source_clean, there.source)
+    if there.trouble or not math.isfinite(loss):
+        reason = (
+            there.trouble or f"{metric.name} of the source is {source_clean:g}, and {there.source:g} there"
+        )
+        return Shift(loss, there.drop, "refused", f"on corrupted inputs {reason}", there.low, there.bound)
+    allowed = 3 * limit + 0.5 * max(loss, 0.0)
+    told = (
+        f"on corrupted inputs {there.drop:+.4f} behind the source (95 % interval {there.low:+.4f} to"
+        f" {there.bound:+.4f}, {there.groups} {there.unit}), which itself loses {loss:+.4f}"
+    )
+    verdict: Literal["fine", "red", "refused"] = "fine"
+    if there.low > allowed or there.drop > allowed:
+        verdict = "refused"
+        told = f"{told}; more than {allowed:.4f} (3 x limit + half the source's loss)"
+    elif there.bound > allowed:
+        verdict = "red"
+        told = f"{told}; more than {allowed:.4f} (3 x limit + half the source's loss) is not ruled out"
+    elif there.low > limit:
+        verdict = "red"
+        told = f"{told}; more than the limit of {limit:g}"
+    return Shift(loss, there.drop, verdict, told, there.low, there.bound)
+
+
+def _is_share(metric: Metric, figure: float) -> bool:
+    """Whether a figure looks like a share of 1."""
+    return metric.higher_is_better and 0 <= figure <= 1 and metric.name not in ("rmse", "sqnr")
+
+
+def _strange_figure(metric: Metric, whose: str, value: float, digest: Outputs, labels: Array) -> str:
+    """Whose figure is not finite, and at which sample where that can be told."""
+    found = [index for index in range(len(labels)) if not _is_finite(metric, digest, labels, index)]
+    where = f" (first at judged sample {found[0]}, {len(found)} of {len(labels)} in all)" if found else ""
+    return f"{metric.name} of {whose} is {value:g}, not a finite number{where}"
+
+
+def _is_finite(metric: Metric, digest: Outputs, labels: Array, index: int) -> bool:
+    """Whether one sample's share is, or what a metric that sees whole outputs gets of it."""
     if metric.parts is not None:
-        parts = metric.shares(outputs, labels)
-        sums = np.stack([parts[group].sum(axis=0) for group in groups])[draws].sum(axis=1)
-        return np.array([metric.of_sums(each) for each in sums])
-    chosen = (np.concatenate([groups[group] for group in drawn]) for drawn in draws)
-    return np.array([metric.of_digest(_taken(outputs, rows), labels[rows]) for rows in chosen])
-
-
-def _taken(outputs: Mapping[str, Array], chosen: NDArray[np.int64]) -> dict[str, Array]:
-    return {name: array[chosen] for name, array in outputs.items()}
+        own = {name: array[index : index + 1] for name, array in digest.items()}
+        return bool(np.isfinite(metric.shares(own, labels[index : index + 1])).all())
+    parts = (array[index] for array in digest.values())
+    return all(
+        bool(np.isfinite(part).all()) for part in parts if not is_ragged(part) and part.dtype.kind == "f"
+    )

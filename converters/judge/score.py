@@ -3,15 +3,14 @@
 Both halves are scored in the same way: the search half as often as a search likes, the judged half once.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
 from converters.judge import accuracy
 from converters.judge.accuracy import Accuracy, Judgement, Shift
+from converters.judge.bounds import Own
 from converters.judge.metrics import Metric
 from edgekit.samples import Samples
 from edgekit.tensors import Array
@@ -33,8 +32,8 @@ class Mark:
     is_searched: bool
 
     @cached_property
-    def _drawn(self) -> NDArray[np.float64]:
-        """The source's figures over the bootstrap's draws, the same for every candidate."""
+    def _drawn(self) -> Own:
+        """The source's side of the draws, the same for every candidate."""
         return accuracy.resampled(
             self.metric,
             self.digest,
@@ -44,7 +43,12 @@ class Mark:
             is_searched=self.is_searched,
         )
 
-    def compared(self, candidate: Digest) -> Accuracy:
+    @cached_property
+    def figure(self) -> float:
+        """The source's own figure. Raises: DataError if the labels do not fit it."""
+        return self.metric.of_digest(self.digest, self.labels)
+
+    def compared(self, candidate: Digest, *, judged: int = 1, is_same_function: bool = False) -> Accuracy:
         """Figures of a candidate's digest of these samples. Raises: DataError if the labels do not fit it."""
         return accuracy.compare(
             self.metric,
@@ -55,6 +59,8 @@ class Mark:
             seed=self.seed,
             drawn=self._drawn,
             is_searched=self.is_searched,
+            judged=judged,
+            is_same_function=is_same_function,
         )
 
     def first(self, count: int) -> float:
@@ -75,7 +81,8 @@ class Yardstick:
 @dataclass(frozen=True)
 class Score:
     """`there` are the figures on shifted samples. `is_broken`: something must be mended. Few samples alone do not
-    break a contract: more of them would decide, not a better candidate.
+    break a contract: more of them would decide, not a better candidate. `is_kept`: the contract is kept, on shifted data
+    too, as far as the figures go: what a repair aims at.
     """
 
     accuracy: Accuracy
@@ -83,38 +90,43 @@ class Score:
     shift: Shift | None
     there: Accuracy | None
     is_broken: bool
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether the contract is kept, on shifted data too: what a repair aims at."""
-        return not self.is_broken and (self.shift is None or self.shift.verdict == "fine")
+    is_kept: bool
 
     @property
     def badness(self) -> float:
-        """The larger of the two losses."""
-        return max(self.accuracy.drop, self.there.drop if self.there else -float("inf"))
+        """The larger of the two losses; what is not finite is the worst."""
+        losses = (self.accuracy.drop, self.there.drop if self.there else -math.inf)
+        return math.inf if any(math.isnan(loss) for loss in losses) else max(losses)
 
 
 def score(
-    against: Yardstick, clean: Digest, shifted: Digest | None, limit: float | None, *, parity: float
+    against: Yardstick,
+    clean: Digest,
+    shifted: Digest | None,
+    limit: float | None,
+    *,
+    judged: int = 1,
+    is_same_function: bool = False,
 ) -> Score:
-    """Figures and verdicts of a candidate's digests on this half."""
+    """Figures and verdicts of a candidate's digests on this half. `judged`: candidates that are judged on it for the
+    target, 1 where nothing is decided for good; `is_same_function`: what is known to compute as the source does.
+    """
     metric = against.clean.metric
-    figures = against.clean.compared(clean)
-    judgement = accuracy.judge(figures, limit, parity=parity, is_bounded=metric.is_bounded)
+    if limit is None:
+        limit, _ = accuracy.default_drop(metric, against.clean.figure)
+    figures = against.clean.compared(clean, judged=judged, is_same_function=is_same_function)
+    judgement = accuracy.judge(
+        figures, limit, is_bounded=metric.is_bounded, is_same_function=is_same_function
+    )
+    least = accuracy.least_samples(limit, is_bounded=metric.is_bounded, judged=judged)
     is_broken = judgement.verdict == "missed" or (
-        judgement.verdict == "undecided"
-        and limit is not None
-        and figures.bound > limit
-        and figures.samples >= accuracy.least_samples(limit, is_bounded=metric.is_bounded)
+        judgement.verdict == "undecided" and figures.bound > limit and figures.groups >= least
     )
     if against.shifted is None or shifted is None:
-        return Score(figures, judgement, None, None, is_broken)
-    there = against.shifted.compared(shifted)
-    shift = accuracy.judge_shift(
-        against.clean.first(against.pairs), there.source, there.candidate, metric, limit
-    )
-    # As far below the drop as its bound lies above: what is red beyond doubt.
-    least = 2 * there.drop - there.bound
-    is_broken |= shift.verdict == "refused" or (limit is not None and least > limit)
-    return Score(figures, judgement, shift, there, is_broken)
+        return Score(figures, judgement, None, None, is_broken, not is_broken)
+    # The shift is one coarse question, and each candidate's own: its interval is not widened by their number.
+    there = against.shifted.compared(shifted, is_same_function=is_same_function)
+    shift = accuracy.judge_shift(against.clean.first(against.pairs), there, metric, limit)
+    # What is red beyond doubt.
+    is_broken |= shift.verdict == "refused" or there.low > limit
+    return Score(figures, judgement, shift, there, is_broken, not is_broken and shift.gap <= limit)

@@ -230,5 +230,5 @@ def _with_doubt(reason: str, contender: Contender) -> str:
 
 
 def _badness(contender: Contender) -> tuple[int, bool, float]:
-    severity = {"no-limit": 0, "met": 0, "undecided": 1, "missed": 2}[contender.verdict]
+    severity = {"met": 0, "undecided": 1, "missed": 2}[contender.verdict]
     return severity, contender.is_refused_on_shift, contender.latency_p95_ms or float(contender.size_bytes)

@@ -9,7 +9,7 @@ from converters.backends.artifact import Artifact
 from converters.backends.shapes import open_inside
 from converters.graph import canonical
 from converters.judge import fit
-from converters.judge.accuracy import Accuracy, Judgement, Shift, Verdict
+from converters.judge.accuracy import SAME, Accuracy, Judgement, Shift, Verdict
 from converters.judge.score import Score, score
 from converters.judge.select import Contender
 from converters.measure import latency, roofline
@@ -275,15 +275,24 @@ def searched(bench: Workbench, contract: Contract, item: Candidate, host: Host) 
     return replace(item, search=found)
 
 
-def scored(bench: Workbench, contract: Contract, item: Candidate) -> Candidate:
-    """Judged on the half that nothing was chosen by."""
+def is_same_function(item: Candidate) -> bool:
+    """Whether a candidate is known to compute what its source does: its own file, or float32 within the parity gate."""
+    recipe = item.plan.recipe
+    return recipe.scheme == "as-is" or (recipe.precision == "fp32" and item.parity <= SAME)
+
+
+def scored(bench: Workbench, contract: Contract, item: Candidate, judged: int) -> Candidate:
+    """Judged on the half that nothing was chosen by; `judged` candidates of the target are, besides those known to
+    compute the same.
+    """
     assert item.evaluated is not None
     found = score(
         bench.yardstick,
         item.evaluated.digest,
         item.evaluated.shifted,
         contract.max_accuracy_drop,
-        parity=item.parity,
+        judged=judged,
+        is_same_function=is_same_function(item),
     )
     notes = item.notes
     if found.shift is not None and found.shift.verdict == "red":

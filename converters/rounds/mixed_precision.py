@@ -52,7 +52,7 @@ def repaired(
     bench: Workbench, profile: Profile, contract: Contract, tried: Sequence[Candidate], host: Host
 ) -> list[Candidate]:
     """The candidates, those that miss the contract with their layers' shares, and what was made of them."""
-    broken = [item for item in tried if item.stands and not _holds(item)]
+    broken = [item for item in tried if item.stands and not _holds(item) and _is_mendable(item)]
     holding = [item for item in tried if item.stands and _holds(item)]
     shop = _Shop(bench, profile, contract, host)
     if not set(profile.precisions) - {"int8"}:
@@ -123,8 +123,13 @@ def _analysed(shop: _Shop, item: Candidate) -> Candidate:
 
 
 def _holds(item: Candidate) -> bool:
-    """Whether the search half has nothing against it, on shifted data neither; nobody searched over a float one."""
+    """Whether the search half has nothing against it, on shifted data neither; nobody searched over float32."""
     return item.search is None or item.search.is_kept
+
+
+def _is_mendable(item: Candidate) -> bool:
+    """Only int8 has layers to put back into float."""
+    return item.plan.recipe.precision == "int8"
 
 
 def _helped(before: Candidate, after: Candidate) -> bool:

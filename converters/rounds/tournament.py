@@ -8,7 +8,17 @@ from converters.measure import latency
 from converters.measure.race import Timing
 from converters.recipes.recipes import Plan
 from converters.rounds import mixed_precision, trials
-from converters.rounds.candidates import Candidate, Host, estimated, made, scored, searched, seen_alone, timed
+from converters.rounds.candidates import (
+    Candidate,
+    Host,
+    estimated,
+    is_same_function,
+    made,
+    scored,
+    searched,
+    seen_alone,
+    timed,
+)
 from converters.work.workbench import Workbench
 from edgekit.errors import ToolFailedError
 from edgekit.evidence import TrialEvidence
@@ -45,7 +55,8 @@ def judged(
     if search:
         extra, found = trials.explored(bench, profile, contract, tried, host, count=search, jobs=jobs)
         tried = [*tried, *extra]
-    tried = [scored(bench, contract, item) if item.stands else item for item in tried]
+    judged_now = max(1, sum(item.stands and not is_same_function(item) for item in tried))
+    tried = [scored(bench, contract, item, judged_now) if item.stands else item for item in tried]
     standing = [item for item in tried if item.stands]
     if not standing or not host.matches(profile):
         estimates = (replace(item, estimate=estimated(bench, profile, item)) for item in tried)
@@ -62,13 +73,13 @@ def judged(
 def _best_of_family(
     bench: Workbench, contract: Contract, tried: Sequence[Candidate], host: Host
 ) -> list[Candidate]:
-    """int8 candidates with what the search half says; of calibration schemes that differ in nothing else, the one
+    """Candidates of fewer bits than float32 with what the search half says; of calibration schemes that differ in nothing else, the one
     that does best there goes on.
     """
-    bench.tell("searching: what quantized candidates lose on the search half")
+    bench.tell("searching: what candidates of fewer bits lose on the search half")
     tried = [
         searched(bench, contract, item, host)
-        if item.stands and item.plan.recipe.precision == "int8"
+        if item.stands and item.plan.recipe.precision != "fp32"
         else item
         for item in tried
     ]

@@ -107,6 +107,7 @@ def _is_tunable(item: Candidate) -> bool:
     return (
         item.artifact is not None
         and item.search is not None
+        and item.plan.recipe.precision == "int8"
         and not item.plan.tuning.label
         and item.plan.recipe.scheme != "percentile"
         and bool(backends.get(item.plan.recipe.engine).knobs(item.plan))

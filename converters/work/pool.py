@@ -67,8 +67,8 @@ class Order:
 
 
 def whole(plan: Plan, threads: int) -> Order:
-    """All that every candidate needs; what a float one computes is not searched over."""
-    return Order(plan, threads, is_judged=True, is_searched=plan.recipe.precision == "int8")
+    """All that every candidate needs; what one in float32 computes is not searched over."""
+    return Order(plan, threads, is_judged=True, is_searched=plan.recipe.precision != "fp32")
 
 
 @dataclass(frozen=True)

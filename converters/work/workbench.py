@@ -154,7 +154,7 @@ class Workbench:
     def searched(self, artifact: Artifact, plan: Plan, threads: int, limit: float | None) -> Score:
         """A candidate's figures on the search half. Raises: EngineError."""
         found = self.search(artifact, plan, threads)
-        return score(self.search_yardstick, found.digest, found.shifted, limit, parity=float("inf"))
+        return score(self.search_yardstick, found.digest, found.shifted, limit)
 
     def _yardstick(self, half: Half, source: Evaluated, *, is_searched: bool) -> Yardstick:
         def mark(samples: Samples, digest: Mapping[str, Array]) -> Mark:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from converters.judge.select import Contender, Ratio, select
 from edgekit.manifest import Contract
 
-VERDICTS = ("met", "missed", "undecided", "no-limit")
+VERDICTS = ("met", "missed", "undecided")
 PRECISIONS = ("int8", "bf16", "fp32")
 
 

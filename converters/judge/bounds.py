@@ -1,0 +1,238 @@
+"""How large a drop may really be, given the samples that were seen: one-sided bounds, paired by sample.
+
+Pure: arrays in, numbers out. Deterministic by seed.
+
+Always true
+ 1. What is drawn are whole *groups*: sequences where there are any, otherwise samples; the same weights for source and
+    candidate.
+ 2. No spread is no proof. One group that nobody saw stands beside the n that were seen, as bad as one can be (bounded
+    metrics), or as bad as the worst seen or the source's own spread (unbounded ones).
+ 3. For outcomes of 0 and 1 the bound is Clopper and Pearson's, to the noise of the draws: n groups of which k are worse
+    and none better give the 1 - alpha quantile of Beta(k + 1, n - k).
+
+A metric that is a ratio of sums is drawn with exponential weights (the Bayesian bootstrap): n seen groups and the unseen
+one with Dirichlet(1, ..., 1) weights are Gaffke's bound, which holds for small n where a bootstrap's percentiles do not
+(one harmful flip of 300: the percentile says .010 where .016 is right). For other metrics, which cost a call a draw, the
+spread of few bootstrap draws goes into a bound of the same size: a gamma quantile by Cornish and Fisher's expansion.
+
+Sources: Clopper, Pearson (1934), Biometrika 26(4); Rubin (1981), "The Bayesian Bootstrap", Ann. Statist. 9(1); Gaffke
+(2005), "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable", Math.
+Methods Statist. 14(4); Learned-Miller, Thomas (2019), "A new confidence interval for the mean of a bounded random
+variable", arXiv:1905.06208; Efron, Tibshirani (1993), "An Introduction to the Bootstrap", ch. 13.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.judge.metrics import Metric
+from edgekit.tensors import Array
+
+# Draws of weights, where a draw is a row of a matrix product: at least and at most, by the weights that they take.
+ROUNDS, _WEIGHTS = (2000, 10_000), 16_000_000
+# Draws of samples, for a metric that must see whole outputs again each time, and for outputs of which a draw copies more.
+DRAWS, FEWER_DRAWS, LARGE_BYTES = 500, 200, 4_000_000
+# For the same on the search half, which every try and trial looks at and which decides nothing for good: there the draws
+# were most of a trial (PP-OCRv6's detector, 65 masks of 320 x 320: 200 draws take 8 s, clean and shifted 16).
+SEARCH_DRAWS = 50
+# Draws that must lie beyond a percentile for it to mean something.
+BEYOND = 5
+# Weights that are kept at a time, entries.
+_BLOCK = 2_000_000
+Floats = NDArray[np.float64]
+Groups = Sequence[NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Own:
+    """What the source's side of every comparison needs, made once: sums of each group, (G, 2), or figures of each draw."""
+
+    sums: Floats | None
+    figures: Floats | None
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """One-sided bounds of a drop. `strange` counts draws whose figure is not finite, of `draws`."""
+
+    low: float
+    high: float
+    draws: int
+    strange: int = 0
+
+
+def own(
+    metric: Metric,
+    outputs: Mapping[str, Array],
+    labels: Array,
+    groups: Groups,
+    *,
+    seed: int,
+    is_searched: bool,
+) -> Own:
+    """Of the source, or of a candidate. Raises: DataError if the labels do not fit."""
+    if metric.parts is not None:
+        parts = metric.shares(outputs, labels)
+        return Own(np.add.reduceat(parts, [group[0] for group in groups], axis=0), None)
+    is_large = sum(array.nbytes for array in outputs.values()) > LARGE_BYTES
+    rounds = (SEARCH_DRAWS if is_searched else FEWER_DRAWS) if is_large else DRAWS
+    draws = np.random.default_rng(seed).integers(0, len(groups), (rounds, len(groups)))
+    chosen = (np.concatenate([groups[group] for group in drawn]) for drawn in draws)
+    return Own(None, np.array([metric.of_digest(_taken(outputs, rows), labels[rows]) for rows in chosen]))
+
+
+def bounds(
+    metric: Metric,
+    source: Own,
+    candidate: Own,
+    drop: float,
+    *,
+    groups: int,
+    seed: int,
+    alpha: float,
+    is_unseen_counted: bool,
+) -> Bounds:
+    """The interval that holds the true drop but for a chance of `alpha` on each side.
+
+    `is_unseen_counted` False leaves rule 2 out, for what is known to compute the same by other means.
+    """
+    if source.sums is not None and candidate.sums is not None:
+        return _by_weights(
+            metric,
+            (source.sums, candidate.sums),
+            drop,
+            seed=seed,
+            alpha=alpha,
+            is_unseen_counted=is_unseen_counted,
+        )
+    assert source.figures is not None
+    assert candidate.figures is not None
+    harm = 0.0
+    if is_unseen_counted:
+        # The source's spread over draws is sigma / sqrt(n), and a group of one sigma moves a mean by sigma / n. A source
+        # without any spread tells no scale: then a group counts for its whole share.
+        with np.errstate(invalid="ignore"):
+            spread = float(np.std(source.figures))
+        harm = max(spread / math.sqrt(groups), 1 / groups if metric.is_bounded or not spread else 0.0)
+    drops = _drops(metric, source.figures, candidate.figures)
+    return _by_moments(drops, drop, harm=harm, alpha=alpha)
+
+
+def _by_weights(
+    metric: Metric,
+    sums: tuple[Floats, Floats],
+    drop: float,
+    *,
+    seed: int,
+    alpha: float,
+    is_unseen_counted: bool,
+) -> Bounds:
+    drawn, weights = _drawn(np.hstack(sums), seed)
+    found = []
+    for side in (1, -1):
+        total = drawn
+        if is_unseen_counted:
+            total = drawn + weights[:, None] * _unseen(metric, sums, side)
+        if side < 0 and min(own_sums[:, 0].min() for own_sums in sums) >= 0:
+            # What cannot be negative is not made so by a group that is better than any.
+            total = np.maximum(total, 0)
+        found.append(_drops(metric, _figures(metric, total[:, :2]), _figures(metric, total[:, 2:])))
+    strange = int(sum(np.sum(~np.isfinite(drops)) for drops in found))
+    if strange:
+        return Bounds(-math.inf, math.inf, 2 * len(found[0]), strange)
+    high = float(np.quantile(found[0], 1 - alpha, method="higher"))
+    low = float(np.quantile(found[1], alpha, method="lower"))
+    return Bounds(min(low, drop), max(high, drop), 2 * len(found[0]))
+
+
+def _unseen(metric: Metric, sums: tuple[Floats, Floats], side: int) -> Floats:
+    """The group that nobody saw, (4,): source's and candidate's share. `side` 1 makes the candidate worse, -1 better."""
+    source, candidate = sums
+    width = float(source[:, 1].mean())
+    sign = 1 if metric.higher_is_better else -1
+    best, worst = ((width, width), (0.0, width))[::sign]
+    if metric.is_bounded:
+        return np.array([*best, *worst] if side > 0 else [*worst, *best])
+    # How much worse each group makes the candidate, and how far the source's own groups lie apart, in the figure's unit.
+    ours, theirs = _influences(source), _influences(candidate)
+    harms = side * sign * (ours - theirs)
+    place = int(np.argmax(harms))
+    spread = float(np.std(ours))
+    if not spread and not harms.any() and np.array_equal(sums[0], np.rint(sums[0])):
+        # Counts that never differ tell no scale: a whole group of errors.
+        spread = 1.0
+    if harms[place] >= spread:
+        return np.array([*source[place], *candidate[place]])
+    moved = candidate.mean(axis=0)
+    moved[0] -= side * sign * spread * moved[1]
+    return np.array([*source.mean(axis=0), *moved])
+
+
+def _influences(sums: Floats) -> Floats:
+    """What each group adds to the ratio of sums beyond its share, (G,), had it the mean weight."""
+    total = sums.sum(axis=0)
+    if not total[1]:
+        return np.zeros(len(sums))
+    result: Floats = (sums[:, 0] - total[0] / total[1] * sums[:, 1]) / sums[:, 1].mean()
+    return result
+
+
+def _by_moments(drops: Floats, drop: float, *, harm: float, alpha: float) -> Bounds:
+    strange = int(np.sum(~np.isfinite(drops)))
+    if strange:
+        return Bounds(-math.inf, math.inf, len(drops), strange)
+    variance = float(np.var(drops))
+    # Flips of size h, each as likely as rare, have a third moment of h times the second.
+    skew = float(np.mean((drops - drops.mean()) ** 3)) / variance if variance else 0.0
+    z = NormalDist().inv_cdf(1 - alpha)
+    level = max(alpha, BEYOND / len(drops))
+
+    def reach(size: float) -> float:
+        unseen = size if harm else 0.0
+        return unseen + z * math.sqrt(variance + unseen**2) + (z * z - 1) / 3 * size
+
+    high = drop + reach(max(harm, skew, 0.0))
+    low = drop - reach(max(harm, -skew, 0.0))
+    percentiles = np.quantile(drops, [level, 1 - level])
+    return Bounds(float(min(low, percentiles[0], drop)), float(max(high, percentiles[1], drop)), len(drops))
+
+
+def _drawn(sums: Floats, seed: int) -> tuple[Floats, Floats]:
+    """Weighted sums over the groups seen, (rounds, columns), and the weight of the one unseen, (rounds,)."""
+    groups = len(sums)
+    rounds = int(np.clip(_WEIGHTS // groups, *ROUNDS))
+    rows = max(1, _BLOCK // groups)
+    with np.errstate(invalid="ignore", over="ignore"):
+        blocks = [
+            _block(seed, start, min(rows, rounds - start), groups) @ sums for start in range(0, rounds, rows)
+        ]
+    # Evenly over its distribution: where nothing differs this weight alone decides, and noise would be seen.
+    shares = (np.random.default_rng(seed).permutation(rounds) + 0.5) / rounds
+    return np.concatenate(blocks), -np.log(shares)
+
+
+@lru_cache(maxsize=12)
+def _block(seed: int, start: int, rows: int, groups: int) -> NDArray[np.float32]:
+    """Kept for the next candidate: 8 MB each."""
+    return np.random.default_rng((seed, start)).standard_exponential((rows, groups), np.float32)
+
+
+def _figures(metric: Metric, sums: Floats) -> Floats:
+    with np.errstate(invalid="ignore"):
+        ratios = sums[:, 0] / np.maximum(sums[:, 1], 1e-12)
+    return np.array([metric.finish(ratio) for ratio in ratios.tolist()], np.float64)
+
+
+def _drops(metric: Metric, source: Floats, candidate: Floats) -> Floats:
+    with np.errstate(invalid="ignore"):
+        result: Floats = source - candidate if metric.higher_is_better else candidate - source
+    return result
+
+
+def _taken(outputs: Mapping[str, Array], chosen: NDArray[np.int64]) -> dict[str, Array]:
+    return {name: array[chosen] for name, array in outputs.items()}
