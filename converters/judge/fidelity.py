@@ -177,10 +177,11 @@ def _key(judge: OutputJudge) -> str:
 
 
 def _in_channels(judge: OutputJudge, entries: Array) -> Array:
-    """Of embeddings, whose entries stand as vectors, one row a sample."""
+    """Of embeddings, whose entries stand as vectors (V, D), channels first; in one row where they share one scale."""
     if judge.kind != "embedding":
         return entries
-    return stacked([part.reshape(1, -1) for part in entries])
+    is_split = judge.scales[0].axis is not None
+    return stacked([part.T if is_split else part.reshape(1, -1) for part in entries])
 
 
 def _of_pairs(judge: OutputJudge, candidate: Array, source: Array) -> tuple[Group, ...]:

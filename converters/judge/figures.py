@@ -98,10 +98,10 @@ def _keep_labels(_judge: OutputJudge, outputs: Sequence[Array]) -> Array:
 def _keep_answers(judge: OutputJudge, outputs: Sequence[Array]) -> Array:
     """The class of each place; where there is a NaN, the largest number of the type, which is no class."""
     values = outputs[0]
-    best = values.argmax(axis=judge.axis)
-    made = best.astype(np.min_scalar_type(values.shape[judge.axis]))
-    made[...] = np.where(np.isnan(values).any(axis=judge.axis), np.iinfo(made.dtype).max, made)
-    return _spread(made, snr.KEPT)
+    best = np.asarray(values.argmax(axis=judge.axis))
+    best = best.astype(np.min_scalar_type(values.shape[judge.axis]))
+    is_odd = np.isnan(values).any(axis=judge.axis)
+    return _spread(np.where(is_odd, np.iinfo(best.dtype.name).max, best).astype(best.dtype), snr.KEPT)
 
 
 def _keep_bits(judge: OutputJudge, outputs: Sequence[Array]) -> Array:

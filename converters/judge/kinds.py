@@ -206,14 +206,16 @@ def _default_axis(array: Array) -> int:
     return -3 if axes == 3 and class_axis((1, *shape)) == 1 else -1
 
 
+# Where probabilities may stand besides, by the number of a sample's axes: (classes, steps), (classes, height, width).
+_OTHER_AXES: Mapping[int, tuple[int, ...]] = {2: (-2,), 3: (-3,)}
+
+
 def _class_axis(array: Array) -> int | None:
     """The axis of class scores; None for what holds none."""
     if not _axes(array):
         return None
     default = _default_axis(array)
-    for axis in dict.fromkeys(
-        (default, -1, *((-3,) if _axes(array) == 3 else ()), *((-2,) if _axes(array) == 2 else ()))
-    ):
+    for axis in (default, -1, *_OTHER_AXES.get(_axes(array), ())):
         rows = _places(array, axis)
         if rows is not None and (_sums_to_one(rows) or _are_logarithms(rows)):
             return axis
@@ -229,7 +231,7 @@ def _places(array: Array, axis: int) -> Floats | None:
         else [np.moveaxis(array, axis, -1)]
     )
     widths = {part.shape[-1] for part in parts}
-    if len(widths) > 1 or min(widths) < 2:
+    if len(widths) > 1 or min(widths) < 2 or not any(part.size for part in parts):
         return None
     width = widths.pop()
     return np.concatenate([part.reshape(-1, width) for part in parts]).astype(np.float64)
@@ -285,7 +287,7 @@ def _are_measurements(rows: Floats) -> bool:
     count = moving.shape[1]
     # The mean correlation of all pairs, from the variance of their sum.
     mean = (float((moving.sum(axis=1) ** 2).mean()) - count) / (count * (count - 1))
-    return mean > TOGETHER
+    return bool(mean > TOGETHER)
 
 
 def _centred(rows: Floats) -> Floats:
@@ -346,8 +348,8 @@ def _activations(name: str, array: Array) -> OutputJudge:
     return OutputJudge((name,), "activations", (scale,), threshold=threshold, is_rare_above=is_rare_above)
 
 
-def _embedding(name: str, _array: Array) -> OutputJudge:
-    return OutputJudge((name,), "embedding", (ONE_SCALE,))
+def _embedding(name: str, array: Array) -> OutputJudge:
+    return OutputJudge((name,), "embedding", (_channels(array, -1, own=0),))
 
 
 def _values(name: str, array: Array) -> OutputJudge:

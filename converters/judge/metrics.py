@@ -153,16 +153,10 @@ def _squares(digest: Outputs, labels: Array) -> Parts:
 
 
 def _powers(digest: Outputs, labels: Array) -> Parts:
-    """Signal (what varies over the samples of each entry; of one sample, all of it) and noise of each sample."""
+    """Signal (what varies over the samples) and noise of each sample."""
     found = first(digest)
-    wanted = _fitted(labels, found).astype(np.float64)
-    values = found.astype(np.float64).reshape(len(found), -1)
-    rows = wanted.reshape(len(found), -1)
-    signal = rows - rows.mean(axis=0) if len(rows) > 1 else rows
-    # In units of the largest label: a sum of squares may not vanish because the values are small.
-    scale = float(np.abs(rows).max(initial=0.0)) or 1.0
-    parts: Parts = np.stack([((part / scale) ** 2).sum(axis=1) for part in (signal, values - rows)], axis=1)
-    return parts
+    wanted = _fitted(labels, found).astype(np.float64).reshape(len(found), -1)
+    return snr.signal_and_noise(wanted, found.astype(np.float64).reshape(len(found), -1))
 
 
 def _cosines(digest: Outputs, labels: Array) -> Parts:

@@ -37,6 +37,9 @@ LOST_DB = 3.0
 # Of channels that compete on one scale, those count as lost that reach this share of the largest range: what never
 # comes near winning may vanish in the noise of the others.
 COMPETES = 0.5
+# What is rare among them (a class of few pixels, a label of few samples) weighs nothing in their common noise. Where it is
+# seen at least so often, losing a tenth of it is told.
+RARE_EVENTS, RARE_DB = 20, 10.0
 # An entry whose variation is a smaller share of its mean does not vary: float rounding must not pass for a signal.
 CONSTANT = 1e-3
 # An entry that does not vary and is a smaller share of its channel's largest value is a zero, not a constant.
@@ -129,28 +132,37 @@ def _differs(source: Array, candidate: Array) -> bool:
 
 def powers(source: Array, candidate: Array) -> Floats:
     """Signal and noise of each sample, (N, 2), all channels together."""
-    means, is_lone = _means(source), len(source) < 2
-    rows = []
+    means, is_still = _still(source)
+    found = []
     for mine, other in zip(source, candidate, strict=True):
-        values, noise = mine.astype(np.float64), _noise(mine, other)
-        off = values if is_lone else values - means
-        rows.append((np.sum(np.where(np.isfinite(off), off, 0) ** 2), noise.sum()))
-    return np.array(rows, np.float64).reshape(-1, 2)
+        values = mine.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            signal = np.where(is_still, values, values - means)
+        found.append((np.sum(np.where(np.isfinite(values), signal, 0) ** 2), _noise(mine, other).sum()))
+    return np.array(found, np.float64).reshape(-1, 2)
 
 
-def _means(source: Array) -> Floats:
-    """Of each entry over the samples, (C, K); of each channel, (C, 1), where samples differ in shape."""
-    if is_ragged(source):
-        joined = _joined(source)
-        return _mean(joined)[..., :1]
-    total = np.zeros(source.shape[1:])
-    count = np.zeros(source.shape[1:])
-    for values in source:
-        is_finite = np.isfinite(values)
-        total += np.where(is_finite, values, 0)
-        count += is_finite
-    means: Floats = total / np.maximum(count, 1)
-    return means
+def _still(source: Array) -> tuple[Floats, NDArray[np.bool_]]:
+    """Means over the samples, and what does not vary and counts by its magnitude: of each entry, (C, K); of each channel,
+    (C, 1), where samples differ in shape.
+    """
+    values = (_joined(source) if is_ragged(source) else source).astype(np.float64)
+    means = _mean(values)
+    if len(source) < 2:
+        return means, np.ones_like(means, np.bool_)
+    is_finite = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        off = np.where(is_finite, values - means, 0.0)
+    spread = np.sqrt((off**2).sum(axis=0) / np.maximum(is_finite.sum(axis=0), 1))
+    peaks = np.abs(np.where(is_finite, values, 0.0)).max(axis=0)
+    channel = peaks.max(axis=-1, keepdims=True) if peaks.ndim else peaks
+    return means, (spread <= CONSTANT * np.abs(means)) & (peaks >= SMALL * channel) & (peaks > 0)
+
+
+def signal_and_noise(source: Floats, candidate: Floats) -> Floats:
+    """The same of plain rows (N, E), in units of the largest source value: small values may not vanish when squared."""
+    scale = float(np.abs(source).max(initial=0.0, where=np.isfinite(source))) or 1.0
+    return powers(source[:, None] / scale, candidate[:, None] / scale)
 
 
 def _noise(source: Array, candidate: Array) -> Floats:
@@ -175,16 +187,18 @@ def _mean(values: Array) -> Floats:
 
 
 class _Channels(msgspec.Struct, frozen=True):
-    """Of each channel, (C,): power, noise and range of what varies, and of what does not."""
+    """Of each channel, (C,): power, noise and range of what varies, and of what does not; `events` is the number of
+    entries that reach half the range.
+    """
 
     power: Floats
     noise: Floats
     reach: Floats
+    events: NDArray[np.int64]
     still_power: Floats
     still_noise: Floats
     still_reach: Floats
     peak: Floats
-    count: int
 
 
 def groups(name: str, scale: Scale, source: Array, candidate: Array) -> tuple[Group, ...]:
@@ -213,18 +227,15 @@ def groups(name: str, scale: Scale, source: Array, candidate: Array) -> tuple[Gr
 
 
 def _measured(source: Array, candidate: Array) -> _Channels:
-    values = source.astype(np.float64)
-    is_finite = np.isfinite(values)
-    values = np.where(is_finite, values, 0.0)
+    means, is_still = _still(source)
+    is_finite = np.isfinite(source)
+    values = np.where(is_finite, source, 0.0).astype(np.float64)
     noise = _noise(source, candidate)
-    means = _mean(source)
-    peaks = np.abs(values).max(axis=0)
-    peak = peaks.max(axis=-1)
     off = np.where(is_finite, values - means, 0.0)
-    spread = np.sqrt((off**2).sum(axis=0) / np.maximum(is_finite.sum(axis=0), 1))
-    is_still = (spread <= CONSTANT * np.abs(means)) & (peaks >= SMALL * peak[:, None]) & (peaks > 0)
     if len(source) < 2:
         off, is_still = values, np.zeros_like(is_still)
+    peaks = np.abs(values).max(axis=0)
+    reach = np.where(is_still, 0.0, np.abs(off).max(axis=0)).max(axis=-1)
 
     def summed(squares: Floats, mask: NDArray[np.bool_]) -> Floats:
         total: Floats = np.where(mask, squares.sum(axis=0), 0.0).sum(axis=-1)
@@ -233,12 +244,12 @@ def _measured(source: Array, candidate: Array) -> _Channels:
     return _Channels(
         power=summed(off**2, ~is_still),
         noise=summed(noise, ~is_still),
-        reach=np.where(is_still, 0.0, np.abs(off).max(axis=0)).max(axis=-1),
+        reach=reach,
+        events=(np.where(is_still, 0.0, np.abs(off)) >= reach[:, None] / 2).sum(axis=(0, 2)),
         still_power=summed(values**2, is_still),
         still_noise=summed(noise, is_still),
         still_reach=np.where(is_still, peaks, 0.0).max(axis=-1),
-        peak=peak,
-        count=source.shape[0] * source.shape[2],
+        peak=peaks.max(axis=-1),
     )
 
 
@@ -280,7 +291,8 @@ def _lost(name: str, channels: _Channels, members: NDArray[np.int64], *, is_shar
         if channels.reach[index] >= least
     ]
     ratio, index = min(ratios)
-    return [Group(f"{name}[{index}] (lost)", ratio)] if ratio < LOST_DB else []
+    is_known = is_shared and channels.events[index] >= RARE_EVENTS
+    return [Group(f"{name}[{index}] (lost)", ratio)] if ratio < (RARE_DB if is_known else LOST_DB) else []
 
 
 def _label(name: str, members: NDArray[np.int64], count: int) -> str:
