@@ -79,7 +79,7 @@ def _matched(ours: Floats, theirs: Floats, iou: float) -> list[bool]:
     """Whether each box, the surest first, finds a labelled one that no surer box took."""
     taken: set[int] = set()
     hits: list[bool] = []
-    overlaps = _ious(ours, theirs)
+    overlaps = ious(ours, theirs)
     for row in overlaps:
         free = [place for place in range(len(theirs)) if place not in taken and row[place] >= iou]
         if free:
@@ -88,7 +88,7 @@ def _matched(ours: Floats, theirs: Floats, iou: float) -> list[bool]:
     return hits
 
 
-def _ious(ours: Floats, theirs: Floats) -> Floats:
+def ious(ours: Floats, theirs: Floats) -> Floats:
     """Intersection over union of every pair, (ours, theirs)."""
     low = np.maximum(ours[:, None, :2], theirs[None, :, :2])
     high = np.minimum(ours[:, None, 2:], theirs[None, :, 2:])

@@ -8,15 +8,16 @@ The built-in ones look at the model's first output (`map` may look at three); a 
 `f(outputs, labels) -> float`, with an attribute `higher_is_better` (True unless it says otherwise), and sees everything.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.judge import detection, text
+from converters.judge import detection, snr, text
 from edgekit.errors import DataError, ProjectError
 from edgekit.samples import flat, is_ragged, rows
 from edgekit.selftest import answers, class_axis, recorded_answers
@@ -151,6 +152,13 @@ def _squares(digest: Outputs, labels: Array) -> Parts:
     return _shares((values - _fitted(labels, values).astype(np.float64)) ** 2)
 
 
+def _powers(digest: Outputs, labels: Array) -> Parts:
+    """Signal (what varies over the samples) and noise of each sample."""
+    found = first(digest)
+    wanted = _fitted(labels, found).astype(np.float64).reshape(len(found), -1)
+    return snr.signal_and_noise(wanted, found.astype(np.float64).reshape(len(found), -1))
+
+
 def _cosines(digest: Outputs, labels: Array) -> Parts:
     """Cosine between output and label vectors."""
     left = first(digest).reshape(len(labels), -1).astype(np.float64)
@@ -168,11 +176,14 @@ BUILT_IN: Mapping[str, Metric] = {
         Metric("top5", partial(_best, 5), _among),
         Metric("f1", _answers, whole=_f1),
         Metric("cosine", _first, _cosines, is_bounded=False),
-        Metric("rmse", _first, _squares, finish=np.sqrt, higher_is_better=False, is_bounded=False),
+        Metric("rmse", _first, _squares, finish=math.sqrt, higher_is_better=False, is_bounded=False),
+        Metric("sqnr", _first, _powers, finish=snr.of_ratio, is_bounded=False),
         Metric("map", detection.detections, whole=detection.mean_average_precision, is_bounded=False),
         Metric("agreement", _recorded_answers, _equal, by_labels=False),
     )
 }
+# What needs no labels: it can be asked of a candidate's outputs beside the source's.
+AGAINST_SOURCE = ("cosine", "rmse", "sqnr")
 # Error rates of texts, which may need an alphabet.
 _TEXT: Mapping[str, Callable[[text.Alphabet, Outputs, Array], Parts]] = {
     "cer": text.character_errors,
@@ -198,6 +209,18 @@ def built_in(name: str, alphabet: text.Alphabet = text.NO_ALPHABET) -> Metric:
             " file.py:function"
         )
     return BUILT_IN[name]
+
+
+def against_source(metric: Metric) -> Metric:
+    """The same metric with the source's outputs in place of labels. Raises: ProjectError for one that needs labels."""
+    if not metric.by_labels:
+        return metric
+    if metric.name not in AGAINST_SOURCE:
+        raise ProjectError(
+            f"metric {metric.name!r} needs labels; without any, {', '.join(AGAINST_SOURCE)} and agreement compare with"
+            " the source"
+        )
+    return replace(metric, by_labels=False)
 
 
 def users(name: str, function: Callable[..., Any]) -> Metric:

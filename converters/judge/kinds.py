@@ -1,0 +1,397 @@
+"""What each output of a model holds, told from the float source's own outputs on real samples, or by the user.
+
+Pure. Outputs are (N, *sample shape), ragged where buckets make samples differ; a sample's own batch axis of 1 is left out
+(`bare`). Of joined detector outputs, and of boxes and scores in outputs apart, one judge looks at both.
+
+Always true
+ 1. Every output is looked at by one judge; what looks like nothing known holds `values`.
+ 2. Scores are told by structure (softmax, log-softmax) where there is one. Logits have none: they must be peaked, have
+    changing winners, and look unlike measurements (neighbours alike, channels moving together, ranges far apart).
+    What is taken for logits by mistake still stands under the floor of signal to noise.
+ 3. The same outputs give the same judges, in any process.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.judge import boxes
+from converters.judge.boxes import Layout
+from converters.judge.snr import ONE_SCALE, SILENT, Scale
+from edgekit.errors import ProjectError
+from edgekit.samples import is_ragged, stacked
+from edgekit.selftest import class_axis
+from edgekit.tensors import Array
+
+Kind = Literal["labels", "scores", "map", "activations", "boxes", "embedding", "values"]
+# What each is called where it is shown.
+TITLES: Mapping[Kind, str] = {
+    "labels": "whole numbers",
+    "scores": "class scores",
+    "map": "class map",
+    "activations": "activations",
+    "boxes": "detections",
+    "embedding": "embedding",
+    "values": "values",
+}
+# Entries that are looked at to tell a kind.
+LOOKED_AT = 4_000_000
+# How far sums and norms may lie from 1: half precision.
+UNIT = 2e-3
+# The mean largest softmax probability of logits stands this far between flat (0) and certain (1).
+PEAKED = 0.25
+# Logits of one place lie closer together than this; pixels, degrees and dB do not.
+LOGIT_SPAN = 100.0
+# Channels whose ranges lie further apart do not compete on one scale.
+RANGES = 30.0
+# Neighbouring channels that are more alike than this are a signal's places, not classes, from so many channels on.
+ALIKE, ALIKE_FROM = 0.8, 16
+# Few channels that all move together are colours or coordinates, up to so many.
+TOGETHER, TOGETHER_UP_TO = 0.8, 64
+# A vector of more entries, or one whose neighbours are more alike than this, has places instead of channels.
+CHANNELS, SMOOTH, SMOOTH_FROM = 4096, 0.5, 64
+
+Floats = NDArray[np.float64]
+
+
+class OutputJudge(msgspec.Struct, frozen=True):
+    """How an output, or the outputs of a detector, are judged. `scales` stand beside `outputs`; empty where entries have
+    no fixed place (whole numbers, detections after suppression). `axis` is that of the classes or vectors, from the end.
+
+    `is_rare_above`: activations above `threshold` are rarer than those below. `is_given`: the user said so.
+    """
+
+    outputs: tuple[str, ...]
+    kind: Kind
+    scales: tuple[Scale, ...] = ()
+    axis: int = -1
+    threshold: float = 0.5
+    is_rare_above: bool = True
+    layout: Layout | None = None
+    is_given: bool = False
+
+    @property
+    def name(self) -> str:
+        return " + ".join(self.outputs)
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.kind]
+
+
+def bare(array: Array) -> Array:
+    """Without the batch axis of 1 that samples (N, 1, *shape) have of their own."""
+    if is_ragged(array):
+        return stacked([part[0] if part.ndim > 1 and part.shape[0] == 1 else part for part in array])
+    return array[:, 0] if array.ndim > 2 and array.shape[1] == 1 else array
+
+
+def infer(outputs: Mapping[str, Array], given: Mapping[str, Kind] | None = None) -> tuple[OutputJudge, ...]:
+    """A judge for every output, in the order of the outputs; `given` names the kinds that the user set.
+
+    Raises: ProjectError for an unknown output or kind, or shapes that cannot hold it.
+    """
+    given = given or {}
+    for name, kind in given.items():
+        if name not in outputs:
+            raise ProjectError(f"outputs.{name}: the model has no such output; it has {', '.join(outputs)}")
+        if kind not in TITLES:
+            raise ProjectError(f"outputs.{name}.kind: unknown kind {kind!r}; known are {', '.join(TITLES)}")
+    few = {name: _few(bare(array)) for name, array in outputs.items()}
+    judges = _detectors(few, given)
+    taken = {name for judge in judges for name in judge.outputs}
+    judges += [_single(name, array, given.get(name)) for name, array in few.items() if name not in taken]
+    order = list(outputs)
+    return tuple(sorted(judges, key=lambda judge: min(order.index(name) for name in judge.outputs)))
+
+
+def _few(array: Array) -> Array:
+    """As many samples as are looked at; two at least, since one does not vary."""
+    size = max(part.size for part in array) if is_ragged(array) else array[0].size
+    return array[: max(2, LOOKED_AT // max(size, 1))]
+
+
+def _detectors(outputs: Mapping[str, Array], given: Mapping[str, Kind]) -> list[OutputJudge]:
+    claimed = {name: outputs[name] for name in outputs if given.get(name) == "boxes"}
+    free = {name: array for name, array in outputs.items() if name not in given}
+    if not claimed:
+        found = boxes.find(free)
+        return [] if found is None else [_detector(*found)]
+    found = boxes.find(claimed) or boxes.claimed(claimed)
+    if found is None and len(claimed) == 1:
+        # Its scores may stand in an output that the user did not name.
+        found = _beside(claimed, free)
+    if found is None:
+        shapes = ", ".join(f"{name} {array.shape[1:]}" for name, array in claimed.items())
+        raise ProjectError(
+            f"outputs.{next(iter(claimed))}.kind: {shapes} cannot hold boxes; they are rows of 4 and more joined with"
+            " scores, boxes (A, 4) and scores (A, C) in two outputs, or rows of x1, y1, x2, y2, score, class"
+        )
+    left = [name for name in claimed if name not in found[0]]
+    if left:
+        raise ProjectError(
+            f"outputs.{left[0]}.kind: no boxes can be told from it; name another kind, or none"
+        )
+    return [msgspec.structs.replace(_detector(*found), is_given=True)]
+
+
+def _beside(claimed: Mapping[str, Array], free: Mapping[str, Array]) -> boxes.Found | None:
+    for name in free:
+        found = boxes.claimed({**claimed, name: free[name]})
+        if found is not None:
+            return found
+    return None
+
+
+def _detector(names: tuple[str, ...], layout: Layout) -> OutputJudge:
+    scales: Mapping[str, tuple[Scale, ...]] = {
+        "joined": (Scale(layout.axis, 4),),
+        "apart": (Scale(-1), Scale(-1, 0)),
+        "suppressed": (),
+    }
+    return OutputJudge(names, "boxes", scales[layout.style], layout=layout)
+
+
+def _single(name: str, array: Array, kind: Kind | None) -> OutputJudge:
+    found = kind or _kind(array)
+    judge = _JUDGES[found](name, array)
+    return msgspec.structs.replace(judge, is_given=kind is not None)
+
+
+def _kind(array: Array) -> Kind:
+    if _dtype(array).kind in "biu":
+        return "labels"
+    axis = _class_axis(array)
+    if axis is not None:
+        return "map" if _is_map(array) else "scores"
+    if _is_unit(array):
+        return "embedding"
+    values = _finite(array)
+    if (
+        values.size
+        and values.min() >= -1e-6
+        and values.max() <= 1 + 1e-6
+        and values.min() < 0.5 < values.max()
+    ):
+        return "activations"
+    return "values"
+
+
+def _dtype(array: Array) -> np.dtype[np.generic]:
+    return np.result_type(*array) if is_ragged(array) else array.dtype
+
+
+def _finite(array: Array) -> Array:
+    values = np.concatenate([part.ravel() for part in array]) if is_ragged(array) else array.ravel()
+    return values[np.isfinite(values)]
+
+
+def _axes(array: Array) -> int:
+    """Of a sample."""
+    return int(array[0].ndim) if is_ragged(array) else array.ndim - 1
+
+
+def _is_map(array: Array) -> bool:
+    return _axes(array) >= 3 and bool(min(array[0].shape[-2:]) > 1)
+
+
+def _default_axis(array: Array) -> int:
+    """Where classes or channels stand, from the end: of an image before or after its pixels, otherwise last."""
+    axes, shape = _axes(array), array[0].shape
+    if axes == 4:  # a volume
+        return -4 if shape[0] <= shape[-1] else -1
+    return -3 if axes == 3 and class_axis((1, *shape)) == 1 else -1
+
+
+# Where probabilities may stand besides, by the number of a sample's axes: (classes, steps), (classes, height, width).
+_OTHER_AXES: Mapping[int, tuple[int, ...]] = {2: (-2,), 3: (-3,)}
+
+
+def _class_axis(array: Array) -> int | None:
+    """The axis of class scores; None for what holds none."""
+    if not _axes(array):
+        return None
+    default = _default_axis(array)
+    for axis in (default, -1, *_OTHER_AXES.get(_axes(array), ())):
+        rows = _places(array, axis)
+        if rows is not None and (_sums_to_one(rows) or _are_logarithms(rows)):
+            return axis
+    rows = _places(array, default)
+    return default if rows is not None and not _is_unit(array) and _are_logits(rows) else None
+
+
+def _places(array: Array, axis: int) -> Floats | None:
+    """(places of all samples, channels); None where there are fewer than two channels, or samples differ in them."""
+    parts = (
+        [np.moveaxis(part, axis, -1) for part in array]
+        if is_ragged(array)
+        else [np.moveaxis(array, axis, -1)]
+    )
+    widths = {part.shape[-1] for part in parts}
+    if len(widths) > 1 or min(widths) < 2 or not any(part.size for part in parts):
+        return None
+    width = widths.pop()
+    return np.concatenate([part.reshape(-1, width) for part in parts]).astype(np.float64)
+
+
+def _sums_to_one(rows: Floats) -> bool:
+    return bool(np.all(rows >= -1e-6) and np.all(np.abs(rows.sum(axis=1) - 1) < UNIT))
+
+
+def _are_logarithms(rows: Floats) -> bool:
+    if np.isnan(rows).any() or rows.max() > 1e-3:
+        return False
+    return _sums_to_one(np.exp(rows))
+
+
+def _are_logits(rows: Floats) -> bool:
+    """Whether (places, classes) look like logits; -inf forbids a class."""
+    if np.isnan(rows).any() or np.isposinf(rows).any():
+        return False
+    is_finite = np.isfinite(rows)
+    rows = rows[is_finite.any(axis=1)]
+    if len(np.unique(rows.argmax(axis=1))) < 2:
+        return False
+    best = rows.max(axis=1, keepdims=True)
+    peak = float((1 / np.exp(rows - best).sum(axis=1)).mean())
+    flat = 1 / rows.shape[1]
+    least = np.where(np.isfinite(rows), rows, np.inf).min(axis=1)
+    return (
+        peak >= flat + PEAKED * (1 - flat)
+        and float(np.median(best[:, 0] - least)) <= LOGIT_SPAN
+        and _are_one_scale(rows)
+        and not _are_measurements(rows)
+    )
+
+
+def _are_one_scale(rows: Floats) -> bool:
+    """Whether channels that are not silent have ranges of one size."""
+    reach = np.abs(_centred(rows)).max(axis=0)
+    reach = reach[reach > SILENT * reach.max()]
+    return bool(len(reach) and reach.max() <= RANGES * reach.min())
+
+
+def _are_measurements(rows: Floats) -> bool:
+    """Whether neighbouring channels are alike, or all channels move together."""
+    width = rows.shape[1]
+    rows = _centred(rows)
+    if width >= ALIKE_FROM and _likeness(rows) > ALIKE:
+        return True
+    scale = np.sqrt((rows**2).mean(axis=0))
+    moving = rows[:, scale > 0] / scale[scale > 0]
+    if moving.shape[1] < 2 or width > TOGETHER_UP_TO:
+        return False
+    count = moving.shape[1]
+    # The mean correlation of all pairs, from the variance of their sum.
+    mean = (float((moving.sum(axis=1) ** 2).mean()) - count) / (count * (count - 1))
+    return bool(mean > TOGETHER)
+
+
+def _centred(rows: Floats) -> Floats:
+    """Less each channel's mean; what is not finite becomes 0."""
+    is_finite = np.isfinite(rows)
+    means = np.where(is_finite, rows, 0).sum(axis=0) / np.maximum(is_finite.sum(axis=0), 1)
+    with np.errstate(invalid="ignore"):
+        found: Floats = np.where(is_finite, rows - means, 0.0)
+    return found
+
+
+def _likeness(centred: Floats) -> float:
+    """Correlation of neighbouring entries along the last axis."""
+    left, right = centred[:, :-1], centred[:, 1:]
+    power = float(np.sqrt((left**2).sum() * (right**2).sum()))
+    return float((left * right).sum()) / power if power > 0 else 0.0
+
+
+def _is_unit(array: Array) -> bool:
+    """Whether vectors along the last axis have length 1; a lone entry or probabilities have not."""
+    rows = _places(array, -1) if _axes(array) else None
+    if rows is None or rows.shape[1] < 4 or not np.isfinite(rows).all():
+        return False
+    return bool(np.all(np.abs(np.linalg.norm(rows, axis=1) - 1) < UNIT))
+
+
+def _labels(name: str, _array: Array) -> OutputJudge:
+    return OutputJudge((name,), "labels")
+
+
+def _scores(kind: Literal["scores", "map"]) -> Callable[[str, Array], OutputJudge]:
+    def make(name: str, array: Array) -> OutputJudge:
+        axis = _class_axis(array) or _default_axis(array)
+        if not _axes(array) or any(part.ndim < -axis or part.shape[axis] < 2 for part in array):
+            raise ProjectError(
+                f"outputs.{name}.kind: {kind!r} needs more than one class, and samples are {array[0].shape};"
+                " 'activations' are single probabilities"
+            )
+        return OutputJudge((name,), kind, (_channels(array, axis, own=0),), axis)
+
+    return make
+
+
+def _channels(array: Array, axis: int | None, *, own: int | None) -> Scale:
+    """Channels along that axis where samples agree on them and they leave something to keep of each."""
+    if axis is None or _axes(array) < -axis:
+        return ONE_SCALE
+    widths = {part.shape[axis] for part in array}
+    return Scale(axis, own) if len(widths) == 1 and 1 < max(widths) <= CHANNELS else ONE_SCALE
+
+
+def _activations(name: str, array: Array) -> OutputJudge:
+    values = _finite(array)
+    # Somebody calls them so: logits of probabilities cross at 0.
+    threshold = 0.5 if not values.size or (values.min() >= -1e-6 and values.max() <= 1 + 1e-6) else 0.0
+    scale = _channels(array, _channel_axis(array), own=0)
+    is_rare_above = not values.size or bool(np.mean(values.astype(np.float64) > threshold) <= 0.5)
+    return OutputJudge((name,), "activations", (scale,), threshold=threshold, is_rare_above=is_rare_above)
+
+
+def _embedding(name: str, array: Array) -> OutputJudge:
+    return OutputJudge((name,), "embedding", (_channels(array, -1, own=0),))
+
+
+def _values(name: str, array: Array) -> OutputJudge:
+    return OutputJudge((name,), "values", (_channels(array, _channel_axis(array), own=None),))
+
+
+def _channel_axis(array: Array) -> int | None:
+    """The axis along which ranges differ most; None for a signal that has places only."""
+    axes = _axes(array)
+    if axes == 1:
+        rows = _places(array, -1)
+        if rows is None or rows.shape[1] > CHANNELS:
+            return None
+        is_smooth = rows.shape[1] >= SMOOTH_FROM and _likeness(_centred(rows)) > SMOOTH
+        return None if is_smooth else -1
+    default = _default_axis(array) if axes else None
+    if axes != 2:
+        return default
+    # Rows of different meaning may stand before their places: (56, 8400) of a pose detector.
+    first, last = (_unevenness(_places(array, axis)) for axis in (-2, -1))
+    return -2 if first > 2 * last + 1 else -1
+
+
+def _unevenness(rows: Floats | None) -> float:
+    """Spread of the channels' ranges, as a standard deviation of their natural logarithms."""
+    if rows is None:
+        return 0.0
+    reach = np.abs(_centred(rows)).max(axis=0)
+    reach = reach[reach > SILENT * reach.max(initial=0.0)]
+    return float(np.log(reach).std()) if len(reach) > 1 else 0.0
+
+
+def _refused(name: str, array: Array) -> OutputJudge:
+    raise ProjectError(f"outputs.{name}.kind: {array.shape[1:]} cannot hold boxes")
+
+
+_JUDGES: Mapping[Kind, Callable[[str, Array], OutputJudge]] = {
+    "labels": _labels,
+    "scores": _scores("scores"),
+    "map": _scores("map"),
+    "activations": _activations,
+    "boxes": _refused,
+    "embedding": _embedding,
+    "values": _values,
+}
