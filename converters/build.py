@@ -53,6 +53,8 @@ class Target:
     contract: Contract
     plans: tuple[Plan, ...]
     locked: LockedTarget | None
+    # Nobody said how much accuracy may be lost.
+    is_default_limit: bool = False
 
 
 @dataclass
@@ -79,6 +81,7 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
         )
         # Read everything that the user gave before the first conversion.
         bench.source, bench.metric, bench.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
+        bench.check_labels()
         host = candidates.this_host()
         targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
         done = _Build()
@@ -104,6 +107,7 @@ def _pool(bench: Workbench, options: Options) -> WorkerPool:
             bench.source.sha256,
             bench.data.fingerprint,
             bench.canonicals,
+            bench.judging.judges,
         ),
         options.jobs,
         bench.folder,
@@ -114,10 +118,11 @@ def _pool(bench: Workbench, options: Options) -> WorkerPool:
 
 
 def _target(bench: Workbench, loaded: Profile, name: str, options: Options) -> Target:
-    contract = bench.project.contract(name, loaded.budgets)
+    contract = bench.contract(name, loaded.budgets)
     plans = _plans(bench, loaded, options)
     locked = _locked(bench, Target(loaded, contract, tuple(plans), None), options)
-    return Target(loaded, contract, tuple(lock.plans(locked, plans) if locked else plans), locked)
+    is_default = bench.project.contract(name, loaded.budgets).max_accuracy_drop is None
+    return Target(loaded, contract, tuple(lock.plans(locked, plans) if locked else plans), locked, is_default)
 
 
 def _build_target(bench: Workbench, target: Target, options: Options, host: Host, done: _Build) -> None:
@@ -259,7 +264,10 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
         picked=chosen.picked or None,
         alternates=chosen.alternates,
         is_measured=host.matches(loaded),
-        notes=(*_notes(bench, loaded, chosen.budgets, host), *((lock.NOTE,) if target.locked else ())),
+        notes=(
+            *_notes(bench, loaded, chosen.budgets, host, is_default_limit=target.is_default_limit),
+            *((lock.NOTE,) if target.locked else ()),
+        ),
     )
 
 
@@ -323,10 +331,14 @@ def _ship(
     return told
 
 
-def _notes(bench: Workbench, loaded: Profile, budgets: Mapping[str, str], host: Host) -> tuple[str, ...]:
+def _notes(
+    bench: Workbench, loaded: Profile, budgets: Mapping[str, str], host: Host, *, is_default_limit: bool
+) -> tuple[str, ...]:
     """What a reader must know about the figures of this profile."""
     notes = list(dict.fromkeys(note for form in bench.canonicals for note in form.notes))
-    notes += filter(None, (bench.padding_note,))
+    notes += filter(None, (bench.padding_note, bench.judging.metric_note, bench.data.shift_note))
+    if is_default_limit:
+        notes.append(bench.default_note)
     beyond = sorted(set(host.isa) - set(loaded.isa))
     if host.matches(loaded) and beyond:
         notes.append(

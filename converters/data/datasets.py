@@ -70,7 +70,7 @@ class Datasets:
             samples = everything.take(slice(self._held_from, None))
         if len(samples) < 2 * MIN_GOLDEN:
             raise DataError(
-                f"{text or self.project.file.data.calibration}: {len(samples)} evaluation samples; a bundle's"
+                f"{self.evaluated_from}: {len(samples)} evaluation samples; a bundle's"
                 f" self-test alone needs {MIN_GOLDEN} in the judged half, {2 * MIN_GOLDEN} in all"
             )
         if self.source.state and samples.sequence is None:
@@ -79,6 +79,11 @@ class Datasets:
                 " without it every sample would meet a zero state"
             )
         return samples
+
+    @property
+    def evaluated_from(self) -> str:
+        """What the user calls the evaluation data."""
+        return self.project.file.data.evaluation or self.project.file.data.calibration
 
     @cached_property
     def shares(self) -> dict[int, float]:
@@ -123,6 +128,14 @@ class Datasets:
         return search, judged
 
     @property
+    def shift_note(self) -> str:
+        """That nothing can be corrupted, where that is so; empty otherwise."""
+        names = shifted.named(self.project.file.data.shifted)
+        if names is None or self.halves[1].shifted is not None:
+            return ""
+        return shifted.told(self.judged, names or (shifted.DEFAULT,))
+
+    @property
     def judged(self) -> Samples:
         return self.halves[1].samples
 
@@ -139,12 +152,12 @@ class Datasets:
         samples = self.judged
         count = len(samples)
         if samples.sequence is None:
-            spread = _spread(np.arange(count), GOLDEN)
+            evenly = spread(np.arange(count), GOLDEN)
             if self.source.buckets is None:
-                return spread
+                return evenly
             found = self.judged_buckets
-            own = [_spread(np.flatnonzero(found == size), OF_A_BUCKET) for size in self.source.buckets.sizes]
-            return np.unique(np.concatenate([spread, *own]))
+            own = [spread(np.flatnonzero(found == size), OF_A_BUCKET) for size in self.source.buckets.sizes]
+            return np.unique(np.concatenate([evenly, *own]))
         starts = [index for index in range(count) if samples.starts(index)]
         ends = (*starts[1:], count)
         fitting = [end for end in ends if end <= MAX_GOLDEN or end == ends[0]]
@@ -303,7 +316,7 @@ def _bytes(array: Array) -> bytes:
     return array.tobytes()
 
 
-def _spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Up to `count` of the indices, evenly spread over them."""
     chosen = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(np.int64)
     return np.unique(indices[chosen])

@@ -5,8 +5,9 @@ Pure: figures in, figures out.
 Always true
  1. A drop is met only if its upper bound is within the limit, by the rules of `converters.judge.bounds`: the same groups
     for source and candidate, whole sequences where there are any, and what was not seen counts.
- 2. Candidates judged on the same samples share the error that a bound may make: 5 % for all of them together, by
-    Bonferroni, since the fastest of those that pass is shipped, lucky or not.
+ 2. Candidates judged on the same samples share the error that a bound may make: 5 % for all of them together, since the
+    fastest of those that pass is shipped, lucky or not. The first in a line that was drawn up before anybody looked gets
+    half of it, the next half of what is left (a weighted Bonferroni correction).
  3. What the caller knows to compute the source's own function (a float32 candidate that passed the gate on its outputs)
     needs no least number of samples; its drop is judged all the same.
  4. A figure that is not finite is a miss.
@@ -46,6 +47,21 @@ POINTS = ("cer", "wer", "map", "cosine")
 Verdict = Literal["met", "missed", "undecided"]
 
 
+class Place(msgspec.Struct, frozen=True):
+    """A candidate's place in the line of those judged on the same samples, from 0; the first are the most wanted."""
+
+    index: int = 0
+    of: int = 1
+
+    @property
+    def alpha(self) -> float:
+        """Its share of `ALPHA`; all shares sum to that."""
+        return float(ALPHA / 2 ** min(self.index + 1, max(self.of - 1, 0)))
+
+
+ALONE = Place()
+
+
 class Accuracy(msgspec.Struct, frozen=True):
     """On the half that the contract is judged on; `bound` is the drop's upper 95 % bound and `low` its lower one, each
     for all `judged` candidates together. `groups` are sequences where there are any, otherwise samples. `trouble` says
@@ -61,6 +77,7 @@ class Accuracy(msgspec.Struct, frozen=True):
     groups: int = 0
     unit: Literal["samples", "sequences"] = "samples"
     judged: int = 1
+    alpha: float = ALPHA
     trouble: str = ""
 
 
@@ -106,11 +123,11 @@ def compare(
     seed: int,
     drawn: Own | None = None,
     is_searched: bool = False,
-    judged: int = 1,
+    place: Place = ALONE,
     is_same_function: bool = False,
 ) -> Accuracy:
     """Figures and bounds of two digests of the same samples; `drawn` is `resampled` of the source, where it is known.
-    `is_searched`: on the search half. `judged`: candidates that are judged on these samples, this one among them.
+    `is_searched`: on the search half. `place`: among the candidates that are judged on these samples.
 
     Raises: DataError if the labels do not fit them.
     """
@@ -122,7 +139,7 @@ def compare(
         whose = ("this candidate", theirs, candidate) if math.isfinite(ours) else ("the source", ours, source)
         told = _strange_figure(metric, *whose, labels)
         return Accuracy(
-            ours, theirs, drop, math.inf, len(labels), groups=groups, unit=unit, judged=judged, trouble=told
+            ours, theirs, drop, math.inf, len(labels), groups=groups, unit=unit, judged=place.of, trouble=told
         )
     if drawn is None:
         drawn = resampled(metric, source, labels, sequence=sequence, seed=seed, is_searched=is_searched)
@@ -134,14 +151,14 @@ def compare(
         drop,
         groups=groups,
         seed=seed,
-        alpha=ALPHA / max(judged, 1),
+        alpha=place.alpha,
         is_unseen_counted=not is_same_function,
     )
     trouble = ""
     if found.strange:
         trouble = f"{metric.name} is not a finite number on {found.strange} of {found.draws} resampled sets of {unit}"
     return Accuracy(
-        ours, theirs, drop, found.high, len(labels), found.low, groups, unit, max(judged, 1), trouble
+        ours, theirs, drop, found.high, len(labels), found.low, groups, unit, place.of, place.alpha, trouble
     )
 
 
@@ -172,7 +189,7 @@ def samples_needed(
     Of the bound's distance from the drop, what stands for the unseen shrinks with their number, the rest with its square
     root.
     """
-    floor = 0 if is_same_function else least_samples(limit, is_bounded=is_bounded, judged=accuracy.judged)
+    floor = 0 if is_same_function else least_samples(limit, is_bounded=is_bounded, alpha=accuracy.alpha)
     room = limit - accuracy.drop
     spread = accuracy.bound - accuracy.drop
     if accuracy.bound <= limit or room <= 0 or not math.isfinite(spread):
@@ -180,20 +197,20 @@ def samples_needed(
     count = accuracy.groups
     unseen = 0.0
     if is_bounded and not is_same_function:
-        unseen = min(spread, -math.log(ALPHA / max(accuracy.judged, 1)) / max(count, 1))
+        unseen = min(spread, -math.log(accuracy.alpha) / max(count, 1))
     rest = spread - unseen
     # unseen x^2 + rest x = room, where x^2 is by how much fewer they are now.
     root = rest + math.sqrt(rest * rest + 4 * unseen * room)
     return max(floor, math.ceil(count * (root / (2 * room)) ** 2))
 
 
-def least_samples(limit: float, *, is_bounded: bool, judged: int = 1) -> int:
+def least_samples(limit: float, *, is_bounded: bool, alpha: float = ALPHA) -> int:
     """Judged samples (or sequences) without which nothing is shown, however small the drop: with none of n worse, a share
     p of all escapes with a chance of (1 - p) to the power of n.
     """
     if not is_bounded or not 0 < limit < 1:
         return MIN_SAMPLES
-    return max(MIN_SAMPLES, math.ceil(math.log(ALPHA / max(judged, 1)) / math.log1p(-limit)))
+    return max(MIN_SAMPLES, math.ceil(math.log(alpha) / math.log1p(-limit)))
 
 
 def default_drop(metric: Metric, source_figure: float, scale: float = 0.0) -> tuple[float, str]:
@@ -204,7 +221,7 @@ def default_drop(metric: Metric, source_figure: float, scale: float = 0.0) -> tu
     if name == "sqnr" and not metric.by_labels:
         limit = max(source_figure - LEAST_DB, 0.0) if math.isfinite(source_figure) else 0.0
         why = f"at least {LEAST_DB:g} dB stay"
-    elif metric.is_bounded or name in POINTS or _is_share(metric, source_figure):
+    elif is_share(metric, source_figure):
         limit, why = DEFAULT_DROP, "one point"
     else:
         share = DEFAULT_SHARES.get(name, DEFAULT_SHARE)
@@ -245,8 +262,10 @@ def judge_shift(source_clean: float, there: Accuracy, metric: Metric, limit: flo
     return Shift(loss, there.drop, verdict, told, there.low, there.bound)
 
 
-def _is_share(metric: Metric, figure: float) -> bool:
-    """Whether a figure looks like a share of 1."""
+def is_share(metric: Metric, figure: float) -> bool:
+    """Whether a figure is a share of 1, so that a hundredth of it is a point."""
+    if metric.is_bounded or metric.name in POINTS:
+        return True
     return metric.higher_is_better and 0 <= figure <= 1 and metric.name not in ("rmse", "sqnr")
 
 

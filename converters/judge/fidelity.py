@@ -154,6 +154,7 @@ def as_metric(judge: OutputJudge) -> Metric:
         parts=partial(_against, judge),
         is_bounded=kind.is_bounded,
         by_labels=False,
+        looks_at=lambda _: judge.outputs,
         judge=judge,
     )
 

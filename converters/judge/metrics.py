@@ -9,7 +9,7 @@ The built-in ones look at the model's first output (`map` may look at three); a 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -36,6 +36,10 @@ def _same(value: float) -> float:
     return value
 
 
+def _the_first(names: Sequence[str]) -> Sequence[str]:
+    return names[:1]
+
+
 @dataclass(frozen=True)
 class Metric:
     """One of `parts` and `whole` is set. `parts(digest, labels)` gives each sample's share of a numerator and a
@@ -54,6 +58,11 @@ class Metric:
     higher_is_better: bool = True
     is_bounded: bool = True
     by_labels: bool = True
+    looks_at: Callable[[Sequence[str]], Sequence[str]] = _the_first
+
+    def seen(self, names: Sequence[str]) -> frozenset[str]:
+        """Which of the model's outputs it looks at; of a user's own, which it has looked at so far."""
+        return frozenset(self.looks_at(names))
 
     def score(self, outputs: Outputs, labels: Array) -> float:
         """The figure of raw outputs."""
@@ -178,7 +187,13 @@ BUILT_IN: Mapping[str, Metric] = {
         Metric("cosine", _first, _cosines, is_bounded=False),
         Metric("rmse", _first, _squares, finish=math.sqrt, higher_is_better=False, is_bounded=False),
         Metric("sqnr", _first, _powers, finish=snr.of_ratio, is_bounded=False),
-        Metric("map", detection.detections, whole=detection.mean_average_precision, is_bounded=False),
+        Metric(
+            "map",
+            detection.detections,
+            whole=detection.mean_average_precision,
+            is_bounded=False,
+            looks_at=lambda names: names[:3],
+        ),
         Metric("agreement", _recorded_answers, _equal, by_labels=False),
     )
 }
@@ -225,10 +240,11 @@ def against_source(metric: Metric) -> Metric:
 
 def users(name: str, function: Callable[..., Any]) -> Metric:
     """A user's `f(outputs, labels) -> float`."""
+    seen: set[str] = set()
 
     def whole(outputs: Outputs, labels: Array) -> float:
         try:
-            return float(function(dict(outputs), labels))
+            return float(function(_Watched(outputs, seen), labels))
         except Exception as error:
             raise ProjectError(f"{name}: the metric failed: {type(error).__name__}: {error}") from error
 
@@ -237,7 +253,35 @@ def users(name: str, function: Callable[..., Any]) -> Metric:
         whole=whole,
         higher_is_better=bool(getattr(function, "higher_is_better", True)),
         is_bounded=False,
+        # A function that nothing could be seen of may have looked at everything.
+        looks_at=lambda names: [name for name in names if name in seen] or names,
     )
+
+
+class _Watched(dict[str, Any]):
+    """A user's metric is handed a dict; which outputs it takes out of it is remembered."""
+
+    def __init__(self, outputs: Outputs, seen: set[str]) -> None:
+        super().__init__(outputs)
+        self._seen = seen
+
+    def __getitem__(self, name: str) -> Any:
+        self._seen.add(name)
+        return super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        # Overridden, so that dict(outputs) and **outputs come through `__getitem__` too (CPython).
+        return super().__iter__()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._seen.add(name)
+        return super().get(name, default)
+
+    def values(self) -> Any:
+        return (self[name] for name in super().__iter__())
+
+    def items(self) -> Any:
+        return ((name, self[name]) for name in super().__iter__())
 
 
 def _fitted(labels: Array, found: Array) -> Array:

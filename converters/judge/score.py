@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from converters.judge import accuracy
-from converters.judge.accuracy import Accuracy, Judgement, Shift
+from converters.judge.accuracy import ALONE, Accuracy, Judgement, Place, Shift
 from converters.judge.bounds import Own
 from converters.judge.metrics import Metric
+from converters.judge.outputs import OutputScore
 from edgekit.samples import Samples
 from edgekit.tensors import Array
 
@@ -48,7 +49,9 @@ class Mark:
         """The source's own figure. Raises: DataError if the labels do not fit it."""
         return self.metric.of_digest(self.digest, self.labels)
 
-    def compared(self, candidate: Digest, *, judged: int = 1, is_same_function: bool = False) -> Accuracy:
+    def compared(
+        self, candidate: Digest, *, place: Place = ALONE, is_same_function: bool = False
+    ) -> Accuracy:
         """Figures of a candidate's digest of these samples. Raises: DataError if the labels do not fit it."""
         return accuracy.compare(
             self.metric,
@@ -59,7 +62,7 @@ class Mark:
             seed=self.seed,
             drawn=self._drawn,
             is_searched=self.is_searched,
-            judged=judged,
+            place=place,
             is_same_function=is_same_function,
         )
 
@@ -91,11 +94,16 @@ class Score:
     there: Accuracy | None
     is_broken: bool
     is_kept: bool
+    outputs: tuple[OutputScore, ...] = ()
+    limit: float = 0.0
 
     @property
     def badness(self) -> float:
-        """The larger of the two losses; what is not finite is the worst."""
-        losses = (self.accuracy.drop, self.there.drop if self.there else -math.inf)
+        """The largest of the two losses and of what outputs lose, in units of the limit; what is not finite is the
+        worst.
+        """
+        worst = max((output.excess for output in self.outputs), default=0.0)
+        losses = (self.accuracy.drop, self.there.drop if self.there else -math.inf, worst * self.limit)
         return math.inf if any(math.isnan(loss) for loss in losses) else max(losses)
 
 
@@ -103,30 +111,31 @@ def score(
     against: Yardstick,
     clean: Digest,
     shifted: Digest | None,
-    limit: float | None,
+    limit: float,
     *,
-    judged: int = 1,
+    outputs: tuple[OutputScore, ...] = (),
+    place: Place = ALONE,
     is_same_function: bool = False,
 ) -> Score:
-    """Figures and verdicts of a candidate's digests on this half. `judged`: candidates that are judged on it for the
-    target, 1 where nothing is decided for good; `is_same_function`: what is known to compute as the source does.
+    """Figures and verdicts of a candidate's digests on this half. `place`: among the candidates that are
+    judged on it for the target; `is_same_function`: what is known to compute as the source does.
     """
     metric = against.clean.metric
-    if limit is None:
-        limit, _ = accuracy.default_drop(metric, against.clean.figure)
-    figures = against.clean.compared(clean, judged=judged, is_same_function=is_same_function)
+    figures = against.clean.compared(clean, place=place, is_same_function=is_same_function)
     judgement = accuracy.judge(
         figures, limit, is_bounded=metric.is_bounded, is_same_function=is_same_function
     )
-    least = accuracy.least_samples(limit, is_bounded=metric.is_bounded, judged=judged)
+    least = accuracy.least_samples(limit, is_bounded=metric.is_bounded, alpha=place.alpha)
     is_broken = judgement.verdict == "missed" or (
         judgement.verdict == "undecided" and figures.bound > limit and figures.groups >= least
     )
+    is_broken |= not all(output.holds for output in outputs)
     if against.shifted is None or shifted is None:
-        return Score(figures, judgement, None, None, is_broken, not is_broken)
+        return Score(figures, judgement, None, None, is_broken, not is_broken, outputs, limit)
     # The shift is one coarse question, and each candidate's own: its interval is not widened by their number.
     there = against.shifted.compared(shifted, is_same_function=is_same_function)
     shift = accuracy.judge_shift(against.clean.first(against.pairs), there, metric, limit)
     # What is red beyond doubt.
     is_broken |= shift.verdict == "refused" or there.low > limit
-    return Score(figures, judgement, shift, there, is_broken, not is_broken and shift.gap <= limit)
+    is_kept = not is_broken and shift.gap <= limit
+    return Score(figures, judgement, shift, there, is_broken, is_kept, outputs, limit)

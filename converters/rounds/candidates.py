@@ -9,7 +9,8 @@ from converters.backends.artifact import Artifact
 from converters.backends.shapes import open_inside
 from converters.graph import canonical
 from converters.judge import fit
-from converters.judge.accuracy import SAME, Accuracy, Judgement, Shift, Verdict
+from converters.judge.accuracy import Accuracy, Judgement, Place, Shift, Verdict
+from converters.judge.outputs import OutputScore
 from converters.judge.score import Score, score
 from converters.judge.select import Contender
 from converters.measure import latency, roofline
@@ -24,7 +25,7 @@ from converters.work.findings import Evaluated, told
 from converters.work.pool import whole
 from converters.work.workbench import Workbench
 from edgekit import detect, engines, interrupt
-from edgekit.errors import EdgeKitError
+from edgekit.errors import DataError, EdgeKitError
 from edgekit.evidence import Where
 from edgekit.manifest import Contract, EngineSpec
 from edgekit.profile import Profile
@@ -67,6 +68,8 @@ class Candidate:
     accuracy: Accuracy | None = None
     judgement: Judgement | None = None
     shift: Shift | None = None
+    # What it keeps of every output, on the judged half.
+    outputs: tuple[OutputScore, ...] = ()
     latency: Latency | None = None
     memory_mb: float | None = None
     estimate: roofline.Estimate | None = None
@@ -159,13 +162,24 @@ def _verdict(item: Candidate) -> tuple[Verdict, str]:
     """The judged half's word, with what the search half and the layers had to say about it."""
     assert item.judgement is not None
     verdict, reason = item.judgement.verdict, item.judgement.reason
-    if item.search is not None and item.search.is_broken and item.search.judgement.verdict == "missed":
-        if verdict != "missed":
-            reason = f"{reason}; on the search half {item.search.judgement.reason}"
-        verdict = "missed"
+    ruined = [output.reason for output in item.outputs if not output.holds]
+    if ruined:
+        verdict, reason = "missed", "; ".join(ruined if verdict != "missed" else (reason, *ruined))
+    objection = on_search_half(item)
+    if objection and verdict != "missed":
+        verdict, reason = "missed", f"{reason}; on the search half {objection}"
     if item.layers and item.search is not None and item.search.is_broken:
         reason = f"{reason}; worst layers: {float_layers.named(item.layers)}"
     return verdict, reason
+
+
+def on_search_half(item: Candidate) -> str:
+    """What rules a candidate out before it is judged; empty if nothing does."""
+    if item.search is None:
+        return ""
+    if item.search.judgement.verdict == "missed":
+        return item.search.judgement.reason
+    return next((output.reason for output in item.search.outputs if not output.holds), "")
 
 
 def _shift_reason(item: Candidate) -> str:
@@ -271,27 +285,44 @@ def searched(bench: Workbench, contract: Contract, item: Candidate, host: Host) 
     except Exception as error:  # noqa: BLE001  # an engine's bug costs its candidate, not the build; the reason is shown
         interrupt.check()
         return replace(item, failure=told(error))
-    found = bench.searched(item.artifact, item.plan, threads, contract.max_accuracy_drop)
+    found = bench.searched(item.artifact, item.plan, threads, limit_of(contract))
     return replace(item, search=found)
 
 
 def is_same_function(item: Candidate) -> bool:
-    """Whether a candidate is known to compute what its source does: its own file, or float32 within the parity gate."""
+    """Whether a candidate is known to compute what its source does: its own file, or float32 that keeps every output."""
     recipe = item.plan.recipe
-    return recipe.scheme == "as-is" or (recipe.precision == "fp32" and item.parity <= SAME)
+    return recipe.scheme == "as-is" or (
+        recipe.precision == "fp32" and all(output.holds for output in item.outputs)
+    )
 
 
-def scored(bench: Workbench, contract: Contract, item: Candidate, judged: int) -> Candidate:
-    """Judged on the half that nothing was chosen by; `judged` candidates of the target are, besides those known to
-    compute the same.
-    """
+def limit_of(contract: Contract) -> float:
+    """How much accuracy may be lost. A build's contracts always say: by default where the user did not."""
+    assert contract.max_accuracy_drop is not None
+    return contract.max_accuracy_drop
+
+
+def with_outputs(bench: Workbench, contract: Contract, item: Candidate) -> Candidate:
+    """With what it keeps of every output on the judged half; outputs that cannot be compared cost it."""
+    assert item.evaluated is not None
+    try:
+        found = bench.output_scores(item.plan, item.evaluated, bench.reference, limit_of(contract))
+    except DataError as error:
+        return replace(item, failure=str(error))
+    return replace(item, outputs=found)
+
+
+def scored(bench: Workbench, contract: Contract, item: Candidate, place: Place) -> Candidate:
+    """Judged on the half that nothing was chosen by, in its place among those that may err there."""
     assert item.evaluated is not None
     found = score(
         bench.yardstick,
         item.evaluated.digest,
         item.evaluated.shifted,
-        contract.max_accuracy_drop,
-        judged=judged,
+        limit_of(contract),
+        outputs=item.outputs,
+        place=place,
         is_same_function=is_same_function(item),
     )
     notes = item.notes

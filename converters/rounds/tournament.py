@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from converters.judge.accuracy import ALONE, Place
 from converters.judge.select import Ratio
 from converters.measure import latency
 from converters.measure.race import Timing
@@ -14,10 +15,12 @@ from converters.rounds.candidates import (
     estimated,
     is_same_function,
     made,
+    on_search_half,
     scored,
     searched,
     seen_alone,
     timed,
+    with_outputs,
 )
 from converters.work.workbench import Workbench
 from edgekit.errors import ToolFailedError
@@ -55,19 +58,46 @@ def judged(
     if search:
         extra, found = trials.explored(bench, profile, contract, tried, host, count=search, jobs=jobs)
         tried = [*tried, *extra]
-    judged_now = max(1, sum(item.stands and not is_same_function(item) for item in tried))
-    tried = [scored(bench, contract, item, judged_now) if item.stands else item for item in tried]
-    standing = [item for item in tried if item.stands]
-    if not standing or not host.matches(profile):
+    tried = [with_outputs(bench, contract, item) if item.stands else item for item in tried]
+    if not any(item.stands for item in tried) or not host.matches(profile):
+        tried = _judged_in_line(bench, contract, tried, _by_preference(profile, tried))
         estimates = (replace(item, estimate=estimated(bench, profile, item)) for item in tried)
         return Tournament(tuple(estimates), {}, found)
     bench.tell("measuring latency")
+    standing = [item for item in tried if item.stands]
     rivals = {item.recipe for item in standing if not _is_out(item)}
     timing = timed(bench, standing, host, rivals)
     tried = [_measured(bench, item, host, timing) for item in tried]
+    tried = _judged_in_line(bench, contract, tried, _by_time(tried))
     # Compared with each other are those that could be measured in full.
     ratios = latency.ratios({item.recipe: item.latency for item in tried if item.stands and item.latency})
     return Tournament(tuple(_with_slowness(item, tried, ratios) for item in tried), ratios, found)
+
+
+def _judged_in_line(
+    bench: Workbench, contract: Contract, tried: Sequence[Candidate], line: Sequence[Candidate]
+) -> list[Candidate]:
+    """All that stand, judged; those that may err there in the order of the line, which nothing of the judged half decided."""
+    doubtful = [item.recipe for item in line if not (_is_out(item) or is_same_function(item))]
+    places = {recipe: Place(index, len(doubtful)) for index, recipe in enumerate(doubtful)}
+    return [
+        scored(bench, contract, item, places.get(item.recipe, ALONE)) if item.stands else item
+        for item in tried
+    ]
+
+
+def _by_time(tried: Sequence[Candidate]) -> list[Candidate]:
+    return sorted(
+        (item for item in tried if item.stands),
+        key=lambda item: item.latency.p50_ms if item.latency else float("inf"),
+    )
+
+
+def _by_preference(profile: Profile, tried: Sequence[Candidate]) -> list[Candidate]:
+    engines = list(profile.engines)
+    return sorted(
+        (item for item in tried if item.stands), key=lambda item: engines.index(item.plan.recipe.engine)
+    )
 
 
 def _best_of_family(
@@ -109,9 +139,8 @@ def _measured(bench: Workbench, item: Candidate, host: Host, timing: Timing) -> 
 
 
 def _is_out(item: Candidate) -> bool:
-    """Refused already: measured for the table only."""
-    assert item.judgement is not None
-    return item.judgement.verdict == "missed" or (item.shift is not None and item.shift.verdict == "refused")
+    """Refused already: measured and judged for the table only."""
+    return bool(on_search_half(item)) or bool(item.mended) or not all(output.holds for output in item.outputs)
 
 
 def _with_slowness(

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -69,6 +69,16 @@ class DataTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 0
 
 
+class OutputTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one output is judged against the float source. `kind` says what it holds where the build takes it for
+    something else; `max_loss` is how much of its figure may be lost, `min_snr_db` its floor of signal to noise.
+    """
+
+    kind: Literal["labels", "scores", "map", "activations", "boxes", "embedding", "values"] | None = None
+    max_loss: Annotated[float, Meta(ge=0, le=1)] | None = None
+    min_snr_db: Annotated[float, Meta(ge=0, le=100)] | None = None
+
+
 class CodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`reads`: files and folders that the project's own code depends on beside installed packages, as patterns from the
     project file's folder. Naming them is a promise: as long as none changes, a build of the same is not made again.
@@ -92,6 +102,7 @@ class ProjectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: ModelTable
     targets: dict[str, ContractTable]
     inputs: dict[str, InputTable] = {}
+    outputs: dict[str, OutputTable] = {}
     state: dict[str, str] = {}
     preprocess: dict[str, tuple[dict[str, Any], ...]] = {}
     postprocess: tuple[dict[str, Any], ...] = ()
@@ -192,6 +203,7 @@ _TABLES: Mapping[str, type[msgspec.Struct]] = {
     "code": CodeTable,
     "contract": ContractTable,
     "inputs": InputTable,
+    "outputs": OutputTable,
     "targets": ContractTable,
 }
 

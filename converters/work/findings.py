@@ -17,13 +17,14 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What is kept of a model's outputs on one half: the metric's digest of it and of its shifted samples, and (of the
-    judged half) the golden samples' whole outputs, (N, *shape).
+    """What is kept of a model's outputs on one half: the metric's digest of it and of its shifted samples, what the judges
+    of its outputs keep of them, and (of the judged half) the golden samples' whole outputs, (N, *shape).
     """
 
     digest: dict[str, Array]
     shifted: dict[str, Array] | None
     golden: dict[str, Array]
+    outputs: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from converters.graph.canonical import Canonical
+from converters.judge.kinds import OutputJudge
 from converters.keep.artifacts import Cache
 from converters.recipes.recipes import Plan
 from converters.source.project import Project
@@ -53,6 +54,7 @@ class Opening:
     sha256: str
     calibration: str
     canonicals: tuple[Canonical, ...]
+    judges: tuple[OutputJudge, ...]
 
 
 @dataclass(frozen=True)

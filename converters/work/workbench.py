@@ -22,14 +22,15 @@ from converters.backends import Prepared
 from converters.backends.artifact import Artifact, copied
 from converters.backends.buckets import gathered
 from converters.backends.litert import vela
-from converters.data.datasets import Datasets
+from converters.data.datasets import Datasets, spread
 from converters.data.halves import Half
 from converters.graph import canonical
 from converters.graph.canonical import Canonical
-from converters.judge import metrics, padding
-from converters.judge.metrics import Metric
+from converters.judge import accuracy, outputs, padding, sense, snr
+from converters.judge.kinds import OutputJudge
+from converters.judge.metrics import Metric, first
+from converters.judge.outputs import OutputScore
 from converters.judge.score import Mark, Score, Yardstick, score
-from converters.judge.text import NO_ALPHABET, Alphabet, read_alphabet
 from converters.keep.artifacts import Cache, key
 from converters.quantize.sensitivity import LayerError
 from converters.recipes.recipes import Plan
@@ -41,11 +42,13 @@ from converters.source.source import Source
 from converters.source.work import Work, work
 from converters.work.findings import Evaluated, Findings, once
 from converters.work.forms import Forms
+from converters.work.judging import Judging
 from converters.work.pool import Order, PoolUnfitError, WorkerPool
 from edgekit import __version__, engines
 from edgekit.engines import Model
-from edgekit.errors import ManifestError, ProjectError, SourceError
-from edgekit.manifest import EngineSpec, Option
+from edgekit.errors import DataError, ManifestError, ProjectError, SourceError
+from edgekit.manifest import Contract, EngineSpec, Option
+from edgekit.profile import Budgets
 from edgekit.samples import Samples, is_ragged, stacked
 from edgekit.selftest import iter_samples
 from edgekit.tensors import Array
@@ -68,6 +71,8 @@ class Workbench:
     pool: WorkerPool | None = None
     # The source in canonical ONNX, of each bucket if it has some, where another process has brought it into that form.
     canonical_forms: tuple[Canonical, ...] = ()
+    # How its outputs are judged, likewise.
+    known_judges: tuple[OutputJudge, ...] = ()
 
     @cached_property
     def source(self) -> Source:
@@ -80,13 +85,12 @@ class Workbench:
         return Datasets(self.project, self.source, self.gate)
 
     @cached_property
+    def judging(self) -> Judging:
+        return Judging(self.project, self.source, self.data, self.gate, self.known_judges)
+
+    @property
     def metric(self) -> Metric:
-        name = self.project.file.data.metric
-        if code.is_reference(name):
-            return metrics.users(name, code.load(name, self.project.folder, "the metric", self.gate))
-        if name:
-            return metrics.built_in(name, self._alphabet)
-        return metrics.built_in("top1" if self.data.evaluation.labels is not None else "agreement")
+        return self.judging.metric
 
     @property
     def prepared(self) -> Prepared:
@@ -128,6 +132,38 @@ class Workbench:
         """What the judged outputs are scored against: labels, or the source's answers."""
         return self._wanted(self.data.judged, lambda: self.reference.digest)
 
+    def check_labels(self) -> None:
+        """Raises: DataError where the source itself can make nothing of the labels."""
+        found = sense.objection(
+            self.metric,
+            self.reference.digest,
+            self.labels,
+            self.data.judged.sequence,
+            classes=self.judging.classes,
+        )
+        if found:
+            raise DataError(f"{self.data.evaluated_from}: {found}")
+
+    def contract(self, target: str, budgets: Budgets) -> Contract:
+        """A target's limits; where nobody gave one, the accuracy that may be lost is the metric's default."""
+        own = self.project.contract(target, budgets)
+        if own.max_accuracy_drop is not None:
+            return own
+        return structs.replace(own, max_accuracy_drop=self._default_limit[0])
+
+    @property
+    def default_note(self) -> str:
+        return self._default_limit[1]
+
+    @cached_property
+    def _default_limit(self) -> tuple[float, str]:
+        guess = (
+            sense.best_guess(self.metric, self.reference.digest, self.labels)
+            if self.metric.by_labels
+            else None
+        )
+        return accuracy.default_drop(self.metric, self.yardstick.clean.figure, guess.figure if guess else 0.0)
+
     @cached_property
     def padding_note(self) -> str:
         """Empty without buckets or labels: answers of other shapes cannot be compared."""
@@ -148,13 +184,27 @@ class Workbench:
     @cached_property
     def search_yardstick(self) -> Yardstick:
         """What the search half is scored against."""
-        half = self.data.halves[0]
-        return self._yardstick(half, self._run_half(self.source.reference, half), is_searched=True)
+        return self._yardstick(self.data.halves[0], self.search_reference, is_searched=True)
 
-    def searched(self, artifact: Artifact, plan: Plan, threads: int, limit: float | None) -> Score:
+    @cached_property
+    def search_reference(self) -> Evaluated:
+        """The source's own outputs on the search half."""
+        return self._run_half(self.source.reference, self.data.halves[0])
+
+    def searched(self, artifact: Artifact, plan: Plan, threads: int, limit: float) -> Score:
         """A candidate's figures on the search half. Raises: EngineError."""
         found = self.search(artifact, plan, threads)
-        return score(self.search_yardstick, found.digest, found.shifted, limit)
+        kept = self.output_scores(plan, found, self.search_reference, limit)
+        return score(self.search_yardstick, found.digest, found.shifted, limit, outputs=kept)
+
+    def output_scores(
+        self, plan: Plan, found: Evaluated, source: Evaluated, limit: float
+    ) -> tuple[OutputScore, ...]:
+        """What a candidate keeps of every output. Raises: DataError."""
+        rules = self.judging.rules(limit, self.yardstick.clean.figure)
+        return outputs.scores(
+            rules, found.outputs, source.outputs, is_float32=plan.recipe.precision == "fp32"
+        )
 
     def _yardstick(self, half: Half, source: Evaluated, *, is_searched: bool) -> Yardstick:
         def mark(samples: Samples, digest: Mapping[str, Array]) -> Mark:
@@ -167,18 +217,13 @@ class Workbench:
     def _wanted(self, samples: Samples, source: Callable[[], Mapping[str, Array]]) -> Array:
         """Raises: ProjectError where there should be labels and are none."""
         if not self.metric.by_labels:
-            return metrics.first(source())
+            return first(source())
         if samples.labels is None:
             raise ProjectError(
                 f"{self.project.where}: data.metric {self.metric.name!r} needs labels, and the evaluation data (or the"
                 " shifted data) has none; add them, or use metric = 'agreement'"
             )
         return np.asarray(samples.labels)
-
-    @property
-    def _alphabet(self) -> Alphabet:
-        path = self.project.file.data.alphabet
-        return read_alphabet(self.project.folder / path) if path else NO_ALPHABET
 
     def artifact_key(self, plan: Plan) -> dict[str, object]:
         """Everything that decides the artifact's bytes."""
@@ -378,20 +423,33 @@ class Workbench:
         )
 
     def _run_half(self, model: Model, half: Half, golden: list[dict[str, Array]] | None = None) -> Evaluated:
-        digest = self.digest(model, half.samples, golden)
-        return Evaluated(digest, None if half.shifted is None else self.digest(model, half.shifted), {})
+        kept: dict[str, list[Array]] = {}
+        digest = self.digest(model, half.samples, golden, kept)
+        shifted = None if half.shifted is None else self.digest(model, half.shifted)
+        return Evaluated(digest, shifted, {}, {name: stacked(arrays) for name, arrays in kept.items()})
 
     def digest(
-        self, model: Model, samples: Samples, golden: list[dict[str, Array]] | None = None
+        self,
+        model: Model,
+        samples: Samples,
+        golden: list[dict[str, Array]] | None = None,
+        judged: dict[str, list[Array]] | None = None,
     ) -> dict[str, Array]:
-        """The metric's digest of every sample, one by one; whole outputs of the golden ones go into `golden`."""
+        """The metric's digest of every sample, one by one; whole outputs of the golden ones go into `golden`, what the
+        judges of outputs keep into `judged`.
+        """
         kept = set() if golden is None else set(self.data.golden.tolist())
+        measured = set(spread(np.arange(len(samples)), snr.SAMPLES).tolist())
         parts: dict[str, list[Array]] = {}
         pieces = (self.source.admitted, self.source.state, self.project.preprocess)
-        for index, (outputs, _) in enumerate(iter_samples(model.run, *pieces, samples)):
+        for index, (made, _) in enumerate(iter_samples(model.run, *pieces, samples)):
             if golden is not None and index in kept:
-                golden.append(outputs)
-            digest = self.metric.digest({name: array[None] for name, array in outputs.items()})
+                golden.append(made)
+            one = {name: array[None] for name, array in made.items()}
+            if judged is not None:
+                for name, array in self.judging.kept(one, with_entries=index in measured).items():
+                    judged.setdefault(name, []).append(np.array(array[0]))
+            digest = self.metric.digest(one)
             for name, array in digest.items():
                 # A copy: a view would keep the whole output alive.
                 parts.setdefault(name, []).append(np.array(array[0]))

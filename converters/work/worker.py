@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> None:
         Path(arguments[1]),
         lambda text: connection.send(Told(text)),
         canonical_forms=opening.canonicals,
+        known_judges=opening.judges,
     )
     objection = _objection(bench, opening)
     connection.send(Opened(objection))
