@@ -7,7 +7,7 @@ Always true
     for source and candidate, whole sequences where there are any, and what was not seen counts.
  2. Candidates judged on the same samples share the error that a bound may make: 5 % for all of them together, since the
     fastest of those that pass is shipped, lucky or not. The first in a line that was drawn up before anybody looked gets
-    half of it, the next half of what is left (a weighted Bonferroni correction).
+    half of it, the others share the rest (a weighted Bonferroni correction).
  3. What the caller knows to compute the source's own function (a float32 candidate that passed the gate on its outputs)
     needs no least number of samples; its drop is judged all the same.
  4. A figure that is not finite is a miss.
@@ -56,7 +56,9 @@ class Place(msgspec.Struct, frozen=True):
     @property
     def alpha(self) -> float:
         """Its share of `ALPHA`; all shares sum to that."""
-        return float(ALPHA / 2 ** min(self.index + 1, max(self.of - 1, 0)))
+        if self.of < 2:
+            return ALPHA
+        return ALPHA / 2 if self.index == 0 else ALPHA / 2 / (self.of - 1)
 
 
 ALONE = Place()

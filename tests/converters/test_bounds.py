@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import beta
 
 from converters.judge import accuracy, metrics, text
+from converters.judge.accuracy import Place
 
 TOP1 = metrics.BUILT_IN["top1"]
 ALPHA = 0.05
@@ -26,13 +27,20 @@ def compared(worse, count, better=0, metric=TOP1, **options):
     return accuracy.compare(metric, answers(source), answers(candidate), labels, **options)
 
 
-@pytest.mark.parametrize("judged", [1, 4, 8])
+@pytest.mark.parametrize("place", [Place(), Place(0, 4), Place(3, 4), Place(7, 8)])
 @pytest.mark.parametrize("worse", [0, 1, 2, 5, 20])
 @pytest.mark.parametrize("count", [60, 300, 1000, 3000])
-def test_the_bound_of_flips_is_clopper_and_pearsons(count, worse, judged):
-    exact = beta.ppf(1 - ALPHA / judged, worse + 1, count - worse)
-    # One part in twelve is the noise of the draws that lie beyond .05 / 8 of them.
-    assert compared(worse, count, judged=judged).bound == pytest.approx(exact, rel=0.08)
+def test_the_bound_of_flips_is_clopper_and_pearsons(count, worse, place):
+    exact = beta.ppf(1 - place.alpha, worse + 1, count - worse)
+    # One part in ten is the noise of the draws that lie beyond .05 / 14 of them.
+    assert compared(worse, count, place=place).bound == pytest.approx(exact, rel=0.1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_all_places_of_a_line_share_one_error_and_the_first_gets_most(count):
+    shares = [Place(index, count).alpha for index in range(count)]
+    assert sum(shares) == pytest.approx(ALPHA)
+    assert shares == sorted(shares, reverse=True)
 
 
 def test_helpful_flips_lower_the_drop_but_widen_its_interval():
@@ -43,13 +51,15 @@ def test_helpful_flips_lower_the_drop_but_widen_its_interval():
 
 
 def test_many_candidates_judged_on_one_half_need_more_samples_each():
-    one, eight = (compared(0, 400, judged=judged) for judged in (1, 8))
+    one, eight = (compared(0, 400, place=place) for place in (Place(), Place(7, 8)))
     assert accuracy.judge(one, 0.01, is_bounded=True).verdict == "met"
     found = accuracy.judge(eight, 0.01, is_bounded=True)
     assert found.verdict == "undecided"
     assert "for all 8 judged" in found.reason
-    assert "about 505" in found.reason
-    assert accuracy.judge(compared(0, 510, judged=8), 0.01, is_bounded=True).verdict == "met"
+    assert "about 561" in found.reason
+    assert accuracy.judge(compared(0, 570, place=Place(7, 8)), 0.01, is_bounded=True).verdict == "met"
+    # The first in the line needs fewer.
+    assert accuracy.judge(compared(0, 400, place=Place(0, 8)), 0.01, is_bounded=True).verdict == "met"
 
 
 def test_a_sequence_counts_as_one_sample():
