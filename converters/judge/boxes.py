@@ -254,9 +254,12 @@ def detections(layout: Layout, parts: Sequence[Array]) -> Floats:
 def _rows_of(layout: Layout, parts: Sequence[Floats]) -> Floats:
     """Every place's best class, (A, 6)."""
     if layout.style == "suppressed":
-        if len(parts) == 1:
-            return parts[0].reshape(-1, 6)
-        return np.concatenate([parts[0].reshape(-1, 4), *(part.reshape(-1, 1) for part in parts[1:])], axis=1)
+        widths = (6,) if len(parts) == 1 else (4, 1, 1)
+        rows = np.concatenate(
+            [part.reshape(-1, width) for part, width in zip(parts, widths, strict=True)], axis=1
+        )
+        # A class is a number that some engines give as a float.
+        return np.concatenate([rows[:, :5], np.rint(rows[:, 5:])], axis=1)
     if layout.style == "joined":
         table = np.moveaxis(parts[0], layout.axis, -1).reshape(-1, parts[0].shape[layout.axis])
         boxes, scores = table[:, :4], table[:, 4:]

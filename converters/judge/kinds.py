@@ -268,10 +268,9 @@ def _are_logits(rows: Floats) -> bool:
 
 
 def _are_one_scale(rows: Floats) -> bool:
-    """Whether channels that are not silent have ranges of one size."""
-    reach = np.abs(_centred(rows)).max(axis=0)
-    reach = reach[reach > SILENT * reach.max()]
-    return bool(len(reach) and reach.max() <= RANGES * reach.min())
+    """Whether all channels vary, with ranges of one size; a class that is always forbidden is none."""
+    reach = np.abs(_centred(rows)).max(axis=0)[np.isfinite(rows).any(axis=0)]
+    return bool(len(reach) > 1 and reach.max() <= RANGES * reach.min())
 
 
 def _are_measurements(rows: Floats) -> bool:
