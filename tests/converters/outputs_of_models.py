@@ -6,6 +6,7 @@ table: at which step each damage turns the verdict.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -186,6 +187,19 @@ class Case:
     damaged: str
     axis: int | None = None
     events: Callable | None = None
+
+    @cached_property
+    def judges(self):
+        return kinds.infer(self.outputs)
+
+    @cached_property
+    def digest(self):
+        return digests(self.judges, self.outputs)
+
+    def after(self, damage, step):
+        """What is found of the damaged outputs."""
+        other = digests(self.judges, damaged(self, damage, step))
+        return [fidelity.judged(judge, other, self.digest) for judge in self.judges]
 
 
 def _single(array, kind, axis=None, events=None):
@@ -404,13 +418,12 @@ def damaged(case, damage, step):
 def rows() -> Iterator[tuple[str, Case, Damage, object, list]]:
     """Case, damage, the first step that turns the verdict (None: none does), and what was found there."""
     for name, case in cases().items():
-        judges = kinds.infer(case.outputs)
         for damage in DAMAGES:
             if not damage.fits(case, case.outputs[case.damaged]):
                 continue
             found = []
             for step in damage.steps:
-                found = findings(case.outputs, damaged(case, damage, step), judges)
+                found = case.after(damage, step)
                 if turns(found):
                     yield name, case, damage, step, found
                     break
