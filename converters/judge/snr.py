@@ -66,7 +66,7 @@ ONE_SCALE = Scale()
 
 class Group(msgspec.Struct, frozen=True):
     """Channels measured together: `label` names output and channels, `snr_db` lies within +-`CAP_DB`. `bad_sample` is
-    the first one with a non-finite value where the source has none, or the other way round.
+    the first one (of those whose entries are given) with a non-finite value where the source has none, or the other way round.
     """
 
     label: str

@@ -216,6 +216,9 @@ def cases():
         "class map": _single(class_map(), "map", -3, without_spots),
         "boxes and scores joined": _single(joined(), "boxes", -2, without_detections),
         "boxes and scores apart": Case({"b": boxes[:, None], "s": scores[:, None]}, ("boxes",), "b", -1),
+        "scores beside boxes": Case(
+            {"b": boxes[:, None], "s": scores[:, None]}, ("boxes",), "s", -1, without_scores
+        ),
         "detections after suppression": _single(suppressed(), "boxes", -1, without_rows),
         "sparse activations": _single(sparse(), "activations", -1, without_active),
         "a single probability": _single(probability(), "activations", None, without_active),
@@ -267,6 +270,12 @@ def without_detections(array, share, r):
     found = array.copy()
     for index in r.permutation(N)[: max(1, round(share * N))]:
         found[index, 0, 4:] *= 0.1
+    return found
+
+
+def without_scores(array, share, r):
+    found = array.copy()
+    found[r.permutation(N)[: max(1, round(share * N))]] *= 0.1
     return found
 
 
