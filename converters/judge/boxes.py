@@ -32,8 +32,10 @@ LOOKED_AT = 1000
 # What a model must show before it is taken for a detector: places, and the share of them with a proper box.
 LEAST_PLACES = 16
 PROPER = 0.99
-# Boxes are this many times larger than scores, in range or (where both lie within 0 to 1) on average.
+# Boxes are this many times larger than scores can be or, where both lie within 0 to 1, than scores are on average.
 LARGER = 4.0
+# The surest score is at least this, and boxes within 0 to 1 have sides of this on average.
+LEAST_SEEN, LEAST_SIDE = 0.05, 0.01
 PAD = -1.0
 
 Floats = NDArray[np.float64]
@@ -151,8 +153,13 @@ def _joined(outputs: Mapping[str, Array]) -> Iterator[Found]:
             if table.ndim != 3 or table.shape[-1] < 5 or table.shape[1] < LEAST_PLACES:
                 continue
             boxes, scores = table[..., :4].astype(np.float64), table[..., 4:].astype(np.float64)
-            if _look_like(boxes, scores):
+            if not _are_probabilities(table) and _look_like(boxes, scores):
                 yield (name,), Layout("joined", _form(boxes), axis, _has_objectness(scores))
+
+
+def _are_probabilities(table: Array) -> bool:
+    """Whether either axis of (N, A, rows) sums to 1: classes of a sequence, of which there may be thousands."""
+    return any(np.allclose(table.sum(axis=axis, dtype=np.float64), 1, atol=2e-3) for axis in (1, 2))
 
 
 def _turned(array: Array, axis: int) -> Array:
@@ -183,18 +190,19 @@ def _look_like(boxes: Floats, scores: Floats) -> bool:
     """Whether (N, A, 4) may be boxes and (N, A, C) their scores."""
     if not boxes.size or not scores.size or not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         return False
-    if scores.min() < 0 or scores.max() > 1 or scores.max() <= 0 or scores.max() == scores.min():
+    if scores.min() < 0 or not LEAST_SEEN <= scores.max() <= 1:
         return False
     flat = boxes.reshape(-1, 4)
     is_proper = max(np.mean(_are_corners(flat)), np.mean(np.all(flat[:, 2:] > 0, axis=1))) >= PROPER
     if not is_proper or not all(np.ptp(flat[:, row]) > 0 for row in range(4)):
         return False
-    if np.abs(flat).max(axis=0).min() >= LARGER * scores.max():
+    if np.abs(flat).max(axis=0).min() >= LARGER:
         return True
     # Both within 0 to 1: boxes lie inside the image, and most places hold nothing.
     corners = as_corners(flat, _form(boxes))
     is_inside = np.mean(np.all((corners >= -0.1) & (corners <= 1.1), axis=1)) >= PROPER
-    return bool(is_inside and np.abs(flat).mean(axis=0).min() >= LARGER * scores.mean())
+    is_large = np.abs(flat).mean(axis=0).min() >= max(LARGER * scores.mean(), LEAST_SIDE)
+    return bool(is_inside and is_large)
 
 
 def _are_corners(boxes: Floats) -> NDArray[np.bool_]:
@@ -254,9 +262,12 @@ def detections(layout: Layout, parts: Sequence[Array]) -> Floats:
 def _rows_of(layout: Layout, parts: Sequence[Floats]) -> Floats:
     """Every place's best class, (A, 6)."""
     if layout.style == "suppressed":
-        if len(parts) == 1:
-            return parts[0].reshape(-1, 6)
-        return np.concatenate([parts[0].reshape(-1, 4), *(part.reshape(-1, 1) for part in parts[1:])], axis=1)
+        widths = (6,) if len(parts) == 1 else (4, 1, 1)
+        rows = np.concatenate(
+            [part.reshape(-1, width) for part, width in zip(parts, widths, strict=True)], axis=1
+        )
+        # A class is a number that some engines give as a float.
+        return np.concatenate([rows[:, :5], np.rint(rows[:, 5:])], axis=1)
     if layout.style == "joined":
         table = np.moveaxis(parts[0], layout.axis, -1).reshape(-1, parts[0].shape[layout.axis])
         boxes, scores = table[:, :4], table[:, 4:]

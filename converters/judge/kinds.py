@@ -248,30 +248,30 @@ def _are_logarithms(rows: Floats) -> bool:
 
 
 def _are_logits(rows: Floats) -> bool:
-    """Whether (places, classes) look like logits; -inf forbids a class."""
+    """Whether (places, classes) look like logits. -inf forbids a class, which is done to nothing but logits."""
     if np.isnan(rows).any() or np.isposinf(rows).any():
         return False
     is_finite = np.isfinite(rows)
     rows = rows[is_finite.any(axis=1)]
     if len(np.unique(rows.argmax(axis=1))) < 2:
         return False
+    if not is_finite.all():
+        return True
     best = rows.max(axis=1, keepdims=True)
     peak = float((1 / np.exp(rows - best).sum(axis=1)).mean())
     flat = 1 / rows.shape[1]
-    least = np.where(np.isfinite(rows), rows, np.inf).min(axis=1)
     return (
         peak >= flat + PEAKED * (1 - flat)
-        and float(np.median(best[:, 0] - least)) <= LOGIT_SPAN
+        and float(np.median(best[:, 0] - rows.min(axis=1))) <= LOGIT_SPAN
         and _are_one_scale(rows)
         and not _are_measurements(rows)
     )
 
 
 def _are_one_scale(rows: Floats) -> bool:
-    """Whether channels that are not silent have ranges of one size."""
-    reach = np.abs(_centred(rows)).max(axis=0)
-    reach = reach[reach > SILENT * reach.max()]
-    return bool(len(reach) and reach.max() <= RANGES * reach.min())
+    """Whether all channels vary, with ranges of one size; a class that is always forbidden is none."""
+    reach = np.abs(_centred(rows)).max(axis=0)[np.isfinite(rows).any(axis=0)]
+    return bool(len(reach) > 1 and reach.max() <= RANGES * reach.min())
 
 
 def _are_measurements(rows: Floats) -> bool:
@@ -370,7 +370,7 @@ def _channel_axis(array: Array) -> int | None:
         return default
     # Rows of different meaning may stand before their places: (56, 8400) of a pose detector.
     first, last = (_unevenness(_places(array, axis)) for axis in (-2, -1))
-    return -2 if first > 2 * last + 1 else -1
+    return -2 if first > 2 * last + 0.5 else -1
 
 
 def _unevenness(rows: Floats | None) -> float:

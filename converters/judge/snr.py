@@ -66,7 +66,7 @@ ONE_SCALE = Scale()
 
 class Group(msgspec.Struct, frozen=True):
     """Channels measured together: `label` names output and channels, `snr_db` lies within +-`CAP_DB`. `bad_sample` is
-    the first one with a non-finite value where the source has none, or the other way round.
+    the first one (of those whose entries are given) with a non-finite value where the source has none, or the other way round.
     """
 
     label: str
@@ -285,14 +285,13 @@ def _lost(name: str, channels: _Channels, members: NDArray[np.int64], *, is_shar
     if len(members) < 2:
         return []
     least = COMPETES * channels.reach[members].max() if is_shared else 0.0
-    ratios = [
-        (decibel(float(channels.power[index]), float(channels.noise[index])), int(index))
-        for index in members
-        if channels.reach[index] >= least
-    ]
-    ratio, index = min(ratios)
-    is_known = is_shared and channels.events[index] >= RARE_EVENTS
-    return [Group(f"{name}[{index}] (lost)", ratio)] if ratio < (RARE_DB if is_known else LOST_DB) else []
+    ratios: list[tuple[float, int]] = []
+    for index in members.tolist():
+        ratio = decibel(float(channels.power[index]), float(channels.noise[index]))
+        is_known = is_shared and channels.events[index] >= RARE_EVENTS
+        if channels.reach[index] >= least and ratio < (RARE_DB if is_known else LOST_DB):
+            ratios.append((ratio, index))
+    return [Group(f"{name}[{index}] (lost)", ratio) for ratio, index in sorted(ratios)[:1]]
 
 
 def _label(name: str, members: NDArray[np.int64], count: int) -> str:

@@ -6,6 +6,7 @@ table: at which step each damage turns the verdict.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -85,8 +86,8 @@ def suppressed(seed=5):
         count = r.integers(2, 9)
         cells = r.choice(25, count, replace=False)
         centres = np.stack([cells % 5, cells // 5], axis=-1) * 60 + r.uniform(25, 35, (count, 2))
-        rows = np.concatenate([corners(np.concatenate([centres, r.uniform(30, 55, (count, 2))], axis=-1))], axis=-1)
-        made[index, 0, :count, :4] = rows
+        sizes = r.uniform(30, 55, (count, 2))
+        made[index, 0, :count, :4] = corners(np.concatenate([centres, sizes], axis=-1))
         made[index, 0, :count, 4] = np.sort(r.uniform(0.4, 0.95, count))[::-1]
         made[index, 0, :count, 5] = r.integers(0, 4, count)
     return _f32(made)
@@ -130,7 +131,10 @@ def audio(seed=11):
     r = np.random.default_rng(seed)
     time = np.arange(2000) / 8000
     waves = [
-        sum(a * np.sin(2 * np.pi * f * time + p) for f, a, p in zip(*r.uniform(0.1, 1, (3, 4)) * [[900], [0.3], [6]], strict=True))
+        sum(
+            a * np.sin(2 * np.pi * f * time + p)
+            for f, a, p in zip(*r.uniform(0.1, 1, (3, 4)) * [[900], [0.3], [6]], strict=True)
+        )
         for _ in range(N)
     ]
     return _f32(np.stack(waves)[:, None])
@@ -152,8 +156,7 @@ def uneven(seed=14):
 
 def masked_logits(seed=15):
     found = logits(12, seed)
-    is_forbidden = np.random.default_rng(seed).random(found.shape) < 0.3
-    is_forbidden[..., 0] = False
+    is_forbidden = (np.random.default_rng(seed).random(found.shape) < 0.3) & (found < 6)
     return np.where(is_forbidden, -np.inf, found).astype(np.float32)
 
 
@@ -184,19 +187,23 @@ class Case:
     damaged: str
     axis: int | None = None
     events: Callable | None = None
-    embeds: bool = False
+
+    @cached_property
+    def judges(self):
+        return kinds.infer(self.outputs)
+
+    @cached_property
+    def digest(self):
+        return digests(self.judges, self.outputs)
+
+    def after(self, damage, step):
+        """What is found of the damaged outputs."""
+        other = digests(self.judges, damaged(self, damage, step))
+        return [fidelity.judged(judge, other, self.digest) for judge in self.judges]
 
 
-def _single(array, kind, axis=None, events=None, **more):
-    return Case({"y": array}, (kind,), "y", axis, events, **more)
-
-
-def _on(array):
-    return np.argwhere(array > 0.5)
-
-
-def _spots(array):
-    return np.argwhere(np.moveaxis(array[:, 0].argmax(1) == 4, 0, 0))
+def _single(array, kind, axis=None, events=None):
+    return Case({"y": array}, (kind,), "y", axis, events)
 
 
 def cases():
@@ -209,7 +216,10 @@ def cases():
         "class map": _single(class_map(), "map", -3, without_spots),
         "boxes and scores joined": _single(joined(), "boxes", -2, without_detections),
         "boxes and scores apart": Case({"b": boxes[:, None], "s": scores[:, None]}, ("boxes",), "b", -1),
-        "detections after suppression": _single(suppressed(), "boxes", None, without_rows),
+        "scores beside boxes": Case(
+            {"b": boxes[:, None], "s": scores[:, None]}, ("boxes",), "s", -1, without_scores
+        ),
+        "detections after suppression": _single(suppressed(), "boxes", -1, without_rows),
         "sparse activations": _single(sparse(), "activations", -1, without_active),
         "a single probability": _single(probability(), "activations", None, without_active),
         "embedding": _single(embedding(), "embedding", -1),
@@ -263,6 +273,12 @@ def without_detections(array, share, r):
     return found
 
 
+def without_scores(array, share, r):
+    found = array.copy()
+    found[r.permutation(N)[: max(1, round(share * N))]] *= 0.1
+    return found
+
+
 def without_rows(array, share, r):
     found = array.copy()
     places = np.argwhere(array[..., 4] > 0)
@@ -272,19 +288,18 @@ def without_rows(array, share, r):
 
 
 def noise(case, array, step, r):
-    """Of each channel's own variation (all of the output's where it has none), at so many dB below it."""
-    if array.dtype.kind == "i":
-        is_hit = r.random(array.shape) < 10 ** (-step / 20)
-        return np.where(is_hit, array + 1, array)
-    parts = []
-    whole = np.concatenate([part.ravel() for part in array]) if array.dtype == object else array
-    for part in array:
-        spread = _spread(case, array) if array.dtype != object else np.std(whole)
-        parts.append((part + r.normal(0, 1, part.shape) * spread * 10 ** (-step / 20)).astype(np.float32))
-    return stacked(parts)
+    """At so many dB below each channel's own variation, of one that does not vary below its magnitude."""
+    spread = _spread(case, array) * 10 ** (-step / 20)
+    return stacked([(part + r.normal(0, 1, part.shape) * spread).astype(np.float32) for part in array])
+
+
+def numbers_changed(_case, array, step, r):
+    return np.where(r.random(array.shape) < step, array + 1, array)
 
 
 def _spread(case, array):
+    if array.dtype == object:
+        return np.concatenate([part.ravel() for part in array]).std()
     finite = np.where(np.isfinite(array), array, np.nan)
     off = finite - np.nanmean(finite, axis=0)
     if not np.nanmax(np.abs(off)) > 0:
@@ -295,14 +310,12 @@ def _spread(case, array):
     return np.sqrt(np.nanmean(off**2, axis=others, keepdims=True))[0]
 
 
-def channels_lost(case, array, step, r):
-    """So many channels (the last ones) become their mean."""
+def channels_lost(case, array, step, _r):
+    """So many channels, the last ones, become zero."""
     found = _copy(array)
-    axis = case.axis
     for part in found:
-        lost = np.moveaxis(part, axis, 0)[-step:]
-        finite = np.isfinite(lost)
-        lost[finite] = 0 if not case.embeds else 0
+        lost = np.moveaxis(part, case.axis, 0)[-step:]
+        lost[np.isfinite(lost)] = 0
     return found
 
 
@@ -323,10 +336,8 @@ def events_lost(case, array, step, r):
 
 
 def output_lost(_case, array, step, _r):
-    """All zeros, or the first sample's output every time."""
-    return stacked([part * 0 if step == "zeros" else array[0] for part in array]) if array[0].dtype.kind != "f" or np.isfinite(
-        array[0]
-    ).all() else np.zeros_like(array)
+    """The first sample's output every time, or zeros."""
+    return stacked([np.zeros_like(part) if step == "zeros" else array[0] for part in array])
 
 
 def not_a_number(_case, array, step, _r):
@@ -351,20 +362,35 @@ def _has_channels(case, array):
     return case.axis is not None and array[0].dtype.kind == "f"
 
 
+def _is_whole(case, array):
+    return not _is_float(case, array)
+
+
 def _is_float(_case, array):
     return array[0].dtype.kind == "f"
 
 
 def _varies(_case, array):
-    return _is_float(_case, array) and array.dtype != object and np.ptp(np.where(np.isfinite(array), array, 0), axis=0).max() > 0
+    return (
+        _is_float(_case, array)
+        and array.dtype != object
+        and np.ptp(np.where(np.isfinite(array), array, 0), axis=0).max() > 0
+    )
 
 
 DAMAGES = (
-    Damage("noise, dB below", noise, (60, 40, 30, 27, 20, 17, 14, 10, 6, 0), 14, 27),
+    Damage("noise, dB below", noise, (60, 40, 30, 25, 20, 17, 13, 10, 6, 0), 13, 25, _is_float),
+    Damage("numbers changed, share", numbers_changed, (0.001, 0.01, 0.05, 0.2, 0.5), 0.05, 0.001, _is_whole),
     Damage("channels lost", channels_lost, (1, 2, 4), 1, fits=_has_channels),
     Damage("scale lost, times", scale_lost, (1.00001, 1.01, 1.05, 1.2, 1.5, 3), 1.2, 1.00001, _is_float),
     Damage("rows swapped", rows_swapped, ("two",), "two", fits=_has_channels),
-    Damage("rare events lost, share", events_lost, (0.01, 0.03, 0.05, 0.1, 0.3, 1), 0.05, fits=lambda case, _: case.events),
+    Damage(
+        "rare events lost, share",
+        events_lost,
+        (0.01, 0.03, 0.05, 0.1, 0.3, 1),
+        0.1,
+        fits=lambda case, _: case.events,
+    ),
     Damage("output lost", output_lost, ("same", "zeros"), "same", fits=_varies),
     Damage("not a number", not_a_number, (np.nan,), np.nan, fits=_is_float),
     Damage("infinite", not_a_number, (np.inf,), np.inf, fits=_is_float),
@@ -377,7 +403,9 @@ def digests(judges, outputs):
     for index in range(len(next(iter(outputs.values())))):
         sample = {name: array[index : index + 1] for name, array in outputs.items()}
         sample = {name: stacked(list(array)) for name, array in sample.items()}
-        each.append({key: value[0] for judge in judges for key, value in fidelity.digest(judge, sample).items()})
+        each.append(
+            {key: value[0] for judge in judges for key, value in fidelity.digest(judge, sample).items()}
+        )
     return {key: stacked([one[key] for one in each]) for key in each[0]}
 
 
@@ -399,13 +427,12 @@ def damaged(case, damage, step):
 def rows() -> Iterator[tuple[str, Case, Damage, object, list]]:
     """Case, damage, the first step that turns the verdict (None: none does), and what was found there."""
     for name, case in cases().items():
-        judges = kinds.infer(case.outputs)
         for damage in DAMAGES:
             if not damage.fits(case, case.outputs[case.damaged]):
                 continue
             found = []
             for step in damage.steps:
-                found = findings(case.outputs, damaged(case, damage, step), judges)
+                found = case.after(damage, step)
                 if turns(found):
                     yield name, case, damage, step, found
                     break
@@ -420,7 +447,7 @@ def table() -> str:
         told.setdefault(name, {})[damage.name] = "never" if step is None else str(step)
     heads = ["output", *(damage.name for damage in DAMAGES)]
     lines = [heads, ["---"] * len(heads)]
-    lines += [[name, *(cells.get(head, "–") for head in heads[1:])] for name, cells in told.items()]
+    lines += [[name, *(cells.get(head, "") for head in heads[1:])] for name, cells in told.items()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
