@@ -42,10 +42,11 @@ DRAWS, FEWER_DRAWS, LARGE_BYTES = 500, 200, 4_000_000
 SEARCH_DRAWS = 50
 # Draws that must lie beyond a percentile for it to mean something.
 BEYOND = 5
-# Weights that are kept at a time, entries.
-_BLOCK = 2_000_000
+# Weights that are made at a time, and the share of all groups up to which the distinct ones are few.
+_BLOCK, FEW_KINDS = 2_000_000, 0.25
 Floats = NDArray[np.float64]
-Groups = Sequence[NDArray[np.int64]]
+# One row a sample where there are no sequences.
+Groups = Sequence[NDArray[np.int64]] | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,20 @@ def own(
     """Of the source, or of a candidate. Raises: DataError if the labels do not fit."""
     if metric.parts is not None:
         parts = metric.shares(outputs, labels)
+        if isinstance(groups, np.ndarray):
+            return Own(parts, None)
         return Own(np.add.reduceat(parts, [group[0] for group in groups], axis=0), None)
     is_large = sum(array.nbytes for array in outputs.values()) > LARGE_BYTES
     rounds = (SEARCH_DRAWS if is_searched else FEWER_DRAWS) if is_large else DRAWS
     draws = np.random.default_rng(seed).integers(0, len(groups), (rounds, len(groups)))
-    chosen = (np.concatenate([groups[group] for group in drawn]) for drawn in draws)
+    chosen = (_rows(groups, drawn) for drawn in draws)
     return Own(None, np.array([metric.of_digest(_taken(outputs, rows), labels[rows]) for rows in chosen]))
+
+
+def _rows(groups: Groups, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+    if isinstance(groups, np.ndarray):
+        return np.asarray(groups[drawn, 0], np.int64)
+    return np.concatenate([groups[group] for group in drawn])
 
 
 def bounds(
@@ -132,7 +141,8 @@ def _by_weights(
     alpha: float,
     is_unseen_counted: bool,
 ) -> Bounds:
-    drawn, weights = _drawn(np.hstack(sums), seed)
+    with np.errstate(invalid="ignore", over="ignore"):
+        drawn, weights = _drawn(np.hstack(sums), seed)
     found = []
     for side in (1, -1):
         total = drawn
@@ -204,16 +214,34 @@ def _by_moments(drops: Floats, drop: float, *, harm: float, alpha: float) -> Bou
 
 def _drawn(sums: Floats, seed: int) -> tuple[Floats, Floats]:
     """Weighted sums over the groups seen, (rounds, columns), and the weight of the one unseen, (rounds,)."""
-    groups = len(sums)
-    rounds = int(np.clip(_WEIGHTS // groups, *ROUNDS))
-    rows = max(1, _BLOCK // groups)
-    with np.errstate(invalid="ignore", over="ignore"):
-        blocks = [
-            _block(seed, start, min(rows, rounds - start), groups) @ sums for start in range(0, rounds, rows)
-        ]
+    kinds, counts = _kinds(sums)
+    if len(kinds) <= len(sums) * FEW_KINDS:
+        # Groups that are alike need one weight: n exponential ones sum to a gamma of shape n.
+        rounds = int(np.clip(_WEIGHTS // len(kinds), *ROUNDS))
+        weights = np.random.default_rng((seed, 1)).standard_gamma(counts, (rounds, len(kinds)))
+        drawn = weights @ kinds
+    else:
+        groups = len(sums)
+        rounds = int(np.clip(_WEIGHTS // groups, *ROUNDS))
+        rows = max(1, _BLOCK // groups)
+        starts = range(0, rounds, rows)
+        drawn = np.concatenate(
+            [_block(seed, start, min(rows, rounds - start), groups) @ sums for start in starts]
+        )
     # Evenly over its distribution: where nothing differs this weight alone decides, and noise would be seen.
     shares = (np.random.default_rng(seed).permutation(rounds) + 0.5) / rounds
-    return np.concatenate(blocks), -np.log(shares)
+    return drawn, -np.log(shares)
+
+
+def _kinds(sums: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """The distinct rows, and how many there are of each."""
+    names = np.zeros(len(sums), np.int64)
+    for column in sums.T:
+        values, places = np.unique(column, return_inverse=True)
+        # Renumbered each time, so that no product overflows.
+        _, names = np.unique(names * len(values) + places, return_inverse=True)
+    _, first, counts = np.unique(names, return_index=True, return_counts=True)
+    return sums[first], counts
 
 
 @lru_cache(maxsize=12)
@@ -225,6 +253,9 @@ def _block(seed: int, start: int, rows: int, groups: int) -> NDArray[np.float32]
 def _figures(metric: Metric, sums: Floats) -> Floats:
     with np.errstate(invalid="ignore"):
         ratios = sums[:, 0] / np.maximum(sums[:, 1], 1e-12)
+    if metric.finish is Metric.finish:
+        # Nothing to do, of ten thousand draws.
+        return np.asarray(ratios)
     return np.array([metric.finish(ratio) for ratio in ratios.tolist()], np.float64)
 
 
