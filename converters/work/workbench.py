@@ -32,6 +32,7 @@ from converters.judge.score import Mark, Score, Yardstick, score
 from converters.judge.text import NO_ALPHABET, Alphabet, read_alphabet
 from converters.keep.artifacts import Cache, key
 from converters.quantize.sensitivity import LayerError
+from converters.recipes import facts
 from converters.recipes.recipes import Plan
 from converters.source import code
 from converters.source.opening import open_source
@@ -203,7 +204,7 @@ class Workbench:
         """Versions of what decides the artifact's bytes. Raises: ToolFailedError for one that is missing."""
         return {
             **canonical.tools(self.source),
-            **backends.get(plan.recipe.engine).tools(),
+            **facts.tools(plan.recipe.engine),
             **(vela.tools() if plan.constraints.vela else {}),
         }
 
@@ -365,6 +366,7 @@ class Workbench:
                 self.source.buckets.sizes,
                 lambda index, own: backend.convert(self.by_size[index], plan, own),
                 target,
+                backend.move_weights,
             )
         uncompiled = self.artifact(replace(plan, constraints=structs.replace(plan.constraints, vela=None)))
         self.tell(f"compiling {plan.name} for {config.accelerator}")
