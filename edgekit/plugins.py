@@ -4,14 +4,14 @@ Always true
  1. What stands in EdgeKit's own folders is found by its file's name: no list is kept of it.
  2. What other installed distributions offer, as entry points, is looked up only for a name that the folders do not have
     (reading the metadata of everything that is installed takes some 20 ms), once in a process.
- 3. A distribution cannot take the name of one of EdgeKit's own engines, nor two of them the same name.
+ 3. A distribution cannot take the name of one of EdgeKit's own engines, and where two bring the same name, neither is used.
  4. Nothing found here is imported here, and neither is numpy.
 """
 
 import importlib.util
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from edgekit.errors import EngineMissingError
@@ -23,6 +23,8 @@ class Offer:
 
     module: str
     distribution: str = ""
+    # Another distribution that brings the same name.
+    rival: str = ""
 
 
 class Registry:
@@ -52,18 +54,15 @@ class Registry:
 
     @cached_property
     def offered(self) -> Mapping[str, Offer]:
-        """What other distributions offer. Raises: EngineMissingError where two offer the same name."""
+        """What other distributions offer."""
         # Takes as long to import as all else here.
         from importlib.metadata import entry_points
 
         found: dict[str, Offer] = {}
         for entry in entry_points(group=self._group):
-            offer = Offer(entry.value, entry.dist.name if entry.dist else "")
-            other = found.setdefault(entry.name, offer)
-            if other != offer:
-                raise EngineMissingError(
-                    f"{other.distribution} and {offer.distribution} both bring an engine {entry.name!r}; uninstall one of them"
-                )
+            name = entry.dist.name if entry.dist else ""
+            other = found.get(entry.name)
+            found[entry.name] = replace(other, rival=name) if other else Offer(entry.value, name)
         return {name: offer for name, offer in found.items() if name not in self.own}
 
     def names(self) -> tuple[str, ...]:
@@ -71,10 +70,15 @@ class Registry:
         return (*self.own, *sorted(self.offered))
 
     def find(self, name: str) -> Offer | None:
-        """Where `name` is, if anywhere."""
+        """Where `name` is, if anywhere. Raises: EngineMissingError where two distributions bring it."""
         if name in self.own:
             return Offer(f"{self._package}.{name}")
-        return self.offered.get(name)
+        offer = self.offered.get(name)
+        if offer and offer.rival:
+            raise EngineMissingError(
+                f"{offer.distribution} and {offer.rival} both bring an engine {name!r}; uninstall one of them"
+            )
+        return offer
 
 
 # Modules with an `ENGINE`: what runs a model.

@@ -77,7 +77,8 @@ def fingerprint(
             "options": asked,
             "lock": _hashed([file] if file.is_file() else []),
             "packages": inputs.installed() if inputs.has_code(project) else [],
-            "code": _hashed([*_own_code(), *_foreign_code(profiles)]),
+            "code": _hashed(_own_code()),
+            "engines": {name: facts.foreign_digest(name) for each in profiles for name in each.engines},
             "tools": {name: _version(name) for name in _tools(profiles)},
             "python": platform.python_version(),
             "host": [
@@ -160,12 +161,6 @@ def _own_code() -> Iterator[Path]:
     for package in (converters, edgekit):
         root = Path(str(package.__file__)).parent
         yield from sorted(path for path in root.rglob("*.py"))
-
-
-def _foreign_code(profiles: Sequence[Profile]) -> Iterator[Path]:
-    """What other distributions bring for the profiles' engines."""
-    for name in sorted({name for profile in profiles for name in profile.engines}):
-        yield from facts.foreign_code(name)
 
 
 def _tools(profiles: Sequence[Profile]) -> list[str]:

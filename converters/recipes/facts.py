@@ -4,6 +4,7 @@ more (`edgekit.plugins`).
 Loads no engine. `converters.backends` is named in text alone: it stands above this room.
 """
 
+import hashlib
 import importlib.metadata
 from collections.abc import Mapping
 from functools import cache
@@ -73,8 +74,20 @@ def tools(engine: str) -> Mapping[str, str]:
         ) from error
 
 
-def foreign_code(engine: str) -> tuple[Path, ...]:
-    """The Python files of an engine that another distribution brings; none for EdgeKit's own."""
+@cache
+def foreign_digest(engine: str) -> str:
+    """SHA-256 of the Python files of an engine that another distribution brings, which may change under one version; empty
+    for EdgeKit's own.
+    """
+    files = _foreign_code(engine)
+    return (
+        hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+        if files
+        else ""
+    )
+
+
+def _foreign_code(engine: str) -> list[Path]:
     files: list[Path] = []
     for registry in (ADAPTERS, BACKENDS):
         found = registry.find(engine)
@@ -85,4 +98,4 @@ def foreign_code(engine: str) -> tuple[Path, ...]:
             files += [Path(spec.origin)] if spec.origin else []
         for place in spec.submodule_search_locations or ():
             files += sorted(Path(place).rglob("*.py"))
-    return tuple(files)
+    return files

@@ -193,6 +193,7 @@ class Workbench:
             "recipe": plan.recipe.name,
             "tuning": msgspec.to_builtins(plan.tuning),
             "constraints": msgspec.to_builtins(plan.constraints),
+            "engine": facts.foreign_digest(plan.recipe.engine),
             "tools": self.tools(plan),
             "calibration": self.data.fingerprint if plan.recipe.needs_calibration else "",
             "preprocess": msgspec.to_builtins(self.project.preprocess)

@@ -62,11 +62,13 @@ def get(name: str) -> Engine:
     try:
         engine: Engine = importlib.import_module(found.module).ENGINE
         engine.version()
-    except ImportError as error:
+    except Exception as error:  # what others bring may fail in any way; it must cost no other engine
         if found.distribution:
             raise EngineMissingError(
-                f"{name}, which {found.distribution} brings, does not work here: {error}"
+                f"{name}, which {found.distribution} brings, does not work here: {error!r}"
             ) from error
+        if not isinstance(error, ImportError):
+            raise
         raise EngineMissingError(
             f"{name} is not installed here; install edgekit[{name}] ({error})"
         ) from error
