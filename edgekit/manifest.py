@@ -21,8 +21,6 @@ from edgekit.errors import ManifestError
 FORMAT = 2
 PLAIN_FORMAT = 1
 MANIFEST_NAME = "manifest.json"
-# Named here, without their adapters, so that profiles are read without loading numpy.
-ENGINES = ("onnxruntime", "openvino", "litert")
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Version = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$")]

@@ -18,7 +18,8 @@ from msgspec import Meta
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from edgekit.errors import ProfileError
-from edgekit.manifest import ENGINES, Name
+from edgekit.manifest import Name
+from edgekit.plugins import ADAPTERS
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Isa = Literal[
@@ -87,11 +88,15 @@ _SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "budgets": Budgets,
 }
 # Engine → an example of a range, and the release lines that exist, majors and minors. LiteRT's 2.14 is tflite-runtime.
+# Of an engine that does not stand here, any range will do.
 _RELEASES: Mapping[str, tuple[str, Sequence[int], Sequence[int]]] = {
     "onnxruntime": (">=1.22,<2", (1,), range(100)),
     "openvino": (">=2026.4,<2027", range(2023, 2036), range(10)),
     "litert": (">=2.1,<3", (2,), range(100)),
 }
+_ANY: tuple[str, Sequence[int], Sequence[int]] = (">=1.0,<2", (), ())
+# Accelerator → the engine that drives it.
+_DRIVERS: Mapping[str, str] = {"openvino-npu": "openvino", "ethos-u": "litert"}
 # Instruction set → the architecture that has it, and the one it never comes without.
 _ISA_NEEDS: Mapping[str, tuple[str, str]] = {
     "avx2": ("x86_64", ""),
@@ -262,17 +267,17 @@ def _check(file: str, profile: Profile) -> None:
 
 def _engines(profile: Profile) -> str:
     if not profile.engines:
-        return f"engines: name at least one of {', '.join(ENGINES)}"
+        return f"engines: name at least one of {', '.join(ADAPTERS.names())}"
     for engine, versions in profile.engines.items():
-        if engine not in _RELEASES:
-            return f"engines: unknown engine {engine!r}; {_nearest(engine, ENGINES)}"
-        example, majors, minors = _RELEASES[engine]
+        if ADAPTERS.find(engine) is None:
+            return f"engines: unknown engine {engine!r}; {_nearest(engine, ADAPTERS.names())}"
+        example, majors, minors = _RELEASES.get(engine, _ANY)
         try:
             wanted = SpecifierSet(versions)
         except InvalidSpecifier:
             return f"engines.{engine}: {versions!r} is no version range; use e.g. {example!r}"
         releases = (f"{major}.{minor}.{patch}" for major in majors for minor in minors for patch in range(10))
-        if not any(wanted.contains(release) for release in releases):
+        if engine in _RELEASES and not any(wanted.contains(release) for release in releases):
             return f"engines.{engine}: {versions!r} matches no {engine} release; use e.g. {example!r}"
     return ""
 
@@ -310,7 +315,7 @@ def _accelerator(profile: Profile) -> str:
     if profile.accelerator is None:
         return ""
     kind = profile.accelerator.kind
-    engine = "litert" if kind == "ethos-u" else "openvino"
+    engine = _DRIVERS[kind]
     if set(profile.engines) != {engine}:
         return f"engines: an accelerator of kind {kind} is driven by {engine} only; name that alone"
     if not profile.quantization.static_shapes_only:

@@ -1,24 +1,33 @@
-"""One converter for each engine: a plan and the prepared source in, an artifact on disk out.
+"""One folder for each engine: `facts.py` (what a build goes by, light to load) and `backend.py` (what converts).
+
+A backend takes a plan and the prepared source, and leaves an artifact on disk.
 
 Always true
  1. An artifact's bytes depend only on source, plan, calibration data and tool versions.
  2. A backend that cannot take the model says why (`Unsupported`); the build goes on with the other candidates.
+ 3. This module loads no tool, so that an engine's facts are read without.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from converters.backends.artifact import Artifact
-from converters.graph.canonical import Canonical
-from converters.quantize.sensitivity import LayerError
-from converters.recipes.knobs import Knob
-from converters.recipes.recipes import Plan
-from converters.source.source import Source
+from converters.recipes import facts
 from edgekit.errors import ToolFailedError
-from edgekit.tensors import Array
+
+if TYPE_CHECKING:  # these load onnx
+    from converters.backends.artifact import Artifact
+    from converters.backends.sharing import Store
+    from converters.graph.canonical import Canonical
+    from converters.quantize.sensitivity import LayerError
+    from converters.recipes.knobs import Knob
+    from converters.recipes.recipes import Plan
+    from converters.source.source import Source
+    from edgekit.tensors import Array
 
 
 class Unsupported(ToolFailedError):  # noqa: N818  # reads as what it says where it is raised
@@ -52,42 +61,41 @@ class Prepared:
 
 
 class Backend(Protocol):
-    """A module of this package."""
+    """`BACKEND` of an engine's module `backend`, a subclass of this: only `convert` has to be there."""
 
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
         """Write the artifact's files into `folder`. Raises: Unsupported, ToolFailedError."""
         ...
 
-    def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:
+    def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:  # noqa: ARG002  # for those that do more
         """What each quantized layer of an int8 artifact costs by itself, the worst first.
 
         Looks at a few calibration samples, and shifted ones where there are any. The names are what `Tuning.float_layers` takes.
         Raises: Unsupported where the engine's tools cannot tell layers apart, ToolFailedError.
         """
-        ...
+        raise Unsupported(f"the converter of {plan.recipe.engine} cannot tell layers apart")
 
-    def knobs(self, plan: Plan) -> tuple[Knob, ...]:
+    def knobs(self, plan: Plan) -> tuple[Knob, ...]:  # noqa: ARG002  # for those that do more
         """Settings that a search may turn for this int8 plan; none for one that cannot be tuned, which a search knows as a
         point to beat.
         """
-        ...
+        return ()
 
-    def tools(self) -> dict[str, str]:
-        """Versions of what decides the bytes."""
-        ...
+    def open_shapes(self, model: Path) -> tuple[str, ...]:  # noqa: ARG002  # for those that do more
+        """Names of the tensors or operators in a model file whose shapes depend on the data, in the model's order."""
+        return ()
 
-
-_MODULES: Mapping[str, str] = {
-    "onnxruntime": "converters.backends.onnxruntime.backend",
-    "openvino": "converters.backends.openvino.backend",
-    "litert": "converters.backends.litert.backend",
-}
+    def move_weights(self, model: Path, store: Store) -> None:
+        """Move the weights of a model file into `store`, where the format can have them in another file; otherwise
+        nothing. It computes the same afterwards.
+        """
+        del model, store  # a format that holds its weights
 
 
 def get(engine: str) -> Backend:
-    """Raises: ToolFailedError if its tools are not installed."""
+    """Raises: ToolFailedError if there is none, or its tools are not installed."""
     try:
-        backend: Backend = import_module(_MODULES[engine]).BACKEND
+        backend: Backend = import_module(f"{facts.package(engine)}.backend").BACKEND
     except ModuleNotFoundError as error:
         raise ToolFailedError(
             f"candidates for {engine} need {error.name}; install edgekit[build,litert-convert]"

@@ -10,11 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from converters.backends.artifact import Artifact
-from converters.backends.sharing import share
+from converters.backends.sharing import Store, share
 from edgekit.errors import ToolFailedError
 
 
-def gathered(sizes: Sequence[int], make: Callable[[int, Path], Artifact], folder: Path) -> Artifact:
+def gathered(
+    sizes: Sequence[int],
+    make: Callable[[int, Path], Artifact],
+    folder: Path,
+    move_weights: Callable[[Path, Store], None],
+) -> Artifact:
     """`make(index, folder)` for each size, its files renamed from NAME.SUFFIX to NAME-SIZE.SUFFIX, what
     they have in common in one of its own.
 
@@ -34,7 +39,7 @@ def gathered(sizes: Sequence[int], make: Callable[[int, Path], Artifact], folder
         raise ToolFailedError("the converter names the tensors of one bucket differently from another's")
     notes = dict.fromkeys(note for artifact in made for note in artifact.notes)
     models = tuple(artifact.model for artifact in made)
-    share(folder, models)
+    share(folder, models, move_weights)
     return replace(last, notes=tuple(notes), models=models)
 
 

@@ -8,20 +8,14 @@ Always true
  2. The same models give the same files.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import onnx
-from onnx.external_data_helper import set_external_data
 
 from edgekit.buckets import SHARED_WEIGHTS
 
 # Smaller ones stay with their model: shapes, axes, scales.
 LEAST_BYTES = 1024
 ALIGNMENT = 64
-# A constant of OpenVINO's IR: where in the .bin its bytes stand.
-_CONSTANT = re.compile(r'(<data element_type="[^"]*" shape="[^"]*" offset=")(\d+)(" size=")(\d+)(")')
 
 
 class Store:
@@ -44,39 +38,9 @@ class Store:
             path.write_bytes(self._data)
 
 
-def share(folder: Path, models: Sequence[str]) -> None:
-    """Move what the models have in common into one file beside them."""
-    move = _MOVERS.get(Path(models[0]).suffix)
-    if move is None:
-        return
+def share(folder: Path, models: Sequence[str], move: Callable[[Path, Store], None]) -> None:
+    """Move what the models have in common into one file beside them; `move` is the backend's `move_weights`."""
     store = Store()
     for model in models:
         move(folder / model, store)
     store.write(folder / SHARED_WEIGHTS)
-
-
-def _onnx(path: Path, store: Store) -> None:
-    model = onnx.load(str(path))
-    for tensor in model.graph.initializer:
-        if len(tensor.raw_data) < LEAST_BYTES:
-            continue
-        content = tensor.raw_data
-        set_external_data(tensor, SHARED_WEIGHTS, store.place(content), len(content))
-        tensor.ClearField("raw_data")
-    path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def _ir(path: Path, store: Store) -> None:
-    own = path.with_suffix(".bin")
-    content = own.read_bytes()
-
-    def moved(found: re.Match[str]) -> str:
-        before, offset, between, size, after = found.groups()
-        part = content[int(offset) : int(offset) + int(size)]
-        return f"{before}{store.place(part)}{between}{size}{after}"
-
-    path.write_text(_CONSTANT.sub(moved, path.read_text(encoding="utf-8")), encoding="utf-8")
-    own.unlink()
-
-
-_MOVERS: Mapping[str, Callable[[Path, Store], None]] = {".onnx": _onnx, ".xml": _ir}

@@ -16,6 +16,7 @@ from msgspec import UNSET, structs
 
 from converters.graph.canonical import largest_gap
 from converters.judge import metrics
+from converters.recipes import facts
 from converters.recipes.recipes import Plan
 from converters.rounds.candidates import Candidate, Host, seen_alone
 from converters.source.quiet import first_line
@@ -30,7 +31,6 @@ from edgekit.manifest import (
     FileEntry,
     Histogram,
     Manifest,
-    Option,
     Reference,
     SelfTest,
 )
@@ -42,8 +42,6 @@ from edgekit.tensors import Array
 MARGIN = 4.0
 # Golden samples that run in the other ways too, and the rest of a sequence begun: plain kernels are slow.
 OTHER_WAYS_SAMPLES = 16
-# Share of an output's largest value below which a difference is another CPU's rounding.
-_FLOORS: Mapping[str, float] = {"fp32": 1e-4, "bf16": 0.03, "fp16": 0.01, "int8": 0.02}
 # An accelerator that is not here computes with other widths inside.
 _ACCELERATOR_FLOOR = 0.05
 # Golden samples whose answer may differ on a device from what the build saw.
@@ -115,17 +113,6 @@ def _shipped(buckets: Buckets) -> Buckets:
     return structs.replace(buckets, models=tuple(f"model/{name}" for name in buckets.models))
 
 
-# Other ways to run the same bytes: options that replace the judged ones, and environment of the process.
-_OTHER_WAYS: Mapping[str, tuple[tuple[dict[str, Option], dict[str, str]], ...]] = {
-    "onnxruntime": (
-        ({"graph_optimization_level": "disabled"}, {}),
-        ({"graph_optimization_level": "basic"}, {}),
-    ),
-    "openvino": (({}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}), ({}, {})),
-    "litert": (({"delegate": "none"}, {}), ({}, {})),
-}
-
-
 def _tolerances(
     bench: Workbench, item: Candidate, host: Host, ours: Mapping[str, Array], inputs: Samples
 ) -> dict[str, float]:
@@ -135,11 +122,16 @@ def _tolerances(
     few = next((at for at in range(OTHER_WAYS_SAMPLES, len(inputs)) if inputs.starts(at)), len(inputs))
     ready = _ready(bench, inputs.take(slice(0, few)))
     gaps = dict.fromkeys(ours, 0.0)
-    for options, environment in _OTHER_WAYS[plan.recipe.engine]:
+    for way in facts.of(plan.recipe.engine).ways:
+        environment = way.environment
         if plan.recipe.isa and environment:
             continue  # AVX2 has no bf16: that would be another precision, not another way
         spec = EngineSpec(
-            plan.recipe.engine, plan.versions, item.artifact.runs_here, {**plan.judged_options, **options}, 1
+            plan.recipe.engine,
+            plan.versions,
+            item.artifact.runs_here,
+            {**plan.judged_options, **way.options},
+            1,
         )
         try:
             other = seen_alone(bench, item, host, environment, samples=ready, spec=spec).outputs
@@ -159,7 +151,7 @@ def _tolerances(
 
 
 def _tolerance(plan: Plan, output: Array, gap: float) -> float:
-    floor = _FLOORS[plan.recipe.precision]
+    floor = facts.of(plan.recipe.engine).floors[plan.recipe.precision]
     if plan.is_accelerated:
         floor = max(floor, _ACCELERATOR_FLOOR)
     scale = float(np.abs(flat(output).astype(np.float64)).max(initial=0.0))

@@ -1,9 +1,11 @@
 """`edgekit emulator`: set up, show and remove what ARM bundles are emulated with."""
 
 import click
+from packaging.requirements import Requirement
 
 from converters.emulation import setup as installation
 from converters.emulation.machine import Machine
+from converters.recipes import facts
 from edgekit.cli import render
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
@@ -63,14 +65,14 @@ def _show(machine: Machine | None, *, as_json: bool) -> None:
         render.print_json({**told, "qemu": str(machine.qemu), "qemu_version": meta.qemu_version,
                            "python": meta.python, "packages": meta.packages, "cpus": machine.cpus()})  # fmt: skip
         return
-    engines = ("ai-edge-litert", "onnxruntime", "openvino", "numpy")
+    wheels = [Requirement(known.emulated).name for known in facts.own() if known.emulated]
     render.pairs(
         "ARM emulator",
         [
             ("folder", f"{machine.folder} ({render.size(machine.size_bytes())})"),
             ("qemu", f"{meta.qemu_version} ({machine.qemu})"),
             ("Python", meta.python),
-            *((name, meta.packages[name]) for name in engines if name in meta.packages),
+            *((name, meta.packages[name]) for name in (*wheels, "numpy") if name in meta.packages),
             ("CPUs", ", ".join(machine.cpus())),
         ],
     )

@@ -1,6 +1,6 @@
 """The emulated side: runs under qemu with numpy, msgspec, packaging, the engines and `edgekit`; nothing of `converters`.
 
-    python3 -P child.py try                import everything once
+    python3 -P child.py try ENGINE…        import these engines once
     python3 -P child.py selftest JOB.json  run a bundle's golden inputs, as many as fit into the time given
 
 Prints JSON lines: progress, and at last what it ran on.
@@ -66,6 +66,6 @@ def tell(message: dict[str, object]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "try":
-        tell({"engines": {name: engines.get(name).version() for name in engines.ADAPTERS}})
+        tell({"engines": {name: engines.get(name).version() for name in sys.argv[2:]}})
     else:
         selftest(json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))

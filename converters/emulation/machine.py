@@ -75,9 +75,9 @@ class Machine:
             )
         return said
 
-    def tried(self) -> str:
-        """Import every engine once, which also compiles the wheels' bytecode; qemu's version. Raises: ToolFailedError."""
-        self.run(CHILD, ["try"], cpu="max", timeout_s=300)
+    def tried(self, engines: Sequence[str]) -> str:
+        """Import these engines once, which also compiles the wheels' bytecode; qemu's version. Raises: ToolFailedError."""
+        self.run(CHILD, ["try", *engines], cpu="max", timeout_s=300)
         told = subprocess.run([str(self.qemu), "--version"], capture_output=True, text=True, check=True)
         return told.stdout.split("version ", 1)[-1].split()[0]
 

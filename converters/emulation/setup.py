@@ -21,10 +21,9 @@ import msgspec
 
 from converters.emulation.machine import FORMAT, META, Machine, Meta
 from converters.keep.artifacts import default_root
+from converters.recipes import facts
 from edgekit.errors import EdgeKitError, ToolFailedError
 
-# LiteRT 2.3.0 and onnxruntime 1.32 crash under qemu 7.2; these are the last that run there. OpenVINO 2026.4.1 runs.
-WHEELS = ("ai-edge-litert>=2.1,<=2.1.2", "onnxruntime>=1.22,<1.28", "openvino>=2026.4,<2027")
 # What `edgekit` itself imports on the way to an engine.
 BASE = ("numpy>=1.26", "msgspec>=0.19", "packaging>=24")
 QEMU_PACKAGES = ("qemu-user-static", "qemu-user")
@@ -53,6 +52,11 @@ def installed() -> Machine | None:
         return None
     machine = Machine(home(), found)
     return machine if found.format == FORMAT and machine.qemu.is_file() else None
+
+
+def _emulated() -> list[str]:
+    """Engines that run under emulation."""
+    return [known.name for known in facts.own() if known.emulated]
 
 
 def remove() -> bool:
@@ -87,7 +91,7 @@ def setup(tell: Tell) -> Machine:
         packages = {entry.name: entry.version for entry in metadata.distributions(path=[str(part / "site")])}
         meta = Meta(FORMAT, str(qemu), "", version, packages)
         tell("trying the engines under emulation")
-        meta = msgspec.structs.replace(meta, qemu_version=Machine(part, meta).tried())
+        meta = msgspec.structs.replace(meta, qemu_version=Machine(part, meta).tried(_emulated()))
         (part / META).write_bytes(msgspec.json.format(msgspec.json.encode(meta)))
         remove()
         part.rename(home())
@@ -182,7 +186,7 @@ class _Apt:
 
 def _wheels(target: Path, python: str) -> None:
     """The machine's own package index, through uv where there is one, else through pip."""
-    wanted = [*BASE, *WHEELS]
+    wanted = [*BASE, *(known.emulated for known in facts.own() if known.emulated)]
     beside = Path(sys.executable).with_name("uv")
     uv = str(beside) if beside.is_file() else shutil.which("uv")
     if uv is not None:

@@ -31,6 +31,7 @@ from converters.keep import inputs, lock
 from converters.keep.artifacts import key
 from converters.keep.files import write_whole
 from converters.outcome import Options, Outcome
+from converters.recipes import facts
 from converters.sheet import Sheet
 from converters.source.project import Project
 from edgekit import detect, evidence
@@ -41,10 +42,8 @@ FOLDER = "builds"
 SEARCHES = "searches"
 ENTRY = "build.json"
 REPORT = "report.html"
-_TOOLS = (
-    "ai-edge-litert", "ai-edge-quantizer", "ethos-u-vela", "litert-torch", "nncf", "numpy", "onnx", "onnxruntime",
-    "onnxslim", "openvino", "optuna", "torch",
-)  # fmt: skip
+# Beside those of the engines.
+_TOOLS = ("ethos-u-vela", "numpy", "onnx", "onnxslim", "optuna", "torch")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -79,7 +78,8 @@ def fingerprint(
             "lock": _hashed([file] if file.is_file() else []),
             "packages": inputs.installed() if inputs.has_code(project) else [],
             "code": _hashed(_own_code()),
-            "tools": {name: _version(name) for name in _TOOLS},
+            "engines": {name: facts.foreign_digest(name) for each in profiles for name in each.engines},
+            "tools": {name: _version(name) for name in _tools(profiles)},
             "python": platform.python_version(),
             "host": [
                 detect.cpu_name(),
@@ -161,6 +161,15 @@ def _own_code() -> Iterator[Path]:
     for package in (converters, edgekit):
         root = Path(str(package.__file__)).parent
         yield from sorted(path for path in root.rglob("*.py"))
+
+
+def _tools(profiles: Sequence[Profile]) -> list[str]:
+    """EdgeKit's own engines all of them, since a source may be opened by one that no profile has."""
+    known = [
+        *facts.own(),
+        *(facts.of(name) for profile in profiles for name in profile.engines if facts.has(name)),
+    ]
+    return sorted({*_TOOLS, *(name for engine in known for name in engine.tools)})
 
 
 def _hashed(paths: Iterator[Path] | Sequence[Path]) -> str:

@@ -1,1 +1,1 @@
-"""How candidates are made: recipes, and the settings that a search may turn. Pure."""
+"""How candidates are made: the facts of engines, recipes, and the settings that a search may turn."""

@@ -1,90 +1,25 @@
-"""Which candidates a profile gets: a table of recipes, and what a profile's keys make of it.
-
-A recipe's name is `engine/scheme-precision`: `fp32`, `f32`, `bf16` and `fp16` compute in that float;
-`static-int8` has int8 weights and activations with calibrated ranges (smallest to largest value seen),
-`percentile-int8` likewise with the outermost hundredth of a percent of values cut off, `dynamic-int8` has int8
-weights and takes activation ranges at run time, `weights-int8` stores weights in eight bits and computes in float,
-`static-int16x8` has int8 weights and 16-bit activations. `weights-int8-bf16` computes in bf16 instead of
-fp32. `as-is` is a source that came in the engine's own format.
+"""Which candidates a profile gets: the recipes of its engines (`recipes.facts`), and what its keys make of them.
 
 A candidate may depart from its recipe's defaults in a `Tuning`, whose label then follows the name:
 `openvino/static-int8+mixed` is `openvino/static-int8` with some layers left in float.
 
-Pure: a profile in, recipes with their constraints out.
+A profile in, recipes with their constraints out; nothing else decides.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import msgspec
 
-from edgekit.errors import UsageError
-from edgekit.manifest import ENGINES, Option
+from converters.recipes import facts
+from converters.recipes.recipe import AS_IS, ETHOS, Recipe
+from edgekit.errors import ProfileError, UsageError
+from edgekit.manifest import Option
 from edgekit.profile import Precision, Profile
 
-Scheme = Literal["float", "static", "static16", "percentile", "dynamic", "weights", "as-is"]
-AS_IS: Scheme = "as-is"
-NPU = "openvino-npu"
-ETHOS = "ethos-u"
 # More threads than this gain nothing on models of this size and starve the rest of the board.
 MAX_THREADS = 4
-# Instruction sets that compute bf16.
-BF16 = ("avx512_bf16", "amx_bf16", "bf16")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to make a candidate. `isa` lists instruction sets of which the target needs one; `accelerators` the kinds
-    of target it is for, None being the CPU. `remainder` is the float that int8 weights are computed with.
-    """
-
-    name: str
-    engine: str
-    precision: Precision
-    scheme: Scheme
-    isa: tuple[str, ...] = ()
-    accelerators: tuple[str | None, ...] = (None,)
-    remainder: Precision = "fp32"
-
-    @property
-    def needs_calibration(self) -> bool:
-        return self.scheme in ("static", "static16", "percentile")
-
-    @property
-    def computes(self) -> Precision:
-        """The precision of its products."""
-        return self.remainder if self.scheme == "weights" else self.precision
-
-
-RECIPES: Mapping[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("onnxruntime/fp32", "onnxruntime", "fp32", "float"),
-        Recipe("onnxruntime/static-int8", "onnxruntime", "int8", "static"),
-        Recipe("onnxruntime/percentile-int8", "onnxruntime", "int8", "percentile"),
-        Recipe("onnxruntime/dynamic-int8", "onnxruntime", "int8", "dynamic"),
-        Recipe("openvino/f32", "openvino", "fp32", "float"),
-        Recipe("openvino/bf16", "openvino", "bf16", "float", isa=BF16),
-        Recipe("openvino/fp16", "openvino", "fp16", "float", accelerators=(NPU,)),
-        Recipe("openvino/static-int8", "openvino", "int8", "static", accelerators=(None, NPU)),
-        # bf16 for what static int8 leaves gains nothing: on PP-OCRv6's recogniser, detector and orientation classifier
-        # 1.00 to 1.07 x the time with an f32 remainder (Zen 5, openvino 2026.4), and the recogniser loses more.
-        # Held to AVX2 by ONEDNN_MAX_CPU_ISA, openvino 2026.4 loads no linear layer with such weights ("could not create a
-        # primitive descriptor").
-        Recipe("openvino/weights-int8", "openvino", "int8", "weights", isa=("avx512",)),
-        Recipe("openvino/weights-int8-bf16", "openvino", "int8", "weights", isa=BF16, remainder="bf16"),
-        Recipe("litert/fp32", "litert", "fp32", "float"),
-        Recipe("litert/fp16", "litert", "fp16", "float"),
-        Recipe("litert/static-int8", "litert", "int8", "static", accelerators=(None, ETHOS)),
-        Recipe("litert/dynamic-int8", "litert", "int8", "dynamic"),
-        Recipe("litert/weights-int8", "litert", "int8", "weights"),
-        # A CPU has no fast kernels for 16-bit activations, and other engines offer it percentiles.
-        Recipe("litert/static-int16x8", "litert", "int8", "static16", accelerators=(ETHOS,)),
-        Recipe("litert/percentile-int8", "litert", "int8", "percentile", accelerators=(ETHOS,)),
-    )
-}
 
 
 class VelaConfig(msgspec.Struct, frozen=True):
@@ -154,24 +89,38 @@ class Plan:
         return self.recipe.name + (f"+{self.tuning.label}" if self.tuning.label else "")
 
 
+def catalogue() -> Mapping[str, Recipe]:
+    """Every recipe there is, by name."""
+    return {recipe.name: recipe for engine in facts.names() for recipe in facts.of(engine).recipes}
+
+
 def check_patterns(patterns: Sequence[str]) -> None:
     """Raises: UsageError for a pattern that no recipe matches."""
+    if not patterns:
+        return
+    known = catalogue()
+    names = (*known, *(f"{engine}/as-is" for engine in facts.names()))
     for pattern in patterns:
-        if not any(
-            fnmatchcase(name, pattern) for name in (*RECIPES, *(f"{engine}/as-is" for engine in ENGINES))
-        ):
-            raise UsageError(f"--recipe {pattern}: there is no such recipe; there are {', '.join(RECIPES)}")
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(f"--recipe {pattern}: there is no such recipe; there are {', '.join(known)}")
 
 
 def plans(profile: Profile, patterns: Sequence[str] = ()) -> list[Plan]:
-    """Candidates for a profile, its preferred engine first; with patterns, those whose name matches one."""
+    """Candidates for a profile, its preferred engine first; with patterns, those whose name matches one.
+
+    Raises: ProfileError for an engine that runs models here, but that nothing here makes any for.
+    """
+    unmade = [engine for engine in profile.engines if not facts.has(engine)]
+    if unmade:
+        raise ProfileError(
+            f"{profile.name}: engines.{unmade[0]}: there is no converter for it here; leave it out, or install one"
+        )
     accelerator = profile.accelerator.kind if profile.accelerator else None
     return [
         _plan(profile, recipe, profile.engines[engine])
         for engine in profile.engines
-        for recipe in RECIPES.values()
-        if recipe.engine == engine
-        and recipe.precision in profile.precisions
+        for recipe in facts.of(engine).recipes
+        if recipe.precision in profile.precisions
         and (recipe.remainder == "fp32" or recipe.remainder in profile.precisions)
         and (not recipe.isa or set(recipe.isa) & set(profile.isa))
         and accelerator in recipe.accelerators
@@ -204,6 +153,7 @@ def threads_for(profile: Profile) -> int:
 
 
 def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
+    known = facts.of(recipe.engine)
     quantization = profile.quantization
     accelerator = profile.accelerator.kind if profile.accelerator else ""
     has_int8_weights = recipe.precision == "int8" and recipe.scheme != AS_IS
@@ -214,21 +164,13 @@ def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
         reduce_range=is_int8 and quantization.reduce_range,
         accelerator=accelerator,
         vela=_vela(profile),
-        # ONNX Runtime's Arm kernels multiply signed by signed, its x86 ones unsigned by signed.
-        signed_activations=is_int8 and recipe.engine == "onnxruntime" and profile.arch == "aarch64",
+        signed_activations=is_int8 and profile.arch in known.signed_activations,
     )
-    options = _options(recipe)
+    options = known.options.of(recipe)
     judged = dict(options)
-    notes: list[str] = []
-    if accelerator == NPU:
-        options = {
-            "device": "NPU",
-            **({"INFERENCE_PRECISION_HINT": "f16"} if recipe.precision == "fp16" else {}),
-        }
-        judged = {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32"}
-        notes.append(
-            "judged on OpenVINO's CPU device: there is no NPU here, and no blob was compiled for one"
-        )
+    notes: tuple[str, ...] = ()
+    if device := known.devices.get(accelerator):
+        options, judged, notes = device.options.of(recipe), dict(device.judged), (device.note,)
     return Plan(
         recipe,
         constraints,
@@ -236,7 +178,7 @@ def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
         options,
         judged,
         threads_for(profile),
-        tuple(notes),
+        notes,
         static_shapes_only=quantization.static_shapes_only,
     )
 
@@ -246,13 +188,3 @@ def _vela(profile: Profile) -> VelaConfig | None:
     if unit is None or unit.kind != ETHOS:
         return None
     return VelaConfig(unit.config, unit.system_config, unit.memory_mode)
-
-
-# What each recipe sets at load time. OpenVINO on a CPU with bf16 or AMX computes float models in bf16 unless told.
-def _options(recipe: Recipe) -> dict[str, Option]:
-    if recipe.engine == "onnxruntime":
-        return {"graph_optimization_level": "all"}
-    if recipe.engine == "openvino":
-        is_bf16 = "bf16" in (recipe.precision, recipe.remainder)
-        return {"INFERENCE_PRECISION_HINT": "bf16" if is_bf16 else "f32"}
-    return {}

@@ -4,9 +4,9 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from converters import backends
 from converters.backends import Unsupported
 from converters.backends.artifact import Artifact
-from converters.backends.shapes import open_inside
 from converters.graph import canonical
 from converters.judge import fit
 from converters.judge.accuracy import Accuracy, Judgement, Place, Shift, Verdict
@@ -237,7 +237,7 @@ def made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
     try:
         artifact = bench.artifact(plan)
         if plan.static_shapes_only:
-            _refuse_open_shapes(artifact)
+            _refuse_open_shapes(artifact, plan.recipe.engine)
         evaluated = bench.evaluate(artifact, plan, host.threads(plan))
     except EdgeKitError as error:
         interrupt.check()
@@ -267,9 +267,9 @@ def _obstacle(bench: Workbench, plan: Plan) -> str:
     return ""
 
 
-def _refuse_open_shapes(artifact: Artifact) -> None:
+def _refuse_open_shapes(artifact: Artifact, engine: str) -> None:
     """Raises: Unsupported."""
-    found = open_inside(artifact.folder / artifact.runs_here)
+    found = backends.get(engine).open_shapes(artifact.folder / artifact.runs_here)
     if found:
         raise Unsupported(
             f"the profile takes static shapes only, and {len(found)} inside depend on the data: {', '.join(found[:5])}"

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
+from converters.recipes import facts
+from converters.recipes.recipe import EngineFacts
 from converters.source import code
 from converters.source.project import Project
 from converters.source.source import Source, observed_outputs
-from edgekit.engines.bucketed import BucketedModel
+from edgekit.engines._bucketed import BucketedModel
 from edgekit.errors import ProjectError, SourceError
 from edgekit.manifest import Buckets, TensorSpec
 
@@ -25,7 +28,7 @@ def open_source(project: Project, gate: code.CodeGate) -> Source:
         source = torch_source.from_factory(project, gate)
     else:
         path = project.folder / text
-        opener = _OPENERS.get(path.suffix.lower())
+        opener = _opener(path.suffix.lower())
         if opener is None:
             raise SourceError(
                 f"{text}: give an ONNX file (.onnx), TorchScript (.pt, .jit), a torch.export program (.pt2), file.py:factory,"
@@ -86,27 +89,30 @@ def _open_exported(project: Project, path: Path, gate: code.CodeGate) -> Source:
     return torch_source.from_exported(project, path, gate)
 
 
-def _open_tflite(project: Project, path: Path, gate: code.CodeGate) -> Source:  # noqa: ARG001  # an opener's signature
-    from converters.source import tflite_source
-
-    return tflite_source.open_file(project, path)
-
-
-def _open_ir(project: Project, path: Path, gate: code.CodeGate) -> Source:  # noqa: ARG001  # an opener's signature
-    from converters.source import ir_source
-
-    return ir_source.open_file(project, path)
-
-
-_OPENERS: Mapping[str, Callable[[Project, Path, code.CodeGate], Source]] = {
+Opener = Callable[[Project, Path, code.CodeGate], Source]
+_OPENERS: Mapping[str, Opener] = {
     ".onnx": _open_onnx,
     ".pt": _open_torchscript,
     ".pth": _open_torchscript,
     ".jit": _open_torchscript,
     ".pt2": _open_exported,
-    ".tflite": _open_tflite,
-    ".xml": _open_ir,
 }
+
+
+def _opener(suffix: str) -> Opener | None:
+    """Of a general format, or of an engine's own."""
+    if suffix in _OPENERS:
+        return _OPENERS[suffix]
+    found = next((known for known in map(facts.of, facts.names()) if suffix == known.suffix), None)
+    return _native_opener(found) if found and found.source else None
+
+
+def _native_opener(engine: EngineFacts) -> Opener:
+    def opened(project: Project, path: Path, gate: code.CodeGate) -> Source:  # noqa: ARG001  # an opener's signature
+        source: Source = import_module(engine.source).open_file(project, path)
+        return source
+
+    return opened
 
 
 def _check_names(project: Project, source: Source) -> None:

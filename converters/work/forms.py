@@ -6,12 +6,12 @@ from pathlib import Path
 
 import msgspec
 
-from converters import backends
 from converters.backends import Prepared
 from converters.data.datasets import Datasets
 from converters.graph import canonical
 from converters.graph.canonical import Canonical
 from converters.keep.artifacts import Cache
+from converters.recipes import facts
 from converters.source.source import Source
 from edgekit import __version__
 from edgekit.tensors import Array
@@ -57,7 +57,7 @@ class Forms:
             "source": source.sha256,
             "inputs": msgspec.to_builtins(source.inputs),
             "outputs": msgspec.to_builtins(source.outputs),
-            "tools": canonical.tools(source) | backends.get("onnxruntime").tools(),
+            "tools": {**canonical.tools(source), **facts.tools("onnxruntime")},
             "opset": canonical.OPSET,
         }
 

@@ -33,6 +33,7 @@ from converters.judge.outputs import OutputScore
 from converters.judge.score import Mark, Score, Yardstick, score
 from converters.keep.artifacts import Cache, key
 from converters.quantize.sensitivity import LayerError
+from converters.recipes import facts
 from converters.recipes.recipes import Plan
 from converters.source import code
 from converters.source.opening import open_source
@@ -237,6 +238,7 @@ class Workbench:
             "recipe": plan.recipe.name,
             "tuning": msgspec.to_builtins(plan.tuning),
             "constraints": msgspec.to_builtins(plan.constraints),
+            "engine": facts.foreign_digest(plan.recipe.engine),
             "tools": self.tools(plan),
             "calibration": self.data.fingerprint if plan.recipe.needs_calibration else "",
             "preprocess": msgspec.to_builtins(self.project.preprocess)
@@ -248,7 +250,7 @@ class Workbench:
         """Versions of what decides the artifact's bytes. Raises: ToolFailedError for one that is missing."""
         return {
             **canonical.tools(self.source),
-            **backends.get(plan.recipe.engine).tools(),
+            **facts.tools(plan.recipe.engine),
             **(vela.tools() if plan.constraints.vela else {}),
         }
 
@@ -410,6 +412,7 @@ class Workbench:
                 self.source.buckets.sizes,
                 lambda index, own: backend.convert(self.by_size[index], plan, own),
                 target,
+                backend.move_weights,
             )
         uncompiled = self.artifact(replace(plan, constraints=structs.replace(plan.constraints, vela=None)))
         self.tell(f"compiling {plan.name} for {config.accelerator}")

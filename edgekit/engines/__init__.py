@@ -1,6 +1,8 @@
 """One `Engine` protocol over the on-device runtimes: the agent serves with it, the converters measure with it.
 
-An adapter module is imported only when its engine is asked for, so an agent needs one engine installed, not three.
+Every module here whose name does not begin with an underscore is an adapter, and other distributions may bring more
+(`edgekit.plugins`). An adapter is imported only when its engine is asked for, so an agent needs one engine installed, not
+three.
 """
 
 import importlib
@@ -12,13 +14,12 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
 from edgekit import buckets as rules
-from edgekit.engines.bucketed import BucketedModel
+from edgekit.engines._bucketed import BucketedModel
 from edgekit.errors import EngineError, EngineMissingError, ManifestError
-from edgekit.manifest import ENGINES, Buckets, EngineSpec, Manifest, TensorSpec
+from edgekit.manifest import Buckets, EngineSpec, Manifest, TensorSpec
+from edgekit.plugins import ADAPTERS
 from edgekit.tensors import Array, check_inputs
 from edgekit.transforms import check_post_steps, check_steps
-
-ADAPTERS: Mapping[str, str] = {name: f"edgekit.engines.{name}" for name in ENGINES}
 
 
 class Model(Protocol):
@@ -55,12 +56,19 @@ def get(name: str) -> Engine:
 
     Raises: ManifestError for a name that no adapter has; EngineMissingError if it is not installed here.
     """
-    if name not in ADAPTERS:
-        raise ManifestError(f"unknown engine {name!r}; EdgeKit knows {', '.join(ADAPTERS)}")
+    found = ADAPTERS.find(name)
+    if found is None:
+        raise ManifestError(f"unknown engine {name!r}; EdgeKit knows {', '.join(ADAPTERS.names())}")
     try:
-        engine: Engine = importlib.import_module(ADAPTERS[name]).ENGINE
+        engine: Engine = importlib.import_module(found.module).ENGINE
         engine.version()
-    except ImportError as error:
+    except Exception as error:  # what others bring may fail in any way; it must cost no other engine
+        if found.distribution:
+            raise EngineMissingError(
+                f"{name}, which {found.distribution} brings, does not work here: {error!r}"
+            ) from error
+        if not isinstance(error, ImportError):
+            raise
         raise EngineMissingError(
             f"{name} is not installed here; install edgekit[{name}] ({error})"
         ) from error
@@ -70,7 +78,7 @@ def get(name: str) -> Engine:
 def installed() -> dict[str, str]:
     """Versions of the engines that work here, by name."""
     found: dict[str, str] = {}
-    for name in ADAPTERS:
+    for name in ADAPTERS.names():
         try:
             found[name] = get(name).version()
         except EngineError:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.datasets import load_digits
 from torch import nn
 
+from converters import backends
 from converters.backends.sharing import share
 from converters.source import project
 from edgekit import engines, evidence, local, selftest
@@ -341,7 +342,7 @@ def test_weights_that_all_sizes_have_are_stored_once_and_compute_the_same(engine
                 )
                 path.with_suffix(".onnx").unlink()
     for folder in ("shared", "again"):
-        share(tmp_path / folder, names)
+        share(tmp_path / folder, names, backends.get(engine).move_weights)
     apart, shared, again = (
         {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
         for folder in ("apart", "shared", "again")

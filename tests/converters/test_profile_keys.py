@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from msgspec import structs
 from onnx import TensorProto, helper
 
-from converters.backends import shapes
+from converters import backends
 from converters.emulation import verify
 from converters.judge.fit import misfit
 from converters.measure import roofline
@@ -150,10 +150,10 @@ def test_shapes_that_depend_on_the_data_are_found_in_each_format(digits, tmp_pat
     import openvino as ov
 
     data_dependent(tmp_path / "m.onnx")
-    assert "where" in shapes.open_inside(tmp_path / "m.onnx")
+    assert "where" in backends.get("onnxruntime").open_shapes(tmp_path / "m.onnx")
     ov.save_model(ov.Core().read_model(tmp_path / "m.onnx"), tmp_path / "m.xml")
-    assert len(shapes.open_inside(tmp_path / "m.xml")) > 0
-    assert shapes.open_inside(digits.folder / "model.onnx") == ()
+    assert len(backends.get("openvino").open_shapes(tmp_path / "m.xml")) > 0
+    assert backends.get("onnxruntime").open_shapes(digits.folder / "model.onnx") == ()
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])

@@ -138,7 +138,7 @@ def test_an_unknown_option_value_is_named(onnx_file: Path) -> None:
 
 
 def test_what_is_installed_is_told_with_versions() -> None:
-    assert set(engines.installed()) == set(engines.ADAPTERS)
+    assert set(engines.installed()) == set(engines.ADAPTERS.names())
     assert all(version[0].isdigit() for version in engines.installed().values())
 
 

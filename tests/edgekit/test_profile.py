@@ -66,7 +66,7 @@ BASE = 'name = "mine"\nextends = "raspberry-pi-5"\n'
         (BASE + 'isa = ["avx2"]\n', r"isa: avx2 does not exist on aarch64"),
         (BASE + 'isa = ["sse9"]\n', r"isa.*sse9"),
         (BASE + 'precisions = ["bf16"]\n', r"bf16 needs one of"),
-        (BASE + "[engines]\ntensorrt = '>=1'\n", r"unknown engine 'tensorrt'; known are onnxruntime"),
+        (BASE + "[engines]\ntensorrt = '>=1'\n", r"unknown engine 'tensorrt'; known are litert"),
         (BASE + "[engines]\nlitert = 'new'\n", r"engines.litert: 'new' is no version range; use e.g."),
         (BASE + "[accelerator]\nkind = 'ethos-u'\n", r"an accelerator of kind ethos-u is driven by litert only"),
         (U55 + "[quantization]\nstatic_shapes_only = false\n", r"static_shapes_only: must be true for ethos-u"),

@@ -5,7 +5,6 @@ than in float stays in float (`litert.graph`). A model for a CPU takes and gives
 throughout, and the engine adapter converts its inputs and outputs.
 """
 
-import importlib.metadata
 import tempfile
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ import numpy as np
 import onnx
 from ai_edge_litert.interpreter import Interpreter
 
-from converters.backends import Prepared, Unsupported
+from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact
 from converters.backends.litert import graph as litert_graph
 from converters.backends.litert import int8
@@ -29,6 +28,7 @@ from converters.graph import canonical, patterns
 from converters.quantize.sensitivity import LayerError
 from converters.recipes.knobs import Knob
 from converters.recipes.recipes import Plan
+from converters.source import tflite
 from converters.source.quiet import first_line, quietly
 from converters.source.source import closed
 from edgekit import engines
@@ -52,11 +52,7 @@ class _Float:
     failure: str = ""
 
 
-class LiteRtBackend:
-    def tools(self) -> dict[str, str]:
-        names = ("ai-edge-litert", "ai-edge-quantizer", "litert-torch", "torch", "onnx", "onnxslim")
-        return {name: importlib.metadata.version(name) for name in names}
-
+class LiteRtBackend(Backend):
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
         target = folder / MODEL
         notes = _float_model(prepared, plan, target)
@@ -79,6 +75,10 @@ class LiteRtBackend:
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
         return int8.knobs(plan)
+
+    def open_shapes(self, model: Path) -> tuple[str, ...]:
+        graph = quietly(lambda: tflite.read(model))
+        return tuple(tensor.name for tensor in graph.tensors if min(tensor.shape, default=0) < 0)
 
 
 def _float_model(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ from converters.backends import Prepared
 from converters.backends.litert.graph import Layer, kept_float, listed, named, slow_with_dynamic_ranges
 from converters.quantize.calibration import KEPT, Spread
 from converters.recipes.knobs import Knob
-from converters.recipes.recipes import ETHOS, Plan
+from converters.recipes.recipe import ETHOS
+from converters.recipes.recipes import Plan
 from converters.source.quiet import first_line, quietly
 from edgekit.errors import DataError, ToolFailedError
 

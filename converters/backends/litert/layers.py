@@ -25,7 +25,8 @@ from converters.backends.litert.int8 import (
     slow_in,
 )
 from converters.quantize.sensitivity import LayerError, snr_db
-from converters.recipes.recipes import ETHOS, PLAIN, Plan
+from converters.recipes.recipe import ETHOS
+from converters.recipes.recipes import PLAIN, Plan
 from edgekit.tensors import Array
 
 # Calibration samples looked at, layers tried alone, and seconds after which no further one is begun.

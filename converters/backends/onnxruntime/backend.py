@@ -1,15 +1,15 @@
 """ONNX Runtime: the canonical model in float, or int8 by ONNX Runtime's own quantizer, calibrated or dynamic."""
 
-import importlib.metadata
 from itertools import islice
 from pathlib import Path
 
 import onnx
 
-from converters.backends import Prepared, Unsupported
+from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact
-from converters.backends.onnxruntime import dynamic, graph, layers, qdq
+from converters.backends.onnxruntime import dynamic, files, graph, layers, qdq
 from converters.backends.parity import smallest_gap
+from converters.backends.sharing import Store
 from converters.graph import canonical
 from converters.quantize.sensitivity import LayerError
 from converters.recipes.knobs import Knob
@@ -21,10 +21,7 @@ MODEL = "model.onnx"
 LOOKED_AT = 12
 
 
-class OnnxRuntimeBackend:
-    def tools(self) -> dict[str, str]:
-        return {name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime", "onnxslim")}
-
+class OnnxRuntimeBackend(Backend):
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
         target = folder / MODEL
         if plan.recipe.scheme == "float":
@@ -51,6 +48,12 @@ class OnnxRuntimeBackend:
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
         knobs = qdq.knobs if plan.recipe.needs_calibration else dynamic.knobs
         return knobs(plan)
+
+    def open_shapes(self, model: Path) -> tuple[str, ...]:
+        return files.open_shapes(model)
+
+    def move_weights(self, model: Path, store: Store) -> None:
+        files.move_weights(model, store)
 
 
 def _float_model(prepared: Prepared, target: Path) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ A build tells nobody that it ran: `Core.read_model` is used rather than `openvin
 with its CI switch on, since both otherwise report to an analytics service (openvino 2026.4, nncf 3.4).
 """
 
-import importlib.metadata
 import re
 import time
 from pathlib import Path
@@ -13,22 +12,21 @@ from typing import Any
 
 import openvino as ov
 
-from converters.backends import Prepared, Unsupported
+from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact
-from converters.backends.openvino import execution, graph, npu, quantizer
+from converters.backends.openvino import execution, files, graph, npu, quantizer
 from converters.backends.openvino import sensitivity as analysis
+from converters.backends.sharing import Store
 from converters.quantize.sensitivity import LayerError
 from converters.recipes.knobs import Knob
-from converters.recipes.recipes import NPU, Plan
+from converters.recipes.recipe import NPU
+from converters.recipes.recipes import Plan
 from edgekit.errors import ToolFailedError
 
 MODEL = "model.xml"
 
 
-class OpenVinoBackend:
-    def tools(self) -> dict[str, str]:
-        return {name: importlib.metadata.version(name) for name in ("openvino", "nncf", "onnx", "onnxslim")}
-
+class OpenVinoBackend(Backend):
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
         model = _read(prepared)
         notes: tuple[str, ...] = ()
@@ -55,6 +53,12 @@ class OpenVinoBackend:
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
         return quantizer.knobs(plan) if plan.recipe.needs_calibration else ()
+
+    def open_shapes(self, model: Path) -> tuple[str, ...]:
+        return files.open_shapes(model)
+
+    def move_weights(self, model: Path, store: Store) -> None:
+        files.move_weights(model, store)
 
 
 def _read(prepared: Prepared) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 
 import openvino as ov
 
-from converters.recipes.recipes import NPU, Plan
+from converters.recipes.recipe import NPU
+from converters.recipes.recipes import Plan
 
 # The operators that weigh, by the executed graph's names.
 _HEAVY = {
