@@ -24,6 +24,7 @@ from converters.keep import lock
 from converters.keep.artifacts import Cache
 from converters.keep.files import write_whole
 from converters.keep.lock import LockedBundle, LockedTarget
+from converters.measure.footing import Footing
 from converters.outcome import Options, Outcome, guilty, tried
 from converters.recipes import recipes
 from converters.recipes.recipes import Plan
@@ -259,7 +260,10 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
         picked=chosen.picked or None,
         alternates=chosen.alternates,
         is_measured=host.matches(loaded),
-        notes=(*_notes(bench, loaded, chosen.budgets, host), *((lock.NOTE,) if target.locked else ())),
+        notes=(
+            *_notes(bench, loaded, chosen.budgets, round_.footing),
+            *((lock.NOTE,) if target.locked else ()),
+        ),
     )
 
 
@@ -323,16 +327,12 @@ def _ship(
     return told
 
 
-def _notes(bench: Workbench, loaded: Profile, budgets: Mapping[str, str], host: Host) -> tuple[str, ...]:
+def _notes(
+    bench: Workbench, loaded: Profile, budgets: Mapping[str, str], footing: Footing
+) -> tuple[str, ...]:
     """What a reader must know about the figures of this profile."""
     notes = list(dict.fromkeys(note for form in bench.canonicals for note in form.notes))
-    notes += filter(None, (bench.padding_note,))
-    beyond = sorted(set(host.isa) - set(loaded.isa))
-    if host.matches(loaded) and beyond:
-        notes.append(
-            f"measured on a CPU that also has {', '.join(beyond)}, which {loaded.name} does not promise;"
-            " the device's self-test measures again"
-        )
+    notes += filter(None, (bench.padding_note, footing.note(loaded.name)))
     unverified = [name for name, outcome in budgets.items() if outcome == "unverified"]
     if unverified:
         notes.append(

@@ -142,7 +142,7 @@ def _tolerances(
             plan.recipe.engine, plan.versions, item.artifact.runs_here, {**plan.judged_options, **options}, 1
         )
         try:
-            other = seen_alone(bench, item, host, environment, samples=ready, spec=spec).outputs
+            other = seen_alone(bench, item, host, environment, samples=ready, spec=spec)
         except ToolFailedError as error:
             if not environment:
                 raise
