@@ -76,7 +76,7 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
     profiles = {target: profile.load(project.profile(target)) for target in project.file.targets}
     with tempfile.TemporaryDirectory(prefix="edgekit-build-") as folder:
         bench = Workbench(
-            project, CodeGate(options.allow_code, tell), Cache(options.cache), Path(folder), tell
+            project, CodeGate(options.allow_code, tell), Cache(options.cache, tell=tell), Path(folder), tell
         )
         # Read everything that the user gave before the first conversion.
         bench.source, bench.metric, bench.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
@@ -104,6 +104,7 @@ def _pool(bench: Workbench, options: Options) -> WorkerPool:
             bench.cache,
             bench.source.sha256,
             bench.data.fingerprint,
+            bench.data.feeds_fingerprint,
             bench.canonicals,
         ),
         options.jobs,

@@ -11,8 +11,8 @@ import click
 
 from converters.emulation import setup as emulation
 from converters.emulation.machine import META
-from converters.keep import builds, inputs
-from converters.keep.artifacts import default_root
+from converters.keep import builds, inputs, room
+from converters.keep.artifacts import Cache, default_root
 from converters.keep.files import write_whole
 from converters.outcome import Options, Outcome
 from converters.report import page
@@ -250,7 +250,9 @@ def _build(project: Project, options: Options, tell: Callable[[str], None], *, m
     profiles = [profile.load(project.profile(target)) for target in project.file.targets]
     emulator = emulation.home() / META
     name = builds.fingerprint(project, profiles, options, emulator)
-    found = None if name is None or measure else builds.find(name, options)
+    room.limit_bytes()  # read before the work, not after
+    cache = Cache(options.cache, tell=tell)
+    found = None if name is None or measure else builds.find(name, options, cache)
     if found is not None:
         tell(
             "nothing changed since the last build of this: its bundles and figures are used again (--measure)"
@@ -263,7 +265,7 @@ def _build(project: Project, options: Options, tell: Callable[[str], None], *, m
     outcome = run_build(project, options, tell)
     # A file that changed meanwhile may have been read before or after.
     if name is not None and name == builds.fingerprint(project, profiles, options, emulator):
-        builds.keep(name, outcome, options)
+        builds.keep(name, outcome, options, cache)
     elif inputs.has_code(project) and not project.file.code.reads:
         tell(inputs.HINT)
     return outcome

@@ -52,6 +52,7 @@ class Opening:
     cache: Cache
     sha256: str
     calibration: str
+    feeds: str
     canonicals: tuple[Canonical, ...]
 
 

@@ -30,6 +30,7 @@ from converters.judge import metrics, padding
 from converters.judge.metrics import Metric
 from converters.judge.score import Mark, Score, Yardstick, score
 from converters.judge.text import NO_ALPHABET, Alphabet, read_alphabet
+from converters.keep import own_code
 from converters.keep.artifacts import Cache, key
 from converters.quantize.sensitivity import LayerError
 from converters.recipes.recipes import Plan
@@ -184,6 +185,7 @@ class Workbench:
         """Everything that decides the artifact's bytes."""
         return {
             "edgekit": __version__,
+            "code": own_code.digest(),
             "source": self.source.sha256,
             "inputs": msgspec.to_builtins(self.source.inputs),
             "outputs": msgspec.to_builtins(self.source.outputs),
@@ -194,6 +196,8 @@ class Workbench:
             "constraints": msgspec.to_builtins(plan.constraints),
             "tools": self.tools(plan),
             "calibration": self.data.fingerprint if plan.recipe.needs_calibration else "",
+            # Which way a conversion goes is decided by its parity on these.
+            "feeds": self.data.feeds_fingerprint,
             "preprocess": msgspec.to_builtins(self.project.preprocess)
             if plan.recipe.needs_calibration
             else "",
