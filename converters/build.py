@@ -92,7 +92,12 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
         if options.lock == "write" and not done.missed:
             write_whole(lock.beside(project, options.out), lock.encode(done.written))
         write_whole(options.out / REPORT, page.render(done.sheets).encode())
-        return Outcome(_document(bench, done), tuple(done.sheets), tuple(done.missed), options.out / REPORT)
+        cut = tuple(dict.fromkeys(bench.cut))
+        if cut:
+            tell(f"ended at the limit of {options.time_budget_s:.0f} s (--time-budget): {', '.join(cut)}")
+        return Outcome(
+            _document(bench, done), tuple(done.sheets), tuple(done.missed), options.out / REPORT, cut
+        )
 
 
 def _pool(bench: Workbench, options: Options) -> WorkerPool:
@@ -110,7 +115,9 @@ def _pool(bench: Workbench, options: Options) -> WorkerPool:
         options.jobs,
         bench.folder,
         bench.tell,
+        options.time_budget_s,
     )
+    bench.limit_s = options.time_budget_s
     bench.pool = pool if options.jobs else None
     return pool
 

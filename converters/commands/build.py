@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from converters.commands.durations import seconds
 from converters.emulation import setup as emulation
 from converters.emulation.machine import META
 from converters.keep import builds, inputs, room
@@ -99,6 +100,14 @@ def _sensible_jobs() -> int:
     help="Processes that make candidates side by side; 0: in this one. Measuring is always alone.",
 )
 @click.option(
+    "--time-budget",
+    default="10m",
+    show_default=True,
+    metavar="TIME",
+    callback=lambda _ctx, _param, text: seconds(text, "--time-budget"),
+    help="Limit for making one candidate, for looking into its layers, and for one trial: 90s, 20m, 1h.",
+)
+@click.option(
     "--search",
     type=click.IntRange(min=1),
     metavar="N",
@@ -120,6 +129,7 @@ def build(
     cache: Path | None,
     no_cache: bool,
     jobs: int,
+    time_budget: float,
     search: int | None,
     measure: bool,
     write_lock: bool,
@@ -147,6 +157,7 @@ def build(
         recipes=recipes,
         jobs=jobs,
         search=search or 0,
+        time_budget_s=time_budget,
         lock="write" if write_lock else "require" if locked else "use",
     )
     with render.progress() as progress:

@@ -6,7 +6,7 @@ Always true
  2. Figures from a kept build carry a note with the time at which they were measured.
  3. A build that runs the user's code is kept only where the project says what that code reads (`[code] reads`), and
     only while no installed package changed.
- 4. Only builds that met their contract are kept; an entry is whole or absent, and what is damaged is built anew.
+ 4. Only builds that met their contract and had the time for all they tried are kept; an entry is whole or absent, and what is damaged is built anew.
  5. A build that was finished is not lost because it could not be kept.
 
 Loads no engine and no converter: that is most of what a second build would take.
@@ -141,8 +141,8 @@ def _read(folder: Path) -> tuple[Entry, dict[str, bytes]]:
 
 
 def keep(name: str, outcome: Outcome, options: Options, cache: Cache) -> None:
-    """Keep a build that met its contract; a cache that cannot be written costs a warning."""
-    if not outcome.missed:
+    """Keep a build that met its contract and had time for all; a cache that cannot be written costs a warning."""
+    if not outcome.missed and not outcome.cut:
         cache.keeping(lambda: _keep(name, outcome, options))
 
 

@@ -232,18 +232,22 @@ def _job(bench: Workbench, item: Candidate, spec: EngineSpec, folder: Path) -> J
     )
 
 
-def made_together(bench: Workbench, plans: Sequence[Plan], host: Host) -> None:
+def made_together(
+    bench: Workbench, plans: Sequence[Plan], host: Host, *, limit_s: float = float("inf")
+) -> None:
     """All that these plans' candidates need, made side by side."""
-    bench.together([whole(plan, host.threads(plan)) for plan in plans if not _obstacle(bench, plan)])
+    bench.together([whole(plan, host.threads(plan), limit_s) for plan in plans if not _obstacle(bench, plan)])
 
 
-def made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
-    """Converted and run on the evaluation data, or the reason why not."""
+def made(bench: Workbench, plan: Plan, host: Host, *, limit_s: float = float("inf")) -> Candidate:
+    """Converted and run on the evaluation data, or the reason why not; in `limit_s` seconds, if that is less than the
+    build's own limit.
+    """
     blank = Candidate(plan, notes=plan.notes)
     obstacle = _obstacle(bench, plan)
     if obstacle:
         return replace(blank, failure=obstacle)
-    made_together(bench, [plan], host)
+    made_together(bench, [plan], host, limit_s=limit_s)
     try:
         artifact = bench.artifact(plan)
         if plan.static_shapes_only:

@@ -213,7 +213,10 @@ def _run(hunt: _Hunt, study: Search, count: int, jobs: int) -> None:
             bench.tell(f"search: every combination was tried in {known + done} trials")
             return
         bench.together(
-            [Order(plan, hunt.host.threads(plan), is_searched=True) for plan in _plans(hunt, asked)]
+            [
+                Order(plan, hunt.host.threads(plan), is_searched=True, is_trial=True)
+                for plan in _plans(hunt, asked)
+            ]
         )
         for item in asked:
             trial = _tried(hunt, item)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -42,6 +42,7 @@ from converters.source.source import Source
 from converters.source.work import Work, work
 from converters.work.findings import Evaluated, Findings, once
 from converters.work.forms import Forms
+from converters.work.limit import TooLongError, ends_after
 from converters.work.pool import Order, PoolUnfitError, WorkerPool
 from edgekit import __version__, engines
 from edgekit.engines import Model
@@ -55,6 +56,7 @@ from edgekit.transforms import check_post_steps, check_steps
 # Of an artifact, beside its files.
 _KEPT = ("model", "bindings", "notes", "judged", "compiled", "models")
 Tell = Callable[[str], None]
+Limited = TypeVar("Limited")
 
 
 @dataclass
@@ -69,6 +71,10 @@ class Workbench:
     pool: WorkerPool | None = None
     # The source in canonical ONNX, of each bucket if it has some, where another process has brought it into that form.
     canonical_forms: tuple[Canonical, ...] = ()
+    # Seconds that one step may take where this process makes candidates itself.
+    limit_s: float = float("inf")
+    # What was ended at its limit.
+    cut: list[str] = field(default_factory=list)
 
     @cached_property
     def source(self) -> Source:
@@ -260,6 +266,19 @@ class Workbench:
         """The process that had the order died: at the first step that is not known, as far as can be told."""
         table, at = next((table, at) for table, at in self._steps(order) if at not in table)
         table[at] = error
+        if isinstance(error, TooLongError):
+            self.cut.append(order.plan.name)
+
+    def _limited(self, what: str, make: Callable[[], Limited]) -> Limited:
+        """Within the limit, as far as this process can end itself; a worker is ended from outside."""
+        if self.pool is not None:
+            return make()
+        try:
+            with ends_after(self.limit_s, what):
+                return make()
+        except TooLongError:
+            self.cut.append(what)
+            raise
 
     def _shared(self, order: Order) -> str:
         """Orders of the same name share a conversion."""
@@ -301,7 +320,11 @@ class Workbench:
 
         def look() -> dict[str, object]:
             self.tell(f"looking into the layers of {plan.name}")
-            found = backends.get(plan.recipe.engine).sensitivity(self.prepared, plan, artifact)
+            backend = backends.get(plan.recipe.engine)
+            found = self._limited(
+                f"looking into the layers of {plan.name}",
+                lambda: backend.sensitivity(self.prepared, plan, artifact),
+            )
             return {"layers": msgspec.to_builtins(found)}
 
         def make() -> tuple[LayerError, ...]:
@@ -348,7 +371,7 @@ class Workbench:
 
     def _convert(self, plan: Plan, parts: Mapping[str, object], folder: Path) -> Artifact:
         def make(target: Path) -> dict[str, object]:
-            artifact = self._made(plan, target)
+            artifact = self._limited(f"converting {plan.name}", lambda: self._made(plan, target))
             kept = {key: value for key, value in vars(artifact).items() if key in _KEPT}
             made: dict[str, object] = msgspec.to_builtins(kept)
             return made
