@@ -7,11 +7,9 @@ Always true
  3. Bad input is found before anything is converted: profiles, project, source and data are read first.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -36,6 +34,7 @@ from converters.sheet import Sheet
 from converters.source.code import CodeGate
 from converters.source.project import Project
 from converters.work.pool import Opening, WorkerPool
+from converters.work.scratch import scratch
 from converters.work.workbench import Workbench
 from edgekit import evidence, profile
 from edgekit.errors import LockError
@@ -74,9 +73,9 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
     """
     recipes.check_patterns(options.recipes)
     profiles = {target: profile.load(project.profile(target)) for target in project.file.targets}
-    with tempfile.TemporaryDirectory(prefix="edgekit-build-") as folder:
+    with scratch() as folder:
         bench = Workbench(
-            project, CodeGate(options.allow_code, tell), Cache(options.cache, tell=tell), Path(folder), tell
+            project, CodeGate(options.allow_code, tell), Cache(options.cache, tell=tell), folder, tell
         )
         # Read everything that the user gave before the first conversion.
         bench.source, bench.metric, bench.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept

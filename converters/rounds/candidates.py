@@ -24,6 +24,7 @@ from converters.rounds import float_layers
 from converters.work import golden
 from converters.work.findings import Evaluated, told
 from converters.work.pool import whole
+from converters.work.scratch import check_room
 from converters.work.workbench import Workbench
 from edgekit import detect, engines, interrupt
 from edgekit.errors import EdgeKitError
@@ -255,9 +256,11 @@ def made(bench: Workbench, plan: Plan, host: Host, *, limit_s: float = float("in
         evaluated = bench.evaluate(artifact, plan, host.threads(plan))
     except EdgeKitError as error:
         interrupt.check()
+        check_room(bench.folder)
         return replace(blank, failure=str(error))
     except Exception as error:  # noqa: BLE001  # a tool's bug costs its candidate, not the build; the reason is shown
         interrupt.check()
+        check_room(bench.folder)
         return replace(blank, failure=told(error))
     parity = canonical.parity(rows(bench.reference.golden), rows(evaluated.golden))
     return replace(
