@@ -40,7 +40,7 @@ def told():
 
 
 @pytest.fixture
-def cache(tmp_path, told):
+def kept(tmp_path, told):
     return Cache(tmp_path / "cache", tell=told.append)
 
 
@@ -48,21 +48,21 @@ def entry(cache):
     return room.entries(cache.root)[0].path
 
 
-def test_an_entry_is_served_again_and_knows_when_it_was_used(cache, tmp_path, told):
-    fetch(cache, tmp_path)
-    os.utime(entry(cache), (0, 0))
-    for file in entry(cache).iterdir():
+def test_an_entry_is_served_again_and_knows_when_it_was_used(kept, tmp_path, told):
+    fetch(kept, tmp_path)
+    os.utime(entry(kept), (0, 0))
+    for file in entry(kept).iterdir():
         os.utime(file, (0, 0))
-    assert fetch(cache, tmp_path, b"other") == ({"notes": ["made"]}, b"model")
-    assert room.entries(cache.root)[0].used > 1e9
-    assert cache.made == 1
+    assert fetch(kept, tmp_path, b"other") == ({"notes": ["made"]}, b"model")
+    assert room.entries(kept.root)[0].used > 1e9
+    assert kept.made == 1
     assert told == []
 
 
-def test_changed_converting_code_shares_no_entry(cache, tmp_path, monkeypatch):
-    fetch(cache, tmp_path)
+def test_changed_converting_code_shares_no_entry(kept, tmp_path, monkeypatch):
+    fetch(kept, tmp_path)
     monkeypatch.setattr(own_code, "digest", lambda: "other code")
-    assert fetch(cache, tmp_path, b"mended")[1] == b"mended"
+    assert fetch(kept, tmp_path, b"mended")[1] == b"mended"
 
 
 def test_the_code_that_converts_is_in_the_digest_and_what_only_tells_is_not():
@@ -76,9 +76,9 @@ def test_the_code_that_converts_is_in_the_digest_and_what_only_tells_is_not():
 @pytest.mark.parametrize(
     "damage", ["cut file", "other bytes", "no file", "cut meta", "empty meta", "old format"]
 )
-def test_a_damaged_entry_is_made_anew_and_said(damage, cache, tmp_path, told):
-    fetch(cache, tmp_path)
-    file, meta = entry(cache) / "m.onnx", entry(cache) / artifacts.META
+def test_a_damaged_entry_is_made_anew_and_said(damage, kept, tmp_path, told):
+    fetch(kept, tmp_path)
+    file, meta = entry(kept) / "m.onnx", entry(kept) / artifacts.META
     match damage:
         case "cut file":
             file.write_bytes(b"mod")
@@ -92,11 +92,11 @@ def test_a_damaged_entry_is_made_anew_and_said(damage, cache, tmp_path, told):
             meta.write_text("")
         case "old format":
             meta.write_text(json.dumps({"notes": []}))
-    assert fetch(cache, tmp_path, b"again")[1] == b"again"
+    assert fetch(kept, tmp_path, b"again")[1] == b"again"
     if damage != "no file":
         assert len(told) == 1
         assert "damaged" in told[0]
-        assert fetch(cache, tmp_path, b"third")[1] == b"again"
+        assert fetch(kept, tmp_path, b"third")[1] == b"again"
 
 
 def test_a_cache_whose_place_is_a_file_costs_one_sentence(tmp_path, told):
@@ -173,12 +173,12 @@ def test_nothing_goes_while_somebody_reads_and_no_search_in_progress(tmp_path):
     assert room.make_room(tmp_path, 0) == 1
 
 
-def test_a_store_makes_room(cache, tmp_path, monkeypatch):
+def test_a_store_makes_room(kept, tmp_path, monkeypatch):
     monkeypatch.setenv(room.VARIABLE, "2.5KB")
     for name in "abcd":
-        fetch(cache, tmp_path, bytes(1000), {"recipe": name})
-    assert 1 <= len(room.entries(cache.root)) <= 2
-    assert fetch(cache, tmp_path, b"x", {"recipe": "d"})[1] == bytes(1000)
+        fetch(kept, tmp_path, bytes(1000), {"recipe": name})
+    assert 1 <= len(room.entries(kept.root)) <= 2
+    assert fetch(kept, tmp_path, b"x", {"recipe": "d"})[1] == bytes(1000)
 
 
 @pytest.mark.parametrize(
