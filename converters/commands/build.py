@@ -295,6 +295,7 @@ def _show_sheet(sheet: Sheet) -> None:
     # What was tried for a profile without a bundle is the error's to tell.
     if sheet.picked:
         how = "measured here" if sheet.is_measured else "latency estimated, not measured"
+        how = "times of this CPU, which only rank" if sheet.ranks_only else how
         render.table(
             f"{sheet.name} {sheet.version} for {sheet.profile} ({how})",
             [
