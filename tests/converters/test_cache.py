@@ -6,15 +6,18 @@ import os
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from converters.data.datasets import Datasets
 from converters.keep import artifacts, journals, own_code, room
 from converters.keep.artifacts import Cache
 from edgekit.cli import cli
 from edgekit.errors import UsageError
+from edgekit.manifest import TensorSpec
 
 KEY = {"recipe": "a/fp32"}
 
@@ -276,3 +279,22 @@ def test_a_finished_build_is_not_lost_because_of_its_cache(place, digits, run_bu
     assert list((tmp_path / "out").glob("*.edgekit"))
     assert ("cannot be used" if place == "file" else "is damaged") in result.output
     assert Path(tmp_path / "out" / "report.html").is_file()
+
+
+def test_the_key_of_calibration_data_says_how_much_of_it_is_used(tmp_path):
+    """Whatever else differs: with evaluation data of its own, the held-back fifth is calibrated with too."""
+    np.savez(tmp_path / "calib.npz", x=np.random.default_rng(0).normal(size=(400, 1, 4)).astype(np.float32))
+    source = SimpleNamespace(
+        admitted=(TensorSpec("x", "float32", (1, 4)),), states=(), state=(), buckets=None, reference=None
+    )
+    found = {}
+    for evaluation in ("", str(tmp_path / "calib.npz")):
+        table = SimpleNamespace(
+            calibration=str(tmp_path / "calib.npz"), evaluation=evaluation, shifted=(), seed=0
+        )
+        project = SimpleNamespace(file=SimpleNamespace(data=table), folder=tmp_path, where="p", preprocess={})
+        data = Datasets(project, source, gate=None)
+        assert data.calibration is not None
+        found[len(list(data.calibration()))] = data.fingerprint
+    assert sorted(found) == [320, 400]
+    assert found[320] != found[400]
