@@ -7,11 +7,9 @@ Always true
  3. Bad input is found before anything is converted: profiles, project, source and data are read first.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,6 +22,7 @@ from converters.keep import lock
 from converters.keep.artifacts import Cache
 from converters.keep.files import write_whole
 from converters.keep.lock import LockedBundle, LockedTarget
+from converters.measure.footing import Footing
 from converters.outcome import Options, Outcome, guilty, tried
 from converters.recipes import recipes
 from converters.recipes.recipes import Plan
@@ -35,6 +34,7 @@ from converters.sheet import Sheet
 from converters.source.code import CodeGate
 from converters.source.project import Project
 from converters.work.pool import Opening, WorkerPool
+from converters.work.scratch import scratch
 from converters.work.workbench import Workbench
 from edgekit import evidence, profile
 from edgekit.errors import LockError
@@ -75,9 +75,9 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
     """
     recipes.check_patterns(options.recipes)
     profiles = {target: profile.load(project.profile(target)) for target in project.file.targets}
-    with tempfile.TemporaryDirectory(prefix="edgekit-build-") as folder:
+    with scratch() as folder:
         bench = Workbench(
-            project, CodeGate(options.allow_code, tell), Cache(options.cache), Path(folder), tell
+            project, CodeGate(options.allow_code, tell), Cache(options.cache, tell=tell), folder, tell
         )
         # Read everything that the user gave before the first conversion.
         bench.source, bench.metric, bench.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
@@ -94,7 +94,12 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
         if options.lock == "write" and not done.missed:
             write_whole(lock.beside(project, options.out), lock.encode(done.written))
         write_whole(options.out / REPORT, page.render(done.sheets).encode())
-        return Outcome(_document(bench, done), tuple(done.sheets), tuple(done.missed), options.out / REPORT)
+        cut = tuple(dict.fromkeys(bench.cut))
+        if cut:
+            tell(f"ended at the limit of {options.time_budget_s:.0f} s (--time-budget): {', '.join(cut)}")
+        return Outcome(
+            _document(bench, done), tuple(done.sheets), tuple(done.missed), options.out / REPORT, cut
+        )
 
 
 def _pool(bench: Workbench, options: Options) -> WorkerPool:
@@ -106,13 +111,16 @@ def _pool(bench: Workbench, options: Options) -> WorkerPool:
             bench.cache,
             bench.source.sha256,
             bench.data.fingerprint,
+            bench.data.feeds_fingerprint,
             bench.canonicals,
             bench.judging.judges,
         ),
         options.jobs,
         bench.folder,
         bench.tell,
+        options.time_budget_s,
     )
+    bench.limit_s = options.time_budget_s
     bench.pool = pool if options.jobs else None
     return pool
 
@@ -265,7 +273,13 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
         alternates=chosen.alternates,
         is_measured=host.matches(loaded),
         notes=(
-            *_notes(bench, loaded, chosen.budgets, host, is_default_limit=target.is_default_limit),
+            *_notes(
+                bench,
+                loaded,
+                chosen.budgets,
+                round_.footing,
+                is_default_limit=target.is_default_limit,
+            ),
             *((lock.NOTE,) if target.locked else ()),
         ),
     )
@@ -332,19 +346,23 @@ def _ship(
 
 
 def _notes(
-    bench: Workbench, loaded: Profile, budgets: Mapping[str, str], host: Host, *, is_default_limit: bool
+    bench: Workbench,
+    loaded: Profile,
+    budgets: Mapping[str, str],
+    footing: Footing,
+    *,
+    is_default_limit: bool,
 ) -> tuple[str, ...]:
     """What a reader must know about the figures of this profile."""
     notes = list(dict.fromkeys(note for form in bench.canonicals for note in form.notes))
-    notes += filter(None, (bench.padding_note, bench.judging.metric_note, bench.data.shift_note))
-    if is_default_limit:
-        notes.append(bench.default_note)
-    beyond = sorted(set(host.isa) - set(loaded.isa))
-    if host.matches(loaded) and beyond:
-        notes.append(
-            f"measured on a CPU that also has {', '.join(beyond)}, which {loaded.name} does not promise;"
-            " the device's self-test measures again"
-        )
+    told = (
+        bench.padding_note,
+        bench.judging.metric_note,
+        bench.data.shift_note,
+        bench.default_note if is_default_limit else "",
+        footing.note(loaded.name),
+    )
+    notes += filter(None, told)
     unverified = [name for name, outcome in budgets.items() if outcome == "unverified"]
     if unverified:
         notes.append(

@@ -29,16 +29,21 @@ class Options:
     jobs: int = 1
     search: int = 0
     lock: Literal["use", "write", "require"] = "use"
+    # Seconds that making one candidate, telling its layers apart, or one trial of a search may take.
+    time_budget_s: float = 600.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`document` is what `result.json` holds; `missed` has a sentence for each profile that got no bundle."""
+    """`document` is what `result.json` holds; `missed` has a sentence for each profile that got no bundle, `cut` what was
+    ended at its limit of time.
+    """
 
     document: dict[str, Any]
     sheets: tuple[Sheet, ...]
     missed: tuple[str, ...]
     report: Path
+    cut: tuple[str, ...] = ()
 
     def require_met(self) -> None:
         """Raises: ContractMissedError."""

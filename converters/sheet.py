@@ -43,6 +43,11 @@ class Sheet(msgspec.Struct, frozen=True, omit_defaults=True):
         """Whether latency was measured on the profile's kind of machine."""
         return any(item.latency_p50_ms and item.latency_p50_ms.how == "measured" for item in self.candidates)
 
+    @property
+    def ranks_only(self) -> bool:
+        """Whether it was measured on a machine with more than the profile has: such times only order candidates."""
+        return any(item.latency_p50_ms and item.latency_p50_ms.ranks_only for item in self.candidates)
+
 
 def of_evidence(told: BuildEvidence) -> Sheet:
     """The sheet that a bundle's evidence holds; an alternate's evidence shows its profile's pick."""

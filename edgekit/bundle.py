@@ -50,7 +50,7 @@ def write(target: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -
 
     `files` holds the content of every path in `manifest.files`.
 
-    Raises: BundleError if the two disagree.
+    Raises: BundleError if the two disagree; OSError, which names the bundle.
     """
     listed = {entry.path: entry for entry in manifest.files}
     if set(listed) != set(files):
@@ -69,6 +69,10 @@ def write(target: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -
                 archive.writestr(_member(path), data if isinstance(data, bytes) else data.read_bytes())
         digest = sha256_file(partial)
         partial.replace(target)
+    except OSError as error:
+        # A full disk is told by a call that knows no name.
+        error.filename = str(target)
+        raise
     finally:
         partial.unlink(missing_ok=True)
     return digest

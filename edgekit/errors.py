@@ -4,7 +4,7 @@ One class per kind of trouble. `exit_code` is what a command ends with, `http_st
 `code` the stable word machines match on (also in `--json`).
 
 Exit codes: 0 done · 2 usage or bad input · 3 contract not met · 4 a tool failed · 5 the fleet refused or cannot be
-reached · 130 interrupted.
+reached · 130 interrupted · 143 terminated.
 """
 
 from dataclasses import dataclass

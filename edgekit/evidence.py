@@ -21,23 +21,31 @@ How = Literal["measured", "emulated", "estimated"]
 
 
 class Where(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a figure was obtained on."""
+    """What a figure was obtained on. `held` says what kept the engine to the profile's instruction sets, where the CPU has
+    more.
+    """
 
     cpu: str
     isa: tuple[str, ...] = ()
     engine: str = ""
     engine_version: str = ""
     threads: int = 0
+    held: str = ""
 
 
 class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A value with its origin. `high` makes it a range from `value` to `high` (estimates are ranges)."""
+    """A value with its origin. `high` makes it a range from `value` to `high` (estimates are ranges).
+
+    `ranks_only`: a time of a CPU whose engine uses what the profile does not promise. It orders candidates; no budget is
+    met or missed by it.
+    """
 
     value: float
     how: How
     on: Where
     unit: str = ""
     high: float | None = None
+    ranks_only: bool = False
 
 
 class Compiled(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -112,6 +120,8 @@ class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     latency_p50_ms: Figure | None = None
     latency_p95_ms: Figure | None = None
     memory_mb: Figure | None = None
+    # Of that, what Python and numpy take before the engine is loaded.
+    memory_base_mb: Figure | None = None
     notes: tuple[str, ...] = ()
     compiled: Compiled | None = None
     layers: tuple[LayerEvidence, ...] = ()

@@ -134,7 +134,7 @@ def _tolerances(
             1,
         )
         try:
-            other = seen_alone(bench, item, host, environment, samples=ready, spec=spec).outputs
+            other = seen_alone(bench, item, host, environment, samples=ready, spec=spec)
         except ToolFailedError as error:
             if not environment:
                 raise

@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
+from converters.commands.durations import seconds
 from converters.emulation import setup as emulation
 from converters.emulation.machine import META
-from converters.keep import builds, inputs
-from converters.keep.artifacts import default_root
+from converters.keep import builds, inputs, room
+from converters.keep.artifacts import Cache, default_root
 from converters.keep.files import write_whole
 from converters.outcome import Options, Outcome
 from converters.report import page
@@ -99,6 +100,14 @@ def _sensible_jobs() -> int:
     help="Processes that make candidates side by side; 0: in this one. Measuring is always alone.",
 )
 @click.option(
+    "--time-budget",
+    default="10m",
+    show_default=True,
+    metavar="TIME",
+    callback=lambda _ctx, _param, text: seconds(text, "--time-budget"),
+    help="Limit for making one candidate, for looking into its layers, and for one trial: 90s, 20m, 1h.",
+)
+@click.option(
     "--search",
     type=click.IntRange(min=1),
     metavar="N",
@@ -120,6 +129,7 @@ def build(
     cache: Path | None,
     no_cache: bool,
     jobs: int,
+    time_budget: float,
     search: int | None,
     measure: bool,
     write_lock: bool,
@@ -147,6 +157,7 @@ def build(
         recipes=recipes,
         jobs=jobs,
         search=search or 0,
+        time_budget_s=time_budget,
         lock="write" if write_lock else "require" if locked else "use",
     )
     with render.progress() as progress:
@@ -250,7 +261,9 @@ def _build(project: Project, options: Options, tell: Callable[[str], None], *, m
     profiles = [profile.load(project.profile(target)) for target in project.file.targets]
     emulator = emulation.home() / META
     name = builds.fingerprint(project, profiles, options, emulator)
-    found = None if name is None or measure else builds.find(name, options)
+    room.limit_bytes()  # read before the work, not after
+    cache = Cache(options.cache, tell=tell)
+    found = None if name is None or measure else builds.find(name, options, cache)
     if found is not None:
         tell(
             "nothing changed since the last build of this: its bundles and figures are used again (--measure)"
@@ -263,7 +276,7 @@ def _build(project: Project, options: Options, tell: Callable[[str], None], *, m
     outcome = run_build(project, options, tell)
     # A file that changed meanwhile may have been read before or after.
     if name is not None and name == builds.fingerprint(project, profiles, options, emulator):
-        builds.keep(name, outcome, options)
+        builds.keep(name, outcome, options, cache)
     elif inputs.has_code(project) and not project.file.code.reads:
         tell(inputs.HINT)
     return outcome
@@ -282,6 +295,7 @@ def _show_sheet(sheet: Sheet) -> None:
     # What was tried for a profile without a bundle is the error's to tell.
     if sheet.picked:
         how = "measured here" if sheet.is_measured else "latency estimated, not measured"
+        how = "times of this CPU, which only rank" if sheet.ranks_only else how
         render.table(
             f"{sheet.name} {sheet.version} for {sheet.profile} ({how})",
             [

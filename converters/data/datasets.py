@@ -165,8 +165,18 @@ class Datasets:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the calibration data; empty without."""
-        return "" if self._stored is None else self._stored.fingerprint()
+        """Of the calibration samples that are used, in their order; empty without. What is held back is not among them:
+        the same file with and without evaluation data of its own calibrates differently.
+        """
+        if self._stored is None:
+            return ""
+        held = "all" if self._held_from is None else f"the first {self._held_from}"
+        return f"{self._stored.fingerprint()}, {held}"
+
+    @cached_property
+    def feeds_fingerprint(self) -> str:
+        """Of the samples that parity is checked on."""
+        return feeds_fingerprint(self.feeds)
 
     @cached_property
     def search_fingerprint(self) -> str:
@@ -297,6 +307,14 @@ class Datasets:
                 run, self.source.admitted, self.source.state, self.project.preprocess, chunk
             ):
                 yield dict(last)
+
+
+def feeds_fingerprint(feeds: Iterable[Mapping[str, Array]]) -> str:
+    """sha256 over engine-ready samples in their order."""
+    digest = hashlib.sha256()
+    for feed in feeds:
+        digest.update(fingerprint(Samples(dict(feed))).encode())
+    return digest.hexdigest()
 
 
 def fingerprint(samples: Samples) -> str:

@@ -6,7 +6,8 @@ Always true
  1. What misses the contract, a met-able budget, or breaks on corrupted inputs is never picked and never an alternate.
  2. What cannot be decided is picked only when the caller accepts uncertainty.
  3. Measured latencies rank; estimates never do: without measurements the profile's order of engines and the precision
-    rule choose, and budgets on latency and memory stay unverified.
+    rule choose, and budgets on latency and memory stay unverified. So does a budget on latency where the times are of
+    another kind of machine than the profile's: they rank, and that is all.
  4. A difference inside the interval of the paired ratio is no difference: ties go to the smaller artifact. But a wide
     interval is no excuse: what another candidate clearly beats is not picked, and what took much longer than the
     fastest is not picked for being small.
@@ -58,6 +59,8 @@ class Contender(msgspec.Struct, frozen=True):
     shift_reason: str = ""
     latency_p50_ms: float | None = None
     latency_p95_ms: float | None = None
+    # Whether these times are the profile's own; others rank, and meet or miss no budget.
+    is_own_time: bool = True
     memory_mb: float | None = None
     # What it takes at least, where a compiler says so: enough to miss a limit, never to meet one.
     least_memory_mb: float | None = None
@@ -125,7 +128,9 @@ def select(
 def budgets(contender: Contender, contract: Contract) -> dict[str, Outcome]:
     """The outcome of every budget for one contender."""
     return {
-        "latency_p95_ms": _outcome(contender.latency_p95_ms, contract.latency_p95_ms),
+        "latency_p95_ms": _outcome(
+            contender.latency_p95_ms if contender.is_own_time else None, contract.latency_p95_ms
+        ),
         "memory_mb": _memory_outcome(contender, contract.memory_mb),
         "size_mb": _outcome(contender.size_bytes / MEGABYTE, contract.size_mb),
     }

@@ -6,7 +6,8 @@ Always true
  2. Figures from a kept build carry a note with the time at which they were measured.
  3. A build that runs the user's code is kept only where the project says what that code reads (`[code] reads`), and
     only while no installed package changed.
- 4. Only builds that met their contract are kept; an entry is whole or absent.
+ 4. Only builds that met their contract and had the time for all they tried are kept; an entry is whole or absent, and what is damaged is built anew.
+ 5. A build that was finished is not lost because it could not be kept.
 
 Loads no engine and no converter: that is most of what a second build would take.
 """
@@ -27,8 +28,8 @@ import msgspec
 
 import converters
 import edgekit
-from converters.keep import inputs, lock
-from converters.keep.artifacts import key
+from converters.keep import inputs, lock, room
+from converters.keep.artifacts import Cache, key, place
 from converters.keep.files import write_whole
 from converters.outcome import Options, Outcome
 from converters.recipes import facts
@@ -37,9 +38,6 @@ from converters.source.project import Project
 from edgekit import detect, evidence
 from edgekit.profile import Profile
 
-FOLDER = "builds"
-# Beside them, what searches tried (rounds/trials.py).
-SEARCHES = "searches"
 ENTRY = "build.json"
 REPORT = "report.html"
 # Beside those of the engines.
@@ -52,6 +50,7 @@ class Entry(msgspec.Struct, frozen=True):
     built: str
     document: dict[str, Any]
     files: tuple[str, ...]
+    digests: dict[str, str]
 
 
 def fingerprint(
@@ -92,16 +91,24 @@ def fingerprint(
     )
 
 
-def find(name: str, options: Options) -> Outcome | None:
-    """The kept build of that name, written into `options.out`; None if there is none."""
+def find(name: str, options: Options, cache: Cache) -> Outcome | None:
+    """The kept build of that name, written into `options.out`; None if there is none that can be read.
+
+    Raises: OSError if the output folder cannot be written.
+    """
     assert options.cache is not None
-    folder = options.cache / FOLDER / name
-    if not (folder / ENTRY).is_file():
+    folder = options.cache / room.BUILDS / name
+    try:
+        if not folder.is_dir():
+            return None
+        with room.lock(options.cache, alone=False):
+            entry, kept = _read(folder)
+    except (OSError, ValueError) as error:
+        cache.tell(f"a kept build is damaged and made anew ({name[:12]}…: {error})")
         return None
-    entry = msgspec.json.decode((folder / ENTRY).read_bytes(), type=Entry)
     note = f"nothing changed since the build of {entry.built}: its bundles and figures are used again"
     for file in entry.files:
-        data = (folder / file).read_bytes()
+        data = kept[file]
         if file.endswith(".evidence.json"):
             told = evidence.decode(data)
             predicate = msgspec.structs.replace(told.predicate, notes=(*told.predicate.notes, note))
@@ -122,11 +129,26 @@ def find(name: str, options: Options) -> Outcome | None:
     return Outcome(document, sheets, (), options.out / REPORT)
 
 
-def keep(name: str, outcome: Outcome, options: Options) -> None:
-    """Keep a build that met its contract."""
+def _read(folder: Path) -> tuple[Entry, dict[str, bytes]]:
+    """An entry and its files' bytes. Raises: OSError; ValueError for one that is not as it was written."""
+    entry = msgspec.json.decode((folder / ENTRY).read_bytes(), type=Entry)
+    kept = {file: (folder / file).read_bytes() for file in entry.files}
+    for file, data in kept.items():
+        if hashlib.sha256(data).hexdigest() != entry.digests.get(file):
+            raise ValueError(f"{file} is not what was kept")
+    room.touch(folder)
+    return entry, kept
+
+
+def keep(name: str, outcome: Outcome, options: Options, cache: Cache) -> None:
+    """Keep a build that met its contract and had time for all; a cache that cannot be written costs a warning."""
+    if not outcome.missed and not outcome.cut:
+        cache.keeping(lambda: _keep(name, outcome, options))
+
+
+def _keep(name: str, outcome: Outcome, options: Options) -> None:
+    """Raises: OSError."""
     assert options.cache is not None
-    if outcome.missed:
-        return
     files = [Path(row["path"]).relative_to(options.out) for row in outcome.document["bundles"]]
     files += [evidence.beside(path) for path in files]
     rows = [
@@ -137,8 +159,9 @@ def keep(name: str, outcome: Outcome, options: Options) -> None:
         built=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         document={**outcome.document, "bundles": rows},
         files=tuple(map(str, files)),
+        digests={str(path): _hashed_one(options.out / path) for path in files},
     )
-    root = options.cache / FOLDER
+    root = options.cache / room.BUILDS
     root.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".part-", dir=root))
     try:
@@ -146,14 +169,17 @@ def keep(name: str, outcome: Outcome, options: Options) -> None:
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(options.out / path, partial / path)
         (partial / ENTRY).write_bytes(msgspec.json.encode(entry))
-        shutil.rmtree(root / name, ignore_errors=True)  # a build that was asked to measure again
-        partial.rename(root / name)
-    except OSError:
-        # Another build kept the same inputs at the same time; one of the two is enough.
-        if not (root / name).is_dir():
-            raise
+        with room.lock(options.cache, alone=True):  # nobody reads the old one meanwhile
+            shutil.rmtree(root / name, ignore_errors=True)  # a build that was asked to measure again
+            # Another build may keep the same inputs at the same time; one of the two is enough.
+            place(partial, root / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _hashed_one(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _own_code() -> Iterator[Path]:

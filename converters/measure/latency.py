@@ -4,6 +4,12 @@ Rounds go over the candidates in random order, so that a slow moment of the mach
 by round, and its interval says whether a difference is one. Rounds come in heats: after each, clear losers are timed no
 longer (their rounds so far stay, and pair with the same rounds of the others), and the last heats are for those that
 cannot be told apart.
+
+Always true
+ 1. What is shown, what a budget is held against and what decides between candidates come from the same calls: the ratio of
+    two medians as shown is the ratio that a reason names.
+ 2. Who was dropped early is shown as if it had gone on: its rounds say how it does against the leader in the same rounds,
+    and the leader's median is over all of them. A slow moment of the machine is nobody's time.
 """
 
 import time
@@ -34,13 +40,16 @@ RESAMPLES = 1000
 class Latency(msgspec.Struct, frozen=True):
     """Milliseconds of engine calls; `rounds` are medians of each round, for pairing. Who was dropped has fewer.
 
-    `buckets` are the latencies that this one was put together from, by size.
+    `buckets` are the latencies that this one was put together from, by size. `held` says what held the engine to the
+    profile's instruction sets; a time that is not `is_own` is another kind of machine's and only ranks (measure.footing).
     """
 
     p50_ms: float
     p95_ms: float
     rounds: tuple[float, ...]
     buckets: dict[int, "Latency"] = {}
+    held: str = ""
+    is_own: bool = True
 
 
 @dataclass
@@ -61,7 +70,7 @@ class _Race:
             self.rounds += 1
 
     def latencies(self) -> dict[str, Latency]:
-        return {name: _latency(np.asarray(self.calls[name])) for name in self.runs}
+        return beside_leader({name: np.asarray(self.calls[name]) for name in self.runs})
 
 
 def interleaved(
@@ -119,6 +128,25 @@ def _shortest(found: Mapping[int, Latency]) -> int:
     return min(len(each.rounds) for each in found.values())
 
 
+def beside_leader(calls: Mapping[str, NDArray[np.float64]]) -> dict[str, Latency]:
+    """Latencies of calls (rounds, calls a round) in milliseconds, each by its rounds beside the leader's: the one with the
+    smallest median of those that were timed longest.
+    """
+    rounds = {name: np.median(times, axis=1) for name, times in calls.items()}
+    most = max(map(len, rounds.values()))
+    longest = [name for name, medians in rounds.items() if len(medians) == most]
+    leader = rounds[min(longest, key=lambda name: float(np.median(rounds[name])))]
+    overall = float(np.median(leader))
+    found: dict[str, Latency] = {}
+    for name, times in calls.items():
+        medians = rounds[name]
+        p50 = overall * float(np.exp(np.median(np.log(medians) - np.log(leader[: len(medians)]))))
+        # How much longer than its median the slow calls take is its own affair, told by its own calls.
+        tail = float(np.quantile(times, 0.95) / np.median(times))
+        found[name] = Latency(p50, p50 * max(tail, 1.0), tuple(map(float, medians)))
+    return found
+
+
 def _to_leader(latencies: Mapping[str, Latency], running: Sequence[str]) -> dict[str, Ratio]:
     """Ratios to the one with the smallest median, itself included (exactly 1)."""
     leader = min(running, key=lambda name: float(np.median(latencies[name].rounds)))
@@ -143,9 +171,17 @@ def ratio(ours: Latency, theirs: Latency, seed: int = 0) -> Ratio:
     return Ratio(float(np.exp(low)), float(np.exp(np.median(logs))), float(np.exp(high)))
 
 
+def shown_ratio(ours: Latency, theirs: Latency) -> Ratio:
+    """The ratio of the medians as they are shown, with the interval of the paired rounds."""
+    paired = ratio(ours, theirs)
+    return Ratio(
+        paired.low, float(np.clip(ours.p50_ms / theirs.p50_ms, paired.low, paired.high)), paired.high
+    )
+
+
 def ratios(latencies: Mapping[str, Latency]) -> dict[tuple[str, str], Ratio]:
     return {
-        (ours, theirs): ratio(latencies[ours], latencies[theirs])
+        (ours, theirs): shown_ratio(latencies[ours], latencies[theirs])
         for ours in latencies
         for theirs in latencies
         if ours != theirs
@@ -162,8 +198,3 @@ def _timed(run: Run, feeds: Sequence[Mapping[str, Array]], number: int, count: i
         run(feed)
         times.append((time.perf_counter() - began) * 1000)
     return times
-
-
-def _latency(times: NDArray[np.float64]) -> Latency:
-    p50, p95 = np.quantile(times, [0.5, 0.95])
-    return Latency(float(p50), float(p95), tuple(float(value) for value in np.median(times, axis=1)))

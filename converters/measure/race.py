@@ -10,6 +10,7 @@ Always true
 """
 
 import mmap
+import os
 import signal
 import subprocess
 import sys
@@ -76,8 +77,10 @@ def run_race(
     folder: Path,
     *,
     budget_s: float,
+    environment: Mapping[str, str] | None = None,
 ) -> Timing:
-    """Time the runners on the same feeds; who is no rival gets the first rounds only.
+    """Time the runners on the same feeds; who is no rival gets the first rounds only. `environment` is added to the timing
+    process's.
 
     Raises: ToolFailedError if the process dies while no candidate is at work.
     """
@@ -86,14 +89,14 @@ def run_race(
     (folder / _FEEDS).write_bytes(dump_npz(samples))
     failures: dict[str, str] = {}
     while running := tuple(item for item in runners if item.name not in failures):
-        found = _raced(_Race(running, tuple(rivals), budget_s), folder)
+        found = _raced(_Race(running, tuple(rivals), budget_s), folder, environment or {})
         if not found.refused:
             return Timing(found.latencies, failures)
         failures[found.refused] = found.reason
     return Timing({}, failures)
 
 
-def _raced(race: _Race, folder: Path) -> _Found:
+def _raced(race: _Race, folder: Path, environment: Mapping[str, str]) -> _Found:
     """Raises: ToolFailedError."""
     (folder / _RACE).write_bytes(msgspec.json.encode(race))
     (folder / _AT_WORK).write_bytes(_NOBODY.to_bytes(2, "little"))
@@ -106,6 +109,7 @@ def _raced(race: _Race, folder: Path) -> _Found:
             errors="replace",
             timeout=TIMEOUT_S,
             check=False,
+            env={**os.environ, **environment},
         )
     except subprocess.TimeoutExpired:
         return _blamed(race, folder, f"nothing came within {TIMEOUT_S} s")

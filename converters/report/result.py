@@ -187,16 +187,20 @@ def sheet(
 def latency_figures(item: Candidate, host: Host) -> tuple[Figure | None, Figure | None]:
     """p50 and p95: measured, or the estimate's range for both."""
     if item.latency is not None:
-        where = host.where(item.plan)
-        return (
-            Figure(item.latency.p50_ms, "measured", where, "ms"),
-            Figure(item.latency.p95_ms, "measured", where, "ms"),
+        p50, p95 = (
+            _time(value, item, host, item.latency) for value in (item.latency.p50_ms, item.latency.p95_ms)
         )
+        return p50, p95
     if item.estimate is not None:
         where = Where(cpu=item.estimate.by, engine=item.plan.recipe.engine)
         figure = Figure(item.estimate.low_ms, "estimated", where, "ms", item.estimate.high_ms)
         return figure, figure
     return None, None
+
+
+def _time(value_ms: float, item: Candidate, host: Host, told: Latency) -> Figure:
+    where = msgspec.structs.replace(host.where(item.plan), held=told.held)
+    return Figure(value_ms, "measured", where, "ms", ranks_only=not told.is_own)
 
 
 def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> CandidateEvidence:
@@ -218,6 +222,7 @@ def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> C
         latency_p50_ms=p50,
         latency_p95_ms=p95,
         memory_mb=_memory(item, host),
+        memory_base_mb=_memory_base(item, host),
         notes=item.notes,
         layers=tuple(
             LayerEvidence(layer.name, layer.op_type, layer.snr_db, layer.divergence) for layer in item.layers
@@ -235,7 +240,7 @@ def _buckets(item: Candidate, host: Host) -> tuple[BucketEvidence, ...]:
         if item.latency is None:
             return None, None
         own = item.latency.buckets[size]
-        return Figure(own.p50_ms, "measured", where, "ms"), Figure(own.p95_ms, "measured", where, "ms")
+        return _time(own.p50_ms, item, host, item.latency), _time(own.p95_ms, item, host, item.latency)
 
     return tuple(
         BucketEvidence(
@@ -258,15 +263,20 @@ def _buckets_json(item: Candidate) -> dict[str, Any]:
             "share": round(each.share, 4),
             "samples": each.samples,
             "accuracy": {"source": each.source, "shipped": each.candidate},
-            "latency_ms": _measured_json(item.latency.buckets[each.size]) if item.latency else None,
+            "latency_ms": _measured_json(item.latency.buckets[each.size], item.latency)
+            if item.latency
+            else None,
         }
         for each in item.buckets
     ]
     return {"buckets": rows} if rows else {}
 
 
-def _measured_json(latency: Latency) -> dict[str, Any]:
-    return {"p50": round(latency.p50_ms, 4), "p95": round(latency.p95_ms, 4), "how": "measured"}
+def _measured_json(latency: Latency, told: Latency) -> dict[str, Any]:
+    """`told` knows whose time it is; a bucket's does not."""
+    figures = {"p50": round(latency.p50_ms, 4), "p95": round(latency.p95_ms, 4), "how": "measured"}
+    held = {"held": told.held} if told.held else {}
+    return {**figures, **held, **({} if told.is_own else {"ranks_only": True})}
 
 
 def _compiled(item: Candidate) -> Compiled | None:
@@ -279,9 +289,15 @@ def _memory(item: Candidate, host: Host) -> Figure | None:
     return Figure(round(item.memory_mb, 1), "measured", host.where(item.plan), "MB")
 
 
+def _memory_base(item: Candidate, host: Host) -> Figure | None:
+    if item.memory_base_mb is None:
+        return None
+    return Figure(round(item.memory_base_mb, 1), "measured", host.where(item.plan), "MB")
+
+
 def _latency_json(item: Candidate) -> dict[str, Any] | None:
     if item.latency is not None:
-        return _measured_json(item.latency)
+        return _measured_json(item.latency, item.latency)
     if item.estimate is not None:
         low, high = round(item.estimate.low_ms, 5), round(item.estimate.high_ms, 5)
         return {"p50": low, "p95": high, "how": "estimated", "range": [low, high]}

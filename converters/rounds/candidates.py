@@ -1,8 +1,9 @@
 """A candidate of one profile: made from a plan, scored, and run in a process of its own."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from converters import backends
 from converters.backends import Unsupported
@@ -14,7 +15,8 @@ from converters.judge.outputs import OutputScore
 from converters.judge.score import Score, score
 from converters.judge.select import Contender
 from converters.measure import latency, roofline
-from converters.measure.alone import Job, Seen, run_job
+from converters.measure.alone import Job, Memory, peak_memory, run_job
+from converters.measure.footing import Footing, footing
 from converters.measure.latency import Latency
 from converters.measure.race import Runner, Timing, run_race
 from converters.quantize.sensitivity import LayerError
@@ -23,13 +25,14 @@ from converters.rounds import float_layers
 from converters.work import golden
 from converters.work.findings import Evaluated, told
 from converters.work.pool import whole
+from converters.work.scratch import check_room
 from converters.work.workbench import Workbench
 from edgekit import detect, engines, interrupt
 from edgekit.errors import DataError, EdgeKitError
 from edgekit.evidence import Where
 from edgekit.manifest import Contract, EngineSpec
 from edgekit.profile import Profile
-from edgekit.samples import Samples, dump_npz, rows, stacked
+from edgekit.samples import Samples, dump_npz, rows
 from edgekit.tensors import Array
 
 # Schemes of one precision, the surest first.
@@ -72,6 +75,8 @@ class Candidate:
     outputs: tuple[OutputScore, ...] = ()
     latency: Latency | None = None
     memory_mb: float | None = None
+    # Of that, what the process took before it loaded its engine.
+    memory_base_mb: float | None = None
     estimate: roofline.Estimate | None = None
     notes: tuple[str, ...] = ()
     # Figures of each bucket, smallest first.
@@ -99,10 +104,17 @@ class Host:
     isa: tuple[str, ...]
     arch: str
     cores: int
+    # Added to that of processes that time: what holds engines to a profile (measure.footing).
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def matches(self, profile: Profile) -> bool:
         """Same architecture, every instruction set of the profile, and no accelerator that is not here."""
         return profile.arch == self.arch and set(profile.isa) <= set(self.isa) and profile.accelerator is None
+
+    def footing(self, profile: Profile, plans: Iterable[Plan]) -> Footing:
+        """On what footing these plans' candidates are timed here for the profile."""
+        work = [(plan.recipe.engine, plan.recipe.computes) for plan in plans if not plan.obstacle]
+        return footing(profile.isa, self.isa, work)
 
     def where(self, plan: Plan) -> Where:
         """The origin of what was measured here with this plan."""
@@ -152,6 +164,7 @@ def contender(bench: Workbench, item: Candidate, profile: Profile) -> Contender:
         shift_reason=_shift_reason(item),
         latency_p50_ms=item.latency.p50_ms if item.latency else None,
         latency_p95_ms=item.latency.p95_ms if item.latency else None,
+        is_own_time=item.latency is None or item.latency.is_own,
         memory_mb=item.memory_mb,
         least_memory_mb=compiled.memory_mb if compiled else None,
         misfit=fit.misfit(profile, bundle_bytes, item.memory_mb, compiled),
@@ -196,22 +209,35 @@ def seen_alone(
     host: Host,
     environment: Mapping[str, str],
     *,
-    samples: Samples | None = None,
-    spec: EngineSpec | None = None,
-) -> Seen:
-    """The candidate's outputs and peak memory in a process of its own. Raises: ToolFailedError."""
-    artifact, plan, source = item.artifact, item.plan, bench.source
-    assert artifact is not None
-    if samples is None:
-        samples = Samples(
-            {name: stacked([feed[name] for feed in bench.data.feeds]) for name in bench.data.feeds[0]}
-        )
+    samples: Samples,
+    spec: EngineSpec,
+) -> dict[str, Array]:
+    """The candidate's outputs in a process of its own. Raises: ToolFailedError."""
+    folder = _child(bench)
+    (folder / "samples.npz").write_bytes(dump_npz(samples))
+    return run_job(_job(bench, item, spec, folder), folder, {**host.environment, **environment})
+
+
+def memory_alone(bench: Workbench, item: Candidate, host: Host) -> Memory:
+    """What a process takes that loads and runs nothing but the candidate. Raises: ToolFailedError."""
+    assert item.artifact is not None
+    folder = _child(bench)
+    job = _job(bench, item, _spec(item.plan, item.artifact, host), folder)
+    return peak_memory(job, bench.data.feeds, folder, host.environment)
+
+
+def _child(bench: Workbench) -> Path:
     folder = bench.folder / "child"
     folder.mkdir(exist_ok=True)
-    (folder / "samples.npz").write_bytes(dump_npz(samples))
-    job = Job(
+    return folder
+
+
+def _job(bench: Workbench, item: Candidate, spec: EngineSpec, folder: Path) -> Job:
+    artifact, source = item.artifact, bench.source
+    assert artifact is not None
+    return Job(
         folder=str(artifact.folder),
-        engine=spec or _spec(plan, artifact, host),
+        engine=spec,
         inputs=artifact.bound(source.inputs),
         outputs=artifact.bound(source.outputs),
         state=source.state,
@@ -219,21 +245,24 @@ def seen_alone(
         out=str(folder / "out.npz"),
         buckets=artifact.buckets(source.buckets),
     )
-    return run_job(job, folder, environment)
 
 
-def made_together(bench: Workbench, plans: Sequence[Plan], host: Host) -> None:
+def made_together(
+    bench: Workbench, plans: Sequence[Plan], host: Host, *, limit_s: float = float("inf")
+) -> None:
     """All that these plans' candidates need, made side by side."""
-    bench.together([whole(plan, host.threads(plan)) for plan in plans if not _obstacle(bench, plan)])
+    bench.together([whole(plan, host.threads(plan), limit_s) for plan in plans if not _obstacle(bench, plan)])
 
 
-def made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
-    """Converted and run on the evaluation data, or the reason why not."""
+def made(bench: Workbench, plan: Plan, host: Host, *, limit_s: float = float("inf")) -> Candidate:
+    """Converted and run on the evaluation data, or the reason why not; in `limit_s` seconds, if that is less than the
+    build's own limit.
+    """
     blank = Candidate(plan, notes=plan.notes)
     obstacle = _obstacle(bench, plan)
     if obstacle:
         return replace(blank, failure=obstacle)
-    made_together(bench, [plan], host)
+    made_together(bench, [plan], host, limit_s=limit_s)
     try:
         artifact = bench.artifact(plan)
         if plan.static_shapes_only:
@@ -241,9 +270,11 @@ def made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
         evaluated = bench.evaluate(artifact, plan, host.threads(plan))
     except EdgeKitError as error:
         interrupt.check()
+        check_room(bench.folder)
         return replace(blank, failure=str(error))
     except Exception as error:  # noqa: BLE001  # a tool's bug costs its candidate, not the build; the reason is shown
         interrupt.check()
+        check_room(bench.folder)
         return replace(blank, failure=told(error))
     parity = canonical.parity(rows(bench.reference.golden), rows(evaluated.golden))
     return replace(
@@ -371,7 +402,14 @@ def timed(
         runners = [
             _runner(bench, item, item.artifact, host, size) for item in standing if item.artifact is not None
         ]
-        return run_race(runners, feeds, rivals, bench.folder / "race", budget_s=budget_s * share_of_time)
+        return run_race(
+            runners,
+            feeds,
+            rivals,
+            bench.folder / "race",
+            budget_s=budget_s * share_of_time,
+            environment=host.environment,
+        )
 
     shares = bench.data.shares
     if shares:

@@ -27,8 +27,12 @@ from edgekit.manifest import Contract
 from edgekit.profile import Profile
 
 LABEL = "mixed"
-# Seconds for all repairs of a profile; a try that has begun is finished.
+# Seconds for all repairs of a profile; what a worker makes for longer is ended.
 BUDGET_S = 240.0
+# A try or an analysis that is begun gets this long, at least.
+LEAST_S = 5.0
+# An engine whose models, float and int8, take this much longer here than another's is no hope on another CPU either.
+HOPELESS = 3.0
 # Seconds for one quick comparison of two candidates.
 QUICK_S = 0.8
 
@@ -45,7 +49,11 @@ class _Shop:
 
     @property
     def is_late(self) -> bool:
-        return time.monotonic() - self.began > BUDGET_S
+        return self.left_s <= 0
+
+    @property
+    def left_s(self) -> float:
+        return BUDGET_S - (time.monotonic() - self.began)
 
 
 def repaired(
@@ -143,13 +151,14 @@ def _layers(shop: _Shop, item: Candidate) -> tuple[LayerError, ...]:
     """Worst first; kept between builds, since nothing but the artifact decides it."""
     assert item.artifact is not None
     threads = shop.host.threads(item.plan)
-    shop.bench.together([Order(item.plan, threads, is_analysed=True)])
+    limit_s = max(shop.left_s, LEAST_S)
+    shop.bench.together([Order(item.plan, threads, is_analysed=True, limit_s=limit_s)])
     return shop.bench.layers(item.plan, item.artifact)
 
 
 def _try(shop: _Shop, item: Candidate, layers: Sequence[LayerError], count: int) -> Candidate:
     plan = mixed(item.plan, float_layers.floats(layers, count))
-    found = made(shop.bench, plan, shop.host)
+    found = made(shop.bench, plan, shop.host, limit_s=max(shop.left_s, LEAST_S))
     if not found.stands:
         return found
     return searched(shop.bench, shop.contract, found, shop.host)
@@ -209,7 +218,7 @@ def _not_worth(shop: _Shop, item: Candidate, holding: Sequence[Candidate]) -> st
         return ""
     if not shop.host.matches(shop.profile):
         if shop.profile.gmacs_int8 > shop.profile.gmacs_fp32:
-            return ""
+            return _hopeless(shop, item, rivals)
         return f"{shop.profile.name} computes int8 no faster than float"
     timing = _raced(shop, [item, *rivals])
     times = timing.latencies
@@ -223,6 +232,34 @@ def _not_worth(shop: _Shop, item: Candidate, holding: Sequence[Candidate]) -> st
     if float_layers.is_worth(ratio):
         return ""
     return f"even with every layer in int8 it takes {ratio.median:.2f} x the time of {best.recipe}, which keeps the accuracy"
+
+
+def _hopeless(shop: _Shop, item: Candidate, rivals: Sequence[Candidate]) -> str:
+    """Why a repair cannot win on a CPU that is not here: neither the candidate nor its engine's float models, which it would
+    come to lie between, are anywhere near the best that holds. Empty if they are, or for an accelerator.
+    """
+    own = [other for other in rivals if other.plan.recipe.engine == item.plan.recipe.engine]
+    others = [other for other in rivals if other not in own]
+    if not own or not others or shop.profile.accelerator is not None:
+        return ""
+    times = _raced(shop, [item, *rivals]).latencies
+    fastest = [
+        min(
+            (each.recipe for each in some if each.recipe in times),
+            default="",
+            key=lambda name: times[name].p50_ms,
+        )
+        for some in ([item, *own], others)
+    ]
+    if not all(fastest):
+        return ""
+    found = latency.ratio(times[fastest[0]], times[fastest[1]])
+    if found.low < HOPELESS:
+        return ""
+    return (
+        f"the best of {item.plan.recipe.engine}, {fastest[0]}, takes {found.median:.1f} x the time of {fastest[1]} here, and"
+        " what is mended is no faster"
+    )
 
 
 def _raced(shop: _Shop, items: Sequence[Candidate]) -> Timing:

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from converters.judge.accuracy import ALONE, Place
 from converters.judge.select import Ratio
 from converters.measure import latency
+from converters.measure.footing import Footing
 from converters.measure.race import Timing
 from converters.recipes.recipes import Plan
 from converters.rounds import mixed_precision, trials
@@ -15,10 +18,10 @@ from converters.rounds.candidates import (
     estimated,
     is_same_function,
     made,
+    memory_alone,
     on_search_half,
     scored,
     searched,
-    seen_alone,
     timed,
     with_outputs,
 )
@@ -32,12 +35,13 @@ from edgekit.profile import Profile
 @dataclass(frozen=True)
 class Tournament:
     """Every plan as a judged candidate with what repairs and a search added, the measured latency ratios (empty where
-    nothing is measured here), and the search's trials.
+    nothing is measured here), and the search's trials. `footing` says whose times they are.
     """
 
     candidates: tuple[Candidate, ...]
     ratios: dict[tuple[str, str], Ratio]
     trials: tuple[TrialEvidence, ...]
+    footing: Footing
 
 
 def judged(
@@ -51,6 +55,9 @@ def judged(
     jobs: int = 1,
 ) -> Tournament:
     """The tournament; `search` is how many trials go beyond the plans, `jobs` how many are made side by side."""
+    footing = host.footing(profile, plans)
+    # Repairs and a search compare on the footing of the last race.
+    host = replace(host, environment=footing.environment)
     tried = [made(bench, plan, host) for plan in plans]
     tried = _best_of_family(bench, contract, tried, host)
     tried = mixed_precision.repaired(bench, profile, contract, tried, host)
@@ -62,16 +69,21 @@ def judged(
     if not any(item.stands for item in tried) or not host.matches(profile):
         tried = _judged_in_line(bench, contract, tried, _by_preference(profile, tried))
         estimates = (replace(item, estimate=estimated(bench, profile, item)) for item in tried)
-        return Tournament(tuple(estimates), {}, found)
+        return Tournament(tuple(estimates), {}, found, Footing())
     bench.tell("measuring latency")
     standing = [item for item in tried if item.stands]
     rivals = {item.recipe for item in standing if not _is_out(item)}
     timing = timed(bench, standing, host, rivals)
-    tried = [_measured(bench, item, host, timing) for item in tried]
+    if footing.held and timing.failures:
+        # openvino 2026.4 crashes on some models when held to AVX2; all are timed anew, on one footing.
+        bench.tell(f"{', '.join(timing.failures)} cannot be timed with {footing.held}; nothing is held")
+        footing, host = footing.released(), replace(host, environment={})
+        timing = timed(bench, standing, host, rivals)
+    tried = [_measured(bench, item, host, timing, footing) for item in tried]
     tried = _judged_in_line(bench, contract, tried, _by_time(tried))
     # Compared with each other are those that could be measured in full.
     ratios = latency.ratios({item.recipe: item.latency for item in tried if item.stands and item.latency})
-    return Tournament(tuple(_with_slowness(item, tried, ratios) for item in tried), ratios, found)
+    return Tournament(tuple(_with_slowness(item, tried, ratios) for item in tried), ratios, found, footing)
 
 
 def _judged_in_line(
@@ -125,17 +137,18 @@ def _best_of_family(
     return [replace(item, outscored=beaten.get(item.recipe, "")) for item in tried]
 
 
-def _measured(bench: Workbench, item: Candidate, host: Host, timing: Timing) -> Candidate:
+def _measured(bench: Workbench, item: Candidate, host: Host, timing: Timing, footing: Footing) -> Candidate:
     """With its latency and peak memory; what cannot run in a process of its own cannot be shipped."""
     if item.recipe in timing.failures:
         return replace(item, failure=timing.failures[item.recipe])
     if item.recipe not in timing.latencies:
         return item
     try:
-        memory_mb = seen_alone(bench, item, host, {}).memory_mb
+        memory = memory_alone(bench, item, host)
     except ToolFailedError as error:
         return replace(item, failure=str(error))
-    return replace(item, latency=timing.latencies[item.recipe], memory_mb=memory_mb)
+    own = structs.replace(timing.latencies[item.recipe], held=footing.held, is_own=footing.is_own)
+    return replace(item, latency=own, memory_mb=memory.peak_mb, memory_base_mb=memory.base_mb)
 
 
 def _is_out(item: Candidate) -> bool:

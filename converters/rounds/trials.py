@@ -10,7 +10,6 @@ Always true
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import msgspec
 
@@ -18,7 +17,7 @@ from converters import backends
 from converters.judge.score import Score
 from converters.judge.select import MEGABYTE
 from converters.keep.artifacts import key
-from converters.keep.builds import SEARCHES
+from converters.keep.journals import journal
 from converters.measure import latency
 from converters.recipes.recipes import Plan, Tuning
 from converters.rounds import search
@@ -35,7 +34,6 @@ from edgekit.evidence import Figure, TrialEvidence
 from edgekit.manifest import Contract
 from edgekit.profile import Profile
 
-JOURNAL = "trials.log"
 # Seconds for one quick comparison with the anchor.
 QUICK_S = 0.8
 
@@ -85,18 +83,18 @@ def explored(
     fixed = bases | {item.recipe: item for item in _with_losses(bench, contract, others, host)}
     hunt = _Hunt(bench, profile, contract, host, fixed, bases)
     spaces = _spaces(hunt)
-    journal = _journal(hunt, spaces)
-    study = Search(spaces, journal, bench.project.file.data.seed)
-    if not study.trials:
-        for trial in _fixed(hunt):
-            study.knows(trial)
-    # As the journal has it, also of an earlier build: trials of both are compared.
-    hunt.anchor = next((trial for trial in study.trials if not trial.number and trial.figures), None)
-    if hunt.anchor is None:
-        bench.tell(f"{profile.name}: nothing to search, none of its candidates can be timed")
-    else:
-        _run(hunt, study, count, jobs)
-    trials = study.trials
+    with journal(bench.cache.root, _journal_name(hunt, spaces), bench.folder, bench.tell) as path:
+        study = Search(spaces, path, bench.project.file.data.seed)
+        if not study.trials:
+            for trial in _fixed(hunt):
+                study.knows(trial)
+        # As the journal has it, also of an earlier build: trials of both are compared.
+        hunt.anchor = next((trial for trial in study.trials if not trial.number and trial.figures), None)
+        if hunt.anchor is None:
+            bench.tell(f"{profile.name}: nothing to search, none of its candidates can be timed")
+        else:
+            _run(hunt, study, count, jobs)
+        trials = study.trials
     chosen = search.finalists(trials)
     found = [_candidate(hunt, trial) for trial in chosen]
     return found, _evidence(hunt, trials, chosen)
@@ -147,8 +145,8 @@ def _spaces(hunt: _Hunt) -> list[Space]:
     ]
 
 
-def _journal(hunt: _Hunt, spaces: Sequence[Space]) -> Path:
-    """Under a key of everything that decides what a trial finds."""
+def _journal_name(hunt: _Hunt, spaces: Sequence[Space]) -> str:
+    """A key of everything that decides what a trial finds."""
     bench = hunt.bench
     parts = {
         "recipes": [bench.artifact_key(item.plan) for item in hunt.fixed.values()],
@@ -158,11 +156,12 @@ def _journal(hunt: _Hunt, spaces: Sequence[Space]) -> Path:
         "data": bench.data.search_fingerprint,
         "contract": hunt.contract.max_accuracy_drop,
         "spaces": msgspec.to_builtins(spaces),
-        "machine": [hunt.host.cpu, *hunt.host.isa, hunt.host.cores] if hunt.is_timed else [],
+        "machine": [hunt.host.cpu, *hunt.host.isa, hunt.host.cores, dict(hunt.host.environment)]
+        if hunt.is_timed
+        else [],
         "profile": hunt.profile.name,
     }
-    root = bench.cache.root or bench.folder
-    return root / SEARCHES / key(parts) / JOURNAL
+    return key(parts)
 
 
 def _metric_digest(bench: Workbench) -> list[str]:
@@ -215,7 +214,10 @@ def _run(hunt: _Hunt, study: Search, count: int, jobs: int) -> None:
             bench.tell(f"search: every combination was tried in {known + done} trials")
             return
         bench.together(
-            [Order(plan, hunt.host.threads(plan), is_searched=True) for plan in _plans(hunt, asked)]
+            [
+                Order(plan, hunt.host.threads(plan), is_searched=True, is_trial=True)
+                for plan in _plans(hunt, asked)
+            ]
         )
         for item in asked:
             trial = _tried(hunt, item)

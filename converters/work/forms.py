@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from converters.backends import Prepared
-from converters.data.datasets import Datasets
+from converters.data.datasets import Datasets, feeds_fingerprint
 from converters.graph import canonical
 from converters.graph.canonical import Canonical
 from converters.keep.artifacts import Cache
@@ -53,6 +53,7 @@ class Forms:
         folder.mkdir()
         parts = {
             "edgekit": __version__,
+            "feeds": feeds_fingerprint(feeds),
             "step": "canonical",
             "source": source.sha256,
             "inputs": msgspec.to_builtins(source.inputs),

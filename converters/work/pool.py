@@ -5,7 +5,11 @@ Always true
     the reason; the build goes on with a new worker.
  2. Two orders that share a conversion are never with two workers at once.
  3. Nothing outlives the build: closing kills what still runs, and workers die with the building process.
- 4. While `run` is not being iterated, every worker is idle: what is then measured has the machine to itself.
+ 4. An order that is made for longer than its limit is ended with its worker and costs that candidate only. Running a
+    candidate over the user's samples takes what it takes, except in a search's trial.
+ 5. Cheap orders go first: float before int8. If an engine's float model cannot be made in time, its int8 ones, which start
+    from it, are not tried.
+ 6. While `run` is not being iterated, every worker is idle: what is then measured has the machine to itself.
 
 A worker lives as long as the build, since loading a converter takes seconds, and gets orders for the engine that it has
 loaded before others. Its side is `converters.work.worker`.
@@ -16,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +33,7 @@ from converters.keep.artifacts import Cache
 from converters.recipes.recipes import Plan
 from converters.source.project import Project
 from converters.work.findings import Findings
+from converters.work.limit import DEFAULT_S, TooLongError, too_long
 from edgekit import interrupt
 from edgekit.errors import ToolFailedError
 
@@ -36,6 +42,8 @@ _TICK_S = 0.5
 # Characters of a dead worker's last words.
 _LAST_WORDS = 200
 Tell = Callable[[str], None]
+# Steps of a worker that its order's limit does not count: the user's samples decide how long they take.
+_UNCOUNTED = ("starting", "preparing", "evaluating", "searching with")
 
 
 class PoolUnfitError(ToolFailedError):
@@ -53,24 +61,34 @@ class Opening:
     cache: Cache
     sha256: str
     calibration: str
+    feeds: str
     canonicals: tuple[Canonical, ...]
     judges: tuple[OutputJudge, ...]
 
 
 @dataclass(frozen=True)
 class Order:
-    """One plan to make, to run on the judged half and on the search half, and to tell its layers' errors of."""
+    """One plan to make, to run on the judged half and on the search half, and to tell its layers' errors of.
+
+    `limit_s` is what is left for it where that is less than the pool's limit; of a trial, running it counts too.
+    """
 
     plan: Plan
     threads: int
     is_judged: bool = False
     is_searched: bool = False
     is_analysed: bool = False
+    is_trial: bool = False
+    limit_s: float = float("inf")
+
+    @property
+    def is_float(self) -> bool:
+        return self.plan.recipe.precision != "int8"
 
 
-def whole(plan: Plan, threads: int) -> Order:
+def whole(plan: Plan, threads: int, limit_s: float = float("inf")) -> Order:
     """All that every candidate needs; what one in float32 computes is not searched over."""
-    return Order(plan, threads, is_judged=True, is_searched=plan.recipe.precision != "fp32")
+    return Order(plan, threads, is_judged=True, is_searched=plan.recipe.precision != "fp32", limit_s=limit_s)
 
 
 @dataclass(frozen=True)
@@ -96,6 +114,26 @@ class _Worker:
     order: Order | None = None
     shared: str = ""
     doing: str = "starting"
+    # Seconds that count against the order's limit, up to `since`.
+    spent_s: float = 0.0
+    since: float = 0.0
+
+    def takes(self, order: Order, shared: str) -> None:
+        self.order, self.shared = order, shared
+        self.engines.add(order.plan.recipe.engine)
+        self.spent_s, self.since = 0.0, time.monotonic()
+        if self.doing != "starting":
+            self.doing = f"preparing {order.plan.name}"
+
+    def does(self, what: str) -> None:
+        self.spent_s = self.counted_s()
+        self.doing, self.since = what, time.monotonic()
+
+    def counted_s(self) -> float:
+        """Seconds of the order so far that count against its limit."""
+        assert self.order is not None
+        uncounted = ("starting", "preparing") if self.order.is_trial else _UNCOUNTED
+        return self.spent_s + (0.0 if self.doing.startswith(uncounted) else time.monotonic() - self.since)
 
     def cause(self) -> str:
         """What ended the process, in words."""
@@ -118,8 +156,11 @@ class WorkerPool:
     jobs: int
     folder: Path
     tell: Tell
+    limit_s: float = DEFAULT_S
     _workers: list[_Worker] = field(default_factory=list)
     _started: int = 0
+    # Engines whose float model could not be made in time.
+    _given_up: dict[str, TooLongError] = field(default_factory=dict)
 
     def run(
         self, orders: Sequence[Order], shared: Callable[[Order], str], known: Findings
@@ -129,6 +170,7 @@ class WorkerPool:
         Raises: PoolUnfitError.
         """
         waiting = list(orders)
+        yield from self._hopeless(waiting)
         while waiting or any(worker.order for worker in self._workers):
             self._hand_out(waiting, shared, known)
             busy = {worker.connection: worker for worker in self._workers if worker.order}
@@ -137,17 +179,46 @@ class WorkerPool:
                 answer = self._heard(busy[connection])
                 if answer is not None:
                     yield answer
+            for cut in self._late():
+                yield cut
+                yield from self._hopeless(waiting)
             interrupt.check()
 
     def close(self) -> None:
         """End every worker, whatever it is doing."""
-        for worker in self._workers:
-            with suppress(ProcessLookupError):
-                # With what the worker started itself.
-                os.killpg(worker.process.pid, signal.SIGKILL)
-            worker.process.wait()
-            worker.connection.close()
-        self._workers.clear()
+        while self._workers:
+            self._end(self._workers[-1])
+
+    def _end(self, worker: _Worker) -> None:
+        with suppress(ProcessLookupError):
+            # With what the worker started itself.
+            os.killpg(worker.process.pid, signal.SIGKILL)
+        worker.process.wait()
+        worker.connection.close()
+        self._workers.remove(worker)
+
+    def _late(self) -> list[tuple[Order, ToolFailedError]]:
+        """Orders beyond their limit, whose workers are ended."""
+        found: list[tuple[Order, ToolFailedError]] = []
+        for worker in [item for item in self._workers if item.order]:
+            assert worker.order is not None
+            order, limit_s = worker.order, min(self.limit_s, worker.order.limit_s)
+            if worker.counted_s() <= limit_s:
+                continue
+            error = too_long(worker.doing, limit_s)
+            self._end(worker)
+            self.tell(f"{error}; it is left out")
+            if order.is_float:
+                self._given_up[order.plan.recipe.engine] = error
+            found.append((order, error))
+        return found
+
+    def _hopeless(self, waiting: list[Order]) -> Iterator[tuple[Order, ToolFailedError]]:
+        """Orders that start from a float model which could not be made, taken from those that wait."""
+        for order in [item for item in waiting if item.plan.recipe.engine in self._given_up]:
+            waiting.remove(order)
+            cause = self._given_up[order.plan.recipe.engine]
+            yield order, TooLongError(f"not tried, since {cause}")
 
     def _hand_out(self, waiting: list[Order], shared: Callable[[Order], str], known: Findings) -> None:
         while waiting:
@@ -159,10 +230,9 @@ class WorkerPool:
             if not free:
                 return
             worker = worker or self._hired()
-            order = min(free, key=lambda item: self._strangeness(worker, item))
+            order = min(free, key=lambda item: (not item.is_float, self._strangeness(worker, item)))
             waiting.remove(order)
-            worker.order, worker.shared = order, shared(order)
-            worker.engines.add(order.plan.recipe.engine)
+            worker.takes(order, shared(order))
             with suppress(BrokenPipeError, ConnectionResetError):  # heard of as its death
                 worker.connection.send((order, known.artifacts_only()))
 
@@ -206,13 +276,13 @@ class WorkerPool:
         except (EOFError, OSError):
             return order, self._buried(worker)
         if isinstance(message, Told):
-            worker.doing = message.text
+            worker.does(message.text)
             self.tell(message.text)
             return None
         if isinstance(message, Opened):
             if message.objection:
                 raise PoolUnfitError(message.objection)
-            worker.doing = f"preparing {order.plan.name}"
+            worker.does(f"preparing {order.plan.name}")
             return None
         worker.order = None
         return order, message

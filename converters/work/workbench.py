@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,6 +31,7 @@ from converters.judge.kinds import OutputJudge
 from converters.judge.metrics import Metric, first
 from converters.judge.outputs import OutputScore
 from converters.judge.score import Mark, Score, Yardstick, score
+from converters.keep import own_code
 from converters.keep.artifacts import Cache, key
 from converters.quantize.sensitivity import LayerError
 from converters.recipes import facts
@@ -44,6 +45,7 @@ from converters.source.work import Work, work
 from converters.work.findings import Evaluated, Findings, once
 from converters.work.forms import Forms
 from converters.work.judging import Judging
+from converters.work.limit import TooLongError, ends_after
 from converters.work.pool import Order, PoolUnfitError, WorkerPool
 from edgekit import __version__, engines
 from edgekit.engines import Model
@@ -58,6 +60,7 @@ from edgekit.transforms import check_post_steps, check_steps
 # Of an artifact, beside its files.
 _KEPT = ("model", "bindings", "notes", "judged", "compiled", "models")
 Tell = Callable[[str], None]
+Limited = TypeVar("Limited")
 
 
 @dataclass
@@ -74,6 +77,10 @@ class Workbench:
     canonical_forms: tuple[Canonical, ...] = ()
     # How its outputs are judged, likewise.
     known_judges: tuple[OutputJudge, ...] = ()
+    # Seconds that one step may take where this process makes candidates itself.
+    limit_s: float = float("inf")
+    # What was ended at its limit.
+    cut: list[str] = field(default_factory=list)
 
     @cached_property
     def source(self) -> Source:
@@ -230,6 +237,7 @@ class Workbench:
         """Everything that decides the artifact's bytes."""
         return {
             "edgekit": __version__,
+            "code": own_code.digest(),
             "source": self.source.sha256,
             "inputs": msgspec.to_builtins(self.source.inputs),
             "outputs": msgspec.to_builtins(self.source.outputs),
@@ -241,6 +249,8 @@ class Workbench:
             "engine": facts.foreign_digest(plan.recipe.engine),
             "tools": self.tools(plan),
             "calibration": self.data.fingerprint if plan.recipe.needs_calibration else "",
+            # Which way a conversion goes is decided by its parity on these.
+            "feeds": self.data.feeds_fingerprint,
             "preprocess": msgspec.to_builtins(self.project.preprocess)
             if plan.recipe.needs_calibration
             else "",
@@ -303,6 +313,19 @@ class Workbench:
         """The process that had the order died: at the first step that is not known, as far as can be told."""
         table, at = next((table, at) for table, at in self._steps(order) if at not in table)
         table[at] = error
+        if isinstance(error, TooLongError):
+            self.cut.append(order.plan.name)
+
+    def _limited(self, what: str, make: Callable[[], Limited]) -> Limited:
+        """Within the limit, as far as this process can end itself; a worker is ended from outside."""
+        if self.pool is not None:
+            return make()
+        try:
+            with ends_after(self.limit_s, what):
+                return make()
+        except TooLongError:
+            self.cut.append(what)
+            raise
 
     def _shared(self, order: Order) -> str:
         """Orders of the same name share a conversion."""
@@ -344,7 +367,11 @@ class Workbench:
 
         def look() -> dict[str, object]:
             self.tell(f"looking into the layers of {plan.name}")
-            found = backends.get(plan.recipe.engine).sensitivity(self.prepared, plan, artifact)
+            backend = backends.get(plan.recipe.engine)
+            found = self._limited(
+                f"looking into the layers of {plan.name}",
+                lambda: backend.sensitivity(self.prepared, plan, artifact),
+            )
             return {"layers": msgspec.to_builtins(found)}
 
         def make() -> tuple[LayerError, ...]:
@@ -391,7 +418,7 @@ class Workbench:
 
     def _convert(self, plan: Plan, parts: Mapping[str, object], folder: Path) -> Artifact:
         def make(target: Path) -> dict[str, object]:
-            artifact = self._made(plan, target)
+            artifact = self._limited(f"converting {plan.name}", lambda: self._made(plan, target))
             kept = {key: value for key, value in vars(artifact).items() if key in _KEPT}
             made: dict[str, object] = msgspec.to_builtins(kept)
             return made

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -28,13 +29,17 @@ def main(arguments: Sequence[str]) -> None:
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
     opening: Opening = connection.recv()
+
+    def tell(text: str) -> None:
+        connection.send(Told(text))
+
     bench = Workbench(
         opening.project,
         # Each file of the user's code was told of before it first ran, in the building process.
         CodeGate(opening.allow_code, lambda _: None),
-        opening.cache,
+        replace(opening.cache, tell=tell),
         Path(arguments[1]),
-        lambda text: connection.send(Told(text)),
+        tell,
         canonical_forms=opening.canonicals,
         known_judges=opening.judges,
     )
@@ -55,7 +60,7 @@ def _objection(bench: Workbench, opening: Opening) -> str:
     """Why nothing made here would be the building process's; empty if all is as it was there."""
     try:
         sha256 = bench.source.sha256
-        bench.data.fingerprint = opening.calibration
+        bench.data.fingerprint, bench.data.feeds_fingerprint = opening.calibration, opening.feeds
         bench.prepared, bench.metric  # noqa: B018  # opened once and kept
     except Exception as error:  # noqa: BLE001  # the user's code may raise anything; the reason is told
         return f"the project does not open a second time ({first_line(error)})"

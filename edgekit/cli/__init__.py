@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from edgekit import __version__, interrupt
+from edgekit.cli import trouble
 from edgekit.errors import EdgeKitError
 
 # Command → where its click object lives, and the line that `--help` shows without importing it.
@@ -71,9 +72,11 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 
 
 def main() -> None:
-    """Run the command; user errors become one line and an exit code, Ctrl-C becomes 130."""
+    """Run the command; every error becomes one line and an exit code, Ctrl-C 130, SIGTERM 143. `--debug` shows tracebacks."""
     debug = "--debug" in sys.argv[1:]
     interrupt.install()
+    # ONNX Runtime 1.32 writes a session id for its telemetry (.ses) into the temporary folder of whoever imports it.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         code = cli.main(standalone_mode=False)
     except (KeyboardInterrupt, click.exceptions.Abort):
@@ -88,12 +91,29 @@ def main() -> None:
             raise
         click.echo(f"edgekit: {error}", err=True)
         sys.exit(error.exit_code)
-    except Exception:
+    except BrokenPipeError:
+        # Who read the output is gone; Python would complain of it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
         # What native code made of a KeyboardInterrupt is no bug to show; anything else is.
         if interrupt.was_requested():
             _end_interrupted()
-        raise
+        if debug:
+            raise
+        _end_unexpected(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_unexpected(error: Exception) -> NoReturn:
+    """What the system refused is the user's to mend; anything else is a bug of ours, said so in a line."""
+    if isinstance(error, OSError):
+        click.echo(f"edgekit: {trouble.sentence(error)}", err=True)
+        sys.exit(trouble.exit_code(error))
+    lines = str(error).strip().splitlines()
+    told = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    click.echo(f"edgekit: a bug in EdgeKit, {told} (edgekit --debug shows where; please report it)", err=True)
+    sys.exit(1)
 
 
 def _end_interrupted() -> NoReturn:
@@ -102,7 +122,7 @@ def _end_interrupted() -> NoReturn:
     No sys.exit: Python would still end by the signal itself if the interrupt had passed through an exec() of some
     library, and native thread pools may hang in their exit handlers.
     """
-    click.echo("edgekit: interrupted", err=True)
+    click.echo(f"edgekit: {interrupt.word()}", err=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(130)
+    os._exit(interrupt.exit_code())

@@ -72,6 +72,10 @@ def write_text(path: Path, text: str) -> None:
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
+    except OSError as error:
+        # A full disk is told by a call that knows no name.
+        error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -3,11 +3,15 @@
 import time
 
 import numpy as np
+import onnx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 from converters.judge.select import Ratio
-from converters.measure import heats, latency
+from converters.measure import alone, heats, latency
+from edgekit.manifest import EngineSpec, TensorSpec
 
 FEEDS = [{"x": np.zeros(1, np.float32)}]
 # Lowest end, median over lowest, highest end over median.
@@ -54,3 +58,49 @@ def test_clear_losers_and_what_is_refused_get_one_heat_and_finalists_more():
 def test_a_refused_candidate_alone_is_still_measured():
     found = latency.interleaved({"only": sleeper(0.0002)}, FEEDS, set(), budget_s=0.1)
     assert found["only"].p50_ms > 0
+
+
+def test_what_is_shown_agrees_with_the_ratio_that_decided_although_the_machine_slowed_down():
+    """The loser was timed in the fast first rounds only; the machine then took twice as long for everybody."""
+    random = np.random.default_rng(0)
+    pace = np.concatenate([np.ones(12), np.full(48, 2.0)])
+    leader = (0.005 * pace * random.lognormal(0, 0.02, 60))[:, None].repeat(5, 1)
+    loser = (0.0054 * random.lognormal(0, 0.02, 12))[:, None].repeat(5, 1)
+    found = latency.beside_leader({"leader": leader, "loser": loser})
+    told = latency.ratios(found)["loser", "leader"]
+    assert told.low > 1
+    assert abs(told.median - 1.08) < 0.02
+    assert found["loser"].p50_ms / found["leader"].p50_ms == pytest.approx(told.median)
+    assert found["loser"].p95_ms >= found["loser"].p50_ms
+    assert len(found["loser"].rounds) == 12
+
+
+def huge_output(path):
+    """40 MB of output for a few bytes of input."""
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [10, 1_000_000])
+    nodes = [helper.make_node("Expand", ["x", "shape"], ["y"])]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value("x", TensorProto.FLOAT, [1, 1])], [value("y", TensorProto.FLOAT, [10, 1_000_000])], [shape]
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+def test_memory_is_the_engines_and_not_that_of_all_outputs(tmp_path):
+    huge_output(tmp_path / "m.onnx")
+    job = alone.Job(
+        str(tmp_path),
+        EngineSpec("onnxruntime", "", "m.onnx", {}, 1),
+        (TensorSpec("x", "float32", (1, 1)),),
+        (TensorSpec("y", "float32", (10, 1_000_000)),),
+        (),
+        "",
+        "",
+    )
+    feeds = [{"x": np.full((1, 1), index, np.float32)} for index in range(8)]
+    found = alone.peak_memory(job, feeds, tmp_path, {})
+    assert 10 < found.base_mb < found.peak_mb
+    # Python, numpy and the engine take about 100 MB; one output is 40, a second may be on its way.
+    assert found.peak_mb - found.base_mb < 180
+    one = alone.peak_memory(job, feeds[:1], tmp_path, {})
+    assert found.peak_mb < one.peak_mb + 60

@@ -36,6 +36,8 @@ from edgekit.errors import ToolFailedError
 from edgekit.manifest import EngineSpec, TensorSpec
 
 MODEL = "model.tflite"
+# Seconds after which a conversion that failed twice of the same cause is not tried a third way.
+PATIENCE_S = 30.0
 
 
 # In `Prepared.memo`: the last float model, which all recipes of a source start from, or why there is none.
@@ -122,11 +124,16 @@ def _converted(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
     # torch.export keeps operators whole (a resize, a pool) that tracing takes apart; tracing copes with more programs.
     ways: tuple[tuple[str, Any, Callable[[Any], Any]], ...] = (
         ("with its patterns recognised", rewritten, lambda module: module),
-        ("as it is", model, lambda module: module),
+        # The same graph where no pattern was recognised.
+        *((("as it is", model, lambda module: module),) if found else ()),
         ("traced", model, lambda module: traced(module, zeros)),
     )
     failures: list[str] = []
+    began = time.monotonic()
     for way, graph, prepare in ways:
+        if _is_settled(failures, time.monotonic() - began):
+            failures.append("not tried further, since it failed twice of the same")
+            break
         try:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "graph.onnx"
@@ -143,6 +150,12 @@ def _converted(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
             notes.append("recognised " + ", ".join(f"{name} ({count})" for name, count in found.items()))
         return tuple(notes)
     raise Unsupported(f"LiteRT cannot take the model: {'; '.join(failures)}")
+
+
+def _is_settled(failures: list[str], seconds: float) -> bool:
+    """Whether two ways, tried for long (a recurrence that is unrolled takes minutes), failed for one reason."""
+    causes = [failure.partition(": ")[2] for failure in failures]
+    return len(causes) > 1 and len(set(causes)) == 1 and seconds > PATIENCE_S
 
 
 def _convert_torch(prepared: Prepared, module: Any, zeros: tuple[Any, ...], target: Path) -> None:
