@@ -138,8 +138,8 @@ def test_answers_go_to_a_file_whole(good: Path, tmp_path: Path) -> None:
         ("a.wav", b"RIFF", "is not read; use .npz, .npy, .json"),
         ("a.json", b"{", "not JSON"),
         ("a.json", b'{"picture": []}', "'picture' is no input; the model takes image"),
-        ("a.json", b'{"image": [[1], [2, 3]]}', "no rectangular list"),
-        ("a.json", b'{"image": "text"}', "no rectangular list"),
+        ("a.json", b'{"image": [[1], [2, 3]]}', "no rectangular list of numbers"),
+        ("a.json", b'{"image": "text"}', "not made of numbers"),
         ("a.json", b"{}", "holds no input"),
         ("a.npy", b"zzz", "not a plain .npy array"),
         ("a.npz", b"zzz", "not an .npz"),
@@ -179,7 +179,7 @@ def test_a_json_list_for_two_inputs_must_name_them(maker, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"takes 2 inputs \(a, b\)"):
         read_input(path, two)
     path.write_text('{"a": [[1, 300]], "b": [[1, 2]]}')
-    with pytest.raises(DataError, match="some do not fit that type"):
+    with pytest.raises(DataError, match="some of the data does not fit uint8"):
         read_input(path, two)
     path.write_text('{"a": [[1, 200]], "b": [[1, 2]]}')
     assert read_input(path, two).inputs["b"].dtype == np.float32
