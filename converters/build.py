@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from converters.keep.lock import LockedBundle, LockedTarget
 from converters.outcome import Options, Outcome, guilty, tried
 from converters.recipes import recipes
 from converters.recipes.recipes import Plan
-from converters.report import page, result
+from converters.report import folder as folder_report
+from converters.report import result
 from converters.report.result import BundleRow, ProfileResult
 from converters.rounds import candidates, tournament
 from converters.rounds.candidates import Candidate, Host
@@ -42,7 +44,6 @@ from edgekit.manifest import Contract
 from edgekit.profile import Profile
 
 REFUSED = "refused"
-REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class _Build:
     bundles: list[dict[str, Any]] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     written: dict[str, LockedTarget] = field(default_factory=dict)
+    # When it began, for the reader of evidence and page; nothing is decided by it.
+    built: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def build(project: Project, options: Options, tell: Callable[[str], None]) -> Outcome:
@@ -90,8 +93,8 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
                 _build_target(bench, target, options, host, done)
         if options.lock == "write" and not done.missed:
             write_whole(lock.beside(project, options.out), lock.encode(done.written))
-        write_whole(options.out / REPORT, page.render(done.sheets).encode())
-        return Outcome(_document(bench, done), tuple(done.sheets), tuple(done.missed), options.out / REPORT)
+        report = folder_report.write(options.out, done.sheets)
+        return Outcome(_document(bench, done), tuple(done.sheets), tuple(done.missed), report)
 
 
 def _pool(bench: Workbench, options: Options) -> WorkerPool:
@@ -127,11 +130,11 @@ def _build_target(bench: Workbench, target: Target, options: Options, host: Host
     done.results.append(outcome)
     if outcome.picked is None:
         done.missed.append(_refuse(outcome, options))
-        done.sheets.append(_sheet(bench, outcome, host, done.missed[-1]))
+        done.sheets.append(_sheet(bench, outcome, host, done.missed[-1], done.built))
         return
-    done.sheets.append(_sheet(bench, outcome, host, ""))
+    done.sheets.append(_sheet(bench, outcome, host, "", done.built))
     shipped = [
-        _ship(bench, outcome, outcome.candidate(recipe), host, options)
+        _ship(bench, outcome, outcome.candidate(recipe), host, options, built=done.built)
         for recipe in (outcome.picked, *outcome.alternates)
     ]
     done.bundles.extend(shipped)
@@ -270,7 +273,7 @@ def _plans(bench: Workbench, loaded: Profile, options: Options) -> list[Plan]:
     return recipes.as_is(loaded, native.engine, native.precision, native.what, options.recipes)
 
 
-def _sheet(bench: Workbench, outcome: ProfileResult, host: Host, missed: str) -> Sheet:
+def _sheet(bench: Workbench, outcome: ProfileResult, host: Host, missed: str, built: str) -> Sheet:
     plans = [item.plan for item in outcome.candidates if item.artifact is not None]
     return result.sheet(
         outcome,
@@ -282,11 +285,12 @@ def _sheet(bench: Workbench, outcome: ProfileResult, host: Host, missed: str) ->
         source_parity=bench.source_parity,
         source_sha256=bench.source.sha256,
         missed=missed,
+        built=built,
     )
 
 
 def _ship(
-    bench: Workbench, outcome: ProfileResult, item: Candidate, host: Host, options: Options
+    bench: Workbench, outcome: ProfileResult, item: Candidate, host: Host, options: Options, *, built: str
 ) -> dict[str, Any]:
     """Write bundle and evidence; alternates go into a folder of their own, since they share the pick's file name."""
     bench.tell(f"{outcome.profile.name}: writing {item.recipe}")
@@ -308,7 +312,7 @@ def _ship(
     emulated = emulation.of_build(
         written.path, outcome.profile, host.where(item.plan), options.cache, bench.tell
     )
-    predicate = msgspec.structs.replace(predicate, emulation=emulated)
+    predicate = msgspec.structs.replace(predicate, emulation=emulated, built=built)
     write_whole(
         evidence.beside(written.path),
         evidence.encode(evidence.statement(written.path.name, written.sha256, predicate)),

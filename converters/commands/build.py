@@ -14,9 +14,8 @@ from converters.emulation import setup as emulation
 from converters.emulation.machine import META
 from converters.keep import builds, inputs
 from converters.keep.artifacts import default_root
-from converters.keep.files import write_whole
 from converters.outcome import Options, Outcome
-from converters.report import page
+from converters.report import folder
 from converters.source import project as projects
 from converters.source.project import Project
 from edgekit import interrupt, profile
@@ -254,7 +253,7 @@ def _build(project: Project, options: Options, tell: Callable[[str], None], *, m
         tell(
             "nothing changed since the last build of this: its bundles and figures are used again (--measure)"
         )
-        write_whole(found.report, page.render(found.sheets).encode())
+        folder.write(options.out, found.sheets)
         return found
     # Loads every engine and converter.
     from converters.build import build as run_build

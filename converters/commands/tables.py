@@ -14,7 +14,7 @@ from converters.report import numbers
 from converters.sheet import Sheet
 from edgekit.cli import render
 from edgekit.errors import GuiltyLayer
-from edgekit.evidence import BucketEvidence, CandidateEvidence, OutputEvidence, worst_output
+from edgekit.evidence import BucketEvidence, CandidateEvidence, worst_output
 
 # How a note about corrupted inputs begins (judge/accuracy.py).
 SHIFTED = "on corrupted inputs"
@@ -137,15 +137,7 @@ def _worst(item: CandidateEvidence, characters: int | None) -> str:
     if found is None:
         return ""
     is_short = characters is None or len(found.name) <= characters
-    return f"{found.name if is_short else found.name[: characters - 1] + ELLIPSIS} {figure(found)}"
-
-
-def figure(found: OutputEvidence) -> str:
-    """An output's own figure, or its signal to noise where that is what it fails by."""
-    fails_by_noise = found.snr_db is not None and found.floor_db is not None and found.snr_db < found.floor_db
-    if found.snr_db is not None and (fails_by_noise or found.metric in ("snr", "sqnr", "snr_db")):
-        return f"{found.snr_db:.1f} dB".replace("-", numbers.MINUS)
-    return numbers.brief(found.value)
+    return f"{found.name if is_short else found.name[: characters - 1] + ELLIPSIS} {numbers.fidelity(found)}"
 
 
 def _columns(characters: int | None) -> list[Column]:

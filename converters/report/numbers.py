@@ -2,6 +2,8 @@
 
 import math
 
+from edgekit.evidence import OutputEvidence
+
 MINUS = "\N{MINUS SIGN}"
 RANGE = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -35,6 +37,18 @@ def brief(value: float) -> str:
         3 if abs(value) < 10 else max(0, 3 - math.floor(math.log10(abs(value)))) if value < math.inf else 0
     )
     return f"{value:.{decimals}f}".replace("-", MINUS)
+
+
+def decibels(value: float) -> str:
+    return f"{value:.1f}".replace("-", MINUS)
+
+
+def fidelity(found: OutputEvidence) -> str:
+    """An output's own figure, or its signal to noise where that is what it fails by."""
+    fails_by_noise = found.snr_db is not None and found.floor_db is not None and found.snr_db < found.floor_db
+    if found.snr_db is not None and (fails_by_noise or found.metric in ("snr", "sqnr", "snr_db")):
+        return f"{decibels(found.snr_db)} dB"
+    return brief(found.value)
 
 
 def small(value: float) -> str:
