@@ -37,6 +37,7 @@ from converters.sheet import Sheet
 from converters.source.code import CodeGate
 from converters.source.project import Project
 from converters.work.pool import Opening, WorkerPool
+from converters.work.steps import Steps
 from converters.work.workbench import Workbench
 from edgekit import evidence, profile
 from edgekit.errors import LockError
@@ -69,8 +70,10 @@ class _Build:
     built: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
-def build(project: Project, options: Options, tell: Callable[[str], None]) -> Outcome:
-    """Build every target of the project into `options.out`.
+def build(
+    project: Project, options: Options, tell: Callable[[str], None], steps: Steps | None = None
+) -> Outcome:
+    """Build every target of the project into `options.out`; `steps` tells how far it is.
 
     Raises: UsageError, ProfileError, ProjectError, SourceError, DataError for bad input; ToolFailedError.
     """
@@ -80,17 +83,22 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
         bench = Workbench(
             project, CodeGate(options.allow_code, tell), Cache(options.cache), Path(folder), tell
         )
+        bench.steps = steps or bench.steps
         # Read everything that the user gave before the first conversion.
         bench.source, bench.metric, bench.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
         host = candidates.this_host()
         targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
+        for target in targets:
+            bench.steps.expect(target.profile.name, [plan.name for plan in target.plans])
         done = _Build()
         with closing(_pool(bench, options)):
             # Of all profiles at once: what several share is made once, and what is measured later has the machine
             # to itself.
             candidates.made_together(bench, [plan for target in targets for plan in target.plans], host)
             for target in targets:
+                bench.steps.enter(target.profile.name)
                 _build_target(bench, target, options, host, done)
+                bench.steps.finish(target.profile.name)
         if options.lock == "write" and not done.missed:
             write_whole(lock.beside(project, options.out), lock.encode(done.written))
         report = folder_report.write(options.out, done.sheets)
@@ -244,6 +252,7 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
             f"{loaded.name}: edgekit.lock has the choice already, so nothing is searched (--lock searches anew)"
         )
     round_ = tournament.judged(bench, loaded, contract, target.plans, host, search=count, jobs=options.jobs)
+    bench.steps.finish(loaded.name, "measure")
     tried, ratios = round_.candidates, round_.ratios
     chosen = select(
         [candidates.contender(bench, item, loaded) for item in tried if item.stands],

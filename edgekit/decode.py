@@ -37,6 +37,12 @@ Kind = Literal["npz", "npy", "json", "image"]
 MAX_PIXELS = 50_000_000
 # Beside the inputs of a JSON object.
 PARAMETERS = ("id", "sequence_id", "sequence_start", "sequence_end")
+# Integer type → its smallest and largest value.
+_LIMITS: Mapping[str, tuple[int, int]] = {
+    f"{sign}int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if not sign else (0, 2**bits - 1)
+    for sign in ("", "u")
+    for bits in (8, 16, 32, 64)
+}
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,12 @@ def exactly(data: Any, dtype: "np.dtype[Any]", name: str) -> Array:
 
 def _is_same(plain: Array, cast: Array) -> bool:
     """Whether a cast to integers kept every value; compared in integers, since a float64 cannot tell 2**63 - 1."""
+    low, high = _LIMITS[cast.dtype.name]
     if plain.dtype.kind in "iu":
-        info = np.iinfo(cast.dtype)
-        return not plain.size or (int(plain.min()) >= info.min and int(plain.max()) <= info.max)
-    info = np.iinfo(cast.dtype)
-    inside = np.isfinite(plain) & (plain >= float(info.min)) & (plain < float(info.max) + 1.0)
-    return bool(inside.all()) and np.array_equal(np.trunc(plain), plain)
+        return not plain.size or (int(plain.min()) >= low and int(plain.max()) <= high)
+    real = plain.astype(np.float64)
+    inside = np.isfinite(real) & (real >= float(low)) & (real < float(high) + 1.0)
+    return bool(inside.all()) and np.array_equal(np.trunc(real), real)
 
 
 def _npz(data: bytes, manifest: Manifest, *, stored_only: bool) -> Decoded:

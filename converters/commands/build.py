@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from converters.commands import tables
+from converters.commands.screen import Screen
 from converters.emulation import setup as emulation
 from converters.emulation.machine import META
 from converters.keep import builds, inputs
@@ -18,6 +18,7 @@ from converters.outcome import Options, Outcome
 from converters.report import folder
 from converters.source import project as projects
 from converters.source.project import Project
+from converters.work.steps import Steps
 from edgekit import interrupt, profile
 from edgekit.cli import render
 from edgekit.errors import ContractMissedError, UsageError
@@ -147,18 +148,8 @@ def build(
         lock="write" if write_lock else "require" if locked else "use",
     )
     with render.progress() as progress:
-        task = progress.add_task("reading the project", total=None)
-
-        began = time.monotonic()
-
-        def tell(message: str) -> None:
-            # Where native code swallowed a Ctrl-C, the build ends at its next step.
-            interrupt.check()
-            progress.update(task, description=message)
-            told = f"{time.monotonic() - began:6.1f} s  {message}"
-            progress.console.print(told, style="dim", highlight=False, markup=False, soft_wrap=True)
-
-        outcome = _build(project, options, tell, measure=measure)
+        screen = Screen(progress)
+        outcome = _build(project, options, screen.tell, screen.steps, measure=measure)
         interrupt.check()
     if json_file is not None:
         render.write_text(json_file, render.as_json(outcome.document) + "\n")
@@ -243,7 +234,9 @@ def _dims(name: str, text: str) -> list[int | list[int]]:
         ) from error
 
 
-def _build(project: Project, options: Options, tell: Callable[[str], None], *, measure: bool) -> Outcome:
+def _build(
+    project: Project, options: Options, tell: Callable[[str], None], steps: Steps, *, measure: bool
+) -> Outcome:
     """The kept build of the same inputs, or a new one."""
     profiles = [profile.load(project.profile(target)) for target in project.file.targets]
     emulator = emulation.home() / META
@@ -258,7 +251,7 @@ def _build(project: Project, options: Options, tell: Callable[[str], None], *, m
     # Loads every engine and converter.
     from converters.build import build as run_build
 
-    outcome = run_build(project, options, tell)
+    outcome = run_build(project, options, tell, steps)
     # A file that changed meanwhile may have been read before or after.
     if name is not None and name == builds.fingerprint(project, profiles, options, emulator):
         builds.keep(name, outcome, options)

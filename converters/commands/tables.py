@@ -136,8 +136,10 @@ def _worst(item: CandidateEvidence, characters: int | None) -> str:
     found = worst_output(item.outputs)
     if found is None:
         return ""
-    is_short = characters is None or len(found.name) <= characters
-    return f"{found.name if is_short else found.name[: characters - 1] + ELLIPSIS} {numbers.fidelity(found)}"
+    name = found.name
+    if characters is not None and len(name) > characters:
+        name = name[: characters - 1] + ELLIPSIS
+    return f"{name} {numbers.fidelity(found)}"
 
 
 def _columns(characters: int | None) -> list[Column]:

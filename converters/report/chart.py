@@ -191,15 +191,14 @@ def _heights(sheet: Sheet, shown: Sequence[Point]) -> list[float]:
     """The accuracies that the plot must hold: source, limit, and every point that is not far below both."""
     sign = 1 if sheet.higher_is_better else -1
     asked = limit(sheet)
-    marks = [
-        value for value in (asked, sheet.source_accuracy and sheet.source_accuracy.value) if value is not None
-    ]
+    source = [sheet.source_accuracy.value] if sheet.source_accuracy is not None else []
+    marks = [*source, *([asked] if asked is not None else [])]
     best = max(sign * value for value in [*marks, *(point.accuracy for point in shown)])
     standing = [point.accuracy for point in shown if point.candidate.status not in ("refused", "failed")]
     unit = best - min((sign * value for value in [*marks, *standing]), default=best)
     least = best - _REACH * max(unit, 0.002) if marks or standing else -math.inf
-    points_ = [value for point in shown for value in (point.accuracy, point.worst)]
-    return [*marks, *(value for value in points_ if sign * value >= least), sign * best]
+    told = [value for point in shown for value in (point.accuracy, point.worst)]
+    return [*marks, *(value for value in told if sign * value >= least), sign * best]
 
 
 def _axes(frame: Frame, metric: str) -> Markup:

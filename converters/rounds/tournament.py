@@ -38,7 +38,11 @@ def judged(
     jobs: int = 1,
 ) -> Tournament:
     """The tournament; `search` is how many trials go beyond the plans, `jobs` how many are made side by side."""
-    tried = [made(bench, plan, host) for plan in plans]
+    tried = []
+    for plan in plans:
+        tried.append(made(bench, plan, host))
+        # Whether a worker made it before or this process now.
+        bench.steps.made_for(profile.name, plan.name)
     tried = _best_of_family(bench, contract, tried, host)
     tried = mixed_precision.repaired(bench, profile, contract, tried, host)
     found: tuple[TrialEvidence, ...] = ()

@@ -42,6 +42,7 @@ from converters.source.work import Work, work
 from converters.work.findings import Evaluated, Findings, once
 from converters.work.forms import Forms
 from converters.work.pool import Order, PoolUnfitError, WorkerPool
+from converters.work.steps import Steps
 from edgekit import __version__, engines
 from edgekit.engines import Model
 from edgekit.errors import ManifestError, ProjectError, SourceError
@@ -68,6 +69,8 @@ class Workbench:
     pool: WorkerPool | None = None
     # The source in canonical ONNX, of each bucket if it has some, where another process has brought it into that form.
     canonical_forms: tuple[Canonical, ...] = ()
+    # How far the build is, for whoever watches.
+    steps: Steps = field(default_factory=Steps)
 
     @cached_property
     def source(self) -> Source:
@@ -214,6 +217,7 @@ class Workbench:
             return
         try:
             for order, answer in self.pool.run(missing, self._shared, self.findings):
+                self.steps.made(order.plan.name)
                 if isinstance(answer, Findings):
                     self.findings.update(answer)
                 else:

@@ -1,0 +1,67 @@
+"""What a person sees while a build runs: a line for each step as it begins, and below them how far all of it is.
+
+Into a pipe go the lines alone.
+"""
+
+import time
+
+from rich.progress import Progress
+
+from converters.work.steps import Steps
+from edgekit import interrupt
+
+# Columns that spinner, bar, counts and clock take.
+_TAKEN = 66
+
+
+class Screen:
+    """Shows a build's messages and steps on a progress display."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.steps = Steps(self._moved)
+        self._progress = progress
+        self._began = time.monotonic()
+        self._message = "reading the project"
+        self._task = progress.add_task(self._message, total=None)
+
+    def tell(self, message: str) -> None:
+        """The step that begins, or a word in between; whole and on one line where nobody watches."""
+        # Where native code swallowed a Ctrl-C, the build ends at its next step.
+        interrupt.check()
+        self._message = message
+        self._moved(self.steps)
+        told = f"{self._elapsed_s:6.1f} s  {message}"
+        self._progress.console.print(told, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+    @property
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._began
+
+    def _moved(self, steps: Steps) -> None:
+        told = describe(steps, self._message, self._elapsed_s)
+        room = max(self._progress.console.width - _TAKEN, 20)
+        # A display that is wider than its terminal leaves torn lines behind.
+        told = told if len(told) <= room else f"{told[: room - 1]}\N{HORIZONTAL ELLIPSIS}"
+        self._progress.update(
+            self._task,
+            description=told.replace("[", r"\["),
+            total=steps.total or None,
+            completed=steps.done,
+        )
+
+
+def describe(steps: Steps, message: str, elapsed_s: float) -> str:
+    """`about 40 s left, raspberry-pi-5: converting litert/fp32`."""
+    left = steps.left_s(elapsed_s)
+    about = "" if left is None else f"about {duration(left)} left, "
+    target = f"{steps.target}: " if steps.target and not message.startswith(f"{steps.target}:") else ""
+    return f"{about}{target}{message}"
+
+
+def duration(seconds: float) -> str:
+    """Rounded as an estimate deserves."""
+    if seconds < 10:
+        return "10 s"
+    if seconds < 90:
+        return f"{10 * round(seconds / 10)} s"
+    return f"{max(round(seconds / 60), 2)} min"
