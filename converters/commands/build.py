@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from converters.commands import tables
-from converters.commands.screen import Screen
+from converters.commands.screen import BAR, LEFT, Screen
 from converters.emulation import setup as emulation
 from converters.emulation.machine import META
 from converters.keep import builds, inputs
@@ -147,7 +147,7 @@ def build(
         search=search or 0,
         lock="write" if write_lock else "require" if locked else "use",
     )
-    with render.progress() as progress:
+    with render.progress(LEFT, bar_width=BAR) as progress:
         screen = Screen(progress)
         outcome = _build(project, options, screen.tell, screen.steps, measure=measure)
         interrupt.check()

@@ -5,13 +5,15 @@ Into a pipe go the lines alone.
 
 import time
 
-from rich.progress import Progress
+from rich.progress import Progress, TextColumn
 
 from converters.work.steps import Steps
 from edgekit import interrupt
 
-# Columns that spinner, bar, counts and clock take.
-_TAKEN = 66
+BAR = 16
+LEFT = TextColumn("{task.fields[left]}", style="dim")
+# What spinner, bar, counts, clock and estimate take of a line.
+_TAKEN = 54
 
 
 class Screen:
@@ -22,7 +24,7 @@ class Screen:
         self._progress = progress
         self._began = time.monotonic()
         self._message = "reading the project"
-        self._task = progress.add_task(self._message, total=None)
+        self._task = progress.add_task(self._message, total=None, left="")
 
     def tell(self, message: str) -> None:
         """The step that begins, or a word in between; whole and on one line where nobody watches."""
@@ -38,7 +40,7 @@ class Screen:
         return time.monotonic() - self._began
 
     def _moved(self, steps: Steps) -> None:
-        told = describe(steps, self._message, self._elapsed_s)
+        told = describe(steps, self._message)
         room = max(self._progress.console.width - _TAKEN, 20)
         # A display that is wider than its terminal leaves torn lines behind.
         told = told if len(told) <= room else f"{told[: room - 1]}\N{HORIZONTAL ELLIPSIS}"
@@ -47,15 +49,20 @@ class Screen:
             description=told.replace("[", r"\["),
             total=steps.total or None,
             completed=steps.done,
+            left=estimate(steps, self._elapsed_s),
         )
 
 
-def describe(steps: Steps, message: str, elapsed_s: float) -> str:
-    """`about 40 s left, raspberry-pi-5: converting litert/fp32`."""
-    left = steps.left_s(elapsed_s)
-    about = "" if left is None else f"about {duration(left)} left, "
+def describe(steps: Steps, message: str) -> str:
+    """`raspberry-pi-5: converting litert/fp32`."""
     target = f"{steps.target}: " if steps.target and not message.startswith(f"{steps.target}:") else ""
-    return f"{about}{target}{message}"
+    return f"{target}{message}"
+
+
+def estimate(steps: Steps, elapsed_s: float) -> str:
+    """`about 40 s left`; empty while nothing can be said."""
+    left = steps.left_s(elapsed_s)
+    return "" if left is None else f"about {duration(left)} left"
 
 
 def duration(seconds: float) -> str:

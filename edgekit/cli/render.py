@@ -15,6 +15,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -121,14 +122,15 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def progress() -> Progress:
-    """A progress display on stderr that vanishes when done and prints nothing into a pipe."""
+def progress(*after: ProgressColumn, bar_width: int = 40) -> Progress:
+    """A progress display on stderr that vanishes when done and prints nothing into a pipe; `after` are further columns."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        *after,
         console=stderr(),
         transient=True,
         disable=not sys.stderr.isatty(),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from converters.commands.screen import describe, duration
+from converters.commands.screen import describe, duration, estimate
 from converters.work.steps import Steps
 
 
@@ -55,13 +55,15 @@ def test_whoever_watches_hears_of_each_change():
     assert heard == [("", 0), ("pi", 0), ("pi", 1)]
 
 
-def test_the_line_names_target_and_step():
+def test_the_line_names_target_and_step_and_then_what_is_left():
     steps = two_targets()
-    assert describe(steps, "converting litert/fp32", 3.0) == "converting litert/fp32"
+    assert describe(steps, "converting litert/fp32") == "converting litert/fp32"
+    assert estimate(steps, 3.0) == ""
     steps.enter("x86")
     steps.finish("pi")
-    assert describe(steps, "converting litert/fp32", 60.0) == "about 50 s left, x86: converting litert/fp32"
-    assert describe(steps, "x86: writing litert/fp32", 60.0) == "about 50 s left, x86: writing litert/fp32"
+    assert describe(steps, "converting litert/fp32") == "x86: converting litert/fp32"
+    assert describe(steps, "x86: writing litert/fp32") == "x86: writing litert/fp32"
+    assert estimate(steps, 60.0) == "about 50 s left"
 
 
 @pytest.mark.parametrize(

@@ -400,7 +400,7 @@ def test_a_builds_folder_is_published_with_its_alternates_beside_the_picked_bund
     code, out, _ = edgekit(shared, "releases")
     assert "alternate" in out
     stored = httpx.get(
-        url(shared, f"/evidence/{bundle.sha256_file(other)}"), headers=token(shared), trust_env=False
+        url(shared, f"/api/v1/evidence/{bundle.sha256_file(other)}"), headers=token(shared), trust_env=False
     )
     assert stored.content == evidence.beside(other).read_bytes()
     # Devices get the picked one, whatever lies beside it.
