@@ -10,6 +10,7 @@ Always true
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -26,7 +27,8 @@ from converters.measure.footing import Footing
 from converters.outcome import Options, Outcome, guilty, tried
 from converters.recipes import recipes
 from converters.recipes.recipes import Plan
-from converters.report import page, result
+from converters.report import folder as folder_report
+from converters.report import result
 from converters.report.result import BundleRow, ProfileResult
 from converters.rounds import candidates, tournament
 from converters.rounds.candidates import Candidate, Host
@@ -35,6 +37,7 @@ from converters.source.code import CodeGate
 from converters.source.project import Project
 from converters.work.pool import Opening, WorkerPool
 from converters.work.scratch import scratch
+from converters.work.steps import Steps
 from converters.work.workbench import Workbench
 from edgekit import evidence, profile
 from edgekit.errors import LockError
@@ -42,7 +45,6 @@ from edgekit.manifest import Contract
 from edgekit.profile import Profile
 
 REFUSED = "refused"
-REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,14 @@ class _Build:
     bundles: list[dict[str, Any]] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     written: dict[str, LockedTarget] = field(default_factory=dict)
+    # When it began, for the reader of evidence and page; nothing is decided by it.
+    built: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
-def build(project: Project, options: Options, tell: Callable[[str], None]) -> Outcome:
-    """Build every target of the project into `options.out`.
+def build(
+    project: Project, options: Options, tell: Callable[[str], None], steps: Steps | None = None
+) -> Outcome:
+    """Build every target of the project into `options.out`; `steps` tells how far it is.
 
     Raises: UsageError, ProfileError, ProjectError, SourceError, DataError for bad input; ToolFailedError.
     """
@@ -79,27 +85,30 @@ def build(project: Project, options: Options, tell: Callable[[str], None]) -> Ou
         bench = Workbench(
             project, CodeGate(options.allow_code, tell), Cache(options.cache, tell=tell), folder, tell
         )
+        bench.steps = steps or bench.steps
         # Read everything that the user gave before the first conversion.
         bench.source, bench.metric, bench.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
         bench.check_labels()
         host = candidates.this_host()
         targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
+        for target in targets:
+            bench.steps.expect(target.profile.name, [plan.name for plan in target.plans])
         done = _Build()
         with closing(_pool(bench, options)):
             # Of all profiles at once: what several share is made once, and what is measured later has the machine
             # to itself.
             candidates.made_together(bench, [plan for target in targets for plan in target.plans], host)
             for target in targets:
+                bench.steps.enter(target.profile.name)
                 _build_target(bench, target, options, host, done)
+                bench.steps.finish(target.profile.name)
         if options.lock == "write" and not done.missed:
             write_whole(lock.beside(project, options.out), lock.encode(done.written))
-        write_whole(options.out / REPORT, page.render(done.sheets).encode())
+        report = folder_report.write(options.out, done.sheets)
         cut = tuple(dict.fromkeys(bench.cut))
         if cut:
             tell(f"ended at the limit of {options.time_budget_s:.0f} s (--time-budget): {', '.join(cut)}")
-        return Outcome(
-            _document(bench, done), tuple(done.sheets), tuple(done.missed), options.out / REPORT, cut
-        )
+        return Outcome(_document(bench, done), tuple(done.sheets), tuple(done.missed), report, cut)
 
 
 def _pool(bench: Workbench, options: Options) -> WorkerPool:
@@ -140,11 +149,11 @@ def _build_target(bench: Workbench, target: Target, options: Options, host: Host
     done.results.append(outcome)
     if outcome.picked is None:
         done.missed.append(_refuse(outcome, options))
-        done.sheets.append(_sheet(bench, outcome, host, done.missed[-1]))
+        done.sheets.append(_sheet(bench, outcome, host, done.missed[-1], done.built))
         return
-    done.sheets.append(_sheet(bench, outcome, host, ""))
+    done.sheets.append(_sheet(bench, outcome, host, "", done.built))
     shipped = [
-        _ship(bench, outcome, outcome.candidate(recipe), host, options)
+        _ship(bench, outcome, outcome.candidate(recipe), host, options, built=done.built)
         for recipe in (outcome.picked, *outcome.alternates)
     ]
     done.bundles.extend(shipped)
@@ -254,6 +263,7 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
             f"{loaded.name}: edgekit.lock has the choice already, so nothing is searched (--lock searches anew)"
         )
     round_ = tournament.judged(bench, loaded, contract, target.plans, host, search=count, jobs=options.jobs)
+    bench.steps.finish(loaded.name, "measure")
     tried, ratios = round_.candidates, round_.ratios
     chosen = select(
         [candidates.contender(bench, item, loaded) for item in tried if item.stands],
@@ -292,7 +302,7 @@ def _plans(bench: Workbench, loaded: Profile, options: Options) -> list[Plan]:
     return recipes.as_is(loaded, native.engine, native.precision, native.what, options.recipes)
 
 
-def _sheet(bench: Workbench, outcome: ProfileResult, host: Host, missed: str) -> Sheet:
+def _sheet(bench: Workbench, outcome: ProfileResult, host: Host, missed: str, built: str) -> Sheet:
     plans = [item.plan for item in outcome.candidates if item.artifact is not None]
     return result.sheet(
         outcome,
@@ -304,11 +314,12 @@ def _sheet(bench: Workbench, outcome: ProfileResult, host: Host, missed: str) ->
         source_parity=bench.source_parity,
         source_sha256=bench.source.sha256,
         missed=missed,
+        built=built,
     )
 
 
 def _ship(
-    bench: Workbench, outcome: ProfileResult, item: Candidate, host: Host, options: Options
+    bench: Workbench, outcome: ProfileResult, item: Candidate, host: Host, options: Options, *, built: str
 ) -> dict[str, Any]:
     """Write bundle and evidence; alternates go into a folder of their own, since they share the pick's file name."""
     bench.tell(f"{outcome.profile.name}: writing {item.recipe}")
@@ -330,7 +341,7 @@ def _ship(
     emulated = emulation.of_build(
         written.path, outcome.profile, host.where(item.plan), options.cache, bench.tell
     )
-    predicate = msgspec.structs.replace(predicate, emulation=emulated)
+    predicate = msgspec.structs.replace(predicate, emulation=emulated, built=built)
     write_whole(
         evidence.beside(written.path),
         evidence.encode(evidence.statement(written.path.name, written.sha256, predicate)),

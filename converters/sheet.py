@@ -8,11 +8,14 @@ import msgspec
 from edgekit.evidence import BuildEvidence, CandidateEvidence, Figure, Outcome, TrialEvidence
 from edgekit.manifest import Contract
 
+_ORDER = ("picked", "alternate", "lost", "refused", "failed")
+
 
 class Sheet(msgspec.Struct, frozen=True, omit_defaults=True):
     """One profile: its contract, every candidate, and the pick (empty where nothing met the contract).
 
-    `accuracy` figures are of `metric` on `samples` judged samples; `missed` says why there is no bundle.
+    `accuracy` figures are of `metric` on `samples` judged samples; `missed` says why there is no bundle; `built` is when
+    the build began (ISO 8601, UTC); `is_limit_default` that nobody set the contract's accuracy limit.
     """
 
     name: str
@@ -33,10 +36,17 @@ class Sheet(msgspec.Struct, frozen=True, omit_defaults=True):
     notes: tuple[str, ...] = ()
     missed: str = ""
     trials: tuple[TrialEvidence, ...] = ()
+    built: str = ""
+    is_limit_default: bool = False
 
     @property
     def pick(self) -> CandidateEvidence | None:
         return next((item for item in self.candidates if item.recipe == self.picked), None)
+
+    @property
+    def ranked(self) -> list[CandidateEvidence]:
+        """The candidates as a reader wants them: the pick, the alternates, and so on; otherwise as they were tried."""
+        return sorted(self.candidates, key=lambda item: _ORDER.index(item.status))
 
     @property
     def is_measured(self) -> bool:
@@ -70,4 +80,6 @@ def of_evidence(told: BuildEvidence) -> Sheet:
         tools=told.tools,
         notes=told.notes,
         trials=told.trials,
+        built=told.built,
+        is_limit_default=told.is_limit_default,
     )

@@ -1,10 +1,13 @@
-"""What differs between two bundles: manifest fields, files, tensors. Pure; no model is loaded."""
+"""What differs between two bundles: manifest fields, files, tensors, and the figures of their evidence. Pure; no model is
+loaded.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
+from edgekit.evidence import BuildEvidence
 from edgekit.manifest import Manifest, TensorSpec
 
 # Compared on their own, below.
@@ -20,23 +23,32 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """`fields` by dotted path, `tensors` and `files` by name; files are told by size and the start of their hash."""
+    """`fields` by dotted path, `tensors` and `files` by name; files are told by size and the start of their hash.
+
+    `figures` are those of the evidence beside the two, equal ones too: a `Figure` keeps how it came about.
+    """
 
     fields: tuple[Change, ...]
     tensors: tuple[Change, ...]
     files: tuple[Change, ...]
+    figures: tuple[Change, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         return not (self.fields or self.tensors or self.files)
 
 
-def difference(before: Manifest, after: Manifest) -> Difference:
-    """What a device would see change from one to the other."""
+def difference(
+    before: Manifest,
+    after: Manifest,
+    evidence: tuple[BuildEvidence | None, BuildEvidence | None] = (None, None),
+) -> Difference:
+    """What a device would see change from one to the other, and what their builds measured."""
     return Difference(
         fields=tuple(_changes(_fields(before), _fields(after))),
         tensors=tuple(_changes(_tensors(before), _tensors(after))),
         files=tuple(_changes(_files(before), _files(after))),
+        figures=tuple(_side_by_side(*map(_figures, evidence))),
     )
 
 
@@ -44,6 +56,32 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Ch
     for what in dict.fromkeys((*before, *after)):
         if before.get(what) != after.get(what):
             yield Change(what, before.get(what), after.get(what))
+
+
+def _side_by_side(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Change]:
+    for what in dict.fromkeys((*before, *after)):
+        yield Change(what, before.get(what), after.get(what))
+
+
+def _figures(build: BuildEvidence | None) -> dict[str, Any]:
+    """What the evidence of one bundle says of it, by name; nothing without evidence."""
+    if build is None:
+        return {}
+    own = next((item for item in build.candidates if item.recipe == build.recipe), None)
+    found: dict[str, Any] = {"recipe": build.recipe, "status": own.status if own else None}
+    found[build.metric] = build.accuracy
+    if own is not None:
+        found |= {"drop": own.accuracy_drop, "parity": own.parity}
+    found |= {
+        "latency p50 (ms)": build.latency_p50_ms,
+        "latency p95 (ms)": build.latency_p95_ms,
+        "memory (MB)": build.memory_mb,
+    }
+    for output in own.outputs if own else ():
+        found[f"output {output.name}, {output.metric}"] = output.value
+        found[f"output {output.name}, SNR (dB)"] = output.snr_db
+    found |= {f"budget {name}": outcome for name, outcome in build.budgets.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _fields(manifest: Manifest) -> dict[str, Any]:

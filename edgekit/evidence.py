@@ -6,6 +6,8 @@ A figure never travels alone: `Figure` says how it came about and on what. It st
 Source: in-toto Attestation Framework v1, "Statement".
 """
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -107,8 +109,33 @@ class BucketEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     latency_p95_ms: Figure | None = None
 
 
+class OutputEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How faithful one output of a candidate is to the float source's.
+
+    `metric` names the figure that suits what the output holds (`kind`), `value` is that figure; for `agreement` and its
+    like the `drop_bound` is how much the source's own figure may lie above it at 95 % confidence, for comparison with
+    `limit`. `snr_db` is the signal-to-noise ratio in decibels of the worst group of channels (`channels` names it), for
+    comparison with `floor_db`; None where the output has no meaningful one. `reason` says why it does not hold.
+    """
+
+    name: str
+    kind: str
+    metric: str
+    value: float
+    drop_bound: float | None
+    snr_db: float | None
+    channels: str = ""
+    limit: float | None = None
+    floor_db: float | None = None
+    holds: bool = True
+    reason: str = ""
+
+
 class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One recipe tried: its figures, and why it won or lost."""
+    """One recipe tried: its figures, and why it won or lost.
+
+    `size_bytes` is what the engine loads, `bundle_bytes` the whole bundle that goes over the air, where one was written.
+    """
 
     recipe: str
     status: Literal["picked", "alternate", "lost", "refused", "failed"]
@@ -126,6 +153,18 @@ class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     compiled: Compiled | None = None
     layers: tuple[LayerEvidence, ...] = ()
     buckets: tuple[BucketEvidence, ...] = ()
+    bundle_bytes: int | None = None
+    outputs: tuple[OutputEvidence, ...] = ()
+
+
+def worst_output(outputs: Sequence[OutputEvidence]) -> OutputEvidence | None:
+    """The output that is furthest gone: what does not hold, then the one closest to its floor, then to its limit."""
+
+    def standing(item: OutputEvidence) -> tuple[bool, float, float]:
+        over_floor = math.inf if item.snr_db is None else item.snr_db - (item.floor_db or 0.0)
+        return item.holds, over_floor, -(item.drop_bound or 0.0)
+
+    return min(outputs, key=standing, default=None)
 
 
 class TrialEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -166,6 +205,7 @@ class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     """The predicate: one bundle's build. `accuracy` and `source_accuracy` are of `samples` judged samples.
 
     With `buckets`, the median latency is the mean of theirs by their shares, and the 95th percentile their largest.
+    `built` is when the build began (ISO 8601, UTC); `is_limit_default` that nobody set the contract's accuracy limit.
     """
 
     name: str
@@ -192,6 +232,8 @@ class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     samples: int = 0
     trials: tuple[TrialEvidence, ...] = ()
     buckets: tuple[BucketEvidence, ...] = ()
+    built: str = ""
+    is_limit_default: bool = False
 
 
 class Subject(msgspec.Struct, frozen=True):

@@ -12,7 +12,9 @@ Always true
 
 import io
 import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,12 @@ LABELS = "labels"
 SHAPES = "@shapes"
 SEQUENCE = "sequence"
 _RESERVED = (LABELS, SEQUENCE)
+# What numpy and zipfile raise for bytes that are not what they should be: a header that is no Python literal or asks for
+# more memory than there is, an encrypted member (RuntimeError), an unknown method (NotImplementedError, one of those).
+DAMAGED = (
+    ValueError, OSError, EOFError, KeyError, MemoryError, OverflowError, RuntimeError, SyntaxError, TypeError, struct.error,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 # One instant for all members, the earliest that a zip can hold.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -208,7 +216,7 @@ def _read_arrays(source: Path | bytes, where: str, *, stored_only: bool) -> dict
                     f"{where}: {packed[0]} is compressed; a bundle's data is stored (zip method 0)"
                 )
             return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise DataError(f"{where}: not an .npz of plain arrays, or damaged ({error})") from error
 
 

@@ -86,10 +86,14 @@ class Explanation(msgspec.Struct, frozen=True):
 
 
 class NewBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /bundles` after its file was uploaded; both members are JSON documents as text."""
+    """`POST /bundles` after its file was uploaded; envelope and evidence are JSON documents as text.
+
+    An `alternate` lies beside the release's picked bundle of its profile; no device is ordered to run it.
+    """
 
     envelope: str
     evidence: str | None = None
+    alternate: bool = False
 
 
 class BundleView(msgspec.Struct, frozen=True):
@@ -101,6 +105,8 @@ class BundleView(msgspec.Struct, frozen=True):
     engine: str
     published: datetime
     has_evidence: bool
+    # Of an alternate: how it was made. Empty for what devices get.
+    alternate: str = ""
 
 
 class PublishAnswer(msgspec.Struct, frozen=True):
@@ -113,6 +119,7 @@ class ReleaseView(msgspec.Struct, frozen=True):
     version: str
     published: datetime
     bundles: tuple[BundleView, ...]
+    alternates: tuple[BundleView, ...] = ()
 
 
 class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,32 +1,28 @@
 """`edgekit build`: flags in, one call of the build, a table and JSON out."""
 
 import os
-import time
+import shlex
 from collections.abc import Callable, Mapping
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import click
 
+from converters.commands import tables
 from converters.commands.durations import seconds
+from converters.commands.screen import BAR, LEFT, Screen
 from converters.emulation import setup as emulation
 from converters.emulation.machine import META
 from converters.keep import builds, inputs, room
 from converters.keep.artifacts import Cache, default_root
-from converters.keep.files import write_whole
 from converters.outcome import Options, Outcome
-from converters.report import page
-from converters.sheet import Sheet
+from converters.report import folder
 from converters.source import project as projects
 from converters.source.project import Project
+from converters.work.steps import Steps
 from edgekit import interrupt, profile
 from edgekit.cli import render
-from edgekit.errors import ContractMissedError, Tried, UsageError
-from edgekit.evidence import BucketEvidence, CandidateEvidence
-
-# How a note about corrupted inputs begins (judge/accuracy.py).
-SHIFTED = "on corrupted inputs"
+from edgekit.errors import ContractMissedError, UsageError
 
 EPILOG = """\b
 Examples:
@@ -114,8 +110,9 @@ def _sensible_jobs() -> int:
     help="Try N more settings of the int8 recipes for each target; a stopped search goes on.",
 )
 @click.option(
-    "--measure", is_flag=True, help="Measure again even if nothing changed since a build that was builds."
+    "--measure", is_flag=True, help="Measure again even if nothing changed since a build that was kept."
 )
+@click.option("--verbose", "-v", is_flag=True, help="Show every column, reason, note and output.")
 def build(
     source: str | None,
     project_file: Path | None,
@@ -134,6 +131,7 @@ def build(
     measure: bool,
     write_lock: bool,
     locked: bool,
+    verbose: bool,
     **flags: Any,
 ) -> None:
     """Turn a trained model into bundles, one per hardware profile.
@@ -160,27 +158,18 @@ def build(
         time_budget_s=time_budget,
         lock="write" if write_lock else "require" if locked else "use",
     )
-    with render.progress() as progress:
-        task = progress.add_task("reading the project", total=None)
-
-        began = time.monotonic()
-
-        def tell(message: str) -> None:
-            # Where native code swallowed a Ctrl-C, the build ends at its next step.
-            interrupt.check()
-            progress.update(task, description=message)
-            told = f"{time.monotonic() - began:6.1f} s  {message}"
-            progress.console.print(told, style="dim", highlight=False, markup=False, soft_wrap=True)
-
-        outcome = _build(project, options, tell, measure=measure)
+    with render.progress(LEFT, bar_width=BAR) as progress:
+        screen = Screen(progress)
+        outcome = _build(project, options, screen.tell, screen.steps, measure=measure)
         interrupt.check()
     if json_file is not None:
         render.write_text(json_file, render.as_json(outcome.document) + "\n")
-    _show(outcome)
+    _show(outcome, verbose=verbose)
     try:
         outcome.require_met()
     except ContractMissedError as error:
-        _show_missed(error)
+        if error.layers:
+            tables.show_layers(error.layers)
         raise
 
 
@@ -256,7 +245,9 @@ def _dims(name: str, text: str) -> list[int | list[int]]:
         ) from error
 
 
-def _build(project: Project, options: Options, tell: Callable[[str], None], *, measure: bool) -> Outcome:
+def _build(
+    project: Project, options: Options, tell: Callable[[str], None], steps: Steps, *, measure: bool
+) -> Outcome:
     """The kept build of the same inputs, or a new one."""
     profiles = [profile.load(project.profile(target)) for target in project.file.targets]
     emulator = emulation.home() / META
@@ -268,12 +259,12 @@ def _build(project: Project, options: Options, tell: Callable[[str], None], *, m
         tell(
             "nothing changed since the last build of this: its bundles and figures are used again (--measure)"
         )
-        write_whole(found.report, page.render(found.sheets).encode())
+        folder.write(options.out, found.sheets)
         return found
     # Loads every engine and converter.
     from converters.build import build as run_build
 
-    outcome = run_build(project, options, tell)
+    outcome = run_build(project, options, tell, steps)
     # A file that changed meanwhile may have been read before or after.
     if name is not None and name == builds.fingerprint(project, profiles, options, emulator):
         builds.keep(name, outcome, options, cache)
@@ -282,129 +273,26 @@ def _build(project: Project, options: Options, tell: Callable[[str], None], *, m
     return outcome
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: Outcome, *, verbose: bool) -> None:
     for sheet in outcome.sheets:
-        _show_sheet(sheet)
+        tables.show(sheet, verbose=verbose)
+        click.echo()
     for entry in outcome.document["bundles"]:
         kind = "alternate" if entry["alternate"] else "bundle"
-        click.echo(f"{kind} {entry['path']}  {entry['digest']}")
+        # A terminal's line has room for the digest's head; a pipe gets it whole.
+        digest = entry["digest"] if render.width() is None else entry["digest"][:19] + "…"
+        click.echo(f"{kind} {entry['path']}  {render.size(entry['size_bytes'])}  {digest}")
     click.echo(f"report {outcome.report}")
+    for number, command in enumerate(_next(outcome)):
+        click.echo(f"{'next:' if number == 0 else '     '} {command}")
 
 
-def _show_sheet(sheet: Sheet) -> None:
-    # What was tried for a profile without a bundle is the error's to tell.
-    if sheet.picked:
-        how = "measured here" if sheet.is_measured else "latency estimated, not measured"
-        how = "times of this CPU, which only rank" if sheet.ranks_only else how
-        render.table(
-            f"{sheet.name} {sheet.version} for {sheet.profile} ({how})",
-            [
-                "recipe",
-                "status",
-                "size",
-                "accuracy",
-                "source",
-                "drop (95 %)",
-                "p50 ms",
-                "p95 ms",
-                "memory",
-                "why",
-            ],
-            [_row(sheet, item) for item in sheet.candidates],
-            numeric=("size", "accuracy", "source", "drop (95 %)", "p50 ms", "p95 ms", "memory"),
-        )
-        _show_buckets(sheet)
-    for note in sheet.notes:
-        render.note(f"  {sheet.profile}: {note}")
-    for item in sheet.candidates:
-        for note in item.notes:
-            render.stderr().print(
-                f"  {item.recipe}: {note}",
-                style="red" if note.startswith(SHIFTED) else "yellow",
-                markup=False,
-                soft_wrap=True,
-            )
-
-
-def _show_missed(error: ContractMissedError) -> None:
-    """What was tried for the profiles without a bundle, and the layers at fault."""
-    for profile_name, rows in groupby(error.table, key=lambda row: row.profile):
-        render.table(
-            f"no candidate meets the contract of {profile_name}",
-            ["recipe", "status", "size", "accuracy", "drop (95 %)", "p95 ms", "memory", "why"],
-            [_tried_row(row) for row in rows],
-            numeric=("size", "accuracy", "drop (95 %)", "p95 ms", "memory"),
-        )
-    if error.layers:
-        render.table(
-            "layers that lose most, each quantized alone",
-            ["profile", "recipe", "layer", "kind", "SNR dB", "KL nats"],
-            [
-                [
-                    layer.profile,
-                    layer.recipe,
-                    layer.name,
-                    layer.op_type,
-                    f"{layer.snr_db:.1f}",
-                    "" if layer.divergence is None else f"{layer.divergence:.4f}",
-                ]
-                for layer in error.layers
-            ],
-            numeric=("SNR dB", "KL nats"),
-        )
-
-
-def _tried_row(row: Tried) -> list[str]:
-    return [
-        row.recipe,
-        row.status,
-        render.size(row.size_bytes) if row.size_bytes is not None else "",
-        f"{row.accuracy:.4f}" if row.accuracy is not None else "",
-        f"{row.drop:+.4f} ({row.drop_bound_95:+.4f})"
-        if row.drop is not None and row.drop_bound_95 is not None
-        else "",
-        f"{row.latency_p95_ms:.3f}" if row.latency_p95_ms is not None else "",
-        f"{row.memory_mb:.0f} MB" if row.memory_mb is not None else "",
-        row.reason,
-    ]
-
-
-def _show_buckets(sheet: Sheet) -> None:
-    """The pick's figures in each bucket, of a model that has some."""
-    if sheet.pick is None or not sheet.pick.buckets:
-        return
-    columns = ["bucket", "share", "judged", "accuracy", "source", "p50 ms", "p95 ms"]
-    render.table(f"{sheet.picked} by bucket", columns, map(_bucket_row, sheet.pick.buckets), numeric=columns)
-
-
-def _bucket_row(each: BucketEvidence) -> list[str]:
-    times = (each.latency_p50_ms, each.latency_p95_ms)
-    return [
-        str(each.size),
-        f"{each.share:.0%}",
-        str(each.samples),
-        f"{each.accuracy.value:.4f}",
-        f"{each.source_accuracy.value:.4f}",
-        *(f"{figure.value:.3f}" if figure else "" for figure in times),
-    ]
-
-
-def _row(sheet: Sheet, item: CandidateEvidence) -> list[str]:
-    accuracy, drop, source = item.accuracy, item.accuracy_drop, sheet.source_accuracy
-    p50, p95 = item.latency_p50_ms, item.latency_p95_ms
-    latency = ["", ""]
-    if p50 is not None and p95 is not None and p50.how == "measured":
-        latency = [f"{p50.value:.3f}", f"{p95.value:.3f}"]
-    elif p50 is not None and p50.high is not None:
-        latency = [f"{p50.value:.3f} to {p50.high:.3f}", ""]
-    return [
-        item.recipe,
-        item.status,
-        render.size(item.size_bytes) if item.size_bytes is not None else "",
-        f"{accuracy.value:.4f}" if accuracy else "",
-        f"{source.value:.4f}" if accuracy and source else "",
-        f"{drop.value:+.4f} ({drop.high:+.4f})" if drop and drop.high is not None else "",
-        *latency,
-        f"{item.memory_mb.value:.0f} MB" if item.memory_mb else "",
-        item.reason,
-    ]
+def _next(outcome: Outcome) -> list[str]:
+    """The commands that follow: does the bundle work here, and then to the fleet."""
+    picked = [entry for entry in outcome.document["bundles"] if not entry["alternate"]]
+    if not picked:
+        return []
+    measured = {sheet.profile for sheet in outcome.sheets if sheet.is_measured}
+    tried = next((entry for entry in picked if entry["profile"] in measured), picked[0])
+    paths = [shlex.quote(str(entry["path"])) for entry in picked]
+    return [f"edgekit verify {shlex.quote(str(tried['path']))}", f"edgekit fleet publish {' '.join(paths)}"]

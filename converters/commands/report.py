@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from converters.report import page
+from converters.report import folder, page
 from converters.sheet import Sheet, of_evidence
 from edgekit import evidence
 from edgekit.cli import render
@@ -13,6 +13,7 @@ from edgekit.errors import BundleError, UsageError
 
 EPILOG = """\b
 Examples:
+  edgekit report dist                    # all profiles of an output folder
   edgekit report dist/digits-1.0.0-raspberry-pi-5.evidence.json
   edgekit report result.json --out report.html
 """
@@ -26,11 +27,15 @@ class _Result(msgspec.Struct, frozen=True):
 
 @click.command(epilog=EPILOG)
 @click.argument(
-    "files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
+    "files",
+    metavar="FILE_OR_FOLDER...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, exists=True),
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
 def report(files: tuple[Path, ...], out: Path) -> None:
-    """Draw report.html from evidence files, or from a build's result.json; nothing is built or measured."""
+    """Draw report.html from evidence files, a folder of them, or a build's result.json; nothing is built or measured."""
     sheets: dict[tuple[str, str, str], Sheet] = {}
     for file in files:
         for sheet in _sheets(file):
@@ -44,6 +49,11 @@ def report(files: tuple[Path, ...], out: Path) -> None:
 
 
 def _sheets(file: Path) -> tuple[Sheet, ...]:
+    if file.is_dir():
+        found = tuple(folder.left(file))
+        if not found:
+            raise UsageError(f"{file}: there is no evidence file in this folder")
+        return found
     data = file.read_bytes()
     try:
         if file.name.endswith(".evidence.json"):

@@ -6,6 +6,8 @@ Always true
  1. What was measured is a filled circle with a line from median to 95th percentile; an estimate is a hollow diamond
     on its range. Shape tells them apart, colour only the engine.
  2. Better is up and left, whichever way the metric counts.
+ 3. The scales fit what may be chosen among: a candidate that loses several times the limit stands at the lower edge as
+    a triangle with its figure, a long tail of latencies ends at the right edge.
 """
 
 import math
@@ -24,6 +26,10 @@ _LINE = 15.0
 # A point and the room around it.
 _RADIUS = 5.5
 _CLEAR = 8.0
+# How far the accuracy axis reaches below the source, in limits or in the spread of what stands, whichever is more.
+_REACH = 2.5
+# How far the latency axis reaches beyond the slowest median for the tails of others.
+_TAIL = 3.0
 # Space for axis titles and tick labels.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 18.0, 16.0, 48.0
 
@@ -69,7 +75,7 @@ class Point:
 def points(sheet: Sheet) -> list[Point]:
     """The candidates that have both figures, numbered as in the table."""
     found: list[Point] = []
-    for number, item in enumerate(sheet.candidates, 1):
+    for number, item in enumerate(sheet.ranked, 1):
         p50, p95, accuracy = item.latency_p50_ms, item.latency_p95_ms, item.accuracy
         if p50 is None or p95 is None or accuracy is None or p50.value <= 0:
             continue
@@ -129,13 +135,19 @@ class Frame:
         return Box(_LEFT, _TOP, self.width - _RIGHT, self.height - _BOTTOM)
 
     def x(self, ms: float) -> float:
-        share = math.log(ms / self.low_x) / math.log(self.high_x / self.low_x)
+        held = min(max(ms, self.low_x), self.high_x)
+        share = math.log(held / self.low_x) / math.log(self.high_x / self.low_x)
         return self.area.left + share * (self.area.right - self.area.left)
 
     def y(self, accuracy: float) -> float:
-        share = (accuracy - self.low_y) / (self.high_y - self.low_y)
+        held = min(max(accuracy, self.low_y), self.high_y)
+        share = (held - self.low_y) / (self.high_y - self.low_y)
         up = share if self.is_upward else 1 - share
         return self.area.bottom - up * (self.area.bottom - self.area.top)
+
+    def is_beyond(self, accuracy: float) -> bool:
+        """Whether a point's accuracy lies below the plot."""
+        return accuracy < self.low_y if self.is_upward else accuracy > self.high_y
 
 
 def scatter(sheet: Sheet, width: int, height: int, *, are_names_shown: bool) -> Markup:
@@ -162,18 +174,31 @@ def scatter(sheet: Sheet, width: int, height: int, *, are_names_shown: bool) -> 
 
 def _frame(sheet: Sheet, shown: Sequence[Point], width: int, height: int) -> Frame:
     budget = sheet.contract.latency_p95_ms
-    times = [point.low for point in shown] + [point.high for point in shown] + ([budget] if budget else [])
+    slowest = max(point.latency for point in shown)
+    times = [point.latency for point in shown] + [min(point.high, slowest * _TAIL) for point in shown]
+    times += [point.low for point in shown] + ([budget] if budget else [])
     low_x, high_x = min(times) / 1.35, max(times) * 1.35
     if high_x / low_x < 10:
         middle = math.sqrt(low_x * high_x)
         low_x, high_x = middle / math.sqrt(10), middle * math.sqrt(10)
-    heights = [point.accuracy for point in shown] + [point.worst for point in shown]
-    heights += [sheet.source_accuracy.value] if sheet.source_accuracy else []
-    asked = limit(sheet)
-    heights += [asked] if asked is not None else []
+    heights = _heights(sheet, shown)
     low_y, high_y = min(heights), max(heights)
     room = max(high_y - low_y, 0.002) * 0.18
     return Frame(width, height, low_x, high_x, low_y - room, high_y + room, sheet.higher_is_better)
+
+
+def _heights(sheet: Sheet, shown: Sequence[Point]) -> list[float]:
+    """The accuracies that the plot must hold: source, limit, and every point that is not far below both."""
+    sign = 1 if sheet.higher_is_better else -1
+    asked = limit(sheet)
+    source = [sheet.source_accuracy.value] if sheet.source_accuracy is not None else []
+    marks = [*source, *([asked] if asked is not None else [])]
+    best = max(sign * value for value in [*marks, *(point.accuracy for point in shown)])
+    standing = [point.accuracy for point in shown if point.candidate.status not in ("refused", "failed")]
+    unit = best - min((sign * value for value in [*marks, *standing]), default=best)
+    least = best - _REACH * max(unit, 0.002) if marks or standing else -math.inf
+    told = [value for point in shown for value in (point.accuracy, point.worst)]
+    return [*marks, *(value for value in told if sign * value >= least), sign * best]
 
 
 def _axes(frame: Frame, metric: str) -> Markup:
@@ -283,7 +308,11 @@ def _mark(frame: Frame, point: Point, *, is_picked: bool) -> Markup:
         if is_picked
         else Markup("")
     )
-    if point.is_measured:
+    if frame.is_beyond(point.accuracy):
+        corners = f"M{x - r:.1f} {y - r - 4:.1f}h{2 * r:.1f}l{-r:.1f} {r + 3:.1f}z"
+        css += "" if point.is_measured else " hollow"
+        shape = Markup('<path class="mark beyond {}" d="{}">{}</path>').format(css, corners, told)
+    elif point.is_measured:
         shape = Markup('<circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="{:.1f}">{}</circle>').format(
             css, x, y, r, told
         )
@@ -311,6 +340,8 @@ def _labels(frame: Frame, shown: Sequence[Point], sheet: Sheet, *, are_names_sho
     for point in order:
         is_picked = point.candidate.recipe == sheet.picked
         text = point.candidate.recipe if are_names_shown or is_picked else str(point.number)
+        if frame.is_beyond(point.accuracy):
+            text = f"{text}: {numbers.score(point.accuracy)}"
         width = len(text) * (_CHAR + (0.7 if is_picked else 0)) + 4
         x, y = frame.x(point.latency), frame.y(point.accuracy)
         place = _place(x, y, width, taken, frame.area)

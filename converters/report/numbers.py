@@ -2,9 +2,12 @@
 
 import math
 
+from edgekit.evidence import OutputEvidence
+
 MINUS = "\N{MINUS SIGN}"
 RANGE = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
+NONE = "\N{EN DASH}"
 _SIZES = ("B", "kB", "MB", "GB")
 
 
@@ -26,6 +29,28 @@ def signed(value: float) -> str:
     return "0.0000" if float(text) == 0 else text.replace("-", MINUS)
 
 
+def brief(value: float) -> str:
+    """Four significant digits at most and three decimals; what is not zero never reads as zero."""
+    if value != 0 and abs(value) < 0.0005:
+        return f"{value:.0e}".replace("e-0", "e-").replace("-", MINUS)
+    decimals = (
+        3 if abs(value) < 10 else max(0, 3 - math.floor(math.log10(abs(value)))) if value < math.inf else 0
+    )
+    return f"{value:.{decimals}f}".replace("-", MINUS)
+
+
+def decibels(value: float) -> str:
+    return f"{value:.1f}".replace("-", MINUS)
+
+
+def fidelity(found: OutputEvidence) -> str:
+    """An output's own figure, or its signal to noise where that is what it fails by."""
+    fails_by_noise = found.snr_db is not None and found.floor_db is not None and found.snr_db < found.floor_db
+    if found.snr_db is not None and (fails_by_noise or found.metric in ("snr", "sqnr", "snr_db")):
+        return f"{decibels(found.snr_db)} dB"
+    return brief(found.value)
+
+
 def small(value: float) -> str:
     """A magnitude, such as a relative error: one digit and its power of ten."""
     if value == 0:
@@ -42,6 +67,14 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError(count)
+
+
+def in_unit(count: float, unit: str) -> str:
+    """Bytes as a number of `unit` without naming it, with the digits that `size` gives."""
+    value = count / 1000 ** _SIZES.index(unit)
+    return (
+        f"{value:.0f}" if unit == "B" or value >= 100 else f"{value:.1f}" if value >= 0.1 else f"{value:.2g}"
+    )
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:

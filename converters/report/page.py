@@ -7,6 +7,7 @@ Always true
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ import jinja2
 from converters.report import chart, numbers, trials
 from converters.sheet import Sheet
 from edgekit import __version__
-from edgekit.evidence import CandidateEvidence, Figure, LayerEvidence
+from edgekit.evidence import CandidateEvidence, Figure, LayerEvidence, worst_output
 
 # Layers shown of a candidate: those that lose most.
 LAYERS = 12
@@ -38,6 +39,7 @@ def render(sheets: Sequence[Sheet]) -> str:
             sorted({name: version for sheet in sheets for name, version in sheet.tools.items()}.items())
         ),
         origins=_origins(sheets),
+        built=max(sheet.built for sheet in sheets),
     )
 
 
@@ -56,6 +58,8 @@ def _template() -> jinja2.Template:
         "signed": numbers.signed,
         "small": numbers.small,
         "size": numbers.size,
+        "decibels": numbers.decibels,
+        "day": _day,
     }
     environment.globals |= {
         "scatter": chart.scatter,
@@ -69,9 +73,17 @@ def _template() -> jinja2.Template:
         "budgets_of": _budgets,
         "bar": _bar,
         "latency": latency,
+        "worst_output": worst_output,
+        "fidelity": numbers.fidelity,
         "how_long": _origin,
     }
     return environment.get_template("page.html.jinja")
+
+
+def _day(built: str) -> str:
+    """`26 November 2026, 19:50 UTC` of an ISO 8601 time; without `%d`, whose zero nobody writes."""
+    at = datetime.fromisoformat(built).astimezone(UTC)
+    return f"{at.day} {at:%B %Y, %H:%M} UTC"
 
 
 def latency(item: CandidateEvidence) -> tuple[str, str]:
@@ -113,7 +125,13 @@ def _budgets(sheet: Sheet) -> list[dict[str, str]]:
     rows = []
     if drop is not None:
         outcome = "met" if sheet.picked else "missed"
-        rows.append({"what": "accuracy drop", "limit": f"≤ {drop:g}", "outcome": outcome})
+        rows.append(
+            {
+                "what": "accuracy drop",
+                "limit": f"≤ {drop:g}{' (the default, as none was set)' if sheet.is_limit_default else ''}",
+                "outcome": outcome,
+            }
+        )
     for key, (what, unit) in _BUDGETS.items():
         limit = getattr(sheet.contract, key)
         if limit is not None:

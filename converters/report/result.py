@@ -158,6 +158,7 @@ def sheet(
     source_parity: float,
     source_sha256: str,
     missed: str,
+    built: str = "",
 ) -> Sheet:
     """All that is known of one profile, whether or not it got a bundle."""
     scored = next((item.accuracy for item in result.candidates if item.accuracy is not None), None)
@@ -181,6 +182,7 @@ def sheet(
         notes=result.notes,
         missed=missed,
         trials=result.trials,
+        built=built,
     )
 
 

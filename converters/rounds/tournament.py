@@ -58,7 +58,11 @@ def judged(
     footing = host.footing(profile, plans)
     # Repairs and a search compare on the footing of the last race.
     host = replace(host, environment=footing.environment)
-    tried = [made(bench, plan, host) for plan in plans]
+    tried = []
+    for plan in plans:
+        tried.append(made(bench, plan, host))
+        # Whether a worker made it before or this process now.
+        bench.steps.made_for(profile.name, plan.name)
     tried = _best_of_family(bench, contract, tried, host)
     tried = mixed_precision.repaired(bench, profile, contract, tried, host)
     found: tuple[TrialEvidence, ...] = ()

@@ -47,6 +47,7 @@ from converters.work.forms import Forms
 from converters.work.judging import Judging
 from converters.work.limit import TooLongError, ends_after
 from converters.work.pool import Order, PoolUnfitError, WorkerPool
+from converters.work.steps import Steps
 from edgekit import __version__, engines
 from edgekit.engines import Model
 from edgekit.errors import DataError, ManifestError, ProjectError, SourceError
@@ -81,6 +82,8 @@ class Workbench:
     limit_s: float = float("inf")
     # What was ended at its limit.
     cut: list[str] = field(default_factory=list)
+    # How far the build is, for whoever watches.
+    steps: Steps = field(default_factory=Steps)
 
     @cached_property
     def source(self) -> Source:
@@ -271,6 +274,7 @@ class Workbench:
             return
         try:
             for order, answer in self.pool.run(missing, self._shared, self.findings):
+                self.steps.made(order.plan.name)
                 if isinstance(answer, Findings):
                     self.findings.update(answer)
                 else:

@@ -13,8 +13,9 @@ import numpy as np
 
 from device_agent.serve.http import Request, Response
 from device_agent.serve.model import Sequence
+from edgekit.decode import exactly
 from edgekit.errors import InputError
-from edgekit.manifest import Manifest, TensorSpec
+from edgekit.manifest import Manifest
 from edgekit.tensors import V2_DTYPES, Array
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -79,7 +80,7 @@ def _read_tensor(tensor: TensorIn, rest: memoryview) -> tuple[Array, memoryview]
         flat: Array = np.frombuffer(rest[:size], _byte_type(dtype, size, where))
         rest = rest[size:]
     else:
-        flat = _array(tensor.data, dtype, where).ravel()
+        flat = exactly(tensor.data, dtype, tensor.name).ravel()
     if flat.size != int(np.prod(tensor.shape, dtype=object)):
         raise InputError(f"{where}: {flat.size} values for shape {tensor.shape}")
     return flat.reshape(tensor.shape), rest
@@ -89,42 +90,6 @@ def _byte_type(dtype: "np.dtype[Any]", size: int, where: str) -> "np.dtype[Any]"
     if size % dtype.itemsize:
         raise InputError(f"{where}: {size} bytes are no whole number of {dtype} values")
     return dtype.newbyteorder("<")
-
-
-def _array(data: Any, dtype: "np.dtype[Any]", where: str) -> Array:
-    """Nested lists of JSON numbers as `dtype`, without wrapping or rounding integers."""
-    try:
-        plain = np.asarray(data)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{where}: data is ragged or out of range") from error
-    allowed = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
-    if plain.size and plain.dtype.kind not in allowed:
-        raise InputError(f"{where}: data is not made of {dtype} values")
-    if plain.size and dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        if plain.min() < info.min or plain.max() > info.max:
-            raise InputError(f"{where}: data is outside the range of {dtype}")
-    return plain.astype(dtype)
-
-
-def json_array(data: Any, spec: TensorSpec, *, is_raw: bool) -> Array:
-    """A tensor that a `/predict` body gives as nested lists.
-
-    With pre-processing still to come (`is_raw`), whole numbers that fit a byte become uint8, as image files give
-    them, and anything else float32; otherwise the manifest's dtype. Raises: InputError.
-    """
-    where = f"input {spec.name!r}"
-    if not is_raw:
-        return _array(data, np.dtype(spec.dtype), where)
-    try:
-        plain = np.asarray(data)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{where}: data is ragged or out of range") from error
-    if plain.dtype.kind not in "iuf" or not plain.size:
-        raise InputError(f"{where}: data is not made of numbers")
-    if plain.dtype.kind in "iu" and plain.min() >= 0 and plain.max() <= 255:
-        return plain.astype(np.uint8)
-    return plain.astype(np.float32)
 
 
 def sequence_of(parameters: Mapping[str, Any]) -> Sequence:

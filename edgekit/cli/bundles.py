@@ -18,6 +18,7 @@ from edgekit.evidence import BucketEvidence, Figure, Statement
 from edgekit.inputs import input_files
 from edgekit.manifest import Manifest, Step
 from edgekit.predict import answers
+from edgekit.selftest import SelfTestResult
 
 BUNDLE = click.Path(dir_okay=False, path_type=Path)
 INPUT = click.Path(path_type=Path)
@@ -73,16 +74,22 @@ def verify(bundle: Path, *, emulate: bool, profile: str | None, as_json: bool) -
     if as_json:
         render.print_json(result)
     else:
+        told = local.foreign(bundles.read(bundle).manifest)
         render.pairs(
             f"{bundle.name}: {'passed' if result.passed else 'FAILED'}",
-            [
-                ("agreement", f"{result.agreement:.1%} of the golden answers equal the float source's"),
-                *((f"error of {name}", f"{error:.3g}") for name, error in result.max_error.items()),
-                ("engine call", f"p50 {result.latency_p50_ms:.2f} ms, p95 {result.latency_p95_ms:.2f} ms"),
-            ],
+            [*_selftest_rows(result), *([("machine", told)] if told else [])],
         )
     if not result.passed:
         raise SelfTestFailedError(f"{bundle.name} must not run on this machine: {result.reason}")
+
+
+def _selftest_rows(result: SelfTestResult) -> list[tuple[str, str]]:
+    """What a self-test on this machine came to."""
+    return [
+        ("agreement", f"{result.agreement:.1%} of the golden answers equal the float source's"),
+        *((f"error of {name}", f"{error:.3g}") for name, error in result.max_error.items()),
+        ("engine call here", f"p50 {result.latency_p50_ms:.2f} ms, p95 {result.latency_p95_ms:.2f} ms"),
+    ]
 
 
 def _verify_emulated(bundle: Path, profile: str | None, *, as_json: bool) -> None:
@@ -148,29 +155,50 @@ def run(bundle: Path, inputs: tuple[Path, ...], out: Path | None, *, as_json: bo
         )
 
 
-@click.command(epilog="Example:  edgekit diff old.edgekit new.edgekit")
+@click.command(
+    epilog="Examples:  edgekit diff old.edgekit new.edgekit"
+    "   |   edgekit diff dist/m-1-pi.edgekit dist/alternates/litert-fp16/m-1-pi.edgekit"
+)
 @click.argument("before", type=BUNDLE)
 @click.argument("after", type=BUNDLE)
 @json_option
 def diff(before: Path, after: Path, *, as_json: bool) -> None:
-    """Compare two bundles: manifest fields, recipe, tensors, files. Exit code 0 either way."""
-    found = difference(bundles.read(before).manifest, bundles.read(after).manifest)
+    """Compare two bundles: manifest fields, recipe, tensors, files, and side by side what their builds measured (from
+    the evidence beside them). Exit code 0 either way.
+    """
+    one, other = bundles.read(before), bundles.read(after)
+    statements = local.evidence_of(one), local.evidence_of(other)
+    told = tuple(statement.predicate if statement else None for statement in statements)
+    found = difference(one.manifest, other.manifest, (told[0], told[1]))
     if as_json:
         render.print_json(found)
-    elif found.is_empty:
+        return
+    if found.is_empty:
         click.echo("the two bundles hold the same")
-    else:
-        for title, changes in (
-            ("Manifest", found.fields),
-            ("Tensors", found.tensors),
-            ("Files", found.files),
-        ):
-            if changes:
-                render.table(
-                    title,
-                    ["what", before.name, after.name],
-                    [(change.what, _cell(change.before), _cell(change.after)) for change in changes],
-                )
+    names = _told_apart(one, other)
+    for title, changes in (
+        ("Manifest", found.fields),
+        ("Tensors", found.tensors),
+        ("Files", found.files),
+        ("Figures of their builds", found.figures),
+    ):
+        if changes:
+            render.table(
+                title,
+                ["what", *names],
+                [(change.what, _cell(change.before), _cell(change.after)) for change in changes],
+            )
+
+
+def _told_apart(one: Bundle, other: Bundle) -> tuple[str, str]:
+    """Names for the two columns: alternates have the pick's file name, so then the recipes, or else the whole paths."""
+    for first, second in (
+        (one.path.name, other.path.name),
+        (one.manifest.recipe, other.manifest.recipe),
+    ):
+        if first != second:
+            return first, second
+    return str(one.path), str(other.path)
 
 
 def bundle_rows(found: Bundle) -> list[tuple[str, str]]:
@@ -247,6 +275,8 @@ def _steps(steps: Sequence[Step]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value for a table; `--json` has it whole."""
-    text = "-" if value is None else str(value)
-    return text if len(text) <= 160 else f"{text[:159]}…"
+    """A value for a table; a pipe and `--json` have it whole."""
+    if isinstance(value, Figure):
+        return _figure(value)
+    text = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 160 or render.width() is None else f"{text[:159]}…"

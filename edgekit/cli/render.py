@@ -15,18 +15,28 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
-# A pipe gets lines as long as they are; a terminal gets its own width.
-_WIDTH = None if sys.stdout.isatty() else 160
+# Wide enough for any line: what goes into a pipe is neither wrapped nor cut.
+_UNLIMITED = 100_000
 
 
-def stdout() -> Console:
-    return Console(highlight=False, width=_WIDTH)
+def stdout(*, is_whole: bool = False) -> Console:
+    """A terminal gets its own width (COLUMNS, where set), a pipe or a file lines as long as they are; so does a terminal
+    with `is_whole`, which then breaks long lines itself.
+    """
+    return Console(highlight=False, width=None if sys.stdout.isatty() and not is_whole else _UNLIMITED)
+
+
+def width() -> int | None:
+    """Columns of the terminal that standard output goes to; None where it goes elsewhere."""
+    return stdout().width if sys.stdout.isatty() else None
 
 
 def stderr() -> Console:
@@ -43,6 +53,42 @@ def table(
         shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(cell.replace("[", r"\[") for cell in row))
+    stdout().print(shown)
+
+
+def compact(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[tuple[str, Sequence[str]]],
+    *,
+    numeric: Iterable[str] = (),
+) -> None:
+    """Print a table without frames: each row is one line, never cut, and comes with its style, e.g. `("dim", cells)`.
+
+    Whether the rows fit `width()` is the caller's to see to. Cells are plain text, never markup.
+    """
+    right = set(numeric)
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        shown.add_column(
+            Text(column, style="dim"),
+            justify="right" if column in right else "left",
+            no_wrap=True,
+            overflow="crop",
+        )
+    for style, cells in rows:
+        shown.add_row(*(Text(cell) for cell in cells), style=style)
+    stdout().print(Text(title, style="bold"))
+    stdout(is_whole=True).print(shown)
+
+
+def explained(rows: Iterable[tuple[str, str, str]]) -> None:
+    """Print words with what they mean beside them, each row (style, word, text); long texts wrap below themselves."""
+    shown = Table.grid(padding=(0, 2, 0, 0))
+    shown.add_column(no_wrap=True)
+    shown.add_column(overflow="fold")
+    for style, word, text in rows:
+        shown.add_row(Text(word, style=style), Text(text))
     stdout().print(shown)
 
 
@@ -80,14 +126,15 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def progress() -> Progress:
-    """A progress display on stderr that vanishes when done and prints nothing into a pipe."""
+def progress(*after: ProgressColumn, bar_width: int = 40) -> Progress:
+    """A progress display on stderr that vanishes when done and prints nothing into a pipe; `after` are further columns."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        *after,
         console=stderr(),
         transient=True,
         disable=not sys.stderr.isatty(),

@@ -173,7 +173,9 @@ def releases(*, place: str | None, as_json: bool) -> None:
         click.echo("no releases yet; 'edgekit fleet publish BUNDLE…' adds one")
 
 
-@fleet.command(epilog="\b\nExample:\n  edgekit fleet publish dist/*.edgekit")
+@fleet.command(
+    epilog="\b\nExamples:\n  edgekit fleet publish dist/*.edgekit\n  edgekit fleet publish dist    # with its alternates"
+)
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--key",
@@ -183,7 +185,11 @@ def releases(*, place: str | None, as_json: bool) -> None:
 )
 @with_fleet
 def publish(*, bundles: tuple[Path, ...], key: Path | None, place: str | None, as_json: bool) -> None:
-    """Check BUNDLES, sign them here, and upload them with their evidence."""
+    """Check BUNDLES, sign them here, and upload them with their evidence.
+
+    A folder means the bundles of a build in it. What their evidence calls an alternate lies beside the release's own
+    bundle of the profile; no device is ordered to run it.
+    """
     access = config.find(place)
     if key is None:
         if access.folder is None:
@@ -191,7 +197,7 @@ def publish(*, bundles: tuple[Path, ...], key: Path | None, place: str | None, a
         key = access.folder / "keys" / "publisher.key"
     answers = []
     with connected(place) as client:
-        checked = publishing.check(client, bundles)
+        checked = publishing.check(client, publishing.bundle_files(bundles))
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -207,6 +213,8 @@ def publish(*, bundles: tuple[Path, ...], key: Path | None, place: str | None, a
         return
     for answer in answers:
         what = f"{answer.bundle.name}@{answer.bundle.version} for {answer.bundle.profile}"
+        if answer.bundle.alternate:
+            what += f", alternate {answer.bundle.alternate}"
         done = "was published already, nothing changed" if answer.was_there else "published"
         evidence = "" if answer.bundle.has_evidence else " (without evidence: no file beside the bundle)"
         click.echo(f"{what}: {done}, sha256 {answer.bundle.sha256[:12]}…{evidence}")

@@ -1,11 +1,13 @@
 """Publishing: check, sign here, upload. The key never leaves this machine.
 
+Which bundles are alternates their evidence says: a build that could not measure the board keeps several.
+
 Always true
  1. Every bundle is checked, and every conflict found, before the first byte is sent.
  2. What is signed is what was checked: name, version, profile, length and digest of the whole file.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +26,33 @@ class Checked:
     bundle: Bundle
     statement: str | None
     was_there: bool
+    is_alternate: bool = False
+
+
+def bundle_files(paths: Iterable[Path]) -> list[Path]:
+    """The files themselves, and of a build's output folder its bundles and their alternates.
+
+    Raises: UsageError for a folder without bundles.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = [*sorted(path.glob("*.edgekit")), *sorted(path.glob("alternates/*/*.edgekit"))]
+            if not inside:
+                raise UsageError(f"{path}: there is no bundle in this folder")
+            found += inside
+        else:
+            found.append(path)
+    return found
 
 
 def check(client: Client, paths: Sequence[Path]) -> list[Checked]:
-    """Raises: BundleError, ManifestError, ConflictError, UsageError; nothing has been sent then."""
-    checked = [_check_one(client, path) for path in paths]
-    titles = [found.bundle.manifest.title for found in checked]
+    """What can be published, alternates after the picked bundles that they need.
+
+    Raises: BundleError, ManifestError, ConflictError, UsageError; nothing has been sent then.
+    """
+    checked = sorted((_check_one(client, path) for path in paths), key=lambda found: found.is_alternate)
+    titles = [found.bundle.manifest.title for found in checked if not found.is_alternate]
     twice = {title for title in titles if titles.count(title) > 1}
     if twice:
         raise UsageError(f"two of the files are {', '.join(sorted(twice))}; publish one of them")
@@ -43,8 +66,10 @@ def _check_one(client: Client, path: Path) -> Checked:
     statement = None
     if beside.is_file():
         data = beside.read_bytes()
-        evidence.decode(data, sha256=bundle.sha256)
+        told = evidence.decode(data, sha256=bundle.sha256).predicate
         statement = data.decode()
+        if any(item.recipe == told.recipe and item.status == "alternate" for item in told.candidates):
+            return Checked(bundle, statement, _is_there(client, bundle.sha256), is_alternate=True)
     try:
         there = client.bundle(manifest.name, manifest.version, manifest.profile)
     except NotFoundError:
@@ -57,6 +82,10 @@ def _check_one(client: Client, path: Path) -> Checked:
     return Checked(bundle, statement, was_there=True)
 
 
+def _is_there(client: Client, sha256: str) -> bool:
+    return any(known.sha256 == sha256 for release in client.releases() for known in release.alternates)
+
+
 def publish(
     client: Client, checked: Checked, key: Path, progress: Callable[[int], None]
 ) -> api.PublishAnswer:
@@ -67,4 +96,4 @@ def publish(
     envelope = sign_target(target_of(checked.bundle), load_key(key)).decode()
     if not checked.was_there:
         client.upload(checked.bundle.path, checked.bundle.sha256, progress)
-    return client.register(api.NewBundle(envelope, checked.statement))
+    return client.register(api.NewBundle(envelope, checked.statement, checked.is_alternate))

@@ -63,12 +63,13 @@ def devices(found: Iterable[api.DeviceView]) -> Table:
 
 
 def releases(found: Iterable[api.ReleaseView]) -> Table:
-    table = _table("release", "profile", "engine", "size", "sha256", "evidence", "published")
+    table = _table("release", "profile", "role", "engine", "size", "sha256", "evidence", "published")
     for release in found:
-        for bundle in release.bundles:
+        for bundle in (*release.bundles, *release.alternates):
             table.add_row(
                 f"{release.name}@{release.version}",
                 bundle.profile,
+                f"alternate {bundle.alternate}" if bundle.alternate else "picked",
                 bundle.engine,
                 f"{bundle.length / 1e6:.2f} MB",
                 bundle.sha256[:12],

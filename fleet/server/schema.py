@@ -96,6 +96,24 @@ evidence = Table(
     Column("statement", LargeBinary, nullable=False),
 )
 
+# Bundles that lie beside a release's own of the same profile until real hardware has compared them; nothing orders one.
+alternates = Table(
+    "alternates",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("profile", String(64), nullable=False),
+    Column("recipe", String(200), nullable=False),
+    Column("length", BigInteger, nullable=False),
+    Column("engine", String(64), nullable=False),
+    Column("engine_versions", String(200), nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("statement", LargeBinary, nullable=True),
+    Column("published_at", Float, nullable=False),
+    UniqueConstraint("name", "version", "profile", "recipe"),
+)
+
 # What each (device, deployment) is to run, and on whose account (`rollout r3`, `assignment`).
 desired = Table(
     "desired",

@@ -4,11 +4,23 @@ import re
 import shutil
 import subprocess
 
+import msgspec
 import pytest
+from click.testing import CliRunner
 
-from converters.report import chart, page
+from converters.commands.report import report
+from converters.report import chart, folder, page
 from converters.sheet import Sheet
-from edgekit.evidence import CandidateEvidence, Figure, LayerEvidence, TrialEvidence, Where
+from edgekit import evidence
+from edgekit.evidence import (
+    BuildEvidence,
+    CandidateEvidence,
+    Figure,
+    LayerEvidence,
+    OutputEvidence,
+    TrialEvidence,
+    Where,
+)
 from edgekit.manifest import Contract
 
 HERE = Where(cpu="a CPU")
@@ -171,3 +183,94 @@ def test_a_searchs_front_is_drawn_and_listed_and_its_other_trials_are_only_drawn
 
 def test_without_a_search_the_page_has_no_such_part():
     assert "What the search tried" not in page.render([sheet()])
+
+
+def test_the_page_says_when_the_build_was_and_whose_limit_it_kept_to():
+    told = page.render([sheet(built="2026-11-26T19:50:42+00:00", is_limit_default=True)])
+    assert "26 November 2026, 19:50 UTC" in told
+    assert "0.02 (the default, as none was set)" in told
+    plain = page.render([sheet()])
+    assert "Built on" not in plain
+    assert "default" not in plain.partition("<body>")[2]
+
+
+def test_the_pick_is_the_first_row_and_the_charts_numbers_are_the_tables():
+    last = sheet(candidates=(*sheet().candidates[1:], sheet().candidates[0]))
+    table = page.render([last]).partition("What was tried")[2]
+    rows = re.findall(r'<span class="row-number">(\d+) </span><span class="dot"></span>([^<]+)</td>', table)
+    assert rows[0] == ("1", "litert/fp32")
+    assert {(str(point.number), point.candidate.recipe) for point in chart.points(last)} <= set(rows)
+
+
+def test_one_bad_candidate_does_not_press_the_others_into_a_corner():
+    items = (
+        candidate("litert/fp32", "picked", 0.97, 1.0),
+        candidate("onnxruntime/fp32", "lost", 0.968, 1.3),
+        candidate("litert/static-int8", "refused", 0.10, 0.5),
+    )
+    svg = str(chart.scatter(sheet(candidates=items), 1040, 400, are_names_shown=True))
+    marks = [float(y) for y in re.findall(r'class="mark [^"]*" cx="[\d.]+" cy="([\d.]+)"', svg)]
+    assert len(marks) == 2
+    assert abs(marks[0] - marks[1]) > 15  # 0.002 apart, and told apart
+    assert svg.count("mark beyond") == 1
+    assert "litert/static-int8: 0.1000" in svg
+
+
+def test_a_long_tail_does_not_press_the_medians_together():
+    def spread(p95):
+        slow = msgspec.structs.replace(
+            candidate("onnxruntime/fp32", "lost", 0.97, 2.0),
+            latency_p95_ms=Figure(p95, "measured", HERE, "ms"),
+        )
+        items = (candidate("litert/fp32", "picked", 0.97, 0.5), slow)
+        svg = str(chart.scatter(sheet(candidates=items), 1040, 400, are_names_shown=True))
+        left, right = (float(x) for x in re.findall(r'class="mark [^"]*" cx="([\d.]+)"', svg))
+        return right - left
+
+    assert spread(2000.0) > 0.6 * spread(2.2)
+
+
+def test_every_output_is_on_the_page_and_what_does_not_hold_is_marked():
+    outputs = (
+        OutputEvidence("scores", "scores", "agreement", 0.99, 0.02, 31.0, limit=0.05, floor_db=15.0),
+        OutputEvidence("<boxes>", "regression", "snr", -1.3, None, -1.3, "2-5", floor_db=15.0, holds=False, reason="below its floor"),
+    )  # fmt: skip
+    item = candidate("litert/static-int8", "refused", 0.97, 0.5, outputs=outputs, bundle_bytes=128_400)
+    told = page.render([sheet(candidates=(*sheet().candidates, item))])
+    table = told.partition("Every output against the float source")[2]
+    assert table.count("does not hold") == 1
+    assert "&lt;boxes&gt;" in table
+    assert "−1.3" in table  # noqa: RUF001  # the page's own minus
+    assert "below its floor" in table
+    assert '<span class="bad">&lt;boxes&gt;' in told
+    assert "128 kB" in told
+    assert "Every output" not in page.render([sheet()])
+
+
+def _left_by_a_build(path, profile, version="1.0.0", built="2026-11-20T10:00:00+00:00"):
+    figure = Figure(0.97, "measured", HERE)
+    told = BuildEvidence(
+        "digits", version, profile, "litert/fp32", "top1", figure, figure, figure, figure, {}, sheet().candidates,
+        built=built,
+    )  # fmt: skip
+    path.write_bytes(evidence.encode(evidence.statement("a.edgekit", "0" * 64, told)))
+
+
+def test_the_page_of_a_folder_has_every_target_built_into_it(tmp_path):
+    _left_by_a_build(tmp_path / "digits-1.0.0-raspberry-pi-5.evidence.json", "raspberry-pi-5")
+    _left_by_a_build(tmp_path / "digits-1.0.0-x86-64-v3.evidence.json", "x86-64-v3")
+    _left_by_a_build(tmp_path / "digits-0.9.0-intel-n100.evidence.json", "intel-n100", version="0.9.0")
+    (tmp_path / "torn.evidence.json").write_text("{")
+    now = sheet(picked="", missed="all lost too much", built="2026-11-26T19:50:42+00:00")
+    told = folder.write(tmp_path, [now]).read_text()
+    assert re.findall(r'<section class="profile" id="([^"]+)"', told) == ["x86-64-v3", "raspberry-pi-5"]
+    assert "all lost too much" in told
+    assert "26 November 2026" in told
+
+
+def test_report_takes_a_folder(tmp_path):
+    _left_by_a_build(tmp_path / "a.evidence.json", "raspberry-pi-5")
+    out = tmp_path / "page.html"
+    done = CliRunner().invoke(report, [str(tmp_path), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert 'id="raspberry-pi-5"' in out.read_text()

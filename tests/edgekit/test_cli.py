@@ -1,6 +1,7 @@
 """The commands on a real bundle: what a person sees, what a machine reads, and how each mistake ends."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from edgekit import bundle as bundles
-from edgekit import evidence
+from edgekit import evidence, local
 from edgekit.cli.bundles import diff, inspect, run, verify
 from edgekit.errors import BundleError, DataError, SelfTestFailedError
-from edgekit.evidence import BuildEvidence, Figure, Where
+from edgekit.evidence import BuildEvidence, CandidateEvidence, Figure, OutputEvidence, Where
 from edgekit.manifest import Step, TensorSpec
 from edgekit.samples import Samples, dump_npz
 
@@ -138,8 +139,8 @@ def test_answers_go_to_a_file_whole(good: Path, tmp_path: Path) -> None:
         ("a.wav", b"RIFF", "is not read; use .npz, .npy, .json"),
         ("a.json", b"{", "not JSON"),
         ("a.json", b'{"picture": []}', "'picture' is no input; the model takes image"),
-        ("a.json", b'{"image": [[1], [2, 3]]}', "no rectangular list"),
-        ("a.json", b'{"image": "text"}', "no rectangular list"),
+        ("a.json", b'{"image": [[1], [2, 3]]}', "no rectangular list of numbers"),
+        ("a.json", b'{"image": "text"}', "not made of numbers"),
         ("a.json", b"{}", "holds no input"),
         ("a.npy", b"zzz", "not a plain .npy array"),
         ("a.npz", b"zzz", "not an .npz"),
@@ -179,7 +180,7 @@ def test_a_json_list_for_two_inputs_must_name_them(maker, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"takes 2 inputs \(a, b\)"):
         read_input(path, two)
     path.write_text('{"a": [[1, 300]], "b": [[1, 2]]}')
-    with pytest.raises(DataError, match="some do not fit that type"):
+    with pytest.raises(DataError, match="some of the data does not fit uint8"):
         read_input(path, two)
     path.write_text('{"a": [[1, 200]], "b": [[1, 2]]}')
     assert read_input(path, two).inputs["b"].dtype == np.float32
@@ -231,3 +232,72 @@ def test_a_damaged_bundle_is_refused_by_every_command(command, good: Path, tmp_p
     damaged.write_bytes(good.read_bytes()[:-100])
     rest = {diff: [good], run: [picture(tmp_path / "a.png")]}.get(command, [])
     assert isinstance(call(command, damaged, *rest).exception, BundleError)
+
+
+def with_evidence(path: Path, recipe: str, status: str, ms: float) -> Path:
+    where = Where("Test CPU")
+    own = CandidateEvidence(
+        recipe, status, "why", outputs=(OutputEvidence("boxes", "regression", "snr", 21.5, None, 21.5),)
+    )
+    build = BuildEvidence(
+        "tints", "1.0.0", "x86-64-v3", recipe, "top1", Figure(0.98, "measured", where), Figure(0.97, "measured", where),
+        Figure(ms, "measured", where), Figure(2 * ms, "measured", where), {"latency_p95_ms": "met"}, (own,),
+    )  # fmt: skip
+    digest = bundles.sha256_file(path)
+    evidence.beside(path).write_bytes(evidence.encode(evidence.statement(path.name, digest, build)))
+    return path
+
+
+def test_diff_of_a_pick_and_its_alternate_shows_their_figures_side_by_side(maker, tmp_path: Path) -> None:
+    pick = with_evidence(maker.write("m.edgekit"), "litert/static-int8", "picked", 0.5)
+    folder = tmp_path / "alternates" / "litert-fp16"
+    folder.mkdir(parents=True)
+    other = Path(shutil.copy(pick, folder / "m.edgekit"))
+    with_evidence(other, "litert/fp16", "alternate", 0.75)
+    shown = call(diff, pick, other).output
+    assert "the two bundles hold the same" in shown
+    assert str(other) in shown
+    row = next(line for line in shown.splitlines() if "latency p50" in line)
+    assert "0.5, measured on Test CPU" in row
+    assert "0.75, measured on Test CPU" in row
+    assert "21.5" in next(line for line in shown.splitlines() if "boxes, SNR" in line)
+    figures = json.loads(call(diff, pick, other, "--json").output)["figures"]
+    assert {"what": "status", "before": "picked", "after": "alternate"} in figures
+    assert next(row for row in figures if row["what"] == "latency p95 (ms)")["after"]["value"] == 1.5
+
+
+def test_diff_without_evidence_has_no_figures(good: Path) -> None:
+    assert json.loads(call(diff, good, good, "--json").output)["figures"] == []
+    assert "Figures" not in call(diff, good, good).output
+
+
+@pytest.mark.parametrize(
+    ("arch", "isa", "bundle_for", "says"),
+    [
+        ("x86_64", ("avx2",), "x86-64-v3", ""),
+        ("x86_64", ("avx2",), "raspberry-pi-5", "built for raspberry-pi-5 (aarch64, neon, dotprod, fp16); this is x86_64: "),
+        ("x86_64", ("avx2",), "x86-64-v4-vnni", "this is x86_64 without "),
+        ("x86_64", ("avx2",), "somebodys-board", "a profile that is not known here"),
+        ("aarch64", ("neon", "dotprod", "fp16"), "raspberry-pi-5", ""),
+        ("aarch64", ("neon", "dotprod", "fp16"), "arm-ethos-u55-128", "its times say nothing about the board"),
+    ],
+)  # fmt: skip
+def test_a_bundle_for_another_kind_of_machine_is_told_plainly(
+    arch: str, isa: tuple[str, ...], bundle_for: str, says: str, maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: arch)
+    monkeypatch.setattr("edgekit.detect.isa", lambda: isa)
+    manifest = msgspec.structs.replace(maker.manifest({}), profile=bundle_for)
+    told = local.foreign(manifest)
+    assert says in told
+    assert bool(told) == bool(says)
+
+
+def test_verify_says_so_beside_the_result(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "machine" not in call(verify, good).output
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    shown = call(verify, good)
+    assert shown.exit_code == 0
+    assert "built for x86-64-v3 (x86_64, avx2" in shown.output
+    assert "its times say nothing about the board" in shown.output
+    assert json.loads(call(verify, good, "--json").output)["passed"] is True

@@ -11,6 +11,8 @@ import httpx
 import pytest
 from fleet_support import FakeDevice, Service, make_bundle, wait_until
 
+from edgekit import bundle, evidence
+from edgekit.evidence import BuildEvidence, CandidateEvidence, Figure, Where
 from fleet import api
 
 PLACE_VARIABLES = ("EDGEKIT_FLEET", "EDGEKIT_FLEET_URL", "EDGEKIT_FLEET_TOKEN")
@@ -360,3 +362,58 @@ def test_a_bundle_that_an_old_agent_cannot_read_is_not_sent_to_it(
     code, _, err = edgekit(shared, "rollout", "start", "digits@9.0.0", "--to", "site=lab", *GATE, "--dry-run")
     assert code == 2
     assert "reads bundle format 1, this is 2; update its agent" in err
+
+
+def with_status(path: Path, recipe: str, status: str) -> Path:
+    """A bundle with evidence beside it that calls it picked or an alternate."""
+    figure = Figure(1.0, "measured", Where("a CPU"))
+    told = BuildEvidence(
+        "digits", "5.0.0", "x86-64-v3", recipe, "top1", figure, figure, figure, figure, {},
+        (CandidateEvidence(recipe, status, "why"),),
+    )  # fmt: skip
+    digest = bundle.sha256_file(path)
+    evidence.beside(path).write_bytes(evidence.encode(evidence.statement(path.name, digest, told)))
+    return path
+
+
+def test_a_builds_folder_is_published_with_its_alternates_beside_the_picked_bundles(
+    shared: Service, devices: dict[str, FakeDevice], tmp_path: Path
+) -> None:
+    assert devices
+    pick = with_status(make_bundle(tmp_path, "5.0.0"), "litert/static-int8", "picked")
+    folder = tmp_path / "alternates" / "onnxruntime-fp32"
+    other = with_status(make_bundle(folder, "5.0.0", seed="other"), "onnxruntime/fp32", "alternate")
+    code, _, err = edgekit(shared, "publish", other)
+    assert code == 5
+    assert "an alternate needs the picked bundle first" in err
+    code, out, err = edgekit(shared, "publish", tmp_path)
+    assert (code, out.count(": published")) == (0, 2), err
+    assert "alternate onnxruntime/fp32: published" in out
+    code, out, _ = edgekit(shared, "publish", tmp_path)
+    assert (code, out.count("was published already")) == (0, 2)
+
+    release = next(found for found in asked(shared, "releases") if found["version"] == "5.0.0")
+    assert [row["sha256"] for row in release["bundles"]] == [bundle.sha256_file(pick)]
+    assert [(row["alternate"], row["has_evidence"]) for row in release["alternates"]] == [
+        ("onnxruntime/fp32", True)
+    ]
+    code, out, _ = edgekit(shared, "releases")
+    assert "alternate" in out
+    stored = httpx.get(
+        url(shared, f"/api/v1/evidence/{bundle.sha256_file(other)}"), headers=token(shared), trust_env=False
+    )
+    assert stored.content == evidence.beside(other).read_bytes()
+    # Devices get the picked one, whatever lies beside it.
+    plan = asked(shared, "rollout", "start", "digits@5.0.0", "--to", "site=lab", *GATE, "--dry-run")
+    assert bundle.sha256_file(other) not in json.dumps(plan)
+
+
+def test_another_alternate_of_the_same_recipe_is_refused(shared: Service, tmp_path: Path) -> None:
+    changed = with_status(make_bundle(tmp_path, "5.0.0", seed="changed"), "onnxruntime/fp32", "alternate")
+    code, _, err = edgekit(shared, "publish", changed)
+    assert (code, "has another alternate of onnxruntime/fp32" in err) == (5, True)
+
+
+def test_a_folder_without_bundles_is_named(shared: Service, tmp_path: Path) -> None:
+    code, _, err = edgekit(shared, "publish", tmp_path)
+    assert (code, "there is no bundle in this folder" in err) == (2, True)

@@ -93,7 +93,8 @@ def publish(ctx: Ctx, actor: Actor, new: Annotated[api.NewBundle, Depends(body(a
     """Register an uploaded bundle as part of its release."""
     with ctx.database.begin() as connection:
         signed = targets.verify(new.envelope.encode(), settings.publisher_keys(connection))
-        releases.check_free(connection, signed.name, signed.version, signed.profile, signed.sha256)
+        if not new.alternate:
+            releases.check_free(connection, signed.name, signed.version, signed.profile, signed.sha256)
     path = ctx.folder.artifact(signed.sha256)
     checked = bundles.read(path, sha256=signed.sha256, length=signed.length)
     manifest = checked.manifest
@@ -102,11 +103,12 @@ def publish(ctx: Ctx, actor: Actor, new: Annotated[api.NewBundle, Depends(body(a
     statement = new.evidence.encode() if new.evidence is not None else None
     if statement is not None:
         evidence.decode(statement, sha256=signed.sha256)
+    register = releases.publish_alternate if new.alternate else releases.publish
     with ctx.database.begin() as connection:
-        was_there = releases.publish(
+        was_there = register(
             connection, checked, new.envelope.encode(), statement, now=ctx.clock(), actor=actor
         )
-        view = releases.view(connection, signed.sha256)
+        view = (releases.view_alternate if new.alternate else releases.view)(connection, signed.sha256)
     return answer(api.PublishAnswer(view, was_there), 200 if was_there else 201)
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, exists, insert, select
 from edgekit.bundle import Bundle
 from edgekit.errors import ConflictError, NotFoundError, UsageError
 from fleet.api import BundleView, ReleaseView
-from fleet.server.schema import bundles, evidence, releases
+from fleet.server.schema import alternates, bundles, evidence, releases
 from fleet.server.store import audit
 
 BundleRow = Row[Any]
@@ -84,6 +84,74 @@ def publish(
     return was_there
 
 
+def publish_alternate(
+    connection: Connection,
+    bundle: Bundle,
+    envelope: bytes,
+    statement: bytes | None,
+    *,
+    now: float,
+    actor: str,
+) -> bool:
+    """Register a checked bundle beside the release's own of its profile; True if it was there already.
+
+    Raises: ConflictError without that one, if it is that one, or for another of the same recipe.
+    """
+    manifest = bundle.manifest
+    where = f"{title(manifest.name, manifest.version)} for {manifest.profile}"
+    own = existing(connection, manifest.name, manifest.version, manifest.profile)
+    if own is None:
+        raise ConflictError(f"{where} is not published here yet; an alternate needs the picked bundle first")
+    if own.sha256 == bundle.sha256:
+        raise ConflictError(f"{where} has this bundle as its picked one already")
+    key = (manifest.name, manifest.version, manifest.profile, manifest.recipe)
+    columns = (alternates.c.name, alternates.c.version, alternates.c.profile, alternates.c.recipe)
+    query = select(alternates).where(*(column == value for column, value in zip(columns, key, strict=True)))
+    row = connection.execute(query).one_or_none()
+    if row is not None:
+        if row.sha256 != bundle.sha256:
+            raise ConflictError(
+                f"{where} has another alternate of {manifest.recipe}, sha256 {row.sha256[:12]}…;"
+                " a version never changes: build it under a new version"
+            )
+        return True
+    connection.execute(
+        insert(alternates).values(
+            sha256=bundle.sha256,
+            name=manifest.name,
+            version=manifest.version,
+            profile=manifest.profile,
+            recipe=manifest.recipe,
+            length=bundle.size_bytes,
+            engine=manifest.engine.name,
+            engine_versions=manifest.engine.versions,
+            envelope=envelope,
+            statement=statement,
+            published_at=now,
+        )
+    )
+    audit.append(connection, now, actor, "bundle.publish-alternate", manifest.title, bundle.sha256)
+    return False
+
+
+def view_alternate(connection: Connection, sha256: str) -> BundleView:
+    return _alternate_view(connection.execute(select(alternates).where(alternates.c.sha256 == sha256)).one())
+
+
+def _alternate_view(row: BundleRow) -> BundleView:
+    return BundleView(
+        name=row.name,
+        version=row.version,
+        profile=row.profile,
+        sha256=row.sha256,
+        length=row.length,
+        engine=f"{row.engine} {row.engine_versions}",
+        published=datetime.fromtimestamp(row.published_at, UTC),
+        has_evidence=row.statement is not None,
+        alternate=row.recipe,
+    )
+
+
 def _ensure_release(connection: Connection, name: str, version: str, now: float) -> None:
     query = select(releases.c.name).where(releases.c.name == name, releases.c.version == version)
     if connection.execute(query).scalar() is None:
@@ -101,6 +169,10 @@ def bundle(connection: Connection, sha256: str) -> BundleRow:
 def statement(connection: Connection, sha256: str) -> bytes:
     """The evidence of a bundle. Raises: NotFoundError."""
     found = connection.execute(select(evidence.c.statement).where(evidence.c.sha256 == sha256)).scalar()
+    if found is None:
+        found = connection.execute(
+            select(alternates.c.statement).where(alternates.c.sha256 == sha256)
+        ).scalar()
     if found is None:
         raise NotFoundError(f"no evidence was published with {sha256[:12]}…")
     return bytes(found)
@@ -126,6 +198,9 @@ def everything(connection: Connection) -> tuple[ReleaseView, ...]:
     by_release: dict[tuple[str, str], list[BundleView]] = {}
     for row in connection.execute(_views().order_by(bundles.c.profile)):
         by_release.setdefault((row.name, row.version), []).append(_view(row))
+    beside: dict[tuple[str, str], list[BundleView]] = {}
+    for row in connection.execute(select(alternates).order_by(alternates.c.profile, alternates.c.recipe)):
+        beside.setdefault((row.name, row.version), []).append(_alternate_view(row))
     query = select(releases).order_by(releases.c.published_at.desc(), releases.c.name)
     return tuple(
         ReleaseView(
@@ -133,6 +208,7 @@ def everything(connection: Connection) -> tuple[ReleaseView, ...]:
             version=row.version,
             published=datetime.fromtimestamp(row.published_at, UTC),
             bundles=tuple(by_release.get((row.name, row.version), ())),
+            alternates=tuple(beside.get((row.name, row.version), ())),
         )
         for row in connection.execute(query)
     )
