@@ -277,6 +277,7 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
         contract=contract,
         candidates=tried,
         trials=round_.trials,
+        is_limit_default=target.is_default_limit,
         decisions=chosen.decisions,
         budgets=chosen.budgets,
         picked=chosen.picked or None,

@@ -84,6 +84,7 @@ def show_layers(layers: Sequence[GuiltyLayer]) -> None:
 
 def _title(sheet: Sheet) -> str:
     how = "measured here" if sheet.is_measured else "latency estimated, not measured"
+    how = "times of this CPU, which only rank" if sheet.ranks_only else how
     score, drop = sheet.source_accuracy, sheet.contract.max_accuracy_drop
     source = f"; source {sheet.metric} {numbers.score(score.value)}" if score else ""
     limit = "" if drop is None else f", limit {drop:g}{' (default)' if sheet.is_limit_default else ''}"

@@ -30,7 +30,7 @@ FIGURES: Mapping[Kind, str] = {
     "activations": "F1 of the active",
     "boxes": "F1 of detections",
     "embedding": "cosine",
-    "values": "SQNR",
+    "values": "sqnr",
 }
 
 

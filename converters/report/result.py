@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from converters.judge.metrics import Metric
+from converters.judge.outputs import OutputScore
 from converters.judge.select import Decision
 from converters.measure.latency import Latency
 from converters.rounds.candidates import Candidate, Host
@@ -19,6 +20,7 @@ from edgekit.evidence import (
     Figure,
     LayerEvidence,
     Outcome,
+    OutputEvidence,
     TrialEvidence,
     Where,
 )
@@ -39,6 +41,7 @@ class ProfileResult(msgspec.Struct, frozen=True):
     is_measured: bool
     notes: tuple[str, ...] = ()
     trials: tuple[TrialEvidence, ...] = ()
+    is_limit_default: bool = False
 
     def candidate(self, recipe: str) -> Candidate:
         return next(item for item in self.candidates if item.recipe == recipe)
@@ -97,6 +100,7 @@ def candidate_json(result: ProfileResult, item: Candidate, metric: Metric) -> di
         "reason": reason,
         "notes": list(item.notes),
         "compiled": _compiled(item),
+        "outputs": [msgspec.to_builtins(_output(found)) for found in item.outputs],
         **_buckets_json(item),
     }
 
@@ -139,6 +143,7 @@ def evidence(
         source_sha256=source_sha256,
         contract=result.contract,
         higher_is_better=metric.higher_is_better,
+        is_limit_default=result.is_limit_default,
         samples=item.accuracy.samples,
         memory_mb=_memory(item, host),
         compiled=_compiled(item),
@@ -173,6 +178,7 @@ def sheet(
         contract=result.contract,
         candidates=tuple(_candidate_evidence(result, other, host) for other in result.candidates),
         higher_is_better=metric.higher_is_better,
+        is_limit_default=result.is_limit_default,
         samples=scored.samples if scored else 0,
         source_accuracy=Figure(scored.source, "measured", source) if scored else None,
         source_sha256=source_sha256,
@@ -231,6 +237,23 @@ def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> C
         ),
         compiled=_compiled(item),
         buckets=_buckets(item, host),
+        outputs=tuple(map(_output, item.outputs)),
+    )
+
+
+def _output(found: OutputScore) -> OutputEvidence:
+    return OutputEvidence(
+        name=found.name,
+        kind=found.kind,
+        metric=found.metric,
+        value=round(found.figure, 6),
+        drop_bound=None,
+        snr_db=None if found.snr_db is None else round(found.snr_db, 2),
+        channels=found.channels.removeprefix(found.name).strip(),
+        limit=None if found.least is None else round(1 - found.least, 6),
+        floor_db=found.floor_db,
+        holds=found.holds,
+        reason=found.reason,
     )
 
 
