@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from edgekit.distribution import extra
 from edgekit.errors import DataError
 from edgekit.manifest import Manifest, TensorSpec
 from edgekit.samples import Samples, load_npz
@@ -110,7 +111,7 @@ def _image(path: Path, manifest: Manifest) -> Samples:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise DataError(f"{path}: images need Pillow; pip install pillow") from error
+        raise DataError(f"{path}: images need Pillow; {extra('images')}") from error
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"), dtype=np.uint8)

@@ -17,6 +17,7 @@ from converters.prepare.source import Source
 from converters.quantize.knobs import Knob
 from converters.quantize.recipes import Plan
 from converters.quantize.sensitivity import LayerError
+from edgekit.distribution import extra
 from edgekit.errors import ToolFailedError
 from edgekit.tensors import Array
 
@@ -90,6 +91,6 @@ def get(engine: str) -> Backend:
         backend: Backend = import_module(_MODULES[engine]).BACKEND
     except ModuleNotFoundError as error:
         raise ToolFailedError(
-            f"candidates for {engine} need {error.name}; install edgekit[build,litert-convert]"
+            f"candidates for {engine} need {error.name}; {extra('build', 'litert-convert')}"
         ) from error
     return backend

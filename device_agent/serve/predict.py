@@ -10,6 +10,7 @@ import numpy as np
 from device_agent.serve import codec
 from device_agent.serve.http import Request
 from device_agent.serve.model import Sequence
+from edgekit.distribution import extra
 from edgekit.errors import InputError
 from edgekit.manifest import Manifest, TensorSpec
 from edgekit.tensors import Array
@@ -92,7 +93,9 @@ def _image(body: bytes | bytearray) -> Array:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise InputError("images need Pillow, which is not installed here; send JSON or .npy") from error
+        raise InputError(
+            f"images need Pillow, which is not installed here ({extra('images')}); send JSON or .npy"
+        ) from error
     try:
         with Image.open(io.BytesIO(body)) as picture:
             if picture.width * picture.height > MAX_PIXELS:

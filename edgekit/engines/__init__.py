@@ -12,6 +12,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
 from edgekit import buckets as rules
+from edgekit import distribution
 from edgekit.engines.bucketed import BucketedModel
 from edgekit.errors import EngineError, EngineMissingError, ManifestError
 from edgekit.manifest import ENGINES, Buckets, EngineSpec, Manifest, TensorSpec
@@ -53,17 +54,20 @@ class Engine(Protocol):
 def get(name: str) -> Engine:
     """The engine called `name`.
 
-    Raises: ManifestError for a name that no adapter has; EngineMissingError if it is not installed here.
+    Raises: ManifestError for a name that no adapter has; EngineMissingError if it is not installed here, or so badly
+    that it does not import.
     """
     if name not in ADAPTERS:
         raise ManifestError(f"unknown engine {name!r}; EdgeKit knows {', '.join(ADAPTERS)}")
     try:
         engine: Engine = importlib.import_module(ADAPTERS[name]).ENGINE
         engine.version()
-    except ImportError as error:
-        raise EngineMissingError(
-            f"{name} is not installed here; install edgekit[{name}] ({error})"
-        ) from error
+    except Exception as error:  # a module that does not fit its libraries fails in ways of its own
+        if not distribution.engine_is_present(name):
+            raise EngineMissingError(
+                f"{name} is not installed here; {distribution.engine_extras(name)}"
+            ) from error
+        raise EngineMissingError(f"{name} is installed here but does not import: {error!r}") from error
     return engine
 
 
