@@ -34,7 +34,10 @@ def commands(page: str) -> list[Command]:
     """Every command line of the page but installs, once each: those of blocks in their order, then those of sentences."""
     blocks = [line for language, body in _FENCE.findall(page) if not language for line in _lines(body)]
     spans = [span for span in _spans(page) if _begins(span)]
-    found = [*(Command(line, is_block=True) for line in blocks), *(Command(span, is_block=False) for span in spans)]
+    found = [
+        *(Command(line, is_block=True) for line in blocks),
+        *(Command(span, is_block=False) for span in spans),
+    ]
     return [command for command in dict.fromkeys(found) if not command.text.startswith("pip ")]
 
 

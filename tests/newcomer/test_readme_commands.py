@@ -7,6 +7,7 @@ Always true
  3. A command in a sentence stands for its kind: its entry runs that kind on what the blocks made.
 """
 
+import functools
 import http.client
 import json
 import re
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import readme
 from desk import Desk, free_port
 from readme import Command
@@ -60,8 +60,8 @@ def build_by_flags(desk: Desk, line: str) -> None:
     desk.vision()
     desk.run(line)
     assert (desk.folder / "dist/vision-1-raspberry-pi-5.edgekit").is_file()
-    (bundle,) = json.loads((desk.folder / "result.json").read_text())["bundles"]
-    assert bundle["profile"] == "raspberry-pi-5"
+    made = json.loads((desk.folder / "result.json").read_text())["bundles"]
+    assert {bundle["profile"] for bundle in made} == {"raspberry-pi-5"}
 
 
 def verify(desk: Desk, line: str) -> None:
@@ -74,7 +74,10 @@ def fleet_up(desk: Desk, line: str) -> None:
     desk.start(
         "fleet",
         line,
-        lambda: client.is_file() and '"' in desk.run("edgekit fleet --fleet fleet-state status --json", codes=(0, 5)),
+        lambda: (
+            client.is_file()
+            and '"' in desk.run("edgekit fleet --fleet fleet-state status --json", codes=(0, 5))
+        ),
     )
 
 
@@ -98,9 +101,8 @@ def start_rollout(desk: Desk, line: str) -> None:
 
 
 def watch_rollout(desk: Desk, line: str) -> None:
-    """It ends with the rollout, which soaks for half an hour: a look at what it shows, then Ctrl-C."""
-    said = desk.run(f"timeout --signal INT --kill-after 10 4 {line}", codes=(0, 124, 130))
-    assert "digits@1.0.0" in said
+    """It ends with the rollout, which soaks for half an hour: a look at what it shows (5: it has not completed)."""
+    assert "r1" in desk.run(f"{line} --timeout 2", codes=(5,))
 
 
 def show_rollout(desk: Desk, line: str) -> None:
@@ -109,13 +111,19 @@ def show_rollout(desk: Desk, line: str) -> None:
 
 
 def run_agent(desk: Desk, line: str) -> None:
-    """The first start, on a port of this run's own, until the model that the rollout sends is served."""
-    desk.start("agent", line.replace("127.0.0.1:8500", desk.agent), lambda: serves(desk), timeout_s=90)
+    """The first start, on a port of this run's own, until the fleet sees it."""
+
+    def is_online() -> bool:
+        return [device["online"] for device in json.loads(desk.run("edgekit fleet devices --json"))] == [True]
+
+    desk.start("agent", line.replace("127.0.0.1:8500", desk.agent), is_online)
 
 
 def run_agent_again(desk: Desk, line: str) -> None:
+    """Once the rollout has brought a model, a new start serves it."""
+    desk.wait(lambda: serves(desk), "the agent serves what was rolled out", timeout_s=90)
     assert desk.stop("agent") == 0
-    desk.start("agent", f"{line} --http {desk.agent}", lambda: serves(desk), timeout_s=90)
+    desk.start("agent", f"{line} --http {desk.agent}", lambda: serves(desk))
 
 
 def serves(desk: Desk) -> bool:
@@ -143,7 +151,7 @@ def curl(desk: Desk, line: str) -> None:
     expected = json.loads(shown)
     image = next(
         image.astype(int).tolist()
-        for image, label in desk.digits()
+        for image, label in desk.digits
         if image[: len(first)].tolist() == first and str(label) == expected["label"]
     )
     if shutil.which("curl"):
@@ -194,19 +202,25 @@ def lines(*texts: str) -> Callable[[Desk], None]:
     return run
 
 
-def on_a_copy(*texts: str) -> Callable[[Desk], None]:
-    """Run each on a project folder of its own, `PROJECT`, because it writes beside the project file."""
+def builds(*flags: str) -> Callable[[Desk], None]:
+    """Build the example with each of these flags, into a folder of its own."""
 
     def run(desk: Desk) -> None:
         desk.train()
-        project = desk.folder.parent / "project"
-        shutil.copytree(desk.folder / "examples/digits", project, dirs_exist_ok=True)
-        for text in texts:
-            desk.run(f"{text} --out {project}/dist".replace("PROJECT", str(project)))
+        for more in flags:
+            desk.run(f"edgekit build --project examples/digits --out {desk.folder.parent}/other {more}")
 
     return run
 
 
+@functools.cache
+def lock(desk: Desk) -> None:
+    """A reader commits the lock; here it goes, so that it holds for no other command."""
+    builds(f"--lock {ONE}", f"--locked {ONE}")(desk)
+    (desk.folder / "examples/digits/edgekit.lock").unlink()
+
+
+@functools.cache
 def run_on_pictures(desk: Desk) -> None:
     from PIL import Image
 
@@ -214,17 +228,19 @@ def run_on_pictures(desk: Desk) -> None:
     folder.mkdir(exist_ok=True)
     shade = Image.new("RGB", (224, 224), (200, 40, 90))
     shade.save(folder / "a.png")
-    digits = [image for image, _ in desk.digits()[:2]]
-    (folder / "b.json").write_text(json.dumps({"x": digits[0].tolist()}))
+    image, _ = desk.digits[0]
+    (folder / "b.json").write_text(json.dumps({"x": image.tolist()}))
     said = desk.run(f"edgekit run {desk.bundle()} pictures/b.json")
     assert json.loads(said.splitlines()[-1])["outputs"]
-    # The shades' bundle pre-processes nothing, so it takes no pictures, and says what it takes.
-    assert "takes no images" in desk.run("edgekit run dist/vision-1-raspberry-pi-5.edgekit pictures/a.png", codes=(2,))
+    # That bundle pre-processes nothing, so it takes no pictures, and says what it takes.
+    assert "takes no images" in desk.run(
+        "edgekit run dist/vision-1-raspberry-pi-5.edgekit pictures/a.png", codes=(2,)
+    )
 
 
 def compare(desk: Desk) -> None:
-    on_a_copy(f"edgekit build --project PROJECT {ONE} --version 1.0.1")(desk)
-    other = desk.folder.parent / "project/dist/digits-1.0.1-x86-64-v3.edgekit"
+    builds(f"{ONE} --version 1.0.1")(desk)
+    other = desk.folder.parent / "other/digits-1.0.1-x86-64-v3.edgekit"
     assert "1.0.1" in desk.run(f"edgekit diff {desk.bundle()} {other}")
 
 
@@ -248,17 +264,11 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
     "edgekit fleet": lines("edgekit fleet --help"),
     "make demo": lambda desk: exempt(desk, "make demo"),
     "python examples/digits/digits.py": lambda desk: desk.train(),
-    "edgekit report": lines("edgekit report dist/*.evidence.json", "edgekit report result.json"),
-    "edgekit build --lock": on_a_copy(f"edgekit build --lock --project PROJECT {ONE}"),
-    "edgekit build --locked": on_a_copy(
-        f"edgekit build --lock --project PROJECT {ONE}", f"edgekit build --locked --project PROJECT {ONE}"
-    ),
-    "edgekit build --search 40": on_a_copy(
-        "edgekit build --search 1 --project PROJECT --recipe onnxruntime/static-int8 --target x86-64-v3"
-    ),
-    "edgekit build --recipe 'litert/*'": on_a_copy(
-        "edgekit build --recipe 'litert/*' --project PROJECT --target x86-64-v3"
-    ),
+    "edgekit report": lines("edgekit report dist/digits-*.evidence.json", "edgekit report result.json"),
+    "edgekit build --lock": lock,
+    "edgekit build --locked": lock,
+    "edgekit build --search 40": builds("--search 1 --recipe onnxruntime/static-int8 --target x86-64-v3"),
+    "edgekit build --recipe 'litert/*'": builds("--recipe 'litert/*' --target x86-64-v3"),
     "edgekit verify": lines("edgekit verify BUNDLE"),
     "edgekit verify --emulate BUNDLE": no_emulator,
     "edgekit emulator setup": no_emulator,
@@ -303,7 +313,9 @@ def test_a_command_of_the_readme_does_what_it_says(command: Command, desk: Desk)
 def is_part(shown: Any, whole: Any) -> bool:
     """Whether all that is shown stands in `whole` with the same value; of a list of steps, in the same order."""
     if isinstance(shown, dict):
-        return isinstance(whole, dict) and all(key in whole and is_part(value, whole[key]) for key, value in shown.items())
+        return isinstance(whole, dict) and all(
+            key in whole and is_part(value, whole[key]) for key, value in shown.items()
+        )
     if isinstance(shown, list) and shown and isinstance(shown[0], dict):
         left = iter(whole)
         return all(any(is_part(step, other) for other in left) for step in shown)
@@ -332,7 +344,7 @@ def test_the_project_file_that_is_shown_is_the_examples_and_builds(desk: Desk) -
     project = desk.folder.parent / "as-printed"
     shutil.copytree(desk.folder / "examples/digits", project)
     (project / "edgekit.toml").write_text(shown)
-    desk.run(f"edgekit build --project {project} --out {project}/dist --recipe 'onnxruntime/*'")
+    desk.run(f"edgekit build --project {project} --out {project}/dist --recipe onnxruntime/fp32")
     targets = tomllib.loads(shown)["targets"]
     assert {path.name for path in (project / "dist").glob("*.edgekit")} == {
         f"digits-1.0.0-{target}.edgekit" for target in targets

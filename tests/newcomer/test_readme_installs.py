@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 import readme
+
 from edgekit.distribution import DISTRIBUTION, PROVIDERS, engine_extras
 
 LINES = readme.installs(readme.text())
 # Gigabytes: pip settles and names the whole set, and installs nothing. CI installs the same set for all other tests.
 HEAVY = ("litert-convert",)
-UNREACHABLE = re.compile(r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ProxyError|ReadTimeoutError")
+UNREACHABLE = re.compile(
+    r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ProxyError|ReadTimeoutError"
+)
 # Extra → what must work once it is installed: a line of Python.
 PROMISES = {
     "agent": "import device_agent.supervisor, device_agent.worker",
@@ -42,7 +44,9 @@ class Place:
 
     def run(self, *words: str | Path, cwd: Path = readme.ROOT) -> "subprocess.CompletedProcess[str]":
         kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        kept["PIP_NO_COMPILE"] = "1"  # takes longer than all downloads, and changes nothing that is checked here
+        kept["PIP_NO_COMPILE"] = (
+            "1"  # takes longer than all downloads, and changes nothing that is checked here
+        )
         program, *rest = map(str, words)
         return subprocess.run(
             [str(self.folder / "bin" / program), *rest],
@@ -89,13 +93,9 @@ def test_pip_finds_the_tested_set_of_a_large_line(line: str, place: Place, tmp_p
         canonical(entry["metadata"]["name"]): entry["metadata"]["version"].partition("+")[0]
         for entry in json.loads((tmp_path / "report.json").read_text())["install"]
     }
-    pinned = dict(
-        (canonical(name), version.strip())
-        for name, _, version in (
-            line.partition("==") for line in (readme.ROOT / "constraints.txt").read_text().splitlines()
-        )
-        if version
-    )
+    lines = (readme.ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line.partition("==") for line in lines if "==" in line]
+    pinned = {canonical(name): version.strip() for name, _, version in pins}
     assert chosen.pop(DISTRIBUTION)
     assert {name: pinned.get(name) for name in chosen} == chosen
 
@@ -140,7 +140,9 @@ def what_is_missing_is_named_and_can_be_resolved(place: Place, folder: Path, lin
     advised = shlex.split(engine_extras(absent))
     resolved = place.run(*advised, "--quiet", "--dry-run", "--report", folder / "advice.json", cwd=folder)
     assert resolved.returncode == 0, resolved.stderr
-    names = {entry["metadata"]["name"] for entry in json.loads((folder / "advice.json").read_text())["install"]}
+    names = {
+        entry["metadata"]["name"] for entry in json.loads((folder / "advice.json").read_text())["install"]
+    }
     assert absent in names
     assert "edgekit" not in names
 

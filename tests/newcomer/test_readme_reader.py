@@ -33,7 +33,10 @@ edgekit in an output
 
 def test_blocks_sessions_and_sentences_give_their_commands_and_outputs_none() -> None:
     blocks = ["edgekit one --flag", "edgekit two --more 'a # b'", "export A=b", "edgekit three", "curl -s x"]
-    expected = [*(Command(line, is_block=True) for line in blocks), Command("edgekit run A B", is_block=False)]
+    expected = [
+        *(Command(line, is_block=True) for line in blocks),
+        Command("edgekit run A B", is_block=False),
+    ]
     assert readme.commands(PAGE) == expected
     assert readme.installs(PAGE) == ["pip install '.[agent]'"]
     assert readme.projects(PAGE) == ["[model]\n"]
