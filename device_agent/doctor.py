@@ -1,4 +1,7 @@
-"""`edgekit agent doctor`: engines, disk, clock and link of this device, each with what to do about it."""
+"""`edgekit agent doctor`: engines, disk, clock and link of this device, each with what to do about it.
+
+No engine is called good before it has run a model (`device_agent.probe`).
+"""
 
 import asyncio
 import os
@@ -13,6 +16,7 @@ from device_agent import health, identity, probe
 from device_agent.folder import StateFolder
 from device_agent.identity import DeviceIdentity
 from device_agent.orderbook import AGENT_BUILT
+from edgekit.distribution import PROVIDERS, engine_extras, extra
 from edgekit.errors import EdgeKitError
 
 LOW_SPACE = 256 << 20
@@ -51,11 +55,17 @@ async def _machine(profile: str | None) -> list[Check]:
         Check("profile", "good", " > ".join(platform.profiles)),
         Check("isa", "good", " ".join(platform.isa)),
     ]
-    if not platform.engines:
-        advice = "install one: pip install 'edgekit[agent,onnxruntime]' (or openvino, litert)"
-        return [*found, Check("engines", "bad", "no engine works here", advice)]
-    engines = ", ".join(f"{name} {version}" for name, version in platform.engines.items())
-    return [*found, Check("engines", "good", engines)]
+    if platform.engines:
+        engines = ", ".join(f"{name} {version}" for name, version in platform.engines.items())
+        found.append(Check("engines", "good", engines))
+    elif not platform.broken:
+        others = ", ".join(name for engine in PROVIDERS.values() for name in engine.values())
+        advice = f"install one: {extra('agent', 'onnxruntime')} (one of {others})"
+        found.append(Check("engines", "bad", "no engine works here", advice))
+    for name, trouble in platform.broken.items():
+        advice = f"install it anew with what it needs: {engine_extras(name)}"
+        found.append(Check("engines", "bad", trouble, advice))
+    return found
 
 
 def _disk(state: StateFolder) -> Check:

@@ -75,6 +75,8 @@ async def run(settings: Settings) -> None:
     try:
         listener = front.listen(settings.http)
         platform = await probe.find(settings.profile)
+        for engine, trouble in platform.broken.items():
+            log.trouble("an engine is installed but does not work", engine=engine, why=trouble)
         known = identity.load(settings.state)
         if known is None:
             known = await _or_stop(_enrol(settings, platform), stopping)

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from edgekit.distribution import extra
 from edgekit.errors import DataError, InputError
 from edgekit.manifest import Manifest, TensorSpec
 from edgekit.samples import DAMAGED, Samples, load_npz
@@ -207,7 +208,7 @@ def _image(data: bytes, manifest: Manifest) -> Decoded:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise InputError("images need Pillow, which is not installed here: pip install pillow") from error
+        raise InputError(f"images need Pillow, which is not installed here: {extra('images')}") from error
     try:
         with Image.open(io.BytesIO(data)) as picture:
             if math.prod(picture.size) > MAX_PIXELS:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from converters.recipes import facts
+from edgekit.distribution import extra
 from edgekit.errors import ToolFailedError
 
 if TYPE_CHECKING:  # these load onnx
@@ -98,6 +99,6 @@ def get(engine: str) -> Backend:
         backend: Backend = import_module(f"{facts.package(engine)}.backend").BACKEND
     except ModuleNotFoundError as error:
         raise ToolFailedError(
-            f"candidates for {engine} need {error.name}; install edgekit[build,litert-convert]"
+            f"candidates for {engine} need {error.name}; {extra('build', 'litert-convert')}"
         ) from error
     return backend

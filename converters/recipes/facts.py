@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from converters.recipes.recipe import EngineFacts
+from edgekit.distribution import extra
 from edgekit.errors import ToolFailedError
 from edgekit.plugins import ADAPTERS, BACKENDS
 
@@ -70,7 +71,7 @@ def tools(engine: str) -> Mapping[str, str]:
         return {name: importlib.metadata.version(name) for name in (*of(engine).tools, *brought)}
     except importlib.metadata.PackageNotFoundError as error:
         raise ToolFailedError(
-            f"candidates for {engine} need {error.name}; install edgekit[build,litert-convert]"
+            f"candidates for {engine} need {error.name}; {extra('build', 'litert-convert')}"
         ) from error
 
 

@@ -10,6 +10,7 @@ import click
 
 from edgekit import __version__, interrupt
 from edgekit.cli import trouble
+from edgekit.distribution import extra
 from edgekit.errors import EdgeKitError
 
 # Command → where its click object lives, and the line that `--help` shows without importing it.
@@ -51,9 +52,9 @@ class LazyGroup(click.Group):
         try:
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
-            extra = EXTRAS[module.partition(".")[0]]
             raise click.ClickException(
-                f"'edgekit {cmd_name}' needs {error.name}; install it with: pip install 'edgekit[{extra}]'"
+                f"'edgekit {cmd_name}' needs {error.name}; "
+                f"install it with: {extra(EXTRAS[module.partition('.')[0]])}"
             ) from error
         return command
 

@@ -14,6 +14,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
 from edgekit import buckets as rules
+from edgekit import distribution
 from edgekit.engines._bucketed import BucketedModel
 from edgekit.errors import EngineError, EngineMissingError, ManifestError
 from edgekit.manifest import Buckets, EngineSpec, Manifest, TensorSpec
@@ -54,7 +55,8 @@ class Engine(Protocol):
 def get(name: str) -> Engine:
     """The engine called `name`.
 
-    Raises: ManifestError for a name that no adapter has; EngineMissingError if it is not installed here.
+    Raises: ManifestError for a name that no adapter has; EngineMissingError if it is not installed here, or so badly
+    that it does not import.
     """
     found = ADAPTERS.find(name)
     if found is None:
@@ -67,11 +69,11 @@ def get(name: str) -> Engine:
             raise EngineMissingError(
                 f"{name}, which {found.distribution} brings, does not work here: {error!r}"
             ) from error
-        if not isinstance(error, ImportError):
-            raise
-        raise EngineMissingError(
-            f"{name} is not installed here; install edgekit[{name}] ({error})"
-        ) from error
+        if not distribution.engine_is_present(name):
+            raise EngineMissingError(
+                f"{name} is not installed here; {distribution.engine_extras(name)}"
+            ) from error
+        raise EngineMissingError(f"{name} is installed here but does not import: {error!r}") from error
     return engine
 
 

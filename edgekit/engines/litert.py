@@ -22,7 +22,10 @@ try:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     _DISTRIBUTION = "ai-edge-litert"
-except ImportError:
+except ModuleNotFoundError as absent:
+    # Only its absence: why an installed one does not import must not be hidden by the absence of the other.
+    if absent.name != "ai_edge_litert":
+        raise
     from tflite_runtime.interpreter import Interpreter, OpResolverType
 
     _DISTRIBUTION = "tflite-runtime"

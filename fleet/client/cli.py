@@ -10,6 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+from edgekit.distribution import extra
 from edgekit.errors import UsageError
 from fleet import api
 from fleet.client import config, publishing, render
@@ -46,7 +47,7 @@ class FleetGroup(click.Group):
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
             raise click.ClickException(
-                f"'edgekit fleet {cmd_name}' needs {error.name}; install it with: pip install 'edgekit[fleet]'"
+                f"'edgekit fleet {cmd_name}' needs {error.name}; install it with: {extra('fleet')}"
             ) from error
         return command
 

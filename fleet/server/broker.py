@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from edgekit.distribution import extra
 from edgekit.errors import ConflictError, FleetError, UsageError
 from edgekit.wire.messages import MAX_MESSAGE_BYTES
 
@@ -113,7 +114,7 @@ class EmbeddedBroker:
             from iotcore import Broker as Child
         except ModuleNotFoundError as error:
             raise FleetError(
-                "the embedded broker is not installed; run: pip install 'edgekit[fleet]', "
+                f"the embedded broker is not installed; run: {extra('fleet')}, "
                 "or use --broker mosquitto or --broker mqtt://HOST:PORT"
             ) from error
         self.address = address

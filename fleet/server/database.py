@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from edgekit.distribution import extra
 from edgekit.errors import FleetError, UsageError
 
 _BUSY_MS = 10_000
@@ -41,7 +42,7 @@ class Database:
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise UsageError(
                 f"database {url!r}: {error}; use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME "
-                "(needs: pip install 'edgekit[postgres]')"
+                f"(needs: {extra('postgres')})"
             ) from error
         self.shown_url = make_url(url).render_as_string(hide_password=True)
         try:

@@ -26,6 +26,7 @@ from converters.backends import Unsupported
 from converters.backends.artifact import Artifact
 from converters.recipes.recipes import VelaConfig
 from converters.source import tflite
+from edgekit.distribution import extra
 from edgekit.errors import ToolFailedError
 from edgekit.evidence import Compiled
 
@@ -44,7 +45,7 @@ def tools() -> dict[str, str]:
     try:
         return {PACKAGE: importlib.metadata.version(PACKAGE)}
     except importlib.metadata.PackageNotFoundError as error:
-        raise ToolFailedError(f"an Ethos-U needs {PACKAGE}; install edgekit[build]") from error
+        raise ToolFailedError(f"an Ethos-U needs {PACKAGE}; {extra('build')}") from error
 
 
 def compiled(base: Artifact, config: VelaConfig, folder: Path) -> Artifact:
