@@ -100,7 +100,9 @@ class BucketEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One recipe tried: its figures, and why it won or lost."""
+    """One recipe tried: its figures, and why it won or lost. `size_bytes` is of the model, `bundle_bytes` about what its
+    bundle weighs, self-test data included.
+    """
 
     recipe: str
     status: Literal["picked", "alternate", "lost", "refused", "failed"]
@@ -116,6 +118,7 @@ class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     compiled: Compiled | None = None
     layers: tuple[LayerEvidence, ...] = ()
     buckets: tuple[BucketEvidence, ...] = ()
+    bundle_bytes: int | None = None
 
 
 class TrialEvidence(msgspec.Struct, frozen=True, omit_defaults=True):

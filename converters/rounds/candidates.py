@@ -64,6 +64,8 @@ class Candidate:
     artifact: Artifact | None = None
     evaluated: Evaluated | None = None
     parity: float = float("inf")
+    # Of the artifact and its self-test, within their headers.
+    bundle_bytes: int | None = None
     accuracy: Accuracy | None = None
     judgement: Judgement | None = None
     shift: Shift | None = None
@@ -130,13 +132,12 @@ def estimated(bench: Workbench, profile: Profile, item: Candidate) -> roofline.E
     return roofline.estimate(bench.work, profile, item.plan.recipe.computes)
 
 
-def contender(bench: Workbench, item: Candidate, profile: Profile) -> Contender:
+def contender(item: Candidate, profile: Profile) -> Contender:
     """What selection needs of a candidate that stands."""
     assert item.artifact is not None
     assert item.evaluated is not None
     verdict, reason = _verdict(item)
     compiled = item.artifact.compiled
-    bundle_bytes = item.artifact.size_bytes + golden.size_bytes(bench, item.evaluated)
     return Contender(
         recipe=item.recipe,
         engine_rank=list(profile.engines).index(item.plan.recipe.engine),
@@ -151,7 +152,7 @@ def contender(bench: Workbench, item: Candidate, profile: Profile) -> Contender:
         latency_p95_ms=item.latency.p95_ms if item.latency else None,
         memory_mb=item.memory_mb,
         least_memory_mb=compiled.memory_mb if compiled else None,
-        misfit=fit.misfit(profile, bundle_bytes, item.memory_mb, compiled),
+        misfit=fit.misfit(profile, item.bundle_bytes or item.artifact.size_bytes, item.memory_mb, compiled),
     )
 
 
@@ -232,8 +233,14 @@ def made(bench: Workbench, plan: Plan, host: Host) -> Candidate:
         interrupt.check()
         return replace(blank, failure=told(error))
     parity = canonical.parity(rows(bench.reference.golden), rows(evaluated.golden))
+    golden_bytes = bench.golden.size_bytes(artifact.size_bytes, is_whole=golden.is_whole(plan))
     return replace(
-        blank, artifact=artifact, evaluated=evaluated, parity=parity, notes=(*blank.notes, *artifact.notes)
+        blank,
+        artifact=artifact,
+        bundle_bytes=artifact.size_bytes + golden_bytes,
+        evaluated=evaluated,
+        parity=parity,
+        notes=(*blank.notes, *artifact.notes),
     )
 
 

@@ -41,6 +41,7 @@ from converters.source.source import Source
 from converters.source.work import Work, work
 from converters.work.findings import Evaluated, Findings, once
 from converters.work.forms import Forms
+from converters.work.golden import Golden
 from converters.work.pool import Order, PoolUnfitError, WorkerPool
 from edgekit import __version__, engines
 from edgekit.engines import Model
@@ -122,6 +123,11 @@ class Workbench:
         """The source's own outputs."""
         self.tell("evaluating the source")
         return self._run_all(self.source.reference)
+
+    @cached_property
+    def golden(self) -> Golden:
+        """What bundles' self-tests are made from."""
+        return Golden(self.source, self.data, self.reference)
 
     @property
     def labels(self) -> Array:
