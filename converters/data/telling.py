@@ -2,12 +2,13 @@
 
 Pure and deterministic. Always true
  1. The order is nested: the first n are what n samples should be.
- 2. Each group (a bucket, then a class) comes once before any comes again, as far as they are known.
+ 2. Each group (a bucket, then a class) comes as often as it is asked to before any other comes again.
 
 Source: Gonzalez (1985), "Clustering to minimize the maximum intercluster distance", the farthest-point heuristic.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,22 +22,30 @@ WIDTH = 128
 MOST_CLASSES = 1000
 
 
-def order(
-    features: NDArray[np.float32], groups: Sequence[NDArray[np.int64]], count: int
-) -> NDArray[np.int64]:
+@dataclass(frozen=True)
+class Group:
+    """`kinds` (N,) says which samples are of one kind, of which each should come `times` early on."""
+
+    kinds: NDArray[np.int64]
+    times: int = 1
+
+
+def order(features: NDArray[np.float32], groups: Sequence[Group], count: int) -> NDArray[np.int64]:
     """Indices of up to `count` samples, those that tell most first.
 
-    `features` (N, F); each of `groups` (N,) says which samples are of one kind. The first is the farthest from the
-    mean, each other one the farthest from those chosen.
+    Of `features` (N, F) the first is the farthest from the mean, each other one the farthest from those chosen, among
+    the kinds that are still rare; a group counts before those after it.
     """
+    inside = [(np.unique(group.kinds, return_inverse=True)[1], group.times) for group in groups]
     distance = _distance(features, features.mean(axis=0))
     chosen: list[int] = []
     while len(chosen) < min(count, len(features)):
         open_ = np.ones(len(features), bool)
         open_[chosen] = False
-        for group in groups:
-            fresh = open_ & ~np.isin(group, group[chosen])
-            open_ = fresh if fresh.any() else open_
+        for kinds, times in inside:
+            had = np.bincount(kinds[chosen], minlength=len(kinds))[kinds]
+            rare = open_ & (had < times)
+            open_ = rare & (had == had[rare].min()) if rare.any() else open_
         index = int(np.argmax(np.where(open_, distance, -1.0)))
         own = _distance(features, features[index])
         distance = own if not chosen else np.minimum(distance, own)

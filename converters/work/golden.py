@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from converters.data import compact, telling
 from converters.data.compact import Coarseness, Layout
-from converters.data.datasets import Datasets
+from converters.data.datasets import OF_A_BUCKET, Datasets
+from converters.data.telling import Group
 from converters.recipes.recipes import Plan
 from converters.source.source import Source
 from converters.work.findings import Evaluated
@@ -93,9 +94,9 @@ class Golden:
         features = telling.features(known)
         first = next(iter(self.reference.digest.values()))
         if samples.sequence is None:
-            groups = [telling.classes(first)]
+            groups = [Group(telling.classes(first))]
             if self.source.buckets is not None:
-                groups = [self.data.judged_buckets, *groups]
+                groups.insert(0, Group(self.data.judged_buckets, OF_A_BUCKET))
             return samples.take(telling.order(features, groups, compact.MOST))
         starts = [index for index in range(len(samples)) if samples.starts(index)]
         ends = (*starts[1:], len(samples))
