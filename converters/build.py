@@ -266,7 +266,7 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
     bench.steps.finish(loaded.name, "measure")
     tried, ratios = round_.candidates, round_.ratios
     chosen = select(
-        [candidates.contender(bench, item, loaded) for item in tried if item.stands],
+        [candidates.contender(item, loaded) for item in tried if item.stands],
         contract,
         ratios,
         is_int8_faster=loaded.gmacs_int8 > loaded.gmacs_fp32,

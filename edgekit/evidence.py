@@ -132,9 +132,8 @@ class OutputEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One recipe tried: its figures, and why it won or lost.
-
-    `size_bytes` is what the engine loads, `bundle_bytes` the whole bundle that goes over the air, where one was written.
+    """One recipe tried: its figures, and why it won or lost. `size_bytes` is of the model, `bundle_bytes` about what its
+    bundle weighs, self-test data included.
     """
 
     recipe: str

@@ -5,7 +5,7 @@ Always true
  2. Input shapes are closed; a device never guesses a dimension. Where one has buckets, its shape is the largest.
  3. This module needs no numpy: the agent's supervisor reads manifests and never loads it.
  4. Unknown fields are ignored, an unknown `format` is refused: an old agent never half-understands a new bundle.
-    So a bundle with buckets is of format 2, and any other of format 1, which every agent reads.
+    Buckets came with format 2, compact self-test data with format 3, which is what is written now.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,11 @@ from msgspec import UNSET, Meta, UnsetType
 
 from edgekit.errors import ManifestError
 
-# The newest that is read here, and what a bundle without buckets has.
-FORMAT = 2
-PLAIN_FORMAT = 1
+# The newest that is read here, which builds write, and the formats that things came with.
+FORMAT = 3
+FIRST_FORMAT = 1
+BUCKETS_FORMAT = 2
+COMPACT_FORMAT = 3
 MANIFEST_NAME = "manifest.json"
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -134,14 +136,19 @@ class SelfTest(msgspec.Struct, frozen=True):
 
     `inputs`, `source` and `artifact` are `.npz` members with one array per tensor, samples along a new first axis
     (N, *shape); inputs are *raw*, before pre-processing, so that a wrong constant there is caught too. An optional
-    `sequence` array (N,) int64 in `inputs` groups consecutive samples of stateful models. Of large outputs the other
-    two keep a part, and both hold the task answers (`edgekit.selftest.record`).
+    `sequence` array (N,) int64 in `inputs` groups consecutive samples of stateful models. All may be stored in fewer
+    bytes (`edgekit.encoding`); the golden inputs are then what the stored bytes decode to, for source, artifact and
+    device alike. Of large outputs the other two keep `kept` entries of each sample, and `source` holds the task answers
+    (`edgekit.selftest.record`). `kept` is unset in bundles of formats 1 and 2, which have a number and a spread of
+    their own.
 
     `tolerance` bounds |output - artifact output| per output tensor (every one of them): the largest seen across
-    engines and ISAs at build, times a margin. `agreement` is the share of task answers that equal the float source's,
-    which the device must reach: what the build saw minus a margin. The task answer is argmax over the last axis where
-    that has more than one entry, otherwise whether the value is above 0.5, on the first output; a sample with several
-    positions gives several answers.
+    engines and ISAs at build, times a margin. `snr_db` is, for outputs of real numbers, the least signal to noise in
+    decibels that the device's record must have against the float source's: the noise that the build saw doubled (3 dB),
+    and a device's own rounding. `agreement` is the share of task answers that equal the float source's, which the device
+    must reach: what the build saw minus a margin. The task answer is argmax over the last axis where that has more than
+    one entry, otherwise whether the value is above 0.5, on the first output, and of an output of integers these
+    themselves; a sample with several positions gives several answers.
     """
 
     inputs: str
@@ -150,6 +157,9 @@ class SelfTest(msgspec.Struct, frozen=True):
     samples: Annotated[int, Meta(ge=1)]
     tolerance: dict[str, float]
     agreement: Annotated[float, Meta(ge=0, le=1)]
+    # Left out in older formats, so that such bundles keep their bytes.
+    kept: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+    snr_db: dict[str, float] | UnsetType = UNSET
 
 
 class Histogram(msgspec.Struct, frozen=True):
@@ -216,9 +226,9 @@ def decode(data: bytes) -> Manifest:
     except msgspec.DecodeError as error:
         raise ManifestError(f"manifest.json is not JSON: {error}") from error
     found = probe.get("format") if isinstance(probe, dict) else None
-    if found not in (PLAIN_FORMAT, FORMAT):
+    if found not in range(FIRST_FORMAT, FORMAT + 1):
         raise ManifestError(
-            f"manifest format {found!r} is not known here (this EdgeKit reads {PLAIN_FORMAT} to {FORMAT}); update EdgeKit"
+            f"manifest format {found!r} is not known here (this EdgeKit reads {FIRST_FORMAT} to {FORMAT}); update EdgeKit"
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -244,6 +254,7 @@ def safe_member_path(path: str) -> bool:
 def _check(manifest: Manifest) -> None:
     _check_files(manifest)
     _check_tensors(manifest)
+    _check_selftest(manifest)
     if manifest.buckets:
         _check_buckets(manifest, manifest.buckets)
 
@@ -279,12 +290,24 @@ def _check_tensors(manifest: Manifest) -> None:
             raise ManifestError(f"manifest.json pre-processes {name!r}, which is no input")
 
 
+def _check_selftest(manifest: Manifest) -> None:
+    test, outputs = manifest.selftest, {spec.name for spec in manifest.outputs}
+    is_compact = test.kept is not UNSET or test.snr_db is not UNSET
+    if is_compact and manifest.format < COMPACT_FORMAT:
+        raise ManifestError(
+            f"manifest.json has compact self-test data, which came with format {COMPACT_FORMAT}, and says {manifest.format}"
+        )
+    unknown = sorted(set(test.snr_db or {}) - outputs)
+    if unknown:
+        raise ManifestError(f"manifest.json states a signal to noise of {unknown[0]!r}, which is no output")
+
+
 def _check_buckets(manifest: Manifest, buckets: Buckets) -> None:
     specs = {spec.name: spec for spec in manifest.inputs}
     sizes = buckets.sizes
-    if manifest.format == PLAIN_FORMAT:
+    if manifest.format < BUCKETS_FORMAT:
         raise ManifestError(
-            f"manifest.json has buckets, which came with format {FORMAT}, and says {PLAIN_FORMAT}"
+            f"manifest.json has buckets, which came with format {BUCKETS_FORMAT}, and says {manifest.format}"
         )
     if (
         not buckets.axes

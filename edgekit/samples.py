@@ -2,7 +2,8 @@
 
 An archive holds one array per input, samples along the first axis, and optionally `labels` (N, …) and `sequence`
 (N,) int64, whose runs of equal ids are the sequences of a stateful model. Samples of several shapes (a model with
-buckets takes them) stand one after the other in a flat array NAME, with their shapes (N, axes) in NAME@shapes.
+buckets takes them) stand one after the other in a flat array NAME, with their shapes (N, axes) in NAME@shapes. Arrays
+may be stored in fewer bytes than they have when read (`edgekit.encoding`).
 
 Always true
  1. Nothing is unpickled: an archive is numbers and text, whoever made it.
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit import encoding
 from edgekit.errors import DataError
 from edgekit.manifest import TensorSpec
 from edgekit.tensors import Array, fits
@@ -195,9 +197,21 @@ def _rolled(where: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def load_arrays(source: Path | bytes, *, stored_only: bool = False) -> dict[str, Array]:
-    """Every array of an archive by name, as it is. Raises: DataError."""
+    """Every array of an archive by name, as what is stored there decodes to. Raises: DataError."""
     where = "data" if isinstance(source, bytes) else str(source)
-    return _rolled(where, _read_arrays(source, where, stored_only=stored_only))
+    plain = encoding.widened(where, _read_arrays(source, where, stored_only=stored_only))
+    return _unfolded(where, _rolled(where, plain))
+
+
+def _unfolded(where: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Samples of which every so many entries are stored, at their whole shapes. Raises: DataError."""
+    told = {name: arrays[name + encoding.REPEAT] for name in arrays if name + encoding.REPEAT in arrays}
+    made = {name: array for name, array in arrays.items() if name.removesuffix(encoding.REPEAT) not in told}
+    for name, table in told.items():
+        what, array = f"{where}: array {name!r}", arrays[name]
+        parts = [np.asarray(part) for part in array] if array.ndim else []
+        made[name] = stacked(encoding.repeated(what, parts, table))
+    return made
 
 
 def _read_arrays(source: Path | bytes, where: str, *, stored_only: bool) -> dict[str, Array]:

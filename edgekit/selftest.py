@@ -6,8 +6,9 @@ pre-processing and of feeding states back, so that what was judged at build is w
 Always true
  1. States start at zero with each sequence and are fed back inside it, in the order of the samples.
  2. Only the engine call is timed.
- 3. A check passes only if every output is finite, inside its tolerance, and the agreement is reached; whatever
-    cannot be judged (an output without a tolerance, another shape) fails.
+ 3. A check passes only if every output is finite where the artifact's was, inside its tolerance, as near to the float
+    source as the manifest says, and the agreement is reached; whatever cannot be judged (an output without a tolerance,
+    another shape) fails.
 
 Needs numpy: the agent imports this in its worker and self-test processes only.
 """
@@ -19,23 +20,28 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
+from numpy.typing import NDArray
 
 from edgekit.engines import LoadedBundle
 from edgekit.errors import DataError
-from edgekit.manifest import Manifest, StatePair, Step, TensorSpec
+from edgekit.manifest import Manifest, SelfTest, StatePair, Step, TensorSpec
 from edgekit.samples import Samples, flat, is_ragged, load_arrays, load_npz, stacked
 from edgekit.tensors import Array
 from edgekit.transforms import prepare
 
-# Entries of an output that golden data keeps of one sample; large outputs would make bundles of hundreds of megabytes.
+# Entries of an output that golden data keeps of one sample, at most, and in bundles that do not say how many.
 KEPT = 16_384
+# Signals to noise are told up to here, in decibels, so that "no noise at all" is a number too.
+MOST_DB = 200.0
 # Where golden data keeps the task answers, which need the whole first output. No tensor name starts so.
 ANSWERS = "@answers"
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
 class SelfTestResult(msgspec.Struct, frozen=True):
-    """`max_error` is the largest |output - artifact output| per output tensor; latencies are of the engine call.
+    """`max_error` is the largest |output - artifact output| per output tensor, `snr_db` the signal to noise against the
+    float source of those that the manifest bounds; latencies are of the engine call.
 
     `reason` is a sentence for a person, empty when passed.
     """
@@ -46,6 +52,7 @@ class SelfTestResult(msgspec.Struct, frozen=True):
     latency_p50_ms: float
     latency_p95_ms: float
     reason: str = ""
+    snr_db: dict[str, float] = {}
 
 
 def iter_samples(
@@ -100,16 +107,25 @@ def run_samples(
 
 def answers(outputs: Array) -> Array:
     """The task answers of the first output (N, *shape): argmax over its classes where there is more than one, otherwise
-    whether the value is above 0.5. (N, …) of a small unsigned type, ragged like the outputs.
+    whether the value is above 0.5. (N, …) of a small unsigned type, ragged like the outputs. Integers are answers
+    themselves, except quantized scores: eight bits with more than one class.
     """
     if is_ragged(outputs):
         return stacked([answers(part[None])[0] for part in outputs])
     axis = class_axis(outputs.shape)
-    if outputs.ndim > 1 and outputs.shape[axis] > 1:
+    has_classes = outputs.ndim > 1 and outputs.shape[axis] > 1
+    if is_exact(outputs) and not (has_classes and outputs.dtype in (np.int8, np.uint8)):
+        return outputs
+    if has_classes:
         best: Array = outputs.argmax(axis=axis)
         return best.astype(np.min_scalar_type(outputs.shape[axis] - 1))
     above: Array = outputs.astype(np.float64) > 0.5
     return above.astype(np.uint8)
+
+
+def is_exact(array: Array) -> bool:
+    """Whether its entries are integers or truths, for which near is not equal."""
+    return (array[0] if is_ragged(array) else array).dtype.kind in "iub"
 
 
 def class_axis(shape: tuple[int, ...]) -> int:
@@ -120,10 +136,12 @@ def class_axis(shape: tuple[int, ...]) -> int:
     return 1 if (shape[1] <= shape[3] if is_map else shape[3] == 1) else -1
 
 
-def recorded_answers(outputs: Array) -> Array:
-    """The answers, or `KEPT` of a sample's where there are more: one for each pixel of a map. One row if ragged."""
+def recorded_answers(outputs: Array, kept: int | None = None) -> Array:
+    """The answers, or `kept` of a sample's where there are more: one for each pixel of a map. One row if ragged."""
     found = answers(outputs)
-    return flat(found) if is_ragged(found) else _kept(found)
+    if kept is None:
+        return flat(found) if is_ragged(found) else _kept(found, None)
+    return _kept(found, kept)
 
 
 def agreement(ours: Array, theirs: Array) -> float:
@@ -135,24 +153,41 @@ def agreement(ours: Array, theirs: Array) -> float:
     return float(np.mean(ours == theirs)) if ours.size else 0.0
 
 
-def record(outputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Golden data of outputs (N, *shape): each as it is, or `KEPT` of a sample's entries, and task answers likewise.
+def record(outputs: Mapping[str, Array], kept: int | None = None) -> dict[str, Array]:
+    """Golden data of outputs (N, *shape): each as it is, or `kept` of a sample's entries, and task answers likewise.
+    Without a number it is as in bundles of formats 1 and 2.
 
     Of ragged outputs both are one row of all samples' entries.
     """
-    kept = {name: _kept(array) for name, array in outputs.items()}
-    return {**kept, ANSWERS: recorded_answers(next(iter(outputs.values())))}
+    entries = {name: _kept(array, kept) for name, array in outputs.items()}
+    return {**entries, ANSWERS: recorded_answers(next(iter(outputs.values())), kept)}
 
 
-def _kept(array: Array) -> Array:
-    """(N, K) entries spread evenly over each sample, or the array itself where it is small."""
+def kept_of(test: SelfTest) -> int | None:
+    """What `record` needs to make records like a bundle's own."""
+    return None if test.kept is UNSET else test.kept
+
+
+def _kept(array: Array, kept: int | None) -> Array:
+    """(N, K) entries spread over each sample, or the array itself where it is small."""
     if is_ragged(array):
-        return np.concatenate([_kept(part[None]).ravel() for part in array])
+        return np.concatenate([_kept(part[None], kept).ravel() for part in array])
     rows = array.reshape(len(array), -1)
-    if rows.shape[1] <= KEPT:
+    if rows.shape[1] <= (kept or KEPT):
         return array
-    # An odd step walks through the classes of a last axis instead of meeting the same ones in each row.
-    return np.ascontiguousarray(rows[:, :: -(-rows.shape[1] // KEPT) | 1])
+    if kept is None:
+        # An odd step walks through the classes of a last axis instead of meeting the same ones in each row.
+        return np.ascontiguousarray(rows[:, :: -(-rows.shape[1] // KEPT) | 1])
+    return np.ascontiguousarray(rows[:, spread(rows.shape[1], kept)])
+
+
+def spread(size: int, count: int) -> NDArray[np.int64]:
+    """`count` different positions of `size`, in steps that have no divisor in common with it: whatever axes an output
+    has, its rows, columns and channels are all met, about equally often. Steps near the golden ratio's share leave no
+    large gap (Steinhaus' three-gap theorem).
+    """
+    step = next(step for step in range(int(size * 0.618) or 1, 2 * size) if math.gcd(step, size) == 1)
+    return np.arange(count, dtype=np.int64) * step % size
 
 
 def golden_inputs(manifest: Manifest, folder: Path) -> Samples:
@@ -194,7 +229,8 @@ def judge(
     artifact: Mapping[str, Array],
 ) -> SelfTestResult:
     """Outputs (N, *shape) against the records of what the float source and this artifact gave at build."""
-    ours = record({spec.name: outputs[spec.name] for spec in manifest.outputs if spec.name in outputs})
+    found = {spec.name: outputs[spec.name] for spec in manifest.outputs if spec.name in outputs}
+    ours = record(found, kept_of(manifest.selftest))
     return judge_record(manifest, ours, latencies_ms, source=source, artifact=artifact)
 
 
@@ -214,8 +250,15 @@ def judge_record(
     agreed = 0.0
     if ANSWERS in source and source[ANSWERS].shape == ours[ANSWERS].shape:
         agreed = agreement(ours[ANSWERS], source[ANSWERS])
+    needed = {} if golden.snr_db is UNSET else golden.snr_db
+    snr = {name: snr_db(ours.get(name), source.get(name)) for name in needed}
     reasons = [
         reason for spec in manifest.outputs if (reason := _complaint(spec.name, errors, golden.tolerance))
+    ]
+    reasons += [
+        f"output {name!r} has {snr[name]:.1f} dB of signal to noise against the float source, {least:.1f} dB needed"
+        for name, least in needed.items()
+        if not snr[name] >= least
     ]
     if len(latencies_ms) != golden.samples:
         reasons.append(f"{len(latencies_ms)} golden samples, the manifest says {golden.samples}")
@@ -230,7 +273,53 @@ def judge_record(
         latency_p50_ms=float(np.percentile(latencies_ms, 50)),
         latency_p95_ms=float(np.percentile(latencies_ms, 95)),
         reason="; ".join(reasons),
+        snr_db=snr,
     )
+
+
+def snr_db(ours: Array | None, source: Array | None) -> float:
+    """Decibels from -`MOST_DB` to `MOST_DB` over all entries. What is not finite has to be equal; where it is not, where
+    one is missing or shaped otherwise, there is nothing but noise.
+    """
+    if ours is None or source is None or ours.shape != source.shape:
+        return -MOST_DB
+    signal, finite = source.astype(np.float64), np.isfinite(source)
+    if not np.array_equal(ours[~finite], source[~finite]):
+        return -MOST_DB
+    noise = energy(signal[finite] - ours[finite].astype(np.float64))
+    return decibels(energy(signal[finite]), noise)
+
+
+def snr_of_part(
+    test: SelfTest, source: Mapping[str, Array], part: Mapping[str, Array]
+) -> dict[str, float] | UnsetType:
+    """What the first samples need where as much noise may be in them as in all."""
+    if test.snr_db is UNSET:
+        return UNSET
+    return {
+        name: least + min(0.0, decibels(_signal(part[name]), _signal(source[name])))
+        for name, least in test.snr_db.items()
+        if name in part
+    }
+
+
+def _signal(source: Array) -> float:
+    return energy(source[np.isfinite(source)])
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Of two energies, limited to `MOST_DB` on either side; noise that is not finite drowns everything."""
+    if not noise:
+        return MOST_DB
+    if not signal or not math.isfinite(noise):
+        return -MOST_DB
+    return min(MOST_DB, max(-MOST_DB, 10 * math.log10(signal / noise)))
+
+
+def energy(values: Array) -> float:
+    """The sum of the squares; not finite where an entry is not."""
+    row = values.ravel().astype(np.float64)
+    return float(row @ row)
 
 
 def _complaint(name: str, errors: Mapping[str, float], tolerances: Mapping[str, float]) -> str:
@@ -245,11 +334,15 @@ def _complaint(name: str, errors: Mapping[str, float], tolerances: Mapping[str, 
 
 
 def _max_error(ours: Array | None, theirs: Array | None) -> float:
-    """Largest absolute difference; infinite where either is missing, shaped otherwise or not finite."""
+    """Largest absolute difference, 0 between equal infinities; infinite where either is missing, shaped otherwise or
+    not finite where the other is.
+    """
     if ours is None or theirs is None or ours.shape != theirs.shape or not ours.size:
         return math.inf
-    difference = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
-    largest = float(difference.max())
+    left, right = ours.astype(np.float64), theirs.astype(np.float64)
+    is_other = left != right
+    difference = np.abs(left[is_other] - right[is_other])
+    largest = float(difference.max(initial=0.0))
     return largest if math.isfinite(largest) else math.inf
 
 

@@ -1,29 +1,15 @@
-"""From a chosen candidate to the bundle file and its evidence.
+"""From a chosen candidate to the bundle file and its evidence."""
 
-The self-test's tolerance. The artifact runs again in other ways that the same bytes may meet on a device: one thread,
-graph optimizations or the delegate off, and for OpenVINO a CPU limited to AVX2. The tolerance of an output is
-`MARGIN` times the largest difference seen, and at least a share of the output's largest value that depends on the
-precision: kernels of another architecture round intermediate results differently, by one step of an integer or the
-last bits of a float, in ways that no run here shows.
-"""
-
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from msgspec import UNSET, structs
 
-from converters.graph.canonical import largest_gap
-from converters.judge import metrics
-from converters.recipes import facts
-from converters.recipes.recipes import Plan
-from converters.rounds.candidates import Candidate, Host, seen_alone
-from converters.source.quiet import first_line
-from converters.work import golden
+from converters.bundle import selftest
+from converters.rounds.candidates import Candidate, Host
 from converters.work.workbench import Workbench
 from edgekit import bundle, manifest
-from edgekit.errors import ToolFailedError
 from edgekit.manifest import (
     Buckets,
     Contract,
@@ -32,20 +18,11 @@ from edgekit.manifest import (
     Histogram,
     Manifest,
     Reference,
-    SelfTest,
 )
 from edgekit.profile import Profile
-from edgekit.samples import Samples, flat, stacked
-from edgekit.selftest import agreement, recorded_answers
+from edgekit.samples import flat, stacked
 from edgekit.tensors import Array
 
-MARGIN = 4.0
-# Golden samples that run in the other ways too, and the rest of a sequence begun: plain kernels are slow.
-OTHER_WAYS_SAMPLES = 16
-# An accelerator that is not here computes with other widths inside.
-_ACCELERATOR_FLOOR = 0.05
-# Golden samples whose answer may differ on a device from what the build saw.
-AGREEMENT_MARGIN_SAMPLES = 2
 HISTOGRAM_BINS = 10
 # Values that a histogram is drawn from, at most.
 HISTOGRAM_VALUES = 100_000
@@ -65,24 +42,13 @@ def write(
     artifact, plan = item.artifact, item.plan
     assert artifact is not None
     assert item.evaluated is not None
-    chosen = bench.data.golden
     files: dict[str, bytes | Path] = {f"model/{path.name}": path for path in artifact.files}
-    ours, source = item.evaluated.golden, bench.reference.golden
-    inputs = bench.data.judged.take(chosen)
-    files |= golden.files(bench, item.evaluated)
-    seen = agreement(recorded_answers(metrics.first(ours)), recorded_answers(metrics.first(source)))
-    test = SelfTest(
-        inputs=golden.INPUTS,
-        source=golden.SOURCE,
-        artifact=golden.ARTIFACT,
-        samples=len(chosen),
-        tolerance=_tolerances(bench, item, host, ours, inputs),
-        agreement=max(0.0, round(seen - AGREEMENT_MARGIN_SAMPLES / len(chosen), 6)),
-    )
+    test, members = selftest.made(bench, item, host)
+    files |= members
     buckets = artifact.buckets(bench.source.buckets)
     entries: list[FileEntry] = [bundle.file_entry(path, data) for path, data in sorted(files.items())]
     content = Manifest(
-        format=manifest.PLAIN_FORMAT if buckets is None else manifest.FORMAT,
+        format=manifest.FORMAT,
         name=bench.project.model.name,
         version=bench.project.model.version,
         profile=profile.name,
@@ -111,58 +77,6 @@ def write(
 def _shipped(buckets: Buckets) -> Buckets:
     """With the files where the bundle has them."""
     return structs.replace(buckets, models=tuple(f"model/{name}" for name in buckets.models))
-
-
-def _tolerances(
-    bench: Workbench, item: Candidate, host: Host, ours: Mapping[str, Array], inputs: Samples
-) -> dict[str, float]:
-    """Per output, see the module's docstring."""
-    plan = item.plan
-    assert item.artifact is not None
-    few = next((at for at in range(OTHER_WAYS_SAMPLES, len(inputs)) if inputs.starts(at)), len(inputs))
-    ready = _ready(bench, inputs.take(slice(0, few)))
-    gaps = dict.fromkeys(ours, 0.0)
-    for way in facts.of(plan.recipe.engine).ways:
-        environment = way.environment
-        if plan.recipe.isa and environment:
-            continue  # AVX2 has no bf16: that would be another precision, not another way
-        spec = EngineSpec(
-            plan.recipe.engine,
-            plan.versions,
-            item.artifact.runs_here,
-            {**plan.judged_options, **way.options},
-            1,
-        )
-        try:
-            other = seen_alone(bench, item, host, environment, samples=ready, spec=spec)
-        except ToolFailedError as error:
-            if not environment:
-                raise
-            # openvino 2026.4 crashes on some models (PP-OCRv6's recogniser, float too) when held to AVX2 on a CPU that
-            # has more.
-            told = " ".join(f"{key}={value}" for key, value in environment.items())
-            bench.tell(
-                f"{item.recipe} does not run with {told}, so that way does not count: {first_line(error)}"
-            )
-            continue
-        for name, array in ours.items():
-            gaps[name] = max(gaps[name], largest_gap(array[:few], other[name]))
-    return {name: _tolerance(plan, ours[name], gap) for name, gap in gaps.items()}
-
-
-def _tolerance(plan: Plan, output: Array, gap: float) -> float:
-    floor = facts.of(plan.recipe.engine).floors[plan.recipe.precision]
-    if plan.is_accelerated:
-        floor = max(floor, _ACCELERATOR_FLOOR)
-    scale = float(np.abs(flat(output).astype(np.float64)).max(initial=0.0))
-    # Three digits: the value states a magnitude, and the last bits of a maximum would change a digest.
-    return float(f"{max(MARGIN * gap, floor * scale, 1e-6):.3g}")
-
-
-def _ready(bench: Workbench, inputs: Samples) -> Samples:
-    """The golden inputs after pre-processing, for a process that runs the engine alone."""
-    rows = [bench.data.ready(inputs.sample(index)) for index in range(len(inputs))]
-    return Samples({name: stacked([row[name] for row in rows]) for name in rows[0]}, sequence=inputs.sequence)
 
 
 def _reference(bench: Workbench, item: Candidate) -> Reference:

@@ -18,7 +18,7 @@ import numpy as np
 from edgekit import bundle, engines
 from edgekit.engines import LoadedBundle
 from edgekit.samples import dump_arrays, stacked
-from edgekit.selftest import golden_inputs, iter_samples, record
+from edgekit.selftest import golden_inputs, iter_samples, kept_of, record
 
 AT_HWCAP, AT_HWCAP2 = 16, 26
 # Source: Linux, arch/arm64/include/uapi/asm/hwcap.h.
@@ -54,7 +54,7 @@ def selftest(job: dict[str, str | float]) -> None:
                 break
         loaded.close()
     outputs = {spec.name: stacked([row[spec.name] for row in rows]) for spec in manifest.outputs}
-    Path(str(job["out"])).write_bytes(dump_arrays(record(outputs)))
+    Path(str(job["out"])).write_bytes(dump_arrays(record(outputs, kept_of(manifest.selftest))))
     version = engines.get(manifest.engine.name).version()
     tell({"samples": len(rows), "engine_version": version, "isa": isa()})
 

@@ -170,20 +170,22 @@ def _run(path: Path, machine: Machine, cpu: str, budget_s: float, progress: Prog
 def _judged(manifest: Manifest, folder: Path, count: int) -> SelfTestResult:
     """The device's own rule on the first `count` samples.
 
-    As many answers may differ in a part as in the whole: a part that fails shows that the whole would.
+    As many answers may differ in a part as in the whole, and as much noise may be in it: a part that fails shows that
+    the whole would.
     """
     golden = manifest.selftest
+    ours = load_arrays(folder / "out.npz")
+    # Of ragged outputs a record has one row for all samples, the first ones' entries first.
+    whole = [load_arrays(folder / name) for name in (golden.source, golden.artifact)]
+    recorded = [
+        {key: array[: len(ours[key])] for key, array in arrays.items() if key in ours} for arrays in whole
+    ]
     part = msgspec.structs.replace(
         golden,
         samples=count,
         agreement=max(0.0, 1 - (1 - golden.agreement) * golden.samples / count),
+        snr_db=selftest.snr_of_part(golden, whole[0], recorded[0]),
     )
-    ours = load_arrays(folder / "out.npz")
-    # Of ragged outputs a record has one row for all samples, the first ones' entries first.
-    recorded = [
-        {key: array[: len(ours[key])] for key, array in load_arrays(folder / name).items()}
-        for name in (golden.source, golden.artifact)
-    ]
     return selftest.judge_record(
         msgspec.structs.replace(manifest, selftest=part),
         ours,

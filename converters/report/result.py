@@ -76,6 +76,7 @@ def bundle_json(result: ProfileResult, item: Candidate, written: BundleRow, metr
         "recipe": item.recipe,
         "alternate": item.recipe != result.picked,
         "size_bytes": written.size_bytes,
+        "model_bytes": item.artifact.size_bytes if item.artifact else None,
         "latency_ms": _latency_json(item),
         "accuracy": _accuracy_json(item, metric),
         "budgets": dict(result.budgets),
@@ -93,6 +94,7 @@ def candidate_json(result: ProfileResult, item: Candidate, metric: Metric) -> di
         "recipe": item.recipe,
         "status": word,
         "size_bytes": item.artifact.size_bytes if item.artifact else None,
+        "bundle_bytes": item.bundle_bytes,
         "latency_ms": _latency_json(item),
         "accuracy": _accuracy_json(item, metric),
         "memory_mb": round(item.memory_mb, 1) if item.memory_mb is not None else None,
@@ -220,6 +222,7 @@ def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> C
         status=word,  # type: ignore[arg-type]  # `status` gives only the words of that literal
         reason=reason,
         size_bytes=item.artifact.size_bytes if item.artifact else None,
+        bundle_bytes=item.bundle_bytes,
         accuracy=Figure(item.accuracy.candidate, "measured", where) if item.accuracy and where else None,
         accuracy_drop=(
             Figure(item.accuracy.drop, "measured", where, high=item.accuracy.bound)

@@ -68,6 +68,8 @@ class Candidate:
     artifact: Artifact | None = None
     evaluated: Evaluated | None = None
     parity: float = float("inf")
+    # Of the artifact and its self-test, within their headers.
+    bundle_bytes: int | None = None
     accuracy: Accuracy | None = None
     judgement: Judgement | None = None
     shift: Shift | None = None
@@ -145,13 +147,12 @@ def estimated(bench: Workbench, profile: Profile, item: Candidate) -> roofline.E
     return roofline.estimate(bench.work, profile, item.plan.recipe.computes)
 
 
-def contender(bench: Workbench, item: Candidate, profile: Profile) -> Contender:
+def contender(item: Candidate, profile: Profile) -> Contender:
     """What selection needs of a candidate that stands."""
     assert item.artifact is not None
     assert item.evaluated is not None
     verdict, reason = _verdict(item)
     compiled = item.artifact.compiled
-    bundle_bytes = item.artifact.size_bytes + golden.size_bytes(bench, item.evaluated)
     return Contender(
         recipe=item.recipe,
         engine_rank=list(profile.engines).index(item.plan.recipe.engine),
@@ -167,7 +168,7 @@ def contender(bench: Workbench, item: Candidate, profile: Profile) -> Contender:
         is_own_time=item.latency is None or item.latency.is_own,
         memory_mb=item.memory_mb,
         least_memory_mb=compiled.memory_mb if compiled else None,
-        misfit=fit.misfit(profile, bundle_bytes, item.memory_mb, compiled),
+        misfit=fit.misfit(profile, item.bundle_bytes or item.artifact.size_bytes, item.memory_mb, compiled),
     )
 
 
@@ -222,7 +223,7 @@ def memory_alone(bench: Workbench, item: Candidate, host: Host) -> Memory:
     """What a process takes that loads and runs nothing but the candidate. Raises: ToolFailedError."""
     assert item.artifact is not None
     folder = _child(bench)
-    job = _job(bench, item, _spec(item.plan, item.artifact, host), folder)
+    job = _job(bench, item, judged_spec(item.plan, item.artifact, host), folder)
     return peak_memory(job, bench.data.feeds, folder, host.environment)
 
 
@@ -277,8 +278,14 @@ def made(bench: Workbench, plan: Plan, host: Host, *, limit_s: float = float("in
         check_room(bench.folder)
         return replace(blank, failure=told(error))
     parity = canonical.parity(rows(bench.reference.golden), rows(evaluated.golden))
+    golden_bytes = bench.golden.size_bytes(artifact.size_bytes, is_whole=golden.is_whole(plan))
     return replace(
-        blank, artifact=artifact, evaluated=evaluated, parity=parity, notes=(*blank.notes, *artifact.notes)
+        blank,
+        artifact=artifact,
+        bundle_bytes=artifact.size_bytes + golden_bytes,
+        evaluated=evaluated,
+        parity=parity,
+        notes=(*blank.notes, *artifact.notes),
     )
 
 
@@ -430,7 +437,7 @@ def _runner(bench: Workbench, item: Candidate, artifact: Artifact, host: Host, s
     if size is not None and buckets is not None:
         model, inputs = buckets.models[buckets.sizes.index(size)], buckets.at(inputs, size)
     return Runner(
-        item.recipe, str(artifact.folder / model), _spec(item.plan, artifact, host), inputs, outputs
+        item.recipe, str(artifact.folder / model), judged_spec(item.plan, artifact, host), inputs, outputs
     )
 
 
@@ -449,7 +456,7 @@ def _put_together(timings: Mapping[int, Timing], shares: Mapping[int, float]) ->
     return Timing(latencies, failures)
 
 
-def _spec(plan: Plan, artifact: Artifact, host: Host) -> EngineSpec:
+def judged_spec(plan: Plan, artifact: Artifact, host: Host) -> EngineSpec:
     """How the engine loads it here, where it is judged."""
     return EngineSpec(
         plan.recipe.engine, plan.versions, artifact.runs_here, plan.judged_options, host.threads(plan)

@@ -44,6 +44,7 @@ from converters.source.source import Source
 from converters.source.work import Work, work
 from converters.work.findings import Evaluated, Findings, once
 from converters.work.forms import Forms
+from converters.work.golden import Golden
 from converters.work.judging import Judging
 from converters.work.limit import TooLongError, ends_after
 from converters.work.pool import Order, PoolUnfitError, WorkerPool
@@ -137,6 +138,11 @@ class Workbench:
         """The source's own outputs."""
         self.tell("evaluating the source")
         return self._run_all(self.source.reference)
+
+    @cached_property
+    def golden(self) -> Golden:
+        """What bundles' self-tests are made from."""
+        return Golden(self.source, self.data, self.reference)
 
     @property
     def labels(self) -> Array:

@@ -1,6 +1,6 @@
 """`edgekit inspect`, `verify`, `run` and `diff`: what a bundle holds, whether it works here, and what it answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -71,23 +71,28 @@ def verify(bundle: Path, *, emulate: bool, profile: str | None, as_json: bool) -
     if profile is not None:
         raise UsageError("--profile says which CPU --emulate emulates; give both or neither")
     result = local.verify(bundle)
+    bounds = bundles.read(bundle).manifest.selftest.snr_db or {}
     if as_json:
         render.print_json(result)
     else:
         told = local.foreign(bundles.read(bundle).manifest)
         render.pairs(
             f"{bundle.name}: {'passed' if result.passed else 'FAILED'}",
-            [*_selftest_rows(result), *([("machine", told)] if told else [])],
+            [*_selftest_rows(result, bounds), *([("machine", told)] if told else [])],
         )
     if not result.passed:
         raise SelfTestFailedError(f"{bundle.name} must not run on this machine: {result.reason}")
 
 
-def _selftest_rows(result: SelfTestResult) -> list[tuple[str, str]]:
-    """What a self-test on this machine came to."""
+def _selftest_rows(result: SelfTestResult, bounds: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What a self-test on this machine came to; `bounds` are the decibels that outputs must reach."""
     return [
         ("agreement", f"{result.agreement:.1%} of the golden answers equal the float source's"),
         *((f"error of {name}", f"{error:.3g}") for name, error in result.max_error.items()),
+        *(
+            (f"output {name!r}", f"{snr:.1f} dB to the float source, at least {bounds[name]:.1f}")
+            for name, snr in result.snr_db.items()
+        ),
         ("engine call here", f"p50 {result.latency_p50_ms:.2f} ms, p95 {result.latency_p95_ms:.2f} ms"),
     ]
 

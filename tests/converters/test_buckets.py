@@ -159,7 +159,7 @@ def test_evidence_has_the_figures_of_each_bucket_and_says_what_they_were_put_tog
 def test_the_bundle_passes_its_self_test_which_has_samples_of_every_bucket(built):
     path = Path(built.document["bundles"][0]["path"])
     with local.opened(path) as here:
-        assert here.manifest.format == 2
+        assert here.manifest.format == 3
         assert here.manifest.buckets.sizes == SIZES
         assert [spec.shape for spec in here.manifest.outputs] == [(1, 10), (1, None, 10)]
         golden = golden_inputs(here.manifest, here.folder)

@@ -263,11 +263,19 @@ def test_no_cut_and_no_flipped_byte_is_ever_read_as_the_same_bundle(good: Path, 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 3}, "format 3 is not known"),
+        ({"format": 4}, "format 4 is not known"),
         ({"inputs": (TensorSpec("x", "float32", (None, 4)),)}, "leaves the shape"),
         ({"engine": EngineSpec("onnxruntime", ">=1", "model/absent")}, "not among its files"),
         ({"preprocess": {"z": ()}}, "which is no input"),
         ({"name": "Not A Name"}, "matching regex"),
+        (
+            {"format": 2, "selftest": msgspec.structs.replace(make_manifest().selftest, kept=64)},
+            "came with format 3, and says 2",
+        ),
+        (
+            {"format": 3, "selftest": msgspec.structs.replace(make_manifest().selftest, snr_db={"z": 9.0})},
+            "'z', which is no output",
+        ),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(

@@ -174,3 +174,68 @@ def test_of_the_answers_to_a_large_map_a_spread_part_is_kept() -> None:
 def test_agreement_refuses_to_compare_different_tasks() -> None:
     with pytest.raises(DataError, match="cannot be compared"):
         selftest.agreement(np.zeros(3), np.zeros(4))
+
+
+def test_integers_are_answers_themselves_but_quantized_scores_have_a_best_one() -> None:
+    labels = np.array([[3, 1], [2, 7]])
+    assert selftest.answers(labels).tolist() == labels.tolist()
+    assert selftest.answers(np.array([[3, 9], [7, 2]], np.uint8)).tolist() == [1, 0]
+    assert selftest.agreement(selftest.answers(labels), selftest.answers(labels + 1)) == 0
+
+
+def test_so_many_entries_are_kept_spread_over_rows_and_columns() -> None:
+    outputs = np.arange(2 * 60 * 85).reshape(2, 60, 85)
+    kept = selftest.record({"out": outputs}, 100)["out"]
+    assert kept.shape == (2, 100)
+    rows, columns = np.divmod(kept[0], 85)
+    assert len(set(kept[0].tolist())) == 100
+    assert len(set(columns.tolist())) > 50
+    assert len(set(rows.tolist())) > 40
+    assert np.array_equal(selftest.record({"out": outputs}, 40)["out"], kept[:, :40])
+
+
+def _with_snr(maker, changed: np.ndarray, least: float):
+    golden = maker.manifest({"model/model.onnx": b"", **dict.fromkeys(_golden_names(), b"")}).selftest
+    test = msgspec.structs.replace(golden, tolerance={"logits": 100.0}, snr_db={"logits": least})
+    return _result(maker, {"selftest": test}, {"logits": changed})
+
+
+def test_noise_over_what_the_manifest_allows_fails_where_no_entry_is_beyond_its_tolerance(maker) -> None:
+    true = np.eye(3, dtype=np.float32)[np.arange(32) % 3][:, None]
+    noise = 0.1 * np.random.default_rng(0).normal(size=true.shape).astype(np.float32)
+    result = _with_snr(maker, true + noise, 20)
+    assert not result.passed
+    assert "'logits' has" in result.reason
+    assert "20.0 dB needed" in result.reason
+    assert 12 < result.snr_db["logits"] < 18
+    assert _with_snr(maker, true + noise, 10).passed
+    assert _with_snr(maker, true, 150).passed
+
+
+def test_equal_infinities_agree_and_others_do_not() -> None:
+    masked = np.array([[1.0, -np.inf], [2.0, -np.inf]], np.float32)
+    assert selftest.snr_db(masked, masked) == selftest.MOST_DB
+    assert selftest.snr_db(-masked, masked) == -selftest.MOST_DB
+    assert selftest.snr_db(np.nan_to_num(masked), masked) == -selftest.MOST_DB
+    assert selftest.snr_db(masked, np.nan_to_num(masked, neginf=0)) == -selftest.MOST_DB
+    nan = np.array([[np.nan, 1]])
+    assert selftest.snr_db(nan, nan) == -selftest.MOST_DB
+
+
+def test_masked_outputs_that_are_reproduced_pass(maker) -> None:
+    true = {"logits": np.where(np.eye(3)[np.arange(32) % 3][:, None] > 0, 1, -np.inf).astype(np.float32)}
+    manifest = maker.manifest({"model/model.onnx": b"", **dict.fromkeys(_golden_names(), b"")})
+    golden = selftest.record(true)
+    result = selftest.judge(manifest, true, [1.0] * 32, source=golden, artifact=golden)
+    assert result.passed, result.reason
+    assert result.max_error == {"logits": 0}
+
+
+def test_a_part_of_the_samples_may_have_as_much_noise_as_all(maker) -> None:
+    golden = maker.manifest({"model/model.onnx": b"", **dict.fromkeys(_golden_names(), b"")}).selftest
+    test = msgspec.structs.replace(golden, snr_db={"logits": 30.0})
+    source = {"logits": np.ones((10, 4), np.float32)}
+    assert selftest.snr_of_part(test, source, {"logits": source["logits"][:1]}) == {
+        "logits": pytest.approx(20)
+    }
+    assert selftest.snr_of_part(golden, source, source) is msgspec.UNSET

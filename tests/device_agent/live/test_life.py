@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.manifest import FORMAT
+
 
 def command(*words):
     return subprocess.run(
@@ -228,7 +230,7 @@ def test_a_bundle_with_buckets_passes_its_self_test_and_serves_every_size(fleet,
     agent = make_agent(fleet)
     fleet.order(fleet.publish(built))
     tools.wait_until(lambda: fleet.runs(built), "the release is committed", 40)
-    assert fleet.now.bundle_format == 2
+    assert fleet.now.bundle_format == FORMAT
     client = tools.Client(agent.port)
     for count, size in ((1, 4), (4, 4), (7, 8)):
         answer = client.post("/predict", {"input": [[1.0] * count]})

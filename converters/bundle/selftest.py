@@ -1,0 +1,172 @@
+"""What a device must reproduce: a bundle's golden data, and the bounds that outputs are held to.
+
+The artifact runs in other ways that the same bytes may meet on a device: one thread, graph optimizations or the
+delegate off, and for OpenVINO a CPU limited to AVX2. The tolerance of an output is `MARGIN` times the largest difference
+seen, and at least a share of the output's largest value that depends on the precision: kernels of another architecture
+round intermediate results differently, by one step of an integer or the last bits of a float, in ways that no run here
+shows.
+
+The signal to noise that an output must keep against the float source allows twice the noise that was seen here in any
+of these ways, and a device's own rounding beside it: `ROUNDING` of that same share.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from converters.data import compact
+from converters.recipes import facts
+from converters.recipes.recipes import Plan
+from converters.rounds.candidates import Candidate, Host, judged_spec, seen_alone
+from converters.source.quiet import first_line
+from converters.work import golden
+from converters.work.golden import Shipped
+from converters.work.workbench import Workbench
+from edgekit.errors import ToolFailedError
+from edgekit.manifest import EngineSpec, SelfTest
+from edgekit.samples import Samples, dump_arrays, flat, stacked
+from edgekit.selftest import ANSWERS, MOST_DB, agreement, decibels, energy, is_exact, record, snr_db
+from edgekit.tensors import Array
+
+MARGIN = 4.0
+# Golden samples that run in the other ways too, and the rest of a sequence begun: plain kernels are slow.
+OTHER_WAYS_SAMPLES = 16
+# An accelerator that is not here computes with other widths inside.
+_ACCELERATOR_FLOOR = 0.05
+# Root mean square of a device's own rounding, as a share of that: a floor is the largest of many entries.
+ROUNDING = 1 / 8
+NOISE = 2.0
+# Golden samples whose answer may differ on a device from what the build saw, of as many as there usually are at least.
+AGREEMENT_MARGIN_SAMPLES, USUAL_SAMPLES = 2, 32
+
+
+def made(bench: Workbench, item: Candidate, host: Host) -> tuple[SelfTest, dict[str, bytes]]:
+    """A candidate's self-test and its members of the bundle by path. Raises: ToolFailedError, EngineError."""
+    assert item.artifact is not None
+    is_whole = golden.is_whole(item.plan)
+    shipped = bench.golden.shipped(item.artifact.size_bytes, is_whole=is_whole)
+    ready = _ready(bench, shipped.samples)
+    outputs = _ordered(
+        bench,
+        seen_alone(bench, item, host, {}, samples=ready, spec=judged_spec(item.plan, item.artifact, host)),
+    )
+    file = golden.artifact_file(outputs, shipped.layout, is_whole=is_whole)
+    # As a device reads it.
+    ours = compact.decoded(file)
+    answered = record(outputs, shipped.layout.kept)[ANSWERS]
+    others = list(_other_ways(bench, item, host, ready, shipped.layout.kept))
+    test = SelfTest(
+        inputs=golden.INPUTS,
+        source=golden.SOURCE,
+        artifact=golden.ARTIFACT,
+        samples=len(shipped.samples),
+        tolerance={
+            name: _tolerance(item.plan, array, _gap(name, array, others)) for name, array in ours.items()
+        },
+        agreement=_agreement(answered, shipped),
+        kept=shipped.layout.kept,
+        snr_db={
+            name: least
+            for name, array in ours.items()
+            if (least := _least_snr(item.plan, shipped.source[name], [array, *(way[name] for way in others)]))
+            is not None
+        },
+    )
+    return test, {
+        golden.INPUTS: shipped.inputs,
+        golden.SOURCE: shipped.source_file,
+        golden.ARTIFACT: dump_arrays(file),
+    }
+
+
+def _other_ways(
+    bench: Workbench, item: Candidate, host: Host, ready: Samples, kept: int
+) -> Iterator[dict[str, Array]]:
+    """Records of the first samples as the same bytes give them in other ways."""
+    plan = item.plan
+    assert item.artifact is not None
+    few = next((at for at in range(OTHER_WAYS_SAMPLES, len(ready)) if ready.starts(at)), len(ready))
+    for way in facts.of(plan.recipe.engine).ways:
+        environment = way.environment
+        if plan.recipe.isa and environment:
+            continue  # AVX2 has no bf16: that would be another precision, not another way
+        spec = EngineSpec(
+            plan.recipe.engine,
+            plan.versions,
+            item.artifact.runs_here,
+            {**plan.judged_options, **way.options},
+            1,
+        )
+        try:
+            seen = seen_alone(bench, item, host, environment, samples=ready.take(slice(0, few)), spec=spec)
+        except ToolFailedError as error:
+            if not environment:
+                raise
+            # openvino 2026.4 crashes on some models (PP-OCRv6's recogniser, float too) when held to AVX2 on a CPU that
+            # has more.
+            told = " ".join(f"{key}={value}" for key, value in environment.items())
+            bench.tell(
+                f"{item.recipe} does not run with {told}, so that way does not count: {first_line(error)}"
+            )
+            continue
+        yield record(_ordered(bench, seen), kept)
+
+
+def _ordered(bench: Workbench, outputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The first output is the one with the answers."""
+    return {spec.name: outputs[spec.name] for spec in bench.source.outputs}
+
+
+def _gap(name: str, ours: Array, others: list[dict[str, Array]]) -> float:
+    """The largest difference of what is finite; what is not has to be equal on a device, whatever the tolerance."""
+    largest = 0.0
+    for other in others:
+        left, right = (array.astype(np.float64) for array in (ours[: len(other[name])], other[name]))
+        is_finite = np.isfinite(left) & np.isfinite(right)
+        largest = max(largest, float(np.abs(left[is_finite] - right[is_finite]).max(initial=0.0)))
+    return largest
+
+
+def _share(plan: Plan) -> float:
+    """Of an output's largest value, what a device's rounding may come to."""
+    floor = facts.of(plan.recipe.engine).floors[plan.recipe.precision]
+    return max(floor, _ACCELERATOR_FLOOR) if plan.is_accelerated else floor
+
+
+def _largest(output: Array) -> float:
+    values = flat(output).astype(np.float64)
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+
+
+def _tolerance(plan: Plan, output: Array, gap: float) -> float:
+    # Three digits: the value states a magnitude, and the last bits of a maximum would change a digest.
+    return float(f"{max(MARGIN * gap, _share(plan) * _largest(output), 1e-6):.3g}")
+
+
+def _least_snr(plan: Plan, source: Array, seen: list[Array]) -> float | None:
+    """In decibels over all entries, see the module's docstring; None for integers, for nothing but zeros, and where the build
+    saw something that is not finite where the source is, or the other way round.
+    """
+    if is_exact(source):
+        return None
+    found = [snr_db(array, source[: len(array)]) for array in seen]
+    if min(found) <= -MOST_DB:
+        return None
+    signal = energy(source[np.isfinite(source)])
+    if not signal:
+        return None
+    noise = 0.0 if min(found) >= MOST_DB else signal / 10 ** (min(found) / 10)
+    rounding = source.size * (ROUNDING * _share(plan) * _largest(source)) ** 2
+    return round(decibels(signal, NOISE * noise + rounding), 1)
+
+
+def _agreement(answered: Array, shipped: Shipped) -> float:
+    theirs = shipped.source[ANSWERS]
+    margin = AGREEMENT_MARGIN_SAMPLES / max(len(shipped.samples), USUAL_SAMPLES)
+    return max(0.0, round(agreement(answered, theirs) - max(margin, 1 / theirs.size), 6))
+
+
+def _ready(bench: Workbench, inputs: Samples) -> Samples:
+    """The golden inputs after pre-processing, for a process that runs the engine alone."""
+    rows = [bench.data.ready(inputs.sample(index)) for index in range(len(inputs))]
+    return Samples({name: stacked([row[name] for row in rows]) for name in rows[0]}, sequence=inputs.sequence)
