@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from msgspec import UNSET, structs
 
-from converters.graph.canonical import largest_gap
 from converters.judge import metrics
 from converters.recipes.recipes import Plan
 from converters.rounds.candidates import Candidate, Host, seen_alone
@@ -22,6 +21,7 @@ from converters.source.quiet import first_line
 from converters.work import golden
 from converters.work.workbench import Workbench
 from edgekit import bundle, manifest
+from edgekit.gaps import largest, largest_gap
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import (
     Buckets,
@@ -162,7 +162,7 @@ def _tolerance(plan: Plan, output: Array, gap: float) -> float:
     floor = _FLOORS[plan.recipe.precision]
     if plan.is_accelerated:
         floor = max(floor, _ACCELERATOR_FLOOR)
-    scale = float(np.abs(flat(output).astype(np.float64)).max(initial=0.0))
+    scale = largest(output)
     # Three digits: the value states a magnitude, and the last bits of a maximum would change a digest.
     return float(f"{max(MARGIN * gap, floor * scale, 1e-6):.3g}")
 
@@ -191,8 +191,11 @@ def _reference(bench: Workbench, item: Candidate) -> Reference:
 
 
 def _histogram(values: Array) -> Histogram:
-    """Up to ten bins of about equal counts."""
+    """Up to ten bins of about equal counts, of the finite values: a mask's infinities tell nothing of drift."""
     row = flat(values).astype(np.float64)
+    row = row[np.isfinite(row)]
+    if not row.size:
+        return Histogram([-0.5, 0.5], [0])
     row = row[:: max(1, len(row) // HISTOGRAM_VALUES)]
     rounded = [float(f"{edge:.6g}") for edge in np.quantile(row, np.linspace(0, 1, HISTOGRAM_BINS + 1))]
     edges = sorted(set(rounded))

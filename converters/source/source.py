@@ -31,6 +31,7 @@ class Source:
 
     `inputs` are in the order in which a torch program takes them. With `buckets`, shapes are those of the largest one,
     outputs are open where they follow it, and `by_size` are the sources of fixed shapes that it stands for, smallest first.
+    `notes` tell what of the user's file is not in it.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -43,6 +44,7 @@ class Source:
     native: Native | None = None
     buckets: Buckets | None = None
     by_size: tuple["Source", ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def admitted(self) -> tuple[TensorSpec, ...]:
