@@ -175,7 +175,13 @@ def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
 def _slimmed(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxslim
 
-    return onnxslim.slim(model)
+    slim: onnx.ModelProto = onnxslim.slim(model)
+    # onnxslim 0.1.98 takes away inputs that no node reads; they are part of what a bundle takes.
+    left = {value.name: value for value in slim.graph.input}
+    inputs = [left.get(value.name, value) for value in model.graph.input]
+    del slim.graph.input[:]
+    slim.graph.input.extend(inputs)
+    return slim
 
 
 def _hoisted(model: onnx.ModelProto) -> onnx.ModelProto:
