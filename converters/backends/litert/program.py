@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from converters.backends.litert import pools
 from converters.backends.litert.rewrites import RULES, SAFE_SOFTMAX
 
 
@@ -23,7 +24,7 @@ def convert(module: Any, arguments: Sequence[Any]) -> Any:
 
 
 def rewritten(module: Any, arguments: tuple[Any, ...]) -> GraphModule:
-    """The module's ATen graph after every rule of `RULES`."""
+    """The module's ATen graph after every rule, of pools too."""
     from litert_torch import fx_infra
 
     # litert-torch's own table: what it keeps whole for its composites stays whole.
@@ -33,7 +34,7 @@ def rewritten(module: Any, arguments: tuple[Any, ...]) -> GraphModule:
         program = torch.export.export(module, arguments, strict=False)
         program = fx_infra.safe_run_decompositions(program, table, can_skip=False)
         made: GraphModule = program.module(check_guards=False)
-        for rule in RULES:
+        for rule in (*RULES, *pools.RULES):
             for node in list(made.graph.nodes):
                 rule(made, node)
     made.graph.eliminate_dead_code()
