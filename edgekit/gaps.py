@@ -8,6 +8,7 @@ Always true
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.samples import is_ragged
 from edgekit.tensors import Array
@@ -40,7 +41,7 @@ def largest(array: Array) -> float:
     return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
-def agreed(ours: Array, theirs: Array) -> tuple[Array, Array]:
+def agreed(ours: Array, theirs: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Both in float64 with zeros where an infinity of one is that of the other; what is left of infinities differs."""
     left, right = ours.astype(np.float64), theirs.astype(np.float64)
     same = np.isinf(left) & (left == right)

@@ -20,9 +20,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgekit.gaps import largest_gap
 from edgekit.engines import LoadedBundle
 from edgekit.errors import DataError
+from edgekit.gaps import largest_gap
 from edgekit.manifest import Manifest, StatePair, Step, TensorSpec
 from edgekit.samples import Samples, flat, is_ragged, load_arrays, load_npz, stacked
 from edgekit.tensors import Array

@@ -40,7 +40,8 @@ def settle(
     while (made := tries.make(skipped)) is None and tries.count < MAX_TRIES:
         blamed = _blamed(str(tries.last), layers) - skipped
         if not blamed:
-            made, skipped = _by_kind(tries, skipped, layers)
+            by_kind = _by_kind(tries, skipped, layers)
+            made, skipped = by_kind
             break
         skipped |= blamed
     if made is None:

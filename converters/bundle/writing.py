@@ -21,8 +21,8 @@ from converters.source.quiet import first_line
 from converters.work import golden
 from converters.work.workbench import Workbench
 from edgekit import bundle, manifest
-from edgekit.gaps import largest, largest_gap
 from edgekit.errors import ToolFailedError
+from edgekit.gaps import largest, largest_gap
 from edgekit.manifest import (
     Buckets,
     Contract,

@@ -21,8 +21,8 @@ from converters.graph import stft, tidy
 from converters.source import onnx_source
 from converters.source.quiet import first_line, quietly
 from converters.source.source import Source, closed
-from edgekit.gaps import largest, largest_gap
 from edgekit.errors import SourceError, ToolFailedError
+from edgekit.gaps import largest, largest_gap
 from edgekit.manifest import TensorSpec
 from edgekit.tensors import Array
 

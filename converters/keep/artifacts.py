@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.plain import plain
+
 META = "entry.json"
 
 
@@ -62,7 +64,7 @@ def _store(entry: Path, folder: Path, meta: Mapping[str, object]) -> None:
     try:
         for file in folder.iterdir():
             shutil.copyfile(file, partial / file.name)
-        (partial / META).write_text(json.dumps(meta, sort_keys=True), encoding="utf-8")
+        (partial / META).write_text(json.dumps(meta, sort_keys=True, default=plain), encoding="utf-8")
         partial.rename(entry)
     except OSError:
         # Another build stored the same entry first; its bytes are these bytes.

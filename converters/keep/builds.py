@@ -34,6 +34,7 @@ from converters.outcome import Options, Outcome
 from converters.sheet import Sheet
 from converters.source.project import Project
 from edgekit import detect, evidence
+from edgekit.plain import plain
 from edgekit.profile import Profile
 
 FOLDER = "builds"
@@ -117,7 +118,7 @@ def find(name: str, options: Options) -> Outcome | None:
             {**row, "path": str(options.out / row["path"]), "notes": [*row["notes"], note]}
             for row in entry.document["bundles"]
         ],
-        "profiles": msgspec.to_builtins(sheets),
+        "profiles": msgspec.to_builtins(sheets, enc_hook=plain),
     }
     return Outcome(document, sheets, (), options.out / REPORT)
 
@@ -145,7 +146,7 @@ def keep(name: str, outcome: Outcome, options: Options) -> None:
         for path in files:
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(options.out / path, partial / path)
-        (partial / ENTRY).write_bytes(msgspec.json.encode(entry))
+        (partial / ENTRY).write_bytes(msgspec.json.encode(entry, enc_hook=plain))
         shutil.rmtree(root / name, ignore_errors=True)  # a build that was asked to measure again
         partial.rename(root / name)
     except OSError:

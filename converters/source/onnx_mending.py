@@ -27,9 +27,7 @@ def mended(model: onnx.ModelProto, what: str) -> tuple[onnx.ModelProto, tuple[st
     """
     _check_inputs(model, what)
     zipped = {
-        node.output[0]: node.input[0]
-        for node in model.graph.node
-        if (node.domain, node.op_type) == _ZIPMAP
+        node.output[0]: node.input[0] for node in model.graph.node if (node.domain, node.op_type) == _ZIPMAP
     }
     zipped = {name: tensor for name, tensor in zipped.items() if name in _names(model.graph.output)}
     words = _outputs_of_words(model)
@@ -45,7 +43,9 @@ def mended(model: onnx.ModelProto, what: str) -> tuple[onnx.ModelProto, tuple[st
     ]
     _unzip(made.graph, zipped)
     if words and len(words) == len(made.graph.output):
-        raise SourceError(f"{what}: output {words[0]!r} holds words; a bundle gives numbers: export the scores instead")
+        raise SourceError(
+            f"{what}: output {words[0]!r} holds words; a bundle gives numbers: export the scores instead"
+        )
     notes += [f"output {name!r} holds words and is left out; a bundle gives numbers" for name in words]
     _drop(made.graph, words)
     _check_outputs(made, what)

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from converters.source import code
 from converters.source.native import Native
 from converters.source.project import Project
 from edgekit.engines import Model
-from edgekit.errors import ProjectError, SourceError
+from edgekit.errors import EdgeKitError, ProjectError, SourceError
 from edgekit.manifest import Buckets, StatePair, TensorSpec
 from edgekit.tensors import Array
 
@@ -75,8 +76,12 @@ def observed_outputs(reference: Model, inputs: Sequence[TensorSpec], what: str) 
     zeros: dict[str, Array] = {spec.name: np.zeros(closed(spec), spec.dtype) for spec in inputs}
     try:
         outputs = reference.run(zeros)
-    except Exception as error:
+    except EdgeKitError as error:
         raise SourceError(f"{what}: does not run on inputs of the declared shapes: {error}") from error
+    except Exception as error:
+        raise SourceError(
+            f"{what}: does not run on inputs of the declared shapes: {code.told(error)}"
+        ) from error
     return tuple(
         TensorSpec(name=name, dtype=str(array.dtype), shape=array.shape) for name, array in outputs.items()
     )

@@ -31,7 +31,7 @@ class _Fixed(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
         super().__init__()
         self.training = False
 
-    def train(self, mode: bool = True) -> "_Fixed":  # noqa: ARG002, FBT001, FBT002  # torch's signature
+    def train(self, mode: bool = True) -> "_Fixed":  # noqa: ARG002  # torch's signature
         return self
 
 
@@ -83,7 +83,9 @@ def scripted(module: Any, parameters: Sequence[str], value: Any) -> Any:
     Scripted as well: torch.onnx (2.13) cannot trace through a stored program that returns None.
     """
     found = ", ".join(
-        f"torch.jit._unwrap_optional(value{path})" for path, part in _paths(value) if isinstance(part, torch.Tensor)
+        f"torch.jit._unwrap_optional(value{path})"
+        for path, part in _paths(value)
+        if isinstance(part, torch.Tensor)
     )
     taken = ", ".join(parameters)
     lines = f"def forward(self, {taken}):\n    value = self.module({taken})\n    return ({found},)\n"
@@ -133,9 +135,7 @@ def names_of(value: Any) -> tuple[str, ...]:
     if _is_numbered(value):
         return numbered
     firsts = [place[0] for place in places]
-    names = [
-        place[0] if firsts.count(place[0]) == 1 else "_".join(place) for place in places
-    ]
+    names = [place[0] if firsts.count(place[0]) == 1 else "_".join(place) for place in places]
     return tuple(names) if len(set(names)) == len(names) else numbered
 
 
@@ -152,7 +152,9 @@ def left_out(value: Any, what: str) -> tuple[str, ...]:
         elif part is None:
             notes.append(f"{where} is None and left out")
         elif isinstance(part, _PLAIN):
-            notes.append(f"{where} is a plain {type(part).__name__} ({part!r}) and left out: only tensors are kept")
+            notes.append(
+                f"{where} is a plain {type(part).__name__} ({part!r}) and left out: only tensors are kept"
+            )
         else:
             raise SourceError(
                 f"{what}: {where} is a {type(part).__name__}; return tensors, or tuples and dicts of them"
@@ -191,4 +193,6 @@ _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 def _is_numbered(value: Any) -> bool:
     """Whether what was returned has no names: a tensor, or a tuple or list without fields."""
-    return isinstance(value, (torch.Tensor, list)) or (isinstance(value, tuple) and not hasattr(value, "_fields"))
+    return isinstance(value, (torch.Tensor, list)) or (
+        isinstance(value, tuple) and not hasattr(value, "_fields")
+    )

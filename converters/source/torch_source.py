@@ -62,7 +62,7 @@ def from_factory(project: Project, gate: code.CodeGate) -> Source:
     try:
         module = factory()
     except Exception as error:
-        raise SourceError(f"{text}: the factory failed: {type(error).__name__}: {error}") from error
+        raise SourceError(f"{text}: the factory failed: {code.told(error)}") from error
     if not isinstance(module, torch.nn.Module):
         raise SourceError(f"{text}: the factory returned {type(module).__name__}; expected torch.nn.Module")
     module.eval().requires_grad_(requires_grad=False)

@@ -389,6 +389,8 @@ class Workbench:
         parts: dict[str, list[Array]] = {}
         pieces = (self.source.admitted, self.source.state, self.project.preprocess)
         for index, (outputs, _) in enumerate(iter_samples(model.run, *pieces, samples)):
+            if model is self.source.reference:
+                self.data.refuse_nan(samples, index, outputs)
             if golden is not None and index in kept:
                 golden.append(outputs)
             digest = self.metric.digest({name: array[None] for name, array in outputs.items()})

@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from edgekit.plain import plain
+
 # A pipe gets lines as long as they are; a terminal gets its own width.
 _WIDTH = None if sys.stdout.isatty() else 160
 
@@ -58,7 +60,7 @@ def pairs(title: str, values: Iterable[tuple[str, str]]) -> None:
 
 def as_json(value: Any) -> str:
     """Indented JSON of anything msgspec can encode."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=plain), indent=2).decode()
 
 
 def print_json(value: Any) -> None:

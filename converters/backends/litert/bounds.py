@@ -6,7 +6,7 @@ Always true
  2. What a quantizer has no finite range for stays in float, with the body of an operator that it does not look into.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -124,7 +124,11 @@ def slow_in(plan: Plan, graph: Sequence[Layer], ranges: Ranges | None) -> set[st
     if plan.recipe.needs_calibration:
         seen = (ranges or {}).items()
         return kept_float(
-            graph, {name: float(max(np.max(np.abs(entry["min"])), np.max(np.abs(entry["max"])))) for name, entry in seen}
+            graph,
+            {
+                name: float(max(np.max(np.abs(entry["min"])), np.max(np.abs(entry["max"]))))
+                for name, entry in seen
+            },
         )
     return slow_with_dynamic_ranges(graph) if plan.recipe.scheme == "dynamic" else set()
 

@@ -56,7 +56,7 @@ def counted_average(made: GraphModule, node: Node) -> None:
     """An average that does not count its pads, by one that does, times how much of each window lies inside."""
     if node.target is not _ATEN.avg_pool2d.default:
         return
-    value, kernel, *rest = node.args
+    value, rest = node.args[0], list(node.args[2:])
     kernel, strides, pads, _ = _settings(node, 2)
     ceil, counts_pads, divisor = [*rest[2:], *(False, True, None)[len(rest[2:]) :]]
     if not any(pads) or ceil or counts_pads or divisor is not None:

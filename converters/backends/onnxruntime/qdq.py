@@ -7,7 +7,6 @@ Always true
 """
 
 import difflib
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +24,13 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from converters.backends import Prepared, Unsupported, settling
 from converters.backends.onnxruntime import graph
-from converters.backends.settling import MAX_TRIES, Part
+from converters.backends.settling import Part
 from converters.graph import canonical
 from converters.quantize import calibration
 from converters.quantize.calibration import METHODS, Spread
 from converters.recipes.knobs import Knob
 from converters.recipes.recipes import Plan
-from converters.source.quiet import first_line, quietly
+from converters.source.quiet import quietly
 from edgekit.errors import ToolFailedError
 from edgekit.gaps import largest_gap
 from edgekit.manifest import Option
@@ -156,7 +155,9 @@ def quantized(prepared: Prepared, plan: Plan) -> tuple[onnx.ModelProto, tuple[st
         )
     made, notes = settle(attempt, {name: node for name, node in layers.items() if name not in left})
     if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
-        raise Unsupported("not tried: no layer of this model becomes int8 (its values are of no type that is quantized)")
+        raise Unsupported(
+            "not tried: no layer of this model becomes int8 (its values are of no type that is quantized)"
+        )
     told = sorted(endless & set(layers))
     if told:
         notes = (f"left in float, since infinity has no place in int8: {', '.join(told)}", *notes)
@@ -185,9 +186,7 @@ def settle(
     attempt: Callable[[frozenset[str]], onnx.ModelProto], layers: Mapping[str, onnx.NodeProto]
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """As `settling.settle`, by nodes."""
-    parts = {
-        name: Part(node.op_type, (*node.output, *node.input)) for name, node in layers.items()
-    }
+    parts = {name: Part(node.op_type, (*node.output, *node.input)) for name, node in layers.items()}
     return settling.settle(attempt, parts, "ONNX Runtime")
 
 

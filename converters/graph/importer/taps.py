@@ -39,9 +39,7 @@ def _picked(value: Tensor, axis: int, places: Sequence[int]) -> Tensor:
     runs: list[list[int]] = []
     for place in places:
         run = runs[-1] if runs else []
-        if len(run) == 1 and place > run[0]:
-            run.append(place)
-        elif len(run) > 1 and place - run[-1] == run[1] - run[0]:
+        if (len(run) == 1 and place > run[0]) or (len(run) > 1 and place - run[-1] == run[1] - run[0]):
             run.append(place)
         else:
             runs.append([place])
