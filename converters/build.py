@@ -7,10 +7,12 @@ Always true
  3. Bad input is found before anything is converted: profiles, project, source and data are read first.
 """
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -42,6 +44,7 @@ from converters.work.workbench import Workbench
 from edgekit import evidence, profile
 from edgekit.errors import LockError
 from edgekit.manifest import Contract
+from edgekit.plain import plain
 from edgekit.profile import Profile
 
 REFUSED = "refused"
@@ -194,9 +197,9 @@ def _document(bench: Workbench, done: _Build) -> dict[str, Any]:
             for item in outcome.candidates
         ],
         "missed": done.missed,
-        "table": msgspec.to_builtins(tried(done.sheets)),
-        "layers": msgspec.to_builtins(guilty(done.sheets)),
-        "profiles": msgspec.to_builtins(done.sheets),
+        "table": msgspec.to_builtins(tried(done.sheets), enc_hook=plain),
+        "layers": msgspec.to_builtins(guilty(done.sheets), enc_hook=plain),
+        "profiles": msgspec.to_builtins(done.sheets, enc_hook=plain),
     }
 
 
@@ -322,12 +325,32 @@ def _sheet(bench: Workbench, outcome: ProfileResult, host: Host, missed: str, bu
 def _ship(
     bench: Workbench, outcome: ProfileResult, item: Candidate, host: Host, options: Options, *, built: str
 ) -> dict[str, Any]:
-    """Write bundle and evidence; alternates go into a folder of their own, since they share the pick's file name."""
+    """Write bundle and evidence, both or neither; alternates go into a folder of their own, since they share the pick's
+    file name.
+    """
     bench.tell(f"{outcome.profile.name}: writing {item.recipe}")
     folder = options.out
     if item.recipe != outcome.picked:
         folder = options.out / "alternates" / item.recipe.replace("/", "-")
-    written = writing.write(bench, outcome.profile, outcome.contract, item, host, folder=folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Beside the place where it will stand, so that both files are moved there whole, the evidence first.
+    with tempfile.TemporaryDirectory(prefix=".edgekit-", dir=folder) as staged:
+        return _shipped(bench, outcome, item, host, options, staged=Path(staged), folder=folder, built=built)
+
+
+def _shipped(
+    bench: Workbench,
+    outcome: ProfileResult,
+    item: Candidate,
+    host: Host,
+    options: Options,
+    *,
+    staged: Path,
+    folder: Path,
+    built: str,
+) -> dict[str, Any]:
+    """The bundle's row in the result."""
+    written = writing.write(bench, outcome.profile, outcome.contract, item, host, folder=staged)
     predicate = result.evidence(
         outcome,
         item,
@@ -347,13 +370,16 @@ def _ship(
         evidence.beside(written.path),
         evidence.encode(evidence.statement(written.path.name, written.sha256, predicate)),
     )
-    row = BundleRow(written.path, written.sha256, written.size_bytes)
+    path = folder / written.path.name
+    row = BundleRow(path, written.sha256, written.size_bytes)
     told = result.bundle_json(outcome, item, row, bench.metric)
     if emulated is not None:
         told["emulation"] = msgspec.to_builtins(emulated)
         if emulated.outcome == "failed":
             told["notes"].append(f"the self-test fails under emulation: {emulated.reason}")
-            bench.tell(f"{written.path.name}: the self-test FAILS under emulation: {emulated.reason}")
+            bench.tell(f"{path.name}: the self-test FAILS under emulation: {emulated.reason}")
+    evidence.beside(written.path).replace(evidence.beside(path))
+    written.path.replace(path)
     return told
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from edgekit.errors import BundleError
 from edgekit.manifest import Contract, Option
+from edgekit.plain import plain
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://edgekit.dev/build-evidence/v1"
@@ -252,7 +253,10 @@ def statement(bundle_name: str, sha256: str, predicate: BuildEvidence) -> Statem
 
 
 def encode(value: Statement) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=1) + b"\n"
+    return (
+        msgspec.json.format(msgspec.json.encode(value, order="deterministic", enc_hook=plain), indent=1)
+        + b"\n"
+    )
 
 
 def decode(data: bytes, *, sha256: str | None = None) -> Statement:

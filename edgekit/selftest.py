@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from edgekit.engines import LoadedBundle
 from edgekit.errors import DataError
+from edgekit.gaps import largest_gap
 from edgekit.manifest import Manifest, SelfTest, StatePair, Step, TensorSpec
 from edgekit.samples import Samples, flat, is_ragged, load_arrays, load_npz, stacked
 from edgekit.tensors import Array
@@ -334,16 +335,10 @@ def _complaint(name: str, errors: Mapping[str, float], tolerances: Mapping[str, 
 
 
 def _max_error(ours: Array | None, theirs: Array | None) -> float:
-    """Largest absolute difference, 0 between equal infinities; infinite where either is missing, shaped otherwise or
-    not finite where the other is.
-    """
-    if ours is None or theirs is None or ours.shape != theirs.shape or not ours.size:
+    """Largest absolute difference; infinite where either is missing, shaped otherwise, or not finite where the other is."""
+    if ours is None or theirs is None or not ours.size:
         return math.inf
-    left, right = ours.astype(np.float64), theirs.astype(np.float64)
-    is_other = left != right
-    difference = np.abs(left[is_other] - right[is_other])
-    largest = float(difference.max(initial=0.0))
-    return largest if math.isfinite(largest) else math.inf
+    return largest_gap(ours, theirs)
 
 
 def _zeros(spec: TensorSpec) -> Array:

@@ -97,8 +97,11 @@ def _reference(bench: Workbench, item: Candidate) -> Reference:
 
 
 def _histogram(values: Array) -> Histogram:
-    """Up to ten bins of about equal counts."""
+    """Up to ten bins of about equal counts, of the finite values: a mask's infinities tell nothing of drift."""
     row = flat(values).astype(np.float64)
+    row = row[np.isfinite(row)]
+    if not row.size:
+        return Histogram([-0.5, 0.5], [0])
     row = row[:: max(1, len(row) // HISTOGRAM_VALUES)]
     rounded = [float(f"{edge:.6g}") for edge in np.quantile(row, np.linspace(0, 1, HISTOGRAM_BINS + 1))]
     edges = sorted(set(rounded))

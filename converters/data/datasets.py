@@ -21,7 +21,7 @@ from converters.source import code
 from converters.source.project import Project
 from converters.source.source import Source, closed
 from edgekit.buckets import bucket_of, fitted
-from edgekit.errors import DataError, InputError, ProjectError
+from edgekit.errors import DataError, InputError, ProjectError, SourceError
 from edgekit.samples import Samples, is_ragged
 from edgekit.selftest import iter_samples
 from edgekit.tensors import Array, fits
@@ -239,6 +239,18 @@ class Datasets:
                     f" the model takes {spec.describe()}"
                 )
         return {name: np.asarray(array, order="C") for name, array in made.items()}
+
+    def refuse_nan(self, samples: Samples, index: int, outputs: Mapping[str, Array]) -> None:
+        """Raises: SourceError where the source's own answer to a sample as it came is NaN, which nothing agrees with."""
+        for half, indices in zip(self.halves, self._split, strict=True):
+            if half.samples is not samples:
+                continue
+            for name, array in outputs.items():
+                if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
+                    raise SourceError(
+                        f"output {name!r} of the source is NaN on evaluation sample {indices[index]} (counted from 0); look"
+                        " at that sample, or at what the model makes of it"
+                    )
 
     @cached_property
     def _held_from(self) -> int | None:

@@ -141,7 +141,7 @@ def _generated(
     """
     waiting: list[Samples] = []
     current: Any = None
-    for item in function():
+    for item in _given(text, function):
         inputs, label, sequence = _parts(text, item)
         sample = Samples(
             inputs=_checked(text, inputs, specs, raw, states),
@@ -155,6 +155,14 @@ def _generated(
         current = sequence
     if waiting:
         yield _joined(text, waiting)
+
+
+def _given(text: str, function: Callable[[], Any]) -> Iterator[Any]:
+    """What the user's function gives. Raises: DataError with the place in it that failed."""
+    try:
+        yield from function()
+    except Exception as error:
+        raise DataError(f"{text}: the data function failed: {code.told(error)}") from error
 
 
 def _joined(text: str, parts: list[Samples]) -> Samples:

@@ -17,13 +17,13 @@ import numpy as np
 import onnx
 from onnx import version_converter
 
-from converters.graph import stft
+from converters.graph import stft, tidy
 from converters.source import onnx_source
 from converters.source.quiet import first_line, quietly
 from converters.source.source import Source, closed
 from edgekit.errors import SourceError, ToolFailedError
+from edgekit.gaps import largest, largest_gap
 from edgekit.manifest import TensorSpec
-from edgekit.samples import is_ragged
 from edgekit.tensors import Array
 
 # Per-channel DequantizeLinear came with 13; 17 is what all three engines read and quantizers are tested with.
@@ -63,9 +63,9 @@ def canonicalize(
     """
     wanted = [source.reference.run(feed) for feed in feeds]
     if source.onnx_path is not None:
-        model = onnx_source.read(source.onnx_path)
-        return _settle(source, model, feeds, wanted, folder=folder)
-    notes: list[str] = []
+        model, _ = onnx_source.read_mended(source.onnx_path)
+        return _settle(source, model, feeds, wanted, folder=folder, notes=source.notes)
+    notes = list(source.notes)
     for name in exporters or EXPORTERS:
         try:
             model = quietly(partial(EXPORTERS[name], source))
@@ -84,26 +84,14 @@ def _root(error: Exception) -> Exception:
 
 def parity(wanted: Sequence[Feed], have: Sequence[Feed]) -> float:
     """Largest |difference| of any output relative to that output's largest magnitude (`LEAST_SCALE` at least); inf where
-    not comparable.
+    not comparable. Infinities that both have at the same place agree (`edgekit.gaps`).
     """
     worst = 0.0
     for name in wanted[0]:
-        scale = max(float(np.abs(outputs[name].astype(np.float64)).max(initial=0.0)) for outputs in wanted)
+        scale = max(largest(outputs[name]) for outputs in wanted)
         for left, right in zip(wanted, have, strict=True):
-            if left[name].shape != right[name].shape or not np.all(np.isfinite(right[name])):
-                return float("inf")
             worst = max(worst, largest_gap(left[name], right[name]) / max(scale, LEAST_SCALE))
     return worst
-
-
-def largest_gap(left: Array, right: Array) -> float:
-    """Largest |left - right|; 0 for empty arrays, infinite for ragged ones that differ in shape."""
-    if is_ragged(left):
-        pairs = list(zip(left, right, strict=True))
-        if any(ours.shape != theirs.shape for ours, theirs in pairs):
-            return float("inf")
-        return max((largest_gap(ours, theirs) for ours, theirs in pairs), default=0.0)
-    return float(np.abs(left.astype(np.float64) - right.astype(np.float64)).max(initial=0.0))
 
 
 def _settle(
@@ -158,10 +146,9 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 
 def _fixed(model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> onnx.ModelProto:
     """Input shapes as decided, shape records that may contradict them gone, outputs under their public names."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
+    fixed = tidy.tidied(model)
     graph = fixed.graph
-    constants = {tensor.name for tensor in graph.initializer}
+    constants = {tensor.name for tensor in model.graph.initializer}
     free = [value for value in graph.input if value.name not in constants]
     del graph.value_info[:]
     del graph.input[:]
@@ -188,7 +175,13 @@ def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
 def _slimmed(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxslim
 
-    return onnxslim.slim(model)
+    slim: onnx.ModelProto = onnxslim.slim(model)
+    # onnxslim 0.1.98 takes away inputs that no node reads; they are part of what a bundle takes.
+    left = {value.name: value for value in slim.graph.input}
+    inputs = [left.get(value.name, value) for value in model.graph.input]
+    del slim.graph.input[:]
+    slim.graph.input.extend(inputs)
+    return slim
 
 
 def _hoisted(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -239,6 +232,8 @@ def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:
     del clean.metadata_props[:]
     clean.graph.name = "model"
     _strip_graph(clean.graph)
+    # The slimmer takes copies away.
+    tidy.outputs_computed(clean.graph)
     name_nodes(clean.graph)
     return clean
 
@@ -309,19 +304,8 @@ def _apart(name: str) -> str:
 def _renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
     """Values renamed; one inside that already has a name asked for gets another."""
     inner = {name: f"{name}@inside" for name in names.values()}
-    _rename(model.graph, {**inner, **names})
+    tidy.renamed(model.graph, {**inner, **names})
     return model
-
-
-def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    for part in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        part.name = names.get(part.name, part.name)
-    for node in graph.node:
-        for values in (node.input, node.output):
-            values[:] = [names.get(name, name) for name in values]
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _rename(attribute.g, names)
 
 
 EXPORTERS: Mapping[str, Callable[[Source], onnx.ModelProto]] = {

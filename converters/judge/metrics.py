@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.judge import detection, snr, text
+from converters.source import code
 from edgekit.errors import DataError, ProjectError
 from edgekit.samples import flat, is_ragged, rows
 from edgekit.selftest import answers, class_axis, recorded_answers
@@ -246,7 +247,7 @@ def users(name: str, function: Callable[..., Any]) -> Metric:
         try:
             return float(function(_Watched(outputs, seen), labels))
         except Exception as error:
-            raise ProjectError(f"{name}: the metric failed: {type(error).__name__}: {error}") from error
+            raise ProjectError(f"{name}: the metric failed: {code.told(error)}") from error
 
     return Metric(
         name,

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converters.keep import own_code, room
+from edgekit.plain import plain
 
 META = "entry.json"
 _DIGESTS, _MADE = "files", "made"
@@ -133,7 +134,7 @@ def _store(entry: Path, folder: Path, meta: Mapping[str, object]) -> None:
         for file in folder.iterdir():
             shutil.copyfile(file, partial / file.name)
         digests = {file.name: _digest(file) for file in folder.iterdir()}
-        document = json.dumps({_MADE: meta, _DIGESTS: digests}, sort_keys=True)
+        document = json.dumps({_MADE: meta, _DIGESTS: digests}, sort_keys=True, default=plain)
         (partial / META).write_text(document, encoding="utf-8")
         place(partial, entry)
     finally:

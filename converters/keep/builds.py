@@ -36,6 +36,7 @@ from converters.recipes import facts
 from converters.sheet import Sheet
 from converters.source.project import Project
 from edgekit import detect, evidence
+from edgekit.plain import plain
 from edgekit.profile import Profile
 
 ENTRY = "build.json"
@@ -124,7 +125,7 @@ def find(name: str, options: Options, cache: Cache) -> Outcome | None:
             {**row, "path": str(options.out / row["path"]), "notes": [*row["notes"], note]}
             for row in entry.document["bundles"]
         ],
-        "profiles": msgspec.to_builtins(sheets),
+        "profiles": msgspec.to_builtins(sheets, enc_hook=plain),
     }
     return Outcome(document, sheets, (), options.out / REPORT)
 
@@ -168,7 +169,7 @@ def _keep(name: str, outcome: Outcome, options: Options) -> None:
         for path in files:
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(options.out / path, partial / path)
-        (partial / ENTRY).write_bytes(msgspec.json.encode(entry))
+        (partial / ENTRY).write_bytes(msgspec.json.encode(entry, enc_hook=plain))
         with room.lock(options.cache, alone=True):  # nobody reads the old one meanwhile
             shutil.rmtree(root / name, ignore_errors=True)  # a build that was asked to measure again
             # Another build may keep the same inputs at the same time; one of the two is enough.

@@ -28,6 +28,8 @@ Range = tuple[float, float]
 # Fractions of the extremes that are tried as ranges.
 SHARES = tuple(float(share) for share in np.linspace(1.0, 0.1, 46))
 LEVELS = 256
+# Magnitudes from here on stand for infinity: masks are written with the lowest float, or one near to it.
+ENDLESS = 1e30
 
 
 @dataclass
@@ -149,7 +151,8 @@ METHODS: Mapping[str, Callable[[Spread, float], Range]] = {
 def spreads(model: onnx.ModelProto, feeds: Iterable[Mapping[str, Array]]) -> dict[str, Spread]:
     """Spreads of every float tensor that the graph computes or takes, over all feeds.
 
-    Raises: DataError if there is no feed; ToolFailedError if the model computes something that is not finite.
+    A tensor that holds infinities, or numbers that stand for them (a mask), has none. Raises: DataError if there is no
+    feed; ToolFailedError if an input is not finite, or the model computes NaN.
     """
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
@@ -162,12 +165,16 @@ def spreads(model: onnx.ModelProto, feeds: Iterable[Mapping[str, Array]]) -> dic
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
     found: dict[str, Spread] = {}
+    endless: set[str] = set()
     count = 0
     for feed in feeds:
         count += 1
         values = dict(zip(watched, session.run(watched, dict(feed)), strict=True))
         for name, array in (*feed.items(), *values.items()):
-            if array.dtype != np.float32:
+            if array.dtype != np.float32 or name in endless:
+                continue
+            if name in values and not np.isnan(array).any() and np.abs(array).max(initial=0.0) >= ENDLESS:
+                endless.add(name)
                 continue
             try:
                 found.setdefault(name, Spread()).add(array)
@@ -177,7 +184,17 @@ def spreads(model: onnx.ModelProto, feeds: Iterable[Mapping[str, Array]]) -> dic
                 ) from error
     if not count:
         raise DataError("the calibration data holds no sample")
-    return found
+    return {name: spread for name, spread in found.items() if name not in endless}
+
+
+def floats(model: onnx.ModelProto) -> set[str]:
+    """Names of the tensors that the graph computes and that are known to be float32."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    return {
+        value.name
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
 
 
 def _computed(model: onnx.ModelProto) -> list[str]:

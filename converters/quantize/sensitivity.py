@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
+from edgekit.gaps import agreed
 from edgekit.tensors import Array
 
 # Ratio given where there is no noise at all.
@@ -68,18 +69,17 @@ def _divergence(wanted: Array, have: Array) -> float:
 def snr_db(wanted: Sequence[Mapping[str, Array]], have: Sequence[Mapping[str, Array]]) -> float:
     """Power of the float outputs over the power of the difference, in decibels; the worst output counts.
 
-    `MAX_SNR_DB` where there is no difference, -`MAX_SNR_DB` where a result is not finite.
+    `MAX_SNR_DB` where there is no difference, -`MAX_SNR_DB` where a result is not finite and the float model's is, or is
+    another infinity. Infinities that both have count for nothing.
     """
     return min(_snr([one[name] for one in wanted], [one[name] for one in have]) for name in wanted[0])
 
 
 def _snr(wanted: Sequence[Array], have: Sequence[Array]) -> float:
-    signal = sum(float(np.square(array.astype(np.float64)).sum()) for array in wanted)
-    noise = sum(
-        float(np.square(ours.astype(np.float64) - theirs.astype(np.float64)).sum())
-        for ours, theirs in zip(wanted, have, strict=True)
-    )
-    if not np.isfinite(noise):
+    pairs = [agreed(ours, theirs) for ours, theirs in zip(wanted, have, strict=True)]
+    signal = sum(float(np.square(ours).sum()) for ours, _ in pairs)
+    noise = sum(float(np.square(ours - theirs).sum()) for ours, theirs in pairs)
+    if not np.isfinite(noise) or not np.isfinite(signal):
         return -MAX_SNR_DB
     if not noise:
         return MAX_SNR_DB

@@ -8,7 +8,10 @@ Always true
 
 import importlib.util
 import inspect
+import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +19,18 @@ from types import ModuleType
 from typing import Any
 
 from edgekit.errors import ProjectError, SourceError
+
+# Code that is no user's: this package's, installed ones, Python's own.
+_OTHERS = tuple(
+    {
+        f"{Path(path).resolve()}{os.sep}"
+        for path in (
+            str(Path(__file__).parents[1]),
+            str(Path(inspect.getfile(ProjectError)).parent),
+            *(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")),
+        )
+    }
+)
 
 
 @dataclass
@@ -81,10 +96,25 @@ def _module(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         sys.modules.pop(name, None)
-        raise ProjectError(f"{path}: failed while it was loaded: {type(error).__name__}: {error}") from error
+        raise ProjectError(f"{path}: failed while it was loaded: {told(error)}") from error
     finally:
         sys.path.remove(str(path.parent))
     return module
+
+
+def told(error: BaseException) -> str:
+    """What the user's code raised, with the last place of their own that it came from: `file, line 3: KeyError: 'x'`.
+
+    Of a message of several lines (a stored torch program's), the last says what happened.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = f"{type(error).__name__}: {lines[-1][:500] if lines else 'no message'}"
+    places = [
+        f"{frame.filename}, line {frame.lineno}: "
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*_OTHERS, "<"))
+    ]
+    return f"{places[-1] if places else ''}{message}"
 
 
 def files_of(classes: set[type]) -> list[Path]:

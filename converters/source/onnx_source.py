@@ -1,12 +1,13 @@
 """ONNX files as sources."""
 
+import tempfile
 from pathlib import Path
 
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx, without stubs
 
-from converters.source import onnx_files
+from converters.source import onnx_files, onnx_mending
 from converters.source.project import Project
 from converters.source.source import Source, hash_parts, observed_outputs, open_shapes_error, state_pairs
 from edgekit import engines
@@ -30,6 +31,11 @@ def read(path: Path) -> onnx.ModelProto:
     return model
 
 
+def read_mended(path: Path) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """The model of tensors that the file holds, and notes on what is not in it. Raises: SourceError."""
+    return onnx_mending.mended(read(path), str(path))
+
+
 def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     """Declared inputs without the initializers that old models list there; open dimensions are None."""
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -42,13 +48,14 @@ def output_names(model: onnx.ModelProto) -> tuple[str, ...]:
 
 def open_file(project: Project, path: Path) -> Source:
     """Raises: SourceError; ProjectError if a declared shape contradicts the model's."""
-    model = read(path)
+    stored = read(path)
+    model, notes = onnx_mending.mended(stored, str(path))
     specs = tuple(_closed_by(project, spec) for spec in input_specs(model))
     open_specs = [spec for spec in specs if not spec.is_static]
     if open_specs:
         raise open_shapes_error(project.model.source, open_specs)
     try:
-        reference = load_reference(path, specs, output_names(model))
+        reference = _loaded(path, None if model is stored else model, specs, output_names(model))
     except EngineError as error:
         raise SourceError(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {error}") from error
     return Source(
@@ -58,7 +65,20 @@ def open_file(project: Project, path: Path) -> Source:
         sha256=_sha256(path),
         reference=reference,
         onnx_path=path,
+        notes=notes,
     )
+
+
+def _loaded(
+    path: Path, mended: onnx.ModelProto | None, specs: tuple[TensorSpec, ...], outputs: tuple[str, ...]
+) -> Model:
+    """The file, or what it was mended to, in ONNX Runtime. Raises: EngineError."""
+    if mended is None:
+        return load_reference(path, specs, outputs)
+    with tempfile.TemporaryDirectory() as folder:
+        beside = Path(folder) / path.name
+        onnx.save(mended, str(beside))
+        return load_reference(beside, specs, outputs)
 
 
 def load_reference(path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[str, ...]) -> Model:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from converters.source import code
 from converters.source.native import Native
 from converters.source.project import Project
 from edgekit.engines import Model
-from edgekit.errors import ProjectError, SourceError
+from edgekit.errors import EdgeKitError, ProjectError, SourceError
 from edgekit.manifest import Buckets, StatePair, TensorSpec
 from edgekit.tensors import Array
 
@@ -31,6 +32,7 @@ class Source:
 
     `inputs` are in the order in which a torch program takes them. With `buckets`, shapes are those of the largest one,
     outputs are open where they follow it, and `by_size` are the sources of fixed shapes that it stands for, smallest first.
+    `notes` tell what of the user's file is not in it.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -43,6 +45,7 @@ class Source:
     native: Native | None = None
     buckets: Buckets | None = None
     by_size: tuple["Source", ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def admitted(self) -> tuple[TensorSpec, ...]:
@@ -73,8 +76,12 @@ def observed_outputs(reference: Model, inputs: Sequence[TensorSpec], what: str) 
     zeros: dict[str, Array] = {spec.name: np.zeros(closed(spec), spec.dtype) for spec in inputs}
     try:
         outputs = reference.run(zeros)
-    except Exception as error:
+    except EdgeKitError as error:
         raise SourceError(f"{what}: does not run on inputs of the declared shapes: {error}") from error
+    except Exception as error:
+        raise SourceError(
+            f"{what}: does not run on inputs of the declared shapes: {code.told(error)}"
+        ) from error
     return tuple(
         TensorSpec(name=name, dtype=str(array.dtype), shape=array.shape) for name, array in outputs.items()
     )

@@ -11,12 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from converters.source import code
+from converters.source import code, torch_calls
 from converters.source.project import Project
-from converters.source.source import Source, closed, filled, hash_parts, observed_outputs, state_pairs
+from converters.source.source import (
+    Source,
+    closed,
+    filled,
+    hash_parts,
+    observed_outputs,
+    open_shapes_error,
+    state_pairs,
+)
 from edgekit.errors import ProjectError, SourceError
 from edgekit.manifest import TensorSpec
-from edgekit.tensors import Array
+from edgekit.tensors import Array, fits
 
 
 class TorchModel:
@@ -28,49 +36,23 @@ class TorchModel:
         self._outputs = tuple(outputs)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        tensors = [torch.from_numpy(np.asarray(inputs[name], order="C")) for name in self._inputs]
-        with torch.no_grad():
-            results = flat_outputs(self._module(*tensors))
-        names = self._outputs or default_names(len(results))
+        value = self.called(inputs)
+        results = [part for _, part in torch_calls.parts(value) if isinstance(part, torch.Tensor)]
+        names = self._outputs or torch_calls.names_of(value)
         if len(names) != len(results):
             raise ProjectError(
                 f"model.outputs names {len(names)} outputs, but the program returns {len(results)}"
             )
         return {name: tensor.numpy().copy() for name, tensor in zip(names, results, strict=True)}
 
+    def called(self, inputs: Mapping[str, Array]) -> Any:
+        """What the program returns, as it returns it."""
+        tensors = [torch.from_numpy(np.array(inputs[name], order="C")) for name in self._inputs]
+        with torch.no_grad():
+            return self._module(*tensors)
+
     def close(self) -> None:
         del self._module
-
-
-class Flat(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
-    """A module whose outputs are a plain tuple: converters name the values of a dict by its keys otherwise."""
-
-    def __init__(self, module: Any) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *arguments: Any) -> Any:
-        found = tuple(flat_outputs(self.module(*arguments)))
-        return found[0] if len(found) == 1 else found
-
-
-def flattened(module: Any, specs: Sequence[TensorSpec]) -> Any:
-    """The module, wrapped where it returns a dict. Raises: whatever the module raises on zeros."""
-    zeros = [torch.from_numpy(np.zeros(closed(spec), spec.dtype)) for spec in specs]
-    with torch.no_grad():
-        return Flat(module).eval() if isinstance(module(*zeros), Mapping) else module
-
-
-def flat_outputs(value: Any) -> list[Any]:
-    """The tensors that a module returned, in order: one, a tuple or list (nested), or the values of a dict."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, Mapping) else value
-    return [tensor for part in parts for tensor in flat_outputs(part)]
-
-
-def default_names(count: int) -> tuple[str, ...]:
-    return ("output",) if count == 1 else tuple(f"output_{index}" for index in range(count))
 
 
 def from_factory(project: Project, gate: code.CodeGate) -> Source:
@@ -80,7 +62,7 @@ def from_factory(project: Project, gate: code.CodeGate) -> Source:
     try:
         module = factory()
     except Exception as error:
-        raise SourceError(f"{text}: the factory failed: {type(error).__name__}: {error}") from error
+        raise SourceError(f"{text}: the factory failed: {code.told(error)}") from error
     if not isinstance(module, torch.nn.Module):
         raise SourceError(f"{text}: the factory returned {type(module).__name__}; expected torch.nn.Module")
     module.eval().requires_grad_(requires_grad=False)
@@ -122,14 +104,34 @@ def from_exported(project: Project, path: Path, gate: code.CodeGate) -> Source:
         module = program.module()
     except Exception as error:
         raise SourceError(f"{path}: not a torch.export program (.pt2), or damaged ({error})") from error
-    signature = program.graph_signature.user_inputs
-    shapes = {
-        node.name: tuple(node.meta["val"].shape)
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in signature
+    found = _inputs_of(program)
+    return _source(project, _by_place(program, module), list(found), hash_parts([path]), found)
+
+
+def _inputs_of(program: Any) -> dict[str, TensorSpec]:
+    """The tensors that an exported program takes; an axis that may have several sizes is open."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    return {
+        name: TensorSpec(
+            name,
+            str(values[name].dtype).removeprefix("torch."),
+            tuple(dim if isinstance(dim, int) else None for dim in values[name].shape),
+        )
+        for name in program.graph_signature.user_inputs
+        if isinstance(values.get(name), torch.Tensor)
     }
-    closed = {name: shape for name, shape in shapes.items() if all(isinstance(dim, int) for dim in shape)}
-    return _source(project, module, list(signature), hash_parts([path]), closed)
+
+
+def _by_place(program: Any, module: Any) -> Any:
+    """The program's module as one that is given its tensors in a row."""
+    given = program.graph_signature.user_inputs
+    tensors = _inputs_of(program)
+    _, keywords = program.call_spec.in_spec.children()
+    if len(tensors) == len(given) and not keywords.children():
+        return module
+    places = [place for place, name in enumerate(given) if name in tensors]
+    fixed = [None if place in places else name for place, name in enumerate(given)]
+    return torch_calls.Program(module, program.call_spec.in_spec, fixed, places)
 
 
 def _source(
@@ -137,19 +139,32 @@ def _source(
     module: Any,
     parameters: Sequence[str],
     sha256: str,
-    known: Mapping[str, tuple[int, ...]] | None = None,
+    known: Mapping[str, TensorSpec] | None = None,
 ) -> Source:
+    what = project.model.source
     specs = _input_specs(project, parameters, known or {})
-    reference = TorchModel(module, [spec.name for spec in specs], project.model.outputs)
-    outputs = observed_outputs(reference, specs, project.model.source)
-    _check_repeats(reference, specs, project.model.source)
+    names = [spec.name for spec in specs]
+    called = module
+    if known is None and not isinstance(module, torch.jit.ScriptModule):
+        by_name = torch_calls.by_name(module.forward, names, what)
+        called = torch_calls.Called(module, by_name) if by_name else module
+    reference = TorchModel(called, names, project.model.outputs)
+    outputs = observed_outputs(reference, specs, what)
+    value = reference.called({spec.name: np.zeros(closed(spec), spec.dtype) for spec in specs})
+    notes = torch_calls.left_out(value, what)
+    _check_repeats(reference, specs, what)
+    if not torch_calls.is_plain(value) and isinstance(module, torch.jit.ScriptModule):
+        called = torch_calls.scripted(module, names, value)
+    elif called is not module or not torch_calls.is_plain(value):
+        called = torch_calls.Called(called)
     return Source(
         inputs=specs,
         outputs=outputs,
         state=state_pairs(project),
         sha256=sha256,
         reference=reference,
-        module=flattened(module, specs),
+        module=called,
+        notes=notes,
     )
 
 
@@ -169,24 +184,59 @@ def _check_repeats(reference: TorchModel, specs: Sequence[TensorSpec], what: str
 
 
 def _input_specs(
-    project: Project, parameters: Sequence[str], known: Mapping[str, tuple[int, ...]]
+    project: Project, parameters: Sequence[str], known: Mapping[str, TensorSpec]
 ) -> tuple[TensorSpec, ...]:
-    """Declared inputs in the order of the program's parameters; names that differ are taken by position."""
+    """Declared inputs in the order of the program's parameters; names that differ are taken by position.
+
+    `known` is what an exported program says of its own: types, and the axes that are fixed. Raises: SourceError for
+    what is still open; ProjectError where the two contradict each other.
+    """
     declared = project.file.inputs
-    if not declared and known:
-        return tuple(TensorSpec(name=name, dtype="float32", shape=known[name]) for name in parameters)
-    if not declared:
+    if not declared and not known:
         told = ", ".join(parameters) or "x"
         raise SourceError(
             f"{project.model.source}: a torch program does not say its input shapes (parameters: {told});"
             f" give --shape {told.split(', ')[0]}=1,3,224,224 or [inputs.NAME] shape = [...] in edgekit.toml"
         )
+    if known:
+        return _closed_by(project, known)
     order = list(declared)
     if set(declared) <= set(parameters):
         order = [name for name in parameters if name in declared]
     return tuple(
         TensorSpec(name=name, dtype=declared[name].dtype, shape=declared[name].largest) for name in order
     )
+
+
+def _closed_by(project: Project, known: Mapping[str, TensorSpec]) -> tuple[TensorSpec, ...]:
+    """An exported program's inputs, as the project calls and closes them."""
+    declared = project.file.inputs
+    names = dict(zip(known, known, strict=True))
+    if not set(declared) <= set(known) and len(declared) == len(known):
+        names = dict(zip(known, declared, strict=True))
+    if not set(declared) <= set(names.values()):
+        raise ProjectError(
+            f"{project.where}: {project.model.source} takes {', '.join(known)}; it has no input"
+            f" {', '.join(sorted(set(declared) - set(known)))}"
+        )
+    found = []
+    for own, name in names.items():
+        spec = TensorSpec(name, known[own].dtype, known[own].shape)
+        table = declared.get(name)
+        if table is not None:
+            # float32 is what a table without a type says.
+            is_other_type = table.dtype not in (spec.dtype, "float32")
+            if is_other_type or not fits(spec, table.largest):
+                raise ProjectError(
+                    f"{project.where}: inputs.{name} = {table.dtype} {list(table.largest)} contradicts the model, which"
+                    f" has {spec.describe()}"
+                )
+            spec = TensorSpec(name, spec.dtype, table.largest)
+        found.append(spec)
+    still_open = [spec for spec in found if not spec.is_static]
+    if still_open:
+        raise open_shapes_error(project.model.source, still_open)
+    return tuple(found)
 
 
 def _parameters(module: Any) -> list[str]:

@@ -483,6 +483,8 @@ class Workbench:
         parts: dict[str, list[Array]] = {}
         pieces = (self.source.admitted, self.source.state, self.project.preprocess)
         for index, (made, _) in enumerate(iter_samples(model.run, *pieces, samples)):
+            if model is self.source.reference:
+                self.data.refuse_nan(samples, index, made)
             if golden is not None and index in kept:
                 golden.append(made)
             one = {name: array[None] for name, array in made.items()}

@@ -23,6 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from edgekit.plain import plain
+
 # Wide enough for any line: what goes into a pipe is neither wrapped nor cut.
 _UNLIMITED = 100_000
 
@@ -104,7 +106,7 @@ def pairs(title: str, values: Iterable[tuple[str, str]]) -> None:
 
 def as_json(value: Any) -> str:
     """Indented JSON of anything msgspec can encode."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=plain), indent=2).decode()
 
 
 def print_json(value: Any) -> None:

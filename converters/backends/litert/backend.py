@@ -60,8 +60,9 @@ class LiteRtBackend(Backend):
         notes = _float_model(prepared, plan, target)
         if plan.recipe.precision != "fp32":
             graph = litert_graph.layers(target)
-            target.write_bytes(int8.quantized(prepared, plan, target, graph))
-            notes += int8.float_weights(plan, graph)
+            content, told = int8.quantized(prepared, plan, target, graph)
+            target.write_bytes(content)
+            notes += (*told, *int8.float_weights(plan, graph))
         graph = litert_graph.layers(target)
         if plan.recipe.needs_calibration:
             notes += litert_graph.float_islands(graph)

@@ -24,8 +24,17 @@ from typing import Any, TypeVar
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from converters.backends import Prepared
-from converters.backends.litert.graph import Layer, kept_float, listed, named, slow_with_dynamic_ranges
+from converters.backends import Prepared, settling
+from converters.backends.litert.bounds import Unbounded, unbounded, widened
+from converters.backends.litert.graph import (
+    Layer,
+    kept_float,
+    layers,
+    listed,
+    named,
+    slow_with_dynamic_ranges,
+)
+from converters.backends.settling import Part
 from converters.quantize.calibration import KEPT, Spread
 from converters.recipes.knobs import Knob
 from converters.recipes.recipe import ETHOS
@@ -57,15 +66,58 @@ def knobs(plan: Plan) -> tuple[Knob, ...]:
     )
 
 
-def quantized(prepared: Prepared, plan: Plan, path: Path, graph: Sequence[Layer]) -> bytes:
-    """The float model at `path` in the plan's precision. Raises: ToolFailedError."""
+def quantized(
+    prepared: Prepared, plan: Plan, path: Path, graph: Sequence[Layer]
+) -> tuple[bytes, tuple[str, ...]]:
+    """The float model at `path` in the plan's precision, and notes on what had to stay in float.
+
+    Raises: ToolFailedError.
+    """
     _check_settings(plan)
     left = named(graph, plan.tuning.float_layers)
-    ranges = calibrated(prepared, plan, path) if plan.recipe.needs_calibration else None
+    if not plan.recipe.needs_calibration:
+        left |= set() if _is_whole(plan) else slow_in(plan, graph, None)
+        recipe = recipe_for(plan, [layer for layer in graph if layer.name in left])
+        return apply(path, recipe, None), ()
+    ranges = calibrated(prepared, plan, path)
     if not _is_whole(plan):
         left |= slow_in(plan, graph, ranges)
-    recipe = recipe_for(plan, [layer for layer in graph if layer.name in left])
-    return apply(path, recipe, ranges)
+    never = unbounded(path, ranges)
+
+    def attempt(skipped: frozenset[str]) -> bytes:
+        float_ones = [layer for layer in graph if layer.name in left | never.layers | skipped]
+        # A copy: the quantizer writes into what it is given.
+        made = apply(path, [*recipe_for(plan, float_ones), *_inside(never)], copy.deepcopy(ranges))
+        _load(made)
+        return made
+
+    parts = {
+        layer.name: Part(layer.op_type, (*layer.outputs, *layer.inputs))
+        for layer in graph
+        if layer.name not in left | never.layers
+    }
+    made, notes = settling.settle(attempt, parts, "LiteRT")
+    told = Counter(layer.op_type for layer in graph if layer.name in never.layers - left)
+    if told:
+        notes = (f"left in float, having no range that int8 holds: {listed(told)}", *notes)
+    return made, notes
+
+
+def _inside(never: Unbounded) -> Recipe:
+    """Rules for what stands in no main graph: bodies of operators, and the model's edges."""
+    rules = [_no_quantization(f"^{re.escape(scope)}$", "*") for scope in never.scopes]
+    if never.is_edge:
+        rules += [_no_quantization(".*", edge) for edge in ("INPUT", "OUTPUT")]
+    return rules
+
+
+def _load(content: bytes) -> None:
+    """Raises: RuntimeError, ValueError if no interpreter takes the model."""
+
+    def load() -> None:
+        Interpreter(model_content=content, num_threads=1).allocate_tensors()
+
+    quietly(load)
 
 
 def slow_in(plan: Plan, graph: Sequence[Layer], ranges: Ranges | None) -> set[str]:
@@ -73,7 +125,11 @@ def slow_in(plan: Plan, graph: Sequence[Layer], ranges: Ranges | None) -> set[st
     if plan.recipe.needs_calibration:
         seen = (ranges or {}).items()
         return kept_float(
-            graph, {name: float(np.max(np.abs([entry["min"], entry["max"]]))) for name, entry in seen}
+            graph,
+            {
+                name: float(max(np.max(np.abs(entry["min"])), np.max(np.abs(entry["max"]))))
+                for name, entry in seen
+            },
         )
     return slow_with_dynamic_ranges(graph) if plan.recipe.scheme == "dynamic" else set()
 
@@ -140,7 +196,7 @@ def calibrated(prepared: Prepared, plan: Plan, path: Path, samples: int | None =
                     "min": np.full(shape, low, np.float32),
                     "max": np.full(shape, high, np.float32),
                 }
-    return found
+    return widened(found, layers(path))
 
 
 def _kept(prepared: Prepared, name: str, make: Callable[[], Result]) -> Result:

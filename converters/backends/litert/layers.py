@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from converters.backends import Prepared
+from converters.backends.litert.bounds import unbounded
 from converters.backends.litert.graph import HEAVY, MOVING, Layer, layers, named
 from converters.backends.litert.int8 import (
     Ranges,
@@ -46,6 +47,8 @@ def layer_errors(prepared: Prepared, plan: Plan, path: Path, clock: Callable[[],
     ranges = calibrated(prepared, plain, path, SAMPLES) if plan.recipe.needs_calibration else None
     if plan.constraints.accelerator != ETHOS:
         left |= slow_in(plan, graph, ranges)
+    if ranges is not None:
+        left |= unbounded(path, ranges).layers
     chosen = [layer for layer in graph if layer.name not in left and layer.op_type not in MOVING]
     if ranges is None:
         chosen = [layer for layer in chosen if layer.op_type in HEAVY]
@@ -78,6 +81,7 @@ def _noisiest(prepared: Prepared, path: Path, chosen: Sequence[Layer], ranges: R
                 if name not in ranges or name not in index:
                     continue
                 values = interpreter.get_tensor(index[name]).astype(np.float64)
+                values = values[np.isfinite(values)]
                 low = min(0.0, float(np.min(ranges[name]["min"])))
                 high = max(0.0, float(np.max(ranges[name]["max"])))
                 step = max(high - low, 1e-30) / 255

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
+from converters.backends.litert import pools
 from converters.backends.litert.rewrites import RULES, SAFE_SOFTMAX
 
 
@@ -23,7 +24,7 @@ def convert(module: Any, arguments: Sequence[Any]) -> Any:
 
 
 def rewritten(module: Any, arguments: tuple[Any, ...]) -> GraphModule:
-    """The module's ATen graph after every rule of `RULES`."""
+    """The module's ATen graph after every rule, of pools too."""
     from litert_torch import fx_infra
 
     # litert-torch's own table: what it keeps whole for its composites stays whole.
@@ -33,13 +34,33 @@ def rewritten(module: Any, arguments: tuple[Any, ...]) -> GraphModule:
         program = torch.export.export(module, arguments, strict=False)
         program = fx_infra.safe_run_decompositions(program, table, can_skip=False)
         made: GraphModule = program.module(check_guards=False)
-        for rule in RULES:
+        for rule in (*RULES, *pools.RULES):
             for node in list(made.graph.nodes):
                 rule(made, node)
+        _part_outputs(made)
     made.graph.eliminate_dead_code()
     _settle(made)
     made.recompile()
     return made
+
+
+def _part_outputs(made: GraphModule) -> None:
+    """Each output by an operator of its own: of a tensor that is given twice, or is an input, the converter gives one
+    name only, and ai-edge-quantizer (0.10) loses the others. The larger of a tensor and itself is what no tool removes.
+    """
+    (end,) = (node for node in made.graph.nodes if node.op == "output")
+    seen: set[Node] = set()
+
+    def parted(node: Node) -> Node:
+        if node.op != "placeholder" and node not in seen:
+            seen.add(node)
+            return node
+        is_boolean = node.meta["val"].dtype is torch.bool
+        twice = torch.ops.aten.logical_or.default if is_boolean else torch.ops.aten.maximum.default
+        with made.graph.inserting_before(end):
+            return made.graph.call_function(twice, (node, node))
+
+    end.args = torch.fx.map_arg(end.args, parted)
 
 
 def _settle(made: GraphModule) -> None:

@@ -264,7 +264,7 @@ def unit_clamp(made: GraphModule, node: Node) -> None:
         node.replace_all_uses_with(graph.call_function(_ATEN.mul.Scalar, (cut, 1 / 6)))
 
 
-# In the order in which they are tried.
+# In the order in which they are tried; the rules for pooling stand in `litert.pools`.
 RULES: tuple[Callable[[GraphModule, Node], None], ...] = (
     generated,
     dead_rows,

@@ -7,7 +7,6 @@ Always true
 """
 
 import difflib
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,15 +22,17 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, Te
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from converters.backends import Prepared, Unsupported
+from converters.backends import Prepared, Unsupported, settling
 from converters.backends.onnxruntime import graph
+from converters.backends.settling import Part
 from converters.graph import canonical
 from converters.quantize import calibration
 from converters.quantize.calibration import METHODS, Spread
 from converters.recipes.knobs import Knob
 from converters.recipes.recipes import Plan
-from converters.source.quiet import first_line, quietly
+from converters.source.quiet import quietly
 from edgekit.errors import ToolFailedError
+from edgekit.gaps import largest_gap
 from edgekit.manifest import Option
 from edgekit.tensors import Array
 
@@ -48,8 +49,6 @@ MOVES = frozenset(
     {"Clip", "Flatten", "Gather", "MaxPool", "Pad", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
      "Unsqueeze"}
 )  # fmt: skip
-# Conversions tried before a model that does not load is given up.
-MAX_TRIES = 16
 SETTINGS = "calibration, percentile, per_channel, reduce_range, signed_activations, ops"
 
 
@@ -140,11 +139,13 @@ def quantized(prepared: Prepared, plan: Plan) -> tuple[onnx.ModelProto, tuple[st
     check_layers(plan.tuning.float_layers, model)
     ranges = _ranges(prepared, model, chosen)
     sample = next(islice(prepared.calibration(), 1))
-    left = frozenset(plan.tuning.float_layers)
+    wanted = prepared.source.reference.run(sample)
+    endless = _endless(model, ranges)
+    left = frozenset(plan.tuning.float_layers) | endless
 
     def attempt(skipped: frozenset[str]) -> onnx.ModelProto:
         made = quietly(partial(_with_pairs, model, ranges, chosen, left | skipped))
-        quietly(partial(_run, made, sample))
+        quietly(partial(_run, made, sample, wanted))
         return made
 
     layers = {node.name: node for node in model.graph.node if node.op_type in chosen.ops}
@@ -152,106 +153,41 @@ def quantized(prepared: Prepared, plan: Plan) -> tuple[onnx.ModelProto, tuple[st
         raise Unsupported(
             "not tried: no layer that ONNX Runtime has in int8 stands outside of branches (If, Loop) in this model"
         )
-    return settle(attempt, {name: node for name, node in layers.items() if name not in left})
+    made, notes = settle(attempt, {name: node for name, node in layers.items() if name not in left})
+    if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
+        raise Unsupported(
+            "not tried: no layer of this model becomes int8 (its values are of no type that is quantized)"
+        )
+    told = sorted(endless & set(layers))
+    if told:
+        notes = (f"left in float, since infinity has no place in int8: {', '.join(told)}", *notes)
+    return made, notes
+
+
+def _endless(model: onnx.ModelProto, ranges: Mapping[str, calibration.Range]) -> frozenset[str]:
+    """Names of the nodes that take or give a tensor whose values have no finite range, such as a mask."""
+    without = {
+        name for node in model.graph.node for name in node.output if name and name not in ranges
+    } & calibration.floats(model)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.size and not float(np.abs(values).max()) < calibration.ENDLESS:
+                without.add(tensor.name)
+    # The limits of a Clip are no values of its own.
+    return frozenset(
+        node.name
+        for node in model.graph.node
+        if without & {*node.output, *(node.input[:1] if node.op_type == "Clip" else node.input)}
+    )
 
 
 def settle(
     attempt: Callable[[frozenset[str]], onnx.ModelProto], layers: Mapping[str, onnx.NodeProto]
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Quantize without as few layers as it takes to get a model that runs.
-
-    The layer that an error names goes first; where it names none, one kind of operator after the other is tried,
-    rarest first, and the guilty kind is halved until no half suffices.
-
-    Raises: ToolFailedError after `MAX_TRIES`, with the first error.
-    """
-    tries = _Tries(attempt)
-    skipped: frozenset[str] = frozenset()
-    while (made := tries.make(skipped)) is None and tries.count < MAX_TRIES:
-        blamed = _blamed(str(tries.last), layers) - skipped
-        if not blamed:
-            made, skipped = _by_kind(tries, skipped, layers)
-            break
-        skipped |= blamed
-    if made is None:
-        assert tries.first is not None
-        raise ToolFailedError(
-            f"ONNX Runtime's int8 model does not run: {first_line(tries.first)} ({tries.count} ways tried)"
-        )
-    return made, _told(skipped, tries.first)
-
-
-@dataclass
-class _Tries:
-    """Attempts that are counted; `make` gives None where one failed or none is left."""
-
-    attempt: Callable[[frozenset[str]], onnx.ModelProto]
-    count: int = 0
-    first: Exception | None = None
-    last: Exception | None = None
-
-    def make(self, skipped: frozenset[str]) -> onnx.ModelProto | None:
-        if self.count >= MAX_TRIES:
-            return None
-        self.count += 1
-        try:
-            return self.attempt(skipped)
-        except Exception as error:  # noqa: BLE001  # quantizer, checker and engine raise anything; all mean: not so
-            self.first = self.first or error
-            self.last = error
-            return None
-
-
-def _by_kind(
-    tries: _Tries, skipped: frozenset[str], layers: Mapping[str, onnx.NodeProto]
-) -> tuple[onnx.ModelProto | None, frozenset[str]]:
-    kinds: dict[str, list[str]] = {}
-    for name, node in layers.items():
-        kinds.setdefault(node.op_type, []).append(name)
-    for names in sorted(kinds.values(), key=len):
-        made = tries.make(skipped | frozenset(names))
-        if made is not None:
-            return _halved(tries, skipped, names, made)
-    return None, skipped
-
-
-def _halved(
-    tries: _Tries, skipped: frozenset[str], names: Sequence[str], made: onnx.ModelProto
-) -> tuple[onnx.ModelProto, frozenset[str]]:
-    """The smallest part of `names`, by halving, without which the model runs."""
-    part = list(names)
-    while len(part) > 1:
-        middle = len(part) // 2
-        for half in (part[:middle], part[middle:]):
-            smaller = tries.make(skipped | frozenset(half))
-            if smaller is not None:
-                part, made = half, smaller
-                break
-        else:
-            break
-    return made, skipped | frozenset(part)
-
-
-def _told(skipped: frozenset[str], error: Exception | None) -> tuple[str, ...]:
-    if error is None:
-        return ()
-    return (f"left in float, since int8 broke the model: {', '.join(sorted(skipped))} ({first_line(error)})",)
-
-
-def _blamed(message: str, layers: Mapping[str, onnx.NodeProto]) -> frozenset[str]:
-    """Layers that an error names, by themselves or by a tensor of theirs; the longest names count alone."""
-    found: dict[str, int] = {}
-    for name, node in layers.items():
-        words = [word for word in (name, *node.output, *node.input) if _names(message, word)]
-        if words:
-            found[name] = max(map(len, words))
-    longest = max(found.values(), default=0)
-    return frozenset(name for name, length in found.items() if length == longest)
-
-
-def _names(message: str, word: str) -> bool:
-    """Whether the name stands in the message by itself, not inside a longer one; `x` and the like prove nothing."""
-    return len(word) > 2 and re.search(rf"(?<![\w./]){re.escape(word)}(?![\w/])", message) is not None
+    """As `settling.settle`, by nodes."""
+    parts = {name: Part(node.op_type, (*node.output, *node.input)) for name, node in layers.items()}
+    return settling.settle(attempt, parts, "ONNX Runtime")
 
 
 def _ranges(prepared: Prepared, model: onnx.ModelProto, chosen: Choices) -> dict[str, calibration.Range]:
@@ -299,11 +235,12 @@ def _with_pairs(
     return result
 
 
-def _run(model: onnx.ModelProto, sample: Mapping[str, Array]) -> None:
-    """Raises: whatever ONNX Runtime raises; ToolFailedError if an output is not finite."""
+def _run(model: onnx.ModelProto, sample: Mapping[str, Array], wanted: Mapping[str, Array]) -> None:
+    """Raises: whatever ONNX Runtime raises; ToolFailedError if an output is not finite where the source's is."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     for value, array in zip(session.get_outputs(), session.run(None, dict(sample)), strict=True):
-        if not np.all(np.isfinite(array)):
+        source = wanted.get(value.name)
+        if not np.all(np.isfinite(array)) and (source is None or largest_gap(array, source) == float("inf")):
             raise ToolFailedError(f"output {value.name} is not finite")

@@ -1,5 +1,6 @@
 """Pooling: by torch where its rule is the operator's, otherwise over the places of the kernel."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch.nn import functional
 
 from converters.graph.importer.convolution import pads_of, per_axis, widths
 from converters.graph.importer.registry import Call, operator
+from converters.graph.importer.taps import max_along
 
 _MAX_POOL = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 _AVERAGE_POOL = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
@@ -22,6 +24,12 @@ def max_pool(call: Call, value: Tensor) -> Any:
     rank = len(kernel)
     strides, dilations = per_axis(call, "strides", rank), per_axis(call, "dilations", rank)
     before, after = pads_of(call, value.shape[2:], kernel, strides, dilations)
+    if rank == 3 or any(dilation != 1 for dilation in dilations):
+        counts = _counts(call, value.shape[2:], kernel)
+        for axis in range(rank):
+            starts = [index * strides[axis] - before[axis] for index in range(counts[axis])]
+            value = max_along(value, 2 + axis, starts, kernel[axis], dilations[axis])
+        return value
     padding: Any = before
     # torch pads by half a kernel at most, and alike on both sides.
     if before != after or any(2 * pad > size for pad, size in zip(before, kernel, strict=True)):
@@ -100,22 +108,38 @@ def max_unpool(call: Call, value: Tensor, places: Tensor, *_: Any) -> Tensor:
     )
 
 
+def _counts(call: Call, sizes: Sequence[int], kernel: Sequence[int]) -> list[int]:
+    """How many windows there are along each axis."""
+    rank = len(kernel)
+    strides, dilations = per_axis(call, "strides", rank), per_axis(call, "dilations", rank)
+    before, after = pads_of(call, sizes, kernel, strides, dilations)
+    counts = []
+    for axis, size in enumerate(sizes):
+        room = size + before[axis] + after[axis] - ((kernel[axis] - 1) * dilations[axis] + 1)
+        count = (-(-room // strides[axis]) if call.get("ceil_mode", 0) else room // strides[axis]) + 1
+        # None starts behind the entries.
+        counts.append(count - 1 if (count - 1) * strides[axis] >= size + before[axis] else count)
+    return counts
+
+
 def _windows(call: Call, value: Tensor, fill: float) -> list[Tensor]:
     """One tensor for each place in the kernel: what all windows see there; past the edges `fill`."""
     kernel = list(call.get("kernel_shape"))
     rank = len(kernel)
     strides, dilations = per_axis(call, "strides", rank), per_axis(call, "dilations", rank)
     before, after = pads_of(call, value.shape[2:], kernel, strides, dilations)
-    counts, behind = [], []
-    for axis in range(rank):
-        size = value.shape[2 + axis]
-        reach = (kernel[axis] - 1) * dilations[axis] + 1
-        room = size + before[axis] + after[axis] - reach
-        count = (-(-room // strides[axis]) if call.get("ceil_mode", 0) else room // strides[axis]) + 1
-        if (count - 1) * strides[axis] >= size + before[axis]:
-            count -= 1
-        counts.append(count)
-        behind.append(max(after[axis], (count - 1) * strides[axis] + reach - size - before[axis]))
+    counts = _counts(call, value.shape[2:], kernel)
+    behind = [
+        max(
+            after[axis],
+            (counts[axis] - 1) * strides[axis]
+            + (kernel[axis] - 1) * dilations[axis]
+            + 1
+            - value.shape[2 + axis]
+            - before[axis],
+        )
+        for axis in range(rank)
+    ]
     padded = functional.pad(value, widths(before, behind), value=fill)
     found = []
     for offsets in np.ndindex(*kernel):

@@ -1,0 +1,76 @@
+"""What old and careless exporters leave in an ONNX file, put in order before anything else looks at it.
+
+Always true
+ 1. The model computes the same under the same public names: nodes and their order stay.
+ 2. Every constant is read by a node, and no output is a constant itself.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import onnx
+
+# IR 4 is the first in which an initializer need not be listed among the inputs; 8 goes with the canonical opset.
+IR_VERSION = 8
+
+
+def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in the newest form that needs no conversion of operators. The inputs may still list initializers."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    made.ir_version = max(made.ir_version, IR_VERSION)
+    graph = made.graph
+    outputs_computed(graph)
+    read = set(_read(graph))
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    sparse = [tensor for tensor in graph.sparse_initializer if tensor.values.name in read]
+    del graph.sparse_initializer[:]
+    graph.sparse_initializer.extend(sparse)
+    return made
+
+
+def outputs_computed(graph: onnx.GraphProto) -> None:
+    """An output that is a constant becomes a copy of one: quantizers and engines look for the node that makes it."""
+    constants = {tensor.name for tensor in graph.initializer}
+    taken = set(_read(graph)) | {name for node in graph.node for name in node.output} | constants
+    nodes: list[onnx.NodeProto] = []
+    for value in graph.output:
+        if value.name not in constants:
+            continue
+        stored = f"{value.name}@stored"
+        while stored in taken:
+            stored += "'"
+        renamed(graph, {value.name: stored}, is_public=False)
+        nodes.append(onnx.helper.make_node("Identity", [stored], [value.name]))
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])
+
+
+def renamed(graph: onnx.GraphProto, names: Mapping[str, str], *, is_public: bool = True) -> None:
+    """Values renamed, inside of branches too; inputs and outputs as well if `is_public`."""
+    values = (*graph.value_info, *graph.initializer)
+    for part in (*values, *((*graph.input, *graph.output) if is_public else ())):
+        part.name = names.get(part.name, part.name)
+    for node in graph.node:
+        for words in (node.input, node.output):
+            words[:] = [names.get(name, name) for name in words]
+        for branch in _branches(node):
+            renamed(branch, names)
+
+
+def _read(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names that nodes read, those of branches too, and that are outputs."""
+    for node in graph.node:
+        yield from node.input
+        for branch in _branches(node):
+            yield from _read(branch)
+    yield from (value.name for value in graph.output)
+
+
+def _branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
