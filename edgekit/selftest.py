@@ -130,7 +130,12 @@ def is_exact(array: Array) -> bool:
 
 
 def class_axis(shape: tuple[int, ...]) -> int:
-    """The last, except in a map over an image, (N, C, H, W) or (N, H, W, C): there the shorter of the two."""
+    """The last, except in a map over an image, (N, C, H, W) or (N, H, W, C): there the shorter of the two. A sample may
+    have a batch axis of 1 of its own, (N, 1, C, H, W).
+    """
+    if len(shape) == 5 and shape[1] == 1:
+        found = class_axis((shape[0], *shape[2:]))
+        return found if found < 0 else found + 1
     if len(shape) != 4:
         return -1
     is_map = shape[2] > 1

@@ -239,3 +239,11 @@ def test_a_part_of_the_samples_may_have_as_much_noise_as_all(maker) -> None:
         "logits": pytest.approx(20)
     }
     assert selftest.snr_of_part(golden, source, source) is msgspec.UNSET
+
+
+def test_a_map_is_answered_by_its_classes_also_where_samples_have_a_batch_axis_of_their_own():
+    scores = np.random.default_rng(0).normal(size=(4, 3, 8, 16)).astype(np.float32)
+    wanted = scores.argmax(axis=1)
+    assert np.array_equal(selftest.answers(scores), wanted)
+    assert np.array_equal(selftest.answers(scores[:, None])[:, 0], wanted)
+    assert np.array_equal(selftest.answers(np.moveaxis(scores, 1, -1)[:, None])[:, 0], wanted)
