@@ -10,7 +10,7 @@ Always true
  3. A value that is not finite on one side only makes the figure a miss and is named by its sample.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -137,6 +137,9 @@ class FidelityMetric(Metric):
 
     judge: OutputJudge = _NOTHING
 
+    def seen(self, names: Sequence[str]) -> frozenset[str]:  # noqa: ARG002  # its own are known
+        return frozenset(self.judge.outputs)
+
     def shares(self, digest: Digest, labels: Array) -> Parts:
         """Of ragged samples too. Raises: DataError."""
         return _against(self.judge, digest, labels)
@@ -154,7 +157,6 @@ def as_metric(judge: OutputJudge) -> Metric:
         parts=partial(_against, judge),
         is_bounded=kind.is_bounded,
         by_labels=False,
-        looks_at=lambda _: judge.outputs,
         judge=judge,
     )
 

@@ -41,6 +41,10 @@ def _the_first(names: Sequence[str]) -> Sequence[str]:
     return names[:1]
 
 
+def _the_first_three(names: Sequence[str]) -> Sequence[str]:
+    return names[:3]
+
+
 @dataclass(frozen=True)
 class Metric:
     """One of `parts` and `whole` is set. `parts(digest, labels)` gives each sample's share of a numerator and a
@@ -193,7 +197,7 @@ BUILT_IN: Mapping[str, Metric] = {
             detection.detections,
             whole=detection.mean_average_precision,
             is_bounded=False,
-            looks_at=lambda names: names[:3],
+            looks_at=_the_first_three,
         ),
         Metric("agreement", _recorded_answers, _equal, by_labels=False),
     )
