@@ -71,7 +71,9 @@ def verify(bundle: Path, *, emulate: bool, profile: str | None, as_json: bool) -
         raise UsageError("--profile says which CPU --emulate emulates; give both or neither")
     result = local.verify(bundle)
     bounds = bundles.read(bundle).manifest.selftest.snr_db or {}
-    needed = [(name, snr, bounds[name]) for name, snr in result.snr_db.items()]
+    needed = [
+        (name, *pair) for name, snr in result.snr_db.items() for pair in zip(bounds[name], snr, strict=True)
+    ]
     if as_json:
         render.print_json(result)
     else:
@@ -81,8 +83,11 @@ def verify(bundle: Path, *, emulate: bool, profile: str | None, as_json: bool) -
                 ("agreement", f"{result.agreement:.1%} of the golden answers equal the float source's"),
                 *((f"error of {name}", f"{error:.3g}") for name, error in result.max_error.items()),
                 *(
-                    (f"output {name!r}", f"{snr:.1f} dB to the float source, at least {least:.1f}")
-                    for name, snr, least in needed
+                    (
+                        " ".join(filter(None, (f"output {name!r}", floor.describe()))),
+                        f"{snr:.1f} dB to the float source, at least {floor.least_db:.1f}",
+                    )
+                    for name, floor, snr in needed
                 ),
                 ("engine call", f"p50 {result.latency_p50_ms:.2f} ms, p95 {result.latency_p95_ms:.2f} ms"),
             ],
