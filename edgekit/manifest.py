@@ -131,6 +131,21 @@ class Contract(msgspec.Struct, frozen=True, omit_defaults=True):
     size_mb: float | None = None
 
 
+class Floor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The least signal to noise of an output, or of those of its rows along `axis` that have values of one magnitude:
+    runs [from, to), ascending. Boxes in pixels joined with scores would drown whatever happens to these.
+    """
+
+    least_db: float
+    axis: Annotated[int, Meta(ge=0)] = 0
+    rows: tuple[tuple[int, int], ...] = ()
+
+    def describe(self) -> str:
+        """Empty where it holds for the whole output."""
+        runs = ", ".join(f"{start}-{stop - 1}" for start, stop in self.rows)
+        return f"rows {runs} of axis {self.axis}" if runs else ""
+
+
 class SelfTest(msgspec.Struct, frozen=True):
     """Golden data and what a device must reproduce.
 
@@ -145,7 +160,7 @@ class SelfTest(msgspec.Struct, frozen=True):
     `tolerance` bounds |output - artifact output| per output tensor (every one of them): the largest seen across
     engines and ISAs at build, times a margin. `snr_db` is, for outputs of real numbers, the least signal to noise in
     decibels that the device's record must have against the float source's: the noise that the build saw doubled (3 dB),
-    and a device's own rounding. `agreement` is the share of task answers that equal the float source's, which the device
+    and a device's own rounding; rows of much smaller values than others have a floor of their own. `agreement` is the share of task answers that equal the float source's, which the device
     must reach: what the build saw minus a margin. The task answer is argmax over the last axis where that has more than
     one entry, otherwise whether the value is above 0.5, on the first output, and of an output of integers these
     themselves; a sample with several positions gives several answers.
@@ -159,7 +174,7 @@ class SelfTest(msgspec.Struct, frozen=True):
     agreement: Annotated[float, Meta(ge=0, le=1)]
     # Left out in older formats, so that such bundles keep their bytes.
     kept: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
-    snr_db: dict[str, float] | UnsetType = UNSET
+    snr_db: dict[str, tuple[Floor, ...]] | UnsetType = UNSET
 
 
 class Histogram(msgspec.Struct, frozen=True):
@@ -291,15 +306,25 @@ def _check_tensors(manifest: Manifest) -> None:
 
 
 def _check_selftest(manifest: Manifest) -> None:
-    test, outputs = manifest.selftest, {spec.name for spec in manifest.outputs}
+    test, outputs = manifest.selftest, {spec.name: spec for spec in manifest.outputs}
     is_compact = test.kept is not UNSET or test.snr_db is not UNSET
     if is_compact and manifest.format < COMPACT_FORMAT:
         raise ManifestError(
             f"manifest.json has compact self-test data, which came with format {COMPACT_FORMAT}, and says {manifest.format}"
         )
-    unknown = sorted(set(test.snr_db or {}) - outputs)
-    if unknown:
-        raise ManifestError(f"manifest.json states a signal to noise of {unknown[0]!r}, which is no output")
+    for name, floors in (test.snr_db or {}).items():
+        if name not in outputs:
+            raise ManifestError(f"manifest.json states a signal to noise of {name!r}, which is no output")
+        for floor in floors:
+            bounds = [bound for run in floor.rows for bound in run]
+            shape = outputs[name].shape
+            size = shape[floor.axis] if floor.axis < len(shape) else None
+            if bounds and (
+                size is None or bounds != sorted(set(bounds)) or not 0 <= bounds[0] < bounds[-1] <= size
+            ):
+                raise ManifestError(
+                    f"manifest.json states a signal to noise of {floor.describe()}, which {name!r} has not"
+                )
 
 
 def _check_buckets(manifest: Manifest, buckets: Buckets) -> None:

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, UnsetType
-from numpy.typing import NDArray
+from msgspec import UNSET
 
+from edgekit import noise
 from edgekit.engines import LoadedBundle
 from edgekit.errors import DataError
 from edgekit.gaps import largest_gap
@@ -33,8 +33,6 @@ from edgekit.transforms import prepare
 
 # Entries of an output that golden data keeps of one sample, at most, and in bundles that do not say how many.
 KEPT = 16_384
-# Signals to noise are told up to here, in decibels, so that "no noise at all" is a number too.
-MOST_DB = 200.0
 # Where golden data keeps the task answers, which need the whole first output. No tensor name starts so.
 ANSWERS = "@answers"
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -42,7 +40,7 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 class SelfTestResult(msgspec.Struct, frozen=True):
     """`max_error` is the largest |output - artifact output| per output tensor, `snr_db` the signal to noise against the
-    float source of those that the manifest bounds; latencies are of the engine call.
+    float source for each floor that the manifest has; latencies are of the engine call.
 
     `reason` is a sentence for a person, empty when passed.
     """
@@ -53,7 +51,7 @@ class SelfTestResult(msgspec.Struct, frozen=True):
     latency_p50_ms: float
     latency_p95_ms: float
     reason: str = ""
-    snr_db: dict[str, float] = {}
+    snr_db: dict[str, tuple[float, ...]] = {}
 
 
 def iter_samples(
@@ -184,16 +182,7 @@ def _kept(array: Array, kept: int | None) -> Array:
     if kept is None:
         # An odd step walks through the classes of a last axis instead of meeting the same ones in each row.
         return np.ascontiguousarray(rows[:, :: -(-rows.shape[1] // KEPT) | 1])
-    return np.ascontiguousarray(rows[:, spread(rows.shape[1], kept)])
-
-
-def spread(size: int, count: int) -> NDArray[np.int64]:
-    """`count` different positions of `size`, in steps that have no divisor in common with it: whatever axes an output
-    has, its rows, columns and channels are all met, about equally often. Steps near the golden ratio's share leave no
-    large gap (Steinhaus' three-gap theorem).
-    """
-    step = next(step for step in range(int(size * 0.618) or 1, 2 * size) if math.gcd(step, size) == 1)
-    return np.arange(count, dtype=np.int64) * step % size
+    return np.ascontiguousarray(rows[:, noise.spread(rows.shape[1], kept)])
 
 
 def golden_inputs(manifest: Manifest, folder: Path) -> Samples:
@@ -256,15 +245,19 @@ def judge_record(
     agreed = 0.0
     if ANSWERS in source and source[ANSWERS].shape == ours[ANSWERS].shape:
         agreed = agreement(ours[ANSWERS], source[ANSWERS])
-    needed = {} if golden.snr_db is UNSET else golden.snr_db
-    snr = {name: snr_db(ours.get(name), source.get(name)) for name in needed}
+    specs = {spec.name: spec for spec in manifest.outputs}
+    snr = {
+        name: noise.of_floors(floors, specs[name], kept_of(golden), ours.get(name), source.get(name))
+        for name, floors in (golden.snr_db or {}).items()
+    }
     reasons = [
         reason for spec in manifest.outputs if (reason := _complaint(spec.name, errors, golden.tolerance))
     ]
     reasons += [
-        f"output {name!r} has {snr[name]:.1f} dB of signal to noise against the float source, {least:.1f} dB needed"
-        for name, least in needed.items()
-        if not snr[name] >= least
+        complaint
+        for name, floors in (golden.snr_db or {}).items()
+        for floor, found in zip(floors, snr[name], strict=True)
+        if (complaint := noise.complaint(name, floor, found))
     ]
     if len(latencies_ms) != golden.samples:
         reasons.append(f"{len(latencies_ms)} golden samples, the manifest says {golden.samples}")
@@ -281,51 +274,6 @@ def judge_record(
         reason="; ".join(reasons),
         snr_db=snr,
     )
-
-
-def snr_db(ours: Array | None, source: Array | None) -> float:
-    """Decibels from -`MOST_DB` to `MOST_DB` over all entries. What is not finite has to be equal; where it is not, where
-    one is missing or shaped otherwise, there is nothing but noise.
-    """
-    if ours is None or source is None or ours.shape != source.shape:
-        return -MOST_DB
-    signal, finite = source.astype(np.float64), np.isfinite(source)
-    if not np.array_equal(ours[~finite], source[~finite]):
-        return -MOST_DB
-    noise = energy(signal[finite] - ours[finite].astype(np.float64))
-    return decibels(energy(signal[finite]), noise)
-
-
-def snr_of_part(
-    test: SelfTest, source: Mapping[str, Array], part: Mapping[str, Array]
-) -> dict[str, float] | UnsetType:
-    """What the first samples need where as much noise may be in them as in all."""
-    if test.snr_db is UNSET:
-        return UNSET
-    return {
-        name: least + min(0.0, decibels(_signal(part[name]), _signal(source[name])))
-        for name, least in test.snr_db.items()
-        if name in part
-    }
-
-
-def _signal(source: Array) -> float:
-    return energy(source[np.isfinite(source)])
-
-
-def decibels(signal: float, noise: float) -> float:
-    """Of two energies, limited to `MOST_DB` on either side; noise that is not finite drowns everything."""
-    if not noise:
-        return MOST_DB
-    if not signal or not math.isfinite(noise):
-        return -MOST_DB
-    return min(MOST_DB, max(-MOST_DB, 10 * math.log10(signal / noise)))
-
-
-def energy(values: Array) -> float:
-    """The sum of the squares; not finite where an entry is not."""
-    row = values.ravel().astype(np.float64)
-    return float(row @ row)
 
 
 def _complaint(name: str, errors: Mapping[str, float], tolerances: Mapping[str, float]) -> str:

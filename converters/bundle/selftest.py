@@ -7,13 +7,15 @@ round intermediate results differently, by one step of an integer or the last bi
 shows.
 
 The signal to noise that an output must keep against the float source allows twice the noise that was seen here in any
-of these ways, and a device's own rounding beside it: `ROUNDING` of that same share.
+of these ways, and a device's own rounding beside it: `ROUNDING` of that same share. Rows of another magnitude have a level of their own.
 """
 
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from msgspec import structs
 
+from converters.bundle import ranges
 from converters.data import compact
 from converters.recipes import facts
 from converters.recipes.recipes import Plan
@@ -22,10 +24,11 @@ from converters.source.quiet import first_line
 from converters.work import golden
 from converters.work.golden import Shipped
 from converters.work.workbench import Workbench
+from edgekit import noise
 from edgekit.errors import ToolFailedError
-from edgekit.manifest import EngineSpec, SelfTest
+from edgekit.manifest import EngineSpec, Floor, SelfTest, TensorSpec
 from edgekit.samples import Samples, dump_arrays, flat, stacked
-from edgekit.selftest import ANSWERS, MOST_DB, agreement, decibels, energy, is_exact, record, snr_db
+from edgekit.selftest import ANSWERS, agreement, is_exact, record
 from edgekit.tensors import Array
 
 MARGIN = 4.0
@@ -65,12 +68,7 @@ def made(bench: Workbench, item: Candidate, host: Host) -> tuple[SelfTest, dict[
         },
         agreement=_agreement(answered, shipped),
         kept=shipped.layout.kept,
-        snr_db={
-            name: least
-            for name, array in ours.items()
-            if (least := _least_snr(item.plan, shipped.source[name], [array, *(way[name] for way in others)]))
-            is not None
-        },
+        snr_db=_snr_floors(bench, item.plan, shipped, [ours, *others]),
     )
     return test, {
         golden.INPUTS: shipped.inputs,
@@ -143,21 +141,44 @@ def _tolerance(plan: Plan, output: Array, gap: float) -> float:
     return float(f"{max(MARGIN * gap, _share(plan) * _largest(output), 1e-6):.3g}")
 
 
-def _least_snr(plan: Plan, source: Array, seen: list[Array]) -> float | None:
-    """In decibels over all entries, see the module's docstring; None for integers, for nothing but zeros, and where the build
-    saw something that is not finite where the source is, or the other way round.
+def _snr_floors(
+    bench: Workbench, plan: Plan, shipped: Shipped, seen: list[dict[str, Array]]
+) -> dict[str, tuple[Floor, ...]]:
+    """Of each output that can have one, see the module's docstring. `seen` are records of all samples or of the first."""
+    kept, floors = shipped.layout.kept, {}
+    for spec in bench.source.outputs:
+        source = shipped.source[spec.name]
+        if is_exact(source):
+            continue
+        levels = [
+            structs.replace(floor, least_db=least)
+            for floor in ranges.floors(spec, kept, source)
+            if (
+                least := _least_snr(
+                    plan, spec, kept, floor, source=source, seen=[way[spec.name] for way in seen]
+                )
+            )
+            is not None
+        ]
+        if levels:
+            floors[spec.name] = tuple(levels)
+    return floors
+
+
+def _least_snr(
+    plan: Plan, spec: TensorSpec, kept: int, floor: Floor, *, source: Array, seen: list[Array]
+) -> float | None:
+    """None for nothing but zeros, and where the build saw something that is not finite where the source is, or the other
+    way round.
     """
-    if is_exact(source):
+    found = [noise.of_floors([floor], spec, kept, array, source[: len(array)])[0] for array in seen]
+    part = noise.part_of(floor, spec, kept, source)
+    signal = noise.finite_energy(part)
+    if min(found) <= -noise.MOST_DB or not signal:
         return None
-    found = [snr_db(array, source[: len(array)]) for array in seen]
-    if min(found) <= -MOST_DB:
-        return None
-    signal = energy(source[np.isfinite(source)])
-    if not signal:
-        return None
-    noise = 0.0 if min(found) >= MOST_DB else signal / 10 ** (min(found) / 10)
-    rounding = source.size * (ROUNDING * _share(plan) * _largest(source)) ** 2
-    return round(decibels(signal, NOISE * noise + rounding), 1)
+    seen_noise = 0.0 if min(found) >= noise.MOST_DB else signal / 10 ** (min(found) / 10)
+    rounding = part.size * (ROUNDING * _share(plan) * _largest(part)) ** 2
+    return round(noise.decibels(signal, NOISE * seen_noise + rounding), 1)
 
 
 def _agreement(answered: Array, shipped: Shipped) -> float:

@@ -16,7 +16,7 @@ import msgspec
 from converters.emulation import setup
 from converters.emulation.machine import CHILD, Machine
 from converters.keep.artifacts import Cache
-from edgekit import bundle, selftest
+from edgekit import bundle, noise, selftest
 from edgekit.errors import EdgeKitError, ProfileError, UsageError
 from edgekit.evidence import Emulation, Figure, Where
 from edgekit.manifest import Manifest
@@ -184,7 +184,7 @@ def _judged(manifest: Manifest, folder: Path, count: int) -> SelfTestResult:
         golden,
         samples=count,
         agreement=max(0.0, 1 - (1 - golden.agreement) * golden.samples / count),
-        snr_db=selftest.snr_of_part(golden, whole[0], recorded[0]),
+        snr_db=noise.of_first_samples(golden, manifest.outputs, whole[0], recorded[0]),
     )
     return selftest.judge_record(
         msgspec.structs.replace(manifest, selftest=part),

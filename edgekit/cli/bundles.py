@@ -16,7 +16,7 @@ from edgekit.compare import difference
 from edgekit.errors import DataError, SelfTestFailedError, UsageError
 from edgekit.evidence import BucketEvidence, Figure, Statement
 from edgekit.inputs import input_files
-from edgekit.manifest import Manifest, Step
+from edgekit.manifest import Floor, Manifest, Step
 from edgekit.predict import answers
 from edgekit.selftest import SelfTestResult
 
@@ -84,14 +84,18 @@ def verify(bundle: Path, *, emulate: bool, profile: str | None, as_json: bool) -
         raise SelfTestFailedError(f"{bundle.name} must not run on this machine: {result.reason}")
 
 
-def _selftest_rows(result: SelfTestResult, bounds: Mapping[str, float]) -> list[tuple[str, str]]:
+def _selftest_rows(result: SelfTestResult, bounds: Mapping[str, Sequence[Floor]]) -> list[tuple[str, str]]:
     """What a self-test on this machine came to; `bounds` are the decibels that outputs must reach."""
     return [
         ("agreement", f"{result.agreement:.1%} of the golden answers equal the float source's"),
         *((f"error of {name}", f"{error:.3g}") for name, error in result.max_error.items()),
         *(
-            (f"output {name!r}", f"{snr:.1f} dB to the float source, at least {bounds[name]:.1f}")
-            for name, snr in result.snr_db.items()
+            (
+                " ".join(filter(None, (f"output {name!r}", floor.describe()))),
+                f"{snr:.1f} dB to the float source, at least {floor.least_db:.1f}",
+            )
+            for name, found in result.snr_db.items()
+            for floor, snr in zip(bounds[name], found, strict=True)
         ),
         ("engine call here", f"p50 {result.latency_p50_ms:.2f} ms, p95 {result.latency_p95_ms:.2f} ms"),
     ]

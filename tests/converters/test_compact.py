@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from converters.bundle import ranges
 from converters.data import compact, telling
 from converters.data.compact import Coarseness
 from converters.data.telling import Group
+from edgekit.manifest import TensorSpec
 from edgekit.samples import stacked
-from edgekit.selftest import KEPT
+from edgekit.selftest import KEPT, record
 
 EIGHT = Coarseness(8)
 
@@ -128,3 +130,23 @@ def test_features_do_without_what_is_not_finite_and_without_one_shape(chance) ->
     found = telling.features({"a": np.array([[np.nan, 1], [np.inf, 2], [0, 3]]), "b": parts})
     assert found.shape == (3, 11)
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("kept", [300, KEPT])
+def test_rows_of_another_magnitude_are_found_with_what_is_next_to_zero_beside_the_smaller(
+    kept: int, chance
+) -> None:
+    spec = TensorSpec("out", "float32", (1, 84, 100))
+    source = chance.random((4, 1, 84, 100))
+    source[:, :, :4] *= 320
+    source[:, :, 50] = 1e-9
+    found = ranges.floors(spec, kept, record({"out": source}, kept)["out"])
+    assert [floor.rows for floor in found] == [((0, 4),), ((4, 84),)]
+    assert {floor.axis for floor in found} == {1}
+
+
+@pytest.mark.parametrize("shape", [(1, 10), (1, 3, 40), (1, None, 40)])
+def test_an_output_of_one_magnitude_or_of_single_rows_is_one(shape, chance) -> None:
+    spec = TensorSpec("out", "float32", shape)
+    source = chance.random((4, *(dim or 5 for dim in shape)))
+    assert [floor.rows for floor in ranges.floors(spec, KEPT, source)] == [()]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edgekit import bundle
 from edgekit.bundle import file_entry
 from edgekit.errors import BundleError, EdgeKitError, ManifestError
-from edgekit.manifest import EngineSpec, Manifest, SelfTest, TensorSpec, encode
+from edgekit.manifest import EngineSpec, Floor, Manifest, SelfTest, TensorSpec, encode
 
 FILES: dict[str, bytes] = {
     "model/model.onnx": b"weights" * 10,
@@ -23,6 +23,9 @@ FILES: dict[str, bytes] = {
     "selftest/source.npz": b"source",
     "selftest/artifact.npz": b"artifact",
 }
+
+
+ROWS = Floor(9.0, 1, ((0, 3),))
 
 
 def make_manifest(files: dict[str, bytes] = FILES, **changes: object) -> Manifest:
@@ -273,8 +276,18 @@ def test_no_cut_and_no_flipped_byte_is_ever_read_as_the_same_bundle(good: Path, 
             "came with format 3, and says 2",
         ),
         (
-            {"format": 3, "selftest": msgspec.structs.replace(make_manifest().selftest, snr_db={"z": 9.0})},
+            {
+                "format": 3,
+                "selftest": msgspec.structs.replace(make_manifest().selftest, snr_db={"z": (Floor(9.0),)}),
+            },
             "'z', which is no output",
+        ),
+        (
+            {
+                "format": 3,
+                "selftest": msgspec.structs.replace(make_manifest().selftest, snr_db={"y": (ROWS,)}),
+            },
+            "rows 0-2 of axis 1, which 'y' has not",
         ),
     ],
 )

@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgekit import local, selftest
+from edgekit import local, noise, selftest
 from edgekit.errors import DataError
-from edgekit.manifest import Manifest, StatePair, Step, TensorSpec
+from edgekit.manifest import Floor, Manifest, StatePair, Step, TensorSpec
 from edgekit.samples import Samples
 
 NORMALIZE = Step("normalize", {"mean": [120.0, 110.0, 100.0], "std": [60.0, 55.0, 50.0], "axis": -1})
@@ -196,7 +196,7 @@ def test_so_many_entries_are_kept_spread_over_rows_and_columns() -> None:
 
 def _with_snr(maker, changed: np.ndarray, least: float):
     golden = maker.manifest({"model/model.onnx": b"", **dict.fromkeys(_golden_names(), b"")}).selftest
-    test = msgspec.structs.replace(golden, tolerance={"logits": 100.0}, snr_db={"logits": least})
+    test = msgspec.structs.replace(golden, tolerance={"logits": 100.0}, snr_db={"logits": (Floor(least),)})
     return _result(maker, {"selftest": test}, {"logits": changed})
 
 
@@ -207,19 +207,19 @@ def test_noise_over_what_the_manifest_allows_fails_where_no_entry_is_beyond_its_
     assert not result.passed
     assert "'logits' has" in result.reason
     assert "20.0 dB needed" in result.reason
-    assert 12 < result.snr_db["logits"] < 18
+    assert 12 < result.snr_db["logits"][0] < 18
     assert _with_snr(maker, true + noise, 10).passed
     assert _with_snr(maker, true, 150).passed
 
 
 def test_equal_infinities_agree_and_others_do_not() -> None:
     masked = np.array([[1.0, -np.inf], [2.0, -np.inf]], np.float32)
-    assert selftest.snr_db(masked, masked) == selftest.MOST_DB
-    assert selftest.snr_db(-masked, masked) == -selftest.MOST_DB
-    assert selftest.snr_db(np.nan_to_num(masked), masked) == -selftest.MOST_DB
-    assert selftest.snr_db(masked, np.nan_to_num(masked, neginf=0)) == -selftest.MOST_DB
+    assert noise.snr_db(masked, masked) == noise.MOST_DB
+    assert noise.snr_db(-masked, masked) == -noise.MOST_DB
+    assert noise.snr_db(np.nan_to_num(masked), masked) == -noise.MOST_DB
+    assert noise.snr_db(masked, np.nan_to_num(masked, neginf=0)) == -noise.MOST_DB
     nan = np.array([[np.nan, 1]])
-    assert selftest.snr_db(nan, nan) == -selftest.MOST_DB
+    assert noise.snr_db(nan, nan) == -noise.MOST_DB
 
 
 def test_masked_outputs_that_are_reproduced_pass(maker) -> None:
@@ -233,12 +233,29 @@ def test_masked_outputs_that_are_reproduced_pass(maker) -> None:
 
 def test_a_part_of_the_samples_may_have_as_much_noise_as_all(maker) -> None:
     golden = maker.manifest({"model/model.onnx": b"", **dict.fromkeys(_golden_names(), b"")}).selftest
-    test = msgspec.structs.replace(golden, snr_db={"logits": 30.0})
+    test = msgspec.structs.replace(golden, snr_db={"logits": (Floor(30.0),)})
+    specs = maker.manifest({"model/model.onnx": b"", **dict.fromkeys(_golden_names(), b"")}).outputs
     source = {"logits": np.ones((10, 4), np.float32)}
-    assert selftest.snr_of_part(test, source, {"logits": source["logits"][:1]}) == {
-        "logits": pytest.approx(20)
-    }
-    assert selftest.snr_of_part(golden, source, source) is msgspec.UNSET
+    part = {"logits": source["logits"][:1]}
+    assert noise.of_first_samples(test, specs, source, part)["logits"][0].least_db == pytest.approx(20)
+    assert noise.of_first_samples(golden, specs, source, source) is msgspec.UNSET
+
+
+@pytest.mark.parametrize("kept", [100, 10_000])
+def test_rows_have_a_floor_of_their_own_however_few_entries_are_kept(kept: int) -> None:
+    chance = np.random.default_rng(0)
+    spec = TensorSpec("out", "float32", (1, 84, 50))
+    source = chance.random((3, 1, 84, 50))
+    source[:, :, :4] *= 600
+    changed = source.copy()
+    changed[:, :, 4:] *= 1.1
+    ours, theirs = (selftest.record({"out": array}, kept)["out"] for array in (changed, source))
+    floors = (Floor(50), Floor(50, 1, ((0, 4),)), Floor(50, 1, ((4, 84),)))
+    whole, boxes, scores = noise.of_floors(floors, spec, kept, ours, theirs)
+    assert whole > 50
+    assert boxes == noise.MOST_DB
+    assert scores == pytest.approx(20)
+    assert "rows 4-83 of axis 1" in noise.complaint("out", floors[2], scores)
 
 
 def test_a_map_is_answered_by_its_classes_also_where_samples_have_a_batch_axis_of_their_own():
