@@ -11,6 +11,7 @@ import pytest
 from onnx import helper
 
 from converters.backends import Prepared, get
+from converters.backends import settling
 from converters.backends.onnxruntime import graph, qdq
 from converters.graph import canonical
 from converters.recipes.recipes import Tuning, plans
@@ -141,7 +142,7 @@ def test_without_a_name_in_the_error_the_guilty_layer_is_found_by_halving():
 
     made, _ = qdq.settle(attempt, layers_of(*["MatMul"] * 3, *["Conv"] * 8))
     assert made.doc_string == "Conv.5"
-    assert len(tried) <= qdq.MAX_TRIES
+    assert len(tried) <= settling.MAX_TRIES
 
 
 def test_what_cannot_be_helped_is_given_up_after_a_bounded_number_of_tries():
