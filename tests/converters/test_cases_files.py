@@ -169,7 +169,7 @@ def test_a_pool_without_a_kernel_does_not_cost_the_candidate(op, shape, opset, a
     session = ort.InferenceSession(made.SerializeToString())
     for feed in feeds:
         (wanted,) = session.run(None, feed)
-        assert np.abs(outputs(artifact, ready, feed)["y"] - wanted).max() < 0.08 * np.abs(wanted).max()
+        assert np.abs(outputs(artifact, ready, feed)["y"] - wanted).max() < 0.15 * np.abs(wanted).max()
     if op == "MaxPool":
         assert "STABLEHLO_REDUCE_WINDOW" not in operators(artifact)
     elif operators(artifact)["STABLEHLO_REDUCE_WINDOW"]:
