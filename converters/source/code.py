@@ -21,16 +21,12 @@ from typing import Any
 from edgekit.errors import ProjectError, SourceError
 
 # Code that is no user's: this package's, installed ones, Python's own.
-_OTHERS = tuple(
-    {
-        f"{Path(path).resolve()}{os.sep}"
-        for path in (
-            str(Path(__file__).parents[1]),
-            str(Path(inspect.getfile(ProjectError)).parent),
-            *(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")),
-        )
-    }
+_FOLDERS: tuple[str | Path, ...] = (
+    Path(__file__).parents[1],
+    Path(inspect.getfile(ProjectError)).parent,
+    *(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")),
 )
+_OTHERS = tuple(f"{Path(folder).resolve()}{os.sep}" for folder in _FOLDERS)
 
 
 @dataclass

@@ -207,7 +207,8 @@ import resource, sys
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
-from converters.backends import Prepared, litert_int8
+from converters.backends import Prepared
+from converters.backends.litert import int8
 from converters.recipes.recipes import plans
 from edgekit import profile
 from edgekit.manifest import TensorSpec
@@ -218,7 +219,7 @@ def feeds():
         yield {"x": random.standard_normal((1, 8, 12, 12)).astype(np.float32)}
 source = SimpleNamespace(inputs=(TensorSpec("x", "float32", (1, 8, 12, 12)),))
 (plan,) = plans(profile.load("arm-ethos-u55-128"), ["litert/" + sys.argv[3]])
-assert litert_int8.calibrated(Prepared(source, None, feeds), plan, Path(sys.argv[1]))
+assert int8.calibrated(Prepared(source, None, feeds), plan, Path(sys.argv[1]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from converters.backends import Prepared, get
+from converters.backends import Prepared, get, settling
 from converters.backends.onnxruntime import graph, qdq
 from converters.graph import canonical
 from converters.recipes.recipes import Tuning, plans
@@ -141,7 +141,7 @@ def test_without_a_name_in_the_error_the_guilty_layer_is_found_by_halving():
 
     made, _ = qdq.settle(attempt, layers_of(*["MatMul"] * 3, *["Conv"] * 8))
     assert made.doc_string == "Conv.5"
-    assert len(tried) <= qdq.MAX_TRIES
+    assert len(tried) <= settling.MAX_TRIES
 
 
 def test_what_cannot_be_helped_is_given_up_after_a_bounded_number_of_tries():
@@ -252,10 +252,10 @@ def test_a_tensor_that_a_pattern_adds_has_a_shape_of_its_own():
     shapes = {"q": [1, 4], "k": [4, 16], "p": [1, 16], "y": [1, 16]}
     infos = {name: helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()}
     scale = onnx.numpy_helper.from_array(np.float32(0.125), "c")
-    graph = helper.make_graph(
+    whole = helper.make_graph(
         nodes, "g", [infos["q"], infos["k"]], [infos["y"]], [scale], value_info=[infos["p"]]
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=8)
+    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 20)], ir_version=8)
     made = graph.for_int8(model)
     (added,) = (value for value in made.graph.value_info)
     assert [node.op_type for node in made.graph.node] == ["Mul", "MatMul"]

@@ -21,8 +21,8 @@ from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact
 from converters.backends.litert import graph as litert_graph
 from converters.backends.litert import int8
-from converters.backends.litert.int8 import SIGNATURE
 from converters.backends.litert.layers import layer_errors
+from converters.backends.litert.running import SIGNATURE
 from converters.backends.parity import smallest_gap
 from converters.graph import canonical, patterns
 from converters.quantize.sensitivity import LayerError

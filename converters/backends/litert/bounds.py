@@ -46,13 +46,19 @@ def unbounded(path: Path, ranges: Mapping[str, Any]) -> Unbounded:
             if all(_is_bounded(tensor, model.buffers, ranges) for tensor in used):
                 continue
             if place:
-                scopes.append("".join(f"{graph.tensors[index].name.decode()};" for index in entry.outputs))
+                # The body's own edges are operators to ai-edge-quantizer, named by what goes in or comes out.
+                scopes += [_scope(graph, indices) for indices in (entry.outputs, graph.inputs, graph.outputs)]
             else:
                 layers.add(f"{names[codes[entry.opcodeIndex]].lower()}.{number}")
     main = model.subgraphs[0]
     edges = [main.tensors[index] for index in (*main.inputs, *main.outputs)]
     is_edge = not all(_is_bounded(tensor, model.buffers, ranges) for tensor in edges)
-    return Unbounded(frozenset(layers), tuple(scopes), is_edge)
+    return Unbounded(frozenset(layers), tuple(dict.fromkeys(scopes)), is_edge)
+
+
+def _scope(graph: Any, indices: Any) -> str:
+    """As `Layer.scope`."""
+    return "".join(f"{graph.tensors[index].name.decode()};" for index in indices)
 
 
 def _is_bounded(tensor: Any, buffers: Sequence[Any], ranges: Mapping[str, Any]) -> bool:

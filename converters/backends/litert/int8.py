@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 
 from converters.backends import Prepared, settling
+from converters.backends.litert import running
 from converters.backends.litert.bounds import Unbounded, unbounded, widened
 from converters.backends.litert.graph import (
     Layer,
@@ -42,7 +42,6 @@ from converters.recipes.recipes import Plan
 from converters.source.quiet import first_line, quietly
 from edgekit.errors import DataError, ToolFailedError
 
-SIGNATURE = "serving_default"
 SETTINGS = frozenset({"percentile", "moving_average", "per_channel", "int8_everywhere"})
 # Calibration samples in memory at a time.
 BATCH = 16
@@ -88,7 +87,7 @@ def quantized(
         float_ones = [layer for layer in graph if layer.name in left | never.layers | skipped]
         # A copy: the quantizer writes into what it is given.
         made = apply(path, [*recipe_for(plan, float_ones), *_inside(never)], copy.deepcopy(ranges))
-        _load(made)
+        running.loaded_once(made)
         return made
 
     parts = {
@@ -109,15 +108,6 @@ def _inside(never: Unbounded) -> Recipe:
     if never.is_edge:
         rules += [_no_quantization(".*", edge) for edge in ("INPUT", "OUTPUT")]
     return rules
-
-
-def _load(content: bytes) -> None:
-    """Raises: RuntimeError, ValueError if no interpreter takes the model."""
-
-    def load() -> None:
-        Interpreter(model_content=content, num_threads=1).allocate_tensors()
-
-    quietly(load)
 
 
 def slow_in(plan: Plan, graph: Sequence[Layer], ranges: Ranges | None) -> set[str]:
@@ -230,7 +220,7 @@ def narrow(array: Any) -> Any:
 
 def spreads(prepared: Prepared, path: Path, samples: int | None = None) -> dict[str, Spread]:
     """How the values of every computed float tensor are spread."""
-    interpreter = preserving(path)
+    interpreter = running.preserving(path)
     details = [
         entry
         for entry in interpreter.get_tensor_details()
@@ -238,7 +228,7 @@ def spreads(prepared: Prepared, path: Path, samples: int | None = None) -> dict[
     ]
     found: dict[str, Spread] = {}
     for feed in feeds(prepared, samples):
-        run_once(interpreter, feed)
+        running.run_once(interpreter, feed)
         for entry in details:
             try:
                 found.setdefault(entry["name"], Spread()).add(interpreter.get_tensor(entry["index"]))
@@ -246,29 +236,6 @@ def spreads(prepared: Prepared, path: Path, samples: int | None = None) -> dict[
                 # Scratch of a delegate that holds nothing, or a value that is not finite: the extremes stand.
                 found.pop(entry["name"], None)
     return found
-
-
-def preserving(path: Path) -> Interpreter:
-    """An interpreter that keeps every tensor, so that it can be read after a run."""
-
-    def make() -> Interpreter:
-        interpreter = Interpreter(model_path=str(path), num_threads=2, experimental_preserve_all_tensors=True)
-        interpreter.allocate_tensors()
-        return interpreter
-
-    return quietly(make)
-
-
-def run_once(interpreter: Interpreter, feed: Mapping[str, Any]) -> None:
-    """One run by argument names."""
-    # ai-edge-quantizer 0.10 renames an input behind which it converts.
-    indices = {
-        entry["name"].removesuffix("_quant").removesuffix("_dequant"): entry["index"]
-        for entry in interpreter.get_input_details()
-    }
-    for name, array in feed.items():
-        interpreter.set_tensor(indices[f"{SIGNATURE}_{name}"], array)
-    interpreter.invoke()
 
 
 def _extremes(prepared: Prepared, path: Path, smoothing: Any, samples: int | None) -> Ranges:
@@ -289,7 +256,7 @@ def _extremes(prepared: Prepared, path: Path, smoothing: Any, samples: int | Non
     # ai-edge-quantizer 0.10 makes a list of whatever it is given, so it gets a few samples at a time.
     stream = feeds(prepared, samples)
     while batch := list(itertools.islice(stream, BATCH)):
-        tool.calibrate({SIGNATURE: batch}, manager)
+        tool.calibrate({running.SIGNATURE: batch}, manager)
     found: Ranges = tool.get_model_qsvs()
     return found
 

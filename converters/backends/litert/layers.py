@@ -20,11 +20,10 @@ from converters.backends.litert.int8 import (
     apply,
     calibrated,
     feeds,
-    preserving,
     recipe_for,
-    run_once,
     slow_in,
 )
+from converters.backends.litert.running import preserving, run_once
 from converters.quantize.sensitivity import LayerError, snr_db
 from converters.recipes.recipe import ETHOS
 from converters.recipes.recipes import PLAIN, Plan

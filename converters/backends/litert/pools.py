@@ -58,8 +58,8 @@ def counted_average(made: GraphModule, node: Node) -> None:
         return
     value, rest = node.args[0], list(node.args[2:])
     kernel, strides, pads, _ = _settings(node, 2)
-    given: list[Any] = [*rest[2:], *(False, True, None)[len(rest[2:]) :]]
-    ceil, counts_pads, divisor = given
+    tail = [*rest[2:], *(False, True, None)[len(rest[2:]) :]]
+    ceil, counts_pads, divisor = tail[0], tail[1], tail[2]
     if not any(pads) or ceil or counts_pads or divisor is not None:
         return
     shape = value.meta["val"].shape
