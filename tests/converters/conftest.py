@@ -82,7 +82,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     torch.jit.trace(net, example).save(str(folder / "model.pt"))
     torch.export.save(torch.export.export(net, (example,)), str(folder / "model.pt2"))
     np.savez(folder / "calib.npz", x=images[1200:1300])
-    np.savez(folder / "eval.npz", x=images[1300:1560], labels=labels[1300:1560])
+    np.savez(folder / "eval.npz", x=images[1300:], labels=labels[1300:])
     (folder / "calib").mkdir()
     for index in range(4):
         np.savez(folder / "calib" / f"{index}.npz", x=images[1200 + 25 * index :][:25])
