@@ -112,6 +112,11 @@ class Desk:
         for name in reversed(list(self.running)):
             self.stop(name)
 
+    @property
+    def other(self) -> Path:
+        """For builds that are not the page's own."""
+        return self.folder.parent / "other"
+
     def bundle(self, version: str = "1.0.0") -> Path:
         return Path("dist") / f"digits-{version}-{PROFILE}.edgekit"
 

@@ -189,8 +189,6 @@ BLOCKS: Mapping[str, Callable[[Desk, str], None]] = {
 
 # -- sentences: what they name, on what the blocks made --------------------------------------------------------------------
 
-ONE = "--recipe onnxruntime/fp32 --target x86-64-v3"
-
 
 def lines(*texts: str) -> Callable[[Desk], None]:
     """Run each; `BUNDLE` is what the first block built."""
@@ -202,21 +200,20 @@ def lines(*texts: str) -> Callable[[Desk], None]:
     return run
 
 
-def builds(*flags: str) -> Callable[[Desk], None]:
-    """Build the example with each of these flags, into a folder of its own."""
-
-    def run(desk: Desk) -> None:
-        desk.train()
-        for more in flags:
-            desk.run(f"edgekit build --project examples/digits --out {desk.folder.parent}/other {more}")
-
-    return run
+def build_apart(desk: Desk, *more: str) -> None:
+    """The example with more flags, into a folder of its own."""
+    desk.train()
+    desk.run(
+        f"edgekit build --project examples/digits --target x86-64-v3 --out {desk.other} {' '.join(more)}"
+    )
 
 
 @functools.cache
-def lock(desk: Desk) -> None:
-    """A reader commits the lock; here it goes, so that it holds for no other command."""
-    builds(f"--lock {ONE}", f"--locked {ONE}")(desk)
+def build_locked(desk: Desk) -> None:
+    """`--lock`, `--locked`, `--recipe`. A reader commits the lock; here it goes, so that it holds for no other command."""
+    flags = ("--version", "1.0.1", "--recipe", "'litert/*'")
+    build_apart(desk, "--lock", *flags)
+    build_apart(desk, "--locked", *flags)
     (desk.folder / "examples/digits/edgekit.lock").unlink()
 
 
@@ -239,9 +236,8 @@ def run_on_pictures(desk: Desk) -> None:
 
 
 def compare(desk: Desk) -> None:
-    builds(f"{ONE} --version 1.0.1")(desk)
-    other = desk.folder.parent / "other/digits-1.0.1-x86-64-v3.edgekit"
-    assert "1.0.1" in desk.run(f"edgekit diff {desk.bundle()} {other}")
+    build_locked(desk)
+    assert "1.0.1" in desk.run(f"edgekit diff {desk.bundle()} {desk.other / desk.bundle('1.0.1').name}")
 
 
 def operate(desk: Desk) -> None:
@@ -265,10 +261,12 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
     "make demo": lambda desk: exempt(desk, "make demo"),
     "python examples/digits/digits.py": lambda desk: desk.train(),
     "edgekit report": lines("edgekit report dist/digits-*.evidence.json", "edgekit report result.json"),
-    "edgekit build --lock": lock,
-    "edgekit build --locked": lock,
-    "edgekit build --search 40": builds("--search 1 --recipe onnxruntime/static-int8 --target x86-64-v3"),
-    "edgekit build --recipe 'litert/*'": builds("--recipe 'litert/*' --target x86-64-v3"),
+    "edgekit build --lock": build_locked,
+    "edgekit build --locked": build_locked,
+    "edgekit build --search 40": lambda desk: build_apart(
+        desk, "--search 1 --recipe onnxruntime/static-int8"
+    ),
+    "edgekit build --recipe 'litert/*'": build_locked,
     "edgekit verify": lines("edgekit verify BUNDLE"),
     "edgekit verify --emulate BUNDLE": no_emulator,
     "edgekit emulator setup": no_emulator,
