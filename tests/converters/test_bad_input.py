@@ -308,7 +308,7 @@ def test_ctrl_c_leaves_nothing_half_written(digits, tmp_path):
             "[contract]\nmax_acuracy_drop = 0.1",
             "contract.max_acuracy_drop: unknown key; did you mean 'max_accuracy_drop'?",
         ),
-        ("[outputs]\ny = 1", "outputs: unknown key; did you mean 'inputs'?"),
+        ("[outpust]\ny = 1", "outpust: unknown key; did you mean 'outputs'?"),
         ("[contract]\nzzz = 1", "contract.zzz: unknown key; known are max_accuracy_drop, latency_p95_ms"),
     ],
 )

@@ -261,7 +261,7 @@ def test_the_commands_of_a_rollout(shared: Service, first: Path, devices: dict[s
         "--to",
         "device=lab-1",
         "--soak",
-        "1s",
+        "6s",  # the second command must come while the rollout runs, on a busy machine too
         "--stages",
         "100%",
         *GATE,
