@@ -325,14 +325,17 @@ def feeds_fingerprint(feeds: Iterable[Mapping[str, Array]]) -> str:
     """sha256 over engine-ready samples in their order."""
     digest = hashlib.sha256()
     for feed in feeds:
-        digest.update(fingerprint(Samples(dict(feed))).encode())
+        digest.update(_fingerprint(feed).encode())
     return digest.hexdigest()
 
 
 def fingerprint(samples: Samples) -> str:
     """sha256 over names, types, shapes and bytes."""
+    return _fingerprint({**samples.inputs, "\0labels": samples.labels, "\0sequence": samples.sequence})
+
+
+def _fingerprint(arrays: Mapping[str, Array | None]) -> str:
     digest = hashlib.sha256()
-    arrays = {**samples.inputs, "\0labels": samples.labels, "\0sequence": samples.sequence}
     for name, array in sorted(arrays.items()):
         if array is not None:
             digest.update(f"{name}:{array.dtype}:{array.shape};".encode())

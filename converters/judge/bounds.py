@@ -252,14 +252,11 @@ def _block(seed: int, start: int, rows: int, groups: int) -> NDArray[np.float32]
 
 
 def _figures(metric: Metric, sums: Floats) -> Floats:
-    with np.errstate(invalid="ignore"):
-        ratios = sums[:, 0] / np.maximum(sums[:, 1], 1e-12)
-    if metric.finish is Metric.finish:
-        # Nothing to do, of ten thousand draws.
-        return np.asarray(ratios)
-    if isinstance(metric.finish, np.ufunc):
-        return np.asarray(metric.finish(ratios), np.float64)
-    return np.array([metric.finish(ratio) for ratio in ratios.tolist()], np.float64)
+    if metric.finish is Metric.finish and type(metric).of_sums is Metric.of_sums:
+        # Nothing to do but divide, of ten thousand draws.
+        with np.errstate(invalid="ignore"):
+            return np.asarray(sums[:, 0] / np.maximum(sums[:, 1], 1e-12))
+    return np.array([metric.of_sums(row) for row in sums], np.float64)
 
 
 def _drops(metric: Metric, source: Floats, candidate: Floats) -> Floats:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from converters.judge import accuracy, metrics, text
+from converters.judge import accuracy, fidelity, kinds, metrics, text
 from converters.judge.accuracy import Place
 
 TOP1 = metrics.BUILT_IN["top1"]
@@ -176,3 +176,19 @@ def test_limits_where_none_is_given():
     assert accuracy.default_drop(with_labels, 30.0)[0] == pytest.approx(1.5)
     without = dataclasses.replace(with_labels, by_labels=False)
     assert accuracy.default_drop(without, 100.0)[0] == pytest.approx(80.0)
+
+
+def test_the_bound_of_a_figure_in_decibels_is_in_decibels():
+    chance = np.random.default_rng(0)
+    values = chance.normal(size=(200, 1, 8)).astype(np.float32)
+    (judge,) = kinds.infer({"y": values}, {"y": "values"})
+    metric = fidelity.as_metric(judge)
+    source, noisy = (
+        metric.digest({"y": values + size * chance.normal(size=values.shape)}) for size in (0, 0.03)
+    )
+    wanted = metrics.first(source)
+    same = accuracy.compare(metric, source, source, wanted, sequence=None, seed=0)
+    assert same.drop == same.bound == 0
+    told = accuracy.compare(metric, source, noisy, wanted, sequence=None, seed=0)
+    assert 30 < told.candidate < 31
+    assert told.drop < told.bound < told.drop + 1
