@@ -20,7 +20,7 @@ import msgspec
 from converters.bundle import writing
 from converters.data import datasets
 from converters.emulation import verify as emulation
-from converters.judge.select import select
+from converters.judge.select import Selection, select
 from converters.keep import lock
 from converters.keep.artifacts import Cache
 from converters.keep.files import write_whole
@@ -48,6 +48,10 @@ from edgekit.plain import plain
 from edgekit.profile import Profile
 
 REFUSED = "refused"
+UNSHOWN = (
+    "no candidate is shown to keep the default limit with so few samples; the one shipped keeps it as far as was seen"
+    " (give more evaluation data, or --max-accuracy-drop)"
+)
 
 
 @dataclass(frozen=True)
@@ -268,13 +272,19 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
     round_ = tournament.judged(bench, loaded, contract, target.plans, host, search=count, jobs=options.jobs)
     bench.steps.finish(loaded.name, "measure")
     tried, ratios = round_.candidates, round_.ratios
-    chosen = select(
-        [candidates.contender(item, loaded) for item in tried if item.stands],
-        contract,
-        ratios,
-        is_int8_faster=loaded.gmacs_int8 > loaded.gmacs_fp32,
-        accept_uncertain=options.accept_uncertain,
-    )
+    contenders = [candidates.contender(item, loaded) for item in tried if item.stands]
+
+    def selected(*, accept_uncertain: bool) -> Selection:
+        is_int8_faster = loaded.gmacs_int8 > loaded.gmacs_fp32
+        return select(
+            contenders, contract, ratios, is_int8_faster=is_int8_faster, accept_uncertain=accept_uncertain
+        )
+
+    chosen = selected(accept_uncertain=options.accept_uncertain)
+    is_doubtful = chosen.picked is None and target.is_default_limit
+    if is_doubtful:
+        # A limit that nobody asked for refuses what breaks it, not what too few samples leave open.
+        chosen = selected(accept_uncertain=True)
     return ProfileResult(
         profile=loaded,
         contract=contract,
@@ -294,6 +304,7 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
                 round_.footing,
                 is_default_limit=target.is_default_limit,
             ),
+            *((UNSHOWN,) if is_doubtful and chosen.picked else ()),
             *((lock.NOTE,) if target.locked else ()),
         ),
     )

@@ -170,6 +170,8 @@ def _kind(array: Array) -> Kind:
     if _is_unit(array):
         return "embedding"
     values = _finite(array)
+    if _is_distribution(array):
+        return "values"
     if (
         values.size
         and values.min() >= -1e-6
@@ -178,6 +180,14 @@ def _kind(array: Array) -> Kind:
     ):
         return "activations"
     return "values"
+
+
+def _is_distribution(array: Array) -> bool:
+    """Whether each sample as a whole is one distribution over places: none of them is an event of its own."""
+    if _axes(array) < 2:
+        return False
+    sums = np.array([float(np.sum(part, dtype=np.float64)) for part in array])
+    return bool(np.all(np.abs(sums - 1) < UNIT)) and all(float(np.min(part)) >= -1e-6 for part in array)
 
 
 def _dtype(array: Array) -> np.dtype[np.generic]:

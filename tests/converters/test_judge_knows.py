@@ -382,3 +382,12 @@ def test_kept_places_are_spread_over_all(count, kept):
     assert found.max() < count
     if kept >= 8:
         assert np.diff(np.concatenate([[-1], found, [count]])).max() <= 4 * max(1, count / kept)
+
+
+def test_one_distribution_over_all_places_of_a_sample_holds_no_events():
+    scores = np.random.default_rng(0).normal(size=(40, 1, 4, 6, 6)) * 6
+    flat = np.exp(scores).reshape(40, -1)
+    outputs = (flat / flat.sum(axis=1, keepdims=True)).reshape(scores.shape).astype(np.float32)
+    assert outputs.max() > 0.5
+    (judge,) = kinds.infer({"heat": outputs})
+    assert judge.kind == "values"
