@@ -363,6 +363,9 @@ def _embedding(name: str, array: Array) -> OutputJudge:
 
 
 def _values(name: str, array: Array) -> OutputJudge:
+    if _is_distribution(array):
+        # Its entries compete for the one whole.
+        return OutputJudge((name,), "values", (ONE_SCALE,))
     return OutputJudge((name,), "values", (_channels(array, _channel_axis(array), own=None),))
 
 
