@@ -37,7 +37,7 @@ OTHER_WAYS_SAMPLES = 16
 # An accelerator that is not here computes with other widths inside.
 _ACCELERATOR_FLOOR = 0.05
 # Root mean square of a device's own rounding, as a share of that: a floor is the largest of many entries.
-ROUNDING = 1 / 8
+ROUNDING = 1 / 4
 NOISE = 2.0
 # Golden samples whose answer may differ on a device from what the build saw, of as many as there usually are at least.
 AGREEMENT_MARGIN_SAMPLES, USUAL_SAMPLES = 2, 32

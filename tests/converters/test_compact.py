@@ -1,5 +1,7 @@
 """Self-test data within its budget: what is made coarser, and which samples are kept."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,10 @@ from converters.bundle import ranges
 from converters.data import compact, telling
 from converters.data.compact import Coarseness
 from converters.data.telling import Group
-from edgekit.manifest import TensorSpec
-from edgekit.samples import stacked
+from converters.work.findings import Evaluated
+from converters.work.golden import Golden, artifact_file
+from edgekit.manifest import StatePair, TensorSpec
+from edgekit.samples import Samples, dump_arrays, load_npz, stacked
 from edgekit.selftest import KEPT, record
 
 EIGHT = Coarseness(8)
@@ -150,3 +154,54 @@ def test_an_output_of_one_magnitude_or_of_single_rows_is_one(shape, chance) -> N
     spec = TensorSpec("out", "float32", shape)
     source = chance.random((4, *(dim or 5 for dim in shape)))
     assert [floor.rows for floor in ranges.floors(spec, KEPT, source)] == [()]
+
+
+class _Sum:
+    """Adds up what it has seen of a sequence."""
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        total = inputs["state"] + inputs["x"].sum()
+        return {"y": inputs["x"] + total, "next": total}
+
+
+@pytest.fixture
+def stateful(chance) -> Golden:
+    """Twenty sequences of 3 to 60 steps; two that could come to stand side by side have the same id."""
+    lengths = chance.integers(3, 60, 20)
+    sequence = np.repeat(np.arange(20) % 2, lengths).astype(np.int64)
+    x = chance.normal(size=(len(sequence), 1, 200)).astype(np.float32)
+    inputs = (TensorSpec("x", "float32", (1, 200)), TensorSpec("state", "float32", (1, 1)))
+    outputs = (TensorSpec("y", "float32", (1, 200)), TensorSpec("next", "float32", (1, 1)))
+    source = SimpleNamespace(
+        admitted=inputs, inputs=inputs, outputs=outputs, state=(StatePair("state", "next"),), buckets=None,
+        reference=_Sum(),
+    )  # fmt: skip
+    data = SimpleNamespace(
+        judged=Samples({"x": x}, sequence=sequence), project=SimpleNamespace(preprocess={})
+    )
+    seen = Evaluated({"value": x}, None, {"y": x[:64], "next": x[:64, :, :1]})
+    return Golden(source, data, seen)
+
+
+def test_sequences_are_cut_after_their_first_steps_and_run_from_a_zero_state(stateful: Golden) -> None:
+    shipped = stateful.shipped(1_000, is_whole=True)
+    assert 64 < len(shipped.samples) <= 128
+    lengths = np.bincount(shipped.samples.sequence)
+    assert len(lengths) >= 4
+    assert lengths.max() <= 32
+    start = int(np.flatnonzero(shipped.samples.sequence == 2)[0])
+    x = shipped.samples.inputs["x"]
+    assert np.allclose(shipped.source["y"][start], x[start] + x[start].sum(), rtol=2e-3, atol=2e-2)
+    again = load_npz(shipped.inputs, stateful.source.inputs, optional=["state"], stored_only=True)
+    assert np.array_equal(again.inputs["x"], x)
+    assert np.array_equal(again.sequence, shipped.samples.sequence)
+
+
+def test_what_is_told_of_its_size_is_what_it_weighs(stateful: Golden) -> None:
+    told = stateful.size_bytes(1_000, is_whole=True)
+    shipped = stateful.shipped(1_000, is_whole=True)
+    outputs = {"y": shipped.source["y"], "next": shipped.source["next"]}
+    artifact = dump_arrays(artifact_file(outputs, shipped.layout, is_whole=True))
+    weighs = len(shipped.inputs) + len(shipped.source_file) + len(artifact)
+    assert weighs <= told <= compact.budget(1_000)
+    assert told - weighs < 12_000
