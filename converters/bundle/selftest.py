@@ -57,7 +57,7 @@ def made(bench: Workbench, item: Candidate, host: Host) -> tuple[SelfTest, dict[
     # As a device reads it.
     ours = compact.decoded(file)
     answered = record(outputs, shipped.layout.kept)[ANSWERS]
-    others = list(_other_ways(bench, item, host, ready, shipped.layout.kept))
+    others = list(_other_ways(bench, item, host, ready, ours=ours, kept=shipped.layout.kept))
     test = SelfTest(
         inputs=golden.INPUTS,
         source=golden.SOURCE,
@@ -78,7 +78,7 @@ def made(bench: Workbench, item: Candidate, host: Host) -> tuple[SelfTest, dict[
 
 
 def _other_ways(
-    bench: Workbench, item: Candidate, host: Host, ready: Samples, kept: int
+    bench: Workbench, item: Candidate, host: Host, ready: Samples, *, ours: Mapping[str, Array], kept: int
 ) -> Iterator[dict[str, Array]]:
     """Records of the first samples as the same bytes give them in other ways."""
     plan = item.plan
@@ -107,7 +107,24 @@ def _other_ways(
                 f"{item.recipe} does not run with {told}, so that way does not count: {first_line(error)}"
             )
             continue
-        yield record(_ordered(bench, seen), kept)
+        found = record(_ordered(bench, seen), kept)
+        if _is_another_function(found, ours):
+            # openvino 2026.4 computes some int8 models wrong on one thread (attention with infinite masks); a tolerance that
+            # lets that pass would let everything pass.
+            told = " ".join(
+                f"{key}={value}" for key, value in {"threads": 1, **way.options, **environment}.items()
+            )
+            bench.tell(f"{item.recipe} computes something else with {told}, so that way does not count")
+            continue
+        yield found
+
+
+def _is_another_function(found: Mapping[str, Array], ours: Mapping[str, Array]) -> bool:
+    """Whether any output is further off than it is large."""
+    return any(
+        not is_exact(array) and _gap(name, array, [dict(found)]) > max(_largest(array), 1e-6)
+        for name, array in ours.items()
+    )
 
 
 def _ordered(bench: Workbench, outputs: Mapping[str, Array]) -> dict[str, Array]:

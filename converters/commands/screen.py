@@ -33,7 +33,9 @@ class Screen:
         self._message = message
         self._moved(self.steps)
         told = f"{self._elapsed_s:6.1f} s  {message}"
-        self._progress.console.print(told, style="dim", highlight=False, markup=False, soft_wrap=True)
+        self._progress.console.print(
+            told, style="dim", highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
 
     @property
     def _elapsed_s(self) -> float:

@@ -132,7 +132,7 @@ def progress(*after: ProgressColumn, bar_width: int = 40) -> Progress:
     """A progress display on stderr that vanishes when done and prints nothing into a pipe; `after` are further columns."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
