@@ -1,5 +1,6 @@
 """How answers look: JSON on stdout for machines, tables for people."""
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,8 +34,12 @@ def show_json_line(value: Any) -> None:
     click.echo(msgspec.json.encode(value).decode())
 
 
+# Wide enough for any line: what goes into a pipe is neither wrapped nor cut.
+_UNLIMITED = 100_000
+
+
 def show(renderable: RenderableType) -> None:
-    Console().print(renderable, highlight=False)
+    Console(width=None if sys.stdout.isatty() else _UNLIMITED).print(renderable, highlight=False)
 
 
 def coloured(state: str) -> str:
@@ -64,6 +69,8 @@ def devices(found: Iterable[api.DeviceView]) -> Table:
 
 def releases(found: Iterable[api.ReleaseView]) -> Table:
     table = _table("release", "profile", "role", "engine", "size", "sha256", "evidence", "published")
+    for column in table.columns[:3]:
+        column.no_wrap, column.overflow, column.min_width = True, "fold", 12
     for release in found:
         for bundle in (*release.bundles, *release.alternates):
             table.add_row(

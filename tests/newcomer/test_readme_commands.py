@@ -280,6 +280,7 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
     "edgekit profiles list|show|detect": lines(
         "edgekit profiles list", "edgekit profiles show raspberry-pi-5", "edgekit profiles detect"
     ),
+    "edgekit profiles detect": lines("edgekit profiles detect"),
     "edgekit fleet devices": operate,
     "edgekit agent status": lines("edgekit agent status --state state"),
     "edgekit agent doctor": lines("edgekit agent doctor --state state"),
