@@ -39,8 +39,8 @@ DEFAULT_SHARE = 0.02
 DEFAULT_SHARES = {"sqnr": 0.05}
 # Of what the best constant guess scores.
 SHARE_OF_GUESS = 0.01
-# Decibels at which an output still says what the source's does, where there are no labels.
-LEAST_DB = 20.0
+# Of the spread of the source's outputs, where there are no labels: 20 dB.
+SHARE_OF_SPREAD = 0.1
 # Metrics of which a hundredth is a point although a sample may move them by more than 1/N.
 POINTS = ("cer", "wer", "map", "cosine")
 
@@ -220,9 +220,8 @@ def default_drop(metric: Metric, source_figure: float, scale: float = 0.0) -> tu
     scores (`sense.best_guess`), 0 where none is known: a source without any error would leave no room.
     """
     name = metric.name
-    if name == "sqnr" and not metric.by_labels:
-        limit = max(source_figure - LEAST_DB, 0.0) if math.isfinite(source_figure) else 0.0
-        why = f"at least {LEAST_DB:g} dB stay"
+    if name == "rmse" and not metric.by_labels:
+        limit, why = scale * SHARE_OF_SPREAD, f"{SHARE_OF_SPREAD:.0%} of the spread of the source's outputs"
     elif is_share(metric, source_figure):
         limit, why = DEFAULT_DROP, "one point"
     else:
@@ -266,7 +265,7 @@ def judge_shift(source_clean: float, there: Accuracy, metric: Metric, limit: flo
 
 def is_share(metric: Metric, figure: float) -> bool:
     """Whether a figure is a share of 1, so that a hundredth of it is a point."""
-    if metric.is_bounded or metric.name in POINTS:
+    if metric.is_bounded or metric.name in POINTS or (metric.name == "sqnr" and not metric.by_labels):
         return True
     return metric.higher_is_better and 0 <= figure <= 1 and metric.name not in ("rmse", "sqnr")
 

@@ -261,8 +261,9 @@ def _figures(metric: Metric, sums: Floats) -> Floats:
 
 def _drops(metric: Metric, source: Floats, candidate: Floats) -> Floats:
     with np.errstate(invalid="ignore"):
-        result: Floats = source - candidate if metric.higher_is_better else candidate - source
-    return result
+        return np.array(
+            [metric.drop(*pair) for pair in zip(source.tolist(), candidate.tolist(), strict=True)]
+        )
 
 
 def _taken(outputs: Mapping[str, Array], chosen: NDArray[np.int64]) -> dict[str, Array]:

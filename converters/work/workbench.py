@@ -176,7 +176,7 @@ class Workbench:
     def _default_limit(self) -> tuple[float, str]:
         guess = (
             sense.best_guess(self.metric, self.reference.digest, self.labels)
-            if self.metric.by_labels
+            if self.metric.by_labels or self.metric.name == "rmse"
             else None
         )
         return accuracy.default_drop(self.metric, self.yardstick.clean.figure, guess.figure if guess else 0.0)

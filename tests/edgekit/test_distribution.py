@@ -109,13 +109,16 @@ def test_a_command_whose_package_is_missing_names_what_to_install() -> None:
 
 
 def test_a_picture_without_pillow_names_its_extra(maker, tmp_path: Path, monkeypatch) -> None:
-    from device_agent.serve import predict
+    from edgekit.decode import decode
     from edgekit.errors import DataError, InputError
     from edgekit.inputs import read_input
 
     monkeypatch.setitem(sys.modules, "PIL", None)
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"need Pillow; pip install 'edgekit-toolkit\[images\]'"):
-        read_input(tmp_path / "a.png", maker.manifest({}))
+    manifest = maker.manifest({})
+    with pytest.raises(
+        DataError, match=r"need Pillow, which is not installed here: pip install 'edgekit-toolkit\[images\]'"
+    ):
+        read_input(tmp_path / "a.png", manifest)
     with pytest.raises(InputError, match=r"pip install 'edgekit-toolkit\[images\]'"):
-        predict._image(b"")
+        decode("image", b"", manifest, stored_only=True)
