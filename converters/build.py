@@ -22,6 +22,7 @@ from converters.candidates import Candidate, Host
 from converters.crew import Crew, Opening
 from converters.emulation import verify as emulation
 from converters.files import write_whole
+from converters.judge import shifted
 from converters.judge.select import select
 from converters.lock import LockedBundle, LockedTarget
 from converters.outcome import Options, Outcome, guilty, tried
@@ -324,6 +325,8 @@ def _notes(bench: Workbench, loaded: Profile, budgets: Mapping[str, str], host: 
     """What a reader must know about the figures of this profile."""
     notes = list(dict.fromkeys(note for form in bench.canonicals for note in form.notes))
     notes += filter(None, (bench.padding_note,))
+    if bench.data.halves[1].shifted is None:
+        notes.append(shifted.told(bench.data.judged))
     beyond = sorted(set(host.isa) - set(loaded.isa))
     if host.matches(loaded) and beyond:
         notes.append(

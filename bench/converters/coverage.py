@@ -163,7 +163,12 @@ def met(row: Row, random: Random, seed: int, share: float, many: int) -> Iterato
     world = WORLDS[row.world]
     labels, source, candidates, sequence = world.draw(random, row.count, many, world.limit * share)
     drawn = accuracy.resampled(world.metric, source, labels, sequence=sequence, seed=seed)
+    known = world.metric.of_digest(source, labels)
     for candidate in candidates:
+        if world.metric.drop(known, world.metric.of_digest(candidate, labels)) > world.limit:
+            # Missed whatever the bound is, which half of the bad ones are: that time is saved.
+            yield False
+            continue
         told = accuracy.compare(
             world.metric,
             source,

@@ -264,6 +264,8 @@ def _figures(metric: Metric, sums: Floats) -> Floats:
     if metric.finish is Metric.finish:
         # Nothing to do, of ten thousand draws.
         return np.asarray(ratios)
+    if isinstance(metric.finish, np.ufunc):
+        return np.asarray(metric.finish(ratios), np.float64)
     return np.array([metric.finish(ratio) for ratio in ratios.tolist()], np.float64)
 
 

@@ -169,9 +169,10 @@ def _one_hot(metric: Metric, digest: Outputs, labels: Array) -> str:
     """Rows of a single 1 where a class number should be."""
     if not (metric.name in CLASSED or _is_top(metric)) or is_ragged(labels) or labels.ndim < 2:
         return ""
-    answers = len(flat(first(digest))) // (
-        first(digest).shape[-1] if metric.name[3:] not in ("", "1") and _is_top(metric) else 1
-    )
+    answers = flat(first(digest)).size
+    if _is_top(metric) and metric.name != "top1":
+        # As many classes for each answer as K says.
+        answers //= first(digest).shape[-1]
     is_set = (labels == 0) | (labels == 1)
     if answers >= labels.size or not is_set.all() or not (labels.sum(axis=-1) == 1).all():
         return ""

@@ -54,7 +54,8 @@ class Digits:
         words = [
             str(self.folder / source), "--name", "digits", "--version", "1.0.0", "--shape", "x=1,1,8,8",
             "--calibration", str(self.folder / "calib.npz"), "--evaluation", str(self.folder / "eval.npz"),
-            "--max-accuracy-drop", "0.03",
+            # Two hundred judged samples show no less of as many candidates as a target has.
+            "--max-accuracy-drop", "0.06",
         ]  # fmt: skip
         return words + [word for target in targets for word in ("--target", target)]
 
