@@ -181,9 +181,10 @@ def _unseen(metric: Metric, sums: tuple[Floats, Floats], side: int) -> Floats:
     harms = side * sign * (ours - theirs)
     place = int(np.argmax(harms))
     spread = float(np.std(ours))
-    if not spread and not harms.any() and np.array_equal(sums[0], np.rint(sums[0])):
-        # Counts that never differ tell no scale: a whole group of errors.
-        spread = 1.0
+    if all(np.array_equal(each, np.rint(each)) for each in sums):
+        # Counts of errors: many groups have none, and few have many, of which a spread says little. So the worst that the
+        # source itself does; where neither errs, a whole group of errors.
+        spread = float(np.max(-sign * ours)) if ours.any() else 0.0 if harms.any() else 1.0
     if harms[place] >= spread:
         return np.array([*source[place], *candidate[place]])
     moved = candidate.mean(axis=0)
