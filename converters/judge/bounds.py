@@ -6,7 +6,7 @@ Always true
  1. What is drawn are whole *groups*: sequences where there are any, otherwise samples; the same weights for source and
     candidate.
  2. No spread is no proof. One group that nobody saw stands beside the n that were seen, as bad as one can be (bounded
-    metrics), or as bad as the worst seen or the source's own spread (unbounded ones).
+    metrics), or as bad as the worst seen or the source's own spread (unbounded ones; of counts of errors, its worst).
  3. For outcomes of 0 and 1 the bound is Clopper and Pearson's, to the noise of the draws: n groups of which k are worse
     and none better give the 1 - alpha quantile of Beta(k + 1, n - k).
 
@@ -51,10 +51,13 @@ Groups = Sequence[NDArray[np.int64]] | NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Own:
-    """What the source's side of every comparison needs, made once: sums of each group, (G, 2), or figures of each draw."""
+    """What one side of a comparison needs, the source's made once: sums of each group, (G, 2), or figures of each draw.
+    `harm`: how far the figure falls, at most, were one group wrong, 0 where that is not known.
+    """
 
     sums: Floats | None
     figures: Floats | None
+    harm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,12 @@ def own(
     rounds = (SEARCH_DRAWS if is_searched else FEWER_DRAWS) if is_large else DRAWS
     draws = np.random.default_rng(seed).integers(0, len(groups), (rounds, len(groups)))
     chosen = (_rows(groups, drawn) for drawn in draws)
-    return Own(None, np.array([metric.of_digest(_taken(outputs, rows), labels[rows]) for rows in chosen]))
+    figures = np.array([metric.of_digest(_taken(outputs, rows), labels[rows]) for rows in chosen])
+    harm = 0.0
+    if metric.harms is not None:
+        each = metric.harms(outputs, labels)
+        harm = float(max(each[group].sum() for group in groups))
+    return Own(None, figures, harm)
 
 
 def _rows(groups: Groups, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -123,11 +131,14 @@ def bounds(
     assert candidate.figures is not None
     harm = 0.0
     if is_unseen_counted:
-        # The source's spread over draws is sigma / sqrt(n), and a group of one sigma moves a mean by sigma / n. A source
-        # without any spread tells no scale: then a group counts for its whole share.
+        # The source's spread over draws is sigma / sqrt(n), and a group of one sigma moves a mean by sigma / n; its own
+        # errors may be rarer and larger than that. A source without any spread tells no scale: then a group counts for
+        # its whole share.
         with np.errstate(invalid="ignore"):
             spread = float(np.std(source.figures))
-        harm = max(spread / math.sqrt(groups), 1 / groups if metric.is_bounded or not spread else 0.0)
+            error = _size(-source.figures if metric.higher_is_better else source.figures)
+        share = 1 / groups if metric.is_bounded or not spread else 0.0
+        harm = max(spread / math.sqrt(groups), share, source.harm, error)
     drops = _drops(metric, source.figures, candidate.figures)
     return _by_moments(drops, drop, harm=harm, alpha=alpha)
 
@@ -198,8 +209,7 @@ def _by_moments(drops: Floats, drop: float, *, harm: float, alpha: float) -> Bou
     if strange:
         return Bounds(-math.inf, math.inf, len(drops), strange)
     variance = float(np.var(drops))
-    # Flips of size h, each as likely as rare, have a third moment of h times the second.
-    skew = float(np.mean((drops - drops.mean()) ** 3)) / variance if variance else 0.0
+    skew = _size(drops)
     z = NormalDist().inv_cdf(1 - alpha)
     level = max(alpha, BEYOND / len(drops))
 
@@ -211,6 +221,14 @@ def _by_moments(drops: Floats, drop: float, *, harm: float, alpha: float) -> Bou
     low = drop - reach(max(harm, -skew, 0.0))
     percentiles = np.quantile(drops, [level, 1 - level])
     return Bounds(float(min(low, percentiles[0], drop)), float(max(high, percentiles[1], drop)), len(drops))
+
+
+def _size(figures: Floats) -> float:
+    """How large single rare events are that drawn figures are the sum of: those of size h, each as likely as rare, have a
+    third moment of h times the second. Negative where they push downwards.
+    """
+    variance = float(np.var(figures))
+    return float(np.mean((figures - figures.mean()) ** 3)) / variance if variance else 0.0
 
 
 def _drawn(sums: Floats, seed: int) -> tuple[Floats, Floats]:

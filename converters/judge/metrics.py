@@ -51,6 +51,9 @@ class Metric:
     denominator, (N, 2): the figure is `finish(sum / sum)`, and resampling costs nothing. `whole(digest, labels)` gives
     the figure itself, for what does not fall apart into samples.
 
+    `harms(digest, labels)` is how far the figure falls were each sample wrong that is right, (N,), where it is known of a
+    `whole`.
+
     `is_bounded`: one sample can move the figure by at most 1/N, so that a count of samples bounds what was not seen.
     `by_labels` False compares with the source instead.
     """
@@ -59,6 +62,7 @@ class Metric:
     digest: Callable[[Outputs], Outputs] = _everything
     parts: Callable[[Outputs, Array], Parts] | None = None
     whole: Callable[[Outputs, Array], float] | None = None
+    harms: Callable[[Outputs, Array], NDArray[np.float64]] | None = None
     finish: Callable[[float], float] = _same
     higher_is_better: bool = True
     is_bounded: bool = True
@@ -159,6 +163,20 @@ def _f1(digest: Outputs, labels: Array) -> float:
     return float(np.mean([_f1_of(found, wanted, cls) for cls in scored]))
 
 
+def _f1_harms(digest: Outputs, labels: Array) -> NDArray[np.float64]:
+    """A true positive that is lost costs its class (2 - F1) / (found + labelled - 1): much where the class is rare."""
+    found = flat(first(digest))
+    wanted = flat(np.asarray(labels)).astype(np.int64)
+    classes = np.unique(np.concatenate([found, wanted]))
+    scored = [1] if set(classes.tolist()) <= {0, 1} else classes.tolist()
+    costs = np.zeros(len(wanted))
+    for cls in scored:
+        total = int(np.sum(found == cls)) + int(np.sum(wanted == cls))
+        costs[wanted == cls] = (2 - _f1_of(found, wanted, cls)) / max(total - 1, 1) / len(scored)
+    ends = np.cumsum([np.size(label) for label in labels])
+    return np.array([part.sum() for part in np.split(costs, ends[:-1])])
+
+
 def _f1_of(found: Array, wanted: Array, cls: int) -> float:
     hits = int(np.sum((found == cls) & (wanted == cls)))
     total = int(np.sum(found == cls)) + int(np.sum(wanted == cls))
@@ -192,7 +210,7 @@ BUILT_IN: Mapping[str, Metric] = {
     for metric in (
         Metric("top1", _answers, _equal),
         Metric("top5", partial(_best, 5), _among),
-        Metric("f1", _answers, whole=_f1),
+        Metric("f1", _answers, whole=_f1, harms=_f1_harms),
         Metric("cosine", _first, _cosines, is_bounded=False),
         Metric("rmse", _first, _squares, finish=math.sqrt, higher_is_better=False, is_bounded=False),
         Metric("sqnr", _first, _powers, finish=snr.of_ratio, is_bounded=False),

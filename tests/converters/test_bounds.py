@@ -116,6 +116,8 @@ def test_the_bound_of_an_f1_sees_rare_positives():
     # One of 40 positives: as many as 4.7 may be lost of every 40, which costs F1 .063.
     assert found.drop == pytest.approx(1 - 78 / 79, abs=1e-3)
     assert 0.04 < found.bound < 0.08
+    same = accuracy.compare(f1, {"value": source}, {"value": source}, labels, sequence=None, seed=0)
+    assert same.bound == pytest.approx(3 / 80, rel=0.15)
 
 
 def test_a_metric_that_gives_no_number_is_a_miss_that_says_so():
