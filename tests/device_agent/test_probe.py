@@ -60,7 +60,7 @@ def test_the_doctor_names_a_broken_engine_and_the_others_stay_good(kind: str, tm
     (good,) = (check for check in checks if check["state"] == "good")
     (bad,) = (check for check in checks if check["state"] == "bad")
     assert "onnxruntime" not in good["found"]
-    assert good["found"].startswith("openvino ")
+    assert "openvino " in good["found"]
     assert says in bad["found"]
     assert "pip install 'edgekit-toolkit[onnxruntime]'" in bad["advice"]
 
