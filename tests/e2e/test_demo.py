@@ -10,13 +10,14 @@ DEMO = Path(__file__).parents[2] / "examples" / "digits" / "demo.py"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_four_releases_go_out_and_the_bad_ones_are_stopped(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, DEMO, "--folder", tmp_path / "run", "--agents", "3"],
         capture_output=True,
         text=True,
         check=False,
-        timeout=570,
+        timeout=1100,  # half of it on a machine that does nothing else
     )
     logs = "\n".join(f"== {log.name}\n{log.read_text()[-3000:]}" for log in (tmp_path / "run").glob("*.log"))
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}\n{logs}"
