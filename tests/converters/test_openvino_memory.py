@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
-from converters.backends import openvino_nncf
+from converters.backends.openvino import quantizer
 from converters.recipes.recipes import Tuning, plans
 from edgekit import profile
 count = int(sys.argv[1])
@@ -29,7 +29,7 @@ def samples():
     for _ in range(count):
         seen += 1
         yield {"x": random.standard_normal((128, 512)).astype(np.float32)}
-openvino_nncf.quantized(model, SimpleNamespace(calibration=samples), plan)
+quantizer.quantized(model, SimpleNamespace(calibration=samples), plan)
 assert seen >= count
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
