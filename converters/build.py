@@ -94,8 +94,8 @@ def build(
         )
         bench.steps = steps or bench.steps
         # Read everything that the user gave before the first conversion.
-        bench.source, bench.metric, bench.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
-        bench.check_labels()
+        bench.source, bench.metric, bench.standard.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
+        bench.standard.check_labels()
         host = candidates.this_host()
         targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
         for target in targets:
@@ -142,7 +142,7 @@ def _pool(bench: Workbench, options: Options) -> WorkerPool:
 
 
 def _target(bench: Workbench, loaded: Profile, name: str, options: Options) -> Target:
-    contract = bench.contract(name, loaded.budgets)
+    contract = bench.standard.contract(name, loaded.budgets)
     plans = _plans(bench, loaded, options)
     locked = _locked(bench, Target(loaded, contract, tuple(plans), None), options)
     is_default = bench.project.contract(name, loaded.budgets).max_accuracy_drop is None
@@ -258,7 +258,7 @@ def _inputs(bench: Workbench, target: Target) -> dict[str, str]:
 
 
 def _tools(bench: Workbench, plans: Sequence[Plan]) -> dict[str, str]:
-    return {name: version for plan in plans for name, version in bench.tools(plan).items()}
+    return bench.keys.all_tools(plans)
 
 
 def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> ProfileResult:
@@ -369,7 +369,7 @@ def _shipped(
         bench.metric,
         name=bench.project.model.name,
         version=bench.project.model.version,
-        tools=bench.tools(item.plan),
+        tools=bench.keys.tools(item.plan),
         source_parity=bench.source_parity,
         source_sha256=bench.source.sha256,
     )
@@ -405,10 +405,10 @@ def _notes(
     """What a reader must know about the figures of this profile."""
     notes = list(dict.fromkeys(note for form in bench.canonicals for note in form.notes))
     told = (
-        bench.padding_note,
+        bench.standard.padding_note,
         bench.judging.metric_note,
         bench.data.shift_note,
-        bench.default_note if is_default_limit else "",
+        bench.standard.default_note if is_default_limit else "",
         footing.note(loaded.name),
     )
     notes += filter(None, told)

@@ -65,7 +65,7 @@ def write(
         preprocess=bench.project.preprocess,
         postprocess=bench.project.postprocess,
         contract=contract,
-        tools=bench.tools(plan),
+        tools=bench.keys.tools(plan),
         reference=_reference(bench, item),
         buckets=UNSET if buckets is None else _shipped(buckets),
     )

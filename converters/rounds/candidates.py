@@ -24,7 +24,7 @@ from converters.recipes.recipes import Plan
 from converters.rounds import float_layers
 from converters.work import golden
 from converters.work.findings import Evaluated, told
-from converters.work.pool import whole
+from converters.work.orders import whole
 from converters.work.scratch import check_room
 from converters.work.workbench import Workbench
 from edgekit import detect, engines, interrupt
@@ -277,7 +277,7 @@ def made(bench: Workbench, plan: Plan, host: Host, *, limit_s: float = float("in
         interrupt.check()
         check_room(bench.folder)
         return replace(blank, failure=told(error))
-    parity = canonical.parity(rows(bench.reference.golden), rows(evaluated.golden))
+    parity = canonical.parity(rows(bench.standard.reference.golden), rows(evaluated.golden))
     golden_bytes = bench.golden.size_bytes(artifact.size_bytes, is_whole=golden.is_whole(plan))
     return replace(
         blank,
@@ -319,12 +319,11 @@ def searched(bench: Workbench, contract: Contract, item: Candidate, host: Host) 
     assert item.artifact is not None
     threads = host.threads(item.plan)
     try:
-        bench.search(item.artifact, item.plan, threads)
+        found = bench.search(item.artifact, item.plan, threads)
     except Exception as error:  # noqa: BLE001  # an engine's bug costs its candidate, not the build; the reason is shown
         interrupt.check()
         return replace(item, failure=told(error))
-    found = bench.searched(item.artifact, item.plan, threads, limit_of(contract))
-    return replace(item, search=found)
+    return replace(item, search=bench.standard.search_score(item.plan, found, limit_of(contract)))
 
 
 def is_same_function(item: Candidate) -> bool:
@@ -345,7 +344,7 @@ def with_outputs(bench: Workbench, contract: Contract, item: Candidate) -> Candi
     """With what it keeps of every output on the judged half; outputs that cannot be compared cost it."""
     assert item.evaluated is not None
     try:
-        found = bench.output_scores(item.plan, item.evaluated, bench.reference, limit_of(contract))
+        found = bench.standard.output_scores(item.plan, item.evaluated, bench.standard.reference, limit_of(contract))
     except DataError as error:
         return replace(item, failure=str(error))
     return replace(item, outputs=found)
@@ -355,7 +354,7 @@ def scored(bench: Workbench, contract: Contract, item: Candidate, place: Place) 
     """Judged on the half that nothing was chosen by, in its place among those that may err there."""
     assert item.evaluated is not None
     found = score(
-        bench.yardstick,
+        bench.standard.yardstick,
         item.evaluated.digest,
         item.evaluated.shifted,
         limit_of(contract),
@@ -381,9 +380,9 @@ def _bucket_scores(bench: Workbench, digest: Mapping[str, Array]) -> tuple[Bucke
     for size, share in bench.data.shares.items():
         own = bench.data.judged_buckets == size
         source, ours = (
-            {name: array[own] for name, array in of.items()} for of in (bench.reference.digest, digest)
+            {name: array[own] for name, array in of.items()} for of in (bench.standard.reference.digest, digest)
         )
-        labels = bench.labels[own]
+        labels = bench.standard.labels[own]
         score_of = bench.metric.of_digest
         found.append(
             BucketScore(size, share, int(own.sum()), score_of(source, labels), score_of(ours, labels))

@@ -20,7 +20,7 @@ from converters.rounds import float_layers
 from converters.rounds.candidates import Candidate, Host, made, searched, timed
 from converters.rounds.float_layers import Try
 from converters.source.quiet import first_line
-from converters.work.pool import Order
+from converters.work.orders import Order
 from converters.work.workbench import Workbench
 from edgekit import interrupt
 from edgekit.manifest import Contract

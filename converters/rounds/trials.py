@@ -26,7 +26,7 @@ from converters.rounds.search import Asked, Search, Space, Trial
 from converters.source import code
 from converters.source.source import hash_parts
 from converters.work.findings import told
-from converters.work.pool import Order
+from converters.work.orders import Order
 from converters.work.workbench import Workbench
 from edgekit import interrupt
 from edgekit.errors import ToolFailedError
@@ -149,7 +149,7 @@ def _journal_name(hunt: _Hunt, spaces: Sequence[Space]) -> str:
     """A key of everything that decides what a trial finds."""
     bench = hunt.bench
     parts = {
-        "recipes": [bench.artifact_key(item.plan) for item in hunt.fixed.values()],
+        "recipes": [bench.keys.parts(item.plan) for item in hunt.fixed.values()],
         "options": [item.plan.judged_options for item in hunt.fixed.values()],
         "metric": _metric_digest(bench),
         "calibration": bench.data.fingerprint,
