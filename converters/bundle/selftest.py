@@ -17,9 +17,11 @@ from msgspec import structs
 
 from converters.bundle import ranges
 from converters.data import compact
+from converters.measure.host import Host, judged_spec
 from converters.recipes import facts
 from converters.recipes.recipes import Plan
-from converters.rounds.candidates import Candidate, Host, judged_spec, seen_alone
+from converters.rounds.candidates import Candidate
+from converters.rounds.isolated import seen_alone
 from converters.source.quiet import first_line
 from converters.work import golden
 from converters.work.golden import Shipped

@@ -9,8 +9,9 @@ import msgspec
 from converters.judge.metrics import Metric
 from converters.judge.outputs import OutputScore
 from converters.judge.select import Decision
+from converters.measure.host import Host
 from converters.measure.latency import Latency
-from converters.rounds.candidates import Candidate, Host
+from converters.rounds.candidates import Candidate
 from converters.sheet import Sheet
 from edgekit.evidence import (
     BucketEvidence,

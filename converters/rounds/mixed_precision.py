@@ -13,12 +13,16 @@ from dataclasses import dataclass, field, replace
 from converters.judge.score import Score
 from converters.judge.select import MEGABYTE, Ratio
 from converters.measure import latency
+from converters.measure.host import Host
 from converters.measure.race import Timing
 from converters.quantize.sensitivity import LayerError
 from converters.recipes.recipes import PLAIN, Plan, Tuning
 from converters.rounds import float_layers
-from converters.rounds.candidates import Candidate, Host, made, searched, timed
+from converters.rounds.candidates import Candidate
 from converters.rounds.float_layers import Try
+from converters.rounds.making import made
+from converters.rounds.scoring import searched
+from converters.rounds.timing import timed
 from converters.source.quiet import first_line
 from converters.work.orders import Order
 from converters.work.workbench import Workbench

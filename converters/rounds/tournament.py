@@ -9,22 +9,15 @@ from converters.judge.accuracy import ALONE, Place
 from converters.judge.select import Ratio
 from converters.measure import latency
 from converters.measure.footing import Footing
+from converters.measure.host import Host
 from converters.measure.race import Timing
 from converters.recipes.recipes import Plan
 from converters.rounds import mixed_precision, trials
-from converters.rounds.candidates import (
-    Candidate,
-    Host,
-    estimated,
-    is_same_function,
-    made,
-    memory_alone,
-    on_search_half,
-    scored,
-    searched,
-    timed,
-    with_outputs,
-)
+from converters.rounds.candidates import Candidate, on_search_half
+from converters.rounds.isolated import memory_alone
+from converters.rounds.making import made
+from converters.rounds.scoring import is_same_function, scored, searched, with_outputs
+from converters.rounds.timing import estimated, timed
 from converters.work.workbench import Workbench
 from edgekit.errors import ToolFailedError
 from edgekit.evidence import TrialEvidence

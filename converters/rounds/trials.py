@@ -19,10 +19,14 @@ from converters.judge.select import MEGABYTE
 from converters.keep.artifacts import key
 from converters.keep.journals import journal
 from converters.measure import latency
+from converters.measure.host import Host
 from converters.recipes.recipes import Plan, Tuning
 from converters.rounds import search
-from converters.rounds.candidates import Candidate, Host, made, searched, timed
+from converters.rounds.candidates import Candidate
+from converters.rounds.making import made
+from converters.rounds.scoring import searched
 from converters.rounds.search import Asked, Search, Space, Trial
+from converters.rounds.timing import timed
 from converters.source import code
 from converters.source.source import hash_parts
 from converters.work.findings import told
