@@ -23,12 +23,12 @@ from converters.rounds.float_layers import Try
 from converters.rounds.making import made
 from converters.rounds.scoring import searched
 from converters.rounds.timing import timed
-from converters.source.quiet import first_line
 from converters.work.orders import Order
 from converters.work.workbench import Workbench
 from edgekit import interrupt
 from edgekit.manifest import Contract
 from edgekit.profile import Profile
+from edgekit.quiet import first_line
 
 LABEL = "mixed"
 # Seconds for all repairs of a profile; what a worker makes for longer is ended.

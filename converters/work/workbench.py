@@ -31,7 +31,6 @@ from converters.recipes.recipes import Plan
 from converters.source import code
 from converters.source.opening import open_source
 from converters.source.project import Project
-from converters.source.quiet import quietly
 from converters.source.source import Source
 from converters.source.work import Work, work
 from converters.work.findings import Evaluated, Findings, once
@@ -49,6 +48,7 @@ from edgekit import engines
 from edgekit.engines import Model
 from edgekit.errors import ManifestError, ProjectError
 from edgekit.manifest import EngineSpec, Option
+from edgekit.quiet import quietly
 from edgekit.transforms import check_post_steps, check_steps
 
 # Of an artifact, beside its files.
