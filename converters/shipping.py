@@ -96,7 +96,7 @@ def refuse(outcome: ProfileResult, options: Options) -> str:
     best = min(
         standing,
         key=lambda item: (
-            item.accuracy.drop if item.accuracy else float("inf"),
+            item.accuracy.drop if item.accuracy and not item.accuracy.trouble else float("inf"),
             item.recipe,
         ),
     )

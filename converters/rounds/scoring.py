@@ -2,13 +2,15 @@
 
 Always true
  1. Nothing that the judged half says decides what is made.
- 2. A candidate whose outputs cannot be compared with the source's is out, and the build goes on.
+ 2. A candidate whose outputs on the judged half cannot be compared with the source's is out, and the build goes on.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 from converters.judge.accuracy import Place
+from converters.judge.metrics import MetricError
 from converters.judge.score import score
 from converters.measure.host import Host
 from converters.rounds.candidates import BucketScore, Candidate
@@ -84,6 +86,7 @@ def scored(bench: Workbench, contract: Contract, item: Candidate, place: Place) 
 
 
 def _bucket_scores(bench: Workbench, digest: Mapping[str, Array]) -> tuple[BucketScore, ...]:
+    """Those of which the metric gives a number."""
     found = []
     for size, share in bench.data.shares.items():
         own = bench.data.judged_buckets == size
@@ -92,8 +95,11 @@ def _bucket_scores(bench: Workbench, digest: Mapping[str, Array]) -> tuple[Bucke
             for of in (bench.standard.reference.digest, digest)
         )
         labels = bench.standard.labels[own]
-        score_of = bench.metric.of_digest
-        found.append(
-            BucketScore(size, share, int(own.sum()), score_of(source, labels), score_of(ours, labels))
-        )
+        try:
+            figures = bench.metric.of_digest(source, labels), bench.metric.of_digest(ours, labels)
+        except MetricError:
+            # Of all samples it gave a number, or is a miss already.
+            continue
+        if all(map(math.isfinite, figures)):
+            found.append(BucketScore(size, share, int(own.sum()), *figures))
     return tuple(found)

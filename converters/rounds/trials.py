@@ -7,6 +7,7 @@ Always true
  3. A trial that ended is kept, whatever stops the build, and not tried again: one that failed neither.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -297,7 +298,8 @@ def _evidence(hunt: _Hunt, trials: Sequence[Trial], chosen: Sequence[Trial]) -> 
 
     def figure(hunt: _Hunt, value: float | None, unit: str, trial: Trial) -> Figure | None:
         where = hunt.host.where(hunt.fixed[trial.recipe].plan)
-        return None if value is None else Figure(value, "measured", where, unit)
+        # JSON has no infinity, which is what a trial loses whose figure was not to be had.
+        return Figure(value, "measured", where, unit) if value is not None and math.isfinite(value) else None
 
     return tuple(
         TrialEvidence(
