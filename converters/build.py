@@ -96,6 +96,7 @@ def build(
         targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
         for target in targets:
             bench.steps.expect(target.profile.name, [plan.name for plan in target.plans])
+            bench.steps.expect_more(target.profile.name, "trial", _trials(target, options))
         done = _Build()
         with closing(_pool(bench, options)):
             # Of all profiles at once: what several share is made once, and what is measured later has the machine
@@ -206,12 +207,13 @@ def _document(bench: Workbench, done: _Build) -> dict[str, Any]:
 def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> ProfileResult:
     loaded, contract = target.profile, target.contract
     bench.tell(f"{loaded.name}: {loaded.title}")
-    count = options.search if target.locked is None else 0
-    if options.search and not count:
+    if options.search and target.locked is not None:
         bench.tell(
             f"{loaded.name}: edgekit.lock has the choice already, so nothing is searched (--lock searches anew)"
         )
-    round_ = tournament.judged(bench, loaded, contract, target.plans, host, search=count, jobs=options.jobs)
+    round_ = tournament.judged(
+        bench, loaded, contract, target.plans, host, search=_trials(target, options), jobs=options.jobs
+    )
     bench.steps.finish(loaded.name, "measure")
     tried, ratios = round_.candidates, round_.ratios
     contenders = [contender(item, loaded) for item in tried if item.stands]
@@ -246,6 +248,11 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
     )
 
 
+def _trials(target: Target, options: Options) -> int:
+    """How many trials its search gets: none where the lock has the choice already."""
+    return options.search if target.locked is None else 0
+
+
 def _plans(bench: Workbench, loaded: Profile, options: Options) -> list[Plan]:
     native = bench.source.native
     if native is None:
@@ -254,14 +261,13 @@ def _plans(bench: Workbench, loaded: Profile, options: Options) -> list[Plan]:
 
 
 def _sheet(bench: Workbench, outcome: ProfileResult, host: Host, missed: str, built: str) -> Sheet:
-    plans = [item.plan for item in outcome.candidates if item.artifact is not None]
     return result.sheet(
         outcome,
         host,
         bench.metric,
         name=bench.project.model.name,
         version=bench.project.model.version,
-        tools=bench.keys.all_tools(plans),
+        tools=bench.keys.all_tools(item.plan for item in outcome.candidates if item.artifact is not None),
         source_parity=bench.source_parity,
         source_sha256=bench.source.sha256,
         missed=missed,

@@ -72,13 +72,17 @@ def repaired(
         return [_analysed(shop, item) if item in broken and not holding else item for item in tried]
     changed: dict[str, Candidate] = {}
     extra: list[Candidate] = []
+    for item in broken:
+        bench.steps.expect_more(profile.name, "repair", float_layers.MAX_TRIES, item.recipe)
     for item in _fastest_first(shop, broken):
         objection = _not_worth(shop, item, [*holding, *extra])
         if objection:
             bench.tell(f"{item.recipe} misses the contract and is not mended: {objection}")
+            bench.steps.finish(profile.name, "repair", item.recipe)
             changed[item.recipe] = replace(item, notes=(*item.notes, f"not mended: {objection}"))
             continue
         analysed, found = _mended(shop, item)
+        bench.steps.finish(profile.name, "repair", item.recipe)
         changed[item.recipe] = analysed
         if found is not None:
             extra.append(found)
@@ -106,6 +110,7 @@ def _mended(shop: _Shop, item: Candidate) -> tuple[Candidate, Candidate | None]:
                 analysed, notes=(*analysed.notes, f"with {count} layers in float: {made_now.failure}")
             )
         tries.append(Try(count, made_now.search is not None and made_now.search.is_kept))
+        shop.bench.steps.count(shop.profile.name, "repair", item.recipe)
         spent = time.monotonic() - began
         left = spent / len(tries) * (float_layers.MAX_TRIES - len(tries))
         shop.bench.tell(

@@ -62,6 +62,7 @@ def judged(
     if search:
         extra, found = trials.explored(bench, profile, contract, tried, host, count=search, jobs=jobs)
         tried = [*tried, *extra]
+        bench.steps.finish(profile.name, "trial")
     tried = [with_outputs(bench, contract, item) if item.stands else item for item in tried]
     if not any(item.stands for item in tried) or not host.matches(profile):
         tried = _judged_in_line(bench, contract, tried, _by_preference(profile, tried))

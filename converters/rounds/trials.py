@@ -211,6 +211,8 @@ def _run(hunt: _Hunt, study: Search, count: int, jobs: int) -> None:
     known = len([trial for trial in study.trials if trial.number])
     if known:
         bench.tell(f"search: {min(known, count)} of {count} trials are known from an earlier build")
+        for _ in range(known):
+            bench.steps.count(hunt.profile.name, "trial")
     began, done = time.monotonic(), 0
     while known + done < count:
         wanted = min(max(jobs, 1), count - known - done)
@@ -227,6 +229,7 @@ def _run(hunt: _Hunt, study: Search, count: int, jobs: int) -> None:
         for item in asked:
             trial = _tried(hunt, item)
             study.tell(item, trial)
+            bench.steps.count(hunt.profile.name, "trial")
             done += 1
             left = (time.monotonic() - began) / done * (count - known - done)
             bench.tell(f"search {known + done} of {count}: {_line(hunt, trial)}; about {left:.0f} s left")
