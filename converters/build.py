@@ -7,7 +7,7 @@ Always true
  3. Bad input is found before anything is converted: profiles, project, source and data are read first.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -169,20 +169,7 @@ def _build_target(bench: Workbench, target: Target, options: Options, host: Host
         if options.lock == "require":
             done.missed.extend(f"{name}: {difference}" for difference in differ)
     if options.strict:
-        done.missed.extend(_unshown(outcome, shipped))
-
-
-def _unshown(outcome: ProfileResult, shipped: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What `--strict` does not let pass."""
-    name = outcome.profile.name
-    told = [
-        f"{name}: the self-test of {row['recipe']} fails under emulation (--strict)"
-        for row in shipped
-        if row.get("emulation", {}).get("outcome") == "failed"
-    ]
-    if outcome.unverified:
-        told.append(f"{name}: {', '.join(outcome.unverified)} cannot be verified on this machine (--strict)")
-    return told
+        done.missed.extend(shipping.unshown(outcome, shipped))
 
 
 def _document(bench: Workbench, done: _Build) -> dict[str, Any]:

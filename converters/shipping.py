@@ -6,6 +6,7 @@ Always true
 """
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,16 @@ def refuse(outcome: ProfileResult, options: Options) -> str:
     for file in best.artifact.files:
         write_whole(folder / file.name, file.read_bytes())
     return f"{title}; closest is {best.recipe} ({outcome.decisions[best.recipe].reason}), kept in {folder}"
+
+
+def unshown(outcome: ProfileResult, shipped: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What `--strict` does not let pass."""
+    name = outcome.profile.name
+    told = [
+        f"{name}: the self-test of {row['recipe']} fails under emulation (--strict)"
+        for row in shipped
+        if row.get("emulation", {}).get("outcome") == "failed"
+    ]
+    if outcome.unverified:
+        told.append(f"{name}: {', '.join(outcome.unverified)} cannot be verified on this machine (--strict)")
+    return told
