@@ -63,7 +63,7 @@ class Door:
     def enter(self, client: str, announced: int, now: float, lose: Callable[[str], None]) -> Ticket:
         """A place for a body of `announced` bytes. Raises: BusyError."""
         ticket = Ticket(client, announced, now, lose)
-        self._make_room(ticket, announced, 1, now)
+        self._make_room(ticket, announced, announced, 1, now)
         self.tickets[ticket] = None
         self.held += announced
         return ticket
@@ -73,7 +73,7 @@ class Door:
         if total <= ticket.held or ticket.phase == "gone":
             return
         try:
-            self._make_room(ticket, total - ticket.held, 0, now)
+            self._make_room(ticket, total, total - ticket.held, 0, now)
         except BusyError:
             self.leave(ticket)
             raise
@@ -93,10 +93,9 @@ class Door:
         del self.tickets[ticket]
         self.held -= ticket.held
 
-    def _make_room(self, wanting: Ticket, bytes_: int, slots: int, now: float) -> None:
-        reach = self.total_bytes
-        if wanting.held > SMALL_BYTES or wanting.held + bytes_ > SMALL_BYTES:
-            reach = int(reach * LARGE_SHARE)
+    def _make_room(self, wanting: Ticket, size: int, bytes_: int, slots: int, now: float) -> None:
+        """`bytes_` and `slots` more for a body of `size` bytes in all. Raises: BusyError."""
+        reach = int(self.total_bytes * (LARGE_SHARE if size > SMALL_BYTES else 1))
         while self.held + bytes_ > reach or len(self.tickets) + slots > self.slots:
             is_about_bytes = self.held + bytes_ > reach
             victim = self._slowest(wanting, now) or self._of_longest(wanting, is_about_bytes, bytes_)

@@ -5,8 +5,8 @@ Always true
     costly to read are read in another, one ahead of the engine at most, so that what they unfold to is bounded.
  2. What cannot be read or does not fit the manifest is the caller's mistake (`rejected_inputs`); only what fits and
     still fails is an error, and is counted once.
- 3. An answer with NaN or infinity where the golden outputs have none is an error, and no state is kept of it; to inputs
-    beyond all that the model was judged on it is the caller's mistake.
+ 3. An answer with NaN or infinity where the golden outputs have none is an error, and no state is kept of it. An error on
+    inputs beyond all that the model was judged on is the caller's mistake.
  4. The engine's time is limited from the start of its call. Waiting is limited apart, and is nobody's error.
 """
 
@@ -180,15 +180,13 @@ class ServedModel:
         self._call_since = time.monotonic()
         try:
             outputs = self._loaded.run(checked)
+            took_ms = (time.perf_counter() - began) * 1000
+            if bad := self._judged.not_finite(outputs):
+                raise NotFiniteError(f"the model answered with NaN or infinity in {bad!r}")
         except Exception as error:
-            self.counters.failed()
-            if isinstance(error, EngineError):
-                raise
-            raise EngineError(f"the engine failed: {error!r}") from error
+            raise self._blamed(error, checked) from error
         finally:
             self._call_since = None
-        took_ms = (time.perf_counter() - began) * 1000
-        self._check_finite(checked, outputs)
         if self.counters.answered(took_ms, outputs):
             self._pool.submit(self.counters.fold)
         self._sequences.keep(sequence, outputs)
@@ -200,18 +198,13 @@ class ServedModel:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._readers.shutdown(wait=False, cancel_futures=True)
 
-    def _check_finite(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        bad = self._judged.not_finite(outputs)
-        if bad is None:
-            return
+    def _blamed(self, error: Exception, inputs: Mapping[str, Array]) -> EngineError | InputError:
+        """Whose fault a call was that went wrong."""
         unlike = self._judged.unlike(inputs)
-        if unlike is None:
-            self.counters.failed()
-            raise NotFiniteError(f"the model answered with NaN or infinity in {bad!r}")
-        raise InputError(
-            f"input {unlike!r} holds NaN, infinity or values far beyond all that this model was judged on, and output"
-            f" {bad!r} is not finite"
-        )
+        if unlike is not None:
+            return InputError(f"input {unlike!r} is far beyond all that this model was judged on: {error}")
+        self.counters.failed()
+        return error if isinstance(error, EngineError) else EngineError(f"the engine failed: {error!r}")
 
 
 def _finish(future: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
