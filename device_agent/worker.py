@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 from device_agent import log
@@ -118,6 +119,8 @@ def main() -> None:
     log.set_up(as_json=chosen.log_json)
     # Ctrl-C reaches the whole process group; the supervisor decides how its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # How long a thread that reads a large body may keep the loop and the engine from going on.
+    sys.setswitchinterval(0.001)
     sock = socket.socket(fileno=chosen.channel)
     names = tuple(chosen.deployments.split(","))
     try:

@@ -30,6 +30,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from edgekit import jsonarray
 from edgekit.distribution import extra
 from edgekit.encoding import REPEAT
 from edgekit.errors import DataError, InputError
@@ -43,8 +44,6 @@ Kind = Literal["npz", "npy", "json", "image", "audio"]
 MAX_PIXELS = 50_000_000
 PICTURES = ("JPEG", "PNG", "WEBP", "BMP")
 SOUNDS = ("WAV", "FLAC")
-# numpy's own limit.
-MAX_DIMENSIONS = 64
 # Members of an archive, and keys of a JSON text: far more than models have inputs.
 MAX_NAMES = 4096
 MAX_SEQUENCE_ID = 128
@@ -114,23 +113,11 @@ def check_json(data: bytes | bytearray | memoryview, most_values: int) -> None:
         raise InputError(f"the JSON text has more than {MAX_NAMES} keys")
 
 
-def listed(raw: msgspec.Raw, name: str) -> Any:
-    """A JSON value of nested lists of numbers, truth values or nulls. Raises: InputError."""
-    text = bytes(raw)
-    if b'"' in text or b"{" in text:
-        raise InputError(f"input {name!r}: data is not made of numbers alone")
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise InputError(f"input {name!r}: {error}") from error
-
-
-def exactly(data: Any, dtype: "np.dtype[Any]", name: str) -> Array:
-    """Nested lists of JSON numbers as `dtype`, each with its value; floats may lose digits, but never overflow.
+def exactly(plain: Array, dtype: "np.dtype[Any]", name: str) -> Array:
+    """What a JSON text holds as `dtype`, each number with its value; floats may lose digits, but never overflow.
 
     Raises: InputError.
     """
-    plain = _rectangular(data, name)
     allowed = {"b": "b", "u": "iuf", "i": "iuf", "f": "iuf"}[dtype.kind]
     if plain.size and plain.dtype.kind not in allowed:
         raise InputError(f"input {name!r}: data is not made of {dtype} values")
@@ -191,7 +178,7 @@ def _npy(data: bytes, manifest: Manifest, _bounds: Bounds) -> Decoded:
         raise InputError(f"input {spec.name!r}: an array of {dtype} is not made of numbers")
     # Compared before any memory is taken: a header may claim anything.
     rest = len(data) - stream.tell()
-    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0:
+    if len(shape) > jsonarray.MAX_DIMENSIONS or min(shape, default=0) < 0:
         raise InputError(f"a .npy array of shape {shape} is not taken here")
     if math.prod(shape) * dtype.itemsize != rest:
         raise InputError(f"a damaged .npy array: {rest} bytes for {dtype} of shape {shape}")
@@ -231,7 +218,10 @@ def _json(data: bytes, manifest: Manifest, bounds: Bounds) -> Decoded:
         raise InputError(f"holds no input; the model takes {', '.join(specs)}")
     return Decoded(
         _one_sample(
-            {name: _numbers(specs[name], manifest, listed(raw, name)) for name, raw in given.items()}
+            {
+                name: _numbers(specs[name], manifest, jsonarray.read(bytes(raw), name))
+                for name, raw in given.items()
+            }
         ).samples,
         parameters,
     )
@@ -271,28 +261,20 @@ def _as_json(data: bytes | msgspec.Raw, kind: Any) -> Any:
         raise InputError(f"not JSON: {error}") from error
 
 
-def _numbers(spec: TensorSpec, manifest: Manifest, value: Any) -> Array:
+def _numbers(spec: TensorSpec, manifest: Manifest, plain: Array) -> Array:
     """As the declared type; before pre-processing uint8 for whole numbers of a byte, as image files give them, int64 for
     other whole numbers, and float32.
     """
     if not manifest.preprocess.get(spec.name):
-        return exactly(value, np.dtype(spec.dtype), spec.name)
-    plain = _rectangular(value, spec.name)
+        return exactly(plain, np.dtype(spec.dtype), spec.name)
     if plain.dtype.kind == "b":
         return plain
     if plain.dtype.kind not in "iuf" or not plain.size:
         raise InputError(f"input {spec.name!r}: data is not made of numbers")
     if plain.dtype.kind == "f":
-        return exactly(value, np.dtype(np.float32), spec.name)
+        return exactly(plain, np.dtype(np.float32), spec.name)
     is_bytes = int(plain.min()) >= 0 and int(plain.max()) <= 255
-    return exactly(value, np.dtype(np.uint8 if is_bytes else np.int64), spec.name)
-
-
-def _rectangular(data: Any, name: str) -> Array:
-    try:
-        return np.asarray(data)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"input {name!r}: data is no rectangular list of numbers") from error
+    return exactly(plain, np.dtype(np.uint8 if is_bytes else np.int64), spec.name)
 
 
 def _image(data: bytes, manifest: Manifest, bounds: Bounds) -> Decoded:

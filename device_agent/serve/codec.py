@@ -14,7 +14,8 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from device_agent.serve.http import Request, Response
-from edgekit.decode import MAX_DIMENSIONS, check_json, exactly, listed
+from edgekit import jsonarray
+from edgekit.decode import check_json, exactly
 from edgekit.errors import InputError
 from edgekit.manifest import Manifest
 from edgekit.tensors import V2_DTYPES, Array
@@ -98,7 +99,7 @@ def _read_tensor(tensor: TensorIn, rest: memoryview, most_values: int) -> tuple[
     else:
         # Exact: every bfloat16 is a float32.
         dtype = np.dtype("float32" if tensor.datatype == "BF16" else _NUMPY[tensor.datatype])
-        flat = exactly(listed(tensor.data, tensor.name), dtype, tensor.name).ravel()
+        flat = exactly(jsonarray.read(bytes(tensor.data), tensor.name), dtype, tensor.name).ravel()
     if flat.size != count:
         raise InputError(f"{where}: {flat.size} values for shape {tensor.shape}")
     return flat.reshape(tensor.shape), rest
@@ -107,8 +108,8 @@ def _read_tensor(tensor: TensorIn, rest: memoryview, most_values: int) -> tuple[
 def _count(tensor: TensorIn, where: str, most_values: int) -> int:
     """How many values the shape has."""
     shape = tensor.shape
-    if len(shape) > MAX_DIMENSIONS:
-        raise InputError(f"{where}: {len(shape)} dimensions; at most {MAX_DIMENSIONS} are taken")
+    if len(shape) > jsonarray.MAX_DIMENSIONS:
+        raise InputError(f"{where}: {len(shape)} dimensions; at most {jsonarray.MAX_DIMENSIONS} are taken")
     if any(not 0 <= dim <= _LARGEST_DIMENSION for dim in shape):
         raise InputError(f"{where}: shape {shape} has a dimension that is negative or too large")
     count = math.prod(shape)

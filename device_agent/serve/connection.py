@@ -11,6 +11,7 @@ Always true
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -219,9 +220,10 @@ class Connection(asyncio.BufferedProtocol):
         if expected not in ("", "100-continue"):
             raise HttpError(417, f"the expectation {expected!r} cannot be met; only '100-continue' is known")
         if route.is_admitted:
-            announced = _STEP_BYTES if head.length is None else head.length
+            announced = min(_STEP_BYTES, route.max_body) if head.length is None else head.length
+            at_hand = 0 if head.length is None else len(self._pending) - end
             self._ticket = self._owner.door.enter(
-                self.peer.name, min(announced, route.max_body), self._loop.time(), self._lost_place
+                self.peer.name, announced, self._loop.time(), self._lost_place, at_hand
             )
         self._head, self._serve = head, route
         if not self._transport.is_reading():
@@ -324,7 +326,9 @@ class Connection(asyncio.BufferedProtocol):
         self._is_discarding = True
         self._transport.write(response.encode(keep_alive=False, with_body=with_body))
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            # The client may be gone already.
+            with contextlib.suppress(OSError):
+                self._transport.write_eof()
         if not self._transport.is_reading():
             self._transport.resume_reading()
         self._wait_for(LINGER_S)

@@ -3,7 +3,8 @@
 Always true
  1. No byte of a body is received before its request has a place: one of `slots`, and its bytes within `total_bytes`.
  2. Bodies above `SMALL_BYTES` never take more than `LARGE_SHARE` of the bytes, so a few that announce much leave room.
- 3. Where there is no room, the one that sends slowest goes first; then a request of the client that holds most, if it
+ 3. Where there is no room, the one that sends slowest goes first: before a body that is here already at once, before
+    others once it has had `SLOW_AFTER_S`. Then a request of the client that holds most, if it
     holds more than the newcomer would (longest queue drop). A request whose engine call began keeps its place.
  4. Turns go round by client: one with many requests waiting does not keep another's from being next.
 
@@ -18,7 +19,7 @@ from typing import Literal
 
 from edgekit.errors import EngineError
 
-SLOTS = 64
+SLOTS = 128
 SMALL_BYTES = 1 << 20
 LARGE_SHARE = 0.75
 # A body that is not here after this time counts as slow once there is no room for others.
@@ -60,9 +61,13 @@ class Door:
         self.tickets: OrderedDict[Ticket, None] = OrderedDict()
         self.turned_away = 0
 
-    def enter(self, client: str, announced: int, now: float, lose: Callable[[str], None]) -> Ticket:
-        """A place for a body of `announced` bytes. Raises: BusyError."""
-        ticket = Ticket(client, announced, now, lose)
+    def enter(
+        self, client: str, announced: int, now: float, lose: Callable[[str], None], at_hand: int = 0
+    ) -> Ticket:
+        """A place for a body of `announced` bytes, of which `at_hand` came with its head. Raises: BusyError."""
+        ticket = Ticket(
+            client, announced, now, lose, at_hand, "waiting" if at_hand >= announced else "receiving"
+        )
         self._make_room(ticket, announced, announced, 1, now)
         self.tickets[ticket] = None
         self.held += announced
@@ -105,10 +110,12 @@ class Door:
             self._take_away(victim)
 
     def _slowest(self, wanting: Ticket, now: float) -> Ticket | None:
+        """Who sends slowest; to a body that is here already everybody is slow who still sends."""
+        allowed = 0.0 if wanting.phase == "waiting" else SLOW_AFTER_S
         late = [
             ticket
             for ticket in self.tickets
-            if ticket.phase == "receiving" and ticket is not wanting and now - ticket.since > SLOW_AFTER_S
+            if ticket.phase == "receiving" and ticket is not wanting and now - ticket.since >= allowed
         ]
         return min(late, key=lambda ticket: ticket.rate(now), default=None)
 

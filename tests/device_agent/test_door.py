@@ -15,9 +15,9 @@ class Scene:
         self.door = Door(total_bytes, slots)
         self.lost = []
 
-    def enter(self, client, announced=100, now=0.0):
+    def enter(self, client, announced=100, now=0.0, at_hand=0):
         name = f"{client}{len(self.door.tickets)}"
-        return self.door.enter(client, announced, now, lambda _reason: self.lost.append(name))
+        return self.door.enter(client, announced, now, lambda _reason: self.lost.append(name), at_hand)
 
 
 @pytest.fixture
@@ -76,6 +76,14 @@ def test_the_slowest_sender_goes_first_when_there_is_no_room(scene):
     scene.enter("a", now=5.0)
     assert slow.phase == "gone"
     assert quick.phase == "receiving"
+
+
+def test_a_body_that_is_here_already_goes_before_those_still_coming(scene):
+    tickets = [scene.enter("a", now=0.0) for _ in range(10)]
+    for ticket in tickets[1:]:
+        ticket.received = 50
+    scene.enter("a", now=0.01, at_hand=100)
+    assert tickets[0].phase == "gone"
 
 
 def test_a_request_in_the_engine_keeps_its_place(scene):
