@@ -11,20 +11,20 @@ import contextlib
 import os
 import resource
 import signal
-import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from device_agent import collector, durable, enrol, front, health, identity, log, probe
+from device_agent import collector, durable, enrol, health, identity, log, probe
 from device_agent.collector import Collector
 from device_agent.folder import StateFolder
 from device_agent.front import Front
 from device_agent.identity import DeviceIdentity
 from device_agent.link import Link, LinkHooks
+from device_agent.listen import Credentials, Listener, listen
 from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
 from device_agent.reporter import Numbers, Reporter, Vitals
@@ -48,7 +48,8 @@ class Settings:
     """What `edgekit agent run` was asked for. `profile` None means: find it."""
 
     state: StateFolder
-    http: str
+    http: tuple[str, ...]
+    secured: Credentials | None
     enrolment: EnrolmentFile | None
     profile: str | None
     window_s: float
@@ -72,8 +73,9 @@ async def run(settings: Settings) -> None:
     stopping = _stop_on_signals()
     _allow_descriptors()
     lock = settings.state.lock()
+    listeners: tuple[Listener, ...] = ()
     try:
-        listener = front.listen(settings.http)
+        listeners = listen(settings.http, settings.secured)
         platform = await probe.find(settings.profile)
         for engine, trouble in platform.broken.items():
             log.trouble("an engine is installed but does not work", engine=engine, why=trouble)
@@ -81,16 +83,17 @@ async def run(settings: Settings) -> None:
         if known is None:
             known = await _or_stop(_enrol(settings, platform), stopping)
             if known is None:
-                listener.close()
                 return
         elif settings.enrolment is not None and settings.enrolment.fleet != known.file.fleet:
             log.trouble(
                 "this state folder is enrolled with another fleet; --enrolment is not used",
                 fleet=known.file.fleet,
             )
-        agent = Agent(settings, platform, known, listener)
+        agent = Agent(settings, platform, known, listeners)
         await agent.run(stopping)
     finally:
+        for listener in listeners:
+            listener.close()
         os.close(lock)
 
 
@@ -135,11 +138,12 @@ class Agent:
     """One running agent. Everything here happens in the event loop's thread."""
 
     def __init__(
-        self, settings: Settings, platform: Platform, known: DeviceIdentity, listener: socket.socket
+        self, settings: Settings, platform: Platform, known: DeviceIdentity, listeners: Sequence[Listener]
     ) -> None:
         state = settings.state
         self._settings = settings
         self._platform = platform
+        self._http = ", ".join(listener.address for listener in listeners)
         self._file = known.file
         self._device = known.answer.device
         self._boot = identity.next_boot(state, known.answer.enrolment)
@@ -161,7 +165,7 @@ class Agent:
             name: Updater(name, state.deployment(name), workers, source, stamp=stamp, changed=self._describe)
             for name, workers in self._workers.items()
         }
-        self._front = Front(listener, self._workers, self._metrics)
+        self._front = Front(listeners, self._workers, self._metrics, settings.secured)
         hooks = LinkHooks(self._link_up, self._describe, self._heard)
         self._link = Link(known.file.broker, self._device, self._boot, hooks)
         self._spool = Spool(state.spool)
@@ -194,7 +198,7 @@ class Agent:
 
     async def run(self, stopping: asyncio.Event) -> None:
         log.event(
-            "agent started", device=self._device, profile=self._platform.profile, http=self._settings.http,
+            "agent started", device=self._device, profile=self._platform.profile, http=self._http,
             engines=",".join(f"{name} {version}" for name, version in self._platform.engines.items()) or "none",
             incarnation=self._boot.incarnation, pid=os.getpid(),
         )  # fmt: skip
@@ -312,7 +316,7 @@ class Agent:
         )
 
     def _write_status(self, reported: Reported) -> None:
-        status = AgentStatus(reported, self._settings.http, self._link.is_up, datetime.now(UTC))
+        status = AgentStatus(reported, self._http, self._link.is_up, datetime.now(UTC))
         durable.write(self._settings.state.status, msgspec.json.encode(status))
 
     def _loaded(self) -> dict[str, str | None]:

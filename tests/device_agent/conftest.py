@@ -429,6 +429,46 @@ def module_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerHo
     host.close()
 
 
+@dataclass
+class FrontHost:
+    """The agent's front with one real worker, in processes of their own."""
+
+    process: "subprocess.Popen[bytes]"
+    http: list[str]
+    front: int
+    worker: int
+
+    @property
+    def port(self) -> int:
+        return int(self.http[0].rpartition(":")[2])
+
+    def close(self) -> int:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def host_front() -> Iterator[Callable[..., FrontHost]]:
+    hosts: list[FrontHost] = []
+
+    def start(slot: Path, *words: str | Path, http: tuple[str, ...] = ("127.0.0.1:0",)) -> FrontHost:
+        asked = [word for address in http for word in ("--http", address)]
+        script = Path(__file__).with_name("hostile") / "front_host.py"
+        process = subprocess.Popen(
+            [sys.executable, script, "--slot", slot, *asked, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        hosts.append(FrontHost(process, **json.loads(process.stdout.readline())))
+        return hosts[-1]
+
+    yield start
+    for host in hosts:
+        host.close()
+
+
 IOTCORE = """
 id = 0
 [router]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from device_agent import front
 from device_agent.channel import Channel
+from device_agent.listen import credentials, listen
 
 
 class OneWorker:
@@ -56,18 +57,28 @@ async def main() -> None:
     parser.add_argument("--deployment", default="digits")
     parser.add_argument("--slot", type=Path, required=True)
     parser.add_argument("--http", action="append", required=True)
+    parser.add_argument("--secured", help="certificate, key and token file, with commas between")
     chosen = parser.parse_args()
-    listener = front.listen(chosen.http[0])
+    files = chosen.secured.split(",") if chosen.secured else []
+    secured = credentials(*map(Path, files)) if files else None
+    listeners = listen(chosen.http, secured)
     worker = OneWorker(chosen.deployment, chosen.slot)
     worker.channel.start()
     await worker.ready.wait()
-    worker.front = front.Front(listener, {chosen.deployment: worker}, lambda: "")
+    worker.front = front.Front(listeners, {chosen.deployment: worker}, lambda: "", secured)
     worker.front.start()
     print(
-        json.dumps({"port": listener.getsockname()[1], "front": os.getpid(), "worker": worker.process.pid}),
+        json.dumps(
+            {
+                "http": [each.address for each in listeners],
+                "front": os.getpid(),
+                "worker": worker.process.pid,
+            }
+        ),
         flush=True,
     )
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await worker.front.close()
     os._exit(0)
 
 
