@@ -448,25 +448,38 @@ class FrontHost:
         return self.process.wait(20)
 
 
+def start_front(slot: Path, *words: str | Path, http: tuple[str, ...] = ("127.0.0.1:0",)) -> FrontHost:
+    asked = [word for address in http for word in ("--http", address)]
+    script = Path(__file__).with_name("hostile") / "front_host.py"
+    process = subprocess.Popen(
+        [sys.executable, script, "--slot", slot, *asked, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    return FrontHost(process, **json.loads(process.stdout.readline()))
+
+
 @pytest.fixture
 def host_front() -> Iterator[Callable[..., FrontHost]]:
     hosts: list[FrontHost] = []
 
-    def start(slot: Path, *words: str | Path, http: tuple[str, ...] = ("127.0.0.1:0",)) -> FrontHost:
-        asked = [word for address in http for word in ("--http", address)]
-        script = Path(__file__).with_name("hostile") / "front_host.py"
-        process = subprocess.Popen(
-            [sys.executable, script, "--slot", slot, *asked, *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert process.stdout is not None
-        hosts.append(FrontHost(process, **json.loads(process.stdout.readline())))
+    def start(*words: Any, **how: Any) -> FrontHost:
+        hosts.append(start_front(*words, **how))
         return hosts[-1]
 
     yield start
     for host in hosts:
         host.close()
+
+
+@pytest.fixture(scope="module")
+def module_front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontHost]:
+    """A front and one worker with the digits bundle for all tests of a module."""
+    folder = tmp_path_factory.mktemp("front")
+    host = start_front(staged(DeploymentFolder(folder / "d"), build(folder, sturdy=True)))
+    yield host
+    host.close()
 
 
 IOTCORE = """
