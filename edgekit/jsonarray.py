@@ -82,7 +82,12 @@ def _pieces(flat: bytes) -> list[bytes]:
 
 def _piece(piece: bytes, name: str) -> Array:
     try:
-        return np.asarray(msgspec.json.decode(b"[" + piece + b"]"))
+        listed = msgspec.json.decode(b"[" + piece + b"]")
+        array = np.asarray(listed)
+        if array.dtype.kind == "f" and not any(mark in piece for mark in b".eE"):
+            # Integers on both sides of 2**63 together, of which numpy makes floats that cannot tell all of them.
+            return np.array(listed, np.uint64) if listed and min(listed) >= 0 else array
+        return array
     except (msgspec.DecodeError, RecursionError, OverflowError) as error:
         raise InputError(f"input {name!r}: not JSON numbers ({error})") from error
 

@@ -1,6 +1,6 @@
 """What a worker answers for its one deployment."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -54,7 +54,7 @@ class WorkerApp:
         self._give_back = give_back
         self._on_hung = on_hung
         self._states = {pair.output for pair in model.manifest.state}
-        dense = model.input_bytes * _JSON_BYTES_PER_BYTE + 64 * 1024
+        dense = predict.input_bytes(model.manifest) * _JSON_BYTES_PER_BYTE + 64 * 1024
         self._infer_limit = max(dense, _SMALLEST_BODY_LIMIT)
         self._predict_limit = max(
             dense, _RAW_BODY_LIMIT if model.manifest.preprocess else _SMALLEST_BODY_LIMIT
@@ -152,29 +152,33 @@ class WorkerApp:
     async def _predict(self, request: Request) -> Response:
         manifest = self._model.manifest
 
-        def read() -> tuple[dict[str, Array], Sequence]:
+        def read() -> tuple[list[dict[str, Array]], Sequence]:
             plain = self._plain(request, self._predict_limit)
-            raw, sequence = predict.read_body(plain.head, plain.body, manifest)
-            return prepare(manifest.admitted, manifest.preprocess, raw), sequence
+            samples, sequence = predict.read_body(plain.head, plain.body, manifest)
+            return [prepare(manifest.admitted, manifest.preprocess, raw) for raw in samples], sequence
 
-        def use(found: tuple[dict[str, Array], Sequence]) -> Response:
-            ran = self._model.run(*found)
-            told = {name: value for name, value in ran.outputs.items() if name not in self._states}
-            answers = postprocess(manifest.postprocess, told)
-            answer = {
-                "deployment": self._deployment,
-                "model": manifest.name,
-                "version": manifest.version,
-                "outputs": answers,
-                **_headline(answers),
-                **({"parameters": _told(ran)} if ran.was_reset else {}),
-            }
-            return Response(200, msgspec.json.encode(answer) + b"\n")
+        def use(found: tuple[list[dict[str, Array]], Sequence]) -> Response:
+            samples, sequence = found
+            answers = [self._predicted(inputs, step) for inputs, step in each_step(samples, sequence)]
+            told = answers[0] if len(answers) == 1 else {"samples": answers}
+            named = {"deployment": self._deployment, "model": manifest.name, "version": manifest.version}
+            return Response(200, msgspec.json.encode({**named, **told}) + b"\n")
 
         assert request.ticket is not None
         is_unfolding = predict.KINDS.get(request.head.content_type) in ("image", "audio")
         is_costly = is_unfolding or len(request.body) > _COSTLY_BYTES or _is_packed(request)
         return await self._model.do(request.ticket, read, use, is_costly=is_costly)
+
+    def _predicted(self, inputs: dict[str, Array], sequence: Sequence) -> dict[str, Any]:
+        """What the caller is told of one sample; in the engine's thread."""
+        ran = self._model.run(inputs, sequence)
+        told = {name: value for name, value in ran.outputs.items() if name not in self._states}
+        answers = postprocess(self._model.manifest.postprocess, told)
+        return {
+            "outputs": answers,
+            **_headline(answers),
+            **({"parameters": _told(ran)} if ran.was_reset else {}),
+        }
 
     def _plain(self, request: Request, limit: int) -> Request:
         """The request without a content coding."""
@@ -182,6 +186,15 @@ class WorkerApp:
         if not told:
             return request
         return Request(request.head, coding.decoded(told, request.body, limit), request.ticket)
+
+
+def each_step(
+    samples: list[dict[str, Array]], sequence: Sequence
+) -> Iterator[tuple[dict[str, Array], Sequence]]:
+    """Samples in order: the first begins the sequence if the request does, the last ends it."""
+    for index, inputs in enumerate(samples):
+        is_first, is_last = index == 0, index == len(samples) - 1
+        yield inputs, Sequence(sequence.key, sequence.is_start and is_first, sequence.is_end and is_last)
 
 
 def _is_packed(request: Request) -> bool:

@@ -18,8 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-
 from device_agent.serve import parsing
 from device_agent.serve.counters import Counters
 from device_agent.serve.door import BusyError, Lane, Ticket
@@ -80,14 +78,6 @@ class ServedModel:
     def input_values(self) -> int:
         """Values of all inputs together."""
         return sum(math.prod(dim or 1 for dim in spec.shape) for spec in self.manifest.inputs)
-
-    @property
-    def input_bytes(self) -> int:
-        """Bytes of all inputs in their dense form."""
-        return sum(
-            math.prod(dim or 1 for dim in spec.shape) * np.dtype(spec.dtype).itemsize
-            for spec in self.manifest.inputs
-        )
 
     async def do(
         self, ticket: Ticket, read: Callable[[], P], use: Callable[[P], T], *, is_costly: bool = False

@@ -180,6 +180,68 @@ def build(
     return Built(path, digest, path.stat().st_size, manifest)
 
 
+ALL_TYPES = (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
+)  # fmt: skip
+
+
+def build_types(folder: Path) -> Built:
+    """A bundle with an input `in_TYPE` (2, 2) of every type, which comes out as `out_TYPE`."""
+    kinds = {name: helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in ALL_TYPES}
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [f"in_{name}"], [f"out_{name}"]) for name in ALL_TYPES],
+        "types",
+        [helper.make_tensor_value_info(f"in_{name}", kind, [2, 2]) for name, kind in kinds.items()],
+        [helper.make_tensor_value_info(f"out_{name}", kind, [2, 2]) for name, kind in kinds.items()],
+    )
+    golden = Samples({f"in_{name}": np.ones((1, 2, 2), name) for name in ALL_TYPES})
+    expected = dump_arrays(record({f"out_{name}": np.ones((1, 2, 2), name) for name in ALL_TYPES}))
+    return written(
+        folder, "types", {"model/model.onnx": model_bytes(graph)}, golden, expected,
+        inputs=tuple(TensorSpec(f"in_{name}", name, (2, 2)) for name in ALL_TYPES),
+        outputs=tuple(TensorSpec(f"out_{name}", name, (2, 2)) for name in ALL_TYPES),
+    )  # fmt: skip
+
+
+def build_waves(folder: Path) -> Built:
+    """A bundle that sums 8 frames of sound of 16 000 samples a second."""
+    graph = helper.make_graph(
+        [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=1)],
+        "waves",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+    )
+    golden = Samples({"x": np.ones((1, 8), np.float32)})
+    expected = dump_arrays(record({"y": np.full((1, 1), 8, np.float32)}))
+    return written(
+        folder, "waves", {"model/model.onnx": model_bytes(graph)}, golden, expected,
+        inputs=(TensorSpec("x", "float32", (8,)),), outputs=(TensorSpec("y", "float32", (1,)),),
+        preprocess={"x": (Step("waveform", {"sample_rate": 16000}),)},
+    )  # fmt: skip
+
+
+def written(
+    folder: Path, name: str, models: Mapping[str, bytes], golden: Samples, expected: bytes, **more: Any
+) -> Built:
+    """A bundle of a model and its golden data."""
+    paths = ("selftest/inputs.npz", "selftest/source.npz", "selftest/artifact.npz")
+    files: dict[str, bytes | Path] = {
+        **models, paths[0]: dump_npz(golden), paths[1]: expected, paths[2]: expected
+    }  # fmt: skip
+    manifest = Manifest(
+        format=manifests.FORMAT, name=name, version="1", profile=PROFILE,
+        engine=EngineSpec("onnxruntime", ">=1", next(iter(models)), threads=1),
+        recipe="onnxruntime/fp32", source_sha256="0" * 64,
+        files=tuple(bundles.file_entry(path, data) for path, data in files.items()),
+        selftest=SelfTest(
+            *paths, samples=len(golden), tolerance={spec.name: 1e-3 for spec in more["outputs"]}, agreement=1
+        ), **more,
+    )  # fmt: skip
+    path = folder / manifest.filename
+    digest = bundles.write(path, manifest, files)
+    return Built(path, digest, path.stat().st_size, manifest)
+
+
 def build_lines(folder: Path) -> Built:
     """A bundle that doubles lines of up to 8 numbers, in buckets of 4 and 8."""
     models = {f"model/{size}.onnx": doubler_onnx(size) for size in (4, 8)}
@@ -322,6 +384,8 @@ class Tools:
     Built = Built
     build = staticmethod(build)
     build_lines = staticmethod(build_lines)
+    build_types = staticmethod(build_types)
+    build_waves = staticmethod(build_waves)
     staged = staticmethod(staged)
     digit_images = staticmethod(digit_images)
     free_port = staticmethod(free_port)

@@ -80,6 +80,10 @@ def test_large_integers_keep_their_value_across_pieces(monkeypatch):
     assert found.tolist() == [2**64 - 1, 1, 2**53 + 1]
 
 
+def test_the_largest_integers_keep_their_value_beside_small_ones():
+    assert jsonarray.read(b"[0, 18446744073709551615]", "x").tolist() == [0, 2**64 - 1]
+
+
 def test_text_is_never_made_an_array():
     with pytest.raises(InputError, match="numbers alone"):
         jsonarray.read(json.dumps(["a" * 10**6] + ["b"] * 1000).encode(), "x")
