@@ -22,7 +22,8 @@ from edgekit.tensors import Array
 MAX_DIMENSIONS = 64
 _PIECE_BYTES = 64 * 1024
 _KEPT = b"[],"
-_OTHER = bytes(set(range(256)) - set(_KEPT))
+# Everything that is part of a value becomes a v.
+_AS_MARKS = bytes(byte if byte in _KEPT else ord("v") for byte in range(256))
 _AS_SPACE = bytes.maketrans(b"[]", b"  ")
 
 
@@ -33,7 +34,10 @@ def read(text: bytes, name: str) -> Array:
     """
     if b'"' in text or b"{" in text:
         raise InputError(f"input {name!r}: data is not made of numbers alone")
-    shape = _shape(text.translate(None, _OTHER), name)
+    marks = text.translate(_AS_MARKS, b" \t\r\n")
+    if b"v[" in marks or b"]v" in marks:
+        raise InputError(f"input {name!r}: not JSON")
+    shape = _shape(marks.translate(None, b"v"), name)
     flat = text.translate(_AS_SPACE)
     if not flat.strip(b" \t\r\n,"):
         if b"[" not in text or math.prod(shape[:-1]) - 1 != flat.count(b","):

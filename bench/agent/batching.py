@@ -6,6 +6,7 @@ milliseconds a sample; the blocks of each size alternate.
 Run:  python bench/agent/batching.py
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def weights(name: str, *shape: int) -> onnx.TensorProto:
 def mlp() -> tuple[onnx.ModelProto, tuple[int, ...]]:
     """784-256-128-10."""
     sizes, nodes, made, last = (784, 256, 128, 10), [], [], "x"
-    for index, (take, give) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for index, (take, give) in enumerate(itertools.pairwise(sizes)):
         made.append(weights(f"w{index}", take, give))
         nodes.append(helper.make_node("MatMul", [last, f"w{index}"], [f"m{index}"]))
         nodes.append(helper.make_node("Relu", [f"m{index}"], [f"r{index}"]))
@@ -42,7 +43,7 @@ def mlp() -> tuple[onnx.ModelProto, tuple[int, ...]]:
 def conv() -> tuple[onnx.ModelProto, tuple[int, ...]]:
     """Four 3x3 convolutions of 16 to 64 channels on 3x96x96, each halving the picture."""
     channels, nodes, made, last = (3, 16, 32, 64, 64), [], [], "x"
-    for index, (take, give) in enumerate(zip(channels, channels[1:], strict=False)):
+    for index, (take, give) in enumerate(itertools.pairwise(channels)):
         made.append(weights(f"w{index}", give, take, 3, 3))
         nodes.append(
             helper.make_node("Conv", [last, f"w{index}"], [f"c{index}"], strides=[2, 2], pads=[1, 1, 1, 1])
