@@ -20,7 +20,7 @@ from device_agent import log
 from device_agent.serve.peers import relay_pair
 
 MAX_RELAYS = 128
-MAX_PER_CLIENT = 32
+MAX_PER_CLIENT = 64
 HANDSHAKE_S = 5.0
 _BUFFER_BYTES = 64 * 1024
 
