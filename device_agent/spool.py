@@ -206,6 +206,8 @@ class Spool:
 def _open(path: Path) -> sqlite3.Connection:
     """Raises: sqlite3.Error, OSError."""
     database = sqlite3.connect(path, check_same_thread=False, timeout=0.0)
+    # A damaged type makes a text of a body: its bytes, then, and not an error of its own.
+    database.text_factory = bytes
     try:
         for setting in (
             f"page_size={PAGE_BYTES}",

@@ -22,6 +22,7 @@ from device_agent.blocking import Stopper
 from edgekit import bundle as bundles
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, EdgeKitError, ManifestError, SignatureRefusedError
+from edgekit.protocol import room
 from edgekit.trust import target as targets
 from edgekit.trust.dsse import MAX_ENVELOPE_BYTES
 from edgekit.wire.messages import OrderedBundle
@@ -29,8 +30,6 @@ from edgekit.wire.messages import OrderedBundle
 CONNECT_TIMEOUT_S = 10.0
 TIMEOUT_S = 30.0
 CHUNK_BYTES = 256 * 1024
-# What must stay free beside the download and its extracted copy.
-RESERVE_BYTES = 64 << 20
 
 
 class FetchError(EdgeKitError):
@@ -92,12 +91,8 @@ def _check_envelope(source: Source, wanted: OrderedBundle, stopping: Stopper) ->
 
 def _check_space(folder: Path, length: int, part: Path) -> None:
     have = part.stat().st_size if part.is_file() else 0
-    needed = 2 * length - have + RESERVE_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise FetchError(
-            f"not enough space: {free >> 20} MiB free, {needed >> 20} MiB needed", is_passing=True
-        )
+    if refusal := room.refusal(shutil.disk_usage(folder).free, length, have):
+        raise FetchError(refusal, is_passing=True)
 
 
 def _download(source: Source, wanted: OrderedBundle, part: Path, stopping: Stopper) -> None:
