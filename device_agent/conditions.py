@@ -4,7 +4,7 @@ A condition stands until it is cleared; a notice tells of something that happene
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from device_agent import log
@@ -22,6 +22,7 @@ class Conditions:
         self.changed = changed
         self._present: dict[_Key, Condition] = {}
         self._ends: dict[_Key, float] = {}
+        self._held: dict[str, frozenset[str]] = {}
 
     def set(self, code: str, detail: str, deployment: str = "") -> None:
         """`code` holds, for the reason `detail`; a condition that already stood keeps the time it began."""
@@ -49,6 +50,14 @@ class Conditions:
                 self.clear(other)
         if code:
             self.set(code, detail)
+
+    def hold(self, deployment: str, found: Mapping[str, str]) -> None:
+        """Of what was held of this deployment before, and `found` (code → detail), only `found` holds."""
+        for code in self._held.get(deployment, frozenset()) - found.keys():
+            self.clear(code, deployment)
+        for code, detail in found.items():
+            self.set(code, detail, deployment)
+        self._held[deployment] = frozenset(found)
 
     def present(self) -> tuple[Condition, ...]:
         """Those that stand now, oldest first; beyond the bound of a message the newest are left out."""

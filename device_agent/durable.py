@@ -1,7 +1,7 @@
 """The only place that writes what must survive a power cut.
 
 Always true
- 1. A file that `write` or `adopt` put in place is either the old one or the whole new one, never a mixture.
+ 1. A file that `write` put in place is either the old one or the whole new one, never a mixture.
  2. When a function here returns, its effect is on the medium: data synced first, then the name, then the folder.
     `write_unsynced` and what is called with `sync=False` are the exceptions.
  3. Every change of the disk is announced to the watcher before it is made. Tests use that to record the operations of
@@ -50,22 +50,31 @@ def _about_to(kind: Kind, path: Path, detail: bytes | int | str | Path = b"") ->
 
 
 class Writer:
-    """A file being written; made by `writing`."""
+    """A file being written at `position`; made by `writing`."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int, position: int) -> None:
         self._path = path
         self._descriptor = descriptor
+        self.position = position
 
     def write(self, data: bytes | memoryview) -> None:
         left = memoryview(data)
         _about_to("write", self._path, bytes(left))
         while left:
-            left = left[os.write(self._descriptor, left) :]
+            done = os.write(self._descriptor, left)
+            self.position += done
+            left = left[done:]
 
     def sync(self) -> None:
         """Everything written so far is on the medium."""
         _about_to("sync", self._path)
         os.fsync(self._descriptor)
+
+    def adopt(self, target: Path) -> None:
+        """Sync, and only then give the file another name in the same folder; writing goes on."""
+        self.sync()
+        rename(self._path, target)
+        self._path = target
 
 
 @contextmanager
@@ -84,7 +93,7 @@ def writing(path: Path, *, at: int = 0, mode: int = 0o600, sync: bool = True) ->
             _about_to("cut", path, at)
             os.ftruncate(descriptor, at)
         os.lseek(descriptor, at, os.SEEK_SET)
-        writer = Writer(path, descriptor)
+        writer = Writer(path, descriptor, at)
         yield writer
         if sync:
             writer.sync()
@@ -141,22 +150,15 @@ def write_unsynced(path: Path, data: bytes, mode: int = 0o600) -> None:
     _rename(_partial(path), path)
 
 
-def adopt(source: Path, target: Path) -> None:
-    """Give a finished file its final name in the same folder: sync its data, rename, sync the folder."""
-    _about_to("sync", source)
-    descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def rename(source: Path, target: Path) -> None:
+    """Give a file whose data is synced another name in the same folder."""
     _rename(source, target)
     sync_folder(target.parent)
 
 
 def set_aside(path: Path) -> None:
     """Move a damaged file out of the way, over the one set aside before: `NAME.damaged`."""
-    _rename(path, path.with_name(f"{path.name}.damaged"))
-    sync_folder(path.parent)
+    rename(path, path.with_name(f"{path.name}.damaged"))
 
 
 def point(link: Path, target: str) -> None:

@@ -64,6 +64,8 @@ class OrderBook:
         if kept is None and self._record.trouble:
             lost = "both copies of the newest order were damaged and are set aside; waiting for the fleet's next one"
             self._conditions.notice("order-lost", lost)
+        if self._kept.order is not None:
+            self._note_unknown(self._kept.order)
 
     @property
     def order(self) -> Order | None:
@@ -119,6 +121,7 @@ class OrderBook:
         self._kept, self._heard_at = kept, time.monotonic()
         self._waiting, self.refused = None, ""
         self._compare_clocks(order, now)
+        self._note_unknown(order)
         log.event("order accepted", counter=order.counter, deployments=",".join(order.deployments) or "none")
         return order
 
@@ -131,3 +134,11 @@ class OrderBook:
             self._conditions.set("clock-disagrees", detail)
         else:
             self._conditions.clear("clock-disagrees")
+
+    def _note_unknown(self, order: Order) -> None:
+        """What an order names beside this device's deployments stops none of them, and is told."""
+        names = ", ".join(orders.unknown(order, self._identity))
+        if names:
+            self._conditions.set("unknown-deployment", f"order {order.counter} names {names}, unknown here")
+        else:
+            self._conditions.clear("unknown-deployment")

@@ -22,18 +22,18 @@ from device_agent.identity import DeviceIdentity, Start
 from device_agent.link import Link, LinkHooks
 from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
+from device_agent.process import Served
 from device_agent.reporter import Numbers, Reporter, Vitals
 from device_agent.spool import Spool
 from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
 from device_agent.storage import Storage
-from device_agent.update.events import Acknowledged, GaveUp, Observed, Ordered
+from device_agent.update.events import Acknowledged, Ordered
 from device_agent.update.fetch import Source
-from device_agent.update.runner import Updater
-from device_agent.workers import Hooks, Workers
+from device_agent.update.reconciler import Reconciler
 from edgekit import __version__
 from edgekit.manifest import FORMAT
 from edgekit.wire import messages, topics
-from edgekit.wire.messages import DeploymentReport, DeploymentWindow, Order, Reported
+from edgekit.wire.messages import DeploymentReport, Order, Reported
 
 TICK_S = 0.5
 
@@ -100,8 +100,6 @@ class Agent:
         self._is_report_due = False
         self._status_written = 0.0
         self._writing: set[asyncio.Task[None]] = set()
-        names = tuple(known.file.deployments)
-        self._workers = {name: self._make_workers(name, names) for name in names}
         stamp = f"{__version__} {sorted(platform.engines.items())}"
         source = Source(
             artifact_url=known.file.artifact_url,
@@ -109,10 +107,9 @@ class Agent:
             publisher_keys=known.file.publisher_keys,
             credential=known.answer.credential,
         )
-        self._updaters = {
-            name: Updater(name, state.deployment(name), workers, source, stamp=stamp, changed=self._describe)
-            for name, workers in self._workers.items()
-        }
+        names = tuple(known.file.deployments)
+        self._reconcilers = {name: self._make_reconciler(name, names, source, stamp) for name in names}
+        self._workers = {name: reconciler.workers for name, reconciler in self._reconcilers.items()}
         self._front = Front(listener, self._workers, self._metrics)
         hooks = LinkHooks(self._link_up, self._describe, self._heard)
         self._link = Link(known.file.broker, self._device, self._boot, hooks)
@@ -146,17 +143,25 @@ class Agent:
                 "boot-damaged", f"{', '.join(self._start.damaged)} was damaged and set aside"
             )
 
-    def _make_workers(self, name: str, names: tuple[str, ...]) -> Workers:
-        hooks = Hooks(
-            counted=self._counted,
-            died=lambda digest: self._counted(collector.death(name, digest)),
-            gave_up=lambda reason: self._updaters[name].tell(GaveUp(reason)),
-            given_back=self._given_back,
-            changed=self._describe,
-        )
+    def _make_reconciler(self, name: str, names: tuple[str, ...], source: Source, stamp: str) -> Reconciler:
         folder = self._settings.state.deployment(name)
-        return Workers(
-            name, names, folder.cache, hooks, overlap=self._platform.overlap, log_json=self._settings.log_json
+        served = Served(
+            deployment=name,
+            deployments=names,
+            cache=folder.cache,
+            log_json=self._settings.log_json,
+            given_back=self._given_back,
+        )
+        return Reconciler(
+            folder,
+            served,
+            source,
+            self._storage,
+            overlap=self._platform.overlap,
+            stamp=stamp,
+            changed=self._describe,
+            counted=self._collector.add,
+            died=lambda digest: self._collector.add(collector.death(name, digest)),
         )
 
     def _given_back(self, descriptor: int, prefix: bytes) -> None:
@@ -172,7 +177,7 @@ class Agent:
             self._follow(self._orders.order)
         self._front.start()
         self._link.start()
-        tasks = [asyncio.create_task(updater.run()) for updater in self._updaters.values()]
+        tasks = [asyncio.create_task(reconciler.run()) for reconciler in self._reconcilers.values()]
         tasks += [asyncio.create_task(self._tick()), asyncio.create_task(self._take_orders())]
         ended = asyncio.create_task(stopping.wait())
         try:
@@ -205,7 +210,7 @@ class Agent:
         while True:
             await asyncio.sleep(TICK_S)
             for workers in self._workers.values():
-                workers.ask_counts()
+                workers.tick()
             if self._is_report_due and self._link.is_up:
                 self._describe()
             self._reporter.tick()
@@ -237,35 +242,20 @@ class Agent:
         if not state and self._orders.is_waiting:
             self._order_came.set()
 
-    def _counted(self, window: DeploymentWindow) -> None:
-        self._collector.add(window)
-        updater = self._updaters[window.deployment]
-        candidate = updater.machine.candidate
-        if candidate is not None and candidate.bundle.sha256 == window.digest:
-            updater.tell(
-                Observed(
-                    asyncio.get_running_loop().time(),
-                    requests=window.requests,
-                    errors=window.errors,
-                    deaths=window.worker_deaths,
-                    infer_ms=window.infer_ms,
-                )
-            )
-
     def _heard(self, leaf: str, payload: bytes) -> None:
         if leaf == topics.DESIRED and payload:
             self._newest_order = payload
             self._order_came.set()
         elif leaf == topics.ACK:
             for digest in self._reporter.acknowledged(payload):
-                for updater in self._updaters.values():
-                    updater.tell(Acknowledged(digest))
+                for reconciler in self._reconcilers.values():
+                    reconciler.tell(Acknowledged(digest))
 
     def _follow(self, order: Order) -> None:
         if order.options.window_s is not None:
             self._reporter.window_s = order.options.window_s
-        for name, updater in self._updaters.items():
-            updater.tell(Ordered(order.counter, order.deployments.get(name), order.options))
+        for name, reconciler in self._reconcilers.items():
+            reconciler.tell(Ordered(order.counter, order.deployments.get(name), order.options))
 
     # -- what is told --------------------------------------------------------------------------------------------
 
@@ -287,9 +277,10 @@ class Agent:
         self._write_status(reported)
 
     def _reported(self) -> Reported:
-        deployments: dict[str, DeploymentReport] = {
-            name: updater.report() for name, updater in self._updaters.items()
-        }
+        deployments: dict[str, DeploymentReport] = {}
+        for name, reconciler in self._reconcilers.items():
+            deployments[name] = reconciler.report()
+            self._conditions.hold(name, reconciler.conditions())
         return Reported(
             device=self._device,
             boot=self._boot,

@@ -11,16 +11,17 @@ import signal
 import socket
 from pathlib import Path
 
-from device_agent import log
-from device_agent.channel import Channel, Counted, Drain, Failed, Message, Ready, Snapshot
+from device_agent import log, parent
+from device_agent.channel import Channel, Counted, Drain, Failed, Message, Ping, Pong, Ready, Snapshot
 from device_agent.serve.app import WorkerApp
 from device_agent.serve.connection import Connections
 from device_agent.serve.counters import Counters
 from device_agent.serve.model import ServedModel
 from device_agent.update import slots
+from device_agent.update.events import Cause
 from edgekit import selftest
 from edgekit.engines import LoadedBundle
-from edgekit.errors import EdgeKitError
+from edgekit.errors import BundleError, EdgeKitError
 
 DRAIN_PATIENCE_S = 30.0
 CANNOT_SERVE = 3
@@ -63,7 +64,9 @@ class Worker:
         return code
 
     def _told(self, message: Message) -> None:
-        if isinstance(message, Snapshot):
+        if isinstance(message, Ping):
+            self._channel.send(Pong())
+        elif isinstance(message, Snapshot):
             self._count()
         elif isinstance(message, Drain):
             self._drain = asyncio.get_running_loop().create_task(self._finish())
@@ -98,15 +101,25 @@ class Worker:
             self._ended.set_result(code)
 
 
-async def _refuse(sock: socket.socket, reason: str) -> None:
+# Whose fault it is that a slot cannot be loaded; the first that fits.
+_CAUSES: tuple[tuple[type[Exception], Cause], ...] = (
+    (BundleError, Cause.LOST),
+    (EdgeKitError, Cause.BUNDLE),
+    (OSError, Cause.PASSING),
+    (MemoryError, Cause.PASSING),
+)
+
+
+async def _refuse(sock: socket.socket, reason: str, cause: Cause) -> None:
     channel = Channel(sock, lambda _message: None, lambda fd, _prefix: os.close(fd), lambda: None)
     channel.start()
-    channel.send(Failed(reason))
+    channel.send(Failed(reason, cause))
     channel.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="EdgeKit worker; started by 'edgekit agent run'.")
+    parser.add_argument("--parent", type=int, required=True, help="the process that this one ends with")
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--deployment", required=True)
     parser.add_argument("--deployments", required=True, help="all of this device's, comma-separated")
@@ -114,6 +127,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--log-json", action="store_true")
     chosen = parser.parse_args()
+    parent.die_with(chosen.parent)
     log.set_up(as_json=chosen.log_json)
     # Ctrl-C reaches the whole process group; the supervisor decides how its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -121,8 +135,9 @@ def main() -> None:
     names = tuple(chosen.deployments.split(","))
     try:
         worker = Worker(chosen.deployment, names, chosen.slot, chosen.cache)
-    except EdgeKitError as error:
-        asyncio.run(_refuse(sock, str(error)))
+    except (EdgeKitError, OSError, MemoryError) as error:
+        cause = next(cause for kind, cause in _CAUSES if isinstance(error, kind))
+        asyncio.run(_refuse(sock, str(error) or type(error).__name__, cause))
         raise SystemExit(CANNOT_SERVE) from None
     code = asyncio.run(worker.serve(sock))
     # Skips interpreter teardown, where some engines crash after a clean run.

@@ -43,11 +43,15 @@ class OrderedBundle(msgspec.Struct, frozen=True):
 
 
 class OrderOptions(msgspec.Struct, frozen=True):
-    """How the device goes about it. `None` leaves the agent's own setting."""
+    """How the device goes about it. `None` leaves the agent's own setting.
+
+    `retry` clears what the device holds against the ordered bundles, so that they are tried once more.
+    """
 
     probation_s: Annotated[float, Meta(ge=0)] | None = None
     probation_requests: Count | None = None
     window_s: Annotated[float, Meta(gt=0)] | None = None
+    retry: bool = False
 
 
 class Order(msgspec.Struct, frozen=True):

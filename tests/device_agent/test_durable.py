@@ -55,14 +55,20 @@ def test_several_files_need_one_sync_of_their_folder(tmp_path, calls):
     ]  # fmt: skip
 
 
-def test_an_adopted_file_is_synced_before_it_gets_its_name(tmp_path, calls):
-    (tmp_path / "x.part").write_bytes(b"data")
-    durable.adopt(tmp_path / "x.part", tmp_path / "x")
-    assert calls == [
-        ("sync", "x.part", b""),
-        ("rename", "x.part", "x"),
-        ("sync-folder", tmp_path.name, b""),
-    ]
+def test_a_file_takes_another_name_only_after_its_data_was_synced(tmp_path, calls):
+    with durable.writing(tmp_path / "0.part", sync=False) as sink:
+        sink.write(b"da")
+        sink.adopt(tmp_path / "2.part")
+        sink.write(b"ta")
+        sink.adopt(tmp_path / "4.part")
+        assert sink.position == 4
+    durable.rename(tmp_path / "4.part", tmp_path / "x")
+    assert [call[:2] for call in calls] == [
+        ("create", "0.part"), ("write", "0.part"), ("sync", "0.part"), ("rename", "0.part"),
+        ("sync-folder", tmp_path.name), ("write", "2.part"), ("sync", "2.part"), ("rename", "2.part"),
+        ("sync-folder", tmp_path.name), ("rename", "4.part"), ("sync-folder", tmp_path.name),
+    ]  # fmt: skip
+    assert (tmp_path / "x").read_bytes() == b"data"
 
 
 def test_a_file_is_continued_where_the_caller_says(tmp_path, calls):

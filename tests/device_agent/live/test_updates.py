@@ -89,7 +89,7 @@ LIES = {
     "unsigned": "404",
     "signed by another key": "no valid signature",
     "altered in the store": "altered or damaged",
-    "cut short in the store": "bytes early",
+    "cut short in the store": "are due",
     "order names another length": "the publisher signed",
     "for another name": "the publisher signed",
 }
@@ -131,7 +131,7 @@ REFUSALS = {
     "another fleet": ({"fleet": "other"}, "is for fleet"),
     "another enrolment": ({"enrolment": 8}, "is for enrolment"),
     "an old counter": ({"counter": 1}, "not above"),
-    "a strange deployment": ({}, "not one this device was enrolled for"),
+    "a strange deployment": ({}, "not enrolled for what it names"),
     "another profile": ({}, "this device is"),
     "a wrong key": ({}, "no valid signature"),
 }
