@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import msgspec
@@ -31,6 +30,7 @@ from device_agent.update.events import Cause
 from edgekit import bundle as bundles
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, EdgeKitError, ManifestError, SignatureRefusedError
+from edgekit.protocol import room
 from edgekit.trust import target as targets
 from edgekit.trust.dsse import MAX_ENVELOPE_BYTES, Envelope
 from edgekit.wire.messages import OrderedBundle
@@ -40,8 +40,6 @@ TIMEOUT_S = 30.0
 CHUNK_BYTES = 256 * 1024
 # How much of a download a power cut may cost.
 SYNC_BYTES = 4 << 20
-# What must stay free beside the download and its extracted copy.
-RESERVE_BYTES = 64 << 20
 
 
 class FetchError(EdgeKitError):
@@ -80,7 +78,7 @@ def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: Stopper
         _check_space(folder, wanted.length, part.synced)
         _download(source, wanted, part, stopping)
         _check_download(wanted, part.path)
-        durable.adopt(part.path, final)
+        durable.rename(part.path, final)
     return opened(wanted, folder)
 
 
@@ -106,10 +104,8 @@ def _check_envelope(source: Source, wanted: OrderedBundle, stopping: Stopper) ->
 
 
 def _check_space(folder: Path, length: int, have: int) -> None:
-    needed = 2 * length - have + RESERVE_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise FetchError(f"not enough space: {free >> 20} MiB free, {needed >> 20} MiB needed")
+    if refusal := room.refusal(shutil.disk_usage(folder).free, length, have):
+        raise FetchError(refusal)
 
 
 @dataclass
@@ -140,16 +136,18 @@ class _Part:
 
     def fill(self, response: http.client.HTTPResponse, start: int, left: int, stopping: Stopper) -> int:
         """Append what comes, syncing now and then, and whatever came in the end; the bytes that did not come."""
-        with self.path.open("r+b" if self.path.exists() else "w+b") as sink:
-            sink.truncate(start)
-            sink.seek(start)
+        if start < self.synced:
+            # Its name would promise what is being written anew.
+            durable.remove(self.path)
+            self.path, self.synced = self._named(self.path.parent, self.path.name[:64], 0), 0
+        with durable.writing(self.path, at=start, sync=False) as sink:
             try:
                 return self._receive(sink, response, left, stopping)
             finally:
                 self._sync(sink)
 
     def _receive(
-        self, sink: BinaryIO, response: http.client.HTTPResponse, left: int, stopping: Stopper
+        self, sink: durable.Writer, response: http.client.HTTPResponse, left: int, stopping: Stopper
     ) -> int:
         while left and not stopping.is_set:
             chunk = response.read(min(CHUNK_BYTES, left))
@@ -157,16 +155,16 @@ class _Part:
                 break
             sink.write(chunk)
             left -= len(chunk)
-            if sink.tell() - self.synced >= SYNC_BYTES:
+            if sink.position - self.synced >= SYNC_BYTES:
                 self._sync(sink)
         return left
 
-    def _sync(self, sink: BinaryIO) -> None:
-        sink.flush()
-        synced = sink.tell()
-        target = self._named(self.path.parent, self.path.name[:64], synced)
-        durable.adopt(self.path, target)
-        self.path, self.synced = target, synced
+    def _sync(self, sink: durable.Writer) -> None:
+        if sink.position == self.synced:
+            return
+        target = self._named(self.path.parent, self.path.name[:64], sink.position)
+        sink.adopt(target)
+        self.path, self.synced = target, sink.position
 
 
 def _download(source: Source, wanted: OrderedBundle, part: _Part, stopping: Stopper) -> None:

@@ -16,11 +16,10 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from device_agent import durable, log
 from device_agent.folder import DeploymentFolder
 from device_agent.process import Place, Served
+from device_agent.record import Record
 from device_agent.storage import Storage
 from device_agent.update import events, slots
 from device_agent.update import machine as machines
@@ -65,7 +64,8 @@ class Reconciler:
         self._is_ending = False
         hooks = Hooks(self.tell, self._count, died, changed, self._point)
         self.workers = Workers(served, hooks, overlap=overlap)
-        self.machine, self.trouble = load(folder)
+        self._record = Record(folder.machine, Machine, copies=1)
+        self.machine, self.trouble = load(self._record, folder)
         self._saved: Machine | None = None
         self.tell(Resumed(slots.held(folder), stamp))
 
@@ -137,7 +137,7 @@ class Reconciler:
 
         def work() -> None:
             durable.make_folder(self._folder.root)
-            durable.write(self._folder.machine, msgspec.json.encode(wanted))
+            self._record.save(wanted)
 
         try:
             await self._storage.do(work)
@@ -198,7 +198,7 @@ class Reconciler:
         except JobError as error:
             self.tell(Failed(job.id, str(error), error.cause))
         except OSError as error:
-            await self._note(error)
+            self._storage.note(error)
             self.tell(Failed(job.id, str(error), Cause.PASSING))
         except Exception as error:  # noqa: BLE001  # any failure ends the job, and nothing more
             log.trouble("update: unexpected failure", deployment=self.name, job=job, reason=repr(error))
@@ -206,33 +206,18 @@ class Reconciler:
         else:
             self.tell(Done(job.id))
 
-    async def _note(self, error: OSError) -> None:
-        """Let the storage know that a disk failed under a job, so that it says so and looks when that is over."""
-
-        def fail() -> None:
-            raise error
-
-        with contextlib.suppress(OSError):
-            await self._storage.do(fail)
-
     async def _end_job(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
 
 
-def load(folder: DeploymentFolder) -> tuple[Machine, str]:
+def load(record: Record[Machine], folder: DeploymentFolder) -> tuple[Machine, str]:
     """The state on disk, and what was wrong with it. If it is lost, what `current` names is taken as committed."""
-    trouble = ""
-    try:
-        return msgspec.json.decode(folder.machine.read_bytes(), type=Machine), ""
-    except FileNotFoundError:
-        pass
-    except (OSError, msgspec.DecodeError) as error:
-        trouble = f"the update state could not be read, what ran goes on ({error})"
-        log.trouble("the update state was damaged; going by what runs", file=folder.machine, reason=error)
-        with contextlib.suppress(OSError):
-            folder.machine.replace(folder.machine.with_suffix(".damaged"))
+    machine = record.load()
+    if machine is not None:
+        return machine, ""
+    trouble = "the update state was damaged and is set aside; what ran goes on" if record.trouble else ""
     name = slots.current(folder)
     mark = slots.mark_of(folder.slot(name)) if name is not None else None
     if name is None or mark is None:

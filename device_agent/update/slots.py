@@ -15,7 +15,7 @@ from device_agent import durable
 from device_agent.folder import DeploymentFolder
 from device_agent.update.events import SlotName
 from edgekit import manifest as manifests
-from edgekit.bundle import Bundle, file_entry, sha256_file
+from edgekit.bundle import CHUNK_BYTES, Bundle, file_entry, sha256_file
 from edgekit.errors import BundleError, ManifestError
 from edgekit.manifest import MANIFEST_NAME, Manifest, Sha256
 from edgekit.wire.messages import OrderedBundle
@@ -51,7 +51,11 @@ def stage(folder: DeploymentFolder, name: SlotName, bundle: Bundle, target: str)
     durable.remove(slot / _MARK)
     durable.remove(slot)
     durable.make_folder(slot)
-    bundle.extract(slot)
+    for member, source in bundle.members():
+        durable.make_folder((slot / member).parent, sync=False)
+        with durable.writing(slot / member) as sink:
+            while chunk := source.read(CHUNK_BYTES):
+                sink.write(chunk)
     durable.sync_tree(slot)
     mark = SlotMark(bundle.sha256, sha256_file(slot / MANIFEST_NAME), target, bundle.size_bytes)
     durable.write(slot / _MARK, msgspec.json.encode(mark))

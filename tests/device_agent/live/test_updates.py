@@ -51,7 +51,8 @@ def test_a_release_is_fetched_tested_switched_to_and_committed(fleet, settled, f
 
 def test_what_an_agent_was_given_is_kept_to_itself(settled):
     modes = {
-        name: (settled.state / name).stat().st_mode & 0o777 for name in ("key", "identity.json", "order.json")
+        name: (settled.state / name).stat().st_mode & 0o777
+        for name in ("key.json", "key.json.2", "identity.json", "identity.json.2", "order.json")
     }
     assert modes == dict.fromkeys(modes, 0o600)
     assert "a-one-time-token" not in (settled.state / "identity.json").read_text()
