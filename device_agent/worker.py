@@ -9,17 +9,19 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 from device_agent import log, parent
 from device_agent.channel import Channel, Counted, Drain, Failed, Message, Ping, Pong, Ready, Snapshot
 from device_agent.serve.app import WorkerApp
-from device_agent.serve.connection import Connections
+from device_agent.serve.connections import Connections
 from device_agent.serve.counters import Counters
+from device_agent.serve.door import Door
+from device_agent.serve.judged import judge
 from device_agent.serve.model import ServedModel
 from device_agent.update import slots
 from device_agent.update.events import Cause
-from edgekit import selftest
 from edgekit.engines import LoadedBundle
 from edgekit.errors import BundleError, EdgeKitError
 
@@ -34,11 +36,9 @@ class Worker:
     def __init__(self, deployment: str, deployments: tuple[str, ...], slot: Path, cache: Path) -> None:
         self._mark, manifest = slots.load_checked(slot)
         loaded = LoadedBundle(manifest, slot, cache=cache)
-        golden = selftest.golden_inputs(manifest, slot).take([0])
-        # An engine that cannot run the model fails here, before the first request.
-        selftest.run_samples(loaded.run, manifest.admitted, manifest.state, manifest.preprocess, golden)
+        judged = judge(manifest, loaded, slot)
         self._counters = Counters(deployment, self._mark.sha256, manifest)
-        self._model = ServedModel(manifest, loaded, self._counters)
+        self._model = ServedModel(manifest, loaded, self._counters, judged)
         self._app = WorkerApp(
             deployment,
             deployments,
@@ -47,7 +47,9 @@ class Worker:
             give_back=self._hand_back,
             on_hung=self._hung,
         )
-        self._connections = Connections(self._app.route)
+        self._connections = Connections(
+            self._app.route, Door(self._app.total_bytes), relayed_back=self._hand_back
+        )
         self._channel: Channel
         self._ended: asyncio.Future[int]
 
@@ -131,6 +133,8 @@ def main() -> None:
     log.set_up(as_json=chosen.log_json)
     # Ctrl-C reaches the whole process group; the supervisor decides how its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # How long a thread that reads a large body may keep the loop and the engine from going on.
+    sys.setswitchinterval(0.001)
     sock = socket.socket(fileno=chosen.channel)
     names = tuple(chosen.deployments.split(","))
     try:
