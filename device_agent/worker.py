@@ -14,6 +14,7 @@ from pathlib import Path
 
 from device_agent import log, parent
 from device_agent.channel import Channel, Counted, Drain, Failed, Message, Ping, Pong, Ready, Snapshot
+from device_agent.owed import Owed
 from device_agent.serve.app import WorkerApp
 from device_agent.serve.connections import Connections
 from device_agent.serve.counters import Counters
@@ -33,7 +34,9 @@ HUNG = 70
 class Worker:
     """One loaded slot and the channel to the supervisor."""
 
-    def __init__(self, deployment: str, deployments: tuple[str, ...], slot: Path, cache: Path) -> None:
+    def __init__(
+        self, deployment: str, deployments: tuple[str, ...], slot: Path, cache: Path, owed: Owed
+    ) -> None:
         self._mark, manifest = slots.load_checked(slot)
         loaded = LoadedBundle(manifest, slot, cache=cache)
         judged = judge(manifest, loaded, slot)
@@ -48,7 +51,7 @@ class Worker:
             on_hung=self._hung,
         )
         self._connections = Connections(
-            self._app.route, Door(self._app.total_bytes), relayed_back=self._hand_back
+            self._app.route, Door(self._app.total_bytes), relayed_back=self._hand_back, owed=owed
         )
         self._channel: Channel
         self._ended: asyncio.Future[int]
@@ -123,6 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="EdgeKit worker; started by 'edgekit agent run'.")
     parser.add_argument("--parent", type=int, required=True, help="the process that this one ends with")
     parser.add_argument("--channel", type=int, required=True)
+    parser.add_argument("--owed", type=int, help="memory that says which clients are owed an answer")
     parser.add_argument("--deployment", required=True)
     parser.add_argument("--deployments", required=True, help="all of this device's, comma-separated")
     parser.add_argument("--slot", type=Path, required=True)
@@ -138,7 +142,7 @@ def main() -> None:
     sock = socket.socket(fileno=chosen.channel)
     names = tuple(chosen.deployments.split(","))
     try:
-        worker = Worker(chosen.deployment, names, chosen.slot, chosen.cache)
+        worker = Worker(chosen.deployment, names, chosen.slot, chosen.cache, Owed(chosen.owed))
     except (EdgeKitError, OSError, MemoryError) as error:
         cause = next(cause for kind, cause in _CAUSES if isinstance(error, kind))
         asyncio.run(_refuse(sock, str(error) or type(error).__name__, cause))

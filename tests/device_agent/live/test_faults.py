@@ -46,8 +46,20 @@ def test_a_stopped_worker_is_found_by_a_ping_and_replaced_and_its_callers_are_an
     fleet, settled, first, tools
 ):
     (old,) = settled.children()
+    # Two connections that the worker has: one is idle, of the other's request it has read a part.
+    idle, begun = tools.Client(settled.port), tools.Client(settled.port)
+    image = {"input": tools.digit_images(1)[0].tolist()}
+    assert [client.post("/predict", image).status for client in (idle, begun)] == [200, 200]
+    begun.connection.putrequest("POST", "/predict")
+    begun.connection.putheader("Content-Length", "1000")
+    begun.connection.endheaders()
+    begun.connection.send(b"{")
+    time.sleep(0.5)
     os.kill(old, signal.SIGSTOP)
+    begun.connection.send(b" " * 999)
     answers = []
+    asking = threading.Thread(target=lambda: answers.append(idle.post("/predict", image).json["version"]))
+    asking.start()
     callers = [
         threading.Thread(target=lambda: answers.append(predict(tools, settled)), daemon=True)
         for _ in range(4)
@@ -55,10 +67,11 @@ def test_a_stopped_worker_is_found_by_a_ping_and_replaced_and_its_callers_are_an
     for caller in callers:
         caller.start()
     tools.wait_until(lambda: settled.children() not in ([], [old]), "a new worker", 40)
-    for caller in callers:
+    for caller in (asking, *callers):
         caller.join(30)
-    # They had not been taken by the stopped worker, so the new one answers them.
-    assert answers == ["1.0.0"] * 4
+    # The stopped worker had read nothing of them, so the new one answers them, on whatever connection they came.
+    assert answers == ["1.0.0"] * 5
+    assert begun.connection.getresponse().status == 503
     assert old not in settled.children()
     tools.wait_until(lambda: predict(tools, settled) == "1.0.0", "it serves")
     tools.wait_until(
