@@ -1,4 +1,4 @@
-"""`edgekit agent`: a thin skin over the supervisor, the status file and the doctor."""
+"""`edgekit agent`: a thin skin over the agent, the status file and the doctor."""
 
 import asyncio
 from pathlib import Path
@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from device_agent import doctor as doctors
-from device_agent import identity, log, status, supervisor
+from device_agent import log, start, status
 from device_agent.folder import StateFolder
 from device_agent.listen import Credentials, credentials
 from device_agent.supervisor import Settings
@@ -84,12 +84,12 @@ def run(
         state=StateFolder(state.absolute()),
         http=http,
         secured=_secured(tls_cert, tls_key, token_file),
-        enrolment=identity.read_enrolment(enrolment) if enrolment is not None else None,
+        enrolment=enrolment,
         profile=profile,
         window_s=window,
         log_json=log_json,
     )
-    asyncio.run(supervisor.run(settings))
+    asyncio.run(start.run(settings))
 
 
 def _secured(cert: Path | None, key: Path | None, token: Path | None) -> Credentials | None:

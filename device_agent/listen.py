@@ -51,6 +51,11 @@ class Listener:
     path: Path | None = None
     inode: int = 0
 
+    @property
+    def url(self) -> str:
+        """As a person reads it."""
+        return self.address if self.path is not None else f"http{'s' if self.is_tls else ''}://{self.address}"
+
     def close(self) -> None:
         self.sock.close()
         if self.path is not None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from device_agent import log
+from device_agent.owed import IDLE, OWED
 from device_agent.serve.chunked import ChunkedBody
 from device_agent.serve.door import BusyError, Ticket
 from device_agent.serve.http import (
@@ -74,12 +75,15 @@ class Connection(asyncio.BufferedProtocol):
         self._is_discarding = False
         self._is_cut = False
         self._transport: asyncio.Transport | None = None
+        self._descriptor = -1
 
     # -- asyncio's callbacks -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._descriptor = transport.get_extra_info("socket").fileno()
+        self._owner.owed.set(self._descriptor, OWED if self._pending else IDLE)
         transport.set_write_buffer_limits(high=0)
         if self._is_cut:
             transport.abort()
@@ -99,6 +103,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._is_discarding:
             return
+        self._owner.owed.set(self._descriptor, OWED)
         if self._body is not None:
             self._filled += nbytes
         else:
@@ -115,6 +120,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._task is None:
             self._leave_door()
         self._body = self._chunked = None
+        self._owner.owed.set(self._descriptor, 0)
         self._owner.forget(self)
 
     def pause_writing(self) -> None:
@@ -334,6 +340,8 @@ class Connection(asyncio.BufferedProtocol):
         self._wait_for(LINGER_S)
 
     def _reset(self) -> None:
+        """The request is over; from here on an answer of its own may be on its way."""
+        self._owner.owed.set(self._descriptor, 0)
         self._head = self._serve = self._body = self._chunked = None
         self._filled = 0
 
@@ -359,6 +367,7 @@ class Connection(asyncio.BufferedProtocol):
             self._move(self._owner.relayed_back)
             return
         self._wait_for(IDLE_S)
+        self._owner.owed.set(self._descriptor, OWED if self._pending else IDLE)
         if not self._transport.is_reading():
             self._transport.resume_reading()
         self._advance()

@@ -14,6 +14,7 @@ import contextlib
 import socket
 
 from device_agent import log
+from device_agent.owed import Owed
 from device_agent.serve.connection import Connection, GiveBack, Router
 from device_agent.serve.door import Door
 from device_agent.serve.http import Head, HttpError, Route, error_response
@@ -28,11 +29,18 @@ RECEIVE_BYTES = 64 * 1024
 
 class Connections:
     """Answered by `route`. `door` admits what asks to be admitted; `relayed_back` takes the front's own connections after
-    each request.
+    each request; `owed` is told who waits for an answer.
     """
 
-    def __init__(self, route: Router, door: Door | None = None, relayed_back: GiveBack | None = None) -> None:
+    def __init__(
+        self,
+        route: Router,
+        door: Door | None = None,
+        relayed_back: GiveBack | None = None,
+        owed: Owed | None = None,
+    ) -> None:
         self.route = route
+        self.owed = owed or Owed()
         self.door = door or Door(0, 0)
         self.relayed_back = relayed_back
         self.give_back: GiveBack | None = None

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import os
 import queue
 import re
 import shutil
@@ -405,8 +406,8 @@ class WorkerHost:
 
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "device_agent.worker", "--channel", str(theirs.fileno()),
-             "--deployment", deployment, "--deployments", deployment, "--slot", slot, "--cache", slot.parent / "cache"],
+            [sys.executable, "-m", "device_agent.worker", "--parent", str(os.getpid()),
+             "--channel", str(theirs.fileno()), "--deployment", deployment, "--deployments", deployment, "--slot", slot, "--cache", slot.parent / "cache"],
             pass_fds=[theirs.fileno()],
         )  # fmt: skip
         theirs.close()

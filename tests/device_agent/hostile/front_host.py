@@ -25,7 +25,7 @@ class OneWorker:
     def __init__(self, deployment: str, slot: Path) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "device_agent.worker", "--channel", str(theirs.fileno()), "--deployment", deployment,
+            [sys.executable, "-m", "device_agent.worker", "--parent", str(os.getpid()), "--channel", str(theirs.fileno()), "--deployment", deployment,
              "--deployments", deployment, "--slot", slot, "--cache", slot.parent / "cache"],
             pass_fds=[theirs.fileno()],
         )  # fmt: skip

@@ -104,7 +104,7 @@ def test_later_starts_need_no_enrolment_file(fleet, make_agent, release, tools):
     where = words.index("--enrolment")
     del words[where : where + 2]
     agent.start()
-    tools.wait_until(lambda: fleet.now.boot.incarnation == 2 and fleet.runs(release), "it is back")
+    tools.wait_until(lambda: fleet.now.boot.incarnation == 4 and fleet.runs(release), "it is back")
     assert len(fleet.enrolled) == 1
 
 
