@@ -8,11 +8,12 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
 from device_agent import log
+from device_agent.update.events import Cause
 from edgekit.manifest import Sha256
 from edgekit.wire.messages import DeploymentWindow
 
@@ -32,6 +33,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The worker cannot serve this slot and ends."""
 
     reason: str
+    cause: Cause
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag="snapshot"):
@@ -46,14 +48,23 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Finish what was begun, hand every connection back, count once more, end."""
 
 
-Message = Ready | Failed | Snapshot | Counted | Drain
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Asks whether the worker's event loop still turns."""
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    pass
+
+
+Message = Ready | Failed | Snapshot | Counted | Drain | Ping | Pong
 _DECODER = msgspec.json.Decoder(Message)
 
 
 class Channel:
     """One end. Call `start` inside a running loop; both callbacks run in it.
 
-    `on_message` gets messages, `on_connection` a descriptor that is now the callee's, with the bytes read from it.
+    `on_message` gets messages, `on_connection` a descriptor that is now the callee's, with the bytes read from it: one
+    that the other end sent, or one that was to be sent to it and cannot be any more.
     """
 
     def __init__(
@@ -81,8 +92,13 @@ class Channel:
         self._queue(b"J" + msgspec.json.encode(message), None)
 
     def send_connection(self, descriptor: int, prefix: bytes) -> None:
-        """Hand a connection over. The descriptor is closed here once sent, or if it cannot be."""
+        """Hand a connection over. The descriptor is closed here once sent; what cannot be sent comes back."""
         self._queue(b"C" + prefix, descriptor)
+
+    def read_rest(self) -> None:
+        """Everything that the other end sent before it ended."""
+        while self.is_open and self._read_one():
+            pass
 
     async def flushed(self) -> None:
         """Until everything queued has left this process (or cannot any more)."""
@@ -95,14 +111,18 @@ class Channel:
         self.is_open = False
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
-        for _, descriptor in self._outgoing:
-            if descriptor is not None:
-                os.close(descriptor)
+        unsent = tuple(self._outgoing)
         self._outgoing.clear()
         self._sock.close()
+        for packet, descriptor in unsent:
+            if descriptor is not None:
+                self._on_connection(descriptor, packet[1:])
 
     def _queue(self, packet: bytes, descriptor: int | None) -> None:
         if not self.is_open or len(packet) > MAX_PACKET_BYTES:
+            if descriptor is not None and not self.is_open:
+                self._on_connection(descriptor, packet[1:])
+                return
             log.trouble("packet between processes dropped", size=len(packet), open=self.is_open)
             if descriptor is not None:
                 os.close(descriptor)
@@ -128,21 +148,49 @@ class Channel:
         self._loop.remove_writer(self._sock)
 
     def _readable(self) -> None:
+        self._read_one()
+
+    def _read_one(self) -> bool:
+        """Take the next packet; False if there is none."""
         try:
             packet, descriptors, _flags, _address = socket.recv_fds(self._sock, MAX_PACKET_BYTES + 1, 1)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             self._lost()
-            return
+            return False
         if not packet:
             self._lost()
-        elif packet[:1] == b"C" and descriptors:
+            return False
+        if packet[:1] == b"C" and descriptors:
             self._on_connection(descriptors[0], packet[1:])
         else:
-            self._on_message(_DECODER.decode(packet[1:]))
+            self._hear(packet[1:])
+        return True
+
+    def _hear(self, data: bytes) -> None:
+        try:
+            message = _DECODER.decode(data)
+        except msgspec.DecodeError as error:
+            log.trouble("a message between processes cannot be read", reason=error)
+            return
+        self._on_message(message)
 
     def _lost(self) -> None:
         if self.is_open:
             self.close()
             self._on_closed()
+
+
+def untaken(sock: socket.socket) -> Iterator[tuple[int, bytes]]:
+    """The connections that were sent to `sock`, the end of a process that is gone, and that it never received."""
+    sock.setblocking(False)
+    while True:
+        try:
+            packet, descriptors, _flags, _address = socket.recv_fds(sock, MAX_PACKET_BYTES + 1, 1)
+        except OSError:
+            return
+        if not packet:
+            return
+        if descriptors:
+            yield descriptors[0], packet[1:]

@@ -1,4 +1,4 @@
-"""`edgekit agent`: a thin skin over the supervisor, the status file and the doctor."""
+"""`edgekit agent`: a thin skin over the agent, the status file and the doctor."""
 
 import asyncio
 from pathlib import Path
@@ -7,9 +7,11 @@ import click
 import msgspec
 
 from device_agent import doctor as doctors
-from device_agent import identity, log, status, supervisor
+from device_agent import log, start, status
 from device_agent.folder import StateFolder
+from device_agent.listen import Credentials, credentials
 from device_agent.supervisor import Settings
+from edgekit.errors import UsageError
 
 _STATE = click.option(
     "--state",
@@ -35,7 +37,26 @@ def agent() -> None:
     help="The file that 'edgekit fleet enroll' made for this device; needed for the first start only.",
 )
 @_STATE
-@click.option("--http", default="127.0.0.1:8500", show_default=True, help="Where to serve; loopback only.")
+@click.option(
+    "--http",
+    multiple=True,
+    default=("127.0.0.1:8500",),
+    show_default=True,
+    help="Where to serve: HOST:PORT or unix:PATH; may be repeated. Beyond loopback with TLS and a token only.",
+)
+@click.option(
+    "--tls-cert",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Certificate chain in PEM, for addresses beyond loopback.",
+)
+@click.option(
+    "--tls-key", type=click.Path(path_type=Path, dir_okay=False), help="The certificate's private key in PEM."
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with the bearer token that requests from beyond loopback must have.",
+)
 @click.option("--profile", help="A hardware profile's name or .toml file; by default the one that fits best.")
 @click.option(
     "--window",
@@ -46,19 +67,37 @@ def agent() -> None:
 )
 @click.option("--log-json", is_flag=True, help="Log JSON, one object per line.")
 def run(
-    *, enrolment: Path | None, state: Path, http: str, profile: str | None, window: float, log_json: bool
+    *,
+    enrolment: Path | None,
+    state: Path,
+    http: tuple[str, ...],
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    token_file: Path | None,
+    profile: str | None,
+    window: float,
+    log_json: bool,
 ) -> None:
     """Enrol if needed, then serve models, follow the fleet's orders and report, until told to end."""
     log.set_up(as_json=log_json)
     settings = Settings(
         state=StateFolder(state.absolute()),
         http=http,
-        enrolment=identity.read_enrolment(enrolment) if enrolment is not None else None,
+        secured=_secured(tls_cert, tls_key, token_file),
+        enrolment=enrolment,
         profile=profile,
         window_s=window,
         log_json=log_json,
     )
-    asyncio.run(supervisor.run(settings))
+    asyncio.run(start.run(settings))
+
+
+def _secured(cert: Path | None, key: Path | None, token: Path | None) -> Credentials | None:
+    if cert is None and key is None and token is None:
+        return None
+    if cert is None or key is None or token is None:
+        raise UsageError("--tls-cert, --tls-key and --token-file go together: give all three, or none")
+    return credentials(cert, key, token)
 
 
 @agent.command("status", epilog="Example:  edgekit agent status --state /var/lib/edgekit --json")

@@ -6,12 +6,12 @@ import random
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec.structs import replace
 
 from device_agent import identity, log
 from device_agent.blocking import run_blocking
 from device_agent.folder import StateFolder
 from device_agent.identity import DeviceIdentity
+from device_agent.storage import Storage
 from device_agent.update.fetch import connect, is_allowed, open_connection
 from edgekit import __version__
 from edgekit.errors import AuthError, FleetError, UsageError
@@ -27,12 +27,17 @@ class FleetUnreachableError(FleetError):
     code = "fleet-unreachable"
 
 
-async def enrol(state: StateFolder, file: EnrolmentFile, profile: str) -> DeviceIdentity:
+async def enrol(storage: Storage, state: StateFolder, file: EnrolmentFile, profile: str) -> DeviceIdentity:
     """Enrol, waiting for the fleet as long as it takes, and keep the identity.
 
-    Raises: AuthError or FleetError if the fleet refuses; UsageError for an address that is not allowed.
+    Raises: AuthError or FleetError if the fleet refuses; UsageError for an address that is not allowed, or a key that
+    cannot be kept.
     """
-    public = identity.key(state).public_key().public_bytes_raw().hex()
+    try:
+        key = await storage.do(lambda: identity.key(state))
+    except OSError as error:
+        raise UsageError(f"{state.root}: the device key cannot be kept ({error.strerror})") from error
+    public = key.public_key().public_bytes_raw().hex()
     request = EnrolRequest(file.device, file.token, public, profile, __version__)
     pause = 1.0
     while True:
@@ -43,10 +48,24 @@ async def enrol(state: StateFolder, file: EnrolmentFile, profile: str) -> Device
             log.trouble("the fleet cannot be reached; trying again", reason=error, next_s=round(pause, 1))
         await asyncio.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311  # jitter, no secret
         pause = min(LONGEST_BACKOFF_S, pause * 2)
-    made = DeviceIdentity(file=replace(file, token=""), answer=answer, profile=profile)
-    identity.save(state, made)
+    made = identity.made_of(file, answer, profile)
+    await _keep(storage, state, made)
     log.event("enrolled", fleet=file.fleet, device=answer.device, enrolment=answer.enrolment)
     return made
+
+
+async def _keep(storage: Storage, state: StateFolder, made: DeviceIdentity) -> None:
+    """Until the identity is on disk: the token is used up, so giving it away would strand the device."""
+    pause = 1.0
+    while True:
+        try:
+            await storage.do(lambda: identity.save(state, made))
+        except OSError as error:
+            log.trouble("the identity cannot be kept; trying again", reason=error, next_s=pause)
+        else:
+            return
+        await asyncio.sleep(pause)
+        pause = min(LONGEST_BACKOFF_S, pause * 2)
 
 
 def post(file: EnrolmentFile, request: EnrolRequest) -> EnrolAnswer:

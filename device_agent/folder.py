@@ -1,20 +1,29 @@
 """Where everything lies in the state folder, and the lock that keeps a second agent out of it.
 
-identity.json key boot.json order.json spool.db lock status.json
-deployments/NAME/machine.json      intent: the update machine's state
-deployments/NAME/{A,B}/            slots: an extracted bundle and slot.json, written last
-deployments/NAME/current           link to A or B: the only truth about what runs
-deployments/NAME/fetch/            downloads
-deployments/NAME/cache/            what an engine compiled
+identity.json key.json boot.json order.json     records, each with its second copy NAME.2
+spool.db
+status.json                                the last words of an agent, and its present ones where no RAM disk is
+deployments/NAME/machine.json              intent: the update machine's state
+deployments/NAME/{A,B}/                    slots: an extracted bundle and slot.json, written last
+deployments/NAME/current                   link to A or B: the only truth about what runs
+deployments/NAME/fetch/                    downloads
+deployments/NAME/cache/                    what an engine compiled
+
+What may be lost at a power cut lies in `runtime`, in memory and not on the card, where the system offers that.
 """
 
 import fcntl
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from device_agent import durable
 from edgekit.errors import UsageError
+
+# Where the first of these is set or there, files live in memory. The variable is for tests and unusual systems.
+_RUNTIME_VARIABLES = ("EDGEKIT_RUNTIME_DIR", "XDG_RUNTIME_DIR")
+_RUNTIME = "/run"
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class StateFolder:
 
     @property
     def key(self) -> Path:
-        return self.root / "key"
+        return self.root / "key.json"
 
     @property
     def boot(self) -> Path:
@@ -72,14 +81,21 @@ class StateFolder:
     def deployment(self, name: str) -> DeploymentFolder:
         return DeploymentFolder(self.root / "deployments" / name)
 
-    def lock(self) -> int:
-        """Take the folder for this process; the descriptor holds it until closed.
+    @property
+    def runtime(self) -> Path:
+        """The state folder's own place in memory; whoever reads it finds the same as who writes it."""
+        chosen = next((value for name in _RUNTIME_VARIABLES if (value := os.environ.get(name))), _RUNTIME)
+        name = hashlib.sha256(os.fsencode(self.root.resolve())).hexdigest()[:16]
+        return Path(chosen) / "edgekit" / name
 
-        Raises: UsageError if another agent runs on it, or it cannot be written.
+    def lock(self) -> int:
+        """Take the folder for this process; the descriptor holds it until closed. Nothing needs to be written.
+
+        Raises: UsageError if another agent runs on it, or it is not there and cannot be made.
         """
         try:
             durable.make_folder(self.root)
-            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise UsageError(f"{self.root}: the state folder cannot be used ({error.strerror})") from error
         try:
@@ -93,9 +109,10 @@ class StateFolder:
 
     def is_locked(self) -> bool:
         """Whether an agent runs on this folder now."""
-        if not (self.root / "lock").is_file():
+        try:
+            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
             return False
-        descriptor = os.open(self.root / "lock", os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

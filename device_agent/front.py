@@ -5,14 +5,14 @@ two requests a worker hands a connection back when the next request is not its o
 """
 
 import asyncio
-import contextlib
-import ipaddress
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from device_agent import log
-from device_agent.serve.connection import Connections
+from device_agent.listen import Credentials, Listener
+from device_agent.relay import Relays
+from device_agent.serve.connections import Connections
 from device_agent.serve.http import (
     Head,
     HttpError,
@@ -22,61 +22,36 @@ from device_agent.serve.http import (
     Route,
     Serve,
     Wait,
-    error_response,
     json_response,
 )
+from device_agent.serve.peers import Peer
 from device_agent.serve.routes import Target, target_of
 from device_agent.workers import Workers
 from edgekit import __version__
-from edgekit.errors import UsageError
 
-MAX_CONNECTIONS = 512
+# Between two turns of the loop, so that those who are here already are served too.
+_ACCEPTED_AT_ONCE = 64
 MAX_HELD = 256
 HOLD_S = 15.0
-BACKLOG = 512
-
-
-def listen(address: str) -> socket.socket:
-    """A listening socket for HOST:PORT, on loopback only.
-
-    Raises: UsageError for an address that is malformed, not loopback, or in use.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"--http {address}: give HOST:PORT, e.g. 127.0.0.1:8500")
-    host = host.strip("[]")
-    if not _is_loopback(host):
-        raise UsageError(
-            f"--http {address}: without TLS and a token only loopback is served; use 127.0.0.1, or put a proxy that"
-            " asks for credentials in front"
-        )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, int(port)), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise UsageError(f"--http {address}: cannot listen there ({error.strerror})") from error
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Front:
     """`workers` by deployment; `metrics` gives the Prometheus page."""
 
     def __init__(
-        self, listener: socket.socket, workers: Mapping[str, Workers], metrics: Callable[[], str]
+        self,
+        listeners: Sequence[Listener],
+        workers: Mapping[str, Workers],
+        metrics: Callable[[], str],
+        secured: Credentials | None = None,
     ) -> None:
-        self._listener = listener
+        self._listeners = listeners
         self._workers = workers
         self._metrics = metrics
+        self._secured = secured
         self._names = tuple(workers)
         self._connections = Connections(self._route)
+        self._relays = Relays(secured.context, self._serve_relayed) if secured is not None else None
         self._held = 0
         self._is_closed = False
         self._answers: Mapping[str, Callable[[Request], Awaitable[Response]]] = {
@@ -87,15 +62,19 @@ class Front:
         }
 
     def start(self) -> None:
-        self._listener.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        for listener in self._listeners:
+            listener.sock.setblocking(False)
+            self._listen_to(listener)
 
     async def close(self) -> None:
         """Take no new connection and end those that are here; workers end theirs."""
         self._is_closed = True
-        asyncio.get_running_loop().remove_reader(self._listener)
-        self._listener.close()
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener.sock)
+            listener.close()
         await self._connections.drain(None, 2.0)
+        if self._relays is not None:
+            await self._relays.close()
 
     def given_back(self, descriptor: int, prefix: bytes) -> None:
         """A worker's connection comes back; what it asks next decides where it goes."""
@@ -104,35 +83,48 @@ class Front:
         else:
             self._connections.adopt(socket.socket(fileno=descriptor), prefix)
 
-    def _accept(self) -> None:
-        for _ in range(BACKLOG):
+    def _accept(self, listener: Listener) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
             try:
-                client, _address = self._listener.accept()
+                client, _address = listener.sock.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 # Out of descriptors, mostly: the client waits in the backlog until one is free.
                 log.trouble("a connection could not be accepted", reason=error)
                 loop = asyncio.get_running_loop()
-                loop.remove_reader(self._listener)
-                loop.call_later(0.5, self._listen_again)
+                loop.remove_reader(listener.sock)
+                loop.call_later(0.5, self._listen_to, listener)
                 return
-            if len(self._connections.open) >= MAX_CONNECTIONS:
-                _turn_away(client)
-                continue
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._connections.adopt(client)
+            if client.family != socket.AF_UNIX:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if listener.is_tls and self._relays is not None:
+                self._relays.adopt(client)
+            else:
+                self._connections.adopt(client, is_new=True)
 
-    def _listen_again(self) -> None:
+    def _listen_to(self, listener: Listener) -> None:
         if not self._is_closed:
-            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+            asyncio.get_running_loop().add_reader(listener.sock, self._accept, listener)
 
-    def _route(self, head: Head) -> Route:
+    def _serve_relayed(self, sock: socket.socket) -> None:
+        if self._is_closed:
+            sock.close()
+        else:
+            self._connections.adopt(sock, is_new=True)
+
+    def _route(self, head: Head, peer: Peer) -> Route:
+        if peer.is_relayed and (
+            self._secured is None or not self._secured.admits(head.headers.get("authorization", ""))
+        ):
+            raise HttpError(
+                401, "this needs the header 'Authorization: Bearer TOKEN'", "auth", www_authenticate="Bearer"
+            )
         target = target_of(head.path, self._names)
         if target.kind == "unknown":
             raise HttpError(404, f"there is nothing at {head.path}; see /v2 and /predict/DEPLOYMENT")
         if head.method != target.method and not (head.method == "HEAD" and target.method == "GET"):
-            raise HttpError(405, f"{head.path} takes {target.method}")
+            raise HttpError(405, f"{head.path} takes {target.method}", allow=target.method)
         if target.is_workers:
             return self._route_to_worker(target)
         return Serve(self._answers[target.kind])
@@ -186,11 +178,3 @@ class Front:
 
 def _no_model(deployment: str) -> HttpError:
     return HttpError(503, f"deployment {deployment!r} runs no model now; see 'edgekit agent status'")
-
-
-def _turn_away(client: socket.socket) -> None:
-    response = error_response(503, "too many connections", retry_after="1").encode(keep_alive=False)
-    client.setblocking(False)
-    with contextlib.suppress(OSError):
-        client.send(response)
-    client.close()

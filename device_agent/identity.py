@@ -2,18 +2,25 @@
 
 Always true
  1. The private key is made here, mode 0600, and never leaves the state folder.
- 2. `incarnation` is raised and synced before anything is sent, so no (boot, seq) is ever used twice.
+ 2. No (boot, seq) is ever used twice. A start that can be kept takes the next even incarnation, synced before anything
+    is sent, and a fresh nonce. A start on a disk that cannot be written takes the odd one before it, with the nonce
+    kept for that purpose: so restarts on a read-only disk are one run, not clones of each other, and the first start
+    that is kept again orders after them. Their numbers begin at the wall clock in ms, so they do not meet either.
+ 3. Key, identity and count are kept twice: without them somebody must go to the device.
 """
 
+import hashlib
 import secrets
-import stat
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_agent import durable
+from device_agent import log
 from device_agent.folder import StateFolder
+from device_agent.record import Record
 from edgekit.errors import MessageError, UsageError
 from edgekit.protocol import orders
 from edgekit.wire import enrolment
@@ -22,9 +29,10 @@ from edgekit.wire.messages import Boot
 
 
 class DeviceIdentity(msgspec.Struct, frozen=True):
-    """The enrolment file without its token, and the fleet's answer."""
+    """The enrolment file without its token, of which only the hash is kept, and the fleet's answer."""
 
     file: EnrolmentFile
+    token_sha256: str
     answer: EnrolAnswer
     profile: str
 
@@ -36,6 +44,19 @@ class DeviceIdentity(msgspec.Struct, frozen=True):
             profiles=profiles,
             deployments=self.file.deployments,
         )
+
+    def came_from(self, file: EnrolmentFile) -> bool:
+        """Whether this device enrolled with exactly this file."""
+        same = msgspec.structs.replace(file, token="") == self.file
+        return same and token_digest(file.token) == self.token_sha256
+
+
+def token_digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def made_of(file: EnrolmentFile, answer: EnrolAnswer, profile: str) -> DeviceIdentity:
+    return DeviceIdentity(msgspec.structs.replace(file, token=""), token_digest(file.token), answer, profile)
 
 
 def read_enrolment(path: Path) -> EnrolmentFile:
@@ -56,49 +77,71 @@ def read_enrolment(path: Path) -> EnrolmentFile:
 
 
 def load(state: StateFolder) -> DeviceIdentity | None:
-    """None before the first enrolment. Raises: UsageError if what is there cannot be read."""
-    if not state.identity.is_file():
-        return None
-    try:
-        return msgspec.json.decode(state.identity.read_bytes(), type=DeviceIdentity)
-    except (OSError, msgspec.DecodeError) as error:
+    """None before the first enrolment. Raises: UsageError if both copies of what was there are damaged."""
+    record = Record(state.identity, DeviceIdentity)
+    known = record.load()
+    if known is None and record.trouble:
         raise UsageError(
-            f"{state.identity}: damaged ({error}); enrol this device again with a new state folder"
-        ) from error
+            f"{state.identity}: both copies are damaged and set aside; enrol this device again with a new"
+            " --enrolment FILE"
+        )
+    return known
 
 
 def save(state: StateFolder, identity: DeviceIdentity) -> None:
-    durable.write(state.identity, msgspec.json.encode(identity))
+    Record(state.identity, DeviceIdentity).save(identity)
+
+
+class _Key(msgspec.Struct, frozen=True):
+    ed25519: str
 
 
 def key(state: StateFolder) -> Ed25519PrivateKey:
-    """The device's key, made on first use. Raises: UsageError if others can read it."""
-    if not state.key.is_file():
-        made = Ed25519PrivateKey.generate()
-        durable.write(state.key, made.private_bytes_raw().hex().encode() + b"\n", mode=0o600)
-        return made
-    mode = stat.S_IMODE(state.key.stat().st_mode)
-    if mode & 0o077:
-        raise UsageError(f"{state.key}: the device key is readable by others (mode {mode:04o}); chmod 600 it")
-    try:
-        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(state.key.read_text(encoding="ascii")))
-    except ValueError as error:
-        raise UsageError(f"{state.key}: no ed25519 key; enrol again with a new state folder") from error
+    """The device's key, made on first use. Raises: UsageError if others can read it, or both copies are damaged."""
+    record = Record(state.key, _Key)
+    for path in record.paths:
+        mode = path.stat().st_mode & 0o777 if path.is_file() else 0
+        if mode & 0o077:
+            raise UsageError(f"{path}: the device key is readable by others (mode {mode:04o}); chmod 600 it")
+    kept = record.load()
+    if kept is not None:
+        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(kept.ed25519))
+    if record.trouble:
+        raise UsageError(f"{state.key}: both copies are damaged; enrol this device again")
+    made = Ed25519PrivateKey.generate()
+    record.save(_Key(made.private_bytes_raw().hex()))
+    return made
 
 
-class _Starts(msgspec.Struct, frozen=True):
+class Starts(msgspec.Struct, frozen=True):
+    """The incarnation of the newest start that was kept, and the nonce for those that cannot be."""
+
     incarnation: int
+    spare_nonce: str
 
 
-def next_boot(state: StateFolder, enrolment_number: int) -> Boot:
-    """The boot of this start, its incarnation synced. Raises: UsageError if the counter cannot be read."""
-    last = 0
-    if state.boot.is_file():
-        try:
-            last = msgspec.json.decode(state.boot.read_bytes(), type=_Starts).incarnation
-        except msgspec.DecodeError as error:
-            raise UsageError(
-                f"{state.boot}: damaged ({error}); enrol again with a new state folder"
-            ) from error
-    durable.write(state.boot, msgspec.json.encode(_Starts(last + 1)))
-    return Boot(enrolment=enrolment_number, incarnation=last + 1, nonce=secrets.token_hex(8))
+class Start(NamedTuple):
+    """`last_seq` is the number before the first; `error` is why the start could not be kept, `damaged` what was lost."""
+
+    boot: Boot
+    last_seq: int
+    error: OSError | None
+    damaged: tuple[str, ...]
+
+
+def begin(state: StateFolder, enrolment_number: int) -> Start:
+    """The boot of this start."""
+    record = Record(state.boot, Starts)
+    last = record.load()
+    if last is None:
+        # Where the count was lost, the clock in seconds is above any count of starts.
+        lost = int(time.time()) // 2 * 2 if record.trouble else 0
+        last = Starts(lost, secrets.token_hex(8))
+    try:
+        record.save(Starts(last.incarnation + 2, secrets.token_hex(8)))
+    except OSError as error:
+        log.trouble("this start cannot be counted on the disk", reason=error)
+        unkept = Boot(enrolment_number, last.incarnation + 1, last.spare_nonce)
+        return Start(unkept, time.time_ns() // 1_000_000, error, record.trouble)
+    kept = Boot(enrolment_number, last.incarnation + 2, secrets.token_hex(8))
+    return Start(kept, 0, None, record.trouble)

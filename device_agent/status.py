@@ -1,17 +1,96 @@
-"""`edgekit agent status`: the device as it last described itself, and whether an agent is running at all."""
+"""`edgekit agent status`: the device as it is, link or no link, and whether an agent is running at all.
 
+The agent writes its status at every change, and where the file lies in memory also every `HEARTBEAT_S`. On a card it is
+written at changes only, and never synced: it is made anew by the next start.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
+from device_agent import durable
 from device_agent.folder import StateFolder
-from device_agent.supervisor import AgentStatus
+from device_agent.storage import Storage
 from edgekit.errors import UsageError
-from edgekit.wire.messages import DeploymentReport, Reported
+from edgekit.wire.messages import Condition, DeploymentReport, Reported
+
+HEARTBEAT_S = 10.0
+_NAME = "status.json"
+
+
+class AgentStatus(msgspec.Struct, frozen=True):
+    """`status.json`: the device as it last described itself."""
+
+    reported: Reported
+    http: str
+    is_online: bool
+    written: datetime
+
+
+class StatusFile:
+    """Where a running agent writes its status: `write` returns at once, the newest state wins."""
+
+    def __init__(self, state: StateFolder, storage: Storage) -> None:
+        self._state = state
+        self._storage = storage
+        self._next: AgentStatus | None = None
+        self._is_writing = False
+        self.is_in_memory = False
+
+    async def prepare(self) -> None:
+        """Find the place: in memory if the system offers one, otherwise in the state folder."""
+        self.is_in_memory = await self._storage.do(lambda: _made(self._state.runtime))
+
+    async def write(self, status: AgentStatus) -> None:
+        """Put `status` down, or leave it to the write that is under way. Never raises for a disk."""
+        self._next = status
+        if self._is_writing:
+            return
+        self._is_writing = True
+        try:
+            while self._next is not None:
+                data, self._next = msgspec.json.encode(self._next), None
+                path = self._state.runtime / _NAME if self.is_in_memory else self._state.status
+                await self._storage.do(lambda path=path, data=data: _put(path, data))  # type: ignore[misc]  # bound now
+        finally:
+            self._is_writing = False
+
+    async def end(self, status: AgentStatus) -> None:
+        """The last words, where they outlive this machine's memory."""
+        data = msgspec.json.encode(status)
+        await self._storage.do(lambda: _put(self._state.status, data))
+        if self.is_in_memory:
+            await self._storage.do(lambda: _forget(self._state.runtime))
+
+
+def _made(folder: Path) -> bool:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _put(folder / _NAME, b"{}")
+    except OSError:
+        return False
+
+
+def _put(path: Path, data: bytes) -> bool:
+    """Whether it could be written; a status that cannot be is no reason for anything."""
+    try:
+        durable.write_unsynced(path, data)
+    except OSError:
+        return False
+    return True
+
+
+def _forget(folder: Path) -> None:
+    with suppress(OSError):
+        (folder / _NAME).unlink()
+        folder.rmdir()
 
 
 class StatusView(msgspec.Struct, frozen=True):
-    """`age_s` is how long ago anything changed; without a running agent nothing is served."""
+    """`age_s` is how long ago the agent last wrote this; without a running agent nothing is served."""
 
     is_running: bool
     is_online: bool
@@ -22,14 +101,7 @@ class StatusView(msgspec.Struct, frozen=True):
 
 def read(state: StateFolder) -> StatusView:
     """Raises: UsageError if no agent ever ran on this folder, or its status cannot be read."""
-    try:
-        status = msgspec.json.decode(state.status.read_bytes(), type=AgentStatus)
-    except OSError as error:
-        raise UsageError(f"{state.root}: no agent has run on this state folder ({error.strerror})") from error
-    except msgspec.DecodeError as error:
-        raise UsageError(
-            f"{state.status}: cannot be read ({error}); a running agent writes it anew"
-        ) from error
+    status = _newest(state)
     running = state.is_locked()
     return StatusView(
         is_running=running,
@@ -38,6 +110,21 @@ def read(state: StateFolder) -> StatusView:
         age_s=round((datetime.now(UTC) - status.written).total_seconds(), 1),
         reported=status.reported,
     )
+
+
+def _newest(state: StateFolder) -> AgentStatus:
+    found: list[AgentStatus] = []
+    trouble = ""
+    for path in (state.runtime / _NAME, state.status):
+        try:
+            found.append(msgspec.json.decode(path.read_bytes(), type=AgentStatus))
+        except OSError as error:
+            trouble = trouble or f"{state.root}: no agent has run on this state folder ({error.strerror})"
+        except msgspec.DecodeError as error:
+            trouble = f"{path}: cannot be read ({error}); a running agent writes it anew"
+    if not found:
+        raise UsageError(trouble)
+    return max(found, key=lambda status: status.written)
 
 
 def render(view: StatusView) -> str:
@@ -49,18 +136,32 @@ def render(view: StatusView) -> str:
         f"device   {reported.device}   profile {reported.profile}   agent {running}, {link}",
         f"order    {reported.order_counter or 'none yet'}"
         + (f"   newest refused: {reported.refused}" if reported.refused else ""),
-        f"serving  http://{view.http}",
+        f"serving  {view.http if view.is_running else 'nothing: the agent is not running'}",
+        *_conditions([c for c in reported.conditions if c.deployment not in reported.deployments]),
     ]
     for name, deployment in reported.deployments.items():
-        lines += ["", f"{name}: {_runs(deployment)}", f"  update   {deployment.state.value}"]
+        runs = _runs(deployment) if view.is_running else "no model answers"
+        lines += ["", f"{name}: {runs}", f"  update   {deployment.state.value}"]
         for title, digest in (("ordered", deployment.ordered), ("committed", deployment.committed)):
             lines.append(f"  {title:8} {digest[:12] if digest else '-'}")
         if deployment.reason:
             lines.append(f"  reason   {deployment.reason}")
+        lines += [
+            f"  {line}" for line in _conditions([c for c in reported.conditions if c.deployment == name])
+        ]
     return "\n".join(lines)
+
+
+def _conditions(conditions: Sequence[Condition]) -> list[str]:
+    lines: list[str] = []
+    for condition in conditions:
+        since = condition.since.isoformat(timespec="seconds")
+        whose = f"{condition.deployment}: " if condition.deployment else ""
+        lines.append(f"wrong    {whose}{condition.code} since {since}: {condition.detail}")
+    return lines
 
 
 def _runs(deployment: DeploymentReport) -> str:
     if deployment.digest is None:
-        return "no model runs"
+        return "no model answers"
     return f"{deployment.model}@{deployment.model_version} ({deployment.digest[:12]})"

@@ -7,38 +7,34 @@ Always true
 """
 
 import asyncio
-import contextlib
 import os
-import resource
-import signal
-import socket
-from collections.abc import Coroutine
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
 
-import msgspec
-
-from device_agent import collector, durable, enrol, front, health, identity, log, probe
+from device_agent import collector, health, identity, log
 from device_agent.collector import Collector
+from device_agent.conditions import Conditions
 from device_agent.folder import StateFolder
 from device_agent.front import Front
-from device_agent.identity import DeviceIdentity
+from device_agent.identity import DeviceIdentity, Start
 from device_agent.link import Link, LinkHooks
+from device_agent.listen import Credentials, Listener
 from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
+from device_agent.process import Served
 from device_agent.reporter import Numbers, Reporter, Vitals
 from device_agent.spool import Spool
-from device_agent.update.events import Acknowledged, GaveUp, Observed, Ordered
+from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
+from device_agent.storage import Storage
+from device_agent.update.events import Acknowledged, Ordered
 from device_agent.update.fetch import Source
-from device_agent.update.runner import Updater
-from device_agent.workers import Hooks, Workers
+from device_agent.update.reconciler import Reconciler
 from edgekit import __version__
-from edgekit.errors import UsageError
 from edgekit.manifest import FORMAT
 from edgekit.wire import messages, topics
-from edgekit.wire.enrolment import EnrolmentFile
-from edgekit.wire.messages import DeploymentReport, DeploymentWindow, Order, Reported
+from edgekit.wire.messages import DeploymentReport, Order, Reported
 
 TICK_S = 0.5
 
@@ -48,108 +44,65 @@ class Settings:
     """What `edgekit agent run` was asked for. `profile` None means: find it."""
 
     state: StateFolder
-    http: str
-    enrolment: EnrolmentFile | None
+    http: tuple[str, ...]
+    secured: Credentials | None
+    enrolment: Path | None
     profile: str | None
     window_s: float
     log_json: bool
 
 
-class AgentStatus(msgspec.Struct, frozen=True):
-    """`status.json`: the device as it last described itself, for `edgekit agent status`."""
-
-    reported: Reported
-    http: str
-    is_online: bool
-    written: datetime
-
-
-async def run(settings: Settings) -> None:
-    """The agent, until it is told to end.
-
-    Raises: UsageError and other EdgeKitErrors for what a user can mend.
-    """
-    stopping = _stop_on_signals()
-    _allow_descriptors()
-    lock = settings.state.lock()
-    try:
-        listener = front.listen(settings.http)
-        platform = await probe.find(settings.profile)
-        for engine, trouble in platform.broken.items():
-            log.trouble("an engine is installed but does not work", engine=engine, why=trouble)
-        known = identity.load(settings.state)
-        if known is None:
-            known = await _or_stop(_enrol(settings, platform), stopping)
-            if known is None:
-                listener.close()
-                return
-        elif settings.enrolment is not None and settings.enrolment.fleet != known.file.fleet:
-            log.trouble(
-                "this state folder is enrolled with another fleet; --enrolment is not used",
-                fleet=known.file.fleet,
-            )
-        agent = Agent(settings, platform, known, listener)
-        await agent.run(stopping)
-    finally:
-        os.close(lock)
-
-
-async def _enrol(settings: Settings, platform: Platform) -> DeviceIdentity:
-    if settings.enrolment is None:
-        raise UsageError(
-            f"{settings.state.root}: this device has not joined a fleet yet; give --enrolment FILE, which"
-            " 'edgekit fleet enroll' makes"
-        )
-    return await enrol.enrol(settings.state, settings.enrolment, platform.profile)
-
-
-async def _or_stop(
-    work: Coroutine[Any, Any, DeviceIdentity], stopping: asyncio.Event
-) -> DeviceIdentity | None:
-    """The work's result, or None if the agent was told to end first."""
-    task = asyncio.ensure_future(work)
-    stop = asyncio.ensure_future(stopping.wait())
-    await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-    if task.done():
-        return task.result()
-    task.cancel()
-    return None
-
-
-def _stop_on_signals() -> asyncio.Event:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    return stopping
-
-
-def _allow_descriptors() -> None:
-    """As many open files as the system lets this process have; every connection is one."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 class Agent:
     """One running agent. Everything here happens in the event loop's thread."""
 
+    @classmethod
+    async def made(
+        cls,
+        settings: Settings,
+        platform: Platform,
+        known: DeviceIdentity,
+        listeners: Sequence[Listener],
+        storage: Storage,
+    ) -> "Agent":
+        """An agent whose start is counted, with the newest order read."""
+        start = await storage.do(lambda: identity.begin(settings.state, known.answer.enrolment))
+        agent = cls(settings, platform, known, listeners, storage=storage, start=start)
+        await agent._load()
+        return agent
+
     def __init__(
-        self, settings: Settings, platform: Platform, known: DeviceIdentity, listener: socket.socket
+        self,
+        settings: Settings,
+        platform: Platform,
+        known: DeviceIdentity,
+        listeners: Sequence[Listener],
+        *,
+        storage: Storage,
+        start: Start,
     ) -> None:
         state = settings.state
+        self._storage = storage
+        self._conditions = Conditions()
+        self._status = StatusFile(state, storage)
+        self._start = start
         self._settings = settings
         self._platform = platform
+        self._http = ", ".join(listener.url for listener in listeners)
         self._file = known.file
         self._device = known.answer.device
-        self._boot = identity.next_boot(state, known.answer.enrolment)
-        self._numbers = Numbers()
-        self._orders = OrderBook(state, known.for_orders(platform.profiles), known.file.order_keys)
+        self._boot = start.boot
+        self._numbers = Numbers(start.last_seq)
+        self._orders = OrderBook(
+            state, storage, self._conditions, known.for_orders(platform.profiles), known.file.order_keys
+        )
+        self._newest_order: bytes | None = None
+        self._order_came = asyncio.Event()
         self._collector = Collector()
         self._cpu = health.CpuMeter()
-        self._is_reporting_due = False
-        names = tuple(known.file.deployments)
-        self._workers = {name: self._make_workers(name, names) for name in names}
+        self._is_describing = False
+        self._is_report_due = False
+        self._status_written = 0.0
+        self._writing: set[asyncio.Task[None]] = set()
         stamp = f"{__version__} {sorted(platform.engines.items())}"
         source = Source(
             artifact_url=known.file.artifact_url,
@@ -157,11 +110,10 @@ class Agent:
             publisher_keys=known.file.publisher_keys,
             credential=known.answer.credential,
         )
-        self._updaters = {
-            name: Updater(name, state.deployment(name), workers, source, stamp=stamp, changed=self._describe)
-            for name, workers in self._workers.items()
-        }
-        self._front = Front(listener, self._workers, self._metrics)
+        names = tuple(known.file.deployments)
+        self._reconcilers = {name: self._make_reconciler(name, names, source, stamp) for name in names}
+        self._workers = {name: reconciler.workers for name, reconciler in self._reconcilers.items()}
+        self._front = Front(listeners, self._workers, self._metrics, settings.secured)
         hooks = LinkHooks(self._link_up, self._describe, self._heard)
         self._link = Link(known.file.broker, self._device, self._boot, hooks)
         self._spool = Spool(state.spool)
@@ -169,24 +121,50 @@ class Agent:
             self._device,
             self._boot,
             self._numbers,
+            storage,
             self._spool,
             window_s=settings.window_s,
             close_window=lambda: self._collector.close_window(self._loaded().items()),
             vitals=self._vitals,
             send=lambda payload: self._link.publish(topics.TELEMETRY, payload),
+            set_aside=lambda: self._conditions.notice(
+                "spool-set-aside", "the spool was damaged and is begun anew; reports in it are lost"
+            ),
         )
 
-    def _make_workers(self, name: str, names: tuple[str, ...]) -> Workers:
-        hooks = Hooks(
-            counted=self._counted,
-            died=lambda digest: self._counted(collector.death(name, digest)),
-            gave_up=lambda reason: self._updaters[name].tell(GaveUp(reason)),
-            given_back=self._given_back,
-            changed=self._describe,
-        )
+    async def _load(self) -> None:
+        """Read what the disk has, and tell what is wrong with it."""
+        await self._status.prepare()
+        await self._orders.load()
+        self._conditions.changed = self._describe
+        self._storage.changed = self._storage_changed
+        if self._start.error is not None:
+            self._storage.note(self._start.error)
+        self._storage_changed()
+        if self._start.damaged:
+            self._conditions.notice(
+                "boot-damaged", f"{', '.join(self._start.damaged)} was damaged and set aside"
+            )
+
+    def _make_reconciler(self, name: str, names: tuple[str, ...], source: Source, stamp: str) -> Reconciler:
         folder = self._settings.state.deployment(name)
-        return Workers(
-            name, names, folder.cache, hooks, overlap=self._platform.overlap, log_json=self._settings.log_json
+        served = Served(
+            deployment=name,
+            deployments=names,
+            cache=folder.cache,
+            log_json=self._settings.log_json,
+            given_back=self._given_back,
+        )
+        return Reconciler(
+            folder,
+            served,
+            source,
+            self._storage,
+            overlap=self._platform.overlap,
+            stamp=stamp,
+            changed=self._describe,
+            counted=self._collector.add,
+            died=lambda digest: self._collector.add(collector.death(name, digest)),
         )
 
     def _given_back(self, descriptor: int, prefix: bytes) -> None:
@@ -194,7 +172,7 @@ class Agent:
 
     async def run(self, stopping: asyncio.Event) -> None:
         log.event(
-            "agent started", device=self._device, profile=self._platform.profile, http=self._settings.http,
+            "agent started", device=self._device, profile=self._platform.profile, http=self._http,
             engines=",".join(f"{name} {version}" for name, version in self._platform.engines.items()) or "none",
             incarnation=self._boot.incarnation, pid=os.getpid(),
         )  # fmt: skip
@@ -202,8 +180,8 @@ class Agent:
             self._follow(self._orders.order)
         self._front.start()
         self._link.start()
-        tasks = [asyncio.create_task(updater.run()) for updater in self._updaters.values()]
-        tasks.append(asyncio.create_task(self._tick()))
+        tasks = [asyncio.create_task(reconciler.run()) for reconciler in self._reconcilers.values()]
+        tasks += [asyncio.create_task(self._tick()), asyncio.create_task(self._take_orders())]
         ended = asyncio.create_task(stopping.wait())
         try:
             # A task that ends by itself has failed: better to end, and be started again, than to go on half.
@@ -224,9 +202,9 @@ class Agent:
         self._reporter.close_window()
         self._reporter.tick()
         await self._link.stop()
-        self._spool.close()
-        with contextlib.suppress(OSError):
-            self._write_status(self._reported())
+        await self._reporter.close()
+        await self._storage.do(self._spool.close)
+        await self._status.end(self._status_now(self._reported()))
         log.event("agent ended")
 
     # -- what happens --------------------------------------------------------------------------------------------
@@ -235,42 +213,52 @@ class Agent:
         while True:
             await asyncio.sleep(TICK_S)
             for workers in self._workers.values():
-                workers.ask_counts()
-            if self._is_reporting_due and self._link.is_up:
-                self._publish_description()
+                workers.tick()
+            if self._is_report_due and self._link.is_up:
+                self._describe()
             self._reporter.tick()
+            now = asyncio.get_running_loop().time()
+            if self._status.is_in_memory and now - self._status_written >= HEARTBEAT_S:
+                self._write_status(self._reported())
 
-    def _counted(self, window: DeploymentWindow) -> None:
-        self._collector.add(window)
-        updater = self._updaters[window.deployment]
-        candidate = updater.machine.candidate
-        if candidate is not None and candidate.bundle.sha256 == window.digest:
-            updater.tell(
-                Observed(
-                    asyncio.get_running_loop().time(),
-                    requests=window.requests,
-                    errors=window.errors,
-                    deaths=window.worker_deaths,
-                    infer_ms=window.infer_ms,
-                )
-            )
+    async def _take_orders(self) -> None:
+        """Follow the newest order that was heard, one at a time; once more after the disk recovered."""
+        while True:
+            await self._order_came.wait()
+            self._order_came.clear()
+            envelope, self._newest_order = self._newest_order, None
+            waiting = envelope is None
+            order = await (self._orders.try_again() if envelope is None else self._orders.receive(envelope))
+            if order is not None:
+                self._follow(order)
+            if order is not None or not waiting:
+                self._describe()
+
+    def _storage_changed(self) -> None:
+        """The disk fails or works again: say so, and take up what waited for it."""
+        state = self._storage.condition
+        self._conditions.choose(
+            ("storage-full", "storage-read-only", "storage-damaged"),
+            f"storage-{state}" if state else "",
+            self._storage.detail,
+        )
+        if not state and self._orders.is_waiting:
+            self._order_came.set()
 
     def _heard(self, leaf: str, payload: bytes) -> None:
         if leaf == topics.DESIRED and payload:
-            order = self._orders.receive(payload)
-            if order is not None:
-                self._follow(order)
-            self._describe()
+            self._newest_order = payload
+            self._order_came.set()
         elif leaf == topics.ACK:
             for digest in self._reporter.acknowledged(payload):
-                for updater in self._updaters.values():
-                    updater.tell(Acknowledged(digest))
+                for reconciler in self._reconcilers.values():
+                    reconciler.tell(Acknowledged(digest))
 
     def _follow(self, order: Order) -> None:
         if order.options.window_s is not None:
             self._reporter.window_s = order.options.window_s
-        for name, updater in self._updaters.items():
-            updater.tell(Ordered(order.counter, order.deployments.get(name), order.options))
+        for name, reconciler in self._reconcilers.items():
+            reconciler.tell(Ordered(order.counter, order.deployments.get(name), order.options))
 
     # -- what is told --------------------------------------------------------------------------------------------
 
@@ -280,21 +268,22 @@ class Agent:
 
     def _describe(self) -> None:
         """Something changed: describe the device anew, once for all changes of this turn of the loop."""
-        if not self._is_reporting_due:
-            self._is_reporting_due = True
+        if not self._is_describing:
+            self._is_describing = True
             asyncio.get_running_loop().call_soon(self._publish_description)
 
     def _publish_description(self) -> None:
+        """To the fleet, now or when the link is up again; to the status file in any case."""
+        self._is_describing = False
         reported = self._reported()
-        self._is_reporting_due = not self._link.publish(
-            topics.REPORTED, messages.encode(reported), retain=True
-        )
+        self._is_report_due = not self._link.publish(topics.REPORTED, messages.encode(reported), retain=True)
         self._write_status(reported)
 
     def _reported(self) -> Reported:
-        deployments: dict[str, DeploymentReport] = {
-            name: updater.report() for name, updater in self._updaters.items()
-        }
+        deployments: dict[str, DeploymentReport] = {}
+        for name, reconciler in self._reconcilers.items():
+            deployments[name] = reconciler.report()
+            self._conditions.hold(name, reconciler.conditions())
         return Reported(
             device=self._device,
             boot=self._boot,
@@ -309,11 +298,18 @@ class Agent:
             free_bytes=health.free_bytes(self._settings.state.root),
             labels=self._file.labels,
             refused=self._orders.refused,
+            conditions=self._conditions.present(),
         )
 
     def _write_status(self, reported: Reported) -> None:
-        status = AgentStatus(reported, self._settings.http, self._link.is_up, datetime.now(UTC))
-        durable.write(self._settings.state.status, msgspec.json.encode(status))
+        loop = asyncio.get_running_loop()
+        self._status_written = loop.time()
+        task = loop.create_task(self._status.write(self._status_now(reported)))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    def _status_now(self, reported: Reported) -> AgentStatus:
+        return AgentStatus(reported, self._http, self._link.is_up, datetime.now(UTC))
 
     def _loaded(self) -> dict[str, str | None]:
         """The digest that each deployment's serving worker loaded."""

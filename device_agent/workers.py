@@ -1,316 +1,280 @@
-"""Worker processes of one deployment: starting, watching, swapping and draining them.
+"""What serves one deployment, brought to what should serve.
+
+`want` says what should; `run` is the one loop that brings the workers there, and the only place that starts or ends
+one. It is level-triggered: it compares the two again after everything that happens.
 
 Always true
  1. At most one worker takes new connections; a swap moves that role in one step of the event loop.
  2. The old worker is drained only after the new one proved itself, unless two do not fit (`overlap` false).
- 3. A worker that dies is started again with back-off; after `MAX_START_FAILURES` failures in a row, or
-    `MAX_DEATHS` deaths within `DEATHS_WINDOW_S`, the owner is told and decides.
+ 3. `current` names a slot before a worker of a trial on it takes over. What is committed serves all the same where
+    the disk takes no write, and `current` follows when it does.
+ 4. A worker that ends or does not answer any more is replaced, with back-off while that repeats; nothing that a start
+    or an end does can end the loop.
 """
 
 import asyncio
 import contextlib
-import socket
-import sys
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from device_agent import log
-from device_agent.channel import Channel, Counted, Drain, Failed, Message, Ready, Snapshot
-from edgekit.errors import EngineError
+from device_agent.process import DRAIN_TIMEOUT_S, Place, Served, StartError, WorkerProcess
+from device_agent.update.events import Cause, Died, Event, Started, StartFailed, Steady
+from device_agent.update.transitions import STEADY_S
 from edgekit.wire.messages import DeploymentWindow
 
-START_TIMEOUT_S = 180.0
-DRAIN_TIMEOUT_S = 40.0
-MAX_START_FAILURES = 3
-MAX_DEATHS = 5
-DEATHS_WINDOW_S = 60.0
-FIRST_BACKOFF_S = 0.2
+FIRST_BACKOFF_S = 0.25
 LONGEST_BACKOFF_S = 30.0
-
-
-class WorkerStartError(EngineError):
-    """A worker ended or failed before it could serve."""
-
-    code = "worker-start"
+POINT_AGAIN_S = 5.0
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What workers tell their owner."""
+    """What workers tell their owner. `counted` gets the generation, `died` the digest; `point` moves `current`."""
 
-    counted: Callable[[DeploymentWindow], None]
+    tell: Callable[[Event], None]
+    counted: Callable[[int, DeploymentWindow], None]
     died: Callable[[str], None]
-    gave_up: Callable[[str], None]
-    given_back: Callable[[int, bytes], None]
     changed: Callable[[], None]
-
-
-class WorkerProcess:
-    """One process and its channel."""
-
-    def __init__(self, deployment: str, deployments: tuple[str, ...], slot: Path, cache: Path) -> None:
-        self.slot = slot
-        self._words = [
-            "--deployment", deployment, "--deployments", ",".join(deployments), "--slot", str(slot),
-            "--cache", str(cache),
-        ]  # fmt: skip
-        self.ready: Ready | None = None
-        self._reason = ""
-        self._process: asyncio.subprocess.Process
-        self._channel: Channel
-        self._first = asyncio.Event()
-        self.ended = asyncio.Event()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    async def start(self, hooks: Hooks, *, log_json: bool) -> Ready:
-        """Run it until it says that it serves. Raises: WorkerStartError, with the process gone."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        words = [*self._words, "--channel", str(theirs.fileno()), *(["--log-json"] if log_json else [])]
-        self._channel = Channel(
-            ours, lambda message: self._told(message, hooks), hooks.given_back, self._lost
-        )
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "device_agent.worker", *words,
-                pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
-        finally:
-            theirs.close()
-        self._channel.start()
-        try:
-            await asyncio.wait_for(self._first.wait(), START_TIMEOUT_S)
-        except BaseException:
-            await self.kill()
-            raise
-        if self.ready is None:
-            await self.kill()
-            raise WorkerStartError(
-                self._reason or f"the worker ended with exit code {self._process.returncode}"
-            )
-        return self.ready
-
-    def _told(self, message: Message, hooks: Hooks) -> None:
-        if isinstance(message, Ready):
-            self.ready = message
-            self._first.set()
-        elif isinstance(message, Failed):
-            self._reason = message.reason
-        elif isinstance(message, Counted):
-            hooks.counted(message.window)
-
-    def _lost(self) -> None:
-        self._first.set()
-        self.ended.set()
-
-    def ask_counts(self) -> None:
-        self._channel.send(Snapshot())
-
-    def give(self, descriptor: int, prefix: bytes) -> None:
-        self._channel.send_connection(descriptor, prefix)
-
-    async def drain(self) -> None:
-        """Let it finish, hand back and end; killed if it takes too long."""
-        self._channel.send(Drain())
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.ended.wait(), DRAIN_TIMEOUT_S)
-        await self.kill()
-
-    async def kill(self) -> None:
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-        await self._process.wait()
-        self._channel.close()
-        self.ended.set()
+    point: Callable[[Path | None], Awaitable[None]]
 
 
 class Workers:
     """The serving worker of one deployment, and those that come and go around it."""
 
-    def __init__(
-        self,
-        deployment: str,
-        deployments: tuple[str, ...],
-        cache: Path,
-        hooks: Hooks,
-        *,
-        overlap: bool,
-        log_json: bool,
-    ) -> None:
-        self._deployment = deployment
-        self._deployments = deployments
-        self._cache = cache
+    def __init__(self, served: Served, hooks: Hooks, *, overlap: bool) -> None:
+        self.serving: WorkerProcess | None = None
+        self._served = served
         self._hooks = hooks
         self._overlap = overlap
-        self._log_json = log_json
-        self.serving: WorkerProcess | None = None
-        self.is_expected = False
+        self._wanted: Place | None = None
+        self._turn = asyncio.Event()
         self._changed = asyncio.Event()
-        self._lock = asyncio.Lock()
+        self._changed.set()
+        # The slot that `current` names by what was written last; () while that is not known.
+        self._pointed: Path | tuple[()] | None = ()
+        self._troubles = 0
+        self._leaving: set[WorkerProcess] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._watch: asyncio.Task[None] | None = None
-        self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
 
     # -- for the front -------------------------------------------------------------------------------------------
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether a worker serves, or will."""
+        return self._wanted is not None
 
     async def wait_change(self, patience_s: float) -> None:
         """Until a worker serves or none is expected any more, at most `patience_s`."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), patience_s)
 
-    # -- for the updater -----------------------------------------------------------------------------------------
+    # -- for the reconciler --------------------------------------------------------------------------------------
 
-    async def switch(self, slot: Path, before_takeover: Callable[[], None]) -> Ready:
-        """Serve `slot`; on failure what served before goes on, or, without overlap, nothing does.
-
-        `before_takeover` runs once the new worker proved itself. Raises: WorkerStartError after the slot failed to
-        start `MAX_START_FAILURES` times.
-        """
-        async with self._lock:
-            await self._stop_watching()
-            old = self.serving
-            if old is not None and not self._overlap:
-                self._take_over(None)
-                await old.drain()
-                old = None
-            try:
-                worker = await self._start_patiently(slot)
-            except BaseException:
-                if old is not None:
-                    self._watch_over(old)
-                raise
-            before_takeover()
-            self._take_over(worker)
-            self._watch_over(worker)
-            if old is not None:
-                self._spawn(old.drain())
-            assert worker.ready is not None
-            return worker.ready
-
-    async def ensure(self, slot: Path) -> None:
-        """Serve `slot` as `switch` does; if it does not start, keep trying in the background.
-
-        Raises: WorkerStartError while that goes on.
-        """
-        serving = self.serving
-        if serving is not None and serving.slot == slot and not serving.ended.is_set():
+    def want(self, place: Place | None) -> None:
+        """What should serve from now on."""
+        old = self._wanted
+        if place == old:
             return
-        self.is_expected = True
-        if serving is None:
-            self._changed.clear()
-        try:
-            await self.switch(slot, lambda: None)
-        except WorkerStartError:
-            async with self._lock:
-                await self._stop_watching()
-                old = self.serving
-                self._take_over(None)
-                if old is not None:
-                    self._spawn(old.drain())
-                self._watch = asyncio.create_task(self._restart(slot, MAX_START_FAILURES))
-            raise
+        if old is None or place is None or (old.slot, old.digest) != (place.slot, place.digest):
+            self._troubles = 0
+        self._wanted = place
+        self._turn.set()
+        self._note_change()
 
-    async def stop(self) -> None:
-        """Serve nothing."""
-        async with self._lock:
-            await self._stop_watching()
-            old = self.serving
-            self.is_expected = False
-            self._take_over(None)
-            self._changed.set()
-            if old is not None:
-                await old.drain()
+    async def run(self) -> None:
+        """Bring what serves to what should, for ever."""
+        while True:
+            self._turn.clear()
+            place = self._wanted
+            try:
+                await self._bring(place)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the loop goes on
+                log.trouble(
+                    "workers: unexpected failure", deployment=self._served.deployment, reason=repr(error)
+                )
+                await self._failed(place, StartError(repr(error), Cause.PASSING))
+
+    def tick(self) -> None:
+        """One turn of the supervisor's clock."""
+        for worker in (*([self.serving] if self.serving is not None else []), *self._leaving):
+            worker.tick()
 
     async def close(self) -> None:
-        await self.stop()
+        """Drain all; call it when `run` has ended."""
+        self._wanted = None
+        self._retire()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=DRAIN_TIMEOUT_S)
 
-    def ask_counts(self) -> None:
-        if self.serving is not None:
-            self.serving.ask_counts()
+    # -- the loop ------------------------------------------------------------------------------------------------
 
-    # -- inside --------------------------------------------------------------------------------------------------
+    async def _bring(self, place: Place | None) -> None:
+        self._notice_end()
+        serving = self.serving
+        if place is None:
+            await self._point(None)
+            await self._retired()
+            await self._rest(None)
+        elif serving is not None and self._serves(serving, place):
+            if serving.generation != place.generation:
+                serving.generation = place.generation
+                self._tell_started(serving)
+            await self._point(place.slot)
+            await self._rest(serving)
+        else:
+            if serving is not None and not self._overlap:
+                await self._retired()
+            await self._replace(place)
 
-    async def _start_patiently(self, slot: Path) -> WorkerProcess:
-        for attempt in range(1, MAX_START_FAILURES + 1):
+    @staticmethod
+    def _serves(worker: WorkerProcess, place: Place) -> bool:
+        loaded = worker.ready.digest if worker.ready is not None else ""
+        return (worker.slot, loaded) == (place.slot, place.digest) and not worker.ended.is_set()
+
+    async def _replace(self, place: Place) -> None:
+        """Start a worker on `place` and let it take over, unless something else is wanted meanwhile."""
+        worker = WorkerProcess(self._served, place, self._count)
+        start = asyncio.create_task(worker.start())
+        turn = asyncio.create_task(self._turn.wait())
+        try:
+            await asyncio.wait((start, turn), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            turn.cancel()
+            if not start.done():
+                start.cancel()
+                await asyncio.wait((start,))
+        if start.cancelled():
+            return
+        if (error := start.exception()) is not None:
+            if not isinstance(error, StartError):
+                error = StartError(repr(error), Cause.PASSING)
+            await self._failed(place, error)
+            return
+        if self._wanted != place:
+            await worker.kill()
+            return
+        if not await self._point(place.slot) and place.is_trial:
+            await worker.kill()
+            await self._failed(
+                place, StartError("the disk takes no change of the running slot", Cause.PASSING)
+            )
+            return
+        self._take_over(worker)
+
+    async def _failed(self, place: Place | None, error: StartError) -> None:
+        """Tell of a start that failed, and wait before the next, at most until something else is wanted."""
+        self._troubles += 1
+        log.trouble("worker did not start", deployment=self._served.deployment, reason=error)
+        if place is not None and place == self._wanted:
+            self._hooks.tell(StartFailed(place.generation, str(error), error.cause))
+        await self._unless_turned(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**self._troubles))
+
+    async def _rest(self, serving: WorkerProcess | None) -> None:
+        """Until something else is wanted, the worker ended, or it is time to try again to move `current`."""
+        is_pointed = self._pointed == (serving.slot if serving is not None else None)
+        waits = [asyncio.create_task(self._turn.wait())]
+        if serving is not None:
+            waits.append(asyncio.create_task(serving.ended.wait()))
+        try:
+            patience = None if is_pointed else POINT_AGAIN_S
+            await asyncio.wait(waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        self._notice_end()
+        if self.serving is not serving and self._troubles > 1:
+            await self._unless_turned(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**self._troubles))
+
+    async def _unless_turned(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._turn.wait(), seconds)
+
+    async def _point(self, slot: Path | None) -> bool:
+        """Make `current` name `slot`; False if the disk does not take it."""
+        if self._pointed == slot:
+            return True
+        try:
+            await self._hooks.point(slot)
+        except OSError as error:
+            log.trouble("'current' cannot be moved", deployment=self._served.deployment, reason=error)
+            return False
+        self._pointed = slot
+        return True
+
+    # -- the serving worker --------------------------------------------------------------------------------------
+
+    def _take_over(self, worker: WorkerProcess) -> None:
+        self._notice_end()
+        old, self.serving = self.serving, worker
+        if old is not None:
+            self._let_go(old)
+        self._spawn(self._watch(worker))
+        self._note_change()
+        self._tell_started(worker)
+
+    def _tell_started(self, worker: WorkerProcess) -> None:
+        assert worker.ready is not None
+        limit = worker.ready.latency_limit_ms
+        self._hooks.tell(Started(worker.generation, time.monotonic(), limit))
+
+    async def _watch(self, worker: WorkerProcess) -> None:
+        """Tell while the serving worker lives well, and when it ended by itself."""
+        while self.serving is worker and not worker.ended.is_set():
             try:
-                return await self._start_once(slot)
-            except (WorkerStartError, TimeoutError) as error:
-                log.trouble(
-                    "worker did not start", deployment=self._deployment, attempt=attempt, reason=error
-                )
-                if attempt == MAX_START_FAILURES:
-                    raise WorkerStartError(f"did not start {attempt} times in a row: {error}") from error
-                await asyncio.sleep(FIRST_BACKOFF_S * 2**attempt)
-        raise AssertionError
+                await asyncio.wait_for(worker.ended.wait(), STEADY_S)
+            except TimeoutError:
+                if self.serving is worker:
+                    self._troubles = 0
+                    self._hooks.tell(Steady(worker.generation))
+        self._notice_end()
 
-    async def _start_once(self, slot: Path) -> WorkerProcess:
-        worker = WorkerProcess(self._deployment, self._deployments, slot, self._cache)
-        began = time.monotonic()
-        ready = await worker.start(self._hooks, log_json=self._log_json)
-        log.event(
-            "worker ready", deployment=self._deployment, pid=worker.pid, model=f"{ready.model}@{ready.version}",
-            digest=ready.digest[:12], took_s=round(time.monotonic() - began, 2),
-        )  # fmt: skip
-        return worker
+    def _notice_end(self) -> None:
+        """If the serving worker ended, it serves no more, and that is told once."""
+        worker = self.serving
+        if worker is None or not worker.ended.is_set():
+            return
+        self.serving = None
+        self._troubles += 1
+        self._note_change()
+        log.trouble("worker died", deployment=self._served.deployment, pid=worker.pid, reason=worker.why)
+        assert worker.ready is not None
+        self._hooks.died(worker.ready.digest)
+        self._hooks.tell(Died(worker.generation, worker.why))
 
-    def _take_over(self, worker: WorkerProcess | None) -> None:
-        self.serving = worker
-        if worker is not None:
-            self.is_expected = True
+    def _count(self, worker: WorkerProcess, window: DeploymentWindow) -> None:
+        self._hooks.counted(worker.generation, window)
+
+    def _retire(self) -> WorkerProcess | None:
+        """Let the serving worker take nothing new, and drain it."""
+        self._notice_end()
+        old, self.serving = self.serving, None
+        self._note_change()
+        if old is not None:
+            self._let_go(old)
+        return old
+
+    async def _retired(self) -> None:
+        if (old := self._retire()) is not None:
+            await old.ended.wait()
+
+    def _let_go(self, worker: WorkerProcess) -> None:
+        self._leaving.add(worker)
+        self._spawn(self._drain(worker))
+
+    async def _drain(self, worker: WorkerProcess) -> None:
+        await worker.drain()
+        self._leaving.discard(worker)
+
+    def _note_change(self) -> None:
+        if self.serving is not None or self._wanted is None:
             self._changed.set()
         else:
             self._changed.clear()
         self._hooks.changed()
-
-    def _watch_over(self, worker: WorkerProcess) -> None:
-        self._watch = asyncio.create_task(self._replace_when_dead(worker))
-
-    async def _replace_when_dead(self, worker: WorkerProcess) -> None:
-        await worker.ended.wait()
-        self._take_over(None)
-        await worker.kill()
-        self._deaths.append(time.monotonic())
-        log.trouble("worker died", deployment=self._deployment, pid=worker.pid)
-        assert worker.ready is not None
-        self._hooks.died(worker.ready.digest)
-        is_loop = len(self._deaths) == MAX_DEATHS and self._deaths[-1] - self._deaths[0] < DEATHS_WINDOW_S
-        if is_loop:
-            self._hooks.gave_up(f"the worker died {MAX_DEATHS} times within {DEATHS_WINDOW_S:.0f} s")
-        await self._restart(worker.slot, MAX_DEATHS if is_loop else 0)
-
-    async def _restart(self, slot: Path, failures: int) -> None:
-        """Start `slot` until it runs; back-off doubles with each failure."""
-        while True:
-            if failures:
-                await asyncio.sleep(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**failures))
-            try:
-                worker = await self._start_once(slot)
-                break
-            except (WorkerStartError, TimeoutError) as error:
-                failures += 1
-                log.trouble(
-                    "worker did not start", deployment=self._deployment, attempt=failures, reason=error
-                )
-                if failures == MAX_START_FAILURES:
-                    self._hooks.gave_up(f"did not start {failures} times in a row: {error}")
-        self._take_over(worker)
-        self._watch_over(worker)
-
-    async def _stop_watching(self) -> None:
-        watch, self._watch = self._watch, None
-        if watch is not None and watch is not asyncio.current_task():
-            watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

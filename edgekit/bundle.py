@@ -11,13 +11,14 @@ Zip layout: PKWARE APPNOTE 6.3.10, sections 4.3.7 (local header), 4.3.12 (centra
 
 import hashlib
 import os
+import shutil
 import stat
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from edgekit import manifest as manifests
 from edgekit.errors import BundleError
@@ -101,17 +102,20 @@ class Bundle:
         with zipfile.ZipFile(self.path) as archive:
             return archive.read(member)
 
-    def extract(self, folder: Path) -> None:
-        """Write manifest and files below `folder`, each synced, as the digest-checked bundle holds them."""
+    def members(self) -> Iterator[tuple[str, IO[bytes]]]:
+        """The manifest and the files, each with its name and its open content, as the digest-checked bundle has them."""
         with zipfile.ZipFile(self.path) as archive:
             for member in (MANIFEST_NAME, *(entry.path for entry in self.manifest.files)):
-                target = folder / member
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, target.open("wb") as sink:
-                    while chunk := source.read(CHUNK_BYTES):
-                        sink.write(chunk)
-                    sink.flush()
-                    os.fsync(sink.fileno())
+                with archive.open(member) as source:
+                    yield member, source
+
+    def extract(self, folder: Path) -> None:
+        """Write manifest and files below `folder`."""
+        for member, source in self.members():
+            target = folder / member
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as sink:
+                shutil.copyfileobj(source, sink, CHUNK_BYTES)
 
 
 def read(path: Path, *, sha256: str | None = None, length: int | None = None) -> Bundle:

@@ -42,12 +42,12 @@ def edgekit(*words: str | Path) -> str:
     return done.stdout
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, *words: str) -> Path:
     """The example's bundle, from the build cache where that has it."""
     example = ROOT / "examples" / "digits"
     if not (example / "weights" / "small.pt").is_file():
         subprocess.run([sys.executable, example / "digits.py", "small"], check=True)
-    edgekit("build", "--project", example, "--target", "x86-64-v3", "--out", folder)
+    edgekit("build", "--project", example, "--target", "x86-64-v3", "--out", folder, *words)
     return folder / "digits-1.0.0-x86-64-v3.edgekit"
 
 

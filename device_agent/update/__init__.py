@@ -1,1 +1,1 @@
-"""Moving one deployment to another bundle: `machine` decides, `runner` and the modules beside it act."""
+"""Moving one deployment to another bundle: `transitions` decide, the `reconciler` and the modules beside it act."""

@@ -1,5 +1,6 @@
-"""What happens to a deployment's update, and what the machine asks to be done about it. Values only."""
+"""What happens to a deployment, and the jobs that its update machine wants done. Values only."""
 
+from enum import StrEnum
 from typing import Literal
 
 import msgspec
@@ -7,7 +8,6 @@ import msgspec
 from edgekit.manifest import Sha256
 from edgekit.sketch import Sketch
 from edgekit.wire.messages import OrderedBundle, OrderOptions
-from edgekit.wire.states import AgentState as Step
 
 SlotName = Literal["A", "B"]
 
@@ -19,14 +19,35 @@ class SlotRef(msgspec.Struct, frozen=True):
     bundle: OrderedBundle
 
 
+class Cause(StrEnum):
+    """Whose a failure is, and so what follows from it."""
+
+    PASSING = "passing"
+    """Nobody's: a link, a server, a disk, the machine. The step stays and is tried again."""
+    DOUBT = "doubt"
+    """Perhaps the bundle's, perhaps not: tried again, and the bundle's when it repeats `MAX_DOUBTS` times in a row."""
+    BUNDLE = "bundle"
+    """The bundle's: the same bytes would fail again."""
+    ORDER = "order"
+    """The order's: it contradicts what the publisher signed. Nothing is tried until the next one."""
+    LOST = "lost"
+    """The disk's: what an earlier step left there is gone or damaged, and has to be fetched again."""
+
+
 # -- events ------------------------------------------------------------------------------------------------------
+#
+# `id` is the job's; `generation` the placement's whose worker it was. What is not about the present ones is dropped.
 
 
 class Resumed(msgspec.Struct, frozen=True):
-    """The agent started. `current` is the slot that runs by the link; `stamp` names agent and engine versions."""
+    """The agent started. `held` are the finished bundles on disk; `stamp` names agent and engine versions."""
 
-    current: SlotName | None
+    held: dict[SlotName, OrderedBundle]
     stamp: str
+
+
+class Stopped(msgspec.Struct, frozen=True):
+    """The agent is about to end because it was told to."""
 
 
 class Ordered(msgspec.Struct, frozen=True):
@@ -36,28 +57,53 @@ class Ordered(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """The effect of this step succeeded."""
+    """The job succeeded."""
 
-    step: Step
-    now: float = 0.0
-    limit_ms: float | None = None
+    id: int
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """The effect of this step failed. `blames_bundle` if the same bundle would fail again."""
+    """The job failed."""
 
-    step: Step
+    id: int
     reason: str
-    blames_bundle: bool = True
+    cause: Cause = Cause.PASSING
+
+
+class Started(msgspec.Struct, frozen=True):
+    """A worker serves; `limit_ms` is its contract's latency."""
+
+    generation: int
+    now: float
+    limit_ms: float | None = None
+
+
+class StartFailed(msgspec.Struct, frozen=True):
+    generation: int
+    reason: str
+    cause: Cause = Cause.PASSING
+
+
+class Died(msgspec.Struct, frozen=True):
+    """A worker that served ended, or did not answer any more."""
+
+    generation: int
+    reason: str
+
+
+class Steady(msgspec.Struct, frozen=True):
+    """The worker has lived for `STEADY_S`."""
+
+    generation: int
 
 
 class Observed(msgspec.Struct, frozen=True):
-    """What the candidate's worker counted since the last observation."""
+    """What the serving worker counted since the last observation."""
 
+    generation: int
     now: float
     requests: int = 0
     errors: int = 0
-    deaths: int = 0
     infer_ms: Sketch = Sketch()
 
 
@@ -67,44 +113,49 @@ class Acknowledged(msgspec.Struct, frozen=True):
     digest: Sha256
 
 
-class GaveUp(msgspec.Struct, frozen=True):
-    """The running slot failed to start too often in a row."""
+Event = (
+    Resumed
+    | Stopped
+    | Ordered
+    | Done
+    | Failed
+    | Started
+    | StartFailed
+    | Died
+    | Steady
+    | Observed
+    | Acknowledged
+)
 
-    reason: str
 
-
-Event = Resumed | Ordered | Done | Failed | Observed | Acknowledged | GaveUp
-
-
-# -- effects -----------------------------------------------------------------------------------------------------
+# -- jobs --------------------------------------------------------------------------------------------------------
+#
+# Each is begun after `pause_s`, with jitter, and ends with a `Done` or `Failed` of its id unless it is no longer wanted.
 
 
 class Fetch(msgspec.Struct, frozen=True):
+    id: int
+    pause_s: float
     bundle: OrderedBundle
 
 
 class Stage(msgspec.Struct, frozen=True):
+    id: int
+    pause_s: float
     ref: SlotRef
 
 
 class SelfTest(msgspec.Struct, frozen=True):
+    id: int
+    pause_s: float
     ref: SlotRef
 
 
-class Switch(msgspec.Struct, frozen=True):
-    """Start a worker on the slot, point `current` at it, let it take over."""
+class Wait(msgspec.Struct, frozen=True):
+    """Only the pause: the candidate is tried again after it."""
 
-    ref: SlotRef
-
-
-class Restore(msgspec.Struct, frozen=True):
-    """Make this slot run again and nothing else; None stops the model."""
-
-    ref: SlotRef | None
+    id: int
+    pause_s: float
 
 
-class Halt(msgspec.Struct, frozen=True):
-    """Stop whatever effect is under way."""
-
-
-Effect = Fetch | Stage | SelfTest | Switch | Restore | Halt
+Job = Fetch | Stage | SelfTest | Wait

@@ -4,11 +4,16 @@ Always true
  1. The publisher's envelope is fetched and verified first; it and the order must say the same.
  2. Nothing is received beyond the signed length, and nothing is opened before length and hash matched.
  3. No address comes from an order, no redirect is followed, only allowed hosts are spoken to.
+ 4. A download that was cut is `<sha256>.<n>.part`, of which the first n bytes were synced before it got that name;
+    only they are gone on from.
+ 5. Nothing that a server, a proxy or a link does is held against the bundle: bytes that do not have its digest are not
+    its bytes.
 
-Blocking; the runner calls it in a thread and sets `stopping` to end it.
+Blocking; the reconciler calls it in a thread and sets `stopping` to end it.
 """
 
 import http.client
+import re
 import shutil
 import ssl
 from collections.abc import Iterator, Mapping
@@ -17,31 +22,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
+
 from device_agent import durable
 from device_agent.blocking import Stopper
+from device_agent.update.events import Cause
 from edgekit import bundle as bundles
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, EdgeKitError, ManifestError, SignatureRefusedError
+from edgekit.protocol import room
 from edgekit.trust import target as targets
-from edgekit.trust.dsse import MAX_ENVELOPE_BYTES
+from edgekit.trust.dsse import MAX_ENVELOPE_BYTES, Envelope
 from edgekit.wire.messages import OrderedBundle
 
 CONNECT_TIMEOUT_S = 10.0
 TIMEOUT_S = 30.0
 CHUNK_BYTES = 256 * 1024
-# What must stay free beside the download and its extracted copy.
-RESERVE_BYTES = 64 << 20
+# How much of a download a power cut may cost.
+SYNC_BYTES = 4 << 20
 
 
 class FetchError(EdgeKitError):
-    """`is_passing`: trying again later may help. `blames_bundle`: the same bytes would be refused again."""
+    """A bundle could not be brought here; `cause` says whose fault that is."""
 
     code = "fetch"
 
-    def __init__(self, message: str, *, is_passing: bool = False, blames_bundle: bool = False) -> None:
+    def __init__(self, message: str, cause: Cause = Cause.PASSING) -> None:
         super().__init__(message)
-        self.is_passing = is_passing
-        self.blames_bundle = blames_bundle
+        self.cause = cause
 
 
 @dataclass(frozen=True)
@@ -61,16 +69,16 @@ def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: Stopper
     """
     durable.make_folder(folder)
     final = folder / f"{wanted.sha256}.edgekit"
-    part = folder / f"{wanted.sha256}.part"
     for stale in folder.iterdir():
-        if stale not in (final, part):
+        if not stale.name.startswith(wanted.sha256):
             durable.remove(stale)
     _check_envelope(source, wanted, stopping)
     if not final.is_file():
-        _check_space(folder, wanted.length, part)
+        part = _Part.find(folder, wanted)
+        _check_space(folder, wanted.length, part.synced)
         _download(source, wanted, part, stopping)
-        _check_download(wanted, part)
-        durable.adopt(part, final)
+        _check_download(wanted, part.path)
+        durable.rename(part.path, final)
     return opened(wanted, folder)
 
 
@@ -80,75 +88,138 @@ def _check_envelope(source: Source, wanted: OrderedBundle, stopping: Stopper) ->
         _expect(response, (200,), f"the signature of {wanted.target}")
         data = response.read(MAX_ENVELOPE_BYTES + 1)
     try:
+        msgspec.json.decode(data, type=Envelope)
+    except msgspec.DecodeError as error:
+        raise FetchError(f"{wanted.target}: what came as its signature is none ({error})") from error
+    try:
         signed = targets.verify(data, source.publisher_keys)
     except SignatureRefusedError as error:
-        raise FetchError(f"{wanted.target}: {error}") from error
+        raise FetchError(f"{wanted.target}: {error}", Cause.DOUBT) from error
     if (signed.path, signed.sha256, signed.length) != (wanted.target, wanted.sha256, wanted.length):
         raise FetchError(
             f"the order wants {wanted.target} with {wanted.length} bytes,"
-            f" the publisher signed {signed.path} with {signed.length}"
+            f" the publisher signed {signed.path} with {signed.length}",
+            Cause.ORDER,
         )
 
 
-def _check_space(folder: Path, length: int, part: Path) -> None:
-    have = part.stat().st_size if part.is_file() else 0
-    needed = 2 * length - have + RESERVE_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise FetchError(
-            f"not enough space: {free >> 20} MiB free, {needed >> 20} MiB needed", is_passing=True
-        )
+def _check_space(folder: Path, length: int, have: int) -> None:
+    if refusal := room.refusal(shutil.disk_usage(folder).free, length, have):
+        raise FetchError(refusal)
 
 
-def _download(source: Source, wanted: OrderedBundle, part: Path, stopping: Stopper) -> None:
+@dataclass
+class _Part:
+    """A download under way; `synced` bytes of `path` are on the medium, and its name says so."""
+
+    path: Path
+    synced: int
+
+    @classmethod
+    def find(cls, folder: Path, wanted: OrderedBundle) -> "_Part":
+        """The one that an earlier try left, cut back to what is certain of it, or a new one."""
+        best = cls(cls._named(folder, wanted.sha256, 0), 0)
+        for path in folder.glob(f"{wanted.sha256}.*.part"):
+            match = re.fullmatch(r"[0-9a-f]{64}\.(\d+)\.part", path.name)
+            synced = int(match[1]) if match else 0
+            if match is None or not best.synced <= synced <= min(path.stat().st_size, wanted.length):
+                durable.remove(path)
+                continue
+            if best.path != path and best.path.exists():
+                durable.remove(best.path)
+            best = cls(path, synced)
+        return best
+
+    @staticmethod
+    def _named(folder: Path, sha256: str, synced: int) -> Path:
+        return folder / f"{sha256}.{synced}.part"
+
+    def fill(self, response: http.client.HTTPResponse, start: int, left: int, stopping: Stopper) -> int:
+        """Append what comes, syncing now and then, and whatever came in the end; the bytes that did not come."""
+        if start < self.synced:
+            # Its name would promise what is being written anew.
+            durable.remove(self.path)
+            self.path, self.synced = self._named(self.path.parent, self.path.name[:64], 0), 0
+        with durable.writing(self.path, at=start, sync=False) as sink:
+            try:
+                return self._receive(sink, response, left, stopping)
+            finally:
+                self._sync(sink)
+
+    def _receive(
+        self, sink: durable.Writer, response: http.client.HTTPResponse, left: int, stopping: Stopper
+    ) -> int:
+        while left and not stopping.is_set:
+            chunk = response.read(min(CHUNK_BYTES, left))
+            if not chunk:
+                break
+            sink.write(chunk)
+            left -= len(chunk)
+            if sink.position - self.synced >= SYNC_BYTES:
+                self._sync(sink)
+        return left
+
+    def _sync(self, sink: durable.Writer) -> None:
+        if sink.position == self.synced:
+            return
+        target = self._named(self.path.parent, self.path.name[:64], sink.position)
+        sink.adopt(target)
+        self.path, self.synced = target, sink.position
+
+
+def _download(source: Source, wanted: OrderedBundle, part: _Part, stopping: Stopper) -> None:
     """Fill `part` up to the signed length, going on where an earlier try ended."""
-    have = part.stat().st_size if part.is_file() else 0
-    if have > wanted.length:
-        durable.remove(part)
-        have = 0
+    have = part.synced
     if have == wanted.length:
         return
     headers = {"Range": f"bytes={have}-"} if have else {}
     with _asking(source, wanted.sha256, headers, stopping) as response:
+        if have and response.status not in (200, 206):
+            # Perhaps it is the range that is refused (416): the next try asks for everything.
+            durable.remove(part.path)
         _expect(response, (200, 206), wanted.target)
-        is_continued = response.status == 206
-        if is_continued and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise FetchError(f"{wanted.target}: the server answered another range", is_passing=True)
-        left = wanted.length - (have if is_continued else 0)
-        with part.open("ab" if is_continued else "wb") as sink:
-            while left and not stopping.is_set:
-                chunk = response.read(min(CHUNK_BYTES, left))
-                if not chunk:
-                    break
-                sink.write(chunk)
-                left -= len(chunk)
+        start = have if response.status == 206 else 0
+        _check_offer(response, wanted, start)
+        left = part.fill(response, start, wanted.length - start, stopping)
     if left:
-        raise FetchError(f"{wanted.target}: the download ended {left} bytes early", is_passing=True)
+        raise FetchError(f"{wanted.target}: the download ended {left} bytes early")
 
 
-def _check_download(wanted: OrderedBundle, part: Path) -> None:
-    digest = bundles.sha256_file(part)
+def _check_offer(response: http.client.HTTPResponse, wanted: OrderedBundle, start: int) -> None:
+    """What is announced must be the file: a proxy's page is not written over what came already."""
+    told = response.headers.get("Content-Range", "")
+    if response.status == 206 and told != f"bytes {start}-{wanted.length - 1}/{wanted.length}":
+        raise FetchError(f"{wanted.target}: the server answered another range ({told or 'none'})")
+    length = response.length
+    if length is not None and length != wanted.length - start:
+        raise FetchError(f"{wanted.target}: the server has {length} bytes, {wanted.length - start} are due")
+
+
+def _check_download(wanted: OrderedBundle, path: Path) -> None:
+    digest = bundles.sha256_file(path)
     if digest != wanted.sha256:
-        durable.remove(part)
+        durable.remove(path)
         raise FetchError(
             f"{wanted.target}: altered or damaged on the way (sha256 {digest[:12]}…, signed {wanted.sha256[:12]}…)"
         )
 
 
 def opened(wanted: OrderedBundle, folder: Path) -> Bundle:
-    """A fetched bundle, hashed before it is opened, its manifest held against the signed name. Raises: FetchError."""
+    """A fetched bundle, hashed before it is opened, its manifest held against the signed name.
+
+    Raises: FetchError; with the bundle as its cause only if these are the signed bytes.
+    """
     path = folder / f"{wanted.sha256}.edgekit"
     try:
         bundle = bundles.read(path, sha256=wanted.sha256, length=wanted.length)
     except (BundleError, ManifestError) as error:
+        is_whole = path.is_file() and bundles.sha256_file(path) == wanted.sha256
         durable.remove(path)
-        raise FetchError(str(error), blames_bundle=True) from error
+        raise FetchError(str(error), Cause.BUNDLE if is_whole else Cause.PASSING) from error
     manifest = bundle.manifest
     own = f"{manifest.name}/{manifest.version}/{manifest.profile}/{bundle.sha256}.edgekit"
     if own != wanted.target:
-        raise FetchError(
-            f"the bundle calls itself {own}, it was signed as {wanted.target}", blames_bundle=True
-        )
+        raise FetchError(f"the bundle calls itself {own}, it was signed as {wanted.target}", Cause.BUNDLE)
     return bundle
 
 
@@ -168,7 +239,7 @@ def _asking(
         connection.request("GET", path, headers={"Authorization": f"Bearer {source.credential}", **headers})
         yield connection.getresponse()
     except (OSError, http.client.HTTPException) as error:
-        raise FetchError(f"{url.netloc}: {error or type(error).__name__}", is_passing=True) from error
+        raise FetchError(f"{url.netloc}: {error or type(error).__name__}") from error
     finally:
         connection.close()
 
@@ -194,7 +265,4 @@ def is_allowed(host: str, port: int | None, allowed: tuple[str, ...]) -> bool:
 
 def _expect(response: http.client.HTTPResponse, statuses: tuple[int, ...], what: str) -> None:
     if response.status not in statuses:
-        raise FetchError(
-            f"{what}: the artifact server answered {response.status} {response.reason}",
-            is_passing=response.status >= 500 or response.status in (408, 429),
-        )
+        raise FetchError(f"{what}: the artifact server answered {response.status} {response.reason}")

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from device_agent.update.machine import LATENCY_MARGIN
+from device_agent import parent
+from device_agent.update.events import Cause
 from device_agent.update.slots import load_checked
-from edgekit.errors import EdgeKitError
+from device_agent.update.trial import LATENCY_MARGIN
+from edgekit.errors import BundleError, EdgeKitError
 from edgekit.manifest import Manifest
 
 TIMEOUT_S = 300.0
@@ -25,32 +27,38 @@ _DEFAULT_MEMORY_SHARE = 0.6
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """`reason` is empty when passed."""
+    """`reason` is empty when passed; otherwise `cause` says whose it is."""
 
     passed: bool
     reason: str
     latency_p95_ms: float = 0.0
+    cause: Cause = Cause.BUNDLE
 
 
 async def run(slot: Path, running: Path | None, cache: Path) -> Verdict:
     """Judge the bundle in `slot`. Cancelling ends the child.
 
-    A crash, a hang or too much memory is a verdict like any other.
+    A crash or too much memory is a verdict like any other; a hang, or an end that came from outside, may be the
+    machine's doing and is one only when it repeats. Raises: OSError if no process can be had.
     """
-    words = [sys.executable, "-m", "device_agent.update.selftest", "--slot", str(slot), "--cache", str(cache)]
+    words = [
+        sys.executable, "-m", "device_agent.update.selftest", "--parent", str(os.getpid()), "--slot", str(slot),
+        "--cache", str(cache),
+    ]  # fmt: skip
     if running is not None:
         words += ["--running", str(running)]
+    limit = await asyncio.to_thread(memory_limit, slot)
     process = await asyncio.create_subprocess_exec(
         *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, start_new_session=True
     )
     assert process.stdout is not None
-    limit = await asyncio.to_thread(memory_limit, slot)
     guard = asyncio.create_task(_too_much_memory(process.pid, limit))
     try:
         output = await asyncio.wait_for(process.stdout.read(), TIMEOUT_S)
         code = await asyncio.wait_for(process.wait(), _POLL_S * 50)
     except TimeoutError:
-        return Verdict(passed=False, reason=f"the self-test took longer than {TIMEOUT_S:.0f} s")
+        told = f"the self-test took longer than {TIMEOUT_S:.0f} s"
+        return Verdict(passed=False, reason=told, cause=Cause.DOUBT)
     finally:
         guard.cancel()
         if process.returncode is None:
@@ -59,12 +67,15 @@ async def run(slot: Path, running: Path | None, cache: Path) -> Verdict:
     if guard.done() and not guard.cancelled():
         return Verdict(passed=False, reason=f"the self-test needed more than {limit >> 20} MiB of memory")
     if code != 0:
-        return Verdict(passed=False, reason=f"the self-test's process {_ending(code)}")
+        is_crash = code < 0 and -code not in (signal.SIGKILL, signal.SIGTERM)
+        cause = Cause.BUNDLE if is_crash else Cause.DOUBT
+        return Verdict(passed=False, reason=f"the self-test's process {_ending(code)}", cause=cause)
     try:
         # Engines print to standard output as they please; the verdict is the last line.
         return msgspec.json.decode(output.splitlines()[-1] if output else b"", type=Verdict)
     except msgspec.DecodeError as error:
-        return Verdict(passed=False, reason=f"the self-test said nothing that can be read ({error})")
+        told = f"the self-test said nothing that can be read ({error})"
+        return Verdict(passed=False, reason=told, cause=Cause.DOUBT)
 
 
 def _ending(code: int) -> str:
@@ -77,7 +88,7 @@ def memory_limit(slot: Path) -> int:
     most = int(machine * _DEFAULT_MEMORY_SHARE)
     try:
         _mark, manifest = load_checked(slot)
-    except EdgeKitError:
+    except (EdgeKitError, OSError):
         return most
     contract = manifest.contract.memory_mb
     return most if contract is None else min(most, int(contract * LATENCY_MARGIN * 1e6) + (128 << 20))
@@ -110,6 +121,10 @@ def judge(slot: Path, running: Path | None, cache: Path) -> Verdict:
         if not result.passed:
             return Verdict(passed=False, reason=result.reason, latency_p95_ms=result.latency_p95_ms)
         reason = _latency_complaint(manifest, result.latency_p95_ms, running, cache)
+    except BundleError as error:
+        return Verdict(passed=False, reason=str(error), cause=Cause.LOST)
+    except (OSError, MemoryError) as error:
+        return Verdict(passed=False, reason=str(error) or type(error).__name__, cause=Cause.PASSING)
     except EdgeKitError as error:
         return Verdict(passed=False, reason=str(error))
     return Verdict(passed=not reason, reason=reason, latency_p95_ms=result.latency_p95_ms)
@@ -146,10 +161,12 @@ def _slowdown(running: Path, cache: Path) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="EdgeKit self-test; started by 'edgekit agent run'.")
+    parser.add_argument("--parent", type=int, required=True, help="the process that this one ends with")
     parser.add_argument("--slot", type=Path, required=True)
     parser.add_argument("--running", type=Path)
     parser.add_argument("--cache", type=Path, required=True)
     chosen = parser.parse_args()
+    parent.die_with(chosen.parent)
     verdict = judge(chosen.slot, chosen.running, chosen.cache)
     sys.stdout.buffer.write(b"\n" + msgspec.json.encode(verdict))
     sys.stdout.flush()

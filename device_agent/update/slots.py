@@ -6,6 +6,7 @@ Always true
  3. A worker loads a slot only if every file in it still has the hash that the checked bundle gave it.
 """
 
+import errno
 from pathlib import Path
 
 import msgspec
@@ -14,11 +15,17 @@ from device_agent import durable
 from device_agent.folder import DeploymentFolder
 from device_agent.update.events import SlotName
 from edgekit import manifest as manifests
-from edgekit.bundle import Bundle, file_entry, sha256_file
+from edgekit.bundle import CHUNK_BYTES, Bundle, file_entry, sha256_file
 from edgekit.errors import BundleError, ManifestError
 from edgekit.manifest import MANIFEST_NAME, Manifest, Sha256
+from edgekit.wire.messages import OrderedBundle
 
 _MARK = "slot.json"
+_NAMES: tuple[SlotName, ...] = ("A", "B")
+# What a read says of a file that is gone or cannot be had any more; anything else is about the machine.
+_DAMAGE = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ}
+)
 
 
 class SlotMark(msgspec.Struct, frozen=True):
@@ -44,7 +51,11 @@ def stage(folder: DeploymentFolder, name: SlotName, bundle: Bundle, target: str)
     durable.remove(slot / _MARK)
     durable.remove(slot)
     durable.make_folder(slot)
-    bundle.extract(slot)
+    for member, source in bundle.members():
+        durable.make_folder((slot / member).parent, sync=False)
+        with durable.writing(slot / member) as sink:
+            while chunk := source.read(CHUNK_BYTES):
+                sink.write(chunk)
     durable.sync_tree(slot)
     mark = SlotMark(bundle.sha256, sha256_file(slot / MANIFEST_NAME), target, bundle.size_bytes)
     durable.write(slot / _MARK, msgspec.json.encode(mark))
@@ -53,7 +64,8 @@ def stage(folder: DeploymentFolder, name: SlotName, bundle: Bundle, target: str)
 def load_checked(slot: Path) -> tuple[SlotMark, Manifest]:
     """The slot's mark and manifest after every file was hashed again.
 
-    Raises: BundleError if anything differs from what was staged (a failing card, a hand that edited).
+    Raises: BundleError if anything differs from what was staged (a failing card, a hand that edited); OSError if the
+    machine has no means to look.
     """
     mark = mark_of(slot)
     if mark is None:
@@ -67,10 +79,22 @@ def load_checked(slot: Path) -> tuple[SlotMark, Manifest]:
             if file_entry(entry.path, slot / entry.path) != entry:
                 raise BundleError(f"{slot}: {entry.path} was altered after it was staged")
     except OSError as error:
+        if error.errno not in _DAMAGE:
+            raise
         raise BundleError(f"{slot}: {error.filename} cannot be read ({error.strerror})") from error
     except ManifestError as error:
         raise BundleError(f"{slot}: {error}") from error
     return mark, manifest
+
+
+def held(folder: DeploymentFolder) -> dict[SlotName, OrderedBundle]:
+    """The finished bundles in the two slots, by their marks."""
+    marks = {name: mark_of(folder.slot(name)) for name in _NAMES}
+    return {
+        name: OrderedBundle(target=mark.target, sha256=mark.sha256, length=mark.length)
+        for name, mark in marks.items()
+        if mark is not None
+    }
 
 
 def current(folder: DeploymentFolder) -> SlotName | None:
@@ -79,7 +103,7 @@ def current(folder: DeploymentFolder) -> SlotName | None:
         name = folder.current.readlink().name
     except OSError:
         return None
-    for known in ("A", "B"):
+    for known in _NAMES:
         if name == known and mark_of(folder.slot(known)) is not None:
             return known
     return None

@@ -5,6 +5,8 @@ Always true
  2. The counter of a followed order is above every counter followed before; the caller syncs it before acting.
  3. The same counter with the same bytes is a repeat, and does nothing; with other bytes it is refused.
  4. An expired order changes nothing: the running model stays.
+ 5. A deployment that this device does not have holds the others up for nothing: they follow, and it is reported. An
+    order that names only such is for another device in all but name, and refused.
 """
 
 import hashlib
@@ -59,14 +61,22 @@ def accept(
         raise OrderRefusedError(f"order {order.counter} is not above {last.counter}, the newest followed")
     if order.expires <= now:
         raise OrderRefusedError(f"order {order.counter} expired at {order.expires.isoformat()}")
+    strange = unknown(order, identity)
+    if strange and len(strange) == len(order.deployments):
+        names = ", ".join(repr(name) for name in strange)
+        raise OrderRefusedError(f"this device was not enrolled for what it names, deployment {names}")
     for name, bundle in order.deployments.items():
-        _check_deployment(name, bundle.target, bundle.sha256, identity)
+        if name not in strange:
+            _check_bundle(name, bundle.target, bundle.sha256, identity)
     return Followed(order.counter, digest)
 
 
-def _check_deployment(name: str, target: str, sha256: str, identity: Identity) -> None:
-    if name not in identity.deployments:
-        raise OrderRefusedError(f"deployment {name!r} is not one this device was enrolled for")
+def unknown(order: Order, identity: Identity) -> tuple[str, ...]:
+    """The deployments of an order that this device does not have."""
+    return tuple(name for name in order.deployments if name not in identity.deployments)
+
+
+def _check_bundle(name: str, target: str, sha256: str, identity: Identity) -> None:
     parts = target.split("/")
     if len(parts) != 4 or parts[3] != f"{sha256}.edgekit":
         raise OrderRefusedError(f"target {target!r} of {name!r} does not name its own digest")

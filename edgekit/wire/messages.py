@@ -16,6 +16,7 @@ from edgekit.wire.states import AgentState
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 256 * 1024
+MAX_CONDITIONS = 64
 
 Count = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=2000)]
@@ -42,11 +43,15 @@ class OrderedBundle(msgspec.Struct, frozen=True):
 
 
 class OrderOptions(msgspec.Struct, frozen=True):
-    """How the device goes about it. `None` leaves the agent's own setting."""
+    """How the device goes about it. `None` leaves the agent's own setting.
+
+    `retry` clears what the device holds against the ordered bundles, so that they are tried once more.
+    """
 
     probation_s: Annotated[float, Meta(ge=0)] | None = None
     probation_requests: Count | None = None
     window_s: Annotated[float, Meta(gt=0)] | None = None
+    retry: bool = False
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -75,6 +80,18 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     reason: Text = ""
 
 
+class Condition(msgspec.Struct, frozen=True):
+    """Something is wrong with the device, and it goes on: `code` for machines, `detail` for people.
+
+    `deployment` is empty where it concerns the whole device; `since` is the device's own clock.
+    """
+
+    code: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
+    detail: Text
+    since: datetime
+    deployment: Annotated[str, Meta(max_length=200)] = ""
+
+
 class Reported(msgspec.Struct, frozen=True):
     """The device's retained self-description. `refused` says why the newest order was not followed, if so."""
 
@@ -91,6 +108,7 @@ class Reported(msgspec.Struct, frozen=True):
     free_bytes: Count
     labels: dict[Label, Label] = {}
     refused: Text = ""
+    conditions: Annotated[tuple[Condition, ...], Meta(max_length=MAX_CONDITIONS)] = ()
     version: int = VERSION
 
 
@@ -106,7 +124,8 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     """What one loaded bundle did in a window.
 
     `infer_ms` is the engine call (contracts and gates mean this), `request_ms` includes the queue. `errors` are engine
-    failures, timeouts and worker deaths over accepted `requests`; `rejected_inputs` are the callers' mistakes.
+    failures, timeouts and worker deaths over accepted `requests`; `rejected_inputs` are the callers' mistakes;
+    `sequence_resets` are requests that meant to go on with a sequence whose state was gone.
     """
 
     deployment: Name
@@ -115,6 +134,7 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     errors: Count = 0
     rejected_inputs: Count = 0
     worker_deaths: Count = 0
+    sequence_resets: Count = 0
     infer_ms: Sketch = Sketch()
     request_ms: Sketch = Sketch()
     inputs: dict[str, Histogram] = {}

@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from edgekit import profile as profiles
 from edgekit.errors import ConflictError, ProfileError, UsageError
+from edgekit.protocol import room
 from fleet import api
 from fleet.rules import gates, judge, selectors, stages, statistics
 from fleet.rules.gates import Gate
@@ -28,8 +29,6 @@ from fleet.server.store.devices import DeviceRow
 from fleet.server.store.orders import DesiredRow
 from fleet.server.store.releases import BundleRow
 
-# Bundle, its extracted copy, and as much again to breathe.
-_SPACE_FACTOR = 3
 _THERE = "is to run this bundle already"
 
 
@@ -118,9 +117,7 @@ def _cannot_run(row: DeviceRow, bundle: BundleRow) -> str | None:
         return f"has no engine {bundle.engine}"
     if not _in_range(engine, bundle.engine_versions):
         return f"{bundle.engine} {engine} is outside {bundle.engine_versions}"
-    if reported.free_bytes < _SPACE_FACTOR * bundle.length:
-        return f"has {reported.free_bytes} bytes free, needs {_SPACE_FACTOR * bundle.length}"
-    return None
+    return room.refusal(reported.free_bytes, bundle.length) or None
 
 
 def member_of(

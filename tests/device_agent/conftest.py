@@ -4,6 +4,9 @@ import contextlib
 import hashlib
 import http.client
 import json
+import os
+import queue
+import re
 import shutil
 import socket
 import subprocess
@@ -47,8 +50,8 @@ NO_LIMITS = Contract()
 LABELS = [str(digit) for digit in range(10)]
 
 
-def digits_onnx(seed: int) -> bytes:
-    """x (1, 1, 8, 8) → logits (1, 10): one linear layer; fails at run time where an index leaves its table.
+def digits_onnx(seed: int, *, sturdy: bool = False) -> bytes:
+    """x (1, 1, 8, 8) → logits (1, 10): one linear layer; unless `sturdy`, fails where an index leaves its table.
 
     The index is the integer part of x's maximum: 0 or 1 for pre-processed digits, and beyond the table from 3 on.
     """
@@ -62,6 +65,8 @@ def digits_onnx(seed: int) -> bytes:
         helper.make_node("Gather", ["table", "index"], ["bias"]),
         helper.make_node("Add", ["product", "bias"], ["logits"]),
     ]
+    if sturdy:
+        nodes = [*nodes[:2], helper.make_node("Add", ["product", "table"], ["logits"])]
     graph = helper.make_graph(
         nodes,
         "digits",
@@ -69,7 +74,7 @@ def digits_onnx(seed: int) -> bytes:
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 10])],
         [
             numpy_helper.from_array(weights, "weights"),
-            numpy_helper.from_array(np.zeros(3, np.float32), "table"),
+            numpy_helper.from_array(np.zeros(1 if sturdy else 3, np.float32), "table"),
         ],
     )
     return model_bytes(graph)
@@ -123,6 +128,7 @@ def build(
     contract: Contract = NO_LIMITS,
     scale: float = 0.0625,
     stateful: bool = False,
+    sturdy: bool = False,
     engine_versions: str = ">=1.0",
 ) -> Built:
     """A valid bundle; with another `scale` than the golden data was made with, one whose self-test fails."""
@@ -137,7 +143,7 @@ def build(
         state, steps, post = (StatePair("total", "totalN"),), {}, ()
         reference = Reference()
     else:
-        model, inputs = digits_onnx(seed), (TensorSpec("x", "float32", (1, 1, 8, 8)),)
+        model, inputs = digits_onnx(seed, sturdy=sturdy), (TensorSpec("x", "float32", (1, 1, 8, 8)),)
         outputs = (TensorSpec("logits", "float32", (1, 10)),)
         golden = Samples({"x": digit_images(8)})
         state = ()
@@ -170,6 +176,68 @@ def build(
     if not stateful:
         changed["preprocess"] = {"x": pre_steps(scale)}
     manifest = manifests.decode(manifests.encode(_replace(manifest, changed)))
+    path = folder / manifest.filename
+    digest = bundles.write(path, manifest, files)
+    return Built(path, digest, path.stat().st_size, manifest)
+
+
+ALL_TYPES = (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
+)  # fmt: skip
+
+
+def build_types(folder: Path) -> Built:
+    """A bundle with an input `in_TYPE` (2, 2) of every type, which comes out as `out_TYPE`."""
+    kinds = {name: helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in ALL_TYPES}
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [f"in_{name}"], [f"out_{name}"]) for name in ALL_TYPES],
+        "types",
+        [helper.make_tensor_value_info(f"in_{name}", kind, [2, 2]) for name, kind in kinds.items()],
+        [helper.make_tensor_value_info(f"out_{name}", kind, [2, 2]) for name, kind in kinds.items()],
+    )
+    golden = Samples({f"in_{name}": np.ones((1, 2, 2), name) for name in ALL_TYPES})
+    expected = dump_arrays(record({f"out_{name}": np.ones((1, 2, 2), name) for name in ALL_TYPES}))
+    return written(
+        folder, "types", {"model/model.onnx": model_bytes(graph)}, golden, expected,
+        inputs=tuple(TensorSpec(f"in_{name}", name, (2, 2)) for name in ALL_TYPES),
+        outputs=tuple(TensorSpec(f"out_{name}", name, (2, 2)) for name in ALL_TYPES),
+    )  # fmt: skip
+
+
+def build_waves(folder: Path) -> Built:
+    """A bundle that sums 8 frames of sound of 16 000 samples a second."""
+    graph = helper.make_graph(
+        [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=1)],
+        "waves",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+    )
+    golden = Samples({"x": np.ones((1, 8), np.float32)})
+    expected = dump_arrays(record({"y": np.full((1, 1), 8, np.float32)}))
+    return written(
+        folder, "waves", {"model/model.onnx": model_bytes(graph)}, golden, expected,
+        inputs=(TensorSpec("x", "float32", (8,)),), outputs=(TensorSpec("y", "float32", (1,)),),
+        preprocess={"x": (Step("waveform", {"sample_rate": 16000}),)},
+    )  # fmt: skip
+
+
+def written(
+    folder: Path, name: str, models: Mapping[str, bytes], golden: Samples, expected: bytes, **more: Any
+) -> Built:
+    """A bundle of a model and its golden data."""
+    paths = ("selftest/inputs.npz", "selftest/source.npz", "selftest/artifact.npz")
+    files: dict[str, bytes | Path] = {
+        **models, paths[0]: dump_npz(golden), paths[1]: expected, paths[2]: expected
+    }  # fmt: skip
+    manifest = Manifest(
+        format=manifests.FORMAT, name=name, version="1", profile=PROFILE,
+        engine=EngineSpec("onnxruntime", ">=1", next(iter(models)), threads=1),
+        recipe="onnxruntime/fp32", source_sha256="0" * 64,
+        files=tuple(bundles.file_entry(path, data) for path, data in files.items()),
+        selftest=SelfTest(
+            *paths, samples=len(golden), tolerance={spec.name: 1e-3 for spec in more["outputs"]}, agreement=1
+        ), **more,
+    )  # fmt: skip
     path = folder / manifest.filename
     digest = bundles.write(path, manifest, files)
     return Built(path, digest, path.stat().st_size, manifest)
@@ -317,6 +385,8 @@ class Tools:
     Built = Built
     build = staticmethod(build)
     build_lines = staticmethod(build_lines)
+    build_types = staticmethod(build_types)
+    build_waves = staticmethod(build_waves)
     staged = staticmethod(staged)
     digit_images = staticmethod(digit_images)
     free_port = staticmethod(free_port)
@@ -336,17 +406,36 @@ class WorkerHost:
 
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "device_agent.worker", "--channel", str(theirs.fileno()),
-             "--deployment", deployment, "--deployments", deployment, "--slot", slot, "--cache", slot.parent / "cache"],
+            [sys.executable, "-m", "device_agent.worker", "--parent", str(os.getpid()),
+             "--channel", str(theirs.fileno()), "--deployment", deployment, "--deployments", deployment, "--slot", slot, "--cache", slot.parent / "cache"],
             pass_fds=[theirs.fileno()],
         )  # fmt: skip
         theirs.close()
+        self.told: queue.Queue[dict[str, Any]] | None = None
         self.first = self.receive()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
+        self.first_mb = self.peak_mb() if self.first["type"] == "ready" else 0.0
+
+    def end_what_is_handed_back(self) -> None:
+        """From now on, close connections whose request is not the worker's, as soon as it hands them back."""
+        import threading
+
+        self.told = queue.Queue()
+
+        def listen() -> None:
+            self.ours.settimeout(None)
+            with contextlib.suppress(OSError):
+                while packet := self.ours.recv(1 << 18):  # descriptors that nobody takes are closed
+                    if packet[:1] == b"J":
+                        self.told.put(json.loads(packet[1:]))
+
+        threading.Thread(target=listen, daemon=True).start()
 
     def receive(self) -> dict[str, Any]:
+        if self.told is not None:
+            return self.told.get(timeout=30)
         self.ours.settimeout(30)
         packet = self.ours.recv(1 << 18)
         return json.loads(packet[1:]) if packet[:1] == b"J" else {"type": "connection"}
@@ -355,6 +444,17 @@ class WorkerHost:
         """What was counted since the last call."""
         self.ours.send(b'J{"type":"snapshot"}')
         return self.receive()["window"]
+
+    def serves(self) -> bool:
+        """Whether a good request is answered, which is then taken out of the counts."""
+        answer = Client(self.port).post("/predict", {"input": digit_images(1)[0].tolist()})
+        self.count()
+        return answer.status == 200
+
+    def peak_mb(self) -> float:
+        """The most memory that its process had resident."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -365,6 +465,8 @@ class WorkerHost:
 
     def close(self) -> None:
         self.listener.close()
+        with contextlib.suppress(OSError):
+            self.ours.shutdown(socket.SHUT_RDWR)
         self.ours.close()
         self.process.wait(10)
 
@@ -380,6 +482,69 @@ def host_worker() -> Iterator[Callable[..., WorkerHost]]:
     yield start
     for host in hosts:
         host.close()
+
+
+@pytest.fixture(scope="module")
+def module_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerHost]:
+    """One worker with the digits bundle for all tests of a module."""
+    folder = tmp_path_factory.mktemp("worker")
+    host = WorkerHost(staged(DeploymentFolder(folder / "d"), build(folder, sturdy=True)))
+    host.end_what_is_handed_back()
+    yield host
+    host.close()
+
+
+@dataclass
+class FrontHost:
+    """The agent's front with one real worker, in processes of their own."""
+
+    process: "subprocess.Popen[bytes]"
+    http: list[str]
+    front: int
+    worker: int
+
+    @property
+    def port(self) -> int:
+        return int(self.http[0].rpartition(":")[2])
+
+    def close(self) -> int:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(20)
+
+
+def start_front(slot: Path, *words: str | Path, http: tuple[str, ...] = ("127.0.0.1:0",)) -> FrontHost:
+    asked = [word for address in http for word in ("--http", address)]
+    script = Path(__file__).with_name("hostile") / "front_host.py"
+    process = subprocess.Popen(
+        [sys.executable, script, "--slot", slot, *asked, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    return FrontHost(process, **json.loads(process.stdout.readline()))
+
+
+@pytest.fixture
+def host_front() -> Iterator[Callable[..., FrontHost]]:
+    hosts: list[FrontHost] = []
+
+    def start(*words: Any, **how: Any) -> FrontHost:
+        hosts.append(start_front(*words, **how))
+        return hosts[-1]
+
+    yield start
+    for host in hosts:
+        host.close()
+
+
+@pytest.fixture(scope="module")
+def module_front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontHost]:
+    """A front and one worker with the digits bundle for all tests of a module."""
+    folder = tmp_path_factory.mktemp("front")
+    host = start_front(staged(DeploymentFolder(folder / "d"), build(folder, sturdy=True)))
+    yield host
+    host.close()
 
 
 IOTCORE = """

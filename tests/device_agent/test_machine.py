@@ -1,15 +1,20 @@
 """The update machine: a table of paths, and, for any events and cuts, what must never happen."""
 
-import itertools
-from dataclasses import dataclass, field
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from device_agent.update import events as m
-from device_agent.update.events import SlotRef
-from device_agent.update.machine import MAX_ATTEMPTS, Machine, advance, durable
+from device_agent.update import machine as machines
+from device_agent.update.events import Cause, SlotRef
+from device_agent.update.machine import Machine, durable, job, serves, shown
+from device_agent.update.transitions import (
+    MAX_BLAMED_STARTS,
+    MAX_DEATHS,
+    MAX_DOUBTS,
+    MAX_FAILED_STARTS,
+    MAX_RESTARTS,
+    MAX_TRIAL_DEATHS,
+    advance,
+)
 from edgekit import sketch
 from edgekit.wire.messages import OrderedBundle, OrderOptions
 from edgekit.wire.states import AgentState as Step
@@ -24,328 +29,333 @@ A, B, C = (bundle(letter) for letter in "abc")
 QUICK = OrderOptions(probation_s=10)
 
 
-def through(machine: Machine, *events: m.Event) -> tuple[Machine, list[m.Effect]]:
-    effects: list[m.Effect] = []
-    for event in events:
-        machine, new = advance(machine, event)
-        effects += [effect for effect in new if not isinstance(effect, m.Halt)]
-    return machine, effects
+class Device:
+    """A machine and the ids that its events have to carry."""
 
+    def __init__(self, machine: Machine | None = None) -> None:
+        self.machine = machine or Machine()
+        self.counter = self.machine.counter
 
-def to_probation(counter: int, wanted: OrderedBundle, limit_ms: float | None = None) -> list[m.Event]:
-    return [
-        m.Ordered(counter, wanted, QUICK),
-        m.Done(Step.FETCH),
-        m.Done(Step.STAGE),
-        m.Done(Step.SELFTEST),
-        m.Done(Step.SWITCH, now=100.0, limit_ms=limit_ms),
-    ]
+    def tell(self, event: m.Event) -> "Device":
+        self.machine = advance(self.machine, event)
+        return self
 
-
-def committed(wanted: OrderedBundle = A, counter: int = 1, machine: Machine | None = None) -> Machine:
-    start = machine or Machine()
-    events = [*to_probation(counter, wanted), m.Observed(111.0), m.Acknowledged(wanted.sha256)]
-    done, _ = through(start, *events)
-    assert done.step is Step.IDLE
-    assert done.committed is not None
-    assert done.committed.bundle == wanted
-    return done
-
-
-def test_the_straight_way():
-    machine, effects = through(Machine(), *to_probation(1, A))
-    ref = SlotRef("A", A)
-    assert effects == [m.Fetch(A), m.Stage(ref), m.SelfTest(ref), m.Switch(ref)]
-    assert machine.step is Step.PROBATION
-    machine, _ = through(machine, m.Observed(105.0), m.Observed(110.0))
-    assert machine.step is Step.COMMIT
-    machine, _ = through(machine, m.Acknowledged(B.sha256))
-    assert machine.step is Step.COMMIT
-    machine, _ = through(machine, m.Acknowledged(A.sha256))
-    assert (machine.step, machine.committed, machine.candidate) == (Step.IDLE, ref, None)
-
-
-def test_the_next_release_takes_the_other_slot_and_keeps_the_last():
-    machine = committed(B, 2, committed(A))
-    assert machine.committed == SlotRef("B", B)
-    assert machine.previous == SlotRef("A", A)
-
-
-def test_going_back_needs_neither_fetch_nor_self_test():
-    _, effects = through(committed(B, 2, committed(A)), m.Ordered(3, A, QUICK))
-    assert effects == [m.Switch(SlotRef("A", A))]
-
-
-def test_a_slot_that_is_being_overwritten_is_not_gone_back_to():
-    machine = committed(B, 2, committed(A))
-    machine, _ = through(machine, m.Ordered(3, C, QUICK), m.Done(Step.FETCH))
-    _, effects = through(machine, m.Ordered(4, A, QUICK))
-    assert effects == [m.Fetch(A)]
-
-
-def test_an_acknowledgement_during_probation_counts():
-    machine, _ = through(Machine(), *to_probation(1, A), m.Acknowledged(A.sha256), m.Observed(110.0))
-    assert machine.step is Step.IDLE
-
-
-# From a committed A, on the way to B: the step reached, what fails there, and where that must lead.
-FAILURES = {
-    "fetch": (1, m.Failed(Step.FETCH, "no"), Step.FAILED),
-    "stage": (2, m.Failed(Step.STAGE, "no"), Step.FAILED),
-    "self-test": (3, m.Failed(Step.SELFTEST, "no"), Step.FAILED),
-    "switch": (4, m.Failed(Step.SWITCH, "no"), Step.ROLLBACK),
-    "worker dies": (5, m.Observed(101.0, deaths=1), Step.ROLLBACK),
-    "errors": (5, m.Observed(101.0, requests=10, errors=1), Step.ROLLBACK),
-    "slow": (5, m.Observed(101.0, requests=50, infer_ms=sketch.of([13.0] * 50)), Step.ROLLBACK),
-    "crash loop": (5, m.GaveUp("no"), Step.ROLLBACK),
-}
-
-
-@pytest.mark.parametrize("case", FAILURES)
-def test_every_failure_ends_on_the_committed_release_and_is_remembered(case):
-    count, event, step = FAILURES[case]
-    machine, _ = through(committed(A), *to_probation(2, B, limit_ms=10.0)[:count])
-    machine, effects = through(machine, event)
-    assert machine.step is step
-    if step is Step.ROLLBACK:
-        assert effects == [m.Restore(SlotRef("A", A))]
-        machine, _ = through(machine, m.Done(Step.ROLLBACK))
-    assert machine.is_settled
-    assert machine.reason
-    assert machine.committed == SlotRef("A", A)
-    assert machine.candidate is None
-    again, effects = through(machine, m.Ordered(3, B, QUICK))
-    assert (again.step, again.reason, effects) == (Step.FAILED, machine.reason, [])
-    fresh, _ = through(again, m.Resumed("A", "other engines"))
-    assert fresh.refused == {}
-    _, effects = through(fresh, m.Ordered(4, B, QUICK))
-    assert effects == [m.Fetch(B)]
-
-
-FINE = {
-    "few errors among many": m.Observed(101.0, requests=1000, errors=5),
-    "slow, but too few to say": m.Observed(101.0, requests=3, infer_ms=sketch.of([99.0] * 3)),
-    "within the margin": m.Observed(101.0, requests=50, infer_ms=sketch.of([12.0] * 50)),
-}
-
-
-@pytest.mark.parametrize("case", FINE)
-def test_what_probation_bears(case):
-    machine, _ = through(committed(A), *to_probation(2, B, limit_ms=10.0), FINE[case])
-    assert machine.step is Step.PROBATION
-
-
-def test_a_failed_return_keeps_the_first_reason():
-    machine, _ = through(committed(A), *to_probation(2, B), m.Observed(101.0, deaths=1))
-    machine, _ = through(machine, m.Failed(Step.ROLLBACK, "the old one broke too"))
-    assert "the worker died" in machine.reason
-    assert "the old one broke too" in machine.reason
-
-
-def test_a_passing_failure_is_not_held_against_the_bundle():
-    machine, _ = through(Machine(), m.Ordered(1, A), m.Failed(Step.FETCH, "disk full", blames_bundle=False))
-    assert machine.step is Step.FAILED
-    _, effects = through(machine, m.Ordered(2, A))
-    assert effects == [m.Fetch(A)]
-
-
-def test_an_order_for_nothing_stops_the_model():
-    machine, effects = through(committed(A), m.Ordered(2, None))
-    assert effects == [m.Restore(None)]
-    assert (machine.step, machine.committed, machine.wanted) == (Step.IDLE, None, None)
-
-
-def test_another_order_during_probation_goes_back_before_it_goes_on():
-    machine, _ = through(committed(A), *to_probation(2, B))
-    machine, effects = through(machine, m.Ordered(3, C))
-    assert effects == [m.Restore(SlotRef("A", A))]
-    machine, effects = through(machine, m.Done(Step.ROLLBACK))
-    assert effects == [m.Fetch(C)]
-    assert machine.refused == {}
-
-
-def test_the_committed_release_that_crashes_gives_way_to_the_one_before():
-    machine, effects = through(committed(B, 2, committed(A)), m.GaveUp("it crashes"))
-    assert machine.step is Step.DIVERGED
-    assert effects == [m.Restore(SlotRef("A", A))]
-    again, effects = through(machine, m.Ordered(3, B))
-    assert (again.step, effects) == (Step.FAILED, [])
-
-
-def test_a_device_that_keeps_restarting_on_a_candidate_gives_it_up():
-    machine, _ = through(committed(A), *to_probation(2, B))
-    for _ in range(MAX_ATTEMPTS - 1):
-        machine, effects = through(machine, m.Resumed("B", ""))
-        assert effects == [m.Switch(SlotRef("B", B))]
-    machine, effects = through(machine, m.Resumed("B", ""))
-    assert effects == [m.Restore(SlotRef("A", A))]
-    assert B.sha256 in machine.refused
-
-
-# -- any events, any cuts ----------------------------------------------------------------------------------------
-
-
-@dataclass
-class World:
-    """A device whose effects may be cut anywhere: what is on disk, and what would run after a restart."""
-
-    bad: frozenset[str]
-    disk: Machine = field(default_factory=Machine)
-    memory: Machine = field(default_factory=Machine)
-    slots: dict[str, str] = field(default_factory=dict)
-    current: str | None = None
-    fetched: set[str] = field(default_factory=set)
-    tested: set[str] = field(default_factory=set)
-    ever_committed: set[str] = field(default_factory=set)
-    pending: list[m.Effect] = field(default_factory=list)
-    counter: int = 0
-    now: float = 0.0
-
-    def tell(self, event: m.Event) -> None:
-        self.memory, effects = advance(self.memory, event)
-        # The runner writes before it acts.
-        self.disk = durable(self.memory)
-        if self.memory.committed is not None:
-            self.ever_committed.add(self.memory.committed.bundle.sha256)
-        for effect in effects:
-            if isinstance(effect, m.Halt):
-                self.pending = [kept for kept in self.pending if isinstance(kept, m.Restore)]
-            else:
-                self.pending.append(effect)
-
-    def restart(self) -> None:
-        self.memory, self.pending = self.disk, []
-        self.tell(m.Resumed(self.current, "stamp"))
-
-    def act(self, *, cut_before_event: bool = False) -> None:
-        """Perform the next effect; with a cut, the power fails after it and before anybody hears of it."""
-        if not self.pending:
-            self.observe()
-            return
-        effect = self.pending.pop(0)
-        event = self._perform(effect)
-        if cut_before_event:
-            self.restart()
-        else:
-            self.tell(event)
-
-    def _perform(self, effect: m.Effect) -> m.Event:
-        match effect:
-            case m.Fetch(wanted):
-                self.fetched.add(wanted.sha256)
-                return m.Done(Step.FETCH)
-            case m.Stage(ref):
-                assert ref.bundle.sha256 in self.fetched
-                assert self.current != ref.slot, "a running slot is never overwritten"
-                self.slots[ref.slot] = ref.bundle.sha256
-                return m.Done(Step.STAGE)
-            case m.SelfTest(ref):
-                assert self.slots[ref.slot] == ref.bundle.sha256
-                if ref.bundle.sha256 in self.bad:
-                    return m.Failed(Step.SELFTEST, "bad")
-                self.tested.add(ref.bundle.sha256)
-                return m.Done(Step.SELFTEST)
-            case m.Switch(ref):
-                assert self.slots[ref.slot] == ref.bundle.sha256
-                self.current = ref.slot
-                return m.Done(Step.SWITCH, self.now)
-            case m.Restore(ref):
-                if ref is not None:
-                    assert self.slots[ref.slot] == ref.bundle.sha256, "the slot to go back to is intact"
-                self.current = ref.slot if ref is not None else None
-                return m.Done(Step.ROLLBACK)
-        raise AssertionError(effect)
-
-    def observe(self) -> None:
-        self.now += 20
-        self.tell(m.Observed(self.now))
-
-    def acknowledge(self) -> None:
-        if self.current is not None:
-            self.tell(m.Acknowledged(self.slots[self.current]))
-
-    def order(self, wanted: OrderedBundle | None) -> None:
+    def order(self, wanted: OrderedBundle | None, **options: object) -> "Device":
         self.counter += 1
-        self.tell(m.Ordered(self.counter, wanted, QUICK))
+        return self.tell(m.Ordered(self.counter, wanted, OrderOptions(probation_s=10, **options)))
 
-    def do(self, action: str | tuple[str, OrderedBundle | None]) -> None:
-        if isinstance(action, tuple):
-            self.order(action[1])
-        else:
-            {
-                "act": self.act,
-                "settle": self.settle,
-                "cut": lambda: self.act(cut_before_event=True),
-                "restart": self.restart,
-                "observe": self.observe,
-                "acknowledge": self.acknowledge,
-                "die": lambda: self.tell(m.Observed(self.now, deaths=1)),
-                "give up": lambda: self.tell(m.GaveUp("crash")),
-            }[action]()
+    def done(self, times: int = 1) -> "Device":
+        for _ in range(times):
+            self.tell(m.Done(self.machine.job_id))
+        return self
 
-    def settle(self) -> None:
-        """Let it run undisturbed to its end."""
-        for _ in range(12):
-            self.act()
-            self.acknowledge()
+    def failed(self, cause: Cause = Cause.PASSING, reason: str = "no") -> "Device":
+        return self.tell(m.Failed(self.machine.job_id, reason, cause))
+
+    def started(self, limit_ms: float | None = None) -> "Device":
+        return self.tell(m.Started(self.machine.generation, 100.0, limit_ms))
+
+    def start_failed(self, cause: Cause = Cause.PASSING) -> "Device":
+        return self.tell(m.StartFailed(self.machine.generation, "no", cause))
+
+    def died(self) -> "Device":
+        return self.tell(m.Died(self.machine.generation, "gone"))
+
+    def observed(self, now: float = 101.0, **counts: object) -> "Device":
+        return self.tell(m.Observed(self.machine.generation, now, **counts))
+
+    def resumed(self, *held: SlotRef, stamp: str = "") -> "Device":
+        """A restart on what is on disk."""
+        self.machine = durable(self.machine)
+        return self.tell(m.Resumed({ref.slot: ref.bundle for ref in held}, stamp))
+
+    def on_probation(self, wanted: OrderedBundle, limit_ms: float | None = None) -> "Device":
+        self.order(wanted).done(3).started(limit_ms)
+        assert self.machine.step is Step.PROBATION
+        return self
+
+    def committed(self, *wanted: OrderedBundle) -> "Device":
+        for each in wanted:
+            self.on_probation(each).observed(111.0).tell(m.Acknowledged(each.sha256))
+            assert self.machine.step is Step.IDLE
+        return self
+
+    @property
+    def step(self) -> Step:
+        return self.machine.step
+
+    @property
+    def serves(self) -> SlotRef | None:
+        return serves(self.machine)
 
 
-# An order, some progress with it, something that comes in between, and perhaps time to come to rest.
-EPISODES = st.tuples(
-    st.sampled_from([A, B, C, None]),
-    st.integers(0, 8),
-    st.lists(
-        st.sampled_from(["act", "cut", "restart", "observe", "acknowledge", "die", "give up"]), max_size=4
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+IN_A, IN_B = SlotRef("A", A), SlotRef("B", B)
+
+
+def test_the_straight_way(device):
+    device.order(A)
+    assert job(device.machine) == m.Fetch(device.machine.job_id, 0.0, A)
+    assert job(device.done().machine) == m.Stage(device.machine.job_id, 0.0, IN_A)
+    assert job(device.done().machine) == m.SelfTest(device.machine.job_id, 0.0, IN_A)
+    assert device.serves is None
+    assert job(device.done().machine) is None
+    assert device.serves == IN_A
+    device.started().observed(105.0).observed(110.0)
+    assert device.step is Step.COMMIT
+    assert device.tell(m.Acknowledged(B.sha256)).step is Step.COMMIT
+    machine = device.tell(m.Acknowledged(A.sha256)).machine
+    assert (machine.step, machine.committed, machine.candidate) == (Step.IDLE, IN_A, None)
+
+
+def test_the_next_release_takes_the_other_slot_and_keeps_the_last(device):
+    machine = device.committed(A, B).machine
+    assert (machine.committed, machine.previous) == (IN_B, IN_A)
+
+
+def test_going_back_needs_neither_fetch_nor_self_test(device):
+    device.committed(A, B).order(A)
+    assert (device.step, device.serves, job(device.machine)) == (Step.SWITCH, IN_A, None)
+
+
+def test_a_slot_that_is_being_overwritten_is_not_gone_back_to(device):
+    device.committed(A, B).order(C).done().order(A)
+    assert isinstance(job(device.machine), m.Fetch)
+
+
+def test_an_acknowledgement_during_probation_counts(device):
+    assert device.on_probation(A).tell(m.Acknowledged(A.sha256)).observed(110.0).step is Step.IDLE
+
+
+# From a committed A, on the way to B, with evidence against B: the step reached, what is seen there, where it ends.
+EVIDENCE = {
+    "content": (0, lambda d: d.failed(Cause.BUNDLE), Step.FAILED),
+    "signature, again and again": (
+        0, lambda d: [d.failed(Cause.DOUBT) for _ in range(MAX_DOUBTS)], Step.FAILED,
     ),
-    st.booleans(),
-).map(
-    lambda e: [("order", e[0]), *["act"] * e[1], *e[2], *(["settle"] if e[3] else [])],
-)
+    "self-test": (2, lambda d: d.failed(Cause.BUNDLE), Step.FAILED),
+    "starts": (3, lambda d: [d.start_failed(Cause.BUNDLE) for _ in range(MAX_BLAMED_STARTS)], Step.ROLLBACK),
+    "deaths": (4, lambda d: [d.died() for _ in range(MAX_TRIAL_DEATHS)], Step.ROLLBACK),
+    "errors": (4, lambda d: d.observed(requests=100, errors=5), Step.ROLLBACK),
+    "slow": (4, lambda d: d.observed(requests=50, infer_ms=sketch.of([13.0] * 50)), Step.ROLLBACK),
+}  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
-@given(st.lists(EPISODES, max_size=6), st.sets(st.sampled_from([A.sha256, B.sha256, C.sha256]), max_size=2))
-def test_whatever_happens_what_runs_was_tested_here_and_it_always_comes_to_rest(episodes, bad):
-    world = World(frozenset(bad))
-    world.restart()
-    for action in itertools.chain.from_iterable(episodes):
-        world.do(action)
-        if world.current is not None:
-            assert world.slots[world.current] in world.tested
-    world.settle()
-    end = world.memory
-    assert end.is_settled
-    assert not world.pending
-    assert end.step in (Step.IDLE, Step.FAILED, Step.ROLLBACK, Step.DIVERGED)
-    if end.committed is None:
-        assert world.current is None
-    else:
-        assert world.current == end.committed.slot
-        assert world.slots[world.current] == end.committed.bundle.sha256
-    if end.step is Step.IDLE and end.wanted is not None:
-        assert end.committed is not None
-        assert end.committed.bundle == end.wanted
-    if end.step in (Step.FAILED, Step.ROLLBACK, Step.DIVERGED):
-        assert end.reason
+def on_the_way(device: Device, count: int) -> Device:
+    device.committed(A).order(B).done(min(count, 3))
+    return device.started(limit_ms=10.0) if count == 4 else device
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from(["act", "cut", "restart"]), max_size=25))
-def test_a_good_release_arrives_however_often_the_power_is_cut_on_the_way(cuts):
-    world = World(frozenset())
-    world.restart()
-    world.order(A)
-    world.settle()
-    world.order(B)
-    restarts_on_it = 0
-    for cut in cuts:
-        was_trying = world.memory.step in (Step.SWITCH, Step.PROBATION, Step.COMMIT)
-        if cut == "restart":
-            world.restart()
-        else:
-            world.act(cut_before_event=cut == "cut")
-        restarts_on_it += was_trying and cut != "act"
-    world.settle()
-    assert world.memory.committed is not None
-    expected = B if restarts_on_it < MAX_ATTEMPTS else A
-    assert world.memory.committed.bundle in (expected, B)
+@pytest.mark.parametrize("case", EVIDENCE)
+def test_evidence_ends_on_the_committed_release_and_is_remembered(case, device):
+    count, happens, step = EVIDENCE[case]
+    happens(on_the_way(device, count))
+    machine = device.machine
+    assert (machine.step, machine.candidate, device.serves) == (step, None, IN_A)
+    assert machine.reason == machine.refused[B.sha256]
+    assert (device.order(B).step, device.machine.reason) == (Step.FAILED, machine.reason)
+    device.resumed(IN_A)
+    assert (device.step, device.machine.refused) == (Step.FAILED, machine.refused)
+    assert isinstance(job(device.resumed(IN_A, stamp="other engines").machine), m.Fetch)
+
+
+def test_an_operator_can_order_a_refused_bundle_once_more(device):
+    EVIDENCE["self-test"][1](on_the_way(device, 2))
+    assert device.order(B).step is Step.FAILED
+    device.order(B, retry=True)
+    assert (device.step, device.machine.refused) == (Step.FETCH, {})
+
+
+# What is nobody's verdict: the step reached, what happens there, the step after it, what serves then.
+NO_EVIDENCE = {
+    "a fetch that fails": (0, lambda d: d.failed(), Step.FETCH, IN_A),
+    "a fetch that fails for weeks": (0, lambda d: [d.failed() for _ in range(5000)], Step.FETCH, IN_A),
+    "one bad signature": (0, lambda d: d.failed(Cause.DOUBT), Step.FETCH, IN_A),
+    "a full disk": (1, lambda d: d.failed(), Step.STAGE, IN_A),
+    "the download gone": (1, lambda d: d.failed(Cause.LOST), Step.FETCH, IN_A),
+    "a failed fork": (2, lambda d: d.failed(), Step.SELFTEST, IN_A),
+    "the slot damaged": (2, lambda d: d.failed(Cause.LOST), Step.FETCH, IN_A),
+    "a start that fails": (3, lambda d: d.start_failed(), Step.SWITCH, IN_B),
+    "starts that fail": (
+        3, lambda d: [d.start_failed() for _ in range(MAX_FAILED_STARTS)], Step.SWITCH, IN_A,
+    ),
+    "a start that takes too long": (3, lambda d: d.start_failed(Cause.DOUBT), Step.SWITCH, IN_A),
+    "the slot damaged in the trial": (4, lambda d: d.start_failed(Cause.LOST), Step.FETCH, IN_A),
+    "two deaths": (4, lambda d: [d.died() for _ in range(2)], Step.PROBATION, IN_B),
+    "one error among few": (4, lambda d: d.observed(requests=10, errors=1), Step.PROBATION, IN_B),
+    "few errors among many": (4, lambda d: d.observed(requests=1000, errors=5), Step.PROBATION, IN_B),
+    "slow, but too few to say": (
+        4, lambda d: d.observed(requests=3, infer_ms=sketch.of([99.0] * 3)), Step.PROBATION, IN_B,
+    ),
+    "within the margin": (
+        4, lambda d: d.observed(requests=50, infer_ms=sketch.of([12.0] * 50)), Step.PROBATION, IN_B,
+    ),
+    "three clean restarts": (
+        4, lambda d: [d.tell(m.Stopped()).resumed(IN_A, IN_B) for _ in range(3)], Step.SWITCH, IN_B,
+    ),
+    "three power cuts": (4, lambda d: [d.resumed(IN_A, IN_B) for _ in range(MAX_RESTARTS)], Step.SWITCH, IN_A),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NO_EVIDENCE)
+def test_what_is_no_evidence_is_tried_again_and_arrives(case, device):
+    count, happens, step, serving = NO_EVIDENCE[case]
+    happens(on_the_way(device, count))
+    assert (device.step, device.serves) == (step, serving)
+    assert device.machine.refused == {}
+    for _ in range(5):
+        device.done()
+    device.started().observed(300.0).tell(m.Acknowledged(B.sha256))
+    assert (device.step, device.machine.committed, device.machine.reason) == (Step.IDLE, IN_B, "")
+
+
+def test_what_waits_says_for_what_and_for_how_long(device):
+    device.order(A)
+    pauses = []
+    for _ in range(12):
+        device.failed(reason="the server answered 404")
+        pauses.append(job(device.machine).pause_s)
+    assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
+    assert "the server answered 404" in machines.conditions(device.machine)["update-waiting"]
+    assert shown(device.machine)[0] is Step.FETCH
+
+
+def test_every_failed_try_is_followed_by_another_one(device):
+    device.order(A)
+    assert len({device.failed().machine.job_id for _ in range(50)}) == 50
+
+
+def test_an_order_for_what_waits_already_starts_the_try_at_once(device):
+    device.order(A).failed().failed()
+    waiting = device.machine.job_id
+    assert job(device.order(A).machine).pause_s == 0
+    assert device.machine.job_id > waiting
+
+
+def test_an_order_for_what_is_under_way_disturbs_nothing(device):
+    device.order(A).done()
+    under_way = job(device.machine)
+    assert job(device.order(A).machine) == under_way
+
+
+def test_an_order_that_the_publisher_contradicts_is_not_held_against_the_bundle(device):
+    device.order(A).failed(Cause.ORDER)
+    assert (device.step, device.machine.refused) == (Step.FAILED, {})
+    assert isinstance(job(device.order(A).machine), m.Fetch)
+
+
+def test_results_of_what_is_no_longer_wanted_change_nothing(device):
+    device.committed(A).order(B)
+    late = [m.Done(device.machine.job_id), m.Failed(device.machine.job_id, "bad", Cause.BUNDLE)]
+    device.order(C)
+    before = device.machine
+    for event in late:
+        assert device.tell(event).machine == before
+
+
+def test_deaths_of_the_release_before_do_not_count_for_the_one_after(device):
+    device.committed(A, B)
+    old = device.machine.generation
+    for _ in range(MAX_DEATHS):
+        device.died()
+    assert (device.serves, device.step) == (IN_A, Step.DIVERGED)
+    assert B.sha256 in device.machine.refused
+    before = device.machine
+    device.tell(m.Died(old, "late")).tell(m.StartFailed(old, "late", Cause.BUNDLE))
+    assert device.machine == before
+    for _ in range(MAX_DEATHS - 1):
+        device.died()
+    assert machines.conditions(device.machine) == {}
+
+
+def test_a_committed_release_without_another_is_restarted_for_ever_and_reported(device):
+    device.committed(A)
+    for _ in range(MAX_DEATHS):
+        device.died()
+    assert device.serves == IN_A
+    assert device.machine.refused == {}
+    assert shown(device.machine)[0] is Step.DIVERGED
+    assert shown(device.started().machine)[0] is Step.DIVERGED
+    device.tell(m.Steady(device.machine.generation))
+    assert shown(device.machine) == (Step.IDLE, "")
+
+
+@pytest.mark.parametrize("count", range(3))
+@pytest.mark.parametrize("has_fallback", [True, False])
+def test_a_crash_loop_of_the_committed_release_never_ends_the_update_that_would_mend_it(
+    count, has_fallback, device
+):
+    device.committed(*([A, B] if has_fallback else [B])).order(C).done(count)
+    step, under_way = device.step, device.machine.job_id
+    for _ in range(3 * MAX_DEATHS):
+        device.died()
+    assert (device.step, device.machine.job_id) == (step, under_way)
+    assert device.serves is not None
+    device.done(3 - count).started().observed(300.0).tell(m.Acknowledged(C.sha256))
+    assert (device.step, device.machine.committed.bundle) == (Step.IDLE, C)
+
+
+def test_a_committed_bundle_that_was_damaged_is_fetched_again(device):
+    device.committed(A, B).start_failed(Cause.LOST)
+    assert (device.serves, device.machine.refused) == (IN_A, {})
+    assert job(device.machine) == m.Fetch(device.machine.job_id, 0.0, B)
+    assert "damaged" in device.machine.reason
+    device.done(3).started().observed(300.0).tell(m.Acknowledged(B.sha256))
+    assert (device.step, device.machine.committed) == (Step.IDLE, IN_B)
+
+
+def test_a_damaged_bundle_comes_back_even_where_a_refused_one_is_ordered(device):
+    device.committed(A).order(B).done(2).failed(Cause.BUNDLE)
+    device.start_failed(Cause.LOST)
+    assert (device.serves, job(device.machine).bundle) == (None, A)
+    device.done(3).started().observed(300.0).tell(m.Acknowledged(A.sha256))
+    assert (device.step, device.machine.committed) == (Step.FAILED, IN_A)
+
+
+def test_a_slot_that_lost_its_bundle_is_noticed_at_start(device):
+    device.committed(A, B).resumed(IN_A)
+    assert (device.serves, device.step) == (IN_A, Step.FETCH)
+    device.resumed()
+    assert (device.serves, device.step) == (None, Step.FETCH)
+
+
+def test_a_release_under_which_the_device_keeps_restarting_waits_longer_each_time(device):
+    device.committed(A).on_probation(B)
+    pauses = []
+    for _ in range(3):
+        for _ in range(MAX_RESTARTS):
+            device.resumed(IN_A, IN_B)
+        assert device.serves == IN_A
+        pauses.append(job(device.machine).pause_s)
+        assert device.done().serves == IN_B
+    assert pauses == [60, 120, 240]
+
+
+def test_a_failed_return_keeps_the_first_reason(device):
+    device.committed(A).on_probation(B)
+    for _ in range(MAX_TRIAL_DEATHS):
+        device.died()
+    step, reason = shown(device.start_failed().machine)
+    assert step is Step.ROLLBACK
+    assert "the worker died 3 times" in reason
+    assert "going back failed" in reason
+
+
+def test_an_order_for_nothing_stops_the_model(device):
+    machine = device.committed(A).order(None).machine
+    assert (machine.step, machine.committed, machine.wanted, device.serves) == (Step.IDLE, None, None, None)
+
+
+def test_another_order_during_probation_serves_the_committed_release_meanwhile(device):
+    device.committed(A).on_probation(B).order(C)
+    assert (device.serves, job(device.machine).bundle, device.machine.refused) == (IN_A, C, {})
+
+
+def test_waiting_writes_nothing(device):
+    device.order(A)
+    written = durable(device.machine)
+    assert durable(device.failed().failed().machine) == written

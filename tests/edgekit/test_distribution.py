@@ -121,4 +121,4 @@ def test_a_picture_without_pillow_names_its_extra(maker, tmp_path: Path, monkeyp
     ):
         read_input(tmp_path / "a.png", manifest)
     with pytest.raises(InputError, match=r"pip install 'edgekit-toolkit\[images\]'"):
-        decode("image", b"", manifest, stored_only=True)
+        decode("image", b"", manifest)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.errors import OrderRefusedError
-from edgekit.protocol.orders import Followed, Identity, accept
+from edgekit.protocol.orders import Followed, Identity, accept, unknown
 from edgekit.wire.messages import Order, OrderedBundle
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -34,6 +34,17 @@ def test_the_same_order_again_does_nothing() -> None:
     assert accept(order(), b"bytes", ME, followed, NOW) is None
 
 
+def test_a_deployment_that_this_device_does_not_have_holds_the_others_up_for_nothing() -> None:
+    known = order().deployments
+    strange = OrderedBundle("of another device altogether", SHA, 10)
+    mixed = order(deployments={**known, "speech": strange})
+    followed = accept(mixed, b"bytes", ME, Followed(), NOW)
+    assert followed is not None
+    assert followed.counter == 5
+    assert unknown(mixed, ME) == ("speech",)
+    assert unknown(order(), ME) == ()
+
+
 def _deploy(name: str, target: str) -> dict[str, object]:
     return {"deployments": {name: OrderedBundle(target, SHA, 10)}}
 
@@ -47,7 +58,7 @@ def _deploy(name: str, target: str) -> dict[str, object]:
         ({"expires": NOW}, "expired"),
         ({"counter": 4}, "not above 4"),
         ({"counter": 3}, "not above 4"),
-        (_deploy("speech", f"digits/1/x86-64-v3/{SHA}.edgekit"), "not one this device was enrolled for"),
+        (_deploy("speech", f"digits/1/x86-64-v3/{SHA}.edgekit"), "not enrolled for what it names"),
         (_deploy("digits", f"digits/1/x86-64-v3/{'b' * 64}.edgekit"), "does not name its own digest"),
         (_deploy("digits", f"digits/1/raspberry-pi-5/{SHA}.edgekit"), "ordered for profile raspberry-pi-5"),
         (_deploy("digits", f"{SHA}.edgekit"), "does not name its own digest"),

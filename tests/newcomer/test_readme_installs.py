@@ -27,6 +27,7 @@ UNREACHABLE = re.compile(
 PROMISES = {
     "agent": "import device_agent.supervisor, device_agent.worker",
     "images": "from PIL import Image",
+    "audio": "import soundfile",
     "fleet": "import fleet.server.service; from iotcore import Broker",
     "postgres": "import psycopg",
     "onnxruntime": "from edgekit.engines import _trial; _trial.attempt('onnxruntime')",

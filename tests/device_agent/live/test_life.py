@@ -104,7 +104,7 @@ def test_later_starts_need_no_enrolment_file(fleet, make_agent, release, tools):
     where = words.index("--enrolment")
     del words[where : where + 2]
     agent.start()
-    tools.wait_until(lambda: fleet.now.boot.incarnation == 2 and fleet.runs(release), "it is back")
+    tools.wait_until(lambda: fleet.now.boot.incarnation == 4 and fleet.runs(release), "it is back")
     assert len(fleet.enrolled) == 1
 
 
@@ -205,7 +205,7 @@ def test_a_killed_agent_is_declared_offline_by_the_broker(fleet, make_agent, too
 
 
 BAD_STARTS = {
-    "open to the network": (["--http", "0.0.0.0:8500"], "only loopback"),
+    "open to the network": (["--http", "0.0.0.0:8500"], "beyond loopback only TLS"),
     "no port": (["--http", "localhost"], "give HOST:PORT"),
     "unknown profile": (["--profile", "no-such-board"], "no-such-board"),
     "no enrolment": ([], "has not joined a fleet yet"),

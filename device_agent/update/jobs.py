@@ -1,0 +1,97 @@
+"""The work that an update consists of: fetch, stage, self-test. Each ends well, or raises whose fault it was."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+
+from device_agent import durable
+from device_agent.blocking import Stopper, run_blocking
+from device_agent.folder import DeploymentFolder
+from device_agent.update import selftest, slots
+from device_agent.update.events import Cause, Fetch, Job, SelfTest, SlotRef, Stage, Wait
+from device_agent.update.fetch import FetchError, Source, fetch, opened
+from edgekit.errors import BundleError, EdgeKitError
+
+# A thread that still connects writes nothing once it is told to stop, so it need not be waited for longer.
+STOP_PATIENCE_S = 5.0
+
+
+class JobError(EdgeKitError):
+    """A job failed, and `cause` says whose fault that is. Anything else that a job raises is nobody's."""
+
+    code = "update"
+
+    def __init__(self, message: str, cause: Cause) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class Jobs:
+    """The jobs of one deployment; one at a time."""
+
+    def __init__(self, folder: DeploymentFolder, source: Source) -> None:
+        self._folder = folder
+        self._source = source
+        self._staging = threading.Lock()
+
+    async def do(self, job: Job) -> None:
+        """Raises: JobError, OSError."""
+        match job:
+            case Fetch():
+                await self._fetch(job)
+            case Stage():
+                await self._stage(job.ref)
+            case SelfTest():
+                await self._selftest(job.ref)
+            case Wait():
+                pass
+
+    async def _fetch(self, job: Fetch) -> None:
+        try:
+            await _in_thread(lambda stop: fetch(self._source, job.bundle, self._folder.fetch, stop))
+        except FetchError as error:
+            raise JobError(str(error), error.cause) from error
+
+    async def _stage(self, ref: SlotRef) -> None:
+        if slots.current(self._folder) == ref.slot:
+            # The slot serves until another one does, or until `current` could be moved.
+            raise JobError(f"slot {ref.slot} is still in use", Cause.PASSING)
+
+        def work(_stop: Stopper) -> None:
+            # Extracting cannot be stopped; one that was given up must end before the next writes the same slot.
+            with self._staging:
+                bundle = opened(ref.bundle, self._folder.fetch)
+                slots.stage(self._folder, ref.slot, bundle, ref.bundle.target)
+
+        try:
+            await _in_thread(work)
+        except FetchError as error:
+            cause = Cause.LOST if error.cause is Cause.PASSING else error.cause
+            raise JobError(str(error), cause) from error
+        except BundleError as error:
+            # It was whole when it was opened: the file changed under the reader.
+            raise JobError(str(error), Cause.LOST) from error
+
+    async def _selftest(self, ref: SlotRef) -> None:
+        running = slots.current(self._folder)
+        beside = self._folder.slot(running) if running is not None and running != ref.slot else None
+        await run_blocking(lambda: durable.make_folder(self._folder.cache))
+        verdict = await selftest.run(self._folder.slot(ref.slot), beside, self._folder.cache)
+        if not verdict.passed:
+            raise JobError(f"self-test: {verdict.reason}", verdict.cause)
+        with contextlib.suppress(OSError):
+            # What stays there is in nobody's way but the disk's, and the next fetch removes it.
+            await run_blocking(lambda: durable.remove(self._folder.fetch))
+
+
+async def _in_thread(work: Callable[[Stopper], object]) -> None:
+    """Run blocking work; cancelling stops it and waits for its end, so that two never write the same file."""
+    stopping = Stopper()
+    task = asyncio.create_task(run_blocking(lambda: work(stopping)))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        stopping.set()
+        await asyncio.wait([task], timeout=STOP_PATIENCE_S)
+        raise

@@ -1,0 +1,390 @@
+"""The update machine of one deployment: how its state changes with what happens.
+
+Pure: state and event in, new state out; the clock comes with the events.
+
+Always true
+ 1. What serves was self-tested here (or committed here before) and is not refused.
+ 2. `committed` changes only by a commit, which the fleet acknowledged; by falling back from it when it does not keep
+    running; when it is damaged on disk; or when no model is ordered.
+ 3. A digest is refused only for what its bundle did, by counts in this module and `trial`; never for a restart, a
+    link, a disk or a server. It stays refused until engine or agent change, or an order says `retry`.
+ 4. Health of what is committed and progress towards what is wanted are two things: neither ends the other.
+ 5. What is not the bundle's fault leaves the step where it is, with a pause that doubles; the state never ends in a
+    place that a good order does not lead out of. A missing acknowledgement alone never rolls back.
+
+    IDLE → FETCH → STAGE → SELFTEST → SWITCH → PROBATION → COMMIT → IDLE
+    with evidence: before SWITCH → FAILED; from SWITCH on → ROLLBACK;  what an earlier step left is lost → FETCH
+    the committed bundle does not keep running and another does → DIVERGED
+"""
+
+from collections.abc import Callable, Mapping
+
+from msgspec.structs import replace
+
+from device_agent.update import trial as trials
+from device_agent.update.events import (
+    Acknowledged,
+    Cause,
+    Died,
+    Done,
+    Event,
+    Failed,
+    Observed,
+    Ordered,
+    Resumed,
+    SlotName,
+    SlotRef,
+    Started,
+    StartFailed,
+    Steady,
+    Stopped,
+)
+from device_agent.update.machine import (
+    PREPARING,
+    TRYING,
+    Lives,
+    Machine,
+    is_busy,
+    is_trying,
+    job,
+    serves,
+    task,
+)
+from device_agent.update.trial import Trial
+from edgekit.wire.messages import OrderedBundle
+from edgekit.wire.states import AgentState as Step
+
+# A trial ends at this many deaths of its workers, or starts that the bundle failed.
+MAX_TRIAL_DEATHS = 3
+MAX_BLAMED_STARTS = 3
+# A committed bundle: deaths in a row of which none lived for STEADY_S.
+MAX_DEATHS = 5
+STEADY_S = 60.0
+MAX_DOUBTS = 3
+# Starts in a row that failed without being the bundle's fault, and restarts of the device, that a trial bears.
+MAX_FAILED_STARTS = 3
+MAX_RESTARTS = 3
+MAX_REFUSED = 32
+
+
+def advance(machine: Machine, event: Event) -> Machine:
+    """The one transition function."""
+    after = _HANDLERS[type(event)](machine, event)
+    if serves(after) != serves(machine):
+        after = replace(after, generation=machine.generation + 1, lives=Lives())
+    if task(after) != task(machine):
+        after = replace(after, job_id=machine.job_id + 1)
+    return after
+
+
+# -- orders ------------------------------------------------------------------------------------------------------
+
+
+def _ordered(machine: Machine, event: Ordered) -> Machine:
+    if event.counter <= machine.counter:
+        return machine
+    machine = replace(machine, counter=event.counter, options=event.options, wanted=event.bundle)
+    if event.bundle is not None and event.options.retry:
+        kept = {digest: why for digest, why in machine.refused.items() if digest != event.bundle.sha256}
+        machine = replace(machine, refused=kept)
+    if is_busy(machine) and machine.candidate is not None and machine.candidate.bundle == event.bundle:
+        return _at_once(machine)
+    return _begin(machine)
+
+
+def _at_once(machine: Machine) -> Machine:
+    """Whatever the candidate waits for, it is tried now."""
+    if not (machine.failures or machine.setbacks or machine.is_postponed):
+        return machine
+    return replace(machine, failures=0, setbacks=0, restarts=0, is_postponed=False, reason="")
+
+
+def _begin(machine: Machine) -> Machine:
+    """From wherever it stands towards `wanted`."""
+    wanted = machine.wanted
+    if wanted is None:
+        return _rest(replace(machine, committed=None, previous=None, lost=None), Step.IDLE, "")
+    if _is_of(machine.committed, wanted.sha256):
+        return _rest(machine, Step.IDLE, "")
+    if wanted.sha256 in machine.refused:
+        return _give_up(machine, machine.refused[wanted.sha256])
+    if _is_of(machine.previous, wanted.sha256):
+        return replace(_rest(machine, Step.SWITCH, ""), candidate=machine.previous)
+    return _fetch(machine, wanted)
+
+
+def _is_of(ref: SlotRef | None, digest: str) -> bool:
+    return ref is not None and ref.bundle.sha256 == digest
+
+
+def _fetch(machine: Machine, bundle: OrderedBundle) -> Machine:
+    return replace(_rest(machine, Step.FETCH, ""), candidate=SlotRef(_free_slot(machine), bundle))
+
+
+def _free_slot(machine: Machine) -> SlotName:
+    return "B" if machine.committed is not None and machine.committed.slot == "A" else "A"
+
+
+def _rest(machine: Machine, step: Step, reason: str) -> Machine:
+    """At `step` with nothing under way and nothing counted."""
+    return replace(
+        machine, step=step, reason=reason, candidate=None, failures=0, doubts=0, setbacks=0, restarts=0,
+        postponements=0, is_postponed=False, trial=Trial(),
+    )  # fmt: skip
+
+
+def _give_up(machine: Machine, reason: str, step: Step = Step.FAILED) -> Machine:
+    """What is wanted cannot be had. With nothing left to serve, the bundle that was lost here is fetched again."""
+    lost = machine.lost
+    is_down = machine.committed is None and lost is not None and lost.sha256 not in machine.refused
+    if is_down and lost is not None and not _is_of(machine.candidate, lost.sha256):
+        return replace(_fetch(machine, lost), reason=reason)
+    return _rest(machine, step, reason)
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------
+
+
+def _done(machine: Machine, event: Done) -> Machine:
+    ref = machine.candidate
+    if event.id != machine.job_id or ref is None:
+        return machine
+    machine = replace(machine, failures=0, doubts=0, reason="")
+    if machine.step is Step.FETCH:
+        # From here on the slot is being overwritten.
+        is_reused = machine.previous is not None and machine.previous.slot == ref.slot
+        return replace(machine, step=Step.STAGE, previous=None if is_reused else machine.previous)
+    if machine.step is Step.STAGE:
+        return replace(machine, step=Step.SELFTEST)
+    if machine.step is Step.SELFTEST:
+        return replace(machine, step=Step.SWITCH, trial=Trial())
+    return replace(machine, is_postponed=False, restarts=0)
+
+
+def _failed(machine: Machine, event: Failed) -> Machine:
+    if event.id != machine.job_id or job(machine) is None:
+        return machine
+    cause = event.cause
+    if cause is Cause.DOUBT:
+        machine = replace(machine, doubts=machine.doubts + 1)
+        cause = Cause.BUNDLE if machine.doubts >= MAX_DOUBTS else Cause.PASSING
+    if machine.step not in PREPARING or cause is Cause.PASSING:
+        waiting = f"waiting to try again: {event.reason}"
+        return replace(machine, failures=machine.failures + 1, reason=waiting)
+    if cause is Cause.LOST:
+        return _refetch(machine, event.reason)
+    if cause is Cause.BUNDLE:
+        machine = _refusing(machine, machine.candidate, event.reason)
+    return _give_up(machine, event.reason)
+
+
+def _refetch(machine: Machine, reason: str) -> Machine:
+    """What the candidate's slot, or its download, held is gone."""
+    ref = machine.candidate
+    assert ref is not None
+    return replace(
+        machine, step=Step.FETCH, candidate=SlotRef(_free_slot(machine), ref.bundle), failures=0, is_postponed=False,
+        previous=None if machine.previous == ref else machine.previous, setbacks=machine.setbacks + 1,
+        trial=Trial(), reason=f"fetched again: {reason}",
+    )  # fmt: skip
+
+
+def _refusing(machine: Machine, ref: SlotRef | None, reason: str) -> Machine:
+    if ref is None:
+        return machine
+    digest = ref.bundle.sha256
+    others = [(known, why) for known, why in machine.refused.items() if known != digest]
+    refused = {**dict(others[-(MAX_REFUSED - 1) :]), digest: reason}
+    previous = None if _is_of(machine.previous, digest) else machine.previous
+    return replace(machine, refused=refused, previous=previous)
+
+
+# -- workers -----------------------------------------------------------------------------------------------------
+
+
+def _started(machine: Machine, event: Started) -> Machine:
+    if event.generation != machine.generation:
+        return machine
+    trouble = machine.lives.trouble if machine.lives.is_looping else ""
+    machine = replace(
+        machine, lives=replace(machine.lives, failed_starts=0, blamed_starts=0, trouble=trouble)
+    )
+    if not is_trying(machine):
+        return machine
+    began = event.now if machine.trial.started is None else machine.trial.started
+    step = Step.PROBATION if machine.step is Step.SWITCH else machine.step
+    return replace(
+        machine, step=step, reason="", trial=replace(machine.trial, started=began, limit_ms=event.limit_ms)
+    )
+
+
+def _start_failed(machine: Machine, event: StartFailed) -> Machine:
+    if event.generation != machine.generation:
+        return machine
+    lives = replace(
+        machine.lives,
+        failed_starts=machine.lives.failed_starts + 1,
+        blamed_starts=machine.lives.blamed_starts + (event.cause is Cause.BUNDLE),
+        trouble=f"the worker does not start: {event.reason}",
+    )
+    machine = replace(machine, lives=lives)
+    if event.cause is Cause.LOST:
+        return _refetch(machine, event.reason) if is_trying(machine) else _damaged(machine, event.reason)
+    if lives.blamed_starts >= MAX_BLAMED_STARTS:
+        told = f"the worker did not start {lives.blamed_starts} times: {event.reason}"
+        return _roll_back(machine, told) if is_trying(machine) else _fall_back(machine, told)
+    # A start that took too long must not keep a device waiting that has no room for the old worker beside the new.
+    is_enough = lives.failed_starts > lives.blamed_starts + (MAX_FAILED_STARTS - 1)
+    if is_trying(machine) and (is_enough or event.cause is Cause.DOUBT):
+        return _postpone(machine, f"the worker does not start: {event.reason}")
+    return machine
+
+
+def _died(machine: Machine, event: Died) -> Machine:
+    if event.generation != machine.generation:
+        return machine
+    lives = replace(machine.lives, deaths=machine.lives.deaths + 1)
+    machine = replace(machine, lives=lives)
+    if is_trying(machine):
+        if lives.deaths < MAX_TRIAL_DEATHS:
+            return machine
+        return _roll_back(machine, f"probation: the worker died {lives.deaths} times: {event.reason}")
+    if lives.deaths < MAX_DEATHS:
+        return machine
+    return _fall_back(machine, f"the worker died {lives.deaths} times in a row: {event.reason}")
+
+
+def _steady(machine: Machine, event: Steady) -> Machine:
+    if event.generation != machine.generation or is_trying(machine):
+        return machine
+    return replace(machine, lives=Lives())
+
+
+def _fall_back(machine: Machine, reason: str) -> Machine:
+    """The committed bundle does not keep running: on to what was committed before, or, without that, on trying."""
+    told = f"the committed bundle does not keep running: {reason}"
+    fallback = machine.previous
+    if fallback is None:
+        machine = replace(machine, lives=replace(machine.lives, is_looping=True, trouble=told))
+        return _at_once(machine) if machine.is_postponed else machine
+    machine = _refusing(machine, machine.committed, told)
+    machine = replace(machine, committed=fallback, previous=None)
+    return _reseat(machine) if is_busy(machine) else _rest(machine, Step.DIVERGED, told)
+
+
+def _damaged(machine: Machine, reason: str) -> Machine:
+    """The committed bundle's slot no longer holds it. That is the disk's doing: still wanted, it is fetched again."""
+    if machine.committed is None:
+        return machine
+    lost = machine.committed.bundle
+    machine = replace(machine, committed=machine.previous, previous=None, lost=lost)
+    if is_busy(machine):
+        return _reseat(machine)
+    if machine.committed is not None and (machine.wanted is None or machine.wanted.sha256 != lost.sha256):
+        return machine
+    return replace(_begin(machine), reason=f"the committed bundle was damaged on disk: {reason}")
+
+
+def _reseat(machine: Machine) -> Machine:
+    """Another bundle is committed now: the candidate goes on, in the slot that is free now."""
+    ref = machine.candidate
+    if ref is None or machine.committed is None or ref.slot != machine.committed.slot:
+        return machine
+    if ref.bundle.sha256 == machine.committed.bundle.sha256:
+        return _begin(machine)
+    return replace(machine, candidate=SlotRef(_free_slot(machine), ref.bundle), step=Step.FETCH)
+
+
+# -- probation and commit ----------------------------------------------------------------------------------------
+
+
+def _observed(machine: Machine, event: Observed) -> Machine:
+    if event.generation != machine.generation or machine.step not in (Step.PROBATION, Step.COMMIT):
+        return machine
+    machine = replace(machine, trial=trials.observed(machine.trial, event))
+    if complaint := trials.complaint(machine.trial):
+        return _roll_back(machine, f"probation: {complaint}")
+    if machine.step is Step.PROBATION and trials.is_over(machine.trial, machine.options, event.now):
+        machine = replace(machine, step=Step.COMMIT)
+    return _commit_if_acknowledged(machine)
+
+
+def _acknowledged(machine: Machine, event: Acknowledged) -> Machine:
+    if machine.step not in (Step.PROBATION, Step.COMMIT) or not _is_of(machine.candidate, event.digest):
+        return machine
+    return _commit_if_acknowledged(replace(machine, trial=replace(machine.trial, is_acknowledged=True)))
+
+
+def _commit_if_acknowledged(machine: Machine) -> Machine:
+    if machine.step is not Step.COMMIT or not machine.trial.is_acknowledged:
+        return machine
+    machine = replace(
+        machine, committed=machine.candidate, previous=machine.committed, lost=None, lives=Lives()
+    )
+    return _begin(machine)
+
+
+def _roll_back(machine: Machine, reason: str) -> Machine:
+    """The candidate proved bad while it served."""
+    ref = machine.candidate
+    machine = _refusing(machine, ref, reason)
+    is_wanted = machine.wanted is not None and _is_of(ref, machine.wanted.sha256)
+    return _give_up(machine, reason, Step.ROLLBACK if is_wanted else Step.FAILED)
+
+
+def _postpone(machine: Machine, reason: str) -> Machine:
+    """Back to the committed bundle for a while; nothing is held against the candidate."""
+    return replace(
+        machine, step=Step.SWITCH, is_postponed=True, postponements=machine.postponements + 1, restarts=0,
+        trial=Trial(), reason=f"waiting to try again: {reason}",
+    )  # fmt: skip
+
+
+# -- start and end -----------------------------------------------------------------------------------------------
+
+
+def _resumed(machine: Machine, event: Resumed) -> Machine:
+    """Intent, reconciled with what the disk really holds."""
+    was_clean = machine.is_clean
+    machine = replace(machine, is_clean=False, trial=Trial(), lives=Lives())
+
+    def is_held(ref: SlotRef) -> bool:
+        held = event.held.get(ref.slot)
+        return held is not None and held.sha256 == ref.bundle.sha256
+
+    if machine.previous is not None and not is_held(machine.previous):
+        machine = replace(machine, previous=None)
+    if machine.committed is not None and not is_held(machine.committed):
+        machine = _damaged(machine, "its slot does not hold it")
+    ref = machine.candidate
+    needs_slot = machine.step is Step.SELFTEST or machine.step in TRYING
+    if ref is not None and needs_slot and not is_held(ref):
+        machine = _refetch(machine, "its slot does not hold it")
+    elif is_trying(machine):
+        machine = replace(machine, step=Step.SWITCH, restarts=machine.restarts + (not was_clean))
+        if machine.restarts >= MAX_RESTARTS:
+            machine = _postpone(machine, f"the device restarted {machine.restarts} times on it")
+    if event.stamp != machine.stamp:
+        machine = replace(machine, stamp=event.stamp, refused={})
+        # What was refused under other engines gets another chance.
+        machine = machine if is_busy(machine) else _begin(machine)
+    return machine
+
+
+def _stopped(machine: Machine, _event: Stopped) -> Machine:
+    return replace(machine, is_clean=is_trying(machine))
+
+
+_HANDLERS: Mapping[type, Callable[..., Machine]] = {
+    Resumed: _resumed,
+    Stopped: _stopped,
+    Ordered: _ordered,
+    Done: _done,
+    Failed: _failed,
+    Started: _started,
+    StartFailed: _start_failed,
+    Died: _died,
+    Steady: _steady,
+    Observed: _observed,
+    Acknowledged: _acknowledged,
+}

@@ -1,0 +1,246 @@
+"""The order book on a real storage thread: an order counts when it is on disk, and no clock is believed too much."""
+
+import asyncio
+import base64
+import errno
+import functools
+import json
+import os
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from device_agent import durable, identity, orderbook
+from device_agent.conditions import Conditions
+from device_agent.folder import StateFolder
+from device_agent.orderbook import AGENT_BUILT, OrderBook
+from device_agent.storage import Storage
+from edgekit.protocol import clock
+from edgekit.protocol.orders import Identity
+from edgekit.trust import dsse
+from edgekit.wire import messages
+from edgekit.wire.messages import Order
+
+KEY = Ed25519PrivateKey.generate()
+ME = Identity("lab", "board", 7, ("x86-64-v3",), ("digits",))
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+
+
+def running(test):
+    @functools.wraps(test)
+    def run(*arguments, **named):
+        asyncio.run(test(*arguments, **named))
+
+    return run
+
+
+def signed(counter, issued=None, life=timedelta(days=30)):
+    issued = issued or datetime.now(UTC)
+    order = Order("lab", "board", 7, {}, counter, issued, issued + life)
+    payload = messages.encode(order)
+    signature = base64.b64encode(KEY.sign(dsse.pae(dsse.ORDER_TYPE, payload))).decode()
+    envelope = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": dsse.ORDER_TYPE,
+        "signatures": [{"keyid": "orders", "sig": signature}],
+    }
+    return json.dumps(envelope).encode()
+
+
+class Desk:
+    """An order book, and the disk under it."""
+
+    def __init__(self, folder):
+        self.state = StateFolder(folder)
+        self.error = 0
+        self.conditions = Conditions()
+
+    def __call__(self, _operation):
+        if self.error:
+            raise OSError(self.error, os.strerror(self.error))
+
+    async def open(self):
+        self.storage = Storage(self.state.root)
+        keys = {"orders": KEY.public_key().public_bytes_raw().hex()}
+        book = OrderBook(self.state, self.storage, self.conditions, ME, keys)
+        await book.load()
+        return book
+
+
+@pytest.fixture
+def desk(tmp_path):
+    desk = Desk(tmp_path)
+    with durable.watched(desk):
+        yield desk
+
+
+@running
+async def test_an_order_is_followed_once_and_known_after_a_restart(desk):
+    book = await desk.open()
+    envelope = signed(5)
+    assert (await book.receive(envelope)).counter == 5
+    assert await book.receive(envelope) is None
+    assert book.refused == ""
+    again = await desk.open()
+    assert (again.counter, again.order.counter) == (5, 5)
+    assert await again.receive(signed(4)) is None
+    assert "not above 5" in again.refused
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+@running
+async def test_an_order_that_cannot_be_stored_is_not_accepted_and_tried_again(desk, number):
+    book = await desk.open()
+    await book.receive(signed(5))
+    desk.error = number
+    assert await book.receive(signed(6)) is None
+    assert book.counter == 5
+    assert "order 6 cannot be stored" in book.refused
+    assert book.is_waiting
+    assert desk.storage.condition
+    assert await book.try_again() is None
+    desk.error = 0
+    assert (await book.try_again()).counter == 6
+    assert (book.counter, book.refused, book.is_waiting) == (6, "", False)
+    assert (await desk.open()).counter == 6
+
+
+@running
+async def test_a_waiting_order_gives_way_to_a_newer_one(desk):
+    book = await desk.open()
+    desk.error = errno.ENOSPC
+    await book.receive(signed(6))
+    desk.error = 0
+    assert (await book.receive(signed(7))).counter == 7
+    assert await book.try_again() is None
+    assert book.counter == 7
+
+
+@pytest.mark.parametrize("copy", ["order.json", "order.json.2"])
+@running
+async def test_the_high_water_mark_survives_a_damaged_copy(desk, copy):
+    book = await desk.open()
+    await book.receive(signed(5))
+    (desk.state.root / copy).write_bytes(b"\0" * 100)
+    again = await desk.open()
+    assert again.counter == 5
+    assert await again.receive(signed(4)) is None
+    assert desk.conditions.present() == ()
+
+
+@running
+async def test_a_lost_order_is_told_and_the_next_one_followed(desk):
+    book = await desk.open()
+    await book.receive(signed(5))
+    for copy in ("order.json", "order.json.2"):
+        (desk.state.root / copy).write_bytes(b"\0" * 100)
+    again = await desk.open()
+    assert [condition.code for condition in desk.conditions.present()] == ["order-lost"]
+    assert (await again.receive(signed(6))).counter == 6
+
+
+@running
+async def test_one_order_signed_in_2099_spoils_nothing(desk):
+    book = await desk.open()
+    assert await book.receive(signed(5, datetime(2099, 1, 1, tzinfo=UTC))) is not None
+    assert [condition.code for condition in desk.conditions.present()] == ["clock-disagrees"]
+    assert (await book.receive(signed(6))).counter == 6
+    assert desk.conditions.present() == ()
+    again = await desk.open()
+    assert (await again.receive(signed(7, datetime.now(UTC) - timedelta(days=14)))).counter == 7
+
+
+@running
+async def test_many_orders_signed_in_2099_spoil_nothing_either(desk):
+    book = await desk.open()
+    for counter in range(1, 5):
+        assert await book.receive(signed(counter, datetime(2099, 1, counter, tzinfo=UTC))) is not None
+    assert (await book.receive(signed(6))).counter == 6
+
+
+@running
+async def test_an_expired_order_is_refused(desk):
+    book = await desk.open()
+    assert await book.receive(signed(5, datetime.now(UTC) - timedelta(days=31))) is None
+    assert "expired" in book.refused
+
+
+UNSET = datetime(1970, 1, 1, tzinfo=UTC)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+CLOCKS = {
+    "nothing signed": (NOW, (), NOW),
+    "signed in the past": (NOW, (NOW - DAY,), NOW),
+    "a little ahead": (NOW, (NOW + HOUR,), NOW + HOUR),
+    "far ahead": (NOW, (NOW + 400 * DAY,), NOW + DAY),
+    "twice far ahead": (NOW, (NOW + 400 * DAY, NOW + 399 * DAY), NOW + DAY),
+    "no clock, nothing signed": (UNSET, (), AGENT_BUILT),
+    "no clock, one signed time": (UNSET, (NOW,), AGENT_BUILT + DAY),
+    "no clock, two that agree": (UNSET, (NOW + HOUR, NOW), NOW + HOUR),
+    "no clock, the newest far off": (UNSET, (NOW + 9999 * DAY, NOW), NOW + DAY),
+}
+
+
+@pytest.mark.parametrize("case", CLOCKS)
+def test_trusted_time(case):
+    system, times, expected = CLOCKS[case]
+    assert clock.trusted(system, AGENT_BUILT, times, timedelta(0)) == expected
+
+
+def test_time_passes_on_a_board_without_a_clock():
+    assert clock.trusted(UNSET, AGENT_BUILT, (NOW, NOW), DAY) == NOW + DAY
+    assert orderbook.AGENT_BUILT < NOW
+
+
+def test_the_two_newest_signed_times_are_kept():
+    assert clock.newest_two((), NOW) == (NOW,)
+    assert clock.newest_two((NOW,), NOW) == (NOW,)
+    assert clock.newest_two((NOW + DAY, NOW - DAY), NOW) == (NOW + DAY, NOW)
+
+
+# -- starts ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_start_that_is_kept_takes_the_next_even_incarnation(tmp_path):
+    state = StateFolder(tmp_path)
+    boots = [identity.begin(state, 7).boot for _ in range(3)]
+    assert [boot.incarnation for boot in boots] == [2, 4, 6]
+    assert len({boot.nonce for boot in boots}) == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_starts_on_a_disk_that_takes_nothing_are_one_run_between_two_that_were_kept(desk, number):
+    """Two nonces of one incarnation would be a cloned card, and keep the device out of rollouts for good."""
+    before = identity.begin(desk.state, 7)
+    desk.error = number
+    unkept = [identity.begin(desk.state, 7) for _ in range(3)]
+    desk.error = 0
+    after = identity.begin(desk.state, 7)
+    assert len({start.boot for start in unkept}) == 1
+    assert before.boot < unkept[0].boot < after.boot
+    assert all(start.error is not None for start in unkept)
+    assert [start.last_seq for start in unkept] == sorted(start.last_seq for start in unkept)
+    assert unkept[0].last_seq > 10**12
+    assert (before.last_seq, after.last_seq) == (0, 0)
+
+
+def test_a_lost_count_of_starts_goes_on_above_every_count(tmp_path):
+    state = StateFolder(tmp_path)
+    identity.begin(state, 7)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"junk")
+    start = identity.begin(state, 7)
+    assert start.boot.incarnation > 10**9
+    assert start.damaged == ("boot.json", "boot.json.2")
+    assert identity.begin(state, 7).boot.incarnation == start.boot.incarnation + 2
+
+
+def test_the_key_survives_a_damaged_copy_and_is_never_shown_to_others(tmp_path):
+    state = StateFolder(tmp_path)
+    made = identity.key(state).private_bytes_raw()
+    state.key.write_bytes(b"")
+    state.key.chmod(0o600)
+    assert identity.key(state).private_bytes_raw() == made
+    (tmp_path / "key.json.2").chmod(0o640)
+    with pytest.raises(Exception, match="readable by others"):
+        identity.key(state)
