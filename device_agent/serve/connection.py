@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_agent import log
 from device_agent.owed import IDLE, OWED
-from device_agent.serve.chunked import ChunkedBody
+from device_agent.serve import incoming
 from device_agent.serve.door import BusyError, Ticket
 from device_agent.serve.http import (
     MAX_HEAD_BYTES,
@@ -33,6 +33,7 @@ from device_agent.serve.http import (
     error_response,
     parse_head,
 )
+from device_agent.serve.incoming import Incoming
 from device_agent.serve.peers import Peer
 from edgekit.errors import EdgeKitError
 
@@ -44,8 +45,6 @@ HEAD_S = 10.0
 GRACE_S = 10.0
 MIN_RATE = 64 * 1024
 LINGER_S = 1.0
-# Room for a chunked body is asked for in pieces of this size.
-_STEP_BYTES = 64 * 1024
 Router = Callable[[Head, Peer], Route]
 GiveBack = Callable[[int, bytes], None]
 
@@ -58,9 +57,7 @@ class Connection(asyncio.BufferedProtocol):
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._pending = bytearray(prefix)
-        self._body: bytearray | None = None
-        self._filled = 0
-        self._chunked: ChunkedBody | None = None
+        self._body: Incoming | None = None
         self._head: Head | None = None
         self._serve: Serve | None = None
         self._ticket: Ticket | None = None
@@ -96,16 +93,15 @@ class Connection(asyncio.BufferedProtocol):
             self._advance()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
-        if self._body is not None:
-            return memoryview(self._body)[self._filled :]
-        return memoryview(self._owner.receive)
+        free = self._body.free() if self._body is not None else None
+        return free if free is not None else memoryview(self._owner.receive)
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._is_discarding:
             return
         self._owner.owed.set(self._descriptor, OWED)
-        if self._body is not None:
-            self._filled += nbytes
+        if self._body is not None and self._body.free() is not None:
+            self._body.filled(nbytes)
         else:
             self._pending += memoryview(self._owner.receive)[:nbytes]
         self._advance()
@@ -119,7 +115,7 @@ class Connection(asyncio.BufferedProtocol):
             self._timer.cancel()
         if self._task is None:
             self._leave_door()
-        self._body = self._chunked = None
+        self._body = None
         self._owner.owed.set(self._descriptor, 0)
         self._owner.forget(self)
 
@@ -176,7 +172,9 @@ class Connection(asyncio.BufferedProtocol):
             if self._serve is None:
                 self._read_head()
             else:
-                self._read_body()
+                data = bytes(self._pending)
+                self._pending.clear()
+                self._read_body(data)
         except HttpError as error:
             self._refuse(error)
         except BusyError as error:
@@ -225,68 +223,46 @@ class Connection(asyncio.BufferedProtocol):
         expected = head.headers.get("expect", "").lower()
         if expected not in ("", "100-continue"):
             raise HttpError(417, f"the expectation {expected!r} cannot be met; only '100-continue' is known")
+        rest = bytes(self._pending[end:])
         if route.is_admitted:
-            announced = min(_STEP_BYTES, route.max_body) if head.length is None else head.length
-            at_hand = 0 if head.length is None else len(self._pending) - end
+            announced = incoming.room_for(head, route.max_body)
+            at_hand = 0 if head.length is None else len(rest)
             self._ticket = self._owner.door.enter(
                 self.peer.name, announced, self._loop.time(), self._lost_place, at_hand
             )
-        self._head, self._serve = head, route
+        # Memory is taken only now, for what was admitted.
+        self._head, self._serve, self._body = head, route, Incoming(head, route.max_body)
+        self._pending.clear()
         if not self._transport.is_reading():
             self._transport.resume_reading()
-        rest = bytes(self._pending[end:])
-        if head.length is None:
-            self._chunked = ChunkedBody(route.max_body)
-            self._pending = bytearray(rest)
-        else:
-            self._body = bytearray(head.length)
-            taken = rest[: head.length]
-            self._body[: len(taken)] = taken
-            self._filled = len(taken)
-            self._pending = bytearray(rest[head.length :])
         self._wait_for(GRACE_S)
         if expected and not rest:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._read_body()
+        self._read_body(rest)
 
-    def _read_body(self) -> None:
-        body: bytearray | None = None
-        if self._chunked is not None:
-            if not self._pending:
-                return
-            data = bytes(self._pending)
-            self._pending.clear()
-            if self._ticket is not None:
-                needed = len(self._chunked.body) + len(data)
-                steps = -(-needed // _STEP_BYTES) * _STEP_BYTES
-                self._owner.door.grow(self._ticket, steps, self._loop.time())
-            is_complete = self._chunked.feed(data)
-            self._filled = len(self._chunked.body)
-            body = self._chunked.body if is_complete else None
-        elif self._body is not None and self._filled == len(self._body):
-            body = self._body
+    def _read_body(self, data: bytes) -> None:
+        """`data` came for the body, beside what was received straight into it."""
+        assert self._body is not None
+        if data and self._ticket is not None:
+            self._owner.door.grow(self._ticket, self._body.room_with(len(data)), self._loop.time())
+        if data:
+            self._pending += self._body.add(data)
         if self._ticket is not None:
-            self._ticket.received = self._filled
-        if body is not None:
+            self._ticket.received = self._body.received
+        if self._body.is_complete:
             assert self._head is not None
             assert self._serve is not None
             if self._ticket is not None:
                 self._owner.door.arrived(self._ticket)
-            self._start(self._answer(self._serve, Request(self._head, body, self._ticket)))
-            self._body = self._chunked = None
+            request = Request(self._head, self._body.content, self._ticket)
+            self._body = None
+            self._start(self._answer(self._serve, request))
 
     async def _answer(self, route: Serve, request: Request) -> None:
         try:
             response = await route.handle(request)
-        except HttpError as error:
-            response = error_response(error.status, str(error), error.word, **error.headers)
-        except BusyError as error:
-            response = error_response(error.http_status, str(error), error.code, retry_after="1")
-        except EdgeKitError as error:
-            response = error_response(error.http_status, str(error), error.code)
         except Exception as error:  # noqa: BLE001  # a handler's own fault must not take the process down
-            log.trouble("a request failed unexpectedly", path=request.head.path, reason=repr(error))
-            response = error_response(500, "internal error; see the agent's log", "internal")
+            response = _said_of(error, request)
         finally:
             self._leave_door()
         self._task = None
@@ -342,8 +318,7 @@ class Connection(asyncio.BufferedProtocol):
     def _reset(self) -> None:
         """The request is over; from here on an answer of its own may be on its way."""
         self._owner.owed.set(self._descriptor, 0)
-        self._head = self._serve = self._body = self._chunked = None
-        self._filled = 0
+        self._head = self._serve = self._body = None
 
     def _leave_door(self) -> None:
         if self._ticket is not None:
@@ -406,7 +381,8 @@ class Connection(asyncio.BufferedProtocol):
             self.cut()
             return
         if self._serve is not None:
-            allowed = GRACE_S + self._filled / MIN_RATE
+            received = self._body.received if self._body is not None else 0
+            allowed = GRACE_S + received / MIN_RATE
             left = self._since + allowed - self._loop.time()
             if left > 0.001:
                 self._timer = self._loop.call_later(left, self._expired)
@@ -420,3 +396,14 @@ class Connection(asyncio.BufferedProtocol):
 
 def _busy(reason: str) -> HttpError:
     return HttpError(503, reason, BusyError.code)
+
+
+def _said_of(error: Exception, request: Request) -> Response:
+    """The answer to a request whose handler raised."""
+    if isinstance(error, HttpError):
+        return error_response(error.status, str(error), error.word, **error.headers)
+    if isinstance(error, EdgeKitError):
+        retry = {"retry_after": "1"} if isinstance(error, BusyError) else {}
+        return error_response(error.http_status, str(error), error.code, **retry)
+    log.trouble("a request failed unexpectedly", path=request.head.path, reason=repr(error))
+    return error_response(500, "internal error; see the agent's log", "internal")
