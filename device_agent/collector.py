@@ -22,6 +22,7 @@ def merge(first: DeploymentWindow, second: DeploymentWindow) -> DeploymentWindow
         errors=first.errors + second.errors,
         rejected_inputs=first.rejected_inputs + second.rejected_inputs,
         worker_deaths=first.worker_deaths + second.worker_deaths,
+        sequence_resets=first.sequence_resets + second.sequence_resets,
         infer_ms=sketch.merge((first.infer_ms, second.infer_ms)),
         request_ms=sketch.merge((first.request_ms, second.request_ms)),
         inputs=_merge_histograms(first.inputs, second.inputs),
@@ -72,6 +73,7 @@ _COUNTERS = (
     ("errors", "edgekit_errors_total", "Engine failures, timeouts and worker deaths."),
     ("rejected_inputs", "edgekit_rejected_inputs_total", "Requests whose input did not fit the model."),
     ("worker_deaths", "edgekit_worker_deaths_total", "Worker processes that died."),
+    ("sequence_resets", "edgekit_sequence_resets_total", "Requests whose sequence's state was gone."),
 )
 _SUMMARIES = (
     ("infer_ms", "edgekit_infer_milliseconds", "Engine calls."),

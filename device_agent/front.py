@@ -5,14 +5,13 @@ two requests a worker hands a connection back when the next request is not its o
 """
 
 import asyncio
-import contextlib
 import ipaddress
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 
 from device_agent import log
-from device_agent.serve.connection import Connections
+from device_agent.serve.connections import Connections
 from device_agent.serve.http import (
     Head,
     HttpError,
@@ -22,15 +21,14 @@ from device_agent.serve.http import (
     Route,
     Serve,
     Wait,
-    error_response,
     json_response,
 )
+from device_agent.serve.peers import Peer
 from device_agent.serve.routes import Target, target_of
 from device_agent.workers import Workers
 from edgekit import __version__
 from edgekit.errors import UsageError
 
-MAX_CONNECTIONS = 512
 MAX_HELD = 256
 HOLD_S = 15.0
 BACKLOG = 512
@@ -117,17 +115,14 @@ class Front:
                 loop.remove_reader(self._listener)
                 loop.call_later(0.5, self._listen_again)
                 return
-            if len(self._connections.open) >= MAX_CONNECTIONS:
-                _turn_away(client)
-                continue
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._connections.adopt(client)
+            self._connections.adopt(client, is_new=True)
 
     def _listen_again(self) -> None:
         if not self._is_closed:
             asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
-    def _route(self, head: Head) -> Route:
+    def _route(self, head: Head, _peer: Peer) -> Route:
         target = target_of(head.path, self._names)
         if target.kind == "unknown":
             raise HttpError(404, f"there is nothing at {head.path}; see /v2 and /predict/DEPLOYMENT")
@@ -186,11 +181,3 @@ class Front:
 
 def _no_model(deployment: str) -> HttpError:
     return HttpError(503, f"deployment {deployment!r} runs no model now; see 'edgekit agent status'")
-
-
-def _turn_away(client: socket.socket) -> None:
-    response = error_response(503, "too many connections", retry_after="1").encode(keep_alive=False)
-    client.setblocking(False)
-    with contextlib.suppress(OSError):
-        client.send(response)
-    client.close()

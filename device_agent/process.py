@@ -4,6 +4,8 @@ Always true
  1. A start ends with a worker that serves, or with `StartError` and no process.
  2. `ended` is set once the process is gone and everything that it had said was heard.
  3. A connection that the process was given and had not taken when it ended comes back.
+ 4. Of a process that does not answer any more, clients with a request under way get a 503, and all others go on
+    with the next.
 """
 
 import asyncio
@@ -30,6 +32,8 @@ from device_agent.channel import (
     Snapshot,
     untaken,
 )
+from device_agent.owed import IDLE, Owed, make_shared, taken_over
+from device_agent.serve.http import error_response
 from device_agent.update.events import Cause
 from edgekit.errors import EngineError
 from edgekit.manifest import Sha256
@@ -40,6 +44,8 @@ DRAIN_TIMEOUT_S = 40.0
 # Turns of the supervisor's own clock (0.5 s each) that a ping may stay unanswered. Turns, not seconds: a device that
 # was suspended, or a supervisor that was stopped itself, must not find all its workers late.
 PING_TURNS = 20
+# What a client gets to read a response on a connection that ends with it.
+LINGER_S = 1.0
 # The end of a process that says nothing of the bundle it ran: somebody ended it.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -93,6 +99,7 @@ class WorkerProcess:
         self._process: asyncio.subprocess.Process
         self._channel: Channel
         self._theirs: socket.socket
+        self._owed: Owed
         self._first = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
         self._unanswered: int | None = None
@@ -136,25 +143,32 @@ class WorkerProcess:
         return self.ready
 
     async def _make_process(self) -> None:
+        shared = make_shared()
         ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        served = self._served
-        words = [
-            "--parent", str(os.getpid()), "--channel", str(self._theirs.fileno()), "--deployment", served.deployment,
-            "--deployments", ",".join(served.deployments), "--slot", str(self.slot), "--cache", str(served.cache),
-            *(["--log-json"] if served.log_json else []),
-        ]  # fmt: skip
-        self._channel = Channel(ours, self._told, served.given_back, lambda: None)
         try:
+            self._owed = Owed(shared)
+            self._channel = Channel(ours, self._told, self._served.given_back, lambda: None)
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "device_agent.worker", *words, pass_fds=[self._theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+                sys.executable, "-m", "device_agent.worker", *self._words(shared),
+                pass_fds=[self._theirs.fileno(), shared], stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
         except BaseException:
             ours.close()
             self._theirs.close()
             raise
+        finally:
+            os.close(shared)
         self._channel.start()
         self._watch = asyncio.create_task(self._see_end())
+
+    def _words(self, shared: int) -> list[str]:
+        served = self._served
+        return [
+            "--parent", str(os.getpid()), "--channel", str(self._theirs.fileno()), "--owed", str(shared),
+            "--deployment", served.deployment, "--deployments", ",".join(served.deployments),
+            "--slot", str(self.slot), "--cache", str(served.cache), *(["--log-json"] if served.log_json else []),
+        ]  # fmt: skip
 
     def _start_error(self) -> StartError:
         if self.ready is not None:
@@ -188,8 +202,19 @@ class WorkerProcess:
         self._unanswered += 1
         if self._unanswered == PING_TURNS:
             self._why = "it did not answer any more"
-            log.trouble("worker does not answer", deployment=self._served.deployment, pid=self.pid)
+            waiting = taken_over(self.pid, self._owed)
+            log.trouble(
+                "worker does not answer",
+                deployment=self._served.deployment,
+                pid=self.pid,
+                clients=len(waiting),
+            )
             self._end_process()
+            for client, state in waiting:
+                if state == IDLE:
+                    self._served.given_back(client.detach(), b"")
+                else:
+                    _apologise(client)
 
     def give(self, descriptor: int, prefix: bytes) -> None:
         self._channel.send_connection(descriptor, prefix)
@@ -222,8 +247,19 @@ class WorkerProcess:
                 self._served.given_back(descriptor, prefix)
         finally:
             self._theirs.close()
+            self._owed.close()
             self._first.set()
             self.ended.set()
+
+
+def _apologise(client: socket.socket) -> None:
+    """Tell a client that its request was lost, and end the connection once it could read that."""
+    response = error_response(503, "the model's process did not answer; try again", retry_after="1")
+    client.setblocking(False)
+    with contextlib.suppress(OSError):
+        client.send(response.encode(keep_alive=False))
+        client.shutdown(socket.SHUT_WR)
+    asyncio.get_running_loop().call_later(LINGER_S, client.close)
 
 
 def _told_end(code: int | None) -> str:

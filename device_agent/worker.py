@@ -9,17 +9,20 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 from device_agent import log, parent
 from device_agent.channel import Channel, Counted, Drain, Failed, Message, Ping, Pong, Ready, Snapshot
+from device_agent.owed import Owed
 from device_agent.serve.app import WorkerApp
-from device_agent.serve.connection import Connections
+from device_agent.serve.connections import Connections
 from device_agent.serve.counters import Counters
+from device_agent.serve.door import Door
+from device_agent.serve.judged import judge
 from device_agent.serve.model import ServedModel
 from device_agent.update import slots
 from device_agent.update.events import Cause
-from edgekit import selftest
 from edgekit.engines import LoadedBundle
 from edgekit.errors import BundleError, EdgeKitError
 
@@ -31,14 +34,14 @@ HUNG = 70
 class Worker:
     """One loaded slot and the channel to the supervisor."""
 
-    def __init__(self, deployment: str, deployments: tuple[str, ...], slot: Path, cache: Path) -> None:
+    def __init__(
+        self, deployment: str, deployments: tuple[str, ...], slot: Path, cache: Path, owed: Owed
+    ) -> None:
         self._mark, manifest = slots.load_checked(slot)
         loaded = LoadedBundle(manifest, slot, cache=cache)
-        golden = selftest.golden_inputs(manifest, slot).take([0])
-        # An engine that cannot run the model fails here, before the first request.
-        selftest.run_samples(loaded.run, manifest.admitted, manifest.state, manifest.preprocess, golden)
+        judged = judge(manifest, loaded, slot)
         self._counters = Counters(deployment, self._mark.sha256, manifest)
-        self._model = ServedModel(manifest, loaded, self._counters)
+        self._model = ServedModel(manifest, loaded, self._counters, judged)
         self._app = WorkerApp(
             deployment,
             deployments,
@@ -47,7 +50,9 @@ class Worker:
             give_back=self._hand_back,
             on_hung=self._hung,
         )
-        self._connections = Connections(self._app.route)
+        self._connections = Connections(
+            self._app.route, Door(self._app.total_bytes), relayed_back=self._hand_back, owed=owed
+        )
         self._channel: Channel
         self._ended: asyncio.Future[int]
 
@@ -121,6 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="EdgeKit worker; started by 'edgekit agent run'.")
     parser.add_argument("--parent", type=int, required=True, help="the process that this one ends with")
     parser.add_argument("--channel", type=int, required=True)
+    parser.add_argument("--owed", type=int, help="memory that says which clients are owed an answer")
     parser.add_argument("--deployment", required=True)
     parser.add_argument("--deployments", required=True, help="all of this device's, comma-separated")
     parser.add_argument("--slot", type=Path, required=True)
@@ -131,10 +137,12 @@ def main() -> None:
     log.set_up(as_json=chosen.log_json)
     # Ctrl-C reaches the whole process group; the supervisor decides how its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # How long a thread that reads a large body may keep the loop and the engine from going on.
+    sys.setswitchinterval(0.001)
     sock = socket.socket(fileno=chosen.channel)
     names = tuple(chosen.deployments.split(","))
     try:
-        worker = Worker(chosen.deployment, names, chosen.slot, chosen.cache)
+        worker = Worker(chosen.deployment, names, chosen.slot, chosen.cache, Owed(chosen.owed))
     except (EdgeKitError, OSError, MemoryError) as error:
         cause = next(cause for kind, cause in _CAUSES if isinstance(error, kind))
         asyncio.run(_refuse(sock, str(error) or type(error).__name__, cause))

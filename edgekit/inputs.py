@@ -13,6 +13,7 @@ KINDS: Mapping[str, Kind] = {
     ".npy": "npy",
     ".json": "json",
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".webp"), "image"),
+    **dict.fromkeys((".wav", ".flac"), "audio"),
 }
 
 

@@ -28,7 +28,7 @@ from edgekit.errors import DataError
 from edgekit.gaps import largest_gap
 from edgekit.manifest import Manifest, SelfTest, StatePair, Step, TensorSpec
 from edgekit.samples import Samples, flat, is_ragged, load_arrays, load_npz, stacked
-from edgekit.tensors import Array
+from edgekit.tensors import Array, zeros_of
 from edgekit.transforms import prepare
 
 # Entries of an output that golden data keeps of one sample, at most, and in bundles that do not say how many.
@@ -71,7 +71,7 @@ def iter_samples(
     for index in range(len(samples)):
         ready = prepare(inputs, preprocess, samples.sample(index))
         if samples.starts(index):
-            states = {pair.input: ready.get(pair.input, _zeros(specs[pair.input])) for pair in state}
+            states = {pair.input: ready.get(pair.input, zeros_of(specs[pair.input])) for pair in state}
         ready.update(states)
         began = time.perf_counter()
         outputs = run(ready)
@@ -292,7 +292,3 @@ def _max_error(ours: Array | None, theirs: Array | None) -> float:
     if ours is None or theirs is None or not ours.size:
         return math.inf
     return largest_gap(ours, theirs)
-
-
-def _zeros(spec: TensorSpec) -> Array:
-    return np.zeros([dim or 1 for dim in spec.shape], np.dtype(spec.dtype))

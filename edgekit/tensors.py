@@ -34,6 +34,11 @@ def fits(spec: TensorSpec, shape: Sequence[int]) -> bool:
     )
 
 
+def zeros_of(spec: TensorSpec) -> Array:
+    """What a state starts as."""
+    return np.zeros([dim or 1 for dim in spec.shape], np.dtype(spec.dtype))
+
+
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> dict[str, Array]:
     """The inputs as C-contiguous arrays of the declared dtypes.
 

@@ -1,9 +1,11 @@
 """What a worker answers for its one deployment."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from device_agent.serve import codec, predict
+import msgspec
+
+from device_agent.serve import codec, coding, predict
 from device_agent.serve.http import (
     Head,
     HttpError,
@@ -12,20 +14,24 @@ from device_agent.serve.http import (
     Response,
     Route,
     Serve,
-    error_response,
     json_response,
 )
-from device_agent.serve.model import BusyError, EngineHungError, ServedModel
+from device_agent.serve.model import EngineHungError, Ran, ServedModel
+from device_agent.serve.peers import Peer
 from device_agent.serve.routes import Target, target_of
-from edgekit.errors import EdgeKitError
+from device_agent.serve.sequences import Sequence, sequence_of
 from edgekit.manifest import TensorSpec
-from edgekit.tensors import V2_DTYPES
+from edgekit.tensors import V2_DTYPES, Array
 from edgekit.transforms import JSON, postprocess, prepare
 
 # JSON spells a number in up to some 25 characters; an image or other raw input may be larger than its tensor.
 _JSON_BYTES_PER_BYTE = 8
 _SMALLEST_BODY_LIMIT = 1 << 20
 _RAW_BODY_LIMIT = 16 << 20
+# Bodies of all requests at once: enough for the largest twice over, and on small models for many.
+_LEAST_TOTAL_BYTES = 64 << 20
+# Reading this much, or unfolding anything, takes long enough to be done beside the engine.
+_COSTLY_BYTES = 256 * 1024
 
 
 class WorkerApp:
@@ -47,41 +53,49 @@ class WorkerApp:
         self._model = model
         self._give_back = give_back
         self._on_hung = on_hung
+        self._states = {pair.output for pair in model.manifest.state}
         dense = model.input_bytes * _JSON_BYTES_PER_BYTE + 64 * 1024
         self._infer_limit = max(dense, _SMALLEST_BODY_LIMIT)
         self._predict_limit = max(
             dense, _RAW_BODY_LIMIT if model.manifest.preprocess else _SMALLEST_BODY_LIMIT
         )
 
-    def route(self, head: Head) -> Route:
+    @property
+    def total_bytes(self) -> int:
+        """What bodies may take in this process, all together."""
+        return max(_LEAST_TOTAL_BYTES, 2 * max(self._infer_limit, self._predict_limit))
+
+    def route(self, head: Head, _peer: Peer) -> Route:
         target = target_of(head.path, self._deployments)
         if not target.is_workers or target.deployment != self._deployment:
             return PassOn(self._give_back)
         if head.method != target.method and not (head.method == "HEAD" and target.method == "GET"):
-            raise HttpError(405, f"{head.path} takes {target.method}")
+            raise HttpError(405, f"{head.path} takes {target.method}", allow=target.method)
+        have = self._model.manifest.version
+        if target.version not in ("", have):
+            raise HttpError(
+                404, f"{self._deployment!r} has no version {target.version!r} here; it runs {have}"
+            )
         return self._serve(target)
 
     def _serve(self, target: Target) -> Route:
         if target.kind == "infer":
-            return Serve(self._guarded(self._infer), self._infer_limit)
+            return Serve(self._packing(self._infer), self._infer_limit, is_admitted=True)
         if target.kind == "predict":
-            return Serve(self._guarded(self._predict), self._predict_limit)
+            return Serve(self._packing(self._predict), self._predict_limit, is_admitted=True)
         return Serve(self._ready if target.kind == "model-ready" else self._metadata)
 
-    def _guarded(self, handle: Callable[[Request], Any]) -> Callable[[Request], Any]:
+    def _packing(
+        self, handle: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             try:
-                response: Response = await handle(request)
-            except BusyError as error:
-                return error_response(503, str(error), error.code, retry_after="1")
+                response = await handle(request)
             except EngineHungError:
                 self._on_hung()
                 raise
-            except EdgeKitError:
-                raise
-            except Exception:
-                self._model.counters.failed()
-                raise
+            if coding.is_worth_packing(request.head, response):
+                return await self._model.beside(lambda: coding.packed(response))
             return response
 
         return answer
@@ -110,34 +124,72 @@ class WorkerApp:
         )
 
     async def _infer(self, request: Request) -> Response:
-        def work() -> Response:
-            parsed, tensors = codec.read_request(request)
-            codec.check_outputs(parsed, self._model.manifest)
-            outputs = self._model.run(tensors, codec.sequence_of(parsed.parameters))
+        model = self._model
+
+        def read() -> tuple[codec.InferRequest, dict[str, Array], Sequence]:
+            plain = self._plain(request, self._infer_limit)
+            parsed, tensors = codec.read_request(plain, model.input_values)
+            codec.check_outputs(parsed, model.manifest)
+            return parsed, tensors, sequence_of(parsed.parameters)
+
+        def use(found: tuple[codec.InferRequest, dict[str, Array], Sequence]) -> Response:
+            parsed, tensors, sequence = found
+            ran = model.run(tensors, sequence)
             return codec.write_answer(
-                parsed, outputs, model=self._deployment, version=self._model.manifest.version
+                parsed,
+                ran.outputs,
+                model=self._deployment,
+                version=model.manifest.version,
+                parameters=_told(ran),
             )
 
-        return await self._model.do(work)
+        assert request.ticket is not None
+        # Raw tensors need no reading.
+        is_raw = codec.HEADER_LENGTH in request.head.headers
+        is_costly = len(request.body) > _COSTLY_BYTES and not is_raw
+        return await model.do(request.ticket, read, use, is_costly=is_costly or _is_packed(request))
 
     async def _predict(self, request: Request) -> Response:
         manifest = self._model.manifest
-        states = {pair.output for pair in manifest.state}
 
-        def work() -> dict[str, Any]:
-            raw, sequence = predict.read_body(request, manifest)
-            outputs = self._model.run(prepare(manifest.admitted, manifest.preprocess, raw), sequence)
-            told = {name: value for name, value in outputs.items() if name not in states}
+        def read() -> tuple[dict[str, Array], Sequence]:
+            plain = self._plain(request, self._predict_limit)
+            raw, sequence = predict.read_body(plain.head, plain.body, manifest)
+            return prepare(manifest.admitted, manifest.preprocess, raw), sequence
+
+        def use(found: tuple[dict[str, Array], Sequence]) -> Response:
+            ran = self._model.run(*found)
+            told = {name: value for name, value in ran.outputs.items() if name not in self._states}
             answers = postprocess(manifest.postprocess, told)
-            return {
+            answer = {
                 "deployment": self._deployment,
                 "model": manifest.name,
                 "version": manifest.version,
                 "outputs": answers,
                 **_headline(answers),
+                **({"parameters": _told(ran)} if ran.was_reset else {}),
             }
+            return Response(200, msgspec.json.encode(answer) + b"\n")
 
-        return json_response(200, await self._model.do(work))
+        assert request.ticket is not None
+        is_unfolding = predict.KINDS.get(request.head.content_type) in ("image", "audio")
+        is_costly = is_unfolding or len(request.body) > _COSTLY_BYTES or _is_packed(request)
+        return await self._model.do(request.ticket, read, use, is_costly=is_costly)
+
+    def _plain(self, request: Request, limit: int) -> Request:
+        """The request without a content coding."""
+        told = coding.coding_of(request.head)
+        if not told:
+            return request
+        return Request(request.head, coding.decoded(told, request.body, limit), request.ticket)
+
+
+def _is_packed(request: Request) -> bool:
+    return "content-encoding" in request.head.headers
+
+
+def _told(ran: Ran) -> dict[str, Any]:
+    return {"sequence_reset": True} if ran.was_reset else {}
 
 
 def _headline(answers: Mapping[str, JSON]) -> dict[str, JSON]:

@@ -1,25 +1,29 @@
-"""One client's connection, and the set of them that a process holds.
+"""One client's connection.
 
 Always true
  1. One request is worked on at a time; nothing of the next is read until the response has left this process.
  2. Between two requests a connection can move to another process with every byte that was read and not used, so a
     change of worker closes no connection and loses no request.
- 3. A body is received straight into a buffer of the length announced, which was checked against the route's limit.
+ 3. A body is received straight into a buffer of the length announced, which was checked against the route's limit and
+    admitted at the door before; only then is a client that asked first told to send it.
+ 4. Time is limited in all, not from byte to byte: `HEAD_S` for a head, `GRACE_S` and a byte for each 1/`MIN_RATE`
+    second for a body or a response.
 """
 
 import asyncio
+import contextlib
 import os
-import socket
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from device_agent import log
+from device_agent.owed import IDLE, OWED
+from device_agent.serve.chunked import ChunkedBody
+from device_agent.serve.door import BusyError, Ticket
 from device_agent.serve.http import (
     MAX_HEAD_BYTES,
-    ChunkedBody,
     Head,
     HttpError,
-    ParsedHead,
     PassOn,
     Request,
     Response,
@@ -29,98 +33,63 @@ from device_agent.serve.http import (
     error_response,
     parse_head,
 )
+from device_agent.serve.peers import Peer
 from edgekit.errors import EdgeKitError
+
+if TYPE_CHECKING:
+    from device_agent.serve.connections import Connections
 
 IDLE_S = 120.0
 HEAD_S = 10.0
-BODY_S = 60.0
+GRACE_S = 10.0
+MIN_RATE = 64 * 1024
 LINGER_S = 1.0
-_RECEIVE_BYTES = 16 * 1024
-Router = Callable[[Head], Route]
+# Room for a chunked body is asked for in pieces of this size.
+_STEP_BYTES = 64 * 1024
+Router = Callable[[Head, Peer], Route]
 GiveBack = Callable[[int, bytes], None]
-
-
-class Connections:
-    """All connections of one process, answered by `route`."""
-
-    def __init__(self, route: Router) -> None:
-        self.route = route
-        self.open: set[Connection] = set()
-        self.give_back: GiveBack | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._emptied = asyncio.Event()
-
-    def adopt(self, sock: socket.socket, prefix: bytes = b"") -> None:
-        """Take a connected socket over; `prefix` are bytes already read from it."""
-        connection = Connection(self, prefix)
-        self.open.add(connection)
-        task = asyncio.get_running_loop().create_task(self._attach(sock, connection))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _attach(self, sock: socket.socket, connection: "Connection") -> None:
-        try:
-            sock.setblocking(False)
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
-        except OSError as error:
-            log.trouble("a connection was lost before it was served", reason=error)
-            sock.close()
-            self.forget(connection)
-
-    def forget(self, connection: "Connection") -> None:
-        self.open.discard(connection)
-        if not self.open:
-            self._emptied.set()
-
-    async def drain(self, give_back: GiveBack | None, patience_s: float) -> None:
-        """Let every connection finish its request, then give it back, or close it without `give_back`.
-
-        Returns when none is left, at the latest after `patience_s`; what remains then is cut.
-        """
-        self.give_back = give_back
-        self.route = _closing
-        self._emptied.clear()
-        for connection in tuple(self.open):
-            connection.leave()
-        if self.open:
-            try:
-                await asyncio.wait_for(self._emptied.wait(), patience_s)
-            except TimeoutError:
-                log.trouble("connections cut while draining", count=len(self.open))
-        for connection in tuple(self.open):
-            connection.cut()
-
-
-def _closing(_head: Head) -> Route:
-    raise HttpError(503, "this process is ending")
 
 
 class Connection(asyncio.BufferedProtocol):
     """See the module. Phases: head → body → answering → (flushing) → head."""
 
-    def __init__(self, owner: Connections, prefix: bytes) -> None:
+    def __init__(self, owner: "Connections", peer: Peer, prefix: bytes, *, is_new: bool) -> None:
+        self.peer = peer
         self._owner = owner
+        self._loop = asyncio.get_running_loop()
         self._pending = bytearray(prefix)
-        self._receive = bytearray(_RECEIVE_BYTES)
         self._body: bytearray | None = None
         self._filled = 0
         self._chunked: ChunkedBody | None = None
         self._head: Head | None = None
         self._serve: Serve | None = None
+        self._ticket: Ticket | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        # When the phase began: waiting for a head, its first byte, the body, the response's first byte unsent.
+        self._since = self._loop.time()
+        self._is_new = is_new
+        self._in_head = False
         self._is_flushing = False
         self._is_leaving = False
         self._is_discarding = False
+        self._is_cut = False
         self._transport: asyncio.Transport | None = None
+        self._descriptor = -1
 
     # -- asyncio's callbacks -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._descriptor = transport.get_extra_info("socket").fileno()
+        self._owner.owed.set(self._descriptor, OWED if self._pending else IDLE)
         transport.set_write_buffer_limits(high=0)
-        self._wait_for(IDLE_S)
+        if self._is_cut:
+            transport.abort()
+            return
+        # Who has just come has a head to send; who comes from another process may be between two requests.
+        self._wait_for(HEAD_S if self._is_new else IDLE_S)
         if self._is_leaving:
             self._move(self._owner.give_back)
         else:
@@ -129,15 +98,16 @@ class Connection(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
         if self._body is not None:
             return memoryview(self._body)[self._filled :]
-        return memoryview(self._receive)
+        return memoryview(self._owner.receive)
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._is_discarding:
             return
+        self._owner.owed.set(self._descriptor, OWED)
         if self._body is not None:
             self._filled += nbytes
         else:
-            self._pending += memoryview(self._receive)[:nbytes]
+            self._pending += memoryview(self._owner.receive)[:nbytes]
         self._advance()
 
     def eof_received(self) -> bool:
@@ -147,17 +117,34 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         if self._timer is not None:
             self._timer.cancel()
+        if self._task is None:
+            self._leave_door()
+        self._body = self._chunked = None
+        self._owner.owed.set(self._descriptor, 0)
         self._owner.forget(self)
 
     def pause_writing(self) -> None:
+        assert self._transport is not None
         self._is_flushing = True
+        self._since = self._loop.time()
+        self._owner.waits_to_send(self, self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         self._is_flushing = False
+        self._owner.has_sent(self)
         if not self._is_discarding:
             self._next()
 
     # -- from outside --------------------------------------------------------------------------------------------
+
+    @property
+    def yields(self) -> tuple[int, float] | None:
+        """How readily this connection makes room for another, the smallest first; None with a request under way."""
+        if self._is_discarding:
+            return (0, self._since)
+        if self._task is not None or self._serve is not None or self._is_flushing:
+            return None
+        return (1 if self._is_new else 2, self._since)
 
     def leave(self) -> None:
         """Go as soon as no request is under way."""
@@ -166,6 +153,7 @@ class Connection(asyncio.BufferedProtocol):
             self._move(self._owner.give_back)
 
     def cut(self) -> None:
+        self._is_cut = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -176,11 +164,13 @@ class Connection(asyncio.BufferedProtocol):
         busy = self._task is not None or self._serve is not None or self._is_flushing or self._is_discarding
         return self._transport is not None and not busy
 
+    @property
+    def _is_closing(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
     def _advance(self) -> None:
         """Do what the bytes at hand allow."""
-        if self._task is not None or self._is_discarding:
-            return
-        if self._transport is None or self._transport.is_closing():
+        if self._task is not None or self._is_discarding or self._is_closing:
             return
         try:
             if self._serve is None:
@@ -189,50 +179,64 @@ class Connection(asyncio.BufferedProtocol):
                 self._read_body()
         except HttpError as error:
             self._refuse(error)
+        except BusyError as error:
+            self._refuse(_busy(str(error)))
 
     def _read_head(self) -> None:
         end = self._pending.find(b"\r\n\r\n") + 4
-        if end < 4:
-            if len(self._pending) > MAX_HEAD_BYTES:
-                raise HttpError(431, f"the request's head is longer than {MAX_HEAD_BYTES} bytes")
-            if self._pending:
-                self._wait_for(HEAD_S)
-            return
-        if end > MAX_HEAD_BYTES:
+        if end > MAX_HEAD_BYTES or (end < 4 and len(self._pending) > MAX_HEAD_BYTES):
             raise HttpError(431, f"the request's head is longer than {MAX_HEAD_BYTES} bytes")
-        parsed = parse_head(bytes(self._pending[:end]))
-        self._follow(self._owner.route(parsed.head), parsed, end)
+        if end < 4:
+            if self._pending and not self._in_head:
+                self._in_head = True
+                # A new connection's time began when it came.
+                if not self._is_new:
+                    self._wait_for(HEAD_S)
+            return
+        head = parse_head(bytes(self._pending[:end]))
+        self._in_head = self._is_new = False
+        self._follow(self._owner.route(head, self.peer), head, end)
 
-    def _follow(self, route: Route, parsed: ParsedHead, end: int) -> None:
+    def _follow(self, route: Route, head: Head, end: int) -> None:
         if isinstance(route, PassOn):
             self._move(route.give)
         elif isinstance(route, Wait):
-            self._start(self._ask_again(route, parsed, end))
+            self._start(self._ask_again(route, head, end))
         else:
-            self._begin_body(route, parsed, end)
+            self._begin_body(route, head, end)
 
-    async def _ask_again(self, route: Wait, parsed: ParsedHead, end: int) -> None:
+    async def _ask_again(self, route: Wait, head: Head, end: int) -> None:
         try:
             await route.until
             self._task = None
-            if self._transport is None or self._transport.is_closing():
-                return
-            self._follow(self._owner.route(parsed.head), parsed, end)
+            if not self._is_closing:
+                self._follow(self._owner.route(head, self.peer), head, end)
         except HttpError as error:
             self._task = None
             self._refuse(error)
+        except BusyError as error:
+            self._task = None
+            self._refuse(_busy(str(error)))
 
-    def _begin_body(self, route: Serve, parsed: ParsedHead, end: int) -> None:
+    def _begin_body(self, route: Serve, head: Head, end: int) -> None:
         assert self._transport is not None
-        head = parsed.head
         if head.length is not None and head.length > route.max_body:
             raise HttpError(413, f"the body has {head.length} bytes; at most {route.max_body} are taken here")
+        expected = head.headers.get("expect", "").lower()
+        if expected not in ("", "100-continue"):
+            raise HttpError(417, f"the expectation {expected!r} cannot be met; only '100-continue' is known")
+        if route.is_admitted:
+            announced = min(_STEP_BYTES, route.max_body) if head.length is None else head.length
+            at_hand = 0 if head.length is None else len(self._pending) - end
+            self._ticket = self._owner.door.enter(
+                self.peer.name, announced, self._loop.time(), self._lost_place, at_hand
+            )
         self._head, self._serve = head, route
         if not self._transport.is_reading():
             self._transport.resume_reading()
         rest = bytes(self._pending[end:])
         if head.length is None:
-            self._chunked = parsed.chunked(route.max_body)
+            self._chunked = ChunkedBody(route.max_body)
             self._pending = bytearray(rest)
         else:
             self._body = bytearray(head.length)
@@ -240,47 +244,65 @@ class Connection(asyncio.BufferedProtocol):
             self._body[: len(taken)] = taken
             self._filled = len(taken)
             self._pending = bytearray(rest[head.length :])
-        self._wait_for(BODY_S)
-        if head.headers.get("expect", "").lower() == "100-continue" and not rest:
+        self._wait_for(GRACE_S)
+        if expected and not rest:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._read_body()
 
     def _read_body(self) -> None:
+        body: bytearray | None = None
         if self._chunked is not None:
             if not self._pending:
                 return
             data = bytes(self._pending)
             self._pending.clear()
-            body = self._chunked.feed(data)
-        else:
-            assert self._body is not None
-            body = self._body if self._filled == len(self._body) else None
+            if self._ticket is not None:
+                needed = len(self._chunked.body) + len(data)
+                steps = -(-needed // _STEP_BYTES) * _STEP_BYTES
+                self._owner.door.grow(self._ticket, steps, self._loop.time())
+            is_complete = self._chunked.feed(data)
+            self._filled = len(self._chunked.body)
+            body = self._chunked.body if is_complete else None
+        elif self._body is not None and self._filled == len(self._body):
+            body = self._body
+        if self._ticket is not None:
+            self._ticket.received = self._filled
         if body is not None:
             assert self._head is not None
             assert self._serve is not None
-            self._start(self._answer(self._serve, Request(self._head, body)))
+            if self._ticket is not None:
+                self._owner.door.arrived(self._ticket)
+            self._start(self._answer(self._serve, Request(self._head, body, self._ticket)))
+            self._body = self._chunked = None
 
     async def _answer(self, route: Serve, request: Request) -> None:
         try:
             response = await route.handle(request)
+        except HttpError as error:
+            response = error_response(error.status, str(error), error.word, **error.headers)
+        except BusyError as error:
+            response = error_response(error.http_status, str(error), error.code, retry_after="1")
         except EdgeKitError as error:
             response = error_response(error.http_status, str(error), error.code)
         except Exception as error:  # noqa: BLE001  # a handler's own fault must not take the process down
             log.trouble("a request failed unexpectedly", path=request.head.path, reason=repr(error))
             response = error_response(500, "internal error; see the agent's log", "internal")
+        finally:
+            self._leave_door()
         self._task = None
         self._respond(response, request.head)
 
     def _respond(self, response: Response, head: Head) -> None:
-        if self._transport is None or self._transport.is_closing():
+        if self._is_closing:
             return
+        assert self._transport is not None
         closing_down = self._is_leaving and self._owner.give_back is None
         keep_alive = head.keep_alive and not response.close and not closing_down
-        with_body = head.method != "HEAD"
-        self._head = self._serve = self._body = self._chunked = None
-        self._filled = 0
-        self._transport.write(response.encode(keep_alive=keep_alive, with_body=with_body))
+        self._reset()
+        self._transport.write(response.encode(keep_alive=keep_alive, with_body=head.method != "HEAD"))
         if not keep_alive:
+            # What the client does not read in time is not waited for; the timer cuts it.
+            self._wait_for(self._sending_s())
             self._transport.close()
         else:
             self._next()
@@ -289,41 +311,70 @@ class Connection(asyncio.BufferedProtocol):
         """Answer and close: what follows on the connection cannot be told apart any more."""
         retry = {"retry_after": "1"} if error.status == 503 else {}
         self._pending.clear()
-        self._linger(error_response(error.status, str(error), **retry))
+        self._linger(error_response(error.status, str(error), error.word, **{**retry, **error.headers}))
+
+    def _lost_place(self, reason: str) -> None:
+        """The door took the place of this body for others."""
+        self._ticket = None
+        self._refuse(_busy(reason))
 
     def _linger(self, response: Response) -> None:
         """Send the last response and wait a moment for the client to read it.
 
         Closing at once, with bytes of the client unread, would reset the connection under the response (RFC 9112, 9.6).
         """
-        if self._transport is None or self._transport.is_closing():
+        self._leave_door()
+        if self._is_closing:
             return
+        assert self._transport is not None
         with_body = self._head is None or self._head.method != "HEAD"
-        self._head = self._serve = self._body = self._chunked = None
+        self._reset()
         self._is_discarding = True
         self._transport.write(response.encode(keep_alive=False, with_body=with_body))
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            # The client may be gone already.
+            with contextlib.suppress(OSError):
+                self._transport.write_eof()
         if not self._transport.is_reading():
             self._transport.resume_reading()
         self._wait_for(LINGER_S)
 
+    def _reset(self) -> None:
+        """The request is over; from here on an answer of its own may be on its way."""
+        self._owner.owed.set(self._descriptor, 0)
+        self._head = self._serve = self._body = self._chunked = None
+        self._filled = 0
+
+    def _leave_door(self) -> None:
+        if self._ticket is not None:
+            self._owner.door.leave(self._ticket)
+            self._ticket = None
+
     def _next(self) -> None:
         """The response is written: once it has left, go on to the next request or leave."""
-        if self._transport is None or self._transport.is_closing():
+        if self._is_closing:
             return
+        assert self._transport is not None
         if self._is_flushing:
-            self._wait_for(BODY_S)
+            self._wait_for(self._sending_s())
             return
         if self._task is not None or self._serve is not None:
             return
         if self._is_leaving:
             self._move(self._owner.give_back)
             return
+        if self.peer.is_relayed and self._owner.relayed_back is not None:
+            self._move(self._owner.relayed_back)
+            return
         self._wait_for(IDLE_S)
+        self._owner.owed.set(self._descriptor, OWED if self._pending else IDLE)
         if not self._transport.is_reading():
             self._transport.resume_reading()
         self._advance()
+
+    def _sending_s(self) -> float:
+        assert self._transport is not None
+        return GRACE_S + self._transport.get_write_buffer_size() / MIN_RATE
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         assert self._transport is not None
@@ -331,13 +382,13 @@ class Connection(asyncio.BufferedProtocol):
             self._timer.cancel()
         if self._transport.is_reading():
             self._transport.pause_reading()
-        self._task = asyncio.get_running_loop().create_task(work)
+        self._task = self._loop.create_task(work)
 
     def _move(self, give: GiveBack | None) -> None:
         """Detach the socket from this process with the bytes read and not used; without a taker, close it."""
-        assert self._transport is not None
-        if self._transport.is_closing():
+        if self._is_closing:
             return
+        assert self._transport is not None
         self._transport.pause_reading()
         if give is not None:
             give(os.dup(self._transport.get_extra_info("socket").fileno()), bytes(self._pending))
@@ -347,14 +398,25 @@ class Connection(asyncio.BufferedProtocol):
     def _wait_for(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._expired)
+        self._since = self._loop.time()
+        self._timer = self._loop.call_later(seconds, self._expired)
 
     def _expired(self) -> None:
-        if self._is_flushing or self._is_discarding:
+        if self._is_flushing or self._is_discarding or self._is_closing:
             self.cut()
             return
-        if self._serve is None and not self._pending:
+        if self._serve is not None:
+            allowed = GRACE_S + self._filled / MIN_RATE
+            left = self._since + allowed - self._loop.time()
+            if left > 0.001:
+                self._timer = self._loop.call_later(left, self._expired)
+                return
+        elif not self._pending:
             if self._transport is not None:
                 self._transport.close()
             return
         self._refuse(HttpError(408, "the request did not arrive in time"))
+
+
+def _busy(reason: str) -> HttpError:
+    return HttpError(503, reason, BusyError.code)

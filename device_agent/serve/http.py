@@ -1,6 +1,6 @@
 """HTTP/1.1 heads and responses as values; no sockets here.
 
-Source: RFC 9112 (HTTP/1.1). The grammar is llhttp's, through httptools.
+Source: RFC 9112 (HTTP/1.1). The grammar is llhttp's, through httptools; chunked bodies stand in `chunked`.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,17 +12,31 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import httptools
 import msgspec
 
+from device_agent.serve.door import Ticket
 from edgekit.errors import EdgeKitError
 
 MAX_HEAD_BYTES = 16 * 1024
+MAX_HEADERS = 100
+# Repeating one of these is the same as a list (RFC 9110, 5.3); of others a second one is a contradiction.
+_LISTS = {
+    "accept",
+    "accept-encoding",
+    "content-encoding",
+    "connection",
+    "via",
+    "forwarded",
+    "x-forwarded-for",
+}
 
 
 class HttpError(EdgeKitError):
     """A request that is refused before any handler sees it."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, code: str = "", **headers: str) -> None:
         super().__init__(message)
         self.status = status
+        self.word = code
+        self.headers = headers
 
 
 @dataclass(frozen=True)
@@ -43,8 +57,11 @@ class Head:
 
 @dataclass(frozen=True)
 class Request:
+    """A head with its body, and the place that the door gave it (none where nothing was admitted: no body, no queue)."""
+
     head: Head
     body: bytes | bytearray
+    ticket: Ticket | None = None
 
 
 @dataclass(frozen=True)
@@ -72,10 +89,14 @@ class Response:
 
 @dataclass(frozen=True)
 class Serve:
-    """Route: answer here. Bodies above `max_body` bytes are refused before they are read."""
+    """Route: answer here. Bodies above `max_body` bytes are refused before they are read.
+
+    `is_admitted` routes need a place at the door before any of their body is received.
+    """
 
     handle: Callable[[Request], Awaitable[Response]]
     max_body: int = 0
+    is_admitted: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,56 +127,32 @@ def error_response(status: int, message: str, code: str = "", **headers: str) ->
     return json_response(status, {"error": message, "code": code or HTTPStatus(status).phrase}, **headers)
 
 
-class _Collected:
-    """What httptools calls back while it reads one message."""
+class Collected:
+    """What httptools calls back while it reads a head."""
 
     def __init__(self) -> None:
         self.url = b""
-        self.headers: list[tuple[str, str]] = []
-        self.body = bytearray()
-        self.complete = False
+        self.headers: dict[str, str] = {}
+        self.count = 0
 
     def on_url(self, url: bytes) -> None:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
-
-    def on_body(self, data: bytes) -> None:
-        self.body += data
-
-    def on_message_complete(self) -> None:
-        self.complete = True
-
-
-class ChunkedBody:
-    """Reads a chunked body through the parser that read its head, up to `limit` bytes."""
-
-    def __init__(self, parser: httptools.HttpRequestParser, collected: _Collected, limit: int) -> None:
-        self._parser = parser
-        self._collected = collected
-        self._limit = limit
-
-    def feed(self, data: bytes) -> bytearray | None:
-        """The body once it is complete. Raises: HttpError."""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            raise HttpError(400, f"chunked body: {error}") from error
-        if len(self._collected.body) > self._limit:
-            raise HttpError(413, f"the body is larger than {self._limit} bytes, the most taken here")
-        return self._collected.body if self._collected.complete else None
+        self.count += 1
+        if self.count > MAX_HEADERS:
+            raise HttpError(431, f"the request has more than {MAX_HEADERS} headers")
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        if key in self.headers and key in _LISTS:
+            text = f"{self.headers[key]}, {text}"
+        elif key in ("host", "transfer-encoding") and key in self.headers:
+            raise HttpError(400, f"the header {key!r} is given twice")
+        self.headers[key] = text
 
 
-@dataclass(frozen=True)
-class ParsedHead:
-    head: Head
-    chunked: Callable[[int], ChunkedBody]
-
-
-def parse_head(data: bytes) -> ParsedHead:
+def parse_head(data: bytes) -> Head:
     """Read a request's head, which ends with an empty line. Raises: HttpError."""
-    collected = _Collected()
+    collected = Collected()
     parser = httptools.HttpRequestParser(collected)
     try:
         parser.feed_data(data)
@@ -163,8 +160,10 @@ def parse_head(data: bytes) -> ParsedHead:
         # An offer to upgrade may be ignored (RFC 9110, 7.8); CONNECT finds no route.
         del offer
     except httptools.HttpParserError as error:
+        if isinstance(error.__context__, HttpError):
+            raise error.__context__ from None
         raise HttpError(400, f"not an HTTP/1.1 request: {error}") from error
-    headers = dict(collected.headers)
+    headers = collected.headers
     is_chunked = "transfer-encoding" in headers
     if is_chunked and headers["transfer-encoding"].strip().lower() != "chunked":
         raise HttpError(501, "the only transfer encoding taken here is 'chunked'")
@@ -174,7 +173,7 @@ def parse_head(data: bytes) -> ParsedHead:
         length = None if is_chunked else int(headers.get("content-length", "0"))
     except ValueError as error:
         raise HttpError(400, f"the request target or length cannot be read: {error}") from error
-    head = Head(
+    return Head(
         method=parser.get_method().decode(),
         path=unquote(url.path),
         query=query,
@@ -182,4 +181,3 @@ def parse_head(data: bytes) -> ParsedHead:
         length=length,
         keep_alive=bool(parser.should_keep_alive()) and not is_chunked,
     )
-    return ParsedHead(head, lambda limit: ChunkedBody(parser, collected, limit))

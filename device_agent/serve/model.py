@@ -1,40 +1,40 @@
-"""A loaded bundle as requests meet it: pre-processing, states of sequences, the engine, what it took.
+"""A loaded bundle as requests meet it: turns, pre-processing, states of sequences, the engine, what it took.
 
 Always true
- 1. One call at a time, in one thread: engines need no more, and the event loop never waits for one.
- 2. What does not fit the manifest is the caller's mistake (`rejected_inputs`); only what fits and still fails is an
-    error.
- 3. A sequence's state is kept between its requests until it is ended, idle for `SEQUENCE_IDLE_S`, or crowded out.
+ 1. One call at a time, in one thread: engines need no more, and the event loop never waits for one. Bodies that are
+    costly to read are read in another, one ahead of the engine at most, so that what they unfold to is bounded.
+ 2. What cannot be read or does not fit the manifest is the caller's mistake (`rejected_inputs`); only what fits and
+    still fails is an error, and is counted once.
+ 3. An answer with NaN or infinity where the golden outputs have none is an error, and no state is kept of it. An error on
+    inputs beyond all that the model was judged on is the caller's mistake.
+ 4. The engine's time is limited from the start of its call. Waiting is limited apart, and is nobody's error.
 """
 
 import asyncio
+import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from device_agent.serve import parsing
 from device_agent.serve.counters import Counters
+from device_agent.serve.door import BusyError, Lane, Ticket
+from device_agent.serve.judged import Judged
+from device_agent.serve.sequences import Sequence, Sequences
 from edgekit.engines import LoadedBundle
 from edgekit.errors import EngineError, InputError
 from edgekit.manifest import Manifest
 from edgekit.tensors import Array
 
-QUEUE = 64
 ENGINE_TIMEOUT_S = 60.0
-SEQUENCE_IDLE_S = 300.0
-MAX_SEQUENCES = 1024
+# One call under way, and the next already in the engine's thread, so that it does not wait for the event loop.
+_DEPTH = 2
 T = TypeVar("T")
-
-
-class BusyError(EngineError):
-    """More requests wait than the queue holds."""
-
-    code = "busy"
-    http_status = 503
+P = TypeVar("P")
 
 
 class EngineHungError(EngineError):
@@ -44,106 +44,174 @@ class EngineHungError(EngineError):
     http_status = 504
 
 
+class NotFiniteError(EngineError):
+    """The model answered with NaN or infinity, which its golden outputs have not."""
+
+    code = "not-finite"
+
+
 @dataclass(frozen=True)
-class Sequence:
-    """Which sequence a request belongs to; without `key` every request is its own."""
+class Ran:
+    """Outputs of one call, and whether its sequence began anew without being asked to."""
 
-    key: str | None = None
-    is_start: bool = False
-    is_end: bool = False
-
-
-@dataclass
-class _Held:
-    states: dict[str, Array]
-    used: float
+    outputs: dict[str, Array]
+    was_reset: bool
 
 
 class ServedModel:
-    def __init__(self, manifest: Manifest, loaded: LoadedBundle, counters: Counters) -> None:
+    def __init__(
+        self, manifest: Manifest, loaded: LoadedBundle, counters: Counters, judged: Judged | None = None
+    ) -> None:
         self.manifest = manifest
         self.counters = counters
+        self.engine_timeout_s = ENGINE_TIMEOUT_S
+        self.engine = Lane(_DEPTH)
+        self._reading = Lane(1)
         self._loaded = loaded
+        self._judged = judged or Judged()
+        self._sequences = Sequences(manifest)
         self._pool = ThreadPoolExecutor(1, "engine")
-        self._waiting = 0
-        self._specs = {spec.name: spec for spec in manifest.inputs}
-        self._states: OrderedDict[str, _Held] = OrderedDict()
+        self._readers = ThreadPoolExecutor(1, "reader")
+        self._call_since: float | None = None
+        self._under_way: dict[asyncio.Future[Any], None] = {}
+        self._watch: asyncio.TimerHandle | None = None
+
+    @property
+    def input_values(self) -> int:
+        """Values of all inputs together."""
+        return sum(math.prod(dim or 1 for dim in spec.shape) for spec in self.manifest.inputs)
 
     @property
     def input_bytes(self) -> int:
         """Bytes of all inputs in their dense form."""
         return sum(
-            int(np.prod([dim or 1 for dim in spec.shape], dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+            math.prod(dim or 1 for dim in spec.shape) * np.dtype(spec.dtype).itemsize
             for spec in self.manifest.inputs
         )
 
-    async def do(self, work: Callable[[], T]) -> T:
-        """Run `work`, which may call `run`, in the engine's thread.
+    async def do(
+        self, ticket: Ticket, read: Callable[[], P], use: Callable[[P], T], *, is_costly: bool = False
+    ) -> T:
+        """What `use`, which may call `run`, makes of what `read` reads.
 
-        Raises: BusyError, EngineHungError, and what `work` raises.
+        Raises: InputError for what `read` or the model's check refuses; BusyError, EngineHungError, EngineError;
+        whatever else `use` raises, counted as an error.
         """
-        if self._waiting >= QUEUE:
-            raise BusyError(f"{self._waiting} requests are waiting already; try again shortly")
-        self._waiting += 1
         began = time.perf_counter()
-        loop = asyncio.get_running_loop()
         try:
-            result = await asyncio.wait_for(loop.run_in_executor(self._pool, work), ENGINE_TIMEOUT_S)
-        except TimeoutError as error:
-            self.counters.failed()
-            raise EngineHungError(f"the engine did not return within {ENGINE_TIMEOUT_S:.0f} s") from error
+            if is_costly:
+                result = await self._read_ahead(ticket, read, use)
+            else:
+                await self.engine.enter(ticket)
+                result = await self._in_engine(ticket, lambda: use(parsing.read(read)))
         except InputError:
             self.counters.rejected()
             raise
-        finally:
-            self._waiting -= 1
         self.counters.took((time.perf_counter() - began) * 1000)
         return result
 
-    def run(self, inputs: Mapping[str, Array], sequence: Sequence) -> dict[str, Array]:
-        """One engine call on inputs that went through pre-processing. Raises: InputError, EngineError."""
-        states = self._states_of(sequence)
+    async def beside(self, work: Callable[[], T]) -> T:
+        """Work that takes a while and needs no engine, in the readers' thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+
+    async def _read_ahead(self, ticket: Ticket, read: Callable[[], P], use: Callable[[P], T]) -> T:
+        await self._reading.enter(ticket)
+        try:
+            value = await self.beside(lambda: parsing.read(read))
+            await self.engine.enter(ticket)
+        finally:
+            self._reading.leave()
+        return await self._in_engine(ticket, lambda: use(value))
+
+    async def _in_engine(self, ticket: Ticket, work: Callable[[], T]) -> T:
+        """Run in the engine's thread; the turn, which the caller has, is given back."""
+        ticket.phase = "running"
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._under_way[future] = None
+        if self._watch is None:
+            self._watch = loop.call_later(self.engine_timeout_s, self._look)
+        self._pool.submit(self._settle, loop, future, work)
+        try:
+            return await future
+        finally:
+            del self._under_way[future]
+            self.engine.leave()
+
+    def _settle(
+        self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[T]", work: Callable[[], T]
+    ) -> None:
+        """In the engine's thread: `work`, and what came of it into the future."""
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the one who waits for it
+            if not isinstance(error, InputError | EngineError):
+                # After the model's check nothing is the caller's fault any more.
+                self.counters.failed()
+            loop.call_soon_threadsafe(_finish, future, None, error)
+        else:
+            loop.call_soon_threadsafe(_finish, future, result, None)
+
+    def _look(self) -> None:
+        """Whether the engine's call takes too long; looked at again while there is one."""
+        self._watch = None
+        since, loop = self._call_since, asyncio.get_running_loop()
+        now = time.monotonic()
+        if since is None or now - since < self.engine_timeout_s:
+            if self._under_way:
+                left = self.engine_timeout_s if since is None else since + self.engine_timeout_s - now
+                self._watch = loop.call_later(left + 0.001, self._look)
+            return
+        self.counters.failed()
+        hung, *others = self._under_way
+        hung.set_exception(EngineHungError(f"the engine did not return within {self.engine_timeout_s:.0f} s"))
+        for other in others:
+            other.set_exception(BusyError("the engine hangs, and the worker is replaced; try again shortly"))
+
+    def run(self, inputs: Mapping[str, Array], sequence: Sequence) -> Ran:
+        """One engine call on inputs that went through pre-processing; in the engine's thread.
+
+        Raises: InputError, EngineError.
+        """
+        states, was_reset = self._sequences.begin(sequence)
         checked = self._loaded.checked({**states, **inputs})
         self.counters.accepted()
         began = time.perf_counter()
+        self._call_since = time.monotonic()
         try:
             outputs = self._loaded.run(checked)
-        except EngineError:
-            self.counters.failed()
-            raise
-        self.counters.answered((time.perf_counter() - began) * 1000, outputs)
-        self._keep(sequence, outputs)
-        return outputs
+            took_ms = (time.perf_counter() - began) * 1000
+            if bad := self._judged.not_finite(outputs):
+                raise NotFiniteError(f"the model answered with NaN or infinity in {bad!r}")
+        except Exception as error:
+            raise self._blamed(error, checked) from error
+        finally:
+            self._call_since = None
+        if self.counters.answered(took_ms, outputs):
+            self._pool.submit(self.counters.fold)
+        self._sequences.keep(sequence, outputs)
+        if was_reset:
+            self.counters.reset()
+        return Ran(outputs, was_reset)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
-    def _states_of(self, sequence: Sequence) -> dict[str, Array]:
-        if not self.manifest.state:
-            return {}
-        self._expire()
-        held = self._states.get(sequence.key) if sequence.key is not None and not sequence.is_start else None
-        if held is not None:
-            return held.states
-        return {pair.input: self._zeros(pair.input) for pair in self.manifest.state}
+    def _blamed(self, error: Exception, inputs: Mapping[str, Array]) -> EngineError | InputError:
+        """Whose fault a call was that went wrong."""
+        unlike = self._judged.unlike(inputs)
+        if unlike is not None:
+            return InputError(f"input {unlike!r} is far beyond all that this model was judged on: {error}")
+        self.counters.failed()
+        return error if isinstance(error, EngineError) else EngineError(f"the engine failed: {error!r}")
 
-    def _keep(self, sequence: Sequence, outputs: Mapping[str, Array]) -> None:
-        if not self.manifest.state or sequence.key is None:
-            return
-        self._states.pop(sequence.key, None)
-        if sequence.is_end:
-            return
-        states = {pair.input: outputs[pair.output] for pair in self.manifest.state}
-        self._states[sequence.key] = _Held(states, time.monotonic())
-        if len(self._states) > MAX_SEQUENCES:
-            self._states.popitem(last=False)
 
-    def _expire(self) -> None:
-        """Drop idle sequences; the oldest stand first."""
-        limit = time.monotonic() - SEQUENCE_IDLE_S
-        while self._states and next(iter(self._states.values())).used < limit:
-            self._states.popitem(last=False)
-
-    def _zeros(self, name: str) -> Array:
-        spec = self._specs[name]
-        return np.zeros([dim or 1 for dim in spec.shape], np.dtype(spec.dtype))
+def _finish(future: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
+    """A future that was given up already keeps what it has."""
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 
-from device_agent.serve import codec
-from device_agent.serve.http import Request
-from device_agent.serve.model import Sequence
-from edgekit.decode import Kind, decode
-from edgekit.errors import InputError
+from device_agent.serve.http import Head
+from device_agent.serve.parsing import MediaTypeError
+from device_agent.serve.sequences import Sequence, sequence_of
+from edgekit.decode import Bounds, Kind, decode
 from edgekit.manifest import Manifest
 from edgekit.tensors import Array
 
@@ -18,33 +17,45 @@ KINDS: Mapping[str, Kind] = {
     "application/x-npy": "npy",
     "application/octet-stream": "npy",
     "application/x-npz": "npz",
+    "image/jpeg": "image",
+    "image/png": "image",
+    "image/webp": "image",
+    "image/bmp": "image",
+    "image/x-ms-bmp": "image",
+    "audio/wav": "audio",
+    "audio/x-wav": "audio",
+    "audio/wave": "audio",
+    "audio/vnd.wave": "audio",
+    "audio/flac": "audio",
+    "audio/x-flac": "audio",
 }
+# What a stranger's body may unfold to in a process that has others to serve: 48 MB of pixels, some 150 MB of numbers.
+MAX_PIXELS = 16_000_000
+MAX_VALUES = 4_000_000
+# Ten minutes of one channel at 48 000 samples a second.
+MAX_AUDIO_VALUES = 28_800_000
+BOUNDS = Bounds(MAX_PIXELS, MAX_VALUES, MAX_AUDIO_VALUES, is_stranger=True)
 
 
-def read_body(request: Request, manifest: Manifest) -> tuple[dict[str, Array], Sequence]:
-    """Raw inputs by name, and the sequence they belong to. Raises: InputError."""
-    kind = _kind(request.head.content_type)
-    query = request.head.query
-    sequence = codec.sequence_of(
-        {
-            "sequence_id": query.get("sequence_id"),
-            "sequence_start": query.get("sequence_start") == "true",
-            "sequence_end": query.get("sequence_end") == "true",
-        }
-    )
-    # What a stranger sends must not unfold to more than he sent.
-    found = decode(kind, request.body, manifest, stored_only=True)
-    if "sequence_id" in found.parameters:
-        sequence = codec.sequence_of(found.parameters)
+def kind_of(head: Head) -> Kind:
+    """Raises: MediaTypeError."""
+    kind = KINDS.get(head.content_type)
+    if kind is None:
+        raise MediaTypeError(
+            f"content type {head.content_type!r} is not taken here; send application/json, application/x-npy,"
+            " application/x-npz, image/jpeg, image/png, image/webp, image/bmp, audio/wav or audio/flac"
+        )
+    return kind
+
+
+def read_body(head: Head, body: bytes | bytearray, manifest: Manifest) -> tuple[dict[str, Array], Sequence]:
+    """Raw inputs by name, and the sequence they belong to. Raises: InputError; inside `parsing.read` only."""
+    found = decode(kind_of(head), body, manifest, BOUNDS)
+    query = head.query
+    asked = {
+        "sequence_id": query.get("sequence_id"),
+        "sequence_start": query.get("sequence_start") == "true",
+        "sequence_end": query.get("sequence_end") == "true",
+    }
+    sequence = sequence_of(found.parameters if "sequence_id" in found.parameters else asked)
     return found.only(), sequence
-
-
-def _kind(content_type: str) -> Kind:
-    if content_type.startswith("image/"):
-        return "image"
-    if content_type in KINDS:
-        return KINDS[content_type]
-    raise InputError(
-        f"content type {content_type!r} is not taken here; send application/json, application/x-npy,"
-        " application/x-npz or image/*"
-    )

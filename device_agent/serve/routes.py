@@ -8,10 +8,11 @@ Kind = Literal["live", "ready", "server", "metrics", "model", "model-ready", "in
 
 @dataclass(frozen=True)
 class Target:
-    """What a path means; `deployment` is empty where it names none."""
+    """What a path means; `deployment` and `version` are empty where it names none."""
 
     kind: Kind
     deployment: str = ""
+    version: str = ""
 
     @property
     def is_workers(self) -> bool:
@@ -29,6 +30,8 @@ _FIXED: dict[tuple[str, ...], Kind] = {
     ("metrics",): "metrics",
     ("predict",): "predict",
 }
+# What may follow /v2/models/NAME and /v2/models/NAME/versions/VERSION.
+_OF_MODEL: dict[tuple[str, ...], Kind] = {(): "model", ("ready",): "model-ready", ("infer",): "infer"}
 
 
 def target_of(path: str, deployments: tuple[str, ...]) -> Target:
@@ -41,10 +44,8 @@ def target_of(path: str, deployments: tuple[str, ...]) -> Target:
     match parts:
         case ("predict", name):
             return Target("predict", name)
-        case ("v2", "models", name):
-            return Target("model", name)
-        case ("v2", "models", name, "ready"):
-            return Target("model-ready", name)
-        case ("v2", "models", name, "infer"):
-            return Target("infer", name)
+        case ("v2", "models", name, "versions", version, *rest) if version and tuple(rest) in _OF_MODEL:
+            return Target(_OF_MODEL[tuple(rest)], name, version)
+        case ("v2", "models", name, *rest) if tuple(rest) in _OF_MODEL:
+            return Target(_OF_MODEL[tuple(rest)], name)
     return Target("unknown")

@@ -50,6 +50,25 @@ class Cast(PreOperation, frozen=True):
         return saturated
 
 
+class Waveform(PreOperation, frozen=True):
+    """A sound of so many samples a second: float32 (frames, channels) or (frames,) to (frames,), channels averaged."""
+
+    sample_rate: Annotated[int, Meta(ge=1)]
+    example: ClassVar[str] = "sample_rate = 16000"
+
+    def apply(self, value: Array) -> Array:
+        if value.ndim not in (1, 2) or not value.size or value.dtype.kind != "f":
+            raise InputError(f"waveform: takes float frames x channels, not {describe(value)}")
+        wave = as_float32(value)
+        if wave.ndim == 1:
+            return wave
+        # In the order of the channels, so that every machine rounds alike.
+        total = wave[:, 0].copy()
+        for channel in range(1, wave.shape[1]):
+            total += wave[:, channel]
+        return total / np.float32(wave.shape[1])
+
+
 class Scale(PreOperation, frozen=True):
     """value · factor + offset, in float32."""
 
@@ -287,4 +306,5 @@ PRE: Mapping[str, type[PreOperation]] = {
     "clip": Clip,
     "center_crop": CenterCrop,
     "pad_to": PadTo,
+    "waveform": Waveform,
 }

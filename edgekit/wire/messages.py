@@ -124,7 +124,8 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     """What one loaded bundle did in a window.
 
     `infer_ms` is the engine call (contracts and gates mean this), `request_ms` includes the queue. `errors` are engine
-    failures, timeouts and worker deaths over accepted `requests`; `rejected_inputs` are the callers' mistakes.
+    failures, timeouts and worker deaths over accepted `requests`; `rejected_inputs` are the callers' mistakes;
+    `sequence_resets` are requests that meant to go on with a sequence whose state was gone.
     """
 
     deployment: Name
@@ -133,6 +134,7 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     errors: Count = 0
     rejected_inputs: Count = 0
     worker_deaths: Count = 0
+    sequence_resets: Count = 0
     infer_ms: Sketch = Sketch()
     request_ms: Sketch = Sketch()
     inputs: dict[str, Histogram] = {}

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from device_agent.serve import connection as connections
-from device_agent.serve.connection import Connections
+from device_agent.serve.connections import Connections
 from device_agent.serve.http import (
     MAX_HEAD_BYTES,
     HttpError,
@@ -25,7 +25,7 @@ async def echo(request: Request) -> Response:
     return Response(200, bytes(request.body), "text/plain")
 
 
-def route(head):
+def route(head, peer=None):
     if head.path == "/missing":
         raise HttpError(404, "there is nothing here")
     return Serve(echo, max_body=1000)
@@ -153,7 +153,7 @@ def test_a_refusal_reaches_a_client_that_is_still_sending():
 
 def test_a_client_that_never_finishes_is_told_so(monkeypatch):
     monkeypatch.setattr(connections, "HEAD_S", 0.05)
-    monkeypatch.setattr(connections, "BODY_S", 0.05)
+    monkeypatch.setattr(connections, "GRACE_S", 0.05)
     assert asked(b"GET / HT").startswith(b"HTTP/1.1 408 ")
     assert asked(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf").startswith(b"HTTP/1.1 408 ")
 
@@ -173,7 +173,7 @@ def test_a_client_that_shuts_its_side_down_still_gets_the_answer():
         await asyncio.sleep(0.05)
         return json_response(200, "late")
 
-    answer = asked(b"GET / HTTP/1.1\r\n\r\n", route=lambda _head: Serve(slow), half_close=True)
+    answer = asked(b"GET / HTTP/1.1\r\n\r\n", route=lambda _head, _peer: Serve(slow), half_close=True)
     assert b'"late"' in answer
 
 
@@ -181,7 +181,7 @@ def test_a_fault_in_a_handler_is_a_500_without_its_text():
     async def faulty(_request):
         raise ValueError("a secret")
 
-    answer = asked(b"GET / HTTP/1.1\r\n\r\n", route=lambda _head: Serve(faulty))
+    answer = asked(b"GET / HTTP/1.1\r\n\r\n", route=lambda _head, _peer: Serve(faulty))
     assert answer.startswith(b"HTTP/1.1 500 ")
     assert b"secret" not in answer
 
@@ -193,7 +193,7 @@ def test_a_request_can_wait_for_its_route():
         await asyncio.sleep(0.05)
         opened.append(True)
 
-    def decide(_head):
+    def decide(_head, _peer):
         return Serve(echo, 10) if opened else Wait(later())
 
     assert asked(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi", route=decide).endswith(b"hi")
@@ -209,7 +209,7 @@ def test_a_connection_moves_with_every_byte_that_was_read():
             return Response(200, name, "text/plain")
 
         def router(own, other):
-            def route(head):
+            def route(head, _peer):
                 if head.path == own:
                     return Serve(lambda _request: says(own.encode()))
                 return PassOn(lambda fd, prefix: other().adopt(socket.socket(fileno=fd), prefix))

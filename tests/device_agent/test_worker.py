@@ -110,7 +110,7 @@ def test_bad_input_is_the_callers_mistake(case, client, worker):
         np.save(stream, np.array([{"a": 1}], dtype=object), allow_pickle=True)
         value = stream.getvalue()
     answer = client.post(path, value, **headers)
-    assert answer.status == 400, answer.body
+    assert answer.status == (415 if headers.get("Content_Type") in ("image/gif", "text/csv") else 400)
     assert len(answer.json["error"]) > 10
     window = worker.count()
     assert (window["rejected_inputs"], window["errors"], window["requests"]) == (1, 0, 0)

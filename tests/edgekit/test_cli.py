@@ -136,7 +136,7 @@ def test_answers_go_to_a_file_whole(good: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.wav", b"RIFF", "is not read; use .npz, .npy, .json"),
+        ("a.ogg", b"RIFF", "is not read; use .npz, .npy, .json"),
         ("a.json", b"{", "not JSON"),
         ("a.json", b'{"picture": []}', "'picture' is no input; the model takes image"),
         ("a.json", b'{"image": [[1], [2, 3]]}', "no rectangular list of numbers"),

@@ -56,6 +56,8 @@ class Fleet:
         self.acknowledges = True
         self.chunk_delay_s = 0.0
         self.cut_after: int | None = None
+        # Answers to the next requests for artifacts, instead of the true ones: a status and a body each.
+        self.lies: list[tuple[int, bytes]] = []
         self.http = self._serve()
         self._last_order: bytes | None = None
         self._client = self._connect()
@@ -207,7 +209,9 @@ class FleetHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.rpartition("/")[2]
         self.fleet.requests.append((name, self.headers.get("Range")))
-        if self.headers.get("Authorization") != f"Bearer {CREDENTIAL}":
+        if self.fleet.lies:
+            self.answer(*self.fleet.lies.pop(0))
+        elif self.headers.get("Authorization") != f"Bearer {CREDENTIAL}":
             self.answer(401, b"")
         elif name not in self.fleet.artifacts:
             self.answer(404, b"")
@@ -267,26 +271,33 @@ class AgentProcess:
         self.log_path = state.parent / f"{state.name}.log"
         self._words = [sys.executable, "-m", "edgekit", "agent", "run", "--state", str(state),
                        "--http", f"127.0.0.1:{port}", "--window", "1", *words]  # fmt: skip
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> "AgentProcess":
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(self._words, stderr=log, stdout=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                self._words,
+                stderr=log,
+                stdout=log,
+                start_new_session=True,
+                env={**os.environ, **self.environment},
+            )
         return self
 
     @property
     def log(self) -> str:
         return self.log_path.read_text() if self.log_path.exists() else ""
 
-    def children(self) -> list[int]:
-        """Worker and self-test processes."""
+    def children(self, module: str = "device_agent.worker") -> list[int]:
+        """Its processes that run `module`: by default the workers."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     fields = (entry / "stat").read_text().rpartition(")")[2].split()
                     command = (entry / "cmdline").read_bytes()
-                    if int(fields[1]) == self.process.pid and b"device_agent.worker" in command:
+                    if int(fields[1]) == self.process.pid and module.encode() in command:
                         found.append(int(entry.name))
         return found
 
