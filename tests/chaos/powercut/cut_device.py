@@ -8,10 +8,12 @@ whole update takes some milliseconds, and thousands of starts can be tried.
 import asyncio
 import base64
 import errno
+import importlib.util
 import json
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,10 +35,7 @@ from device_agent.supervisor import Agent, Settings
 from device_agent.update import fetch, jobs, machine, reconciler, selftest, slots
 from device_agent.update.events import Cause
 from device_agent.update.selftest import Verdict
-from edgekit import bundle as bundles
-from edgekit import manifest as manifests
 from edgekit.errors import BundleError
-from edgekit.manifest import EngineSpec, Manifest, SelfTest, TensorSpec
 from edgekit.trust import dsse
 from edgekit.trust.target import Target
 from edgekit.wire import messages, topics
@@ -44,7 +43,22 @@ from edgekit.wire.enrolment import BrokerAddress, EnrolAnswer, EnrolmentFile
 from edgekit.wire.messages import Ack, DeploymentWindow, Order, OrderedBundle, OrderOptions, Report, Reported
 
 PROFILE = "x86-64-v3"
+HERE = Path(__file__).parent
 PLATFORM = Platform((PROFILE,), overlap=True, isa=("avx2",), engines={"onnxruntime": "1"})
+
+
+def _loaded(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("device_agent_conftest", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# Bundles are made as the agent's own tests make them.
+real = _loaded(HERE.parents[1] / "device_agent" / "conftest.py")
 # Versions that end with one of these are bad.
 FAILS_SELFTEST, FAILS_PROBATION = "-untrue", "-broken"
 
@@ -65,6 +79,7 @@ class Fleet:
         self.versions: dict[str, str] = {}
         self.counter = 100
         self.cut_after: int | None = None
+        self.stall_after: int | None = None
         handler = type("Handler", (_Handler,), {"fleet": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.http.daemon_threads = True
@@ -87,22 +102,11 @@ class Fleet:
         return path
 
     def publish(self, folder: Path, version: str) -> OrderedBundle:
-        files: dict[str, bytes | Path] = {
-            "model/model.onnx": version.encode() * 400,
-            "selftest/inputs.npz": b"inputs",
-            "selftest/source.npz": b"source",
-            "selftest/artifact.npz": b"artifact",
-        }
-        tensor = TensorSpec("x", "float32", (1,))
-        made = Manifest(
-            format=manifests.FORMAT, name="digits", version=version, profile=PROFILE,
-            engine=EngineSpec("onnxruntime", ">=1", "model/model.onnx"), inputs=(tensor,),
-            outputs=(TensorSpec("y", "float32", (1,)),), recipe="onnxruntime/fp32", source_sha256="0" * 64,
-            files=tuple(bundles.file_entry(path, data) for path, data in files.items()),
-            selftest=SelfTest("selftest/inputs.npz", "selftest/source.npz", "selftest/artifact.npz", 1, {"y": 1.0}, 1),
-        )  # fmt: skip
-        path = folder / made.filename
-        sha256 = bundles.write(path, made, files)
+        """A real bundle of `version`; its self-test really fails where the version says so."""
+        seed = sum(version.encode())
+        scale = 0.5 if version.endswith(FAILS_SELFTEST) else 0.0625
+        built = real.build(folder, version=version, seed=seed, profile=PROFILE, scale=scale)
+        path, sha256 = built.path, built.sha256
         data = path.read_bytes()
         target = Target("digits", version, PROFILE, len(data), sha256)
         self.artifacts[sha256] = data
@@ -156,6 +160,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.fleet.cut_after is not None and len(part) > 1000:
             part, self.fleet.cut_after = part[: self.fleet.cut_after], None
+        if self.fleet.stall_after is not None and len(part) > 1000:
+            count, self.fleet.stall_after = self.fleet.stall_after, None
+            self.wfile.write(part[:count])
+            self.connection.recv(1)
+            self.close_connection = True
+            return
         self.wfile.write(part)
 
     def _answer(self, status: int, body: bytes) -> None:
@@ -172,7 +182,11 @@ def _public(key: Ed25519PrivateKey) -> str:
 def _sign(payload: bytes, payload_type: str, keyid: str, key: Ed25519PrivateKey) -> bytes:
     signature = base64.b64encode(key.sign(dsse.pae(payload_type, payload))).decode()
     signed = [{"keyid": keyid, "sig": signature}]
-    envelope = {"payload": base64.b64encode(payload).decode(), "payloadType": payload_type, "signatures": signed}
+    envelope = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": payload_type,
+        "signatures": signed,
+    }
     return json.dumps(envelope).encode()
 
 
@@ -183,6 +197,10 @@ class World:
         self.fleet = fleet
         self.retained: Retained | None = None
         self.trace: list[Operation | Mark] = []
+        self.sites: list[tuple[int, str]] = []
+        # The storage thread, the thread of a job and the event loop all leave their traces.
+        self._lock = threading.Lock()
+        self.fault: Callable[[Operation], None] = lambda _operation: None
         self.is_recording = self.is_dead = False
         self.link: FakeLink | None = None
         self.reported: Reported | None = None
@@ -192,11 +210,16 @@ class World:
         if self.is_dead:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         if self.is_recording:
-            self.trace.append(operation)
+            site = _site()
+            with self._lock:
+                self.sites.append((len(self.trace), site))
+                self.trace.append(operation)
+        self.fault(operation)
 
     def mark(self, *what: str, value: Any) -> None:
         if self.is_recording:
-            self.trace.append(Mark(what, value))
+            with self._lock:
+                self.trace.append(Mark(what, value))
 
     def order(self, bundle: OrderedBundle | None) -> None:
         self.retained = self.fleet.order(bundle)
@@ -211,10 +234,23 @@ class World:
             self.mark("accepted", value=self.reported.order_counter)
             for said in self.reported.deployments.values():
                 self.mark("committed", value=said.committed)
+                self.mark("step", value=said.state.value)
         elif leaf == topics.TELEMETRY:
             report = messages.decode(payload, Report)
             return Ack(report.boot, (report.seq,))
         return None
+
+
+def _site() -> str:
+    """Where in the agent the operation comes from: the line that called `durable`, and the function there."""
+    frame = sys._getframe(2)
+    within = ""
+    while Path(frame.f_code.co_filename).name in ("durable.py", "contextlib.py") and frame.f_back is not None:
+        if Path(frame.f_code.co_filename).name == "durable.py" and not frame.f_code.co_name.startswith("_"):
+            within = frame.f_code.co_name
+        frame = frame.f_back
+    path = Path(frame.f_code.co_filename)
+    return f"{path.parent.name}/{path.name}:{frame.f_lineno} {frame.f_code.co_name} → {within}"
 
 
 class FakeLink:
@@ -397,4 +433,3 @@ class Device:
         if self.world.fleet.is_bad(wanted):
             return said.state.value in ("failed", "rollback") and said.digest == said.committed != wanted
         return (said.state.value, said.digest, said.committed) == ("idle", wanted, wanted)
-

@@ -116,39 +116,35 @@ class Disk:
         return operation.path == self._root.parent or self._root in (operation.path, *operation.path.parents)
 
     def apply(self, operation: Operation) -> None:
-        _kind, path, detail = operation
-        match operation.kind:
-            case "create":
-                known = self._folder(path.parent).now.get(path.name)
-                if isinstance(known, File):
-                    known.pending.append(b"")
-                else:
-                    self._change(path.parent, path.name, File())
-            case "write":
-                file = self._file(path)
-                assert isinstance(detail, bytes)
-                file.pending.append(file.now + detail)
-            case "cut":
-                file = self._file(path)
-                assert isinstance(detail, int)
-                file.pending.append(file.now[:detail])
-            case "sync":
-                file = self._file(path)
-                file.synced, file.pending = file.now, []
-            case "rename":
-                assert isinstance(detail, Path)
-                assert detail.parent == path.parent
-                node = self._folder(path.parent).now[path.name]
-                self._change(path.parent, detail.name, node, path.name)
-            case "symlink":
-                self._change(path.parent, path.name, Link(str(detail)))
-            case "mkdir":
-                self._change(path.parent, path.name, Folder())
-            case "unlink" | "rmdir":
-                self._change(path.parent, path.name, None)
-            case "sync-folder":
-                folder = self._folder(path)
-                folder.synced, folder.pending = folder.now, []
+        path, detail = operation.path, operation.detail
+        if operation.kind in ("create", "write", "cut", "sync"):
+            self._apply_to_file(operation)
+        elif operation.kind == "rename":
+            assert isinstance(detail, Path)
+            assert detail.parent == path.parent
+            self._change(path.parent, detail.name, self._folder(path.parent).now[path.name], path.name)
+        elif operation.kind == "sync-folder":
+            folder = self._folder(path)
+            folder.synced, folder.pending = folder.now, []
+        else:
+            made: dict[str, Node] = {"mkdir": Folder(), "symlink": Link(str(detail))}
+            self._change(path.parent, path.name, made.get(operation.kind))
+
+    def _apply_to_file(self, operation: Operation) -> None:
+        path, detail = operation.path, operation.detail
+        known = self._folder(path.parent).now.get(path.name)
+        if operation.kind == "create" and not isinstance(known, File):
+            self._change(path.parent, path.name, File())
+            return
+        assert isinstance(known, File), path
+        if operation.kind == "sync":
+            known.synced, known.pending = known.now, []
+        elif operation.kind == "cut":
+            assert isinstance(detail, int)
+            known.pending.append(known.now[:detail])
+        else:
+            assert isinstance(detail, bytes)
+            known.pending.append(known.now + detail if operation.kind == "write" else b"")
 
     def after_cut(self) -> Iterator[Tree]:
         """Every state that may be found, some of them twice."""
@@ -186,11 +182,6 @@ class Disk:
             assert isinstance(node, Folder)
             node = node.now[name]
         assert isinstance(node, Folder), path
-        return node
-
-    def _file(self, path: Path) -> File:
-        node = self._folder(path.parent).now[path.name]
-        assert isinstance(node, File), path
         return node
 
     def _change(self, folder: Path, name: str, node: Node | None, old: str = "") -> None:

@@ -134,7 +134,9 @@ def run(root: Path, promises: Promises, fleet: Fleet, scratch: Path) -> list[str
 
 
 async def _run(world: World, root: Path, promises: Promises, scratch: Path) -> list[str]:
-    held = {bundle.sha256 for bundle in slots.held(DeploymentFolder(root / "deployments" / "digits")).values()}
+    held = {
+        bundle.sha256 for bundle in slots.held(DeploymentFolder(root / "deployments" / "digits")).values()
+    }
     device = await Device(world, root, scratch / "enrolment.json").start()
     wrong: list[str] = []
     try:

@@ -1,28 +1,44 @@
 """The life that is recorded, operation by operation: everything a device ever does to its state folder.
 
 Enrol, first release, an update whose download breaks off, a release that fails its self-test, one that fails in
-probation and is rolled back, going back to what the other slot still holds, a clean restart, an unclean one in the
-middle of an update, no model at all, and a model again.
+probation and is rolled back, going back to what the other slot still holds, a clean restart, one in the middle of
+a download and one a little later in the same update, no model at all, and a model again.
 """
 
 import asyncio
 from pathlib import Path
+from typing import NamedTuple
 
 from cut_device import FAILS_PROBATION, FAILS_SELFTEST, Device, Fleet, Mark, World, this_process
 
 from device_agent.durable import Operation
 from edgekit.wire.states import AgentState
 
-Trace = list[Operation | Mark]
+# The second cut falls wherever the agent is by the time that this is seen.
+AFTER_FETCH = (
+    AgentState.STAGE,
+    AgentState.SELFTEST,
+    AgentState.SWITCH,
+    AgentState.PROBATION,
+    AgentState.COMMIT,
+)
 
 
-def tell(fleet: Fleet, root: Path, scratch: Path) -> Trace:
+class Story(NamedTuple):
+    """`sites` says for each operation of the trace, by its number, where in the agent it comes from."""
+
+    root: Path
+    trace: list[Operation | Mark]
+    sites: dict[int, str]
+
+
+def tell(fleet: Fleet, root: Path, scratch: Path) -> Story:
     """The trace of the whole life on `root`, which does not exist yet."""
     world = World(fleet)
     with this_process(world, scratch / "runtime"):
         world.is_recording = True
         asyncio.run(_live(world, root, scratch))
-    return world.trace
+    return Story(root, world.trace, dict(world.sites))
 
 
 async def _live(world: World, root: Path, scratch: Path) -> None:
@@ -49,14 +65,18 @@ async def _live(world: World, root: Path, scratch: Path) -> None:
 
     device = await Device(world, root, enrolment).start()
     await device.until(device.is_settled, "settled after a restart")
+    fleet.stall_after = 2500
     world.order(bundles["6"])
-    machine = device.agent._reconcilers["digits"]
-    await device.until(lambda: machine.machine.step is not AgentState.IDLE, "the update begins")
-    await device.until(lambda: machine.machine.step not in (AgentState.IDLE, AgentState.FETCH), "fetched")
+    await device.until(lambda: _has_unsynced_tail(root), "the download stands still")
     await _cut(world, device)
 
     device = await Device(world, root, enrolment).start()
-    await device.until(device.is_settled, "settled after a cut")
+    machine = device.agent._reconcilers["digits"]
+    await device.until(lambda: machine.machine.step in AFTER_FETCH, "fetched")
+    await _cut(world, device)
+
+    device = await Device(world, root, enrolment).start()
+    await device.until(device.is_settled, "settled after two cuts")
     await settle(None)
     await settle("1")
     await device.stop()
@@ -67,3 +87,9 @@ async def _cut(world: World, device: Device) -> None:
     world.is_dead = True
     await device.stop()
     world.is_dead = False
+
+
+def _has_unsynced_tail(root: Path) -> bool:
+    """Whether a download has received more than its name says is synced."""
+    parts = (root / "deployments" / "digits" / "fetch").glob("*.part")
+    return any(path.stat().st_size > int(path.name.split(".")[1]) for path in parts)
