@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench conformance clean
+.PHONY: demo test chaos lint format bench conformance clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -14,6 +14,10 @@ demo: $(READY)
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e
 	$(BIN)/python -m pytest tests/e2e
+
+# Every disk state after a power cut at every point, every failing write, every sync left out in turn: many minutes.
+chaos: $(READY)
+	EDGEKIT_CHAOS=1 $(BIN)/python -m pytest tests/chaos --numprocesses 0
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

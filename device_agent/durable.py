@@ -3,7 +3,8 @@
 Always true
  1. A file that `write` put in place is either the old one or the whole new one, never a mixture.
  2. When a function here returns, its effect is on the medium: data synced first, then the name, then the folder.
-    `write_unsynced` and what is called with `sync=False` are the exceptions.
+    Not so `write_unsynced`, what is called with `sync=False`, and removals: what must stay gone is followed by
+    `sync_folder`, and everything else that comes back is found and removed again.
  3. Every change of the disk is announced to the watcher before it is made. Tests use that to record the operations of
     a whole update, to cut the power between any two, and to let each of them fail.
 
@@ -157,8 +158,8 @@ def rename(source: Path, target: Path) -> None:
 
 
 def set_aside(path: Path) -> None:
-    """Move a damaged file out of the way, over the one set aside before: `NAME.damaged`."""
-    rename(path, path.with_name(f"{path.name}.damaged"))
+    """Move a damaged file out of the way, over the one set aside before: `NAME.damaged`. Not synced: it is found again."""
+    _rename(path, path.with_name(f"{path.name}.damaged"))
 
 
 def point(link: Path, target: str) -> None:
@@ -171,17 +172,17 @@ def point(link: Path, target: str) -> None:
     sync_folder(link.parent)
 
 
-def remove(path: Path) -> None:
-    """Remove a file, link or tree; nothing there is fine, and costs no sync."""
+def remove(path: Path) -> bool:
+    """Remove a file, link or tree; whether there was one. Not synced: after a power cut it may be there again."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
-        return
+        return False
     if stat.S_ISDIR(mode):
         _remove_tree(path)
     else:
         _unlink(path)
-    sync_folder(path.parent)
+    return True
 
 
 def sync_tree(folder: Path) -> None:

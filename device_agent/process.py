@@ -124,7 +124,8 @@ class WorkerProcess:
             # No memory, no process or thread to be had, no descriptors.
             raise StartError(f"its process cannot be made ({error})", Cause.PASSING) from error
         try:
-            await asyncio.wait_for(self._first.wait(), START_TIMEOUT_S)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._first.wait()
         except TimeoutError as error:
             await self.kill()
             told = f"it was not ready within {START_TIMEOUT_S:.0f} s"
@@ -225,7 +226,8 @@ class WorkerProcess:
         """Let it finish, hand back and end; killed if it takes too long."""
         self._channel.send(Drain())
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.ended.wait(), DRAIN_TIMEOUT_S)
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                await self.ended.wait()
         await self.kill()
 
     async def kill(self) -> None:

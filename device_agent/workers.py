@@ -70,7 +70,8 @@ class Workers:
     async def wait_change(self, patience_s: float) -> None:
         """Until a worker serves or none is expected any more, at most `patience_s`."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), patience_s)
+            async with asyncio.timeout(patience_s):
+                await self._changed.wait()
 
     # -- for the reconciler --------------------------------------------------------------------------------------
 
@@ -191,7 +192,8 @@ class Workers:
 
     async def _unless_turned(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._turn.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._turn.wait()
 
     async def _point(self, slot: Path | None) -> bool:
         """Make `current` name `slot`; False if the disk does not take it."""
@@ -225,7 +227,8 @@ class Workers:
         """Tell while the serving worker lives well, and when it ended by itself."""
         while self.serving is worker and not worker.ended.is_set():
             try:
-                await asyncio.wait_for(worker.ended.wait(), STEADY_S)
+                async with asyncio.timeout(STEADY_S):
+                    await worker.ended.wait()
             except TimeoutError:
                 if self.serving is worker:
                     self._troubles = 0

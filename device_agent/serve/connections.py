@@ -125,7 +125,8 @@ class Connections:
             connection.leave()
         if self.open:
             try:
-                await asyncio.wait_for(self._emptied.wait(), patience_s)
+                async with asyncio.timeout(patience_s):
+                    await self._emptied.wait()
             except TimeoutError:
                 log.trouble("connections cut while draining", count=len(self.open))
         for connection in tuple(self.open):

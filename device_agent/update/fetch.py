@@ -65,7 +65,7 @@ class Source:
 def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: Stopper) -> Bundle:
     """The checked bundle, at `folder/<sha256>.edgekit`.
 
-    Raises: FetchError.
+    Raises: FetchError; OSError if the disk takes it not.
     """
     durable.make_folder(folder)
     final = folder / f"{wanted.sha256}.edgekit"
@@ -86,7 +86,7 @@ def _check_envelope(source: Source, wanted: OrderedBundle, stopping: Stopper) ->
     data = b""
     with _asking(source, f"{wanted.sha256}.dsse", {}, stopping) as response:
         _expect(response, (200,), f"the signature of {wanted.target}")
-        data = response.read(MAX_ENVELOPE_BYTES + 1)
+        data = _read(response, MAX_ENVELOPE_BYTES + 1)
     try:
         msgspec.json.decode(data, type=Envelope)
     except msgspec.DecodeError as error:
@@ -150,7 +150,7 @@ class _Part:
         self, sink: durable.Writer, response: http.client.HTTPResponse, left: int, stopping: Stopper
     ) -> int:
         while left and not stopping.is_set:
-            chunk = response.read(min(CHUNK_BYTES, left))
+            chunk = _read(response, min(CHUNK_BYTES, left))
             if not chunk:
                 break
             sink.write(chunk)
@@ -237,11 +237,23 @@ def _asking(
         stopping.watch(connection.sock)
         path = url.path + (f"?{url.query}" if url.query else "")
         connection.request("GET", path, headers={"Authorization": f"Bearer {source.credential}", **headers})
-        yield connection.getresponse()
+        response = connection.getresponse()
     except (OSError, http.client.HTTPException) as error:
+        connection.close()
         raise FetchError(f"{url.netloc}: {error or type(error).__name__}") from error
+    # What the caller's disk does while it receives is not the link's fault, so it is not caught here.
+    try:
+        yield response
     finally:
         connection.close()
+
+
+def _read(response: http.client.HTTPResponse, length: int) -> bytes:
+    """Raises: FetchError for a link that fails."""
+    try:
+        return response.read(length)
+    except (OSError, http.client.HTTPException) as error:
+        raise FetchError(f"the link failed: {error or type(error).__name__}") from error
 
 
 def open_connection(scheme: str, host: str, port: int | None) -> http.client.HTTPConnection:

@@ -76,7 +76,7 @@ class Jobs:
     async def _selftest(self, ref: SlotRef) -> None:
         running = slots.current(self._folder)
         beside = self._folder.slot(running) if running is not None and running != ref.slot else None
-        await run_blocking(lambda: durable.make_folder(self._folder.cache))
+        await run_blocking(lambda: durable.make_folder(self._folder.cache, sync=False))
         verdict = await selftest.run(self._folder.slot(ref.slot), beside, self._folder.cache)
         if not verdict.passed:
             raise JobError(f"self-test: {verdict.reason}", verdict.cause)

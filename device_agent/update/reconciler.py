@@ -113,7 +113,11 @@ class Reconciler:
         """Take what has happened, or, after a while without anything, only look again."""
         before = (machines.shown(self.machine), machines.conditions(self.machine))
         with contextlib.suppress(TimeoutError):
-            self._take(await asyncio.wait_for(self._events.get(), LOOK_AGAIN_S))
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with an event (bpo-37658), and
+            # an agent that was told to end would not.
+            async with asyncio.timeout(LOOK_AGAIN_S):
+                event = await self._events.get()
+            self._take(event)
         while not self._events.empty():
             self._take(self._events.get_nowait())
         await self._save()

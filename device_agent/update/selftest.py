@@ -54,8 +54,10 @@ async def run(slot: Path, running: Path | None, cache: Path) -> Verdict:
     assert process.stdout is not None
     guard = asyncio.create_task(_too_much_memory(process.pid, limit))
     try:
-        output = await asyncio.wait_for(process.stdout.read(), TIMEOUT_S)
-        code = await asyncio.wait_for(process.wait(), _POLL_S * 50)
+        async with asyncio.timeout(TIMEOUT_S):
+            output = await process.stdout.read()
+        async with asyncio.timeout(_POLL_S * 50):
+            code = await process.wait()
     except TimeoutError:
         told = f"the self-test took longer than {TIMEOUT_S:.0f} s"
         return Verdict(passed=False, reason=told, cause=Cause.DOUBT)

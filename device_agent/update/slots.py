@@ -48,7 +48,9 @@ def mark_of(slot: Path) -> SlotMark | None:
 def stage(folder: DeploymentFolder, name: SlotName, bundle: Bundle, target: str) -> None:
     """Extract a checked bundle into a slot, durably; whatever the slot held is gone first."""
     slot = folder.slot(name)
-    durable.remove(slot / _MARK)
+    if durable.remove(slot / _MARK):
+        # Were the mark to come back after a power cut, it would vouch for what is removed next.
+        durable.sync_folder(slot)
     durable.remove(slot)
     durable.make_folder(slot)
     for member, source in bundle.members():
