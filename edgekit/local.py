@@ -17,6 +17,7 @@ from edgekit.engines import LoadedBundle
 from edgekit.errors import ProfileError
 from edgekit.evidence import Statement
 from edgekit.manifest import Manifest
+from edgekit.quiet import hushed
 from edgekit.selftest import SelfTestResult
 
 
@@ -40,7 +41,9 @@ def opened(path: Path) -> Iterator[OpenBundle]:
     with tempfile.TemporaryDirectory(prefix="edgekit-") as name:
         folder = Path(name)
         bundle.extract(folder)
-        loaded = LoadedBundle(bundle.manifest, folder)
+        # LiteRT announces its delegate on standard error.
+        with hushed():
+            loaded = LoadedBundle(bundle.manifest, folder)
         try:
             yield OpenBundle(bundle, folder, loaded)
         finally:

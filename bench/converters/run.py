@@ -225,7 +225,7 @@ def scored(bench: Workbench, run: Run) -> float:
         digest = bench.metric.digest({key: np.array(value)[None] for key, value in outputs.items()})
         parts.append({key: np.array(value[0]) for key, value in digest.items()})
     stacked = {key: np.stack([part[key] for part in parts]) for key in parts[0]}
-    return bench.metric.of_digest(stacked, bench.labels)
+    return bench.metric.of_digest(stacked, bench.standard.labels)
 
 
 def _stands_for(tool: str, rows: Mapping[str, Row], limit: float) -> str:

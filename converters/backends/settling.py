@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from converters.source.quiet import first_line
 from edgekit.errors import ToolFailedError
+from edgekit.quiet import first_line
 
 # Conversions tried before a model that does not come out right is given up.
 MAX_TRIES = 16

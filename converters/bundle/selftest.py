@@ -17,16 +17,18 @@ from msgspec import structs
 
 from converters.bundle import ranges
 from converters.data import compact
+from converters.measure.host import Host, judged_spec
 from converters.recipes import facts
 from converters.recipes.recipes import Plan
-from converters.rounds.candidates import Candidate, Host, judged_spec, seen_alone
-from converters.source.quiet import first_line
+from converters.rounds.candidates import Candidate
+from converters.rounds.isolated import seen_alone
 from converters.work import golden
 from converters.work.golden import Shipped
 from converters.work.workbench import Workbench
 from edgekit import noise
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import EngineSpec, Floor, SelfTest, TensorSpec
+from edgekit.quiet import first_line
 from edgekit.samples import Samples, dump_arrays, flat, stacked
 from edgekit.selftest import ANSWERS, agreement, is_exact, record
 from edgekit.tensors import Array

@@ -7,7 +7,8 @@ import numpy as np
 from msgspec import UNSET, structs
 
 from converters.bundle import selftest
-from converters.rounds.candidates import Candidate, Host
+from converters.measure.host import Host
+from converters.rounds.candidates import Candidate
 from converters.work.workbench import Workbench
 from edgekit import bundle, manifest
 from edgekit.manifest import (
@@ -65,7 +66,7 @@ def write(
         preprocess=bench.project.preprocess,
         postprocess=bench.project.postprocess,
         contract=contract,
-        tools=bench.tools(plan),
+        tools=bench.keys.tools(plan),
         reference=_reference(bench, item),
         buckets=UNSET if buckets is None else _shipped(buckets),
     )

@@ -19,11 +19,11 @@ from onnx import version_converter
 
 from converters.graph import stft, tidy
 from converters.source import onnx_source
-from converters.source.quiet import first_line, quietly
 from converters.source.source import Source, closed
 from edgekit.errors import SourceError, ToolFailedError
 from edgekit.gaps import largest, largest_gap
 from edgekit.manifest import TensorSpec
+from edgekit.quiet import first_line, quietly
 from edgekit.tensors import Array
 
 # Per-channel DequantizeLinear came with 13; 17 is what all three engines read and quantizers are tested with.

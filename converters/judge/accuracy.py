@@ -10,7 +10,7 @@ Always true
     half of it, the others share the rest (a weighted Bonferroni correction).
  3. What the caller knows to compute the source's own function (a float32 candidate that passed the gate on its outputs)
     needs no least number of samples; its drop is judged all the same.
- 4. A figure that is not finite is a miss.
+ 4. A figure that is not finite is a miss, and so is a candidate that the user's metric fails on.
 """
 
 import math
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from converters.data.halves import groups_of
 from converters.judge import bounds
 from converters.judge.bounds import Own
-from converters.judge.metrics import Metric, Outputs
+from converters.judge.metrics import Metric, MetricError, Outputs, of_source
 from edgekit.samples import is_ragged
 from edgekit.tensors import Array
 
@@ -131,21 +131,41 @@ def compare(
     """Figures and bounds of two digests of the same samples; `drawn` is `resampled` of the source, where it is known.
     `is_searched`: on the search half. `place`: among the candidates that are judged on these samples.
 
-    Raises: DataError if the labels do not fit them.
+    Raises: DataError if the labels do not fit them; MetricError where a user's metric gives no number for the source.
     """
     groups = len(groups_of(len(labels), sequence))
-    ours, theirs = metric.of_digest(source, labels), metric.of_digest(candidate, labels)
     unit: Literal["samples", "sequences"] = "samples" if sequence is None else "sequences"
+
+    def missed(figure: float, drop: float, trouble: str) -> Accuracy:
+        return Accuracy(
+            ours,
+            figure,
+            drop,
+            math.inf,
+            len(labels),
+            groups=groups,
+            unit=unit,
+            judged=place.of,
+            trouble=trouble,
+        )
+
+    with of_source():
+        ours = metric.of_digest(source, labels)
+    try:
+        theirs = metric.of_digest(candidate, labels)
+    except MetricError as error:
+        return missed(math.nan, math.nan, f"on this candidate, {error}")
     drop = metric.drop(ours, theirs)
     if not (math.isfinite(ours) and math.isfinite(theirs)):
         whose = ("this candidate", theirs, candidate) if math.isfinite(ours) else ("the source", ours, source)
-        told = _strange_figure(metric, *whose, labels)
-        return Accuracy(
-            ours, theirs, drop, math.inf, len(labels), groups=groups, unit=unit, judged=place.of, trouble=told
-        )
+        return missed(theirs, drop, _strange_figure(metric, *whose, labels))
     if drawn is None:
-        drawn = resampled(metric, source, labels, sequence=sequence, seed=seed, is_searched=is_searched)
-    others = resampled(metric, candidate, labels, sequence=sequence, seed=seed, is_searched=is_searched)
+        with of_source():
+            drawn = resampled(metric, source, labels, sequence=sequence, seed=seed, is_searched=is_searched)
+    try:
+        others = resampled(metric, candidate, labels, sequence=sequence, seed=seed, is_searched=is_searched)
+    except MetricError as error:
+        return missed(theirs, drop, f"on a resampled set of {unit} of this candidate, {error}")
     found = bounds.bounds(
         metric,
         drawn,

@@ -10,6 +10,7 @@ The built-in ones look at the model's first output (`map` may look at three); a 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,6 +28,8 @@ from edgekit.tensors import Array
 Outputs = Mapping[str, Array]
 Parts = NDArray[np.float64]
 VALUE = "value"
+# Characters of what a user's metric returned instead of a number.
+_SHOWN = 80
 
 
 def _everything(outputs: Outputs) -> Outputs:
@@ -78,7 +81,7 @@ class Metric:
         return self.of_digest(self.digest(outputs), labels)
 
     def of_digest(self, digest: Outputs, labels: Array) -> float:
-        """Raises: DataError if the labels do not fit; ProjectError where the user's function fails."""
+        """Raises: DataError if the labels do not fit; MetricError where the user's function gives no number."""
         if self.parts is not None:
             return self.of_sums(self.shares(digest, labels).sum(axis=0))
         assert self.whole is not None
@@ -265,15 +268,33 @@ def against_source(metric: Metric) -> Metric:
     return replace(metric, by_labels=False)
 
 
+class MetricError(ProjectError):
+    """A user's metric failed, or returned what is no number."""
+
+
+@contextmanager
+def of_source() -> Iterator[None]:
+    """What a user's metric makes of the source ends the build: its error says so."""
+    try:
+        yield
+    except MetricError as error:
+        raise MetricError(f"on the float source, {error}") from error
+
+
 def users(name: str, function: Callable[..., Any]) -> Metric:
-    """A user's `f(outputs, labels) -> float`."""
+    """A user's `f(outputs, labels) -> float`; a figure that is not finite is passed on. Its calls raise MetricError."""
     seen: set[str] = set()
 
     def whole(outputs: Outputs, labels: Array) -> float:
         try:
-            return float(function(_Watched(outputs, seen), labels))
+            found = function(_Watched(outputs, seen), labels)
         except Exception as error:
-            raise ProjectError(f"{name}: the metric failed: {code.told(error)}") from error
+            raise MetricError(f"{name} failed: {code.told(error)}") from error
+        try:
+            return _number(found)
+        except Exception as error:
+            told = " ".join(repr(found).split())[:_SHOWN]
+            raise MetricError(f"{name} returned {told}, not a number") from error
 
     return Metric(
         name,
@@ -283,6 +304,13 @@ def users(name: str, function: Callable[..., Any]) -> Metric:
         # A function that nothing could be seen of may have looked at everything.
         looks_at=lambda names: [name for name in names if name in seen] or names,
     )
+
+
+def _number(found: Any) -> float:
+    """Raises: whatever says that it is none; TypeError for text too, although it may spell one."""
+    if isinstance(found, str | bytes):
+        raise TypeError(found)
+    return float(found)
 
 
 class _Watched(dict[str, Any]):

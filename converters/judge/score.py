@@ -11,7 +11,7 @@ from functools import cached_property
 from converters.judge import accuracy
 from converters.judge.accuracy import ALONE, Accuracy, Judgement, Place, Shift
 from converters.judge.bounds import Own
-from converters.judge.metrics import Metric
+from converters.judge.metrics import Metric, of_source
 from converters.judge.outputs import OutputScore
 from edgekit.samples import Samples
 from edgekit.tensors import Array
@@ -35,14 +35,15 @@ class Mark:
     @cached_property
     def _drawn(self) -> Own:
         """The source's side of the draws, the same for every candidate."""
-        return accuracy.resampled(
-            self.metric,
-            self.digest,
-            self.labels,
-            sequence=self.samples.sequence,
-            seed=self.seed,
-            is_searched=self.is_searched,
-        )
+        with of_source():
+            return accuracy.resampled(
+                self.metric,
+                self.digest,
+                self.labels,
+                sequence=self.samples.sequence,
+                seed=self.seed,
+                is_searched=self.is_searched,
+            )
 
     @cached_property
     def figure(self) -> float:
@@ -99,9 +100,11 @@ class Score:
 
     @property
     def badness(self) -> float:
-        """The largest of the two losses and of what outputs lose, in units of the limit; what is not finite is the
-        worst.
+        """The largest of the two losses and of what outputs lose, in units of the limit; a figure that is not finite,
+        or was not to be had, is the worst.
         """
+        if self.accuracy.trouble or (self.there is not None and self.there.trouble):
+            return math.inf
         worst = max((output.excess for output in self.outputs), default=0.0)
         losses = (self.accuracy.drop, self.there.drop if self.there else -math.inf, worst * self.limit)
         return math.inf if any(math.isnan(loss) for loss in losses) else max(losses)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from converters.data.halves import groups_of
 from converters.judge import text
-from converters.judge.metrics import Metric, Outputs, first
+from converters.judge.metrics import Metric, MetricError, Outputs, first
 from edgekit.errors import DataError, EdgeKitError
 from edgekit.samples import flat, is_ragged, stacked
 from edgekit.tensors import Array
@@ -39,6 +39,7 @@ LOOK = (
     "look at the labels (classes count from 0, in the model's own order) and at [preprocess] (scale, channel order, size),"
     " or leave the labels out"
 )
+LOOK_AT_METRIC = "look at the metric, at the labels and at the source's outputs"
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,13 @@ def objection(
     found = _one_hot(metric, digest, wanted)
     if found:
         return found
-    figure = metric.of_digest(digest, wanted)
+    try:
+        figure = metric.of_digest(digest, wanted)
+    except MetricError as error:
+        return f"on the float source, {error}; {LOOK_AT_METRIC}"
     seen = f"{metric.name} of the float source is {figure:.4f}"
     if not np.isfinite(figure):
-        return f"{seen}, which is no finite number; look at the metric, at the labels and at the source's outputs"
+        return f"{seen}, which is no finite number; {LOOK_AT_METRIC}"
     guess = best_guess(metric, digest, wanted)
     if guess is not None and not metric.drop(figure, guess.figure) > 0:
         if _is_one_value(metric, wanted):

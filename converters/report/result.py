@@ -1,5 +1,6 @@
 """What a build tells: `result.json`, the evidence beside each bundle, and the rows of the terminal's table."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import msgspec
 from converters.judge.metrics import Metric
 from converters.judge.outputs import OutputScore
 from converters.judge.select import Decision
+from converters.measure.host import Host
 from converters.measure.latency import Latency
-from converters.rounds.candidates import Candidate, Host
+from converters.rounds.candidates import Candidate
 from converters.sheet import Sheet
 from edgekit.evidence import (
     BucketEvidence,
@@ -213,6 +215,15 @@ def _time(value_ms: float, item: Candidate, host: Host, told: Latency) -> Figure
     return Figure(value_ms, "measured", where, "ms", ranks_only=not told.is_own)
 
 
+def _measured(value: float, where: Where, high: float | None = None) -> Figure | None:
+    """None for what is not finite: JSON has no such number, and its reader would find none. A bound that is not is left
+    out.
+    """
+    if not math.isfinite(value):
+        return None
+    return Figure(value, "measured", where, high=high if high is not None and math.isfinite(high) else None)
+
+
 def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> CandidateEvidence:
     word, reason = status(result, item)
     p50, p95 = latency_figures(item, host)
@@ -223,13 +234,13 @@ def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> C
         reason=reason,
         size_bytes=item.artifact.size_bytes if item.artifact else None,
         bundle_bytes=item.bundle_bytes,
-        accuracy=Figure(item.accuracy.candidate, "measured", where) if item.accuracy and where else None,
+        accuracy=_measured(item.accuracy.candidate, where) if item.accuracy and where else None,
         accuracy_drop=(
-            Figure(item.accuracy.drop, "measured", where, high=item.accuracy.bound)
+            _measured(item.accuracy.drop, where, high=item.accuracy.bound)
             if item.accuracy and where
             else None
         ),
-        parity=Figure(item.parity, "measured", where) if item.artifact and where else None,
+        parity=_measured(item.parity, where) if item.artifact and where else None,
         latency_p50_ms=p50,
         latency_p95_ms=p95,
         memory_mb=_memory(item, host),

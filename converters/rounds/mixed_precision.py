@@ -13,18 +13,22 @@ from dataclasses import dataclass, field, replace
 from converters.judge.score import Score
 from converters.judge.select import MEGABYTE, Ratio
 from converters.measure import latency
+from converters.measure.host import Host
 from converters.measure.race import Timing
 from converters.quantize.sensitivity import LayerError
 from converters.recipes.recipes import PLAIN, Plan, Tuning
 from converters.rounds import float_layers
-from converters.rounds.candidates import Candidate, Host, made, searched, timed
+from converters.rounds.candidates import Candidate
 from converters.rounds.float_layers import Try
-from converters.source.quiet import first_line
-from converters.work.pool import Order
+from converters.rounds.making import made
+from converters.rounds.scoring import searched
+from converters.rounds.timing import timed
+from converters.work.orders import Order
 from converters.work.workbench import Workbench
 from edgekit import interrupt
 from edgekit.manifest import Contract
 from edgekit.profile import Profile
+from edgekit.quiet import first_line
 
 LABEL = "mixed"
 # Seconds for all repairs of a profile; what a worker makes for longer is ended.
@@ -68,13 +72,17 @@ def repaired(
         return [_analysed(shop, item) if item in broken and not holding else item for item in tried]
     changed: dict[str, Candidate] = {}
     extra: list[Candidate] = []
+    for item in broken:
+        bench.steps.expect_more(profile.name, "repair", float_layers.MAX_TRIES, item.recipe)
     for item in _fastest_first(shop, broken):
         objection = _not_worth(shop, item, [*holding, *extra])
         if objection:
             bench.tell(f"{item.recipe} misses the contract and is not mended: {objection}")
+            bench.steps.finish(profile.name, "repair", item.recipe)
             changed[item.recipe] = replace(item, notes=(*item.notes, f"not mended: {objection}"))
             continue
         analysed, found = _mended(shop, item)
+        bench.steps.finish(profile.name, "repair", item.recipe)
         changed[item.recipe] = analysed
         if found is not None:
             extra.append(found)
@@ -102,6 +110,7 @@ def _mended(shop: _Shop, item: Candidate) -> tuple[Candidate, Candidate | None]:
                 analysed, notes=(*analysed.notes, f"with {count} layers in float: {made_now.failure}")
             )
         tries.append(Try(count, made_now.search is not None and made_now.search.is_kept))
+        shop.bench.steps.count(shop.profile.name, "repair", item.recipe)
         spent = time.monotonic() - began
         left = spent / len(tries) * (float_layers.MAX_TRIES - len(tries))
         shop.bench.tell(

@@ -9,22 +9,15 @@ from converters.judge.accuracy import ALONE, Place
 from converters.judge.select import Ratio
 from converters.measure import latency
 from converters.measure.footing import Footing
+from converters.measure.host import Host
 from converters.measure.race import Timing
 from converters.recipes.recipes import Plan
 from converters.rounds import mixed_precision, trials
-from converters.rounds.candidates import (
-    Candidate,
-    Host,
-    estimated,
-    is_same_function,
-    made,
-    memory_alone,
-    on_search_half,
-    scored,
-    searched,
-    timed,
-    with_outputs,
-)
+from converters.rounds.candidates import Candidate, on_search_half
+from converters.rounds.isolated import memory_alone
+from converters.rounds.making import made
+from converters.rounds.scoring import is_same_function, scored, searched, with_outputs
+from converters.rounds.timing import estimated, timed
 from converters.work.workbench import Workbench
 from edgekit.errors import ToolFailedError
 from edgekit.evidence import TrialEvidence
@@ -69,6 +62,7 @@ def judged(
     if search:
         extra, found = trials.explored(bench, profile, contract, tried, host, count=search, jobs=jobs)
         tried = [*tried, *extra]
+        bench.steps.finish(profile.name, "trial")
     tried = [with_outputs(bench, contract, item) if item.stands else item for item in tried]
     if not any(item.stands for item in tried) or not host.matches(profile):
         tried = _judged_in_line(bench, contract, tried, _by_preference(profile, tried))

@@ -7,6 +7,7 @@ Always true
  3. A trial that ended is kept, whatever stops the build, and not tried again: one that failed neither.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +20,18 @@ from converters.judge.select import MEGABYTE
 from converters.keep.artifacts import key
 from converters.keep.journals import journal
 from converters.measure import latency
+from converters.measure.host import Host
 from converters.recipes.recipes import Plan, Tuning
 from converters.rounds import search
-from converters.rounds.candidates import Candidate, Host, made, searched, timed
+from converters.rounds.candidates import Candidate
+from converters.rounds.making import made
+from converters.rounds.scoring import searched
 from converters.rounds.search import Asked, Search, Space, Trial
+from converters.rounds.timing import timed
 from converters.source import code
 from converters.source.source import hash_parts
 from converters.work.findings import told
-from converters.work.pool import Order
+from converters.work.orders import Order
 from converters.work.workbench import Workbench
 from edgekit import interrupt
 from edgekit.errors import ToolFailedError
@@ -149,7 +154,7 @@ def _journal_name(hunt: _Hunt, spaces: Sequence[Space]) -> str:
     """A key of everything that decides what a trial finds."""
     bench = hunt.bench
     parts = {
-        "recipes": [bench.artifact_key(item.plan) for item in hunt.fixed.values()],
+        "recipes": [bench.keys.parts(item.plan) for item in hunt.fixed.values()],
         "options": [item.plan.judged_options for item in hunt.fixed.values()],
         "metric": _metric_digest(bench),
         "calibration": bench.data.fingerprint,
@@ -206,6 +211,8 @@ def _run(hunt: _Hunt, study: Search, count: int, jobs: int) -> None:
     known = len([trial for trial in study.trials if trial.number])
     if known:
         bench.tell(f"search: {min(known, count)} of {count} trials are known from an earlier build")
+        for _ in range(known):
+            bench.steps.count(hunt.profile.name, "trial")
     began, done = time.monotonic(), 0
     while known + done < count:
         wanted = min(max(jobs, 1), count - known - done)
@@ -222,6 +229,7 @@ def _run(hunt: _Hunt, study: Search, count: int, jobs: int) -> None:
         for item in asked:
             trial = _tried(hunt, item)
             study.tell(item, trial)
+            bench.steps.count(hunt.profile.name, "trial")
             done += 1
             left = (time.monotonic() - began) / done * (count - known - done)
             bench.tell(f"search {known + done} of {count}: {_line(hunt, trial)}; about {left:.0f} s left")
@@ -293,7 +301,8 @@ def _evidence(hunt: _Hunt, trials: Sequence[Trial], chosen: Sequence[Trial]) -> 
 
     def figure(hunt: _Hunt, value: float | None, unit: str, trial: Trial) -> Figure | None:
         where = hunt.host.where(hunt.fixed[trial.recipe].plan)
-        return None if value is None else Figure(value, "measured", where, unit)
+        # JSON has no infinity, which is what a trial loses whose figure was not to be had.
+        return Figure(value, "measured", where, unit) if value is not None and math.isfinite(value) else None
 
     return tuple(
         TrialEvidence(

@@ -10,13 +10,13 @@ import openvino as ov
 
 from converters.source.native import Native
 from converters.source.project import Project
-from converters.source.quiet import first_line, quietly
 from converters.source.source import Source, check_declared, hash_parts, observed_outputs, state_pairs
 from converters.source.work import Work
 from edgekit import engines
 from edgekit.errors import EngineError, SourceError
 from edgekit.manifest import EngineSpec, TensorSpec
 from edgekit.profile import Precision
+from edgekit.quiet import first_line, quietly
 
 # A CPU with bf16 would compute the reference in that unless told otherwise.
 REFERENCE_OPTIONS = {"INFERENCE_PRECISION_HINT": "f32"}

@@ -9,7 +9,6 @@ from ai_edge_litert.interpreter import Interpreter
 from converters.source import tflite
 from converters.source.native import Native
 from converters.source.project import Project
-from converters.source.quiet import quietly
 from converters.source.source import Source, check_declared, observed_outputs, state_pairs
 from converters.source.tflite import NPU_OPERATOR, Graph
 from converters.source.work import Work
@@ -18,6 +17,7 @@ from edgekit.bundle import sha256_file
 from edgekit.errors import EngineError, SourceError
 from edgekit.manifest import EngineSpec, TensorSpec
 from edgekit.profile import Precision
+from edgekit.quiet import quietly
 
 # Operators whose integer types say that the model computes in integers, not only stores them.
 _COMPUTING = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")

@@ -30,10 +30,10 @@ from pathlib import Path
 from converters.graph.canonical import Canonical
 from converters.judge.kinds import OutputJudge
 from converters.keep.artifacts import Cache
-from converters.recipes.recipes import Plan
 from converters.source.project import Project
 from converters.work.findings import Findings
 from converters.work.limit import DEFAULT_S, TooLongError, too_long
+from converters.work.orders import Order
 from edgekit import interrupt
 from edgekit.errors import ToolFailedError
 
@@ -64,31 +64,6 @@ class Opening:
     feeds: str
     canonicals: tuple[Canonical, ...]
     judges: tuple[OutputJudge, ...]
-
-
-@dataclass(frozen=True)
-class Order:
-    """One plan to make, to run on the judged half and on the search half, and to tell its layers' errors of.
-
-    `limit_s` is what is left for it where that is less than the pool's limit; of a trial, running it counts too.
-    """
-
-    plan: Plan
-    threads: int
-    is_judged: bool = False
-    is_searched: bool = False
-    is_analysed: bool = False
-    is_trial: bool = False
-    limit_s: float = float("inf")
-
-    @property
-    def is_float(self) -> bool:
-        return self.plan.recipe.precision != "int8"
-
-
-def whole(plan: Plan, threads: int, limit_s: float = float("inf")) -> Order:
-    """All that every candidate needs; what one in float32 computes is not searched over."""
-    return Order(plan, threads, is_judged=True, is_searched=plan.recipe.precision != "fp32", limit_s=limit_s)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,17 @@ Always true
  1. A step is done once, however often it is said; nothing done becomes undone.
  2. What is left is told from what the done steps took, weighed by what such steps usually take; never before a
     twentieth is done.
+ 3. What comes to be known on the way is expected from then on: the share that is done may fall by it, never the number.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["make", "measure", "write"]
-# What a step usually takes beside others: making and judging one candidate, timing all of a target, its bundles.
-WEIGHTS: Mapping[Kind, float] = {"make": 1.0, "measure": 3.0, "write": 1.0}
+Kind = Literal["make", "repair", "trial", "measure", "write"]
+# What a step usually takes beside others: making and judging one candidate, one try of its repair, one trial of a search,
+# timing all of a target, its bundles.
+WEIGHTS: Mapping[Kind, float] = {"make": 1.0, "repair": 1.0, "trial": 1.0, "measure": 3.0, "write": 1.0}
 
 
 @dataclass
@@ -39,6 +41,20 @@ class Steps:
         self.steps += [Step("measure", target), Step("write", target)]
         self.changed(self)
 
+    def expect_more(self, target: str, kind: Kind, count: int, what: str = "") -> None:
+        """What may be needed besides, as soon as that is known; `finish` is told when no more of it comes."""
+        self.steps += [Step(kind, target, what) for _ in range(count)]
+        self.changed(self)
+
+    def count(self, target: str, kind: Kind, what: str = "") -> None:
+        """One of several like it is done."""
+        waiting = (
+            step
+            for step in self.steps
+            if (step.kind, step.target, step.what) == (kind, target, what) and not step.is_done
+        )
+        self._finish([step for step in [next(waiting, None)] if step])
+
     def enter(self, target: str) -> None:
         self.target = target
         self.changed(self)
@@ -60,9 +76,15 @@ class Steps:
             ]
         )
 
-    def finish(self, target: str, kind: Kind | None = None) -> None:
-        """A target's steps of one kind, or all of them."""
-        self._finish([step for step in self.steps if step.target == target and kind in (None, step.kind)])
+    def finish(self, target: str, kind: Kind | None = None, what: str | None = None) -> None:
+        """A target's steps of one kind (and candidate), or all of them."""
+        self._finish(
+            [
+                step
+                for step in self.steps
+                if step.target == target and kind in (None, step.kind) and what in (None, step.what)
+            ]
+        )
 
     @property
     def done(self) -> int:

@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from converters.source.code import CodeGate
-from converters.source.quiet import first_line
 from converters.work.pool import Opened, Opening, Told
 from converters.work.workbench import Workbench
+from edgekit.quiet import first_line
 
 _PR_SET_PDEATHSIG = 1
 

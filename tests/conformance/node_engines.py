@@ -11,9 +11,9 @@ from node_cases import Case, bound, compare
 from converters.backends.litert import program
 from converters.graph import importer
 from converters.graph.importer.types import at_edge
-from converters.source.quiet import first_line, quietly
 from edgekit.engines.litert import LiteRtModel
 from edgekit.manifest import TensorSpec
+from edgekit.quiet import first_line, quietly
 
 
 def torch_case(case: Case) -> str:

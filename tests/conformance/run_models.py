@@ -140,7 +140,7 @@ def np_arange(shape):
 
 
 def tried(call):
-    from converters.source.quiet import first_line
+    from edgekit.quiet import first_line
 
     try:
         return f"ok {call():.1g}"
@@ -176,9 +176,9 @@ def converted(prepared, recipe, feeds, folder):
     from converters import backends
     from converters.graph import canonical
     from converters.recipes.recipes import plans
-    from converters.source.quiet import quietly
     from edgekit import engines, profile
     from edgekit.manifest import EngineSpec
+    from edgekit.quiet import quietly
 
     (plan,) = plans(profile.load("x86-64-v4-vnni"), [recipe])
     folder.mkdir()

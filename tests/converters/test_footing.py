@@ -6,7 +6,7 @@ import pytest
 
 from converters.judge.select import Contender, budgets
 from converters.measure.footing import footing
-from converters.rounds import candidates
+from converters.measure.host import this_host
 from edgekit import detect, profile
 from edgekit.manifest import Contract
 
@@ -135,7 +135,7 @@ def test_the_detected_profile_of_a_machine_is_its_own(digits, run_build, tmp_pat
 
 
 def test_every_shipped_profile_of_this_architecture_has_a_footing():
-    host = candidates.this_host()
+    host = this_host()
     for name in profile.shipped():
         loaded = profile.load(name)
         if loaded.arch == host.arch:

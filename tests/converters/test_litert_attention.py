@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from converters.backends.litert.program import convert
 from converters.graph import canonical
-from converters.source.quiet import quietly
+from edgekit.quiet import quietly
 
 INFINITE = float("-inf")
 QUERIES = torch.randn(1, 4, 6, 8, generator=torch.Generator().manual_seed(0))

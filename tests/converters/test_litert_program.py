@@ -10,8 +10,8 @@ from torch.nn import functional
 from converters.backends.litert import vela
 from converters.backends.litert.program import convert
 from converters.recipes.recipes import plans
-from converters.source.quiet import quietly
 from edgekit import profile
+from edgekit.quiet import quietly
 
 
 class Program(nn.Module):

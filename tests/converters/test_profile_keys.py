@@ -15,8 +15,8 @@ from converters import backends
 from converters.emulation import verify
 from converters.judge.fit import misfit
 from converters.measure import roofline
+from converters.measure.host import Host
 from converters.recipes.recipes import plans
-from converters.rounds.candidates import Host
 from converters.source.project import ContractTable, ModelTable, Project, ProjectFile
 from converters.source.work import Work
 from device_agent import probe

@@ -71,6 +71,16 @@ def test_every_candidate_is_in_the_table_with_its_reason_and_the_pick_is_marked(
     assert "8.2" in told
 
 
+@pytest.mark.parametrize(
+    ("bundle_bytes", "says"), [(13_500, "bundle 13.5 kB, model 1.0 kB"), (None, "model 1.0 kB")]
+)
+def test_the_card_of_a_profile_shows_what_is_shipped_the_model_beside_it(bundle_bytes, says):
+    picked = candidate("litert/fp32", "picked", 0.97, 1.0, bundle_bytes=bundle_bytes)
+    told = page.render([sheet(candidates=(picked,))])
+    (card,) = re.findall(r'<a href="#x86-64-v3">.*?</a>', told, re.DOTALL)
+    assert f"median, measured · {says}</span>" in card
+
+
 def test_text_of_models_and_tools_is_escaped():
     told = page.render([sheet()])
     assert "<b>no</b>" not in told

@@ -2,7 +2,7 @@
 
 import pytest
 
-from converters.commands.screen import describe, duration, estimate
+from converters.commands.screen import Screen, describe, duration, estimate
 from converters.work.steps import Steps
 
 
@@ -44,6 +44,50 @@ def test_what_is_left_follows_what_the_done_steps_took_and_is_not_guessed_too_ea
     assert steps.left_s(10.0) is None
     steps.finish("pi")
     assert steps.left_s(60.0) == pytest.approx(60.0 * 5 / 6)
+
+
+def test_what_comes_to_be_known_on_the_way_is_expected_and_counted_then():
+    steps = two_targets()
+    steps.finish("x86")
+    steps.expect_more("pi", "repair", 3, "litert/static-int8")
+    steps.expect_more("pi", "trial", 2)
+    assert (steps.done, steps.total) == (3, 12)
+    steps.count("pi", "repair", "litert/static-int8")
+    steps.count("pi", "trial")
+    steps.count("x86", "trial")  # nobody expected one
+    assert steps.done == 5
+    # Fewer tries were needed, and the search ended early.
+    steps.finish("pi", "repair", "litert/static-int8")
+    steps.finish("pi", "trial")
+    assert steps.done == 8
+    steps.count("pi", "trial")
+    assert steps.done == 8
+    assert {step.kind for step in steps.steps if not step.is_done} == {"make", "measure", "write"}
+
+
+def test_a_build_counts_each_try_of_a_repair_and_each_trial_of_a_search(
+    outlier, digits, run_build, tmp_path, monkeypatch
+):
+    seen = []
+
+    def moved(screen, steps):
+        kinds = [(step.kind, step.is_done) for step in steps.steps]
+        told = {kind: (kinds.count((kind, True)), kinds.count((kind, False))) for kind, _ in kinds}
+        seen.append(told)
+        shown(screen, steps)
+
+    shown = Screen._moved
+    monkeypatch.setattr(Screen, "_moved", moved)
+    result = run_build(
+        *digits.flags(str(outlier), "x86-64-v3"), "--recipe", "onnxruntime/static-int8", "--search", "3",
+        "--out", tmp_path / "dist",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    tries = result.output.count("+mixed try ")
+    assert tries >= 1
+    assert {told["repair"][0] for told in seen if "repair" in told} >= set(range(tries + 1))
+    assert {told["trial"] for told in seen if "trial" in told} == {(0, 3), (1, 2), (2, 1), (3, 0)}
+    assert {kind: left for kind, (_, left) in seen[-1].items() if left} == {}
 
 
 def test_whoever_watches_hears_of_each_change():

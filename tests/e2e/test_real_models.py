@@ -58,8 +58,6 @@ def built(request, real_cache, tmp_path_factory):
         out,
         "--json",
         out / "r.json",
-        # A few dozen sequences show no limit of .02 at 95 %: what was seen decides here.
-        "--accept-uncertain",
     ]
     result = CliRunner().invoke(
         cli, [str(word) for word in (*words, "--cache", real_cache)], catch_exceptions=False

@@ -43,6 +43,8 @@ def built(tmp_path_factory):
         "--out", folder / "dist", "--cache", folder / "cache", "--json", folder / "r.json",
         # 150 judged lines are too few to show .01 at 95 % for several candidates.
         "--accept-uncertain",
+        # The repair must not end early because the machine is busy.
+        "--time-budget", "3600",
     ]  # fmt: skip
     result = CliRunner().invoke(cli, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 0, result.output

@@ -1,5 +1,7 @@
 """One protocol over three runtimes: the same small network gives the same answers through each of them."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from edgekit import engines
 from edgekit.engines import LoadedBundle
 from edgekit.errors import EngineError, EngineMissingError, InputError, ManifestError
 from edgekit.manifest import EngineSpec, Manifest, SelfTest, Step, TensorSpec
+from edgekit.samples import Samples
 from edgekit.tensors import V2_DTYPES, check_inputs, fits
 
 LINEAR = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
@@ -176,3 +179,24 @@ def test_an_open_dimension_fits_any_size_but_no_other_rank() -> None:
 
 def test_every_protocol_type_is_one_of_numpys() -> None:
     assert all(np.dtype(name) for name in V2_DTYPES)
+
+
+@pytest.mark.parametrize("command", ["verify", "run"])
+def test_the_commands_show_nothing_of_what_a_litert_bundles_delegate_announces(
+    command: str, litert_file: Path, maker, tmp_path: Path
+) -> None:
+    maker.golden = Samples({"x": X * np.linspace(0.5, 2, 32, dtype=np.float32)[:, None]})
+    names = bindings(litert_file)
+    path = maker.write(
+        true_model=litert_file.read_bytes(),
+        inputs=(TensorSpec("x", "float32", (1, 4), names[0]),),
+        outputs=(TensorSpec("y", "float32", (1, 3), names[1]),),
+        preprocess={},
+        postprocess=(),
+        engine="litert",
+    )
+    np.savez(tmp_path / "x.npz", x=X)
+    words = [path, tmp_path / "x.npz"] if command == "run" else [path]
+    program = [sys.executable, "-m", "edgekit", command, *map(str, words)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (0, "")

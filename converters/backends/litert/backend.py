@@ -29,11 +29,11 @@ from converters.quantize.sensitivity import LayerError
 from converters.recipes.knobs import Knob
 from converters.recipes.recipes import Plan
 from converters.source import tflite
-from converters.source.quiet import first_line, quietly
 from converters.source.source import closed
 from edgekit import engines
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import EngineSpec, TensorSpec
+from edgekit.quiet import first_line, quietly
 
 MODEL = "model.tflite"
 # Seconds after which a conversion that failed twice of the same cause is not tried a third way.

@@ -15,8 +15,8 @@ from typing import Any
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from converters.source.quiet import quietly
 from edgekit.errors import ToolFailedError
+from edgekit.quiet import quietly
 
 _CODES = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 # Operators that do the work of a network; everything else is cheap beside them.

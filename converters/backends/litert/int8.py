@@ -39,8 +39,8 @@ from converters.quantize.calibration import KEPT, Spread
 from converters.recipes.knobs import Knob
 from converters.recipes.recipe import ETHOS
 from converters.recipes.recipes import Plan
-from converters.source.quiet import first_line, quietly
 from edgekit.errors import DataError, ToolFailedError
+from edgekit.quiet import first_line, quietly
 
 SETTINGS = frozenset({"percentile", "moving_average", "per_channel", "int8_everywhere"})
 # Calibration samples in memory at a time.

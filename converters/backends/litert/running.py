@@ -6,7 +6,7 @@ from typing import Any
 
 from ai_edge_litert.interpreter import Interpreter
 
-from converters.source.quiet import quietly
+from edgekit.quiet import quietly
 
 SIGNATURE = "serving_default"
 

@@ -16,9 +16,9 @@ from converters.backends import Prepared, Unsupported
 from converters.backends.onnxruntime.qdq import check_layers, folded
 from converters.recipes.knobs import Knob
 from converters.recipes.recipes import Plan
-from converters.source.quiet import quietly
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import Option
+from edgekit.quiet import quietly
 
 # Operator → positions of its weights.
 PRODUCTS = {"MatMul": (1,), "Gemm": (1,), "LSTM": (1, 2)}

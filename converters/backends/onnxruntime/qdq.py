@@ -30,10 +30,10 @@ from converters.quantize import calibration
 from converters.quantize.calibration import METHODS, Spread
 from converters.recipes.knobs import Knob
 from converters.recipes.recipes import Plan
-from converters.source.quiet import quietly
 from edgekit.errors import ToolFailedError
 from edgekit.gaps import largest_gap
 from edgekit.manifest import Option
+from edgekit.quiet import quietly
 from edgekit.tensors import Array
 
 # Operators with an int8 kernel that gains by it. Data movement follows the tensors that it moves; what is quantized

@@ -19,9 +19,9 @@ from converters.backends import Prepared, Unsupported
 from converters.backends.openvino import graph
 from converters.recipes.knobs import Knob
 from converters.recipes.recipes import Plan, Tuning
-from converters.source.quiet import first_line, quietly
 from edgekit.errors import EdgeKitError, ToolFailedError
 from edgekit.manifest import Option
+from edgekit.quiet import first_line, quietly
 from edgekit.tensors import Array
 
 # NNCF looks at no more samples than this unless told; the stream ends there.

@@ -61,20 +61,7 @@ def publish(
     was_there = check_free(connection, manifest.name, manifest.version, manifest.profile, bundle.sha256)
     if not was_there:
         _ensure_release(connection, manifest.name, manifest.version, now)
-        connection.execute(
-            insert(bundles).values(
-                sha256=bundle.sha256,
-                name=manifest.name,
-                version=manifest.version,
-                profile=manifest.profile,
-                length=bundle.size_bytes,
-                engine=manifest.engine.name,
-                engine_versions=manifest.engine.versions,
-                format=manifest.format,
-                envelope=envelope,
-                published_at=now,
-            )
-        )
+        connection.execute(insert(bundles).values(format=manifest.format, **_columns(bundle, envelope, now)))
         audit.append(connection, now, actor, "bundle.publish", manifest.title, bundle.sha256)
     has_statement = connection.execute(
         select(evidence.c.sha256).where(evidence.c.sha256 == bundle.sha256)
@@ -117,21 +104,27 @@ def publish_alternate(
         return True
     connection.execute(
         insert(alternates).values(
-            sha256=bundle.sha256,
-            name=manifest.name,
-            version=manifest.version,
-            profile=manifest.profile,
-            recipe=manifest.recipe,
-            length=bundle.size_bytes,
-            engine=manifest.engine.name,
-            engine_versions=manifest.engine.versions,
-            envelope=envelope,
-            statement=statement,
-            published_at=now,
+            recipe=manifest.recipe, statement=statement, **_columns(bundle, envelope, now)
         )
     )
     audit.append(connection, now, actor, "bundle.publish-alternate", manifest.title, bundle.sha256)
     return False
+
+
+def _columns(bundle: Bundle, envelope: bytes, now: float) -> dict[str, Any]:
+    """What is kept of any published bundle, the picked one or an alternate."""
+    manifest = bundle.manifest
+    return {
+        "sha256": bundle.sha256,
+        "name": manifest.name,
+        "version": manifest.version,
+        "profile": manifest.profile,
+        "length": bundle.size_bytes,
+        "engine": manifest.engine.name,
+        "engine_versions": manifest.engine.versions,
+        "envelope": envelope,
+        "published_at": now,
+    }
 
 
 def view_alternate(connection: Connection, sha256: str) -> BundleView:
@@ -139,17 +132,7 @@ def view_alternate(connection: Connection, sha256: str) -> BundleView:
 
 
 def _alternate_view(row: BundleRow) -> BundleView:
-    return BundleView(
-        name=row.name,
-        version=row.version,
-        profile=row.profile,
-        sha256=row.sha256,
-        length=row.length,
-        engine=f"{row.engine} {row.engine_versions}",
-        published=datetime.fromtimestamp(row.published_at, UTC),
-        has_evidence=row.statement is not None,
-        alternate=row.recipe,
-    )
+    return _view(row, has_evidence=row.statement is not None, alternate=row.recipe)
 
 
 def _ensure_release(connection: Connection, name: str, version: str, now: float) -> None:
@@ -190,14 +173,17 @@ def by_profile(connection: Connection, name: str, version: str) -> dict[str, Bun
 
 
 def view(connection: Connection, sha256: str) -> BundleView:
-    return _view(connection.execute(_views().where(bundles.c.sha256 == sha256)).one())
+    row = connection.execute(_views().where(bundles.c.sha256 == sha256)).one()
+    return _view(row, has_evidence=bool(row.has_evidence))
 
 
 def everything(connection: Connection) -> tuple[ReleaseView, ...]:
     """All releases, newest first, with their bundles by profile."""
     by_release: dict[tuple[str, str], list[BundleView]] = {}
     for row in connection.execute(_views().order_by(bundles.c.profile)):
-        by_release.setdefault((row.name, row.version), []).append(_view(row))
+        by_release.setdefault((row.name, row.version), []).append(
+            _view(row, has_evidence=bool(row.has_evidence))
+        )
     beside: dict[tuple[str, str], list[BundleView]] = {}
     for row in connection.execute(select(alternates).order_by(alternates.c.profile, alternates.c.recipe)):
         beside.setdefault((row.name, row.version), []).append(_alternate_view(row))
@@ -219,7 +205,7 @@ def _views() -> Any:
     return select(bundles, has_evidence)
 
 
-def _view(row: BundleRow) -> BundleView:
+def _view(row: BundleRow, *, has_evidence: bool, alternate: str = "") -> BundleView:
     return BundleView(
         name=row.name,
         version=row.version,
@@ -228,5 +214,6 @@ def _view(row: BundleRow) -> BundleView:
         length=row.length,
         engine=f"{row.engine} {row.engine_versions}",
         published=datetime.fromtimestamp(row.published_at, UTC),
-        has_evidence=bool(row.has_evidence),
+        has_evidence=has_evidence,
+        alternate=alternate,
     )

@@ -70,4 +70,4 @@ def calibration() -> Iterator[tuple[dict[str, np.ndarray], int]]:
 
 
 def evaluation() -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    return lines(320, seed=2)
+    return lines(2000, seed=2)

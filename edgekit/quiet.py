@@ -1,4 +1,10 @@
-"""Running converters without their chatter: what they raise says enough."""
+"""Engines and converters without their chatter.
+
+Always true
+ 1. Whatever ends the call, standard output and error are what they were before.
+ 2. Of a converter, what it raises says enough. Of an engine that a person loads, what it said before it failed is shown
+    after all (`hushed`).
+"""
 
 import io
 import logging
@@ -38,6 +44,30 @@ def first_line(error: Exception) -> str:
         return str(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Standard error swallowed, native code's too; where what is done inside raises, it is written after all."""
+    if sys.stderr is None:  # it was closed when the program began
+        yield
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as sink:
+        kept = os.dup(2)
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            sink.seek(0)
+            os.write(2, sink.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 @contextmanager

@@ -1,0 +1,92 @@
+"""Latencies of a profile's candidates: raced side by side, or estimated where this machine cannot tell.
+
+Always true
+ 1. All candidates of a race are timed in turn, in one process that does nothing else.
+ 2. With buckets, the time is that of the evaluation data's mix of sizes; what fails in one bucket is out.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from converters.backends.artifact import Artifact
+from converters.measure import latency, roofline
+from converters.measure.host import Host, judged_spec
+from converters.measure.race import Runner, Timing, run_race
+from converters.rounds.candidates import Candidate
+from converters.work.workbench import Workbench
+from edgekit.profile import Profile
+from edgekit.tensors import Array
+
+
+def timed(
+    bench: Workbench,
+    standing: Sequence[Candidate],
+    host: Host,
+    rivals: Collection[str],
+    *,
+    budget_s: float = latency.BUDGET_S,
+) -> Timing:
+    """Latencies of candidates with an artifact, all in one process of their own; only the `rivals` are worth more than
+    the first rounds.
+
+    With buckets, each has a race of its own, on samples that fall into it, and they are put together by their shares.
+    """
+
+    def raced(size: int | None, feeds: Sequence[Mapping[str, Array]], share_of_time: float) -> Timing:
+        runners = [
+            _runner(bench, item, item.artifact, host, size) for item in standing if item.artifact is not None
+        ]
+        return run_race(
+            runners,
+            feeds,
+            rivals,
+            bench.folder / "race",
+            budget_s=budget_s * share_of_time,
+            environment=host.environment,
+        )
+
+    shares = bench.data.shares
+    if shares:
+        timing = _put_together(
+            {size: raced(size, bench.data.feeds_at(size), 1 / len(shares)) for size in shares}, shares
+        )
+    else:
+        timing = raced(None, bench.data.feeds, 1)
+    for name, reason in timing.failures.items():
+        bench.tell(f"{name} {reason}")
+    return timing
+
+
+def estimated(bench: Workbench, profile: Profile, item: Candidate) -> roofline.Estimate | None:
+    """Its compiler's estimate where there is one, otherwise the profile's roofline."""
+    if not item.stands or item.artifact is None:
+        return None
+    made = item.artifact.compiled
+    if made is not None:
+        return roofline.Estimate(made.latency_ms, made.latency_ms, f"{made.accelerator}, by {made.compiler}")
+    return roofline.estimate(bench.work, profile, item.plan.recipe.computes)
+
+
+def _runner(bench: Workbench, item: Candidate, artifact: Artifact, host: Host, size: int | None) -> Runner:
+    """The candidate's model, or that of one bucket."""
+    inputs, outputs = artifact.bound(bench.source.inputs), artifact.bound(bench.source.outputs)
+    model, buckets = artifact.runs_here, artifact.buckets(bench.source.buckets)
+    if size is not None and buckets is not None:
+        model, inputs = buckets.models[buckets.sizes.index(size)], buckets.at(inputs, size)
+    return Runner(
+        item.recipe, str(artifact.folder / model), judged_spec(item.plan, artifact, host), inputs, outputs
+    )
+
+
+def _put_together(timings: Mapping[int, Timing], shares: Mapping[int, float]) -> Timing:
+    """What fails in one bucket is out."""
+    failures = {
+        name: f"{reason} (bucket {size})"
+        for size, timing in timings.items()
+        for name, reason in timing.failures.items()
+    }
+    names = [name for name in next(iter(timings.values())).latencies if name not in failures]
+    latencies = {
+        name: latency.over_buckets({size: timing.latencies[name] for size, timing in timings.items()}, shares)
+        for name in names
+    }
+    return Timing(latencies, failures)

@@ -1,0 +1,70 @@
+"""What is asked for of a plan, and where in the findings the answers stand.
+
+Always true
+ 1. An order is known once everything it asks for is found, or its artifact could not be made.
+ 2. Where the process that had an order died, the first step of it that is not known takes the blame.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from converters.recipes.recipes import Plan
+from converters.work.findings import Findings
+from converters.work.keys import Keys
+
+
+@dataclass(frozen=True)
+class Order:
+    """One plan to make, to run on the judged half and on the search half, and to tell its layers' errors of.
+
+    `limit_s` is what is left for it where that is less than the pool's limit; of a trial, running it counts too.
+    """
+
+    plan: Plan
+    threads: int
+    is_judged: bool = False
+    is_searched: bool = False
+    is_analysed: bool = False
+    is_trial: bool = False
+    limit_s: float = float("inf")
+
+    @property
+    def is_float(self) -> bool:
+        return self.plan.recipe.precision != "int8"
+
+
+def whole(plan: Plan, threads: int, limit_s: float = float("inf")) -> Order:
+    """All that every candidate needs; what one in float32 computes is not searched over."""
+    return Order(plan, threads, is_judged=True, is_searched=plan.recipe.precision != "fp32", limit_s=limit_s)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Orders against what is found."""
+
+    findings: Findings
+    keys: Keys
+
+    def knows(self, order: Order) -> bool:
+        found = [table.get(at) for table, at in self._places(order)]
+        return isinstance(found[0], Exception) or None not in found
+
+    def blame(self, order: Order, error: Exception) -> None:
+        """The process that had the order died: at the first step that is not known, as far as can be told."""
+        table, at = next((table, at) for table, at in self._places(order) if at not in table)
+        table[at] = error
+
+    def shared(self, order: Order) -> str:
+        """Orders that share a conversion have the same name here."""
+        return self.keys.conversion(order.plan)
+
+    def _places(self, order: Order) -> list[tuple[dict[str, Any], str]]:
+        """Where the findings of an order will stand, in the order in which they are made."""
+        made, run = self.keys.artifact(order.plan), self.keys.run(order.plan, order.threads)
+        places: list[tuple[bool, dict[str, Any], str]] = [
+            (True, self.findings.artifacts, made),
+            (order.is_judged, self.findings.evaluated, run),
+            (order.is_searched, self.findings.searched, run),
+            (order.is_analysed, self.findings.layers, made),
+        ]
+        return [(table, at) for is_asked, table, at in places if is_asked]

@@ -1,0 +1,45 @@
+"""What engines and converters chatter is not shown; what a failure says is."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from edgekit.quiet import hushed
+
+
+def says(text: str) -> None:
+    """As native code does, to the descriptor itself."""
+    os.write(2, text.encode())
+
+
+def fails(kind: type[BaseException]) -> None:
+    with hushed():
+        says("ERROR: cannot allocate")
+        raise kind
+
+
+def test_chatter_is_swallowed_and_what_comes_after_is_not(capfd: pytest.CaptureFixture[str]) -> None:
+    with hushed():
+        says("INFO: a delegate")
+    says("a warning")
+    assert capfd.readouterr().err == "a warning"
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_what_was_said_before_a_failure_is_shown_after_all(
+    kind: type[BaseException], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(kind):
+        fails(kind)
+    assert "ERROR: cannot allocate" in capfd.readouterr().err
+
+
+def test_without_a_standard_error_nothing_is_hushed_and_nothing_fails() -> None:
+    program = "import sys, edgekit.quiet as quiet\nwith quiet.hushed(): print('done')"
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, program],
+        stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "done\n")
