@@ -9,7 +9,7 @@ from device_agent import durable
 from device_agent.blocking import Stopper, run_blocking
 from device_agent.folder import DeploymentFolder
 from device_agent.update import selftest, slots
-from device_agent.update.events import Cause, Fetch, Job, SelfTest, SlotRef, Stage, Wait
+from device_agent.update.events import Cause, Fetch, Job, Recheck, SelfTest, SlotRef, Stage, Wait
 from device_agent.update.fetch import FetchError, Source, fetch, opened
 from edgekit.errors import BundleError, EdgeKitError
 
@@ -44,6 +44,8 @@ class Jobs:
                 await self._stage(job.ref)
             case SelfTest():
                 await self._selftest(job.ref)
+            case Recheck():
+                await self._recheck(job.ref)
             case Wait():
                 pass
 
@@ -83,6 +85,15 @@ class Jobs:
         with contextlib.suppress(OSError):
             # What stays there is in nobody's way but the disk's, and the next fetch removes it.
             await run_blocking(lambda: durable.remove(self._folder.fetch))
+
+    async def _recheck(self, ref: SlotRef) -> None:
+        """Outputs only: how fast it is now says nothing while a whole device starts."""
+        with contextlib.suppress(OSError):
+            # A disk that takes nothing must not keep a good bundle from serving.
+            await run_blocking(lambda: durable.make_folder(self._folder.cache, sync=False))
+        verdict = await selftest.run(self._folder.slot(ref.slot), None, self._folder.cache, outputs_only=True)
+        if not verdict.passed:
+            raise JobError(verdict.reason, verdict.cause)
 
 
 async def _in_thread(work: Callable[[Stopper], object]) -> None:

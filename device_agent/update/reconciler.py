@@ -23,7 +23,7 @@ from device_agent.record import Record
 from device_agent.storage import Storage
 from device_agent.update import events, slots
 from device_agent.update import machine as machines
-from device_agent.update.events import Cause, Done, Failed, Job, Observed, Resumed, SlotRef, Stopped
+from device_agent.update.events import Cause, Done, Failed, Job, Observed, Recheck, Resumed, SlotRef, Stopped
 from device_agent.update.fetch import Source
 from device_agent.update.jobs import JobError, Jobs
 from device_agent.update.machine import Machine
@@ -47,7 +47,8 @@ class Reconciler:
         storage: Storage,
         *,
         overlap: bool,
-        stamp: str,
+        stamp: events.Stamp,
+        serves_despite: bool = False,
         changed: Callable[[], None],
         counted: Callable[[DeploymentWindow], None],
         died: Callable[[str], None],
@@ -67,7 +68,7 @@ class Reconciler:
         self._record = Record(folder.machine, Machine, copies=1)
         self.machine, self.trouble = load(self._record, folder)
         self._saved: Machine | None = None
-        self.tell(Resumed(slots.held(folder), stamp))
+        self.tell(Resumed(slots.held(folder), stamp, serves_despite))
 
     # -- for the supervisor --------------------------------------------------------------------------------------
 
@@ -159,7 +160,9 @@ class Reconciler:
         if self._job is not None and (wanted is None or wanted.id != self._job.id) and self._task is not None:
             self._task.cancel()
             self._job = None
-        if wanted is not None and self._job is None and is_saved and not self._storage.condition:
+        # What a disk that takes nothing may not keep back: it writes nothing, and serving waits for it.
+        is_free = isinstance(wanted, Recheck) or (is_saved and not self._storage.condition)
+        if wanted is not None and self._job is None and is_free:
             self._job = wanted
             self._task = asyncio.create_task(self._do(wanted, self._task))
 

@@ -53,7 +53,7 @@ class Bench:
             SOURCE,
             self.storage,
             overlap=True,
-            stamp="stamp",
+            stamp={"edgekit": "1"},
             changed=lambda: None,
             counted=lambda _window: None,
             died=self.deaths.append,
