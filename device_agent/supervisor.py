@@ -295,6 +295,8 @@ class Agent:
             agent_version=__version__,
             bundle_format=FORMAT,
             free_bytes=health.free_bytes(self._settings.state.root),
+            free_memory_mb=health.free_memory_mb(),
+            overlap=self._platform.overlap,
             labels=self._file.labels,
             refused=self._orders.refused,
             conditions=self._conditions.present(),

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 from device_agent import durable
 from device_agent.blocking import Stopper, run_blocking
@@ -12,6 +13,7 @@ from device_agent.update import selftest, slots
 from device_agent.update.events import Cause, Fetch, Job, Recheck, SelfTest, SlotRef, Stage, Wait
 from device_agent.update.fetch import FetchError, Source, fetch, opened
 from edgekit.errors import BundleError, EdgeKitError
+from edgekit.protocol import room
 
 # A thread that still connects writes nothing once it is told to stop, so it need not be waited for longer.
 STOP_PATIENCE_S = 5.0
@@ -27,12 +29,21 @@ class JobError(EdgeKitError):
         self.cause = cause
 
 
+class Memory(NamedTuple):
+    """What `room.memory_refusal` decides by."""
+
+    free_mb: float | None
+    running_mb: float
+    overlap: bool
+
+
 class Jobs:
     """The jobs of one deployment; one at a time."""
 
-    def __init__(self, folder: DeploymentFolder, source: Source) -> None:
+    def __init__(self, folder: DeploymentFolder, source: Source, memory: Callable[[], Memory]) -> None:
         self._folder = folder
         self._source = source
+        self._memory = memory
         self._staging = threading.Lock()
 
     async def do(self, job: Job) -> None:
@@ -50,6 +61,10 @@ class Jobs:
                 pass
 
     async def _fetch(self, job: Fetch) -> None:
+        memory = await run_blocking(self._memory)
+        peak_mb = job.bundle.peak_memory_mb
+        if told := room.memory_refusal(memory.free_mb, peak_mb, memory.running_mb, overlap=memory.overlap):
+            raise JobError(told, Cause.PASSING)
         try:
             await _in_thread(lambda stop: fetch(self._source, job.bundle, self._folder.fetch, stop))
         except FetchError as error:

@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from device_agent import durable, log
+from device_agent import durable, health, log
 from device_agent.folder import DeploymentFolder
 from device_agent.process import Place, Served
 from device_agent.record import Record
@@ -25,7 +25,7 @@ from device_agent.update import events, slots
 from device_agent.update import machine as machines
 from device_agent.update.events import Cause, Done, Failed, Job, Observed, Recheck, Resumed, SlotRef, Stopped
 from device_agent.update.fetch import Source
-from device_agent.update.jobs import JobError, Jobs
+from device_agent.update.jobs import JobError, Jobs, Memory
 from device_agent.update.machine import Machine
 from device_agent.update.transitions import advance
 from device_agent.workers import Hooks, Workers
@@ -58,7 +58,8 @@ class Reconciler:
         self._storage = storage
         self._changed = changed
         self._counted = counted
-        self._jobs = Jobs(folder, source)
+        self._overlap = overlap
+        self._jobs = Jobs(folder, source, self._memory)
         self._events: asyncio.Queue[events.Event] = asyncio.Queue()
         self._job: Job | None = None
         self._task: asyncio.Task[None] | None = None
@@ -101,6 +102,7 @@ class Reconciler:
             model=ready.model if ready is not None else "",
             model_version=ready.version if ready is not None else "",
             reason=reason[:2000],
+            memory_mb=health.tree_memory_mb([serving.pid]) if serving is not None else None,
         )
 
     def conditions(self) -> dict[str, str]:
@@ -188,6 +190,11 @@ class Reconciler:
         self._counted(window)
         now = asyncio.get_running_loop().time()
         self.tell(Observed(generation, now, window.requests, window.errors, window.infer_ms))
+
+    def _memory(self) -> Memory:
+        serving = self.workers.serving
+        running = health.tree_memory_mb([serving.pid]) if serving is not None else None
+        return Memory(health.free_memory_mb(), running or 0.0, self._overlap)
 
     # -- jobs ----------------------------------------------------------------------------------------------------
 

@@ -97,7 +97,9 @@ def _ordered(machine: Machine, event: Ordered) -> Machine:
         refused.pop(event.bundle.sha256, None)
         failing.pop(event.bundle.sha256, None)
         machine = replace(machine, refused=refused, failing=failing)
-    if is_busy(machine) and machine.candidate is not None and machine.candidate.bundle == event.bundle:
+    if is_busy(machine) and machine.candidate is not None and machine.candidate.bundle.is_same(event.bundle):
+        if machine.step is Step.FETCH:
+            machine = replace(machine, candidate=replace(machine.candidate, bundle=event.bundle))
         return course.at_once(machine)
     return course.begin(machine)
 
