@@ -66,6 +66,12 @@ def agent() -> None:
     help="Seconds per telemetry report.",
 )
 @click.option("--log-json", is_flag=True, help="Log JSON, one object per line.")
+@click.option(
+    "--serve-despite-engine-change",
+    "serves_despite",
+    is_flag=True,
+    help="Serve a committed model even if it fails its golden data under newer engines.",
+)
 def run(
     *,
     enrolment: Path | None,
@@ -77,6 +83,7 @@ def run(
     profile: str | None,
     window: float,
     log_json: bool,
+    serves_despite: bool,
 ) -> None:
     """Enrol if needed, then serve models, follow the fleet's orders and report, until told to end."""
     log.set_up(as_json=log_json)
@@ -88,6 +95,7 @@ def run(
         profile=profile,
         window_s=window,
         log_json=log_json,
+        serves_despite_change=serves_despite,
     )
     asyncio.run(start.run(settings))
 

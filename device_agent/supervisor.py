@@ -28,7 +28,7 @@ from device_agent.reporter import Numbers, Reporter, Vitals
 from device_agent.spool import Spool
 from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
 from device_agent.storage import Storage
-from device_agent.update.events import Acknowledged, Ordered
+from device_agent.update.events import Acknowledged, Ordered, Stamp
 from device_agent.update.fetch import Source
 from device_agent.update.reconciler import Reconciler
 from edgekit import __version__
@@ -50,6 +50,7 @@ class Settings:
     profile: str | None
     window_s: float
     log_json: bool
+    serves_despite_change: bool = False
 
 
 class Agent:
@@ -103,7 +104,7 @@ class Agent:
         self._is_report_due = False
         self._status_written = 0.0
         self._writing: set[asyncio.Task[None]] = set()
-        stamp = f"{__version__} {sorted(platform.engines.items())}"
+        stamp = {"edgekit": __version__, **platform.engines}
         source = Source(
             artifact_url=known.file.artifact_url,
             allowed_hosts=known.file.allowed_hosts,
@@ -146,7 +147,7 @@ class Agent:
                 "boot-damaged", f"{', '.join(self._start.damaged)} was damaged and set aside"
             )
 
-    def _make_reconciler(self, name: str, names: tuple[str, ...], source: Source, stamp: str) -> Reconciler:
+    def _make_reconciler(self, name: str, names: tuple[str, ...], source: Source, stamp: Stamp) -> Reconciler:
         folder = self._settings.state.deployment(name)
         served = Served(
             deployment=name,
@@ -162,6 +163,7 @@ class Agent:
             self._storage,
             overlap=self._platform.overlap,
             stamp=stamp,
+            serves_despite=self._settings.serves_despite_change,
             changed=self._describe,
             counted=self._collector.add,
             died=lambda digest: self._collector.add(collector.death(name, digest)),
@@ -296,6 +298,8 @@ class Agent:
             agent_version=__version__,
             bundle_format=FORMAT,
             free_bytes=health.free_bytes(self._settings.state.root),
+            free_memory_mb=health.free_memory_mb(),
+            overlap=self._platform.overlap,
             labels=self._file.labels,
             refused=self._orders.refused,
             conditions=self._conditions.present(),

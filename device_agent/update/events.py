@@ -12,6 +12,10 @@ from edgekit.wire.messages import OrderedBundle, OrderOptions
 SlotName = Literal["A", "B"]
 
 
+# What runs bundles here: "edgekit" and each engine → its version.
+Stamp = dict[str, str]
+
+
 class SlotRef(msgspec.Struct, frozen=True):
     """A bundle in a slot on this device."""
 
@@ -40,10 +44,14 @@ class Cause(StrEnum):
 
 
 class Resumed(msgspec.Struct, frozen=True):
-    """The agent started. `held` are the finished bundles on disk; `stamp` names agent and engine versions."""
+    """The agent started. `held` are the finished bundles on disk; `stamp` names agent and engine versions.
+
+    `serves_despite`: what is committed serves even if it fails its golden data under other versions than before.
+    """
 
     held: dict[SlotName, OrderedBundle]
-    stamp: str
+    stamp: Stamp
+    serves_despite: bool = False
 
 
 class Stopped(msgspec.Struct, frozen=True):
@@ -151,6 +159,14 @@ class SelfTest(msgspec.Struct, frozen=True):
     ref: SlotRef
 
 
+class Recheck(msgspec.Struct, frozen=True):
+    """The golden data of a bundle that was committed under other versions, before it serves under these."""
+
+    id: int
+    pause_s: float
+    ref: SlotRef
+
+
 class Wait(msgspec.Struct, frozen=True):
     """Only the pause: the candidate is tried again after it."""
 
@@ -158,4 +174,4 @@ class Wait(msgspec.Struct, frozen=True):
     pause_s: float
 
 
-Job = Fetch | Stage | SelfTest | Wait
+Job = Fetch | Stage | SelfTest | Recheck | Wait

@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 from device_agent import durable
 from device_agent.blocking import Stopper, run_blocking
 from device_agent.folder import DeploymentFolder
 from device_agent.update import selftest, slots
-from device_agent.update.events import Cause, Fetch, Job, SelfTest, SlotRef, Stage, Wait
+from device_agent.update.events import Cause, Fetch, Job, Recheck, SelfTest, SlotRef, Stage, Wait
 from device_agent.update.fetch import FetchError, Source, fetch, opened
 from edgekit.errors import BundleError, EdgeKitError
+from edgekit.protocol import room
 
 # A thread that still connects writes nothing once it is told to stop, so it need not be waited for longer.
 STOP_PATIENCE_S = 5.0
@@ -27,12 +29,21 @@ class JobError(EdgeKitError):
         self.cause = cause
 
 
+class Memory(NamedTuple):
+    """What `room.memory_refusal` decides by."""
+
+    free_mb: float | None
+    running_mb: float
+    overlap: bool
+
+
 class Jobs:
     """The jobs of one deployment; one at a time."""
 
-    def __init__(self, folder: DeploymentFolder, source: Source) -> None:
+    def __init__(self, folder: DeploymentFolder, source: Source, memory: Callable[[], Memory]) -> None:
         self._folder = folder
         self._source = source
+        self._memory = memory
         self._staging = threading.Lock()
 
     async def do(self, job: Job) -> None:
@@ -44,10 +55,16 @@ class Jobs:
                 await self._stage(job.ref)
             case SelfTest():
                 await self._selftest(job.ref)
+            case Recheck():
+                await self._recheck(job.ref)
             case Wait():
                 pass
 
     async def _fetch(self, job: Fetch) -> None:
+        memory = await run_blocking(self._memory)
+        peak_mb = job.bundle.peak_memory_mb
+        if told := room.memory_refusal(memory.free_mb, peak_mb, memory.running_mb, overlap=memory.overlap):
+            raise JobError(told, Cause.PASSING)
         try:
             await _in_thread(lambda stop: fetch(self._source, job.bundle, self._folder.fetch, stop))
         except FetchError as error:
@@ -83,6 +100,15 @@ class Jobs:
         with contextlib.suppress(OSError):
             # What stays there is in nobody's way but the disk's, and the next fetch removes it.
             await run_blocking(lambda: durable.remove(self._folder.fetch))
+
+    async def _recheck(self, ref: SlotRef) -> None:
+        """Outputs only: how fast it is now says nothing while a whole device starts."""
+        with contextlib.suppress(OSError):
+            # A disk that takes nothing must not keep a good bundle from serving.
+            await run_blocking(lambda: durable.make_folder(self._folder.cache, sync=False))
+        verdict = await selftest.run(self._folder.slot(ref.slot), None, self._folder.cache, outputs_only=True)
+        if not verdict.passed:
+            raise JobError(verdict.reason, verdict.cause)
 
 
 async def _in_thread(work: Callable[[Stopper], object]) -> None:

@@ -16,16 +16,16 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from device_agent import durable, log
+from device_agent import durable, health, log
 from device_agent.folder import DeploymentFolder
 from device_agent.process import Place, Served
 from device_agent.record import Record
 from device_agent.storage import Storage
 from device_agent.update import events, slots
 from device_agent.update import machine as machines
-from device_agent.update.events import Cause, Done, Failed, Job, Observed, Resumed, SlotRef, Stopped
+from device_agent.update.events import Cause, Done, Failed, Job, Observed, Recheck, Resumed, SlotRef, Stopped
 from device_agent.update.fetch import Source
-from device_agent.update.jobs import JobError, Jobs
+from device_agent.update.jobs import JobError, Jobs, Memory
 from device_agent.update.machine import Machine
 from device_agent.update.transitions import advance
 from device_agent.workers import Hooks, Workers
@@ -47,7 +47,8 @@ class Reconciler:
         storage: Storage,
         *,
         overlap: bool,
-        stamp: str,
+        stamp: events.Stamp,
+        serves_despite: bool = False,
         changed: Callable[[], None],
         counted: Callable[[DeploymentWindow], None],
         died: Callable[[str], None],
@@ -57,7 +58,8 @@ class Reconciler:
         self._storage = storage
         self._changed = changed
         self._counted = counted
-        self._jobs = Jobs(folder, source)
+        self._overlap = overlap
+        self._jobs = Jobs(folder, source, self._memory)
         self._events: asyncio.Queue[events.Event] = asyncio.Queue()
         self._job: Job | None = None
         self._task: asyncio.Task[None] | None = None
@@ -67,7 +69,7 @@ class Reconciler:
         self._record = Record(folder.machine, Machine, copies=1)
         self.machine, self.trouble = load(self._record, folder)
         self._saved: Machine | None = None
-        self.tell(Resumed(slots.held(folder), stamp))
+        self.tell(Resumed(slots.held(folder), stamp, serves_despite))
 
     # -- for the supervisor --------------------------------------------------------------------------------------
 
@@ -100,6 +102,7 @@ class Reconciler:
             model=ready.model if ready is not None else "",
             model_version=ready.version if ready is not None else "",
             reason=reason[:2000],
+            memory_mb=health.tree_memory_mb([serving.pid]) if serving is not None else None,
         )
 
     def conditions(self) -> dict[str, str]:
@@ -163,7 +166,9 @@ class Reconciler:
         if self._job is not None and (wanted is None or wanted.id != self._job.id) and self._task is not None:
             self._task.cancel()
             self._job = None
-        if wanted is not None and self._job is None and is_saved and not self._storage.condition:
+        # What a disk that takes nothing may not keep back: it writes nothing, and serving waits for it.
+        is_free = isinstance(wanted, Recheck) or (is_saved and not self._storage.condition)
+        if wanted is not None and self._job is None and is_free:
             self._job = wanted
             self._task = asyncio.create_task(self._do(wanted, self._task))
 
@@ -189,6 +194,11 @@ class Reconciler:
         self._counted(window)
         now = asyncio.get_running_loop().time()
         self.tell(Observed(generation, now, window.requests, window.errors, window.infer_ms))
+
+    def _memory(self) -> Memory:
+        serving = self.workers.serving
+        running = health.tree_memory_mb([serving.pid]) if serving is not None else None
+        return Memory(health.free_memory_mb(), running or 0.0, self._overlap)
 
     # -- jobs ----------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ class Verdict(msgspec.Struct, frozen=True):
     cause: Cause = Cause.BUNDLE
 
 
-async def run(slot: Path, running: Path | None, cache: Path) -> Verdict:
+async def run(slot: Path, running: Path | None, cache: Path, *, outputs_only: bool = False) -> Verdict:
     """Judge the bundle in `slot`. Cancelling ends the child.
 
     A crash or too much memory is a verdict like any other; a hang, or an end that came from outside, may be the
@@ -47,6 +47,8 @@ async def run(slot: Path, running: Path | None, cache: Path) -> Verdict:
     ]  # fmt: skip
     if running is not None:
         words += ["--running", str(running)]
+    if outputs_only:
+        words.append("--outputs-only")
     limit = await asyncio.to_thread(memory_limit, slot)
     process = await asyncio.create_subprocess_exec(
         *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, start_new_session=True
@@ -112,8 +114,8 @@ def _resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def judge(slot: Path, running: Path | None, cache: Path) -> Verdict:
-    """The child's half: outputs by the manifest's tolerances, then latency."""
+def judge(slot: Path, running: Path | None, cache: Path, *, outputs_only: bool = False) -> Verdict:
+    """The child's half: outputs by the manifest's tolerances, then, unless `outputs_only`, latency."""
     from edgekit import selftest
     from edgekit.engines import LoadedBundle
 
@@ -122,7 +124,7 @@ def judge(slot: Path, running: Path | None, cache: Path) -> Verdict:
         result = selftest.check(manifest, LoadedBundle(manifest, slot, cache=cache), slot)
         if not result.passed:
             return Verdict(passed=False, reason=result.reason, latency_p95_ms=result.latency_p95_ms)
-        reason = _latency_complaint(manifest, result.latency_p95_ms, running, cache)
+        reason = "" if outputs_only else _latency_complaint(manifest, result.latency_p95_ms, running, cache)
     except BundleError as error:
         return Verdict(passed=False, reason=str(error), cause=Cause.LOST)
     except (OSError, MemoryError) as error:
@@ -167,9 +169,10 @@ def main() -> None:
     parser.add_argument("--slot", type=Path, required=True)
     parser.add_argument("--running", type=Path)
     parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--outputs-only", action="store_true", help="do not judge latency")
     chosen = parser.parse_args()
     parent.die_with(chosen.parent)
-    verdict = judge(chosen.slot, chosen.running, chosen.cache)
+    verdict = judge(chosen.slot, chosen.running, chosen.cache, outputs_only=chosen.outputs_only)
     sys.stdout.buffer.write(b"\n" + msgspec.json.encode(verdict))
     sys.stdout.flush()
     # Skips interpreter teardown, where some engines crash after a clean run.

@@ -3,7 +3,8 @@
 Pure: state and event in, new state out; the clock comes with the events.
 
 Always true
- 1. What serves was self-tested here (or committed here before) and is not refused.
+ 1. What serves passed its golden data here, under the versions of agent and engines that run it now, and is not
+    refused; or an operator said that what is committed serves even so.
  2. `committed` changes only by a commit, which the fleet acknowledged; by falling back from it when it does not keep
     running; when it is damaged on disk; or when no model is ordered.
  3. A digest is refused only for what its bundle did, by counts in this module and `trial`; never for a restart, a
@@ -21,6 +22,7 @@ from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
+from device_agent.update import course
 from device_agent.update import trial as trials
 from device_agent.update.events import (
     Acknowledged,
@@ -31,8 +33,8 @@ from device_agent.update.events import (
     Failed,
     Observed,
     Ordered,
+    Recheck,
     Resumed,
-    SlotName,
     SlotRef,
     Started,
     StartFailed,
@@ -42,16 +44,23 @@ from device_agent.update.events import (
 from device_agent.update.machine import (
     PREPARING,
     TRYING,
+    Check,
     Lives,
     Machine,
+    changes,
+    free_slot,
     is_busy,
+    is_of,
+    is_proved,
     is_trying,
     job,
+    proving,
+    refusing,
     serves,
     task,
+    unchecked,
 )
 from device_agent.update.trial import Trial
-from edgekit.wire.messages import OrderedBundle
 from edgekit.wire.states import AgentState as Step
 
 # A trial ends at this many deaths of its workers, or starts that the bundle failed.
@@ -64,7 +73,6 @@ MAX_DOUBTS = 3
 # Starts in a row that failed without being the bundle's fault, and restarts of the device, that a trial bears.
 MAX_FAILED_STARTS = 3
 MAX_RESTARTS = 3
-MAX_REFUSED = 32
 
 
 def advance(machine: Machine, event: Event) -> Machine:
@@ -85,61 +93,15 @@ def _ordered(machine: Machine, event: Ordered) -> Machine:
         return machine
     machine = replace(machine, counter=event.counter, options=event.options, wanted=event.bundle)
     if event.bundle is not None and event.options.retry:
-        kept = {digest: why for digest, why in machine.refused.items() if digest != event.bundle.sha256}
-        machine = replace(machine, refused=kept)
-    if is_busy(machine) and machine.candidate is not None and machine.candidate.bundle == event.bundle:
-        return _at_once(machine)
-    return _begin(machine)
-
-
-def _at_once(machine: Machine) -> Machine:
-    """Whatever the candidate waits for, it is tried now."""
-    if not (machine.failures or machine.setbacks or machine.is_postponed):
-        return machine
-    return replace(machine, failures=0, setbacks=0, restarts=0, is_postponed=False, reason="")
-
-
-def _begin(machine: Machine) -> Machine:
-    """From wherever it stands towards `wanted`."""
-    wanted = machine.wanted
-    if wanted is None:
-        return _rest(replace(machine, committed=None, previous=None, lost=None), Step.IDLE, "")
-    if _is_of(machine.committed, wanted.sha256):
-        return _rest(machine, Step.IDLE, "")
-    if wanted.sha256 in machine.refused:
-        return _give_up(machine, machine.refused[wanted.sha256])
-    if _is_of(machine.previous, wanted.sha256):
-        return replace(_rest(machine, Step.SWITCH, ""), candidate=machine.previous)
-    return _fetch(machine, wanted)
-
-
-def _is_of(ref: SlotRef | None, digest: str) -> bool:
-    return ref is not None and ref.bundle.sha256 == digest
-
-
-def _fetch(machine: Machine, bundle: OrderedBundle) -> Machine:
-    return replace(_rest(machine, Step.FETCH, ""), candidate=SlotRef(_free_slot(machine), bundle))
-
-
-def _free_slot(machine: Machine) -> SlotName:
-    return "B" if machine.committed is not None and machine.committed.slot == "A" else "A"
-
-
-def _rest(machine: Machine, step: Step, reason: str) -> Machine:
-    """At `step` with nothing under way and nothing counted."""
-    return replace(
-        machine, step=step, reason=reason, candidate=None, failures=0, doubts=0, setbacks=0, restarts=0,
-        postponements=0, is_postponed=False, trial=Trial(),
-    )  # fmt: skip
-
-
-def _give_up(machine: Machine, reason: str, step: Step = Step.FAILED) -> Machine:
-    """What is wanted cannot be had. With nothing left to serve, the bundle that was lost here is fetched again."""
-    lost = machine.lost
-    is_down = machine.committed is None and lost is not None and lost.sha256 not in machine.refused
-    if is_down and lost is not None and not _is_of(machine.candidate, lost.sha256):
-        return replace(_fetch(machine, lost), reason=reason)
-    return _rest(machine, step, reason)
+        refused, failing = dict(machine.refused), dict(machine.failing)
+        refused.pop(event.bundle.sha256, None)
+        failing.pop(event.bundle.sha256, None)
+        machine = replace(machine, refused=refused, failing=failing)
+    if is_busy(machine) and machine.candidate is not None and machine.candidate.bundle.is_same(event.bundle):
+        if machine.step is Step.FETCH:
+            machine = replace(machine, candidate=replace(machine.candidate, bundle=event.bundle))
+        return course.at_once(machine)
+    return course.begin(machine)
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------
@@ -147,7 +109,11 @@ def _give_up(machine: Machine, reason: str, step: Step = Step.FAILED) -> Machine
 
 def _done(machine: Machine, event: Done) -> Machine:
     ref = machine.candidate
-    if event.id != machine.job_id or ref is None:
+    if event.id != machine.job_id:
+        return machine
+    if (checked := unchecked(machine)) is not None:
+        return _leave_failing(proving(machine, checked))
+    if ref is None:
         return machine
     machine = replace(machine, failures=0, doubts=0, reason="")
     if machine.step is Step.FETCH:
@@ -157,13 +123,16 @@ def _done(machine: Machine, event: Done) -> Machine:
     if machine.step is Step.STAGE:
         return replace(machine, step=Step.SELFTEST)
     if machine.step is Step.SELFTEST:
-        return replace(machine, step=Step.SWITCH, trial=Trial())
+        return replace(proving(machine, ref), step=Step.SWITCH, trial=Trial())
     return replace(machine, is_postponed=False, restarts=0)
 
 
 def _failed(machine: Machine, event: Failed) -> Machine:
-    if event.id != machine.job_id or job(machine) is None:
+    wanted = job(machine)
+    if event.id != machine.job_id or wanted is None:
         return machine
+    if isinstance(wanted, Recheck):
+        return _recheck_failed(machine, event, wanted.ref)
     cause = event.cause
     if cause is Cause.DOUBT:
         machine = replace(machine, doubts=machine.doubts + 1)
@@ -172,31 +141,38 @@ def _failed(machine: Machine, event: Failed) -> Machine:
         waiting = f"waiting to try again: {event.reason}"
         return replace(machine, failures=machine.failures + 1, reason=waiting)
     if cause is Cause.LOST:
-        return _refetch(machine, event.reason)
+        return course.refetch(machine, event.reason)
     if cause is Cause.BUNDLE:
-        machine = _refusing(machine, machine.candidate, event.reason)
-    return _give_up(machine, event.reason)
+        machine = refusing(machine, machine.candidate, event.reason)
+    return course.give_up(machine, event.reason)
 
 
-def _refetch(machine: Machine, reason: str) -> Machine:
-    """What the candidate's slot, or its download, held is gone."""
-    ref = machine.candidate
-    assert ref is not None
-    return replace(
-        machine, step=Step.FETCH, candidate=SlotRef(_free_slot(machine), ref.bundle), failures=0, is_postponed=False,
-        previous=None if machine.previous == ref else machine.previous, setbacks=machine.setbacks + 1,
-        trial=Trial(), reason=f"fetched again: {reason}",
-    )  # fmt: skip
+def _recheck_failed(machine: Machine, event: Failed, ref: SlotRef) -> Machine:
+    """The golden data of a bundle did not pass, or could not be run, under other versions than before."""
+    check, cause = machine.check, event.cause
+    if cause is Cause.DOUBT:
+        check = replace(check, doubts=check.doubts + 1)
+        cause = Cause.BUNDLE if check.doubts >= MAX_DOUBTS else Cause.PASSING
+    if cause is Cause.BUNDLE:
+        told = f"{changes(machine, ref.bundle.sha256)}: {event.reason}"
+        failing = {**machine.failing, ref.bundle.sha256: told}
+        return _leave_failing(replace(machine, failing=failing, check=Check()))
+    if cause is Cause.LOST:
+        machine = replace(machine, check=Check())
+        return (
+            _damaged(machine, event.reason) if ref == machine.committed else replace(machine, previous=None)
+        )
+    return replace(machine, check=replace(check, failures=check.failures + 1, reason=event.reason))
 
 
-def _refusing(machine: Machine, ref: SlotRef | None, reason: str) -> Machine:
-    if ref is None:
+def _leave_failing(machine: Machine) -> Machine:
+    """From a committed bundle that fails under the present versions to the one before, if that passes."""
+    ref, fallback = machine.committed, machine.previous
+    if ref is None or ref.bundle.sha256 not in machine.failing or machine.serves_despite:
         return machine
-    digest = ref.bundle.sha256
-    others = [(known, why) for known, why in machine.refused.items() if known != digest]
-    refused = {**dict(others[-(MAX_REFUSED - 1) :]), digest: reason}
-    previous = None if _is_of(machine.previous, digest) else machine.previous
-    return replace(machine, refused=refused, previous=previous)
+    if fallback is None or not is_proved(machine, fallback):
+        return machine
+    return _left(machine, f"engine changed: {machine.failing[ref.bundle.sha256]}")
 
 
 # -- workers -----------------------------------------------------------------------------------------------------
@@ -229,7 +205,9 @@ def _start_failed(machine: Machine, event: StartFailed) -> Machine:
     )
     machine = replace(machine, lives=lives)
     if event.cause is Cause.LOST:
-        return _refetch(machine, event.reason) if is_trying(machine) else _damaged(machine, event.reason)
+        return (
+            course.refetch(machine, event.reason) if is_trying(machine) else _damaged(machine, event.reason)
+        )
     if lives.blamed_starts >= MAX_BLAMED_STARTS:
         told = f"the worker did not start {lives.blamed_starts} times: {event.reason}"
         return _roll_back(machine, told) if is_trying(machine) else _fall_back(machine, told)
@@ -264,12 +242,17 @@ def _fall_back(machine: Machine, reason: str) -> Machine:
     """The committed bundle does not keep running: on to what was committed before, or, without that, on trying."""
     told = f"the committed bundle does not keep running: {reason}"
     fallback = machine.previous
-    if fallback is None:
+    if fallback is None or fallback.bundle.sha256 in machine.failing:
         machine = replace(machine, lives=replace(machine.lives, is_looping=True, trouble=told))
-        return _at_once(machine) if machine.is_postponed else machine
-    machine = _refusing(machine, machine.committed, told)
-    machine = replace(machine, committed=fallback, previous=None)
-    return _reseat(machine) if is_busy(machine) else _rest(machine, Step.DIVERGED, told)
+        return course.at_once(machine) if machine.is_postponed else machine
+    return _left(machine, told)
+
+
+def _left(machine: Machine, told: str) -> Machine:
+    """What was committed before is committed again, and what was committed since is refused."""
+    machine = refusing(machine, machine.committed, told)
+    machine = replace(machine, committed=machine.previous, previous=None)
+    return _reseat(machine) if is_busy(machine) else course.rest(machine, Step.DIVERGED, told)
 
 
 def _damaged(machine: Machine, reason: str) -> Machine:
@@ -282,7 +265,7 @@ def _damaged(machine: Machine, reason: str) -> Machine:
         return _reseat(machine)
     if machine.committed is not None and (machine.wanted is None or machine.wanted.sha256 != lost.sha256):
         return machine
-    return replace(_begin(machine), reason=f"the committed bundle was damaged on disk: {reason}")
+    return replace(course.begin(machine), reason=f"the committed bundle was damaged on disk: {reason}")
 
 
 def _reseat(machine: Machine) -> Machine:
@@ -291,8 +274,8 @@ def _reseat(machine: Machine) -> Machine:
     if ref is None or machine.committed is None or ref.slot != machine.committed.slot:
         return machine
     if ref.bundle.sha256 == machine.committed.bundle.sha256:
-        return _begin(machine)
-    return replace(machine, candidate=SlotRef(_free_slot(machine), ref.bundle), step=Step.FETCH)
+        return course.begin(machine)
+    return replace(machine, candidate=SlotRef(free_slot(machine), ref.bundle), step=Step.FETCH)
 
 
 # -- probation and commit ----------------------------------------------------------------------------------------
@@ -310,7 +293,7 @@ def _observed(machine: Machine, event: Observed) -> Machine:
 
 
 def _acknowledged(machine: Machine, event: Acknowledged) -> Machine:
-    if machine.step not in (Step.PROBATION, Step.COMMIT) or not _is_of(machine.candidate, event.digest):
+    if machine.step not in (Step.PROBATION, Step.COMMIT) or not is_of(machine.candidate, event.digest):
         return machine
     return _commit_if_acknowledged(replace(machine, trial=replace(machine.trial, is_acknowledged=True)))
 
@@ -321,15 +304,15 @@ def _commit_if_acknowledged(machine: Machine) -> Machine:
     machine = replace(
         machine, committed=machine.candidate, previous=machine.committed, lost=None, lives=Lives()
     )
-    return _begin(machine)
+    return course.begin(machine)
 
 
 def _roll_back(machine: Machine, reason: str) -> Machine:
     """The candidate proved bad while it served."""
     ref = machine.candidate
-    machine = _refusing(machine, ref, reason)
-    is_wanted = machine.wanted is not None and _is_of(ref, machine.wanted.sha256)
-    return _give_up(machine, reason, Step.ROLLBACK if is_wanted else Step.FAILED)
+    machine = refusing(machine, ref, reason)
+    is_wanted = machine.wanted is not None and is_of(ref, machine.wanted.sha256)
+    return course.give_up(machine, reason, Step.ROLLBACK if is_wanted else Step.FAILED)
 
 
 def _postpone(machine: Machine, reason: str) -> Machine:
@@ -346,7 +329,9 @@ def _postpone(machine: Machine, reason: str) -> Machine:
 def _resumed(machine: Machine, event: Resumed) -> Machine:
     """Intent, reconciled with what the disk really holds."""
     was_clean = machine.is_clean
-    machine = replace(machine, is_clean=False, trial=Trial(), lives=Lives())
+    machine = replace(
+        machine, is_clean=False, trial=Trial(), lives=Lives(), serves_despite=event.serves_despite
+    )
 
     def is_held(ref: SlotRef) -> bool:
         held = event.held.get(ref.slot)
@@ -359,15 +344,17 @@ def _resumed(machine: Machine, event: Resumed) -> Machine:
     ref = machine.candidate
     needs_slot = machine.step is Step.SELFTEST or machine.step in TRYING
     if ref is not None and needs_slot and not is_held(ref):
-        machine = _refetch(machine, "its slot does not hold it")
+        machine = course.refetch(machine, "its slot does not hold it")
     elif is_trying(machine):
         machine = replace(machine, step=Step.SWITCH, restarts=machine.restarts + (not was_clean))
         if machine.restarts >= MAX_RESTARTS:
             machine = _postpone(machine, f"the device restarted {machine.restarts} times on it")
     if event.stamp != machine.stamp:
-        machine = replace(machine, stamp=event.stamp, refused={})
+        machine = replace(machine, stamp=event.stamp, refused={}, failing={})
+        if machine.step in TRYING:
+            machine = replace(machine, step=Step.SELFTEST, is_postponed=False)
         # What was refused under other engines gets another chance.
-        machine = machine if is_busy(machine) else _begin(machine)
+        machine = machine if is_busy(machine) else course.begin(machine)
     return machine
 
 

@@ -35,11 +35,21 @@ class Boot(msgspec.Struct, frozen=True, order=True):
 
 
 class OrderedBundle(msgspec.Struct, frozen=True):
-    """What one deployment is to run. `target` is `NAME/VERSION/PROFILE/<sha256>.edgekit`."""
+    """What one deployment is to run. `target` is `NAME/VERSION/PROFILE/<sha256>.edgekit`.
+
+    `peak_memory_mb` is the most that a process takes with it, None where nobody knows.
+    """
 
     target: Annotated[str, Meta(max_length=300)]
     sha256: Sha256
     length: Annotated[int, Meta(gt=0)]
+    peak_memory_mb: Annotated[float, Meta(gt=0)] | None = None
+
+    def is_same(self, other: "OrderedBundle | None") -> bool:
+        """Whether both name the same bytes; what is said about them may differ."""
+        return other is not None and (self.target, self.sha256, self.length) == (
+            other.target, other.sha256, other.length,
+        )  # fmt: skip
 
 
 class OrderOptions(msgspec.Struct, frozen=True):
@@ -69,7 +79,10 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class DeploymentReport(msgspec.Struct, frozen=True):
-    """One deployment as the device has it. `digest` is what the worker loaded, never what was asked for."""
+    """One deployment as the device has it. `digest` is what the worker loaded, never what was asked for.
+
+    `memory_mb` is what its serving worker takes now.
+    """
 
     state: AgentState
     digest: Sha256 | None = None
@@ -78,6 +91,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     model: str = ""
     model_version: str = ""
     reason: Text = ""
+    memory_mb: Annotated[float, Meta(ge=0)] | None = None
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -93,7 +107,10 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class Reported(msgspec.Struct, frozen=True):
-    """The device's retained self-description. `refused` says why the newest order was not followed, if so."""
+    """The device's retained self-description. `refused` says why the newest order was not followed, if so.
+
+    `free_memory_mb` can still be taken beside what runs; with `overlap` an update needs room for old and new at once.
+    """
 
     device: str
     boot: Boot
@@ -106,6 +123,8 @@ class Reported(msgspec.Struct, frozen=True):
     agent_version: str
     bundle_format: int
     free_bytes: Count
+    free_memory_mb: Annotated[float, Meta(ge=0)] | None = None
+    overlap: bool = True
     labels: dict[Label, Label] = {}
     refused: Text = ""
     conditions: Annotated[tuple[Condition, ...], Meta(max_length=MAX_CONDITIONS)] = ()

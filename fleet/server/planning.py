@@ -89,7 +89,7 @@ def choose(
     if reason is None and bundle is None:
         reason = f"no bundle for profile {row.profile} (there is {', '.join(sorted(bundles))})"
     if reason is None and bundle is not None:
-        reason = _cannot_run(row, bundle)
+        reason = _cannot_run(row, bundle, deployment)
         if present is not None and present.sha256 == bundle.sha256:
             reason = _THERE
     return Choice(row, bundle) if reason is None else Choice(row, None, reason)
@@ -106,7 +106,7 @@ def _unfit(row: DeviceRow, deployment: str) -> str | None:
     return None if row.reported else "has never reported"
 
 
-def _cannot_run(row: DeviceRow, bundle: BundleRow) -> str | None:
+def _cannot_run(row: DeviceRow, bundle: BundleRow, deployment: str) -> str | None:
     """Why it could not run this bundle, by what it reported."""
     reported = devices.reported_of(row)
     assert reported is not None
@@ -117,7 +117,14 @@ def _cannot_run(row: DeviceRow, bundle: BundleRow) -> str | None:
         return f"has no engine {bundle.engine}"
     if not _in_range(engine, bundle.engine_versions):
         return f"{bundle.engine} {engine} is outside {bundle.engine_versions}"
-    return room.refusal(reported.free_bytes, bundle.length) or None
+    if told := room.refusal(reported.free_bytes, bundle.length):
+        return told
+    present = reported.deployments.get(deployment)
+    running_mb = (present.memory_mb if present is not None else None) or 0.0
+    told = room.memory_refusal(
+        reported.free_memory_mb, bundle.peak_memory_mb, running_mb, overlap=reported.overlap
+    )
+    return told or None
 
 
 def member_of(

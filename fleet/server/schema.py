@@ -84,6 +84,8 @@ bundles = Table(
     Column("engine_versions", String(200), nullable=False),
     # Of the manifest: an agent must read it.
     Column("format", Integer, nullable=False, server_default="1"),
+    # What a process takes with it at most, as measured at build or promised by the contract.
+    Column("peak_memory_mb", Float, nullable=True),
     Column("envelope", LargeBinary, nullable=False),
     Column("published_at", Float, nullable=False),
     UniqueConstraint("name", "version", "profile"),

@@ -5,7 +5,7 @@ import pytest
 from device_agent.update import events as m
 from device_agent.update import machine as machines
 from device_agent.update.events import Cause, SlotRef
-from device_agent.update.machine import Machine, durable, job, serves, shown
+from device_agent.update.machine import Machine, conditions, durable, job, serves, shown
 from device_agent.update.transitions import (
     MAX_BLAMED_STARTS,
     MAX_DEATHS,
@@ -64,10 +64,11 @@ class Device:
     def observed(self, now: float = 101.0, **counts: object) -> "Device":
         return self.tell(m.Observed(self.machine.generation, now, **counts))
 
-    def resumed(self, *held: SlotRef, stamp: str = "") -> "Device":
+    def resumed(self, *held: SlotRef, versions: str = "", despite: bool = False) -> "Device":
         """A restart on what is on disk."""
         self.machine = durable(self.machine)
-        return self.tell(m.Resumed({ref.slot: ref.bundle for ref in held}, stamp))
+        stamp = {"edgekit": "1", "onnxruntime": versions} if versions else {}
+        return self.tell(m.Resumed({ref.slot: ref.bundle for ref in held}, stamp, despite))
 
     def on_probation(self, wanted: OrderedBundle, limit_ms: float | None = None) -> "Device":
         self.order(wanted).done(3).started(limit_ms)
@@ -160,7 +161,9 @@ def test_evidence_ends_on_the_committed_release_and_is_remembered(case, device):
     assert (device.order(B).step, device.machine.reason) == (Step.FAILED, machine.reason)
     device.resumed(IN_A)
     assert (device.step, device.machine.refused) == (Step.FAILED, machine.refused)
-    assert isinstance(job(device.resumed(IN_A, stamp="other engines").machine), m.Fetch)
+    # Under other versions it gets another chance, once what is committed was tested under them.
+    assert isinstance(job(device.resumed(IN_A, versions="1.33").machine), m.Recheck)
+    assert isinstance(job(device.done().machine), m.Fetch)
 
 
 def test_an_operator_can_order_a_refused_bundle_once_more(device):
@@ -359,3 +362,104 @@ def test_waiting_writes_nothing(device):
     device.order(A)
     written = durable(device.machine)
     assert durable(device.failed().failed().machine) == written
+
+
+# -- other versions of agent or engines --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def upgraded():
+    """Commits bundles under 1.32 and then starts with onnxruntime 1.33."""
+
+    def make(*wanted: OrderedBundle, **options: bool) -> Device:
+        device = Device().resumed(versions="1.32")
+        held = (IN_A, IN_B)[: len(wanted)]
+        return device.committed(*wanted).resumed(*held, versions="1.33", **options)
+
+    return make
+
+
+def test_under_other_versions_a_committed_bundle_is_tested_again_before_it_serves(upgraded):
+    device = upgraded(A)
+    assert device.serves is None
+    assert job(device.machine) == m.Recheck(device.machine.job_id, 0.0, IN_A)
+    assert conditions(device.machine) == {}
+    assert device.done().serves == IN_A
+    assert device.resumed(IN_A, versions="1.33").serves == IN_A
+
+
+def test_a_bundle_that_fails_under_other_versions_says_so_and_does_not_serve(upgraded):
+    device = upgraded(A).failed(Cause.BUNDLE, "agreement 94 %")
+    assert (device.serves, job(device.machine)) == (None, None)
+    assert conditions(device.machine) == {
+        "engine-changed": "onnxruntime 1.32 -> 1.33: agreement 94 %; it does not serve"
+    }
+    assert shown(device.machine)[0] is Step.DIVERGED
+    assert device.resumed(IN_A, versions="1.33").serves is None
+    device.committed(B)
+    assert (device.serves, conditions(device.machine)) == (IN_B, {})
+
+
+def test_it_serves_all_the_same_if_told_to_and_says_so(upgraded):
+    device = upgraded(A, B, despite=True)
+    assert device.serves is None, "it is tested first"
+    device.failed(Cause.BUNDLE, "agreement 94 %")
+    assert (device.serves, job(device.machine)) == (IN_B, None)
+    assert conditions(device.machine)["engine-changed"].endswith(
+        "agreement 94 %; it serves all the same, as told"
+    )
+    assert device.resumed(IN_A, IN_B, versions="1.33").serves is None
+
+
+def test_it_falls_back_to_the_one_before_if_that_passes(upgraded):
+    device = upgraded(A, B).failed(Cause.BUNDLE, "agreement 94 %")
+    assert device.serves is None
+    assert job(device.machine) == m.Recheck(device.machine.job_id, 0.0, IN_A)
+    device.done()
+    assert (device.serves, device.step) == (IN_A, Step.DIVERGED)
+    assert device.machine.reason == device.machine.refused[B.sha256]
+    assert device.machine.reason == "engine changed: onnxruntime 1.32 -> 1.33: agreement 94 %"
+
+
+def test_where_none_passes_none_serves_until_the_versions_are_as_before(upgraded):
+    device = upgraded(A, B).failed(Cause.BUNDLE, "no").failed(Cause.BUNDLE, "no")
+    assert (device.serves, job(device.machine)) == (None, None)
+    assert device.machine.committed == IN_B
+    assert device.resumed(IN_A, IN_B, versions="1.32").serves == IN_B
+
+
+def test_an_order_to_retry_tests_it_once_more(upgraded):
+    device = upgraded(A).failed(Cause.BUNDLE, "no")
+    assert job(device.order(A).machine) is None
+    assert isinstance(job(device.order(A, retry=True).machine), m.Recheck)
+
+
+def test_a_test_that_cannot_be_run_is_waited_for_and_told(upgraded):
+    device = upgraded(A).failed(Cause.PASSING, "no process can be made")
+    assert job(device.machine).pause_s == 1.0
+    assert "waiting to test again: no process can be made" in conditions(device.machine)["engine-changed"]
+    for _ in range(MAX_DOUBTS - 1):
+        device.failed(Cause.DOUBT)
+    assert isinstance(job(device.machine), m.Recheck)
+    device.failed(Cause.DOUBT)
+    assert job(device.machine) is None
+
+
+def test_a_trial_under_other_versions_begins_with_the_self_test(device):
+    device.resumed(versions="1.32").committed(A).on_probation(B)
+    device.resumed(IN_A, IN_B, versions="1.33")
+    assert isinstance(job(device.machine), m.Recheck)
+    assert job(device.done().machine) == m.SelfTest(device.machine.job_id, 0.0, IN_B)
+    assert device.serves == IN_A
+
+
+def test_going_back_to_what_was_never_tested_under_these_versions_tests_it_first(upgraded):
+    device = upgraded(A, B).done()
+    assert job(device.order(A).machine) == m.SelfTest(device.machine.job_id, 0.0, IN_A)
+    assert device.serves == IN_B
+
+
+def test_a_bundle_whose_versions_are_not_known_is_tested_again():
+    machine = Machine(committed=IN_A, wanted=A)
+    device = Device(machine).resumed(IN_A, versions="1.33").failed(Cause.BUNDLE, "no")
+    assert "are not known: no" in conditions(device.machine)["engine-changed"]

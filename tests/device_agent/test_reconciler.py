@@ -53,7 +53,7 @@ class Bench:
             SOURCE,
             self.storage,
             overlap=True,
-            stamp="stamp",
+            stamp={"edgekit": "1"},
             changed=lambda: None,
             counted=lambda _window: None,
             died=self.deaths.append,
@@ -284,7 +284,7 @@ def test_the_jobs_say_whose_fault_a_missing_download_is(tmp_path, first):
     wanted = OrderedBundle(first.target, first.sha256, first.length)
     job = Stage(1, 0.0, slots_ref("A", wanted))
     with pytest.raises(JobError) as caught:
-        asyncio.run(jobs.Jobs(folder, SOURCE).do(job))
+        asyncio.run(jobs.Jobs(folder, SOURCE, lambda: jobs.Memory(None, 0.0, True)).do(job))
     assert caught.value.cause is Cause.LOST
 
 
@@ -292,3 +292,22 @@ def slots_ref(name, wanted):
     from device_agent.update.events import SlotRef
 
     return SlotRef(name, wanted)
+
+
+@pytest.mark.parametrize(("overlap", "free", "told"), [
+    (True, 479, "needs 480 MB beside the 300 MB of what runs, 479 MB are free"),
+    (False, 179, "needs 480 MB in place of the 300 MB of what runs, 179 MB are free"),
+    (True, 480, "cannot be had"),
+    (False, 180, "cannot be had"),
+])  # fmt: skip
+def test_nothing_is_fetched_that_does_not_fit_into_memory_and_that_is_held_against_nobody(
+    tmp_path, first, overlap, free, told
+):
+    folder = DeploymentFolder(tmp_path / "deployments" / "digits")
+    wanted = OrderedBundle(first.target, first.sha256, first.length, 480.0)
+    worker = jobs.Jobs(folder, SOURCE, lambda: jobs.Memory(free, 300.0, overlap))
+    with pytest.raises(JobError) as caught:
+        asyncio.run(worker.do(Fetch(1, 0.0, wanted)))
+    assert caught.value.cause is Cause.PASSING
+    assert ("not enough memory" in str(caught.value)) is (told != "cannot be had")
+    assert told == "cannot be had" or told in str(caught.value)

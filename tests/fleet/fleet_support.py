@@ -25,7 +25,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from edgekit import bundle, sketch
 from edgekit.bundle import file_entry
 from edgekit.errors import OrderRefusedError
-from edgekit.manifest import EngineSpec, Manifest, SelfTest, TensorSpec
+from edgekit.manifest import Contract, EngineSpec, Manifest, SelfTest, TensorSpec
 from edgekit.protocol import orders
 from edgekit.trust import dsse, target
 from edgekit.wire import topics
@@ -58,6 +58,7 @@ def make_bundle(
     profile: str = "x86-64-v3",
     seed: str = "",
     bundle_format: int = 1,
+    contract: Contract | None = None,
 ) -> Path:
     """A well-formed bundle; the fleet never loads the model in it."""
     files = {path: f"{path} {version} {seed}".encode() for path in FILES}
@@ -73,6 +74,7 @@ def make_bundle(
         source_sha256="0" * 64,
         files=tuple(file_entry(path, data) for path, data in sorted(files.items())),
         selftest=SelfTest(*FILES[1:], samples=1, tolerance={"logits": 1e-3}, agreement=1.0),
+        contract=contract or Contract(),
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / manifest.filename

@@ -7,10 +7,14 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from fleet_support import make_bundle
+from msgspec.structs import replace
 from sqlalchemy import delete, update
 
 from edgekit import bundle as bundles
+from edgekit import evidence as evidences
 from edgekit.errors import AuthError, ConflictError, FleetError, NotFoundError, UsageError
+from edgekit.evidence import BuildEvidence, Figure, Where
+from edgekit.manifest import Contract
 from edgekit.sketch import of
 from edgekit.trust import dsse
 from edgekit.wire.enrolment import EnrolAnswer, EnrolRequest
@@ -27,7 +31,7 @@ from edgekit.wire.messages import (
 )
 from edgekit.wire.states import AgentState
 from fleet.publish import SigningKey, make_key
-from fleet.server import ingest, schema
+from fleet.server import ingest, planning, schema
 from fleet.server.database import Database
 from fleet.server.store import audit, devices, orders, releases, settings, telemetry
 from fleet.server.store.orders import Issuer
@@ -149,6 +153,64 @@ def test_a_version_never_changes(database: Database, tmp_path: Path) -> None:
         published(database, tmp_path, seed="other")
     with database.begin() as connection, pytest.raises(NotFoundError, match="no release digits@9"):
         releases.by_profile(connection, "digits", "9")
+
+
+def test_an_order_says_what_the_bundle_takes_and_a_device_without_that_gets_none(
+    database: Database, tmp_path: Path, issuer: Issuer
+) -> None:
+    enrolled(database)
+    bundle = bundles.read(make_bundle(tmp_path, "1.0.0", contract=Contract(memory_mb=480)))
+    with database.begin() as connection:
+        releases.publish(connection, bundle, b"{}", None, now=NOW, actor="admin")
+        orders.set_desired(connection, "d1", "digits", bundle.sha256, because="test", now=NOW)
+        orders.issue(connection, issuer, "d1", NOW)
+        [waiting] = orders.unpublished(connection, 10)
+        rows = releases.by_profile(connection, "digits", "1.0.0")
+        said = replace(
+            reported(1), free_bytes=10**9, engines={"onnxruntime": "1.22.0"}, free_memory_mb=479.0,
+            deployments={"digits": DeploymentReport(AgentState.IDLE, memory_mb=300.0)},
+        )  # fmt: skip
+        told = {}
+        for name, message in {"both": said, "instead": replace(said, overlap=False)}.items():
+            connection.execute(update(schema.devices).values(reported=encode(message).decode()))
+            row = devices.get(connection, "d1")
+            told[name] = planning.choose(row, rows, "digits", None).reason
+    payload = dsse.verify(waiting.payload, dsse.ORDER_TYPE, {issuer.key.keyid: issuer.key.public_hex})
+    assert decode(payload, Order).deployments["digits"].peak_memory_mb == 480
+    assert told["both"].endswith("needs 480 MB beside the 300 MB of what runs, 479 MB are free")
+    assert told["instead"] == ""
+
+
+def test_what_a_build_measured_counts_before_what_a_contract_promises(
+    database: Database, tmp_path: Path
+) -> None:
+    bundle = bundles.read(make_bundle(tmp_path, "1.0.0", contract=Contract(memory_mb=480)))
+    some, memory = (
+        Figure(1.0, "measured", Where("a CPU"), "ms"),
+        Figure(96.5, "measured", Where("a CPU"), "MB"),
+    )
+    built = BuildEvidence(
+        "digits",
+        "1.0.0",
+        "x86-64-v3",
+        "onnxruntime/fp32",
+        "accuracy",
+        some,
+        some,
+        some,
+        some,
+        {},
+        (),
+        memory_mb=memory,
+    )
+    statement = evidences.encode(evidences.statement("digits", bundle.sha256, built))
+    with database.begin() as connection:
+        releases.publish(connection, bundle, b"{}", None, now=NOW, actor="admin")
+        assert releases.bundle(connection, bundle.sha256).peak_memory_mb == 480
+        releases.publish(connection, bundle, b"{}", statement, now=NOW, actor="admin")
+        assert releases.bundle(connection, bundle.sha256).peak_memory_mb == 96.5
+        releases.publish(connection, bundle, b"{}", None, now=NOW, actor="admin")
+        assert releases.bundle(connection, bundle.sha256).peak_memory_mb == 96.5
 
 
 def test_an_order_names_everything_and_its_counter_only_grows(

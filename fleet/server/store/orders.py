@@ -34,9 +34,14 @@ class Issuer:
 
 def desired_of(connection: Connection, device: str | None = None) -> dict[tuple[str, str], DesiredRow]:
     """(device, deployment) → what it is to run, with the bundle's own columns."""
-    query = select(desired, bundles.c.name, bundles.c.version, bundles.c.profile, bundles.c.length).join(
-        bundles, bundles.c.sha256 == desired.c.sha256
+    of_bundle = (
+        bundles.c.name,
+        bundles.c.version,
+        bundles.c.profile,
+        bundles.c.length,
+        bundles.c.peak_memory_mb,
     )
+    query = select(desired, *of_bundle).join(bundles, bundles.c.sha256 == desired.c.sha256)
     if device is not None:
         query = query.where(desired.c.device == device)
     return {(row.device, row.deployment): row for row in connection.execute(query)}
@@ -87,7 +92,7 @@ def issue(
 
 
 def _ordered(row: DesiredRow) -> OrderedBundle:
-    return OrderedBundle(target=target_path(row), sha256=row.sha256, length=row.length)
+    return OrderedBundle(target_path(row), row.sha256, row.length, row.peak_memory_mb)
 
 
 def unpublished(connection: Connection, limit: int) -> list[Row[Any]]:

@@ -6,8 +6,9 @@ A version of a profile is one bundle for ever: the same digest again is no chang
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, insert, select
+from sqlalchemy import Connection, Row, exists, insert, select, update
 
+from edgekit import evidence as evidences
 from edgekit.bundle import Bundle
 from edgekit.errors import ConflictError, NotFoundError, UsageError
 from fleet.api import BundleView, ReleaseView
@@ -68,7 +69,24 @@ def publish(
     ).scalar()
     if statement is not None and has_statement is None:
         connection.execute(insert(evidence).values(sha256=bundle.sha256, statement=statement))
+    peak_mb = peak_memory_mb(bundle, statement)
+    if peak_mb is not None and (statement is not None or not was_there):
+        connection.execute(
+            update(bundles).where(bundles.c.sha256 == bundle.sha256).values(peak_memory_mb=peak_mb)
+        )
     return was_there
+
+
+def peak_memory_mb(bundle: Bundle, statement: bytes | None) -> float | None:
+    """What a process takes with it at most: as measured at build, else as its contract promises, else not known.
+
+    The measured figure is the evidence's, not the manifest's: the same source gives a bundle of the same bytes.
+    """
+    if statement is not None:
+        measured = evidences.decode(statement, sha256=bundle.sha256).predicate.memory_mb
+        if measured is not None and measured.value > 0:
+            return measured.value
+    return bundle.manifest.contract.memory_mb
 
 
 def publish_alternate(

@@ -274,6 +274,10 @@ class AgentProcess:
         self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes]
 
+    def words(self, *words: str) -> None:
+        """More words of the command, from the next start on."""
+        self._words += words
+
     def start(self) -> "AgentProcess":
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
