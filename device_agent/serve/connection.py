@@ -16,7 +16,6 @@ import os
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from device_agent import log
 from device_agent.owed import IDLE, OWED
 from device_agent.serve import incoming
 from device_agent.serve.door import BusyError, Ticket
@@ -30,12 +29,13 @@ from device_agent.serve.http import (
     Route,
     Serve,
     Wait,
+    busy,
     error_response,
+    failure_response,
     parse_head,
 )
 from device_agent.serve.incoming import Incoming
 from device_agent.serve.peers import Peer
-from edgekit.errors import EdgeKitError
 
 if TYPE_CHECKING:
     from device_agent.serve.connections import Connections
@@ -178,7 +178,7 @@ class Connection(asyncio.BufferedProtocol):
         except HttpError as error:
             self._refuse(error)
         except BusyError as error:
-            self._refuse(_busy(str(error)))
+            self._refuse(busy(str(error)))
 
     def _read_head(self) -> None:
         end = self._pending.find(b"\r\n\r\n") + 4
@@ -214,7 +214,7 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(error)
         except BusyError as error:
             self._task = None
-            self._refuse(_busy(str(error)))
+            self._refuse(busy(str(error)))
 
     def _begin_body(self, route: Serve, head: Head, end: int) -> None:
         assert self._transport is not None
@@ -262,7 +262,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             response = await route.handle(request)
         except Exception as error:  # noqa: BLE001  # a handler's own fault must not take the process down
-            response = _said_of(error, request)
+            response = failure_response(error, request.head.path)
         finally:
             self._leave_door()
         self._task = None
@@ -292,7 +292,7 @@ class Connection(asyncio.BufferedProtocol):
     def _lost_place(self, reason: str) -> None:
         """The door took the place of this body for others."""
         self._ticket = None
-        self._refuse(_busy(reason))
+        self._refuse(busy(reason))
 
     def _linger(self, response: Response) -> None:
         """Send the last response and wait a moment for the client to read it.
@@ -392,18 +392,3 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.close()
             return
         self._refuse(HttpError(408, "the request did not arrive in time"))
-
-
-def _busy(reason: str) -> HttpError:
-    return HttpError(503, reason, BusyError.code)
-
-
-def _said_of(error: Exception, request: Request) -> Response:
-    """The answer to a request whose handler raised."""
-    if isinstance(error, HttpError):
-        return error_response(error.status, str(error), error.word, **error.headers)
-    if isinstance(error, EdgeKitError):
-        retry = {"retry_after": "1"} if isinstance(error, BusyError) else {}
-        return error_response(error.http_status, str(error), error.code, **retry)
-    log.trouble("a request failed unexpectedly", path=request.head.path, reason=repr(error))
-    return error_response(500, "internal error; see the agent's log", "internal")

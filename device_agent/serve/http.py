@@ -12,7 +12,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import httptools
 import msgspec
 
-from device_agent.serve.door import Ticket
+from device_agent import log
+from device_agent.serve.door import BusyError, Ticket
 from edgekit.errors import EdgeKitError
 
 MAX_HEAD_BYTES = 16 * 1024
@@ -125,6 +126,22 @@ def json_response(status: int, value: Any, **headers: str) -> Response:
 def error_response(status: int, message: str, code: str = "", **headers: str) -> Response:
     """The Open Inference Protocol's error object, with EdgeKit's stable word beside it."""
     return json_response(status, {"error": message, "code": code or HTTPStatus(status).phrase}, **headers)
+
+
+def busy(reason: str) -> HttpError:
+    """There is no place for the request at the door."""
+    return HttpError(503, reason, BusyError.code)
+
+
+def failure_response(error: Exception, path: str) -> Response:
+    """The answer to a request whose handler raised."""
+    if isinstance(error, HttpError):
+        return error_response(error.status, str(error), error.word, **error.headers)
+    if isinstance(error, EdgeKitError):
+        retry = {"retry_after": "1"} if isinstance(error, BusyError) else {}
+        return error_response(error.http_status, str(error), error.code, **retry)
+    log.trouble("a request failed unexpectedly", path=path, reason=repr(error))
+    return error_response(500, "internal error; see the agent's log", "internal")
 
 
 class Collected:
