@@ -28,7 +28,7 @@ from device_agent.reporter import Numbers, Reporter, Vitals
 from device_agent.spool import Spool
 from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
 from device_agent.storage import Storage
-from device_agent.update.events import Acknowledged, Ordered, Stamp
+from device_agent.update.events import Acknowledged, Event, LinkDown, LinkUp, Ordered, Stamp
 from device_agent.update.fetch import Source
 from device_agent.update.reconciler import Reconciler
 from edgekit import __version__
@@ -115,7 +115,7 @@ class Agent:
         self._reconcilers = {name: self._make_reconciler(name, names, source, stamp) for name in names}
         self._workers = {name: reconciler.workers for name, reconciler in self._reconcilers.items()}
         self._front = Front(listeners, self._workers, self._metrics, settings.secured)
-        hooks = LinkHooks(self._link_up, self._describe, self._heard)
+        hooks = LinkHooks(self._link_up, self._link_down, self._heard)
         self._link = Link(known.file.broker, self._device, self._boot, hooks)
         self._spool = Spool(state.spool)
         self._reporter = Reporter(
@@ -253,8 +253,7 @@ class Agent:
             self._order_came.set()
         elif leaf == topics.ACK:
             for digest in self._reporter.acknowledged(payload):
-                for reconciler in self._reconcilers.values():
-                    reconciler.tell(Acknowledged(digest))
+                self._tell_all(Acknowledged(digest))
 
     def _follow(self, order: Order) -> None:
         if order.options.window_s is not None:
@@ -265,8 +264,17 @@ class Agent:
     # -- what is told --------------------------------------------------------------------------------------------
 
     def _link_up(self) -> None:
+        self._tell_all(LinkUp(asyncio.get_running_loop().time()))
         self._publish_description()
         self._reporter.link_up()
+
+    def _link_down(self) -> None:
+        self._tell_all(LinkDown(asyncio.get_running_loop().time()))
+        self._describe()
+
+    def _tell_all(self, event: Event) -> None:
+        for reconciler in self._reconcilers.values():
+            reconciler.tell(event)
 
     def _describe(self) -> None:
         """Something changed: describe the device anew, once for all changes of this turn of the loop."""

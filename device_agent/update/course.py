@@ -11,9 +11,11 @@ from edgekit.wire.states import AgentState as Step
 
 def at_once(machine: Machine) -> Machine:
     """Whatever the candidate waits for, it is tried now."""
-    if not (machine.failures or machine.setbacks or machine.is_postponed):
+    if not (machine.failures or machine.setbacks or machine.is_postponed or machine.is_suspended):
         return machine
-    return replace(machine, failures=0, setbacks=0, restarts=0, is_postponed=False, reason="")
+    return replace(
+        machine, failures=0, setbacks=0, restarts=0, is_postponed=False, is_suspended=False, reason=""
+    )
 
 
 def begin(machine: Machine) -> Machine:
@@ -39,7 +41,7 @@ def rest(machine: Machine, step: Step, reason: str) -> Machine:
     """At `step` with nothing under way and nothing counted."""
     return replace(
         machine, step=step, reason=reason, candidate=None, failures=0, doubts=0, setbacks=0, restarts=0,
-        postponements=0, is_postponed=False, trial=Trial(),
+        postponements=0, link_losses=0, is_postponed=False, is_suspended=False, trial=Trial(),
     )  # fmt: skip
 
 
@@ -57,7 +59,27 @@ def refetch(machine: Machine, reason: str) -> Machine:
     ref = machine.candidate
     assert ref is not None
     return replace(
-        machine, step=Step.FETCH, candidate=SlotRef(free_slot(machine), ref.bundle), failures=0, is_postponed=False,
+        machine, step=Step.FETCH, candidate=SlotRef(free_slot(machine), ref.bundle), failures=0, is_postponed=False, is_suspended=False,
         previous=None if machine.previous == ref else machine.previous, setbacks=machine.setbacks + 1,
         trial=Trial(), reason=f"fetched again: {reason}",
+    )  # fmt: skip
+
+
+def reseat(machine: Machine) -> Machine:
+    """Another bundle is committed now: the candidate goes on, in the slot that is free now."""
+    ref = machine.candidate
+    if ref is None or machine.committed is None or ref.slot != machine.committed.slot:
+        return machine
+    if ref.bundle.sha256 == machine.committed.bundle.sha256:
+        return begin(machine)
+    return replace(
+        machine, candidate=SlotRef(free_slot(machine), ref.bundle), step=Step.FETCH, is_suspended=False
+    )
+
+
+def postpone(machine: Machine, reason: str) -> Machine:
+    """Back to the committed bundle for a while; nothing is held against the candidate."""
+    return replace(
+        machine, step=Step.SWITCH, is_postponed=True, is_suspended=False, postponements=machine.postponements + 1, restarts=0,
+        trial=Trial(), reason=f"waiting to try again: {reason}",
     )  # fmt: skip

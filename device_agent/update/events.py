@@ -115,6 +115,16 @@ class Observed(msgspec.Struct, frozen=True):
     infer_ms: Sketch = Sketch()
 
 
+class LinkUp(msgspec.Struct, frozen=True):
+    """The device is connected to its fleet."""
+
+    now: float
+
+
+class LinkDown(msgspec.Struct, frozen=True):
+    now: float
+
+
 class Acknowledged(msgspec.Struct, frozen=True):
     """The fleet has a report that carried this digest as loaded."""
 
@@ -132,6 +142,8 @@ Event = (
     | Died
     | Steady
     | Observed
+    | LinkUp
+    | LinkDown
     | Acknowledged
 )
 

@@ -15,6 +15,8 @@ from edgekit.wire.messages import OrderedBundle, OrderOptions
 from edgekit.wire.states import AgentState as Step
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
+# How long the committed bundle serves again while it is seen whether that brings the link back.
+SUSPEND_S = 120.0
 FIRST_POSTPONEMENT_S, LONGEST_POSTPONEMENT_S = 60.0, 6 * 3600.0
 
 
@@ -40,8 +42,10 @@ class Machine(msgspec.Struct, frozen=True):
     """`wanted` is what the newest order says; `committed` what the device falls back to; `previous` what the other
     slot still holds of an earlier commit; `candidate` what is under way; `lost` a committed bundle found damaged.
 
-    `failures` count tries of this step, `setbacks` returns to FETCH, `restarts` the unclean ones of a trial. While
-    `is_postponed` the committed bundle serves instead of the candidate.
+    `failures` count tries of this step, `setbacks` returns to FETCH, `restarts` the unclean ones of a trial,
+    `link_losses` how often the link went with the candidate and came back without it. While
+    `is_postponed` the committed bundle serves instead of the candidate; while `is_suspended` too, to see whether a link
+    that was lost after the switch comes back.
 
     `stamp` is what runs bundles now; `proved` the stamp under which each bundle here last passed its golden data;
     `failing` why one does not pass under the present stamp.
@@ -61,7 +65,10 @@ class Machine(msgspec.Struct, frozen=True):
     setbacks: int = 0
     restarts: int = 0
     postponements: int = 0
+    link_losses: int = 0
     is_postponed: bool = False
+    is_suspended: bool = False
+    is_linked: bool = False
     is_clean: bool = False
     refused: dict[Sha256, str] = {}
     stamp: Stamp = {}
@@ -87,7 +94,12 @@ def is_busy(machine: Machine) -> bool:
 
 def is_trying(machine: Machine) -> bool:
     """Whether the candidate is what should serve."""
-    return machine.step in TRYING and not machine.is_postponed
+    return machine.step in TRYING and not (machine.is_postponed or machine.is_suspended)
+
+
+def is_on_trial(machine: Machine) -> bool:
+    """Whether the candidate has been started and is judged by what it does."""
+    return is_trying(machine) and machine.step is not Step.SWITCH
 
 
 def serves(machine: Machine) -> SlotRef | None:
@@ -130,6 +142,8 @@ def job(machine: Machine) -> Job | None:
         return Stage(machine.job_id, pause, ref)
     if machine.step is Step.SELFTEST:
         return SelfTest(machine.job_id, pause, ref)
+    if machine.is_suspended:
+        return Wait(machine.job_id, SUSPEND_S)
     if machine.is_postponed:
         pause = _pause(machine.postponements, FIRST_POSTPONEMENT_S, LONGEST_POSTPONEMENT_S)
         return Wait(machine.job_id, pause)
@@ -152,7 +166,7 @@ def durable(machine: Machine) -> Machine:
     reason = "" if is_busy(machine) else machine.reason
     return replace(
         machine, reason=reason, failures=0, doubts=0, job_id=0, generation=0, trial=Trial(), lives=Lives(),
-        check=Check(),
+        check=Check(), is_suspended=False, is_linked=False,
     )  # fmt: skip
 
 

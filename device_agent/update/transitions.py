@@ -31,6 +31,8 @@ from device_agent.update.events import (
     Done,
     Event,
     Failed,
+    LinkDown,
+    LinkUp,
     Observed,
     Ordered,
     Recheck,
@@ -48,9 +50,9 @@ from device_agent.update.machine import (
     Lives,
     Machine,
     changes,
-    free_slot,
     is_busy,
     is_of,
+    is_on_trial,
     is_proved,
     is_trying,
     job,
@@ -70,6 +72,8 @@ MAX_BLAMED_STARTS = 3
 MAX_DEATHS = 5
 STEADY_S = 60.0
 MAX_DOUBTS = 3
+# The link goes with the candidate and comes back without it.
+MAX_LINK_LOSSES = 2
 # Starts in a row that failed without being the bundle's fault, and restarts of the device, that a trial bears.
 MAX_FAILED_STARTS = 3
 MAX_RESTARTS = 3
@@ -80,6 +84,8 @@ def advance(machine: Machine, event: Event) -> Machine:
     after = _HANDLERS[type(event)](machine, event)
     if serves(after) != serves(machine):
         after = replace(after, generation=machine.generation + 1, lives=Lives())
+    if is_trying(after) and not is_trying(machine):
+        after = replace(after, trial=replace(after.trial, was_linked=after.is_linked))
     if task(after) != task(machine):
         after = replace(after, job_id=machine.job_id + 1)
     return after
@@ -124,6 +130,9 @@ def _done(machine: Machine, event: Done) -> Machine:
         return replace(machine, step=Step.SELFTEST)
     if machine.step is Step.SELFTEST:
         return replace(proving(machine, ref), step=Step.SWITCH, trial=Trial())
+    if machine.is_suspended:
+        # The old bundle did not bring the link back either: an outage, and the trial begins anew.
+        return replace(machine, is_suspended=False, trial=Trial())
     return replace(machine, is_postponed=False, restarts=0)
 
 
@@ -214,7 +223,7 @@ def _start_failed(machine: Machine, event: StartFailed) -> Machine:
     # A start that took too long must not keep a device waiting that has no room for the old worker beside the new.
     is_enough = lives.failed_starts > lives.blamed_starts + (MAX_FAILED_STARTS - 1)
     if is_trying(machine) and (is_enough or event.cause is Cause.DOUBT):
-        return _postpone(machine, f"the worker does not start: {event.reason}")
+        return course.postpone(machine, f"the worker does not start: {event.reason}")
     return machine
 
 
@@ -244,7 +253,8 @@ def _fall_back(machine: Machine, reason: str) -> Machine:
     fallback = machine.previous
     if fallback is None or fallback.bundle.sha256 in machine.failing:
         machine = replace(machine, lives=replace(machine.lives, is_looping=True, trouble=told))
-        return course.at_once(machine) if machine.is_postponed else machine
+        is_away = machine.is_postponed or machine.is_suspended
+        return course.at_once(machine) if is_away else machine
     return _left(machine, told)
 
 
@@ -252,7 +262,7 @@ def _left(machine: Machine, told: str) -> Machine:
     """What was committed before is committed again, and what was committed since is refused."""
     machine = refusing(machine, machine.committed, told)
     machine = replace(machine, committed=machine.previous, previous=None)
-    return _reseat(machine) if is_busy(machine) else course.rest(machine, Step.DIVERGED, told)
+    return course.reseat(machine) if is_busy(machine) else course.rest(machine, Step.DIVERGED, told)
 
 
 def _damaged(machine: Machine, reason: str) -> Machine:
@@ -262,38 +272,52 @@ def _damaged(machine: Machine, reason: str) -> Machine:
     lost = machine.committed.bundle
     machine = replace(machine, committed=machine.previous, previous=None, lost=lost)
     if is_busy(machine):
-        return _reseat(machine)
+        return course.reseat(machine)
     if machine.committed is not None and (machine.wanted is None or machine.wanted.sha256 != lost.sha256):
         return machine
     return replace(course.begin(machine), reason=f"the committed bundle was damaged on disk: {reason}")
-
-
-def _reseat(machine: Machine) -> Machine:
-    """Another bundle is committed now: the candidate goes on, in the slot that is free now."""
-    ref = machine.candidate
-    if ref is None or machine.committed is None or ref.slot != machine.committed.slot:
-        return machine
-    if ref.bundle.sha256 == machine.committed.bundle.sha256:
-        return course.begin(machine)
-    return replace(machine, candidate=SlotRef(free_slot(machine), ref.bundle), step=Step.FETCH)
 
 
 # -- probation and commit ----------------------------------------------------------------------------------------
 
 
 def _observed(machine: Machine, event: Observed) -> Machine:
-    if event.generation != machine.generation or machine.step not in (Step.PROBATION, Step.COMMIT):
+    if event.generation != machine.generation or not is_on_trial(machine):
         return machine
-    machine = replace(machine, trial=trials.observed(machine.trial, event))
+    machine = replace(machine, trial=trials.observed(machine.trial, event, is_linked=machine.is_linked))
     if complaint := trials.complaint(machine.trial):
         return _roll_back(machine, f"probation: {complaint}")
     if machine.step is Step.PROBATION and trials.is_over(machine.trial, machine.options, event.now):
         machine = replace(machine, step=Step.COMMIT)
+    if told := trials.overdue(machine.trial, event.now):
+        return course.postpone(machine, told)
     return _commit_if_acknowledged(machine)
 
 
+def _link_down(machine: Machine, event: LinkDown) -> Machine:
+    """Lost soon after the switch: the committed bundle serves for a while, to see whether that brings it back."""
+    machine = replace(machine, is_linked=False)
+    if not is_trying(machine) or not trials.is_suspect(machine.trial, event.now):
+        return machine
+    told = "the link was lost after the switch; the committed bundle serves, to see whether it comes back"
+    suspended = replace(machine, is_suspended=True, reason=told)
+    return machine if serves(suspended) is None else suspended
+
+
+def _link_up(machine: Machine, _event: LinkUp) -> Machine:
+    machine = replace(machine, is_linked=True)
+    if not machine.is_suspended:
+        return machine
+    losses = machine.link_losses + 1
+    told = "the link was lost after the switch, and came back with the bundle before"
+    if losses < MAX_LINK_LOSSES:
+        # Once may be the broker's restart, which happens to a whole fleet at the same moment.
+        return course.postpone(replace(machine, link_losses=losses), told)
+    return _roll_back(machine, f"{losses} times {told}")
+
+
 def _acknowledged(machine: Machine, event: Acknowledged) -> Machine:
-    if machine.step not in (Step.PROBATION, Step.COMMIT) or not is_of(machine.candidate, event.digest):
+    if not is_on_trial(machine) or not is_of(machine.candidate, event.digest):
         return machine
     return _commit_if_acknowledged(replace(machine, trial=replace(machine.trial, is_acknowledged=True)))
 
@@ -315,14 +339,6 @@ def _roll_back(machine: Machine, reason: str) -> Machine:
     return course.give_up(machine, reason, Step.ROLLBACK if is_wanted else Step.FAILED)
 
 
-def _postpone(machine: Machine, reason: str) -> Machine:
-    """Back to the committed bundle for a while; nothing is held against the candidate."""
-    return replace(
-        machine, step=Step.SWITCH, is_postponed=True, postponements=machine.postponements + 1, restarts=0,
-        trial=Trial(), reason=f"waiting to try again: {reason}",
-    )  # fmt: skip
-
-
 # -- start and end -----------------------------------------------------------------------------------------------
 
 
@@ -330,7 +346,13 @@ def _resumed(machine: Machine, event: Resumed) -> Machine:
     """Intent, reconciled with what the disk really holds."""
     was_clean = machine.is_clean
     machine = replace(
-        machine, is_clean=False, trial=Trial(), lives=Lives(), serves_despite=event.serves_despite
+        machine,
+        is_clean=False,
+        is_suspended=False,
+        is_linked=False,
+        trial=Trial(),
+        lives=Lives(),
+        serves_despite=event.serves_despite,
     )
 
     def is_held(ref: SlotRef) -> bool:
@@ -348,7 +370,7 @@ def _resumed(machine: Machine, event: Resumed) -> Machine:
     elif is_trying(machine):
         machine = replace(machine, step=Step.SWITCH, restarts=machine.restarts + (not was_clean))
         if machine.restarts >= MAX_RESTARTS:
-            machine = _postpone(machine, f"the device restarted {machine.restarts} times on it")
+            machine = course.postpone(machine, f"the device restarted {machine.restarts} times on it")
     if event.stamp != machine.stamp:
         machine = replace(machine, stamp=event.stamp, refused={}, failing={})
         if machine.step in TRYING:
@@ -359,7 +381,7 @@ def _resumed(machine: Machine, event: Resumed) -> Machine:
 
 
 def _stopped(machine: Machine, _event: Stopped) -> Machine:
-    return replace(machine, is_clean=is_trying(machine))
+    return replace(machine, is_clean=machine.step in TRYING)
 
 
 _HANDLERS: Mapping[type, Callable[..., Machine]] = {
@@ -373,5 +395,7 @@ _HANDLERS: Mapping[type, Callable[..., Machine]] = {
     Died: _died,
     Steady: _steady,
     Observed: _observed,
+    LinkUp: _link_up,
+    LinkDown: _link_down,
     Acknowledged: _acknowledged,
 }

@@ -18,6 +18,11 @@ LATENCY_MARGIN = 1.25
 LATENCY_MIN_REQUESTS = 20
 MIN_ERRORS = 5
 MAX_ERROR_SHARE = 0.02
+# A link that is lost this soon after the switch may have been lost to it.
+SUSPECT_S = 180.0
+# Without an acknowledgement a trial ends after so much time connected, or so much time in all; nothing is blamed.
+LONGEST_CONNECTED_S = 6 * 3600.0
+LONGEST_S = 7 * 24 * 3600.0
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -29,15 +34,38 @@ class Trial(msgspec.Struct, frozen=True):
     infer_ms: Sketch = Sketch()
     limit_ms: float | None = None
     is_acknowledged: bool = False
+    # Whether the link was up when the candidate was switched to, and the seconds that it was since.
+    was_linked: bool = False
+    connected_s: float = 0.0
+    seen: float | None = None
 
 
-def observed(trial: Trial, seen: Observed) -> Trial:
+def observed(trial: Trial, seen: Observed, *, is_linked: bool) -> Trial:
+    passed_s = 0.0 if trial.seen is None else max(0.0, seen.now - trial.seen)
     return replace(
         trial,
         requests=trial.requests + seen.requests,
         errors=trial.errors + seen.errors,
         infer_ms=sketch.merge((trial.infer_ms, seen.infer_ms)),
+        connected_s=trial.connected_s + (passed_s if is_linked else 0.0),
+        seen=seen.now,
     )
+
+
+def is_suspect(trial: Trial, now: float) -> bool:
+    """Whether a link that is lost now may have been lost to the candidate."""
+    return trial.was_linked and (trial.started is None or now - trial.started <= SUSPECT_S)
+
+
+def overdue(trial: Trial, now: float) -> str:
+    """Why a trial that nobody acknowledges is given up for now; empty while it may go on."""
+    if trial.is_acknowledged or trial.started is None:
+        return ""
+    if trial.connected_s > LONGEST_CONNECTED_S:
+        return f"the fleet did not acknowledge it in {LONGEST_CONNECTED_S / 3600:.0f} hours of connection"
+    if now - trial.started > LONGEST_S:
+        return f"the fleet could not be reached for {LONGEST_S / 86400:.0f} days"
+    return ""
 
 
 def complaint(trial: Trial) -> str:

@@ -463,3 +463,94 @@ def test_a_bundle_whose_versions_are_not_known_is_tested_again():
     machine = Machine(committed=IN_A, wanted=A)
     device = Device(machine).resumed(IN_A, versions="1.33").failed(Cause.BUNDLE, "no")
     assert "are not known: no" in conditions(device.machine)["engine-changed"]
+
+
+# -- the link ----------------------------------------------------------------------------------------------------
+
+
+def on_trial(device: Device, *, seconds: float = 5.0) -> Device:
+    """B on probation beside the committed A, with the link up until `seconds` after the switch."""
+    device.committed(A).tell(m.LinkUp(90.0)).on_probation(B)
+    return device.tell(m.LinkDown(100.0 + seconds))
+
+
+def test_a_link_that_is_lost_after_the_switch_suspends_the_new_release(device):
+    on_trial(device)
+    assert (device.step, device.serves, device.machine.candidate) == (Step.PROBATION, IN_A, IN_B)
+    assert job(device.machine) == m.Wait(device.machine.job_id, machines.SUSPEND_S)
+    assert "the link was lost" in conditions(device.machine)["update-waiting"]
+    device.started().observed(200.0, requests=100, errors=50).tell(m.Acknowledged(B.sha256))
+    assert (device.step, device.machine.committed) == (Step.PROBATION, IN_A), (
+        "what the old one does says nothing"
+    )
+
+
+def test_a_link_that_comes_back_with_the_old_release_may_have_been_a_restart_of_the_broker(device):
+    on_trial(device).tell(m.LinkUp(130.0))
+    assert (device.step, device.serves, device.machine.refused) == (Step.SWITCH, IN_A, {})
+    assert "came back with the bundle before" in conditions(device.machine)["update-waiting"]
+    device.done().started().observed(200.0)
+    assert device.tell(m.Acknowledged(B.sha256)).serves == IN_B
+
+
+def test_a_link_that_twice_comes_back_with_the_old_release_was_cut_by_the_new_one(device):
+    on_trial(device).tell(m.LinkUp(130.0)).done().started()
+    assert device.serves == IN_B
+    device.tell(m.LinkDown(105.0)).tell(m.LinkUp(140.0))
+    assert (device.step, device.serves) == (Step.ROLLBACK, IN_A)
+    assert "came back with the bundle before" in device.machine.refused[B.sha256]
+
+
+def test_a_link_that_stays_away_is_an_outage_and_the_release_arrives_after_it(device):
+    on_trial(device).done()
+    assert (device.step, device.serves, device.machine.reason) == (Step.PROBATION, IN_B, "")
+    device.started().observed(5000.0)
+    device.tell(m.LinkUp(6000.0)).tell(m.LinkDown(6001.0)).tell(m.LinkUp(6002.0))
+    assert (device.serves, device.machine.refused) == (IN_B, {})
+    assert device.observed(6010.0).tell(m.Acknowledged(B.sha256)).machine.committed == IN_B
+
+
+NO_SUSPICION = {
+    "long after the switch": lambda d: (
+        d.committed(A).tell(m.LinkUp(90.0)).on_probation(B).tell(m.LinkDown(300.0))
+    ),
+    "it was down before": lambda d: d.committed(A).on_probation(B).tell(m.LinkDown(105.0)),
+    "nothing else could serve": lambda d: d.tell(m.LinkUp(90.0)).on_probation(B).tell(m.LinkDown(105.0)),
+    "the device restarted": lambda d: (
+        d.committed(A)
+        .tell(m.LinkUp(90.0))
+        .on_probation(B)
+        .resumed(IN_A, IN_B)
+        .started()
+        .tell(m.LinkDown(105.0))
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_SUSPICION)
+def test_a_link_that_is_lost_otherwise_suspends_nothing(case, device):
+    NO_SUSPICION[case](device)
+    assert device.serves.bundle == B
+    device.tell(m.LinkUp(110.0))
+    assert (device.step, device.machine.refused) == (Step.PROBATION, {})
+
+
+DAY = 86_400.0
+
+
+@pytest.mark.parametrize(("is_linked", "ends_at", "words"), [
+    (True, 100.0 + 6 * 3600 + 20, "6 hours of connection"),
+    (False, 100.0 + 7 * DAY + 20, "7 days"),
+])  # fmt: skip
+def test_without_an_acknowledgement_a_trial_ends_at_last_and_nothing_is_blamed(
+    device, is_linked, ends_at, words
+):
+    device.committed(A).on_probation(B)
+    if is_linked:
+        device.tell(m.LinkUp(100.0))
+    device.observed(115.0).observed(ends_at - 25)
+    assert (device.step, device.serves) == (Step.COMMIT, IN_B)
+    device.observed(ends_at)
+    assert (device.step, device.serves, device.machine.refused) == (Step.SWITCH, IN_A, {})
+    assert words in device.machine.reason
+    assert device.done().serves == IN_B, "it is tried again"

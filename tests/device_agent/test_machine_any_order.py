@@ -7,7 +7,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from device_agent.update import course, transitions
+from device_agent.update import course, transitions, trial
 from device_agent.update import events as m
 from device_agent.update import machine as machines
 from device_agent.update.events import Cause, SlotRef
@@ -25,7 +25,7 @@ def bundle(letter: str) -> OrderedBundle:
 A, B, C, GOOD = (bundle(letter) for letter in "abcd")
 RESTING = (Step.IDLE, Step.FAILED, Step.ROLLBACK, Step.DIVERGED)
 # What must have been seen of a digest, at least, before it may be refused.
-ENOUGH = {"verdict": 1, "doubt": 3, "death": 3, "start": 3, "error": 5, "slow": 20}
+ENOUGH = {"verdict": 1, "doubt": 3, "death": 3, "start": 3, "error": 5, "slow": 20, "cut": 2}
 
 
 class World:
@@ -41,6 +41,10 @@ class World:
         self.failed: set[tuple[str, int]] = set()
         self.version = 1
         self.despite = False
+        self.is_linked = False
+        # Whether the link was up when the candidate was switched to, and the candidate that it was lost with.
+        self.was_linked = False
+        self.lost_with: SlotRef | None = None
         self.serving: SlotRef | None = None
         self.evidence: dict[str, Counter[str]] = {}
         self.told: list[m.Event] = []
@@ -56,6 +60,7 @@ class World:
         self.told.append(event)
         if serves(self.machine) != serves(before):
             self.serving = None
+            self.was_linked = self.is_linked and is_trying(self.machine)
         self.check(before, event)
 
     def check(self, before: Machine, event: m.Event) -> None:
@@ -191,6 +196,13 @@ class World:
         if self.serving is not None:
             self.tell(m.Acknowledged(self.serving.bundle.sha256))
 
+    def link(self, is_up: bool) -> None:
+        if is_up and self.lost_with is not None and self.lost_with == self.machine.candidate:
+            self.saw(self.lost_with, "cut")
+        self.lost_with = self.machine.candidate if self.was_linked and not is_up else None
+        self.is_linked = is_up
+        self.tell(m.LinkUp(self.now) if is_up else m.LinkDown(self.now))
+
     def steady(self) -> None:
         if self.serving is not None:
             self.tell(m.Steady(self.machine.generation))
@@ -207,6 +219,7 @@ class World:
         if clean:
             self.tell(m.Stopped())
         self.machine = self.disk
+        self.is_linked = self.was_linked = False
         self.serving = None
         self.told.clear()
         self.tell(m.Resumed(dict(self.held), {"engine": str(self.version)}, self.despite))
@@ -225,13 +238,25 @@ class World:
             if isinstance(event, m.Died | m.StartFailed | m.Observed | m.Started | m.Steady) and is_present:
                 # Workers tell each thing once; only what a replaced placement told can come late.
                 return
-            if isinstance(event, m.Resumed | m.Acknowledged):
+            if isinstance(event, m.Resumed | m.Acknowledged | m.LinkUp):
                 return
             self.tell(event)
 
     def commit(self, wanted: OrderedBundle) -> None:
         self.order(wanted)
         self.settle(6)
+
+    def try_out(self, wanted: OrderedBundle) -> None:
+        """A release up to its trial, beside a committed one."""
+        if self.machine.committed is None:
+            self.commit(B if wanted == A else A)
+        self.order(wanted)
+        self.work_on(3)
+        self.start()
+
+    def blink(self) -> None:
+        self.link(False)
+        self.link(True)
 
     def work_on(self, times: int) -> None:
         for _ in range(times):
@@ -275,6 +300,9 @@ ACTIONS = st.one_of(
     ),
     st.tuples(st.just("acknowledge")),
     st.tuples(st.just("steady")),
+    st.tuples(st.just("link"), st.booleans()),
+    st.tuples(st.just("blink")),
+    st.tuples(st.just("try_out"), st.sampled_from([A, B, C])),
     st.tuples(st.just("restart"), st.booleans()),
     st.tuples(st.just("upgrade"), st.integers(1, 3), st.booleans(), st.booleans()),
     st.tuples(st.just("damage"), st.sampled_from(["A", "B"])),
@@ -365,7 +393,7 @@ BREAKS = {
             machines.refusing(machine, machine.committed, reason), reason
         ),
     ),
-    "restarts are blamed": ("_postpone", transitions._roll_back),
+    "restarts are blamed": ("course.postpone", transitions._roll_back),
     "a loss ends the update": (
         "course.refetch",
         lambda machine, reason: course.rest(machine, Step.FAILED, reason),
@@ -375,10 +403,11 @@ BREAKS = {
         lambda machine, wanted: replace(machine, step=Step.SWITCH, candidate=SlotRef("A", wanted)),
     ),
     "a crash loop ends the update": (
-        "_reseat",
+        "course.reseat",
         lambda machine: course.rest(machine, Step.FAILED, "crash loop"),
     ),
-    "what was tested under other versions serves": ("course.is_proved", lambda _machine, _ref: True),
+    "what was tested under other versions serves": ("machine.is_proved", lambda _machine, _ref: True),
+    "one loss of the link is enough": ("MAX_LINK_LOSSES", 1),
     "two deaths are enough": ("MAX_TRIAL_DEATHS", 2),
     "two doubts are enough": ("MAX_DOUBTS", 2),
     "two starts are enough": ("MAX_BLAMED_STARTS", 2),
@@ -388,8 +417,9 @@ BREAKS = {
 @pytest.mark.parametrize("case", BREAKS)
 def test_a_machine_that_is_broken_is_found_out(case, monkeypatch):
     name, broken = BREAKS[case]
-    where = course if name.startswith("course.") else transitions
-    monkeypatch.setattr(where, name.removeprefix("course."), broken)
+    where, _, what = name.rpartition(".")
+    modules = {"": transitions, "course": course, "machine": machines, "trial": trial}
+    monkeypatch.setattr(modules[where], what, broken)
 
     @settings(max_examples=3000, deadline=None, phases=[Phase.generate], database=None, derandomize=True)
     @given(LIVES)
