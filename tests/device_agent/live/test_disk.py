@@ -264,7 +264,7 @@ def test_clients_are_served_while_a_sync_of_an_update_takes_its_time(
     (signs / "slow").touch()
     second = make_bundle(version="2.0.0", seed=2)
     fleet.order(fleet.publish(second))
-    tools.wait_until(lambda: (signs / "syncing").exists(), "the card takes its time")
+    tools.wait_until((signs / "syncing").exists, "the card takes its time")
     for _ in range(10):
         assert serves(tools, agent)
         assert tools.Client(agent.port).get("/v2/health/ready").status == 200
