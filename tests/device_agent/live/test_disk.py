@@ -118,6 +118,9 @@ def test_a_read_only_disk_is_a_condition_and_the_last_good_model_serves(small, m
         goes_on_reporting(fleet, tools)
         boots.add(fleet.now.boot)
     assert len(boots) == 1
+    words = [sys.executable, "-m", "edgekit", "agent", "doctor", "--state", str(agent.state), "--json"]
+    checks = json.loads(subprocess.run(words, capture_output=True, check=False).stdout)
+    assert any("storage-read-only" in check["found"] for check in checks if check["name"] == "agent")
     disk.remount("rw")
     tools.wait_until(lambda: not codes(fleet), "the condition ends", 40)
     second = make_bundle(version="2.0.0", seed=2)

@@ -122,7 +122,9 @@ def test_a_kill_of_everything_in_the_middle_of_an_update(step, fleet, make_agent
     while f"step={step}" not in agent.log[before:]:
         time.sleep(0.001)
     agent.kill_tree()
-    stood = json.loads((agent.state / "deployments" / "digits" / "machine.json").read_text().splitlines()[0])["step"]
+    stood = json.loads((agent.state / "deployments" / "digits" / "machine.json").read_text().splitlines()[0])[
+        "step"
+    ]
     assert stood in (step, *{"stage": ["selftest"], "fetch": ["stage"]}.get(step, []))
     fleet.acknowledges = True
     agent.start()
