@@ -12,12 +12,13 @@ from typing import Literal
 
 import msgspec
 
-from device_agent import health, identity, probe
+from device_agent import health, probe, status
 from device_agent.folder import StateFolder
 from device_agent.identity import DeviceIdentity
 from device_agent.orderbook import AGENT_BUILT
+from device_agent.record import Record
 from edgekit.distribution import PROVIDERS, engine_extras, extra
-from edgekit.errors import EdgeKitError
+from edgekit.errors import EdgeKitError, UsageError
 
 LOW_SPACE = 256 << 20
 CONNECT_TIMEOUT_S = 5.0
@@ -34,14 +35,18 @@ class Check(msgspec.Struct, frozen=True):
 
 async def examine(state: StateFolder, profile: str | None) -> list[Check]:
     """All checks; what cannot be looked at is a finding, not an error."""
-    checks = [*await _machine(profile), _disk(state), _clock()]
-    try:
-        known = identity.load(state)
-    except EdgeKitError as error:
-        return [*checks, Check("enrolment", "bad", str(error))]
-    if known is None:
+    checks = [*await _machine(profile), _disk(state), *_aside(state), _clock(), *_conditions(state)]
+    record = Record(state.identity, DeviceIdentity)
+    known = record.peek()
+    if record.trouble:
+        names = " and ".join(record.trouble)
+        advice = "a start of the agent mends it from the other copy" if known else "enrol this device again"
+        checks.append(Check("enrolment", "note" if known else "bad", f"{names} damaged", advice))
+    if known is None and not record.trouble:
         advice = "start it with: edgekit agent run --enrolment FILE"
         return [*checks, Check("enrolment", "note", "this device has not joined a fleet yet", advice)]
+    if known is None:
+        return checks
     broker = known.file.broker
     return [*checks, _enrolment(known), await _link(broker.host, broker.port)]
 
@@ -79,6 +84,29 @@ def _disk(state: StateFolder) -> Check:
     if free < LOW_SPACE:
         return Check("disk", "bad", found, "updates need room for two bundles; free some")
     return Check("disk", "good", found)
+
+
+def _aside(state: StateFolder) -> list[Check]:
+    """What was found damaged once: it is of no use to the agent, and perhaps to whoever asks why."""
+    aside = sorted(path.name for path in state.root.rglob("*.damaged")) if state.root.is_dir() else []
+    if not aside:
+        return []
+    advice = "the card may be failing; the files may be deleted"
+    return [Check("disk", "note", f"found damaged and set aside: {', '.join(aside)}", advice)]
+
+
+def _conditions(state: StateFolder) -> list[Check]:
+    """What a running agent says is wrong."""
+    try:
+        view = status.read(state)
+    except UsageError:
+        return []
+    if not view.is_running:
+        return []
+    return [
+        Check("agent", "bad", f"{condition.deployment or 'device'}: {condition.code}: {condition.detail}")
+        for condition in view.reported.conditions
+    ]
 
 
 def _clock() -> Check:

@@ -28,7 +28,7 @@ class _Copy(NamedTuple):
 
 
 class Record(Generic[T]):
-    """One record of type `kind` at `path`; `trouble` says what was found damaged by the last `load`."""
+    """One record of type `kind` at `path`; `trouble` says what was found damaged when it was read last."""
 
     def __init__(self, path: Path, kind: type[T], *, copies: int = 2) -> None:
         self._kind = kind
@@ -41,7 +41,25 @@ class Record(Generic[T]):
         return any(path.is_file() for path in self.paths)
 
     def load(self) -> T | None:
-        """The newest whole copy; None if there is none."""
+        """The newest whole copy, the others mended where that can be written; None if there is none."""
+        best, damaged, missing = self._found()
+        for path in damaged:
+            log.trouble("a state file is damaged and set aside", file=path)
+            with suppress(OSError):
+                durable.set_aside(path)
+        if best is None:
+            return None
+        if damaged or missing:
+            with suppress(OSError):
+                self.save(best)
+        return best
+
+    def peek(self) -> T | None:
+        """As `load`, for those who look at the folder of another process: nothing is written."""
+        return self._found()[0]
+
+    def _found(self) -> tuple[T | None, list[Path], int]:
+        """The newest whole copy, the damaged ones, and how many are missing."""
         best: tuple[int, T] | None = None
         damaged: list[Path] = []
         missing = 0
@@ -52,23 +70,16 @@ class Record(Generic[T]):
             except FileNotFoundError:
                 missing += 1
                 continue
-            except (OSError, ValueError, msgspec.DecodeError) as error:
-                log.trouble("a state file is damaged and set aside", file=path, reason=error)
+            except (OSError, ValueError, msgspec.DecodeError):
                 damaged.append(path)
                 continue
             if best is None or copy.generation > best[0]:
                 best = copy.generation, value
         self.trouble = tuple(path.name for path in damaged)
-        for path in damaged:
-            with suppress(OSError):
-                durable.set_aside(path)
         if best is None:
-            return None
+            return None, damaged, missing
         self._generation = best[0]
-        if damaged or missing:
-            with suppress(OSError):
-                self.save(best[1])
-        return best[1]
+        return best[1], damaged, missing
 
     def save(self, value: T) -> None:
         """Keep `value`, synced, in place of what was there. Raises: OSError."""

@@ -124,6 +124,21 @@ def second(make_bundle):
     return make_bundle(version="2.0.0", seed=2)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("turns", range(6))
+def test_an_end_that_comes_together_with_an_event_is_an_end(turns, bench):
+    """asyncio.wait_for of Python 3.11 swallows a cancellation in some turn after the event, and the agent never ends."""
+
+    async def scene():
+        async with bench.running():
+            await asyncio.sleep(0.05)
+            bench.reconciler.tell(Acknowledged("a" * 64))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+    asyncio.run(scene())
+
+
 SURPRISES = [RuntimeError("a fault"), KeyError("x"), OSError(errno.ENOMEM, "no memory"), RecursionError()]
 
 

@@ -88,6 +88,15 @@ def test_a_missing_copy_is_made_again(record):
     assert record.paths[0].is_file()
 
 
+def test_looking_at_a_record_writes_nothing(record):
+    record.paths[0].write_bytes(b"junk")
+    before = {path.name: path.read_bytes() for path in record.paths[0].parent.iterdir()}
+    found = again(record)
+    assert found.peek() == Thing(2)
+    assert found.trouble == ("thing.json",)
+    assert {path.name: path.read_bytes() for path in record.paths[0].parent.iterdir()} == before
+
+
 def test_a_damaged_copy_on_a_read_only_disk_still_gives_the_value(record):
     record.paths[0].write_bytes(b"junk")
 

@@ -118,6 +118,9 @@ def test_a_read_only_disk_is_a_condition_and_the_last_good_model_serves(small, m
         goes_on_reporting(fleet, tools)
         boots.add(fleet.now.boot)
     assert len(boots) == 1
+    words = [sys.executable, "-m", "edgekit", "agent", "doctor", "--state", str(agent.state), "--json"]
+    checks = json.loads(subprocess.run(words, capture_output=True, check=False).stdout)
+    assert any("storage-read-only" in check["found"] for check in checks if check["name"] == "agent")
     disk.remount("rw")
     tools.wait_until(lambda: not codes(fleet), "the condition ends", 40)
     second = make_bundle(version="2.0.0", seed=2)
@@ -227,3 +230,53 @@ def test_status_tells_what_is_while_the_link_is_down(
     assert "agent not running" in text
     assert "nothing: the agent is not running" in text
     broker.stop()
+
+
+# An agent whose card can be told to take its time: while `slow` is there, a sync waits for `go`. Whatever the event
+# loop's own thread does to the disk is written down.
+SLOW_CARD = """
+import sys, threading, time
+from pathlib import Path
+from device_agent import durable
+from edgekit.cli import main
+
+signs = Path(sys.argv.pop(1))
+
+def watch(operation):
+    if threading.current_thread() is threading.main_thread() and "state-" in str(operation.path.parent):
+        with (signs / "in-loop").open("a") as told:
+            print(operation.kind, operation.path, file=told)
+    if operation.kind in ("sync", "sync-folder") and (signs / "slow").exists():
+        (signs / "syncing").touch()
+        while not (signs / "go").exists():
+            time.sleep(0.01)
+
+with durable.watched(watch):
+    main()
+"""
+
+
+@pytest.mark.timeout(240)
+def test_clients_are_served_while_a_sync_of_an_update_takes_its_time(
+    fleet, make_agent, make_bundle, tools, tmp_path
+):
+    """The sync ends only after clients were served: were the event loop to wait for it, neither would ever happen."""
+    agent = make_agent(fleet, start=False)
+    signs = tmp_path / "signs"
+    signs.mkdir()
+    (tmp_path / "slow_card.py").write_text(SLOW_CARD)
+    agent._words[1:3] = [str(tmp_path / "slow_card.py"), str(signs)]
+    _settle(agent.start(), fleet, make_bundle(), tools)
+    (signs / "slow").touch()
+    second = make_bundle(version="2.0.0", seed=2)
+    fleet.order(fleet.publish(second))
+    tools.wait_until((signs / "syncing").exists, "the card takes its time")
+    for _ in range(10):
+        assert serves(tools, agent)
+        assert tools.Client(agent.port).get("/v2/health/ready").status == 200
+    assert not (signs / "go").exists()
+    assert not fleet.runs(second)
+    (signs / "go").touch()
+    tools.wait_until(lambda: fleet.runs(second), "the update goes on", 60)
+    assert agent.stop() == 0
+    assert not (signs / "in-loop").exists(), (signs / "in-loop").read_text()
