@@ -19,6 +19,10 @@ from edgekit.tensors import Array
 Digest = Mapping[str, Array]
 
 
+# A loss within this share of the limit would be shown to hold by more samples, however far its bound reaches now.
+SMALL_SHARE = 0.25
+
+
 @dataclass(frozen=True)
 class Mark:
     """The source's digest of some samples, and labels (or the source's answers), (N, ...): what candidates are compared
@@ -130,7 +134,10 @@ def score(
     )
     least = accuracy.least_samples(limit, is_bounded=metric.is_bounded, alpha=place.alpha)
     is_broken = judgement.verdict == "missed" or (
-        judgement.verdict == "undecided" and figures.bound > limit and figures.groups >= least
+        judgement.verdict == "undecided"
+        and figures.bound > limit
+        and figures.groups >= least
+        and figures.drop > SMALL_SHARE * limit
     )
     is_broken |= not all(output.holds for output in outputs)
     if against.shifted is None or shifted is None:

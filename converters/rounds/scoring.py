@@ -2,7 +2,7 @@
 
 Always true
  1. Nothing that the judged half says decides what is made.
- 2. A candidate whose outputs on the judged half cannot be compared with the source's is out, and the build goes on.
+ 2. A candidate whose outputs cannot be compared with the source's is out, and the build goes on.
 """
 
 import math
@@ -23,7 +23,7 @@ from edgekit.tensors import Array
 
 
 def searched(bench: Workbench, contract: Contract, item: Candidate, host: Host) -> Candidate:
-    """Scored on the search half, which may be looked at again and again; an engine that fails there costs it."""
+    """Scored on the search half; an engine that fails there, or outputs that cannot be compared, cost the candidate."""
     assert item.artifact is not None
     threads = host.threads(item.plan)
     try:
@@ -31,7 +31,10 @@ def searched(bench: Workbench, contract: Contract, item: Candidate, host: Host) 
     except Exception as error:  # noqa: BLE001  # an engine's bug costs its candidate, not the build; the reason is shown
         interrupt.check()
         return replace(item, failure=told(error))
-    return replace(item, search=bench.standard.search_score(item.plan, found, limit_of(contract)))
+    try:
+        return replace(item, search=bench.standard.search_score(item.plan, found, limit_of(contract)))
+    except DataError as error:
+        return replace(item, failure=str(error))
 
 
 def is_same_function(item: Candidate) -> bool:

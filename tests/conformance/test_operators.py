@@ -19,11 +19,11 @@ def test_all_cases_in_torch_fail_exactly_where_expected():
 
 
 @pytest.mark.slow
-def test_a_fixed_twentieth_through_litert_fails_exactly_where_expected():
-    chosen = [case for case in load() if category(case) is None and in_twentieth(case.name)]
-    assert len(chosen) > 50
+def test_a_fixed_fortieth_through_litert_fails_exactly_where_expected():
+    chosen = [case for case in load() if category(case) is None and in_fortieth(case.name)]
+    assert len(chosen) > 40
     failing = {case.name for case in chosen if litert_case(case)}
-    assert failing == {name for name in EXPECTED["litert"] if in_twentieth(name)}
+    assert failing == {name for name in EXPECTED["litert"] if in_fortieth(name)}
 
 
 def test_no_category_is_empty():
@@ -31,5 +31,5 @@ def test_no_category_is_empty():
     assert set(CATEGORIES) <= found
 
 
-def in_twentieth(name):
-    return hashlib.sha256(name.encode()).digest()[0] % 20 == 0
+def in_fortieth(name):
+    return hashlib.sha256(name.encode()).digest()[0] % 40 == 0

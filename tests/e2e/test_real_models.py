@@ -24,6 +24,8 @@ from edgekit.selftest import answers, run_samples
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent / "real_data"
+# What the sources reach on fresh data, less a few points: speech in segments of half a second is hard.
+LEAST = {"orientation": 0.88, "speech": 0.78}
 PROFILES = {"x86-64-v3", "raspberry-pi-5", "intel-core-ultra-npu"}
 MODELS = {
     "orientation": ("rapidocr", "models/ch_ppocr_mobile_v2.0_cls_mobile.onnx"),
@@ -111,7 +113,7 @@ def test_what_is_shipped_keeps_the_accuracy_on_inputs_that_the_build_never_saw(b
         ours, _ = run_samples(loaded.run, manifest.inputs, manifest.state, manifest.preprocess, samples)
         shipped = scored(ours[names[0]], samples.labels)
         assert shipped > wanted - 0.03, entry["recipe"]
-        assert shipped > 0.88
+        assert shipped > LEAST[built.name]
         assert selftest.check(manifest, loaded, folder).passed
         loaded.close()
 
@@ -141,7 +143,7 @@ def fresh(name: str) -> Samples:
             )
         import speech
 
-        frames = list(speech.frames(range(200, 210)))
+        frames = list(speech.frames(range(2000, 2040)))
         return Samples(
             {"input": np.stack([frame[0]["input"] for frame in frames])},
             np.array([frame[1] for frame in frames]),
