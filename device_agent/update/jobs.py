@@ -119,5 +119,7 @@ async def _in_thread(work: Callable[[Stopper], object]) -> None:
         await asyncio.shield(task)
     except asyncio.CancelledError:
         stopping.set()
+        # How it ends is of no interest any more; asyncio would log an error that nobody looked at.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         await asyncio.wait([task], timeout=STOP_PATIENCE_S)
         raise

@@ -190,6 +190,13 @@ def _sign(payload: bytes, payload_type: str, keyid: str, key: Ed25519PrivateKey)
     return json.dumps(envelope).encode()
 
 
+class Site(NamedTuple):
+    """Where in the agent an operation comes from, and in which of its threads."""
+
+    place: str
+    thread: int
+
+
 class World:
     """What a device in this process meets: the fleet, its retained order, and who listens to what the device says."""
 
@@ -197,7 +204,7 @@ class World:
         self.fleet = fleet
         self.retained: Retained | None = None
         self.trace: list[Operation | Mark] = []
-        self.sites: list[tuple[int, str]] = []
+        self.sites: list[tuple[int, Site]] = []
         # The storage thread, the thread of a job and the event loop all leave their traces.
         self._lock = threading.Lock()
         self.fault: Callable[[Operation], None] = lambda _operation: None
@@ -212,7 +219,7 @@ class World:
         if self.is_recording:
             site = _site()
             with self._lock:
-                self.sites.append((len(self.trace), site))
+                self.sites.append((len(self.trace), Site(site, threading.get_ident())))
                 self.trace.append(operation)
         self.fault(operation)
 
@@ -361,7 +368,8 @@ def this_process(world: World, runtime: Path) -> Iterator[None]:
 
 
 def _mark_what_is_promised(patch: pytest.MonkeyPatch, world: World) -> None:
-    save, take_over, sync = record.Record.save, workers.Workers._take_over, fetch._Part._sync
+    save, sync, point = record.Record.save, fetch._Part._sync, slots.point
+    take_over = workers.Workers._take_over
 
     def saved(self: Any, value: Any) -> None:
         save(self, value)
@@ -370,7 +378,11 @@ def _mark_what_is_promised(patch: pytest.MonkeyPatch, world: World) -> None:
     def took_over(self: Any, worker: Any) -> None:
         take_over(self, worker)
         world.served.append(worker.ready.digest)
-        world.mark("serves", value=worker.slot.name)
+
+    def pointed(folder: Any, name: str) -> None:
+        # A worker takes over as soon as this has returned.
+        point(folder, name)
+        world.mark("serves", value=name)
 
     def synced(self: Any, sink: Any) -> None:
         sync(self, sink)
@@ -379,6 +391,7 @@ def _mark_what_is_promised(patch: pytest.MonkeyPatch, world: World) -> None:
     patch.setattr(record.Record, "save", saved)
     patch.setattr(workers.Workers, "_take_over", took_over)
     patch.setattr(fetch._Part, "_sync", synced)
+    patch.setattr(slots, "point", pointed)
 
 
 class Device:

@@ -33,20 +33,25 @@ def operations(trace: list[Operation | Mark], root: Path) -> list[int]:
 
 
 def states(trace: list[Operation | Mark], root: Path, without: int | None = None) -> Iterator[State]:
-    """Each state once per set of promises; `without` leaves out one operation of the trace."""
+    """Each state once per set of promises; `without` leaves out one operation of the trace.
+
+    After each operation the promises are those made before it. What was promised after the last one, and before the
+    recorded life's own cuts, is held against the disk too.
+    """
     disk = Disk(root)
     promises: dict[tuple[str, ...], Any] = {}
     seen: set[tuple[str, str]] = set()
     point = 0
-    for number, entry in enumerate(trace):
-        if isinstance(entry, Mark):
+    for number, entry in enumerate([*trace, Mark(("power",), "the end")]):
+        if isinstance(entry, Mark) and entry.what != ("power",):
             promises[entry.what] = (entry.value,) if entry.what == ("serves",) else entry.value
             continue
-        if number == without or not disk.concerns(entry) or entry.path.name in _IGNORED:
-            continue
-        _expect(promises, entry)
-        disk.apply(entry)
-        point += 1
+        if isinstance(entry, Operation):
+            if number == without or not disk.concerns(entry) or entry.path.name in _IGNORED:
+                continue
+            _expect(promises, entry)
+            disk.apply(entry)
+            point += 1
         for tree in disk.after_cut():
             found = State(point, digest(tree), tree, dict(promises))
             if found.key not in seen:

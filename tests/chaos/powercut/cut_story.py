@@ -9,7 +9,7 @@ import asyncio
 from pathlib import Path
 from typing import NamedTuple
 
-from cut_device import FAILS_PROBATION, FAILS_SELFTEST, Device, Fleet, Mark, World, this_process
+from cut_device import FAILS_PROBATION, FAILS_SELFTEST, Device, Fleet, Mark, Site, World, this_process
 
 from device_agent.durable import Operation
 from edgekit.wire.states import AgentState
@@ -29,7 +29,7 @@ class Story(NamedTuple):
 
     root: Path
     trace: list[Operation | Mark]
-    sites: dict[int, str]
+    sites: dict[int, Site]
 
 
 def tell(fleet: Fleet, root: Path, scratch: Path) -> Story:
@@ -87,6 +87,7 @@ async def _cut(world: World, device: Device) -> None:
     world.is_dead = True
     await device.stop()
     world.is_dead = False
+    world.mark("power", value="cut")
 
 
 def _has_unsynced_tail(root: Path) -> bool:

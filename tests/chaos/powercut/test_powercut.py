@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cut_judge
 import pytest
-from cut_device import FAILS_PROBATION, FAILS_SELFTEST, Mark, real
+from cut_device import FAILS_SELFTEST, Mark, real
 from cut_disk import Disk, File, digest, materialise
 from cut_states import operations, states
 
@@ -96,8 +96,8 @@ def test_without_any_one_sync_some_state_breaks_a_promise(story, found, put, fle
     places = defaultdict(list)
     for number in operations(story.trace, story.root):
         entry = story.trace[number]
-        if entry.kind in ("sync", "sync-folder"):
-            places[entry.kind, story.sites[number]].append(number)
+        if entry.kind in ("sync", "sync-folder") and not is_beside_the_point(story, number):
+            places[entry.kind, story.sites[number].place].append(number)
     needless = []
     with capsys.disabled():
         print()
@@ -107,6 +107,40 @@ def test_without_any_one_sync_some_state_breaks_a_promise(story, found, put, fle
             needless += [(place, number) for number, why in zip(tried, broken, strict=True) if not why]
             print(f"{kind:11} {len(numbers):3} x {place}: {broken[0] or 'NOTHING BREAKS'}")
     assert needless == []
+
+
+def is_beside_the_point(story, number):
+    """Whether this one sync, of a place that syncs elsewhere too, decides nothing where it stands.
+
+    Either the recorded life was cut before the job or write ended that the sync is part of (each ends with the
+    machine's row being saved; before that, nobody was promised anything), or another thread happened to sync the same
+    folder just then.
+    """
+    return is_cut_off(story.trace, number) or is_doubled(story, number)
+
+
+def is_end(entry):
+    return isinstance(entry, Mark) and entry.what in (("power",), ("record", "machine.json"))
+
+
+def is_cut_off(trace, number):
+    ends = (entry for entry in trace[number + 1 :] if is_end(entry))
+    return next(ends, Mark(("none",), None)).what == ("power",)
+
+
+def is_doubled(story, number):
+    trace, sites = story.trace, story.sites
+    first, last = number, number
+    while first > 0 and not is_end(trace[first - 1]):
+        first -= 1
+    while last + 1 < len(trace) and not is_end(trace[last + 1]):
+        last += 1
+    same = trace[number]
+    return any(
+        trace[other] == same and sites[other].thread != sites[number].thread
+        for other in range(first, last + 1)
+        if other != number
+    )
 
 
 def breaks(story, number, known, put, fleet):
@@ -131,8 +165,8 @@ def test_real_processes_serve_the_last_good_model_without_a_broker(found, put, f
         agent = RealAgent(root, scratch / "enrolment.json")
         try:
             answer = real.wait_until(agent.asked, f"an answer at point {state.point}", 60)
-            version = answer["version"]
-            assert not version.endswith((FAILS_SELFTEST, FAILS_PROBATION))
+            # One on probation serves on: that it breaks is seen only under load.
+            assert not answer["version"].endswith(FAILS_SELFTEST)
         finally:
             assert agent.stop() == 0
         shutil.rmtree(root.parent)
