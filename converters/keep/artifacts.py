@@ -7,6 +7,7 @@ Always true
  4. Builds side by side may share one folder.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from edgekit.plain import plain
 
 META = "entry.json"
 _DIGESTS, _MADE = "files", "made"
+_IS_THERE = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 Tell = Callable[[str], None]
 
 
@@ -111,8 +113,9 @@ def place(partial: Path, entry: Path) -> None:
     """Rename a finished folder to its entry; one that another build kept first stays. Raises: OSError."""
     try:
         partial.rename(entry)
-    except OSError:
-        if not entry.is_dir():
+    except OSError as error:
+        # Asked of the error, not of the folder: who makes room may have removed the other build's entry since.
+        if error.errno not in _IS_THERE:
             raise
 
 

@@ -133,13 +133,22 @@ def _is_in_use(entry: Path) -> bool:
 
 def _kept(path: Path) -> Kept:
     """Of a folder that may vanish meanwhile."""
-    size, used = 0, 0.0
-    for each in (path, *path.rglob("*")):
-        try:
-            stat = each.stat()
-        except OSError:
-            continue
-        # A search's journal is written to, not touched.
-        used = max(used, stat.st_mtime)
-        size += stat.st_size if each.is_file() else 0
+    size, used = 0, _modified(path)
+    # Not `rglob`, which raises where a folder goes between its being listed and its being opened.
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                stat = os.stat(os.path.join(folder, name))
+            except OSError:
+                continue
+            # A search's journal is written to, not touched.
+            used = max(used, stat.st_mtime)
+            size += stat.st_size
     return Kept(path, size, used)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
