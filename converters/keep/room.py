@@ -138,7 +138,7 @@ def _kept(path: Path) -> Kept:
     for folder, _, names in os.walk(path):
         for name in names:
             try:
-                stat = os.stat(os.path.join(folder, name))
+                stat = Path(folder, name).stat()
             except OSError:
                 continue
             # A search's journal is written to, not touched.
