@@ -24,10 +24,11 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_agent import durable, front, process, record, start, storage, supervisor, workers
+from device_agent import durable, process, record, start, storage, supervisor, workers
 from device_agent.channel import Ready
 from device_agent.durable import Operation
 from device_agent.folder import StateFolder
+from device_agent.listen import listen
 from device_agent.probe import Platform
 from device_agent.process import StartError
 from device_agent.storage import Storage
@@ -399,7 +400,9 @@ class Device:
 
     def __init__(self, world: World, root: Path, enrolment: Path) -> None:
         self.world = world
-        self._settings = Settings(StateFolder(root), "127.0.0.1:0", enrolment, None, 0.004, log_json=False)
+        self._settings = Settings(
+            StateFolder(root), ("127.0.0.1:0",), None, enrolment, profile=None, window_s=0.004, log_json=False
+        )
         self._stopping = asyncio.Event()
         self.agent: Agent
         self._task: asyncio.Task[None]
@@ -410,8 +413,8 @@ class Device:
         self._lock = self._settings.state.lock()
         self.storage = Storage(self._settings.state.root)
         known = await start._who_am_i(self._settings, PLATFORM, self.storage)
-        listener = front.listen("127.0.0.1:0")
-        self.agent = await Agent.made(self._settings, PLATFORM, known, listener, self.storage)
+        listeners = listen(self._settings.http)
+        self.agent = await Agent.made(self._settings, PLATFORM, known, listeners, self.storage)
         self._task = asyncio.create_task(self.agent.run(self._stopping))
         return self
 

@@ -222,7 +222,7 @@ def test_status_tells_what_is_while_the_link_is_down(
     model.write_bytes(b"junk")
     for child in agent.children():
         os.kill(child, 9)
-    tools.wait_until(lambda: "digits: no model answers" in view()[1], "told")
+    tools.wait_until(lambda: "digits: no model answers" in view()[1], "told", 60)
     assert tools.Client(agent.port).get("/v2/health/ready").status == 503
     agent.kill_tree()
     told, text = view()
