@@ -96,6 +96,7 @@ def run(
         window_s=window,
         log_json=log_json,
         serves_despite_change=serves_despite,
+        private=tuple(path.absolute() for path in (enrolment, tls_key, token_file) if path is not None),
     )
     asyncio.run(start.run(settings))
 

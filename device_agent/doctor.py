@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from device_agent import health, probe, status
+from device_agent import confined, health, probe, status
 from device_agent.folder import StateFolder
 from device_agent.identity import DeviceIdentity
 from device_agent.orderbook import AGENT_BUILT
@@ -59,6 +59,7 @@ async def _machine(profile: str | None) -> list[Check]:
     found = [
         Check("profile", "good", " > ".join(platform.profiles)),
         Check("isa", "good", " ".join(platform.isa)),
+        _confinement(),
     ]
     if platform.engines:
         engines = ", ".join(f"{name} {version}" for name, version in platform.engines.items())
@@ -71,6 +72,13 @@ async def _machine(profile: str | None) -> list[Check]:
         advice = f"install it anew with what it needs: {engine_extras(name)}"
         found.append(Check("engines", "bad", trouble, advice))
     return found
+
+
+def _confinement() -> Check:
+    if (version := confined.version()) > 0:
+        return Check("workers", "good", f"confined by Landlock {version}, without capabilities")
+    advice = "a kernel of 5.13 or newer with CONFIG_SECURITY_LANDLOCK keeps them to their own files"
+    return Check("workers", "note", "without capabilities; this kernel has no Landlock", advice)
 
 
 def _disk(state: StateFolder) -> Check:

@@ -31,6 +31,11 @@ class DeploymentFolder:
     root: Path
 
     @property
+    def state(self) -> Path:
+        """The state folder that this one is in."""
+        return self.root.parents[1]
+
+    @property
     def machine(self) -> Path:
         return self.root / "machine.json"
 

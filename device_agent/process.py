@@ -13,13 +13,13 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from device_agent import log
+from device_agent import confined, log, memory
+from device_agent.blocking import run_blocking
 from device_agent.channel import (
     Channel,
     Counted,
@@ -72,10 +72,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Served:
-    """How to start workers of one deployment, and whom they give connections and counts to."""
+    """How to start workers of one deployment, and whom they give connections and counts to.
+
+    Workers may not look into `state` but for their slot and `cache`, nor into what else is `private`.
+    """
 
     deployment: str
     deployments: tuple[str, ...]
+    state: Path
+    private: tuple[Path, ...]
     cache: Path
     log_json: bool
     given_back: Callable[[int, bytes], None]
@@ -99,6 +104,7 @@ class WorkerProcess:
         self._process: asyncio.subprocess.Process
         self._channel: Channel
         self._theirs: socket.socket
+        self._memory_limit: int
         self._owed: Owed
         self._first = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
@@ -144,13 +150,14 @@ class WorkerProcess:
         return self.ready
 
     async def _make_process(self) -> None:
+        self._memory_limit = await run_blocking(lambda: memory.limit(self.slot) + memory.SERVING)
         shared = make_shared()
         ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._owed = Owed(shared)
             self._channel = Channel(ours, self._told, self._served.given_back, lambda: None)
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "device_agent.worker", *self._words(shared),
+                *confined.command("device_agent.worker", self._bounds(), *self._words(shared)),
                 pass_fds=[self._theirs.fileno(), shared], stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
@@ -162,6 +169,15 @@ class WorkerProcess:
             os.close(shared)
         self._channel.start()
         self._watch = asyncio.create_task(self._see_end())
+
+    def _bounds(self) -> confined.Bounds:
+        served = self._served
+        return confined.Bounds(
+            hidden=(served.state, *served.private),
+            readable=(self.slot,),
+            writable=(served.cache,),
+            memory_bytes=memory.wall(self._memory_limit),
+        )
 
     def _words(self, shared: int) -> list[str]:
         served = self._served
@@ -194,7 +210,12 @@ class WorkerProcess:
             self._counted(self, message.window)
 
     def tick(self) -> None:
-        """One turn of the supervisor's clock: ask for counts, and whether it answers; end it if it does not."""
+        """One turn of the supervisor's clock: ask for counts, and whether it answers; end it if it does not, or if it
+        needs more memory than it may.
+        """
+        if memory.resident(self.pid) > self._memory_limit:
+            self._replace(f"it needed more than {self._memory_limit >> 20} MiB of memory")
+            return
         if self._unanswered is None:
             self._unanswered = 0
             self._channel.send(Ping())
@@ -202,20 +223,23 @@ class WorkerProcess:
             return
         self._unanswered += 1
         if self._unanswered == PING_TURNS:
-            self._why = "it did not answer any more"
-            waiting = taken_over(self.pid, self._owed)
-            log.trouble(
-                "worker does not answer",
-                deployment=self._served.deployment,
-                pid=self.pid,
-                clients=len(waiting),
-            )
-            self._end_process()
-            for client, state in waiting:
-                if state == IDLE:
-                    self._served.given_back(client.detach(), b"")
-                else:
-                    _apologise(client)
+            self._replace("it did not answer any more")
+
+    def _replace(self, why: str) -> None:
+        """End it, and take its clients over."""
+        if self._process.returncode is not None:
+            return
+        self._why = why
+        waiting = taken_over(self.pid, self._owed)
+        log.trouble(
+            "worker is ended", deployment=self._served.deployment, pid=self.pid, why=why, clients=len(waiting)
+        )
+        self._end_process()
+        for client, state in waiting:
+            if state == IDLE:
+                self._served.given_back(client.detach(), b"")
+            else:
+                _apologise(client)
 
     def give(self, descriptor: int, prefix: bytes) -> None:
         self._channel.send_connection(descriptor, prefix)

@@ -41,7 +41,7 @@ TICK_S = 0.5
 
 @dataclass(frozen=True)
 class Settings:
-    """What `edgekit agent run` was asked for. `profile` None means: find it."""
+    """What `edgekit agent run` was asked for. `profile` None means: find it. `private` is no business of workers."""
 
     state: StateFolder
     http: tuple[str, ...]
@@ -51,6 +51,7 @@ class Settings:
     window_s: float
     log_json: bool
     serves_despite_change: bool = False
+    private: tuple[Path, ...] = ()
 
 
 class Agent:
@@ -152,6 +153,8 @@ class Agent:
         served = Served(
             deployment=name,
             deployments=names,
+            state=folder.state,
+            private=self._settings.private,
             cache=folder.cache,
             log_json=self._settings.log_json,
             given_back=self._given_back,

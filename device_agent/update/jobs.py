@@ -92,9 +92,9 @@ class Jobs:
 
     async def _selftest(self, ref: SlotRef) -> None:
         running = slots.current(self._folder)
-        beside = self._folder.slot(running) if running is not None and running != ref.slot else None
+        beside = running if running != ref.slot else None
         await run_blocking(lambda: durable.make_folder(self._folder.cache, sync=False))
-        verdict = await selftest.run(self._folder.slot(ref.slot), beside, self._folder.cache)
+        verdict = await selftest.run(self._folder, ref.slot, beside)
         if not verdict.passed:
             raise JobError(f"self-test: {verdict.reason}", verdict.cause)
         with contextlib.suppress(OSError):
@@ -106,7 +106,7 @@ class Jobs:
         with contextlib.suppress(OSError):
             # A disk that takes nothing must not keep a good bundle from serving.
             await run_blocking(lambda: durable.make_folder(self._folder.cache, sync=False))
-        verdict = await selftest.run(self._folder.slot(ref.slot), None, self._folder.cache, outputs_only=True)
+        verdict = await selftest.run(self._folder, ref.slot, None, outputs_only=True)
         if not verdict.passed:
             raise JobError(verdict.reason, verdict.cause)
 

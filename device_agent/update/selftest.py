@@ -14,8 +14,10 @@ from pathlib import Path
 
 import msgspec
 
-from device_agent import parent
-from device_agent.update.events import Cause
+from device_agent import confined, memory, parent
+from device_agent.blocking import run_blocking
+from device_agent.folder import DeploymentFolder
+from device_agent.update.events import Cause, SlotName
 from device_agent.update.slots import load_checked
 from device_agent.update.trial import LATENCY_MARGIN
 from edgekit.errors import BundleError, EdgeKitError
@@ -23,7 +25,6 @@ from edgekit.manifest import Manifest
 
 TIMEOUT_S = 300.0
 _POLL_S = 0.1
-_DEFAULT_MEMORY_SHARE = 0.6
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -35,24 +36,32 @@ class Verdict(msgspec.Struct, frozen=True):
     cause: Cause = Cause.BUNDLE
 
 
-async def run(slot: Path, running: Path | None, cache: Path, *, outputs_only: bool = False) -> Verdict:
-    """Judge the bundle in `slot`. Cancelling ends the child.
+async def run(
+    folder: DeploymentFolder, name: SlotName, running: SlotName | None, *, outputs_only: bool = False
+) -> Verdict:
+    """Judge the bundle in slot `name`. Cancelling ends the child.
 
     A crash or too much memory is a verdict like any other; a hang, or an end that came from outside, may be the
     machine's doing and is one only when it repeats. Raises: OSError if no process can be had.
     """
-    words = [
-        sys.executable, "-m", "device_agent.update.selftest", "--parent", str(os.getpid()), "--slot", str(slot),
-        "--cache", str(cache),
-    ]  # fmt: skip
-    if running is not None:
-        words += ["--running", str(running)]
+    slot = folder.slot(name)
+    beside = None if running is None else folder.slot(running)
+    words = ["--parent", str(os.getpid()), "--slot", str(slot), "--cache", str(folder.cache)]
+    if beside is not None:
+        words += ["--running", str(beside)]
     if outputs_only:
         words.append("--outputs-only")
-    limit = await asyncio.to_thread(memory_limit, slot)
-    process = await asyncio.create_subprocess_exec(
-        *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, start_new_session=True
+    limit = await run_blocking(lambda: memory.limit(slot))
+    bounds = confined.Bounds(
+        hidden=(folder.state,),
+        readable=(slot, *([beside] if beside is not None else [])),
+        writable=(folder.cache,),
+        memory_bytes=memory.wall(limit),
     )
+    process = await asyncio.create_subprocess_exec(
+        *confined.command("device_agent.update.selftest", bounds, *words),
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
     assert process.stdout is not None
     guard = asyncio.create_task(_too_much_memory(process.pid, limit))
     try:
@@ -86,32 +95,11 @@ def _ending(code: int) -> str:
     return f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
 
 
-def memory_limit(slot: Path) -> int:
-    """Bytes of resident memory: the contract's with its margin and the interpreter's share, or most of the machine's."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    most = int(machine * _DEFAULT_MEMORY_SHARE)
-    try:
-        _mark, manifest = load_checked(slot)
-    except (EdgeKitError, OSError):
-        return most
-    contract = manifest.contract.memory_mb
-    return most if contract is None else min(most, int(contract * LATENCY_MARGIN * 1e6) + (128 << 20))
-
-
 async def _too_much_memory(pid: int, limit: int) -> None:
     """Ends the process, and returns, once its resident memory is above `limit` bytes."""
-    while _resident(pid) <= limit:  # noqa: ASYNC110  # memory has no event to wait for
+    while memory.resident(pid) <= limit:  # noqa: ASYNC110  # memory has no event to wait for
         await asyncio.sleep(_POLL_S)
     os.kill(pid, signal.SIGKILL)
-
-
-def _resident(pid: int) -> int:
-    """Bytes; 0 once the process is gone."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def judge(slot: Path, running: Path | None, cache: Path, *, outputs_only: bool = False) -> Verdict:

@@ -221,6 +221,28 @@ def build_waves(folder: Path) -> Built:
     )  # fmt: skip
 
 
+def build_greedy(folder: Path) -> Built:
+    """A bundle that counts to its input in ones, all in memory at once, and whose contract allows 64 MB."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["x"], ["count"], to=TensorProto.INT64),
+            helper.make_node("ConstantOfShape", ["count"], ["ones"], value=helper.make_tensor("", TensorProto.FLOAT, [1], [1])),
+            helper.make_node("ReduceSum", ["ones"], ["total"], keepdims=1),
+            helper.make_node("Identity", ["total"], ["y"]),
+        ],
+        "greedy",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+    )  # fmt: skip
+    golden = Samples({"x": np.full((1, 1), 8, np.float32)})
+    expected = dump_arrays(record({"y": np.full((1, 1), 8, np.float32)}))
+    return written(
+        folder, "greedy", {"model/model.onnx": model_bytes(graph)}, golden, expected,
+        inputs=(TensorSpec("x", "float32", (1,)),), outputs=(TensorSpec("y", "float32", (1,)),),
+        contract=Contract(memory_mb=64),
+    )  # fmt: skip
+
+
 def written(
     folder: Path, name: str, models: Mapping[str, bytes], golden: Samples, expected: bytes, **more: Any
 ) -> Built:
@@ -384,6 +406,7 @@ class Tools:
     Client = Client
     Built = Built
     build = staticmethod(build)
+    build_greedy = staticmethod(build_greedy)
     build_lines = staticmethod(build_lines)
     build_types = staticmethod(build_types)
     build_waves = staticmethod(build_waves)

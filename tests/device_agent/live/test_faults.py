@@ -1,6 +1,7 @@
 """Processes, forks and servers that do what they may do on a roof, under a real agent."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -80,6 +81,42 @@ def test_a_stopped_worker_is_found_by_a_ping_and_replaced_and_its_callers_are_an
     )
     assert "did not answer any more" in settled.log
     assert fleet.runs(first)
+
+
+def test_a_worker_that_takes_more_memory_than_it_may_is_replaced(fleet, make_agent, tmp_path, tools):
+    greedy = tools.build_greedy(tmp_path)
+    agent = make_agent(fleet)
+    fleet.order(fleet.publish(greedy))
+    tools.wait_until(lambda: fleet.runs(greedy), "it is committed")
+    (old,) = agent.children()
+
+    def count(number):
+        inputs = [{"name": "x", "shape": [1], "datatype": "FP32", "data": [number]}]
+        answer = tools.Client(agent.port).post("/v2/models/digits/infer", {"inputs": inputs})
+        return answer.json["outputs"][0]["data"][0] if answer.status == 200 else answer.status
+
+    assert count(1000) == 1000
+    # Beyond what the kernel gives it: an error (of the input, which is like none that was judged), and the worker goes on.
+    assert count(1e9) == 400
+    assert agent.children() == [old]
+    # Less, but more than its contract says: the worker is ended, at the latest after it answered.
+    assert count(2e8) in (2e8, 503)
+    tools.wait_until(lambda: agent.children() not in ([], [old]), "a new worker", 40)
+    tools.wait_until(lambda: count(1000) == 1000, "it serves")
+    assert "it needed more than" in agent.log
+
+
+def test_a_worker_runs_without_rights_and_is_the_first_to_go(settled):
+    (worker,) = settled.children()
+    status = dict(line.split(":\t") for line in Path(f"/proc/{worker}/status").read_text().splitlines())
+    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    limits = Path(f"/proc/{worker}/limits").read_text()
+    assert re.search(r"Max data size +\d+ ", limits)
+    assert re.search(r"Max core file size +0 ", limits)
+    assert int(Path(f"/proc/{worker}/oom_score_adj").read_text()) > int(
+        Path(f"/proc/{settled.process.pid}/oom_score_adj").read_text()
+    )
 
 
 def test_workers_and_a_self_test_end_with_an_agent_that_is_killed(fleet, settled, second, tools):
