@@ -9,12 +9,13 @@ import os
 import statistics
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from roof import FAULTS, GOOD, Roof, expected_digit, told  # after the line that makes it importable
+from roof import FAULTS, GOOD, Answer, Roof, expected_digit, told  # after the line that makes it importable
 
 _ALL = os.environ.get("EDGEKIT_CHAOS") == "1"
 _ONE = os.environ.get("EDGEKIT_CHAOS_SEED")
@@ -63,11 +64,7 @@ def test_a_device_comes_through(roof):
 
 def check(roof):
     """What must be so whenever a device had the time to come to its order."""
-    answers = [answer for answer in roof.client.answers if answer.version]
-    for version in {answer.version for answer in answers}:
-        assert version in {built.manifest.version for built in roof.good}, f"{version} served"
-        assert {answer.digit for answer in answers if answer.version == version} == {expected_digit(version)}
-    assert {answer.status for answer in roof.client.answers} <= {0, 200, 503}
+    check_answers(roof.client, roof.good)
     good = {built.sha256 for built in roof.good}
     for reported in roof.fleet.reported:
         said = reported.deployments["digits"]
@@ -81,6 +78,32 @@ def check(roof):
     assert not list(roof.agent.state.rglob("*.damaged")), "something on the disk was found damaged"
 
 
-def test_the_client_would_see_a_wrong_answer():
-    digits = {expected_digit(f"{number}.0.0") for number in range(1, GOOD + 1)}
-    assert len(digits) > 1
+def check_answers(client, good):
+    """Every answer is right and of a release that may serve; where there is none, it is for want of a worker."""
+    answers = [answer for answer in client.answers if answer.version]
+    for version in {answer.version for answer in answers}:
+        assert version in {built.manifest.version for built in good}, f"{version} served"
+        assert {answer.digit for answer in answers if answer.version == version} == {expected_digit(version)}
+    assert {answer.status for answer in client.answers} <= {0, 200, 503}
+
+
+RIGHT = Answer(0.0, 0.1, "1.0.0", expected_digit("1.0.0"), 200)
+WRONG = {
+    "a wrong digit": Answer(0.0, 0.1, "1.0.0", "none", 200),
+    "a release that was refused": Answer(0.0, 0.1, "66.0.0", expected_digit("66.0.0"), 200),
+    "an error": Answer(0.0, 0.1, status=500),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_story_with_a_wrong_answer_would_be_seen(wrong):
+    good = [SimpleNamespace(manifest=SimpleNamespace(version="1.0.0"), sha256="a")]
+    client = SimpleNamespace(answers=[RIGHT])
+    check_answers(client, good)
+    client.answers.append(WRONG[wrong])
+    with pytest.raises(AssertionError):
+        check_answers(client, good)
+
+
+def test_releases_of_the_story_answer_differently():
+    assert len({expected_digit(f"{number}.0.0") for number in range(1, GOOD + 1)}) > 1
