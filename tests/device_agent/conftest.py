@@ -405,6 +405,7 @@ class Tools:
 
     Client = Client
     Built = Built
+    Built = Built
     build = staticmethod(build)
     build_greedy = staticmethod(build_greedy)
     build_lines = staticmethod(build_lines)

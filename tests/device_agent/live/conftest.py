@@ -269,9 +269,10 @@ class AgentProcess:
         self.state = state
         self.port = port
         self.log_path = state.parent / f"{state.name}.log"
-        self._words = [sys.executable, "-m", "edgekit", "agent", "run", "--state", str(state),
+        self._words = ["-m", "edgekit", "agent", "run", "--state", str(state),
                        "--http", f"127.0.0.1:{port}", "--window", "1", *words]  # fmt: skip
         self.environment: dict[str, str] = {}
+        self.python: str | Path = sys.executable
         self.process: subprocess.Popen[bytes]
 
     def words(self, *words: str) -> None:
@@ -281,7 +282,7 @@ class AgentProcess:
     def start(self) -> "AgentProcess":
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                self._words,
+                [self.python, *self._words],
                 stderr=log,
                 stdout=log,
                 start_new_session=True,
