@@ -106,7 +106,11 @@ def _landlock(bounds: Bounds, known: int) -> None:
 
 
 def _around(folder: Path, hidden: frozenset[Path]) -> Iterator[Path]:
-    """The fewest paths below `folder` that hold everything but what is hidden. No links: what they name is elsewhere."""
+    """The fewest folders below `folder` that hold no hidden path, and together all other folders but those above one.
+
+    Folders alone: a rule keeps what it names from being freed, so that the space of a log beside the state folder would
+    not come back when it is deleted. No links: what they name is elsewhere.
+    """
     if folder in hidden:
         return
     if not any(path.is_relative_to(folder) for path in hidden):
@@ -117,7 +121,7 @@ def _around(folder: Path, hidden: frozenset[Path]) -> Iterator[Path]:
     except OSError:
         return
     for entry in entries:
-        if not entry.is_symlink():
+        if entry.is_dir() and not entry.is_symlink():
             yield from _around(entry, hidden)
 
 

@@ -23,7 +23,7 @@ ATTEMPTS = {
     "read the token file": "open(token).read()",
     "write its slot": "open(state / 'slot/model', 'w')",
     "write elsewhere": "open(token.parent / 'new', 'w')",
-    "remove something": "os.unlink(token.parent / 'beside')",
+    "remove something": "os.unlink(token.parent / 'common/beside')",
     "execute a program": "os.execv('/bin/true', ['true'])",
     "connect": "socket.create_connection(('127.0.0.1', port), 1)",
     "listen": "socket.create_server(('127.0.0.1', 0))",
@@ -36,7 +36,7 @@ ATTEMPTS = {
 ALLOWED = {
     "read its slot": "open(state / 'slot/model').read()",
     "write its cache": "open(state / 'cache/kernel', 'w').write('x')",
-    "read what all may read": "open(token.parent / 'beside').read()",
+    "read what all may read": "open(token.parent / 'common/beside').read()",
     "run an engine": "__import__('onnxruntime').__version__",
 }
 PROBE = """
@@ -68,7 +68,8 @@ def told(tmp_path_factory):
         (state / name).mkdir(parents=True)
     for path in (state / "slot/model", state / "other/model", state / "key.json"):
         path.write_text("secret")
-    for name in ("token", "beside"):
+    (folder / "common").mkdir()
+    for name in ("token", "common/beside"):
         (folder / name).write_text("text")
     (folder / "link").symlink_to(state / "key.json")
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -96,10 +97,11 @@ def test_it_has_no_capability(told):
 
 
 @needs_landlock
-def test_what_lies_beside_hidden_paths_stays_readable_and_nothing_above_them_is_given_whole(tmp_path):
+def test_folders_beside_hidden_paths_stay_readable_and_no_file_is_kept_from_being_freed(tmp_path):
     for name in ("a/b/secret", "a/b/other", "a/c", "d"):
         (tmp_path / name).mkdir(parents=True)
     hidden = frozenset({tmp_path / "a/b/secret"})
+    (tmp_path / "a/b/log").touch()
     found = set(confined._around(tmp_path, hidden))
     assert found == {tmp_path / "a/b/other", tmp_path / "a/c", tmp_path / "d"}
 

@@ -110,6 +110,7 @@ class Roof:
             self.disk.folder / "state", made.free_port(), "--enrolment", str(self.fleet.enrolment(folder)),
             "--profile", made.PROFILE,
         )  # fmt: skip
+        self.agent.environment = {"PYTHONFAULTHANDLER": "1"}
         self.agent.log_path = folder / "agent.log"
         self.client = Client(self.agent.port)
 
@@ -348,5 +349,10 @@ def expected_digit(version: str) -> str:
 
 
 def told(roof: Roof) -> str:
-    """The end of a story that failed, for whoever replays it."""
-    return json.dumps({"faults": roof.story, "log": roof.agent.log_path.read_text()[-4000:]}, indent=1)
+    """The end of a story that failed, for whoever replays it, with where each of the agent's threads is."""
+    free = os.statvfs(roof.disk.folder).f_bavail * 4096 >> 20
+    roof.agent.process.send_signal(signal.SIGABRT)
+    roof.agent.process.wait(10)
+    return json.dumps(
+        {"faults": roof.story, "free_mib": free, "log": roof.agent.log_path.read_text()[-8000:]}, indent=1
+    )
