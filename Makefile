@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test chaos lint format bench conformance clean
+.PHONY: demo test chaos proofs lint format bench conformance clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -12,10 +12,15 @@ demo: $(READY)
 
 # Most tests wait more than they compute; the end-to-end ones measure, and have the machine to themselves.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e --ignore tests/proofs
 	$(BIN)/python -m pytest tests/e2e
 
-# Every disk state after a power cut at every point, every failing write, every sync left out in turn: many minutes.
+# Large models through whole builds: many minutes.
+proofs: $(READY)
+	$(BIN)/python -m pytest tests/proofs
+
+# Every disk state after a power cut at every point, every failing write, every sync left out in turn; hundreds of
+# random faults over real processes: many minutes.
 chaos: $(READY)
 	EDGEKIT_CHAOS=1 $(BIN)/python -m pytest tests/chaos --numprocesses 0
 
