@@ -16,8 +16,8 @@ import http.client
 import re
 import shutil
 import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -40,6 +40,9 @@ TIMEOUT_S = 30.0
 CHUNK_BYTES = 256 * 1024
 # How much of a download a power cut may cost.
 SYNC_BYTES = 4 << 20
+
+# A request for the file that is received, with these headers beside the usual ones.
+Ask = Callable[[Mapping[str, str]], AbstractContextManager[http.client.HTTPResponse]]
 
 
 class FetchError(EdgeKitError):
@@ -74,9 +77,13 @@ def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: Stopper
             durable.remove(stale)
     _check_envelope(source, wanted, stopping)
     if not final.is_file():
-        part = _Part.find(folder, wanted)
+        part = Part.find(folder, wanted.sha256, wanted.length)
         _check_space(folder, wanted.length, part.synced)
-        _download(source, wanted, part, stopping)
+
+        def ask(headers: Mapping[str, str]) -> AbstractContextManager[http.client.HTTPResponse]:
+            return _asking(source, wanted.sha256, headers, stopping)
+
+        receive(ask, wanted.target, wanted.length, part, stopping)
         _check_download(wanted, part.path)
         durable.rename(part.path, final)
     return opened(wanted, folder)
@@ -109,20 +116,23 @@ def _check_space(folder: Path, length: int, have: int) -> None:
 
 
 @dataclass
-class _Part:
+class Part:
     """A download under way; `synced` bytes of `path` are on the medium, and its name says so."""
 
     path: Path
     synced: int
 
     @classmethod
-    def find(cls, folder: Path, wanted: OrderedBundle) -> "_Part":
-        """The one that an earlier try left, cut back to what is certain of it, or a new one."""
-        best = cls(cls._named(folder, wanted.sha256, 0), 0)
-        for path in folder.glob(f"{wanted.sha256}.*.part"):
+    def find(cls, folder: Path, key: str, length: int) -> "Part":
+        """The one that an earlier try left, cut back to what is certain of it, or a new one.
+
+        `key`, 64 hexadecimal digits, determines what the `length` bytes of the whole file are.
+        """
+        best = cls(cls._named(folder, key, 0), 0)
+        for path in folder.glob(f"{key}.*.part"):
             match = re.fullmatch(r"[0-9a-f]{64}\.(\d+)\.part", path.name)
             synced = int(match[1]) if match else 0
-            if match is None or not best.synced <= synced <= min(path.stat().st_size, wanted.length):
+            if match is None or not best.synced <= synced <= min(path.stat().st_size, length):
                 durable.remove(path)
                 continue
             if best.path != path and best.path.exists():
@@ -167,32 +177,32 @@ class _Part:
         self.path, self.synced = target, sink.position
 
 
-def _download(source: Source, wanted: OrderedBundle, part: _Part, stopping: Stopper) -> None:
-    """Fill `part` up to the signed length, going on where an earlier try ended."""
+def receive(ask: Ask, name: str, length: int, part: Part, stopping: Stopper) -> None:
+    """Fill `part` up to the signed length, going on where an earlier try ended. Raises: FetchError, OSError."""
     have = part.synced
-    if have == wanted.length:
+    if have == length:
         return
     headers = {"Range": f"bytes={have}-"} if have else {}
-    with _asking(source, wanted.sha256, headers, stopping) as response:
+    with ask(headers) as response:
         if have and response.status not in (200, 206):
             # Perhaps it is the range that is refused (416): the next try asks for everything.
             durable.remove(part.path)
-        _expect(response, (200, 206), wanted.target)
+        _expect(response, (200, 206), name)
         start = have if response.status == 206 else 0
-        _check_offer(response, wanted, start)
-        left = part.fill(response, start, wanted.length - start, stopping)
+        _check_offer(response, name, start, length)
+        left = part.fill(response, start, length - start, stopping)
     if left:
-        raise FetchError(f"{wanted.target}: the download ended {left} bytes early")
+        raise FetchError(f"{name}: the download ended {left} bytes early")
 
 
-def _check_offer(response: http.client.HTTPResponse, wanted: OrderedBundle, start: int) -> None:
+def _check_offer(response: http.client.HTTPResponse, name: str, start: int, length: int) -> None:
     """What is announced must be the file: a proxy's page is not written over what came already."""
     told = response.headers.get("Content-Range", "")
-    if response.status == 206 and told != f"bytes {start}-{wanted.length - 1}/{wanted.length}":
-        raise FetchError(f"{wanted.target}: the server answered another range ({told or 'none'})")
-    length = response.length
-    if length is not None and length != wanted.length - start:
-        raise FetchError(f"{wanted.target}: the server has {length} bytes, {wanted.length - start} are due")
+    if response.status == 206 and told != f"bytes {start}-{length - 1}/{length}":
+        raise FetchError(f"{name}: the server answered another range ({told or 'none'})")
+    offered = response.length
+    if offered is not None and offered != length - start:
+        raise FetchError(f"{name}: the server has {offered} bytes, {length - start} are due")
 
 
 def _check_download(wanted: OrderedBundle, path: Path) -> None:

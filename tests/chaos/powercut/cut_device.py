@@ -369,7 +369,7 @@ def this_process(world: World, runtime: Path) -> Iterator[None]:
 
 
 def _mark_what_is_promised(patch: pytest.MonkeyPatch, world: World) -> None:
-    save, sync, point = record.Record.save, fetch._Part._sync, slots.point
+    save, sync, point = record.Record.save, fetch.Part._sync, slots.point
     take_over = workers.Workers._take_over
 
     def saved(self: Any, value: Any) -> None:
@@ -391,7 +391,7 @@ def _mark_what_is_promised(patch: pytest.MonkeyPatch, world: World) -> None:
 
     patch.setattr(record.Record, "save", saved)
     patch.setattr(workers.Workers, "_take_over", took_over)
-    patch.setattr(fetch._Part, "_sync", synced)
+    patch.setattr(fetch.Part, "_sync", synced)
     patch.setattr(slots, "point", pointed)
 
 
