@@ -2,7 +2,7 @@
 
 Always true
  1. No document is read beyond its bound, in bytes and in time.
- 2. No redirect is followed, and no host is spoken to that is not allowed.
+ 2. No redirect is followed, and nothing is spoken to that the opener refuses.
 """
 
 import http.client
@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import quote, urlsplit
 
-from device_agent.update.fetch import FetchError, connect, is_allowed, open_connection
+from device_agent.update.fetch import FetchError
+from edgekit.errors import UsageError
 
-Opener = Callable[[str, str, int | None], http.client.HTTPConnection]
+# Raises: UsageError for an address that is not to be spoken to.
+Opener = Callable[[str], http.client.HTTPConnection]
 
 # For one whole metadata file: a byte every few seconds must not hold an update for days.
 DOCUMENT_S = 120.0
+PLAIN_TIMEOUT_S = 30.0
 _CHUNK_BYTES = 64 * 1024
 # What may stand in a path as it is (RFC 3986, pchar), the separator, and a query's mark: a target's name is part of a
 # URL already, and says itself what it has encoded.
@@ -36,31 +39,28 @@ class HTTPStatusError(FetchError):
 
 @dataclass(frozen=True)
 class Web:
-    """`allowed_hosts` None allows all; `headers` go along with every request."""
+    """`open` gives a connection for an address, not yet made, or refuses it; `headers` go along with every request."""
 
-    allowed_hosts: tuple[str, ...] | None = None
+    open: Opener
     headers: Mapping[str, str] = field(default_factory=dict)
-    opener: Opener = open_connection
     document_s: float = DOCUMENT_S
 
     @contextmanager
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[http.client.HTTPResponse]:
         """The answer to a GET, whatever its status. Raises: FetchError."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or parts.hostname is None:
-            raise FetchError(f"{url!r} is no http address")
-        if self.allowed_hosts is not None and not is_allowed(parts.hostname, parts.port, self.allowed_hosts):
-            raise FetchError(f"{parts.netloc} is not among the hosts that the enrolment allows")
-        connection = self.opener(parts.scheme, parts.hostname, parts.port)
+        place = urlsplit(url).netloc
+        connection = None
         try:
-            connect(connection)
+            connection = self.open(url)
+            connection.connect()
             # As it was written: taking it apart would lose a lone question mark.
             _, slash, path = url.partition("://")[2].partition("/")
             connection.request("GET", slash + path or "/", headers={**self.headers, **(headers or {})})
             response = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise FetchError(f"{parts.netloc}: {error or type(error).__name__}") from error
+        except (OSError, http.client.HTTPException, UsageError) as error:
+            if connection is not None:
+                connection.close()
+            raise FetchError(f"{place}: {error or type(error).__name__}") from error
         try:
             yield response
         finally:
@@ -97,3 +97,11 @@ def below(base: str, name: str) -> str:
     """The address of `name` below `base`; of the name only what cannot stand in a URL is encoded."""
     whole = _LONE_PERCENT.sub("%25", name)
     return f"{base.rstrip('/')}/{quote(whole, safe=_AS_IT_IS)}"
+
+
+def plain(url: str) -> http.client.HTTPConnection:
+    """A connection to a mirror on this machine, for tests and tools: neither proxies nor TLS. Raises: UsageError."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.hostname is None:
+        raise UsageError(f"{url!r} is no http address")
+    return http.client.HTTPConnection(parts.hostname, parts.port, timeout=PLAIN_TIMEOUT_S)

@@ -8,7 +8,7 @@ from pathlib import Path
 from device_agent.tuf.client import Client
 from device_agent.tuf.kept import Kept
 from device_agent.tuf.targets import bring
-from device_agent.tuf.web import Web
+from device_agent.tuf.web import Web, plain
 from edgekit.errors import EdgeKitError, UsageError
 
 
@@ -36,7 +36,7 @@ def run(chosen: argparse.Namespace) -> None:
         return
     if chosen.metadata_url is None:
         raise UsageError("--metadata-url is missing")
-    web = Web()
+    web = Web(plain)
     client = Client(kept, web, chosen.metadata_url, datetime.now(UTC))
     client.refresh()
     if chosen.command == "refresh":

@@ -31,7 +31,7 @@ from tuf.api.metadata import (
 from device_agent.tuf.client import Client
 from device_agent.tuf.kept import Kept
 from device_agent.tuf.targets import bring
-from device_agent.tuf.web import Web
+from device_agent.tuf.web import Web, plain
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
@@ -203,7 +203,7 @@ class Device:
         self.kept.start(root if root is not None else repository.first_root)
 
     def client(self) -> Client:
-        web = Web(allowed_hosts=("127.0.0.1",), document_s=20)
+        web = Web(plain, document_s=20)
         return Client(self.kept, web, f"{self.repository.url}/metadata/", self.now)
 
     def refresh(self) -> None:
@@ -218,7 +218,7 @@ class Device:
             if target is None:
                 raise LookupError(path)
             url = f"{self.repository.url}/targets/"
-            file = bring(Web(), url, target, self.files, is_consistent=client.is_consistent)
+            file = bring(Web(plain), url, target, self.files, is_consistent=client.is_consistent)
             got.append(file.read_bytes())
         return got
 
