@@ -22,7 +22,7 @@ from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 from tuf.ngclient.config import EnvelopeType
 
-from device_agent.tuf import distinct
+from edgekit.trust import distinct
 from device_agent.tuf.kept import Kept
 from device_agent.tuf.web import HTTPStatusError, Web
 from edgekit.errors import SignatureRefusedError
