@@ -5,7 +5,7 @@ that a client never disagrees with it about what they mean.
 """
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -213,6 +213,28 @@ class KeysView(msgspec.Struct, frozen=True):
     fleet: str
     order_keys: dict[str, str]
     publisher_keys: dict[str, str]
+
+
+class PublicKey(msgspec.Struct, frozen=True):
+    """A public key as TUF metadata writes it; `key` has `keytype`, `scheme` and `keyval`."""
+
+    keyid: str
+    key: dict[str, Any]
+
+
+class MetadataView(msgspec.Struct, frozen=True):
+    """`GET /metadata`: the publishers' signed documents as text, and the key that signs snapshot and timestamp."""
+
+    online_key: PublicKey
+    roots: tuple[str, ...] = ()
+    roles: dict[str, str] = {}
+
+
+class NewMetadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /metadata`: new roots in order, and the newest version of other roles. Taken all or none."""
+
+    roots: Annotated[tuple[str, ...], Meta(max_length=256)] = ()
+    roles: Annotated[dict[str, str], Meta(max_length=1000)] = {}
 
 
 class Freeze(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

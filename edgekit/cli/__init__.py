@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "profiles": ("edgekit.cli.profiles:profiles", "List, show and detect hardware profiles."),
     "agent": ("device_agent.cli:agent", "Run the agent on a device."),
     "fleet": ("fleet.client.cli:fleet", "Run the fleet service; enrol, publish, roll out."),
+    "keys": ("fleet.client.keys_cli:main", "Keep the publisher's offline keys."),
 }
 # What a package on the right needs, for the message when it is not installed.
 EXTRAS: Mapping[str, str] = {

@@ -27,7 +27,11 @@ class BrokerAddress(msgspec.Struct, frozen=True):
 
 
 class EnrolmentFile(msgspec.Struct, frozen=True):
-    """One file to the device. Keys map a key id to a raw ed25519 public key in hex."""
+    """One file to the device. Keys map a key id to a raw ed25519 public key in hex.
+
+    `tuf_root` is the text of a root.json, and `metadata_url` where its metadata lies (docs/tuf.md): with them a bundle
+    must be a target there; without, its publisher's statement beside it is enough.
+    """
 
     format: int
     fleet: str
@@ -41,6 +45,8 @@ class EnrolmentFile(msgspec.Struct, frozen=True):
     publisher_keys: dict[str, Key]
     deployments: tuple[Name, ...]
     labels: dict[str, str] = {}
+    tuf_root: str = ""
+    metadata_url: str = ""
 
 
 class EnrolRequest(msgspec.Struct, frozen=True):

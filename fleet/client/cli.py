@@ -184,8 +184,17 @@ def releases(*, place: str | None, as_json: bool) -> None:
     default=None,
     help="Publisher key; that of the state folder unless set.",
 )
+@click.option(
+    "--keys",
+    "custody",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=None,
+    help="Publisher's folder of 'edgekit keys'; the one in the state folder unless set.",
+)
 @with_fleet
-def publish(*, bundles: tuple[Path, ...], key: Path | None, place: str | None, as_json: bool) -> None:
+def publish(
+    *, bundles: tuple[Path, ...], key: Path | None, custody: Path | None, place: str | None, as_json: bool
+) -> None:
     """Check BUNDLES, sign them here, and upload them with their evidence.
 
     A folder means the bundles of a build in it. What their evidence calls an alternate lies beside the release's own
@@ -196,6 +205,8 @@ def publish(*, bundles: tuple[Path, ...], key: Path | None, place: str | None, a
         if access.folder is None:
             raise UsageError("which publisher key? give --key FILE")
         key = access.folder / "keys" / "publisher.key"
+    if custody is None and access.folder is not None and (access.folder / "publisher").is_dir():
+        custody = access.folder / "publisher"
     answers = []
     with connected(place) as client:
         checked = publishing.check(client, publishing.bundle_files(bundles))
@@ -208,7 +219,9 @@ def publish(*, bundles: tuple[Path, ...], key: Path | None, place: str | None, a
         ) as progress:
             for found in checked:
                 task = progress.add_task(found.bundle.manifest.title, total=found.bundle.size_bytes)
-                answers.append(publishing.publish(client, found, key, partial(progress.advance, task)))
+                answers.append(
+                    publishing.publish(client, found, key, partial(progress.advance, task), custody)
+                )
     if as_json:
         render.show_json(answers)
         return

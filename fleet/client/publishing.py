@@ -87,13 +87,23 @@ def _is_there(client: Client, sha256: str) -> bool:
 
 
 def publish(
-    client: Client, checked: Checked, key: Path, progress: Callable[[int], None]
+    client: Client, checked: Checked, key: Path, progress: Callable[[int], None], keys: Path | None = None
 ) -> api.PublishAnswer:
-    """Sign, upload and register one checked bundle. Raises: UsageError for the key; what the service refuses."""
+    """Sign, upload and register one checked bundle. `keys` is the publisher's folder, where the fleet has TUF metadata.
+
+    Raises: UsageError for the keys; what the service refuses.
+    """
     # cryptography belongs to signing only; the other commands do without it.
     from fleet.publish import load_key, sign_target, target_of
 
-    envelope = sign_target(target_of(checked.bundle), load_key(key)).decode()
+    target = target_of(checked.bundle)
+    envelope = sign_target(target, load_key(key)).decode()
     if not checked.was_there:
         client.upload(checked.bundle.path, checked.bundle.sha256, progress)
+    if keys is not None:
+        from fleet.client import keys as custody
+        from fleet.tuf.home import Home
+        from fleet.tuf.ring import Ring, passphrase
+
+        custody.publish(client, Home(Ring(keys, passphrase(None))), target)
     return client.register(api.NewBundle(envelope, checked.statement, checked.is_alternate))

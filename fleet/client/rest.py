@@ -46,6 +46,15 @@ class Client:
     def keys(self) -> api.KeysView:
         return self._call("GET", "/keys", api.KeysView)
 
+    def metadata(self) -> api.MetadataView:
+        return self._call("GET", "/metadata", api.MetadataView)
+
+    def offer(self, new: api.NewMetadata) -> api.MetadataView:
+        return self._call("POST", "/metadata", api.MetadataView, new)
+
+    def next_online_key(self) -> api.PublicKey:
+        return self._call("POST", "/metadata/online-key", api.PublicKey)
+
     def freeze(self, *, is_frozen: bool, reason: str) -> api.FleetView:
         return self._call("POST", "/freeze", api.FleetView, api.Freeze(is_frozen, reason))
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -37,6 +38,8 @@ from fleet.server.link import Link
 from fleet.server.state import StateFolder
 from fleet.server.store import settings
 from fleet.server.store.orders import Issuer
+from fleet.tuf import together
+from fleet.tuf.online import Chore, Online
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +106,8 @@ def _start(
     with database.begin() as connection:
         fleet = settings.fleet_id(connection)
         settings.trust_publisher(connection, keys.publisher.keyid, keys.publisher.public_hex)
+    tuf = Online(folder.path / "tuf")
+    together.start(folder.path, tuf, datetime.now(UTC))
     broker = _broker(options, broker_address, folder.path)
     if broker is not None:
         stack.callback(broker.stop)
@@ -110,7 +115,7 @@ def _start(
     issuer = Issuer(fleet, keys.order)
     link = Link(broker_address, fleet, shares_telemetry=options.broker != "embedded")
     ingest = Ingest(database, link)
-    chores = _BrokerWatch(broker)
+    chores = _Chores(_BrokerWatch(broker), Chore(tuf))
     controller = Controller(database, issuer, link, tick_s=options.tick_s, chores=chores)
     link.on_connect = controller.reconnected
     url = f"http://{http}"
@@ -123,6 +128,7 @@ def _start(
         url=url,
         broker=BrokerAddress(broker_address.host, broker_address.port),
         wake=controller.wake,
+        tuf=tuf,
         dropped=ingest.dropped,
     )
     stack.callback(controller.stop)
@@ -152,6 +158,17 @@ def _broker(options: Options, address: Address, folder: Path) -> Broker | None:
     if options.broker == "mosquitto":
         return Mosquitto(address, folder)
     return None
+
+
+class _Chores:
+    """Several things to look after, one after the other."""
+
+    def __init__(self, *chores: Callable[[], None]) -> None:
+        self._chores = chores
+
+    def __call__(self) -> None:
+        for chore in self._chores:
+            chore()
 
 
 class _BrokerWatch:

@@ -12,7 +12,7 @@ Always true of a set that `check` accepts
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from securesystemslib.signer import Key
@@ -93,6 +93,10 @@ def parse(data: bytes, role: str) -> Document:
     if document.signed.type != kind:
         raise SignatureRefusedError(f"{role}: these are metadata of the type {document.signed.type}")
     return document
+
+
+def moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def encode(document: Document) -> bytes:

@@ -19,6 +19,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.metadata import Metadata, Root, Snapshot, Timestamp
 
 from edgekit.errors import ConflictError, SignatureRefusedError
+from edgekit.trust.target import Target
 from fleet.publish import load_key, make_key
 from fleet.tuf import documents, static
 from fleet.tuf.documents import ONLINE, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Documents
@@ -66,6 +67,18 @@ class Online:
         """The newest root's text, for enrolment files; empty before there is one."""
         data = static.newest(self.metadata, ROOT)
         return data.decode() if data is not None else ""
+
+    def check_listed(self, target: Target) -> None:
+        """Raises: SignatureRefusedError if there is metadata, and this bundle is no target of it."""
+        whole = self.documents()
+        if whole is None:
+            return
+        role = whole.roles.get(documents.model_role(target.name))
+        listed = role.signed.targets.get(target.path) if role is not None else None
+        if listed is None or (listed.length, listed.hashes.get("sha256")) != (target.length, target.sha256):
+            raise SignatureRefusedError(
+                f"{target.path} is not listed in the fleet's metadata; publish it with the publisher's folder: --keys DIR"
+            )
 
     # -- changing ------------------------------------------------------------------------------------------------
 

@@ -124,7 +124,7 @@ class Ring:
     def _write(self, name: str, private: bytes) -> None:
         folder = self.folder / "keys"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        passphrase = self._asked()
+        passphrase = b"" if self._is_open() else self._asked()
         if passphrase:
             salt, nonce = os.urandom(16), os.urandom(12)
             box = _Box("scrypt", salt.hex(), nonce.hex(), "", SCRYPT_N, SCRYPT_R, SCRYPT_P)
@@ -155,6 +155,19 @@ class Ring:
             raise UsageError(f"{path}: the passphrase is not the one of this key") from error
         except (msgspec.DecodeError, ValueError) as error:
             raise UsageError(f"{path}: no key file ({error})") from error
+
+    def _is_open(self) -> bool:
+        """Whether the ring was begun without a passphrase: then it goes on so."""
+        files = [
+            held.uri.removeprefix("file:") for held in self.held.values() if held.uri.startswith("file:")
+        ]
+        try:
+            boxes = [
+                msgspec.json.decode((self.folder / "keys" / name).read_bytes(), type=_Box) for name in files
+            ]
+        except (OSError, msgspec.DecodeError):
+            return False
+        return bool(boxes) and not any(box.kdf for box in boxes)
 
     def _asked(self) -> bytes:
         if self._given is None:

@@ -21,6 +21,7 @@ from fleet.server.link import Link
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store import settings
 from fleet.server.store.orders import Issuer
+from fleet.tuf.online import Online
 
 MAX_BODY_BYTES = 8 << 20
 T = TypeVar("T")
@@ -38,6 +39,7 @@ class Context:
     url: str
     broker: BrokerAddress
     wake: Callable[[], None]
+    tuf: Online
     dropped: Counter[str] = field(default_factory=Counter)
     clock: Callable[[], float] = time.time
 

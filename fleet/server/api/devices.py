@@ -46,6 +46,8 @@ def invite(
             publisher_keys=publisher_keys,
             deployments=wanted.deployments,
             labels=wanted.labels,
+            tuf_root=ctx.tuf.root(),
+            metadata_url=f"{ctx.url}/tuf",
         ),
         201,
     )

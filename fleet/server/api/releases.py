@@ -3,7 +3,8 @@
 Always true
  1. A file becomes an artifact under its own digest, whole, or not at all.
  2. A release is registered only with an envelope that a trusted publisher key signed over exactly this file.
- 3. A device may fetch what it is ordered to run, nothing else: models are property.
+ 3. Where the fleet has TUF metadata, a release is registered only once its bundle is a target there.
+ 4. A device may fetch what it is ordered to run, nothing else: models are property.
 """
 
 import hashlib
@@ -95,6 +96,7 @@ def publish(ctx: Ctx, actor: Actor, new: Annotated[api.NewBundle, Depends(body(a
         signed = targets.verify(new.envelope.encode(), settings.publisher_keys(connection))
         if not new.alternate:
             releases.check_free(connection, signed.name, signed.version, signed.profile, signed.sha256)
+    ctx.tuf.check_listed(signed)
     path = ctx.folder.artifact(signed.sha256)
     checked = bundles.read(path, sha256=signed.sha256, length=signed.length)
     manifest = checked.manifest

@@ -1,0 +1,73 @@
+"""TUF metadata: publishers bring theirs, devices and mirrors fetch static files.
+
+Metadata names models and versions and holds no secret, so it needs no credential: any cache may keep it. What it names,
+the artifacts, a device gets only with its own.
+"""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+from securesystemslib.signer import SSlibKey
+
+from edgekit.errors import NotFoundError
+from fleet import api
+from fleet.server.api.context import Actor, Ctx, answer, body
+from fleet.server.store import audit
+from fleet.tuf import documents
+from fleet.tuf.online import Online
+
+router = APIRouter(tags=["metadata"])
+static_router = APIRouter(tags=["metadata"])
+
+_FILE = re.compile(r"^(\d{1,16}\.[a-z0-9][a-z0-9._-]{0,100}|timestamp)\.json$")
+
+
+@router.get("/metadata")
+def present(ctx: Ctx, _actor: Actor) -> Response:
+    return answer(_view(ctx.tuf))
+
+
+@router.post("/metadata")
+def offer(
+    ctx: Ctx, actor: Actor, new: Annotated[api.NewMetadata, Depends(body(api.NewMetadata))]
+) -> Response:
+    """Take a publisher's documents; snapshot and timestamp follow at once."""
+    now = documents.moment(ctx.clock())
+    roles = {role: text.encode() for role, text in new.roles.items()}
+    ctx.tuf.offer(tuple(text.encode() for text in new.roots), roles, now)
+    with ctx.database.begin() as connection:
+        told = ", ".join([*(["root"] * bool(new.roots)), *sorted(new.roles)])
+        audit.append(connection, ctx.clock(), actor, "metadata.publish", ctx.issuer.fleet, told)
+    return answer(_view(ctx.tuf))
+
+
+@router.post("/metadata/online-key")
+def successor(ctx: Ctx, actor: Actor) -> Response:
+    """The public half of the key that is to follow the present online key; made on the first call."""
+    key = ctx.tuf.next_key()
+    with ctx.database.begin() as connection:
+        audit.append(connection, ctx.clock(), actor, "metadata.online-key", ctx.issuer.fleet, key.keyid)
+    return answer(_public(key))
+
+
+@static_router.get("/tuf/{file}")
+def static_file(ctx: Ctx, file: str) -> Response:
+    path = ctx.tuf.metadata / file
+    if not _FILE.match(file) or not path.is_file():
+        raise NotFoundError(f"there is no metadata file {file[:120]!r}")
+    kept = "no-cache" if file == "timestamp.json" else "public, max-age=31536000, immutable"
+    return Response(path.read_bytes(), media_type="application/json", headers={"Cache-Control": kept})
+
+
+def _view(tuf: Online) -> api.MetadataView:
+    whole = tuf.documents() or documents.Documents()
+    return api.MetadataView(
+        _public(tuf.key),
+        tuple(documents.encode(one).decode() for one in whole.roots),
+        {role: documents.encode(one).decode() for role, one in whole.roles.items()},
+    )
+
+
+def _public(key: SSlibKey) -> api.PublicKey:
+    return api.PublicKey(key.keyid, key.to_dict())
