@@ -11,7 +11,6 @@ paho's network loop runs in a thread of its own; every callback is passed into t
 
 import asyncio
 import random
-import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,10 +113,6 @@ class Link:
             qos=1,
             retain=True,
         )
-        if self._broker.username is not None:
-            client.username_pw_set(self._broker.username, self._broker.password)
-        if self._broker.tls_ca is not None:
-            client.tls_set_context(ssl.create_default_context(cadata=self._broker.tls_ca))
         client.on_connect = self._on_connect
         client.on_message = self._on_message
         return client
