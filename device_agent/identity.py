@@ -76,6 +76,10 @@ def made_of(file: EnrolmentFile, answer: EnrolAnswer, profile: str, here: Hardwa
     return DeviceIdentity(kept, token_digest(file.token), answer, profile, here)
 
 
+def renewed(known: DeviceIdentity, answer: EnrolAnswer) -> DeviceIdentity:
+    return msgspec.structs.replace(known, answer=answer)
+
+
 def read_enrolment(path: Path) -> EnrolmentFile:
     """Raises: UsageError if it cannot be read, or would be unprotected; MessageError for another format."""
     try:
@@ -199,8 +203,16 @@ def key_of(state: StateFolder, known: DeviceIdentity) -> DeviceKey:
     _record, kept = _load_keys(state)
     found = _found(kept, known.token_sha256, known.hardware)
     if found is None:
-        raise UsageError(f"{state.key}: the key of {known.answer.device} is not there; enrol this device again")
+        raise UsageError(
+            f"{state.key}: the key of {known.answer.device} is not there; enrol this device again"
+        )
     return found
+
+
+def peek_key(state: StateFolder, known: DeviceIdentity) -> DeviceKey | None:
+    """As `key_of`, for those who look at the folder of another process: nothing is written."""
+    kept = Record(state.key, _Keys).peek()
+    return _found(kept, known.token_sha256, known.hardware) if kept is not None else None
 
 
 def _load_keys(state: StateFolder) -> tuple[Record[_Keys], _Keys]:

@@ -154,8 +154,11 @@ def _is_within(host: str, name: str) -> bool:
 
 
 def dial(scheme: str, host: str, port: int) -> socket.socket:
-    """A connection to `host`, itself or through a proxy. Raises: OSError, UsageError."""
-    proxy = proxy_for(scheme, host, port)
+    """A connection to `host`, itself or through a proxy. Raises: OSError."""
+    try:
+        proxy = proxy_for(scheme, host, port)
+    except UsageError as error:
+        raise OSError(str(error)) from error
     if proxy is None:
         return socket.create_connection((host, port), CONNECT_TIMEOUT_S)
     sock = socket.create_connection((proxy.host, proxy.port), CONNECT_TIMEOUT_S)
@@ -190,18 +193,27 @@ def _tunnel(sock: socket.socket, proxy: Proxy, target: str) -> None:
 
 
 class Access:
-    """How one device reaches its fleet. A renewed certificate is used from the next connection on; any thread may ask."""
+    """How one device reaches its fleet. A renewed certificate is used from the next connection on; any thread may ask.
+
+    `credential` is what says who asks where a proxy ends TLS.
+    """
 
     def __init__(self, ca: str, allowed_hosts: tuple[str, ...], now: Now) -> None:
         self._ca = ca
         self._allowed = allowed_hosts
         self._now = now
+        self.credential = ""
         self.context = pinned(ca, now) if ca else None
 
-    def show(self, certificate: str, key: str) -> None:
+    def show(self, certificate: str, key: str, credential: str) -> None:
         """From now on be who `certificate` says. Raises: UsageError if `key` is not its key."""
         if self._ca:
             self.context = pinned(self._ca, self._now, certificate, key)
+        self.credential = credential
+
+    def unnamed(self) -> "Access":
+        """The same fleet, reached without a certificate."""
+        return Access(self._ca, self._allowed, self._now)
 
     def open(self, url: str) -> "Connection":
         """A connection for `url`, not yet made. Raises: UsageError for an address that is not allowed."""
@@ -221,8 +233,8 @@ class Access:
             )
         if not is_tls and not is_loopback(host):
             raise UsageError(
-                f"{host} would be reached without TLS, which only loopback addresses may be; ask for an enrolment file"
-                " of a fleet with --public-url https://…"
+                f"{host} would be reached without TLS, which only loopback addresses may be; ask for an enrolment"
+                " file of a fleet with --public-url https://…"
             )
 
 
@@ -236,7 +248,7 @@ class Connection(http.client.HTTPConnection):
         super().__init__(host, port or self.default_port, timeout=CONNECT_TIMEOUT_S)
 
     def connect(self) -> None:
-        """From then on an answer may take `TIMEOUT_S`. Raises: OSError, UsageError."""
+        """From then on an answer may take `TIMEOUT_S`. Raises: OSError."""
         sock = dial(self._scheme, self.host, self.port)
         if self._context is not None:
             try:

@@ -93,7 +93,7 @@ def test_the_fleet_is_known_by_the_pinned_authority_and_knows_the_device_by_its_
     port = serve(authority.server_context(tmp_path))
     access = reaching(authority.pem)
     assert get(access, f"https://localhost:{port}/") == f"localhost:{port} -"
-    access.show(*authority.client("board-1"))
+    access.show(*authority.client("board-1"), "")
     assert get(access, f"https://127.0.0.1:{port}/") == f"127.0.0.1:{port} board-1"
 
 
@@ -152,14 +152,14 @@ def test_an_address_is_refused_before_anything_is_sent(case):
 def test_a_certificate_for_another_key_is_refused(authority):
     chain, _key = authority.client("board-1")
     with pytest.raises(UsageError, match="does not fit"):
-        reaching(authority.pem).show(chain, authority.client("board-2")[1])
+        reaching(authority.pem).show(chain, authority.client("board-2")[1], "")
     with pytest.raises(UsageError, match="no certificates"):
         reaching("nonsense")
 
 
 def test_the_key_is_in_no_file_that_could_be_opened_later(authority, tmp_path):
     before = set(Path("/proc/self/fd").iterdir())
-    reaching(authority.pem).show(*authority.client("board-1"))
+    reaching(authority.pem).show(*authority.client("board-1"), "")
     assert set(Path("/proc/self/fd").iterdir()) == before
 
 
@@ -258,7 +258,7 @@ class TestProxy:
         port = serve(authority.server_context(tmp_path, hosts=("fleet.example",)))
         asked = through(port)
         access = reaching(authority.pem, "fleet.example")
-        access.show(*authority.client("board-1"))
+        access.show(*authority.client("board-1"), "")
         assert get(access, "https://fleet.example/") == "fleet.example board-1"
         [head] = asked
         assert head.startswith("CONNECT fleet.example:443 HTTP/1.1\r\n")
