@@ -198,31 +198,14 @@ def _ways(state: StateFolder, known: DeviceIdentity) -> list[Check]:
     host = broker.host.strip("[]")
     checks = [_way("link", "the broker", (host, broker.port), access, is_tls=broker.tls)]
     if broker.websocket_path:
-        checks.append(
-            _way(
-                "link",
-                "the broker (WebSockets)",
-                broker.tls,
-                host,
-                broker.websocket_port,
-                access,
-                proxied=True,
-            )
-        )
+        web = (host, broker.websocket_port)
+        checks.append(_way("link", "the broker (WebSockets)", web, access, is_tls=broker.tls, proxied=True))
         if any(check.state == "good" for check in checks):
             checks = [_excused(check) for check in checks]
     url = urlsplit(known.file.artifact_url)
-    port = url.port or (443 if url.scheme == "https" else 80)
-    checks.append(
-        _way(
-            "fleet",
-            "the fleet",
-            (url.hostname or "", port),
-            access,
-            is_tls=url.scheme == "https",
-            proxied=True,
-        )
-    )
+    is_tls = url.scheme == "https"
+    address = (url.hostname or "", url.port or (443 if is_tls else 80))
+    checks.append(_way("fleet", "the fleet", address, access, is_tls=is_tls, proxied=True))
     return checks
 
 
