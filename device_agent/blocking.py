@@ -33,7 +33,8 @@ class Stopper:
         if self._sock is None:
             return
         try:
-            self._sock.shutdown(socket.SHUT_RDWR)
+            # Of the connection itself: SSLSocket.shutdown would first take TLS away under the thread that reads.
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
         except OSError:
             # Closed already: there is nothing to wake from.
             self._sock = None

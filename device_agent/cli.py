@@ -34,7 +34,10 @@ def agent() -> None:
 @click.option(
     "--enrolment",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The file that 'edgekit fleet enroll' made for this device; needed for the first start only.",
+    help="The file that 'edgekit fleet enroll' made for this device; needed for the first start, and to enrol again.",
+)
+@click.option(
+    "--name", default="", help="The device's name, where the file is for many; by default its serial number."
 )
 @_STATE
 @click.option(
@@ -75,6 +78,7 @@ def agent() -> None:
 def run(
     *,
     enrolment: Path | None,
+    name: str,
     state: Path,
     http: tuple[str, ...],
     tls_cert: Path | None,
@@ -97,6 +101,7 @@ def run(
         log_json=log_json,
         serves_despite_change=serves_despite,
         private=tuple(path.absolute() for path in (enrolment, tls_key, token_file) if path is not None),
+        name=name,
     )
     asyncio.run(start.run(settings))
 
@@ -113,7 +118,7 @@ def _secured(cert: Path | None, key: Path | None, token: Path | None) -> Credent
 @_STATE
 @_JSON
 def status_command(*, state: Path, as_json: bool) -> None:
-    """Show what runs, the newest order, and where updates stand, as the state folder has it."""
+    """Show who this device is, what runs, the newest order, and where updates stand, as the state folder has it."""
     view = status.read(StateFolder(state))
     click.echo(msgspec.json.encode(view) if as_json else status.render(view))
 
@@ -123,7 +128,7 @@ def status_command(*, state: Path, as_json: bool) -> None:
 @_JSON
 @click.option("--profile", help="A hardware profile's name or .toml file, as for 'run'.")
 def doctor(*, state: Path, as_json: bool, profile: str | None) -> int:
-    """Check engines, disk, clock and the link to the fleet; exit code 1 if something is wrong."""
+    """Check engines, disk, clock, identity and the link to the fleet; exit code 1 if something is wrong."""
     checks = asyncio.run(doctors.examine(StateFolder(state), profile))
     click.echo(msgspec.json.encode(checks) if as_json else doctors.render(checks))
     return 1 if any(check.state == "bad" for check in checks) else 0

@@ -43,6 +43,9 @@ class Conditions:
             log.event("condition ended", code=code, deployment=deployment or "-")
             self.changed()
 
+    def stands(self, code: str, deployment: str = "") -> bool:
+        return (code, deployment) in self._present
+
     def choose(self, codes: tuple[str, ...], code: str, detail: str) -> None:
         """Of `codes` only `code` holds; none does if it is empty."""
         for other in codes:

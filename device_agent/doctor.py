@@ -1,27 +1,29 @@
-"""`edgekit agent doctor`: engines, disk, clock and link of this device, each with what to do about it.
+"""`edgekit agent doctor`: engines, disk, clock, identity and link of this device, each with what to do about it.
 
 No engine is called good before it has run a model (`device_agent.probe`).
 """
 
-import asyncio
 import os
 import socket
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
 from typing import Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
-from device_agent import confined, health, probe, status
+from device_agent import confined, health, identity, probe, renewal, status
+from device_agent.blocking import run_blocking
+from device_agent.clock import AGENT_BUILT, Clock, is_synchronized
 from device_agent.folder import StateFolder
+from device_agent.hardware import ROOT_VARIABLE
 from device_agent.identity import DeviceIdentity
-from device_agent.orderbook import AGENT_BUILT
+from device_agent.network import CONNECT_TIMEOUT_S, Access, dial, place
 from device_agent.record import Record
 from edgekit.distribution import PROVIDERS, engine_extras, extra
 from edgekit.errors import EdgeKitError, UsageError
+from edgekit.wire.enrolment import EXPIRED_MAY_RENEW_S
 
 LOW_SPACE = 256 << 20
-CONNECT_TIMEOUT_S = 5.0
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -47,8 +49,7 @@ async def examine(state: StateFolder, profile: str | None) -> list[Check]:
         return [*checks, Check("enrolment", "note", "this device has not joined a fleet yet", advice)]
     if known is None:
         return checks
-    broker = known.file.broker
-    return [*checks, _enrolment(known), await _link(broker.host, broker.port)]
+    return [*checks, *_enrolment(state), *await run_blocking(lambda: _ways(state, known))]
 
 
 async def _machine(profile: str | None) -> list[Check]:
@@ -124,29 +125,115 @@ def _clock() -> Check:
         return Check(
             "clock", "bad", f"{found} lies before this agent was made", "set up time synchronisation"
         )
-    if not Path("/run/systemd/timesync/synchronized").exists():
-        return Check("clock", "note", f"{found}, plausible; systemd-timesyncd does not confirm it")
+    if not is_synchronized():
+        return Check("clock", "note", f"{found}, plausible; the kernel does not call it synchronized")
     return Check("clock", "good", f"{found}, synchronized")
 
 
-def _enrolment(known: DeviceIdentity) -> Check:
-    answer = known.answer
+def _enrolment(state: StateFolder) -> list[Check]:
+    known = status.identity_of(state)
+    if known is None:
+        return []
+    checks = [
+        Check("enrolment", "good", f"{known.device} of fleet {known.fleet}, enrolment {known.enrolment}"),
+        _certificate(known),
+    ]
+    if known.hardware:
+        found = f"this state folder was made on other hardware: {known.hardware}"
+        checks.append(
+            Check("hardware", "bad", found, "enrol this device with a file of its own: --enrolment FILE")
+        )
+    elif known.fingerprint:
+        checks.append(Check("hardware", "good", f"{known.fingerprint[:12]}, the one that enrolled"))
+    else:
+        advice = f"where a container hides them, mount the host's /proc and /sys and name the place in {ROOT_VARIABLE}"
+        checks.append(
+            Check("hardware", "note", "no serial number here; a copied card would not be noticed", advice)
+        )
+    return checks
+
+
+def _certificate(known: status.IdentityView) -> Check:
+    now = datetime.now(UTC)
+    begin, end = known.certificate_begins, known.certificate_ends
+    found = f"valid until {end.isoformat(timespec='minutes')}"
+    if now > end:
+        may = end + timedelta(seconds=EXPIRED_MAY_RENEW_S)
+        if now > may:
+            return Check(
+                "certificate",
+                "bad",
+                f"ended at {end.isoformat(timespec='minutes')}",
+                "enrol this device again",
+            )
+        advice = f"it may only be renewed, until {may.isoformat(timespec='minutes')}; see the link below"
+        return Check("certificate", "bad", f"ended at {end.isoformat(timespec='minutes')}", advice)
+    if now < begin:
+        return Check(
+            "certificate",
+            "note",
+            f"{found}, and not before {begin.isoformat(timespec='minutes')}",
+            "see the clock",
+        )
+    if now > renewal.due(begin, end, 1):
+        return Check("certificate", "note", f"{found}; should be renewed by now", "see the link to the fleet")
     return Check(
-        "enrolment", "good", f"{answer.device} of fleet {known.file.fleet}, enrolment {answer.enrolment}"
+        "certificate",
+        "good",
+        f"{found}, renewed from {renewal.due(begin, end, 0).isoformat(timespec='minutes')}",
     )
 
 
-async def _link(host: str, port: int) -> Check:
-    where = f"{host}:{port}"
+def _ways(state: StateFolder, known: DeviceIdentity) -> list[Check]:
+    """Each way to the fleet, as the agent would take it: with TLS, its own certificate, and the proxy that is named."""
+    clock = Clock()
     try:
-        _reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), CONNECT_TIMEOUT_S)
-    except (OSError, TimeoutError, socket.gaierror) as error:
-        advice = "the agent serves on and tries again by itself; check network and broker"
-        return Check(
-            "link", "bad", f"the broker at {where} cannot be reached ({error or 'no answer'})", advice
-        )
-    writer.close()
-    return Check("link", "good", f"the broker at {where} accepts connections")
+        access = Access(known.file.ca, known.file.allowed_hosts, clock.known)
+        key = identity.peek_key(state, known)
+        if key is not None:
+            access.show(known.answer.certificate, key.pem, known.answer.credential)
+    except UsageError as error:
+        return [Check("link", "bad", str(error), "enrol this device again")]
+    broker = known.file.broker
+    host = broker.host.strip("[]")
+    checks = [_way("link", "the broker", (host, broker.port), access, is_tls=broker.tls)]
+    if broker.websocket_path:
+        web = (host, broker.websocket_port)
+        checks.append(_way("link", "the broker (WebSockets)", web, access, is_tls=broker.tls, proxied=True))
+        if any(check.state == "good" for check in checks):
+            checks = [_excused(check) for check in checks]
+    url = urlsplit(known.file.artifact_url)
+    is_tls = url.scheme == "https"
+    address = (url.hostname or "", url.port or (443 if is_tls else 80))
+    checks.append(_way("fleet", "the fleet", address, access, is_tls=is_tls, proxied=True))
+    return checks
+
+
+def _excused(check: Check) -> Check:
+    """One way to the broker is enough."""
+    return (
+        Check(check.name, "note", check.found, "the other way to it works") if check.state == "bad" else check
+    )
+
+
+def _way(
+    name: str, what: str, address: tuple[str, int], access: Access, *, is_tls: bool, proxied: bool = False
+) -> Check:
+    host, port = address
+    where = place(host, port)
+    try:
+        if proxied:
+            sock = dial("https" if is_tls else "http", host, port)
+        else:
+            sock = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+        with sock:
+            if is_tls and access.context is not None:
+                with access.context.wrap_socket(sock, server_hostname=host) as secured:
+                    return Check(name, "good", f"{what} at {where} accepts connections, {secured.version()}")
+    except OSError as error:
+        advice = "the agent serves on and tries again by itself; check network, proxy and fleet"
+        return Check(name, "bad", f"{what} at {where} cannot be reached ({error or 'no answer'})", advice)
+    return Check(name, "good", f"{what} at {where} accepts connections")
 
 
 def render(checks: list[Check]) -> str:

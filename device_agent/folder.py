@@ -1,6 +1,7 @@
 """Where everything lies in the state folder, and the lock that keeps a second agent out of it.
 
-identity.json key.json boot.json order.json     records, each with its second copy NAME.2
+identity.json key.json boot.json order.json     records, each with its second copy NAME.2; the keys and the certificate
+                                           are in the first two, and in no other file
 spool.db
 status.json                                the last words of an agent, and its present ones where no RAM disk is
 deployments/NAME/machine.json              intent: the update machine's state

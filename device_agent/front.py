@@ -36,11 +36,16 @@ HOLD_S = 15.0
 
 
 class Front:
-    """`workers` by deployment; `metrics` gives the Prometheus page."""
+    """`workers` by deployment, to which more may be added; `metrics` gives the Prometheus page.
+
+    `names` are the deployments that `/predict` without a name is for, if it is one: those of the enrolment, so that one
+    that is added later changes nothing for the clients of the first.
+    """
 
     def __init__(
         self,
         listeners: Sequence[Listener],
+        names: tuple[str, ...],
         workers: Mapping[str, Workers],
         metrics: Callable[[], str],
         secured: Credentials | None = None,
@@ -49,7 +54,7 @@ class Front:
         self._workers = workers
         self._metrics = metrics
         self._secured = secured
-        self._names = tuple(workers)
+        self._names = names
         self._connections = Connections(self._route)
         self._relays = Relays(secured.context, self._serve_relayed) if secured is not None else None
         self._held = 0
@@ -131,7 +136,7 @@ class Front:
 
     def _route_to_worker(self, target: Target) -> Route:
         if target.deployment not in self._workers:
-            known = ", ".join(self._names) or "none"
+            known = ", ".join(self._workers) or "none"
             raise HttpError(
                 404, f"there is no deployment {target.deployment!r} here; this device has {known}"
             )
@@ -168,7 +173,7 @@ class Front:
                 "name": "edgekit",
                 "version": __version__,
                 "extensions": ["binary_tensor_data", "sequence"],
-                "deployments": list(self._names),
+                "deployments": list(self._workers),
             },
         )
 

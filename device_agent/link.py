@@ -5,16 +5,21 @@ Always true
  2. Nothing is queued here. What must arrive is kept by others and sent again when the link says it is up.
  3. Each connection is a fresh client with a clean session: after every connect the subscriptions are made anew and
     `on_up` sends everything retained again, since a broker may have forgotten it.
+ 4. Where the broker speaks MQTT over WebSockets too, tries take turns between that and plain MQTT until one has come
+    through, and begin with that one from then on: a network that lets only HTTPS out stops nothing.
+ 5. The client id is the certificate's name: a broker can hold the one against the other.
 
 paho's network loop runs in a thread of its own; every callback is passed into the event loop.
 """
 
 import asyncio
 import random
+import socket
 import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
@@ -22,6 +27,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from device_agent import log
+from device_agent.network import Access, dial, place
 from edgekit.wire import messages, topics
 from edgekit.wire.enrolment import BrokerAddress
 from edgekit.wire.messages import Boot, Status
@@ -35,16 +41,73 @@ _STABLE_S = 10.0
 
 @dataclass(frozen=True)
 class LinkHooks:
-    """Called in the event loop. `message` gets the topic's leaf and the payload."""
+    """Called in the event loop. `message` gets the topic's leaf and the payload.
+
+    `refused`: a broker was reached, and ended the connection before it said that it takes this device.
+    """
 
     up: Callable[[], None]
     down: Callable[[], None]
     message: Callable[[str, bytes], None]
+    refused: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to the broker; `path` is empty for plain MQTT."""
+
+    port: int
+    path: str
+
+    @property
+    def name(self) -> str:
+        return "MQTT over WebSockets" if self.path else "MQTT"
+
+
+class _Ending:
+    """A socket whose end is an error. paho 2.2.0 takes it for an empty line of the WebSocket's answer, and waits for the
+    next without a pause and for ever.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def recv(self, size: int) -> bytes:
+        data = self._sock.recv(size)
+        if not data:
+            raise ConnectionAbortedError("the connection was closed")
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+class _Client(mqtt.Client):
+    """paho's client; over WebSockets it goes through the proxy that the environment names.
+
+    The two methods are private in paho 2.2.0, whose own support for proxies needs PySocks and knows no HTTPS_PROXY.
+    """
+
+    way: _Way
+
+    def _create_socket_connection(self) -> Any:
+        if not self.way.path:
+            return super()._create_socket_connection()
+        sock = dial("https" if self._ssl else "http", self._host, self._port)
+        return sock if self._ssl else _Ending(sock)
+
+    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> Any:
+        sock = super()._ssl_wrap_socket(tcp_sock)
+        return _Ending(sock) if self.way.path else sock
 
 
 class Link:
-    def __init__(self, broker: BrokerAddress, device: str, boot: Boot, hooks: LinkHooks) -> None:
-        self._broker = broker
+    def __init__(
+        self, broker: BrokerAddress, access: Access, device: str, boot: Boot, hooks: LinkHooks
+    ) -> None:
+        self._host = broker.host.strip("[]")
+        self._is_tls = broker.tls
+        self._access = access
         self._device = device
         self._boot = boot
         self._hooks = hooks
@@ -52,6 +115,10 @@ class Link:
         self._client: mqtt.Client | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
+        self._ways = [_Way(broker.port, "")]
+        if broker.websocket_path:
+            self._ways.append(_Way(broker.websocket_port, broker.websocket_path))
+        self._was_taken = False
         self.is_up = False
 
     def start(self) -> None:
@@ -81,43 +148,64 @@ class Link:
 
     def _run(self) -> None:
         pause = FIRST_BACKOFF_S
-        told = False
+        told: set[str] = set()
         while not self._stopping.is_set():
-            client = self._make_client()
+            way = self._ways[0]
+            self._was_taken = False
             try:
-                client.connect(self._broker.host, self._broker.port, keepalive=KEEPALIVE_S)
+                client = self._make_client(way)
+                client.connect(self._host, way.port, keepalive=KEEPALIVE_S)
                 self._client = client
                 began = self._loop.time()
                 client.loop_forever(retry_first_connection=False)
                 if self._loop.time() - began > _STABLE_S:
                     pause = FIRST_BACKOFF_S
-                told = False
+                if self._was_taken:
+                    told.clear()
+                elif not self._stopping.is_set():
+                    self._in_loop(self._hooks.refused)
+                    self._tell(told, way, "the broker ended the connection without a word")
             except (OSError, ValueError) as error:
-                if not told:
-                    log.trouble("the broker cannot be reached; trying again", reason=error)
-                told = True
+                if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLCertVerificationError):
+                    self._in_loop(self._hooks.refused)
+                self._tell(told, way, str(error) or type(error).__name__)
             self._client = None
             self._in_loop(self._went_down)
+            if not self._was_taken:
+                self._ways.append(self._ways.pop(0))
             self._stopping.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, no secret
             pause = min(LONGEST_BACKOFF_S, pause * 2)
 
-    def _make_client(self) -> mqtt.Client:
-        client = mqtt.Client(
+    def _tell(self, told: set[str], way: _Way, reason: str) -> None:
+        """Once for each way, until one has come through."""
+        if way.name not in told:
+            broker = place(self._host, way.port)
+            log.trouble(
+                "the broker cannot be reached; trying again", broker=broker, over=way.name, reason=reason
+            )
+        told.add(way.name)
+
+    def _make_client(self, way: _Way) -> mqtt.Client:
+        """Raises: OSError."""
+        client = _Client(
             CallbackAPIVersion.VERSION2,
-            client_id=f"edgekit-{self._device}",
+            client_id=self._device,
             protocol=mqtt.MQTTv5,
+            transport="websockets" if way.path else "tcp",
             reconnect_on_failure=False,
         )
+        client.way = way
+        if way.path:
+            # paho 2.2.0 writes an IPv6 host without brackets.
+            client.ws_set_options(way.path, {"Host": place(self._host, way.port)})
+        if self._is_tls and self._access.context is not None:
+            client.tls_set_context(self._access.context)
         client.will_set(
             topics.of(self._device, topics.STATUS),
             messages.encode(Status(online=False, boot=self._boot)),
             qos=1,
             retain=True,
         )
-        if self._broker.username is not None:
-            client.username_pw_set(self._broker.username, self._broker.password)
-        if self._broker.tls_ca is not None:
-            client.tls_set_context(ssl.create_default_context(cadata=self._broker.tls_ca))
         client.on_connect = self._on_connect
         client.on_message = self._on_message
         return client
@@ -134,6 +222,7 @@ class Link:
             log.trouble("the broker refused the connection", reason=code)
             client.disconnect()
             return
+        self._was_taken = True
         client.subscribe(
             [(topics.of(self._device, topics.DESIRED), 1), (topics.of(self._device, topics.ACK), 0)]
         )
@@ -157,7 +246,8 @@ class Link:
         if self._stopping.is_set():
             return
         self.is_up = True
-        log.event("link up", broker=f"{self._broker.host}:{self._broker.port}")
+        way = self._ways[0]
+        log.event("link up", broker=place(self._host, way.port), over=way.name)
         self.publish(topics.STATUS, messages.encode(Status(online=True, boot=self._boot)), retain=True)
         self._hooks.up()
 

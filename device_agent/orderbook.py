@@ -5,15 +5,17 @@ Always true
     accepted; it is kept in memory and tried again by `try_again`, or when it is heard again.
  2. The high-water mark lies in the order's own record, which is kept twice with checksums: one damaged copy loses
     nothing. With both lost the device says so, and what it follows next is bounded by the order's expiry alone.
+ 3. The mark belongs to one enrolment: orders name theirs, so those of an earlier one are refused whatever they count.
+ 4. An order that has expired by a clock that is wrong is judged again when the clock says something else.
 """
 
 import sqlite3
-import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import msgspec
 
 from device_agent import log
+from device_agent.clock import Clock
 from device_agent.conditions import Conditions
 from device_agent.folder import StateFolder
 from device_agent.record import Record
@@ -25,9 +27,6 @@ from edgekit.trust import dsse
 from edgekit.wire import messages
 from edgekit.wire.messages import Order
 
-# No order was ever signed before this; a clock that says less is wrong.
-AGENT_BUILT = datetime(2025, 6, 1, tzinfo=UTC)
-
 
 class Kept(msgspec.Struct, frozen=True):
     """What is on disk: the high-water mark, the order that set it, and the two newest signed times."""
@@ -35,6 +34,7 @@ class Kept(msgspec.Struct, frozen=True):
     followed: Followed = Followed()
     order: Order | None = None
     signed: tuple[datetime, ...] = ()
+    enrolment: int = 0
 
 
 class OrderBook:
@@ -46,21 +46,27 @@ class OrderBook:
         storage: Storage,
         conditions: Conditions,
         identity: Identity,
+        *,
         order_keys: dict[str, str],
+        clock: Clock,
     ) -> None:
         self._record = Record(state.order, Kept)
         self._storage = storage
         self._conditions = conditions
         self._identity = identity
         self._keys = order_keys
+        self._clock = clock
         self._kept = Kept()
-        self._heard_at = time.monotonic()
         self._waiting: bytes | None = None
+        self._late: tuple[bytes, datetime] | None = None
         self.refused = ""
 
     async def load(self) -> None:
         kept = await self._storage.do(self._record.load)
         self._kept = kept or Kept()
+        if self._kept.enrolment not in (0, self._identity.enrolment):
+            self._kept = Kept(signed=self._kept.signed)
+        self._clock.remember(self._kept.signed)
         if kept is None and self._record.trouble:
             lost = "both copies of the newest order were damaged and are set aside; waiting for the fleet's next one"
             self._conditions.notice("order-lost", lost)
@@ -80,28 +86,33 @@ class OrderBook:
         """Whether a good order could not be stored yet."""
         return self._waiting is not None
 
-    def trusted_now(self) -> datetime:
-        """What time it is as far as this device may know (`edgekit.protocol.clock`)."""
-        passed = timedelta(seconds=time.monotonic() - self._heard_at)
-        return clock.trusted(datetime.now(UTC), AGENT_BUILT, self._kept.signed, passed)
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The deployments that the fleet gave this device after it enrolled."""
+        return self._kept.order.added if self._kept.order is not None else ()
 
-    def clock_is_plausible(self) -> bool:
-        """Whether the system clock is not behind what was signed in the past."""
-        return self.trusted_now() <= datetime.now(UTC)
+    @property
+    def is_late_no_more(self) -> bool:
+        """Whether the clock says by now that an order refused as expired has not."""
+        return self._late is not None and self._clock.trusted() < self._late[1]
 
     async def try_again(self) -> Order | None:
-        """Store an order that could not be stored when it came."""
-        return await self.receive(self._waiting) if self._waiting is not None else None
+        """Store an order that could not be stored when it came, or had expired by the clock of then."""
+        if self._waiting is not None:
+            return await self.receive(self._waiting)
+        return await self.receive(self._late[0]) if self._late is not None else None
 
     async def receive(self, envelope: bytes) -> Order | None:
         """The order if it is to be followed now, already synced; None for a repeat or a refusal.
 
         Called by one task only: two orders at once would race for the record.
         """
-        now = self.trusted_now()
+        self._late = None
         try:
             payload = dsse.verify(envelope, dsse.ORDER_TYPE, self._keys)
             order = messages.decode(payload, Order)
+            now = self._clock.trusted(order.issued)
+            self._note_time(order, envelope, now)
             followed = orders.accept(order, payload, self._identity, self._kept.followed, now)
         except (SignatureRefusedError, MessageError, OrderRefusedError) as error:
             self.refused = str(error)[:2000]
@@ -110,7 +121,8 @@ class OrderBook:
         if followed is None:
             self.refused = ""
             return None
-        kept = Kept(followed, order, clock.newest_two(self._kept.signed, order.issued))
+        signed = clock.last_two(self._kept.signed, order.issued)
+        kept = Kept(followed, order, signed, self._identity.enrolment)
         try:
             await self._storage.do(lambda: self._record.save(kept))
         except (OSError, sqlite3.Error) as error:
@@ -118,12 +130,26 @@ class OrderBook:
             self.refused = f"order {order.counter} cannot be stored and is tried again: {error}"[:2000]
             log.trouble("order not stored", counter=order.counter, reason=error)
             return None
-        self._kept, self._heard_at = kept, time.monotonic()
+        self._kept = kept
+        self._clock.remember(signed)
         self._waiting, self.refused = None, ""
         self._compare_clocks(order, now)
         self._note_unknown(order)
         log.event("order accepted", counter=order.counter, deployments=",".join(order.deployments) or "none")
         return order
+
+    def _note_time(self, order: Order, envelope: bytes, now: datetime) -> None:
+        """What a good signature says of the time, whether or not the order is followed."""
+        mine = (self._identity.fleet, self._identity.device, self._identity.enrolment)
+        if (
+            order.fleet,
+            order.device,
+            order.enrolment,
+        ) != mine or order.counter < self._kept.followed.counter:
+            return
+        self._clock.hear(order.issued, order.expires)
+        if order.expires <= now:
+            self._late = envelope, order.expires
 
     def _compare_clocks(self, order: Order, now: datetime) -> None:
         if clock.is_far_ahead(order.issued, now):

@@ -211,7 +211,10 @@ class Reporter:
         self._check_file(file)
         self._is_loaded = True
         for number, entry in first:
-            if number not in self._acknowledged:
+            if entry.key.enrolment != self._boot.enrolment:
+                # Of an enrolment that ended: the fleet takes it no more, and would never acknowledge it.
+                self._acknowledged.add(number)
+            elif number not in self._acknowledged:
                 self._head[entry.key] = (number, entry)
 
     def _check_file(self, file: int) -> None:

@@ -1,19 +1,38 @@
-"""The start of an agent: its place on the machine, and who it is. Then `device_agent.supervisor` runs it."""
+"""The start of an agent: its place on the machine, and who it is. Then `device_agent.supervisor` runs it.
+
+Always true
+ 1. A state folder that was made on other hardware starts nothing: two devices of one identity would fight.
+ 2. A new enrolment file is used beside a running agent: what serves goes on until the new identity is on disk, and on
+    for good if the fleet refuses it. A file of another fleet is refused at once.
+"""
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, NamedTuple
 
-from device_agent import enrol, identity, log, probe
+from device_agent import enrol, hardware, identity, log, probe
+from device_agent.clock import Clock
+from device_agent.enrol import Asking
+from device_agent.hardware import Hardware
 from device_agent.identity import DeviceIdentity
 from device_agent.listen import Listener, listen
+from device_agent.network import Access
 from device_agent.probe import Platform
 from device_agent.storage import Storage
-from device_agent.supervisor import Agent, Settings
-from edgekit.errors import UsageError
+from device_agent.supervisor import Agent, Settings, Who
+from edgekit.errors import EdgeKitError, UsageError
+from edgekit.wire.enrolment import EnrolmentFile
+
+
+class _Known(NamedTuple):
+    """Who this device is, and the file by which it is to enrol again."""
+
+    identity: DeviceIdentity
+    again: EnrolmentFile | None = None
 
 
 async def run(settings: Settings) -> None:
@@ -31,11 +50,13 @@ async def run(settings: Settings) -> None:
         platform = await probe.find(settings.profile)
         for engine, trouble in platform.broken.items():
             log.trouble("an engine is installed but does not work", engine=engine, why=trouble)
-        known = await _or_stop(_who_am_i(settings, platform, storage), stopping)
-        if known is None:
-            return
-        agent = await Agent.made(settings, platform, known, listeners, storage)
-        await agent.run(stopping)
+        here = hardware.look(hardware.root())
+        known = await _or_stop(who_am_i(settings, platform, storage, here), stopping)
+        while known is not None:
+            known = await _serve(
+                settings, platform, storage, here, known, listeners=listeners, stopping=stopping
+            )
+            listeners = listen(settings.http, settings.secured) if known is not None else ()
     finally:
         for listener in listeners:
             listener.close()
@@ -43,36 +64,118 @@ async def run(settings: Settings) -> None:
         os.close(lock)
 
 
-async def _who_am_i(settings: Settings, platform: Platform, storage: Storage) -> DeviceIdentity:
+async def _serve(
+    settings: Settings,
+    platform: Platform,
+    storage: Storage,
+    here: Hardware,
+    known: _Known,
+    *,
+    listeners: Sequence[Listener],
+    stopping: asyncio.Event,
+) -> _Known | None:
+    """An agent of one identity; who it is next if it enrolled again meanwhile, or None if it was told to end."""
+    who = await storage.do(lambda: credentials_of(settings, known.identity))
+    agent = await Agent.made(settings, platform, who, listeners, storage)
+    ending = asyncio.Event()
+    waiting = asyncio.create_task(_pass_on(stopping, ending))
+    again: asyncio.Task[_Known | None] | None = None
+    if known.again is not None:
+        asking = Asking(known.again, platform.profile, here, settings.name)
+        again = asyncio.create_task(_again(settings, storage, asking, agent, ending))
+    try:
+        await agent.run(ending)
+    finally:
+        waiting.cancel()
+        if again is not None and not again.done():
+            again.cancel()
+    return again.result() if again is not None and again.done() and not stopping.is_set() else None
+
+
+async def _again(
+    settings: Settings, storage: Storage, asking: Asking, agent: Agent, ending: asyncio.Event
+) -> _Known | None:
+    """Enrol anew beside the running agent, and end that when it is done."""
+    try:
+        made = await enrol.enrol(storage, settings.state, asking)
+    except EdgeKitError as error:
+        log.trouble("the new enrolment file cannot be used; going on as before", reason=error)
+        agent.conditions.set("enrolment-refused", f"the new enrolment file cannot be used: {error}")
+        return None
+    ending.set()
+    return _Known(made)
+
+
+async def _pass_on(stopping: asyncio.Event, ending: asyncio.Event) -> None:
+    await stopping.wait()
+    ending.set()
+
+
+def credentials_of(settings: Settings, known: DeviceIdentity) -> Who:
+    """Raises: UsageError if the key is lost or does not fit."""
+    key = identity.key_of(settings.state, known)
+    clock = Clock()
+    access = Access(known.file.ca, known.file.allowed_hosts, clock.known)
+    access.show(known.answer.certificate, key.pem, known.answer.credential)
+    return Who(known, key, access, clock)
+
+
+async def who_am_i(settings: Settings, platform: Platform, storage: Storage, here: Hardware) -> _Known:
     """The identity in the state folder, or the one that enrolling with the given file brings.
 
-    Raises: UsageError if there is neither, or an enrolment file that is not the one this device enrolled with.
+    Raises: UsageError if there is neither, or a file or hardware that does not fit the identity.
     """
     known = await storage.do(lambda: identity.load(settings.state))
-    given = settings.enrolment
-    if known is None:
-        if given is None:
+    file = _given(settings, known)
+    other = hardware.difference(known.hardware, here) if known is not None else ""
+    if known is None or other:
+        if file is None:
             raise UsageError(
                 f"{settings.state.root}: this device has not joined a fleet yet; give --enrolment FILE, which"
                 " 'edgekit fleet enroll' makes"
+                if known is None
+                else f"{settings.state.root}: this state folder is {known.answer.device}'s, on other hardware:"
+                f" {other}. Give --enrolment FILE with a new file for this device, or put the card back"
             )
-        return await enrol.enrol(storage, settings.state, identity.read_enrolment(given), platform.profile)
-    if given is None:
-        return known
-    if not given.exists():
-        log.trouble("the enrolment file is gone; it is not needed any more", file=given)
-    elif not known.came_from(identity.read_enrolment(given)):
-        raise UsageError(
-            f"{settings.state.root}: this state folder is enrolled as {known.answer.device} of fleet"
-            f" {known.file.fleet}, with another file than {given}; leave --enrolment out to go on with that, or give"
-            " a new --state folder to enrol again"
+        if known is not None:
+            _check_fleet(settings, known, file)
+            log.trouble("this state folder was made on other hardware; enrolling anew", why=other)
+        return _Known(
+            await enrol.enrol(storage, settings.state, Asking(file, platform.profile, here, settings.name))
         )
-    return known
+    if file is None or known.came_from(file):
+        return _Known(known)
+    _check_fleet(settings, known, file)
+    if identity.token_digest(file.token) == known.token_sha256:
+        # The same enrolment with other addresses or keys: nothing is to be asked for.
+        known = identity.made_of(file, known.answer, platform.profile, known.hardware)
+        await enrol.keep(storage, settings.state, known)
+        log.event("the enrolment file was changed, and is used", fleet=file.fleet, device=known.answer.device)
+        return _Known(known)
+    log.event("a new enrolment file: enrolling again", fleet=file.fleet, device=known.answer.device)
+    return _Known(known, file)
 
 
-async def _or_stop(
-    work: Coroutine[Any, Any, DeviceIdentity], stopping: asyncio.Event
-) -> DeviceIdentity | None:
+def _given(settings: Settings, known: DeviceIdentity | None) -> EnrolmentFile | None:
+    given = settings.enrolment
+    if given is None:
+        return None
+    if known is not None and not given.exists():
+        log.trouble("the enrolment file is gone; it is not needed any more", file=given)
+        return None
+    return identity.read_enrolment(given)
+
+
+def _check_fleet(settings: Settings, known: DeviceIdentity, file: EnrolmentFile) -> None:
+    if file.fleet != known.file.fleet:
+        raise UsageError(
+            f"{settings.state.root}: this state folder belongs to {known.answer.device} of fleet"
+            f" {known.file.fleet}, the enrolment file {settings.enrolment} is of fleet {file.fleet}; leave --enrolment"
+            " out to go on, or give a new --state folder to join the other fleet"
+        )
+
+
+async def _or_stop(work: Coroutine[Any, Any, _Known], stopping: asyncio.Event) -> _Known | None:
     """The work's result, or None if the agent was told to end first."""
     task = asyncio.ensure_future(work)
     stop = asyncio.ensure_future(stopping.wait())
@@ -81,6 +184,8 @@ async def _or_stop(
     if task.done():
         return task.result()
     task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, EdgeKitError):
+        await task
     return None
 
 

@@ -13,6 +13,9 @@ import msgspec
 
 from device_agent import durable
 from device_agent.folder import StateFolder
+from device_agent.hardware import difference, look, root
+from device_agent.identity import DeviceIdentity
+from device_agent.record import Record
 from device_agent.storage import Storage
 from edgekit.errors import UsageError
 from edgekit.wire.messages import Condition, DeploymentReport, Reported
@@ -89,6 +92,35 @@ def _forget(folder: Path) -> None:
         folder.rmdir()
 
 
+class IdentityView(msgspec.Struct, frozen=True):
+    """Who the state folder says this device is. `hardware` is how it differs from what enrolled; empty if it does not.
+
+    `fingerprint` is the sha256 of the mark that tells this hardware from others; empty where it has none.
+    """
+
+    fleet: str
+    device: str
+    enrolment: int
+    certificate_begins: datetime
+    certificate_ends: datetime
+    fingerprint: str
+    hardware: str
+
+
+def identity_of(state: StateFolder) -> IdentityView | None:
+    """None before the first enrolment, or where nothing of it can be read."""
+    known = Record(state.identity, DeviceIdentity).peek()
+    if known is None:
+        return None
+    here = look(root())
+    begin, end = known.life
+    answer = known.answer
+    return IdentityView(
+        known.file.fleet, answer.device, answer.enrolment, begin, end, here.fingerprint,
+        difference(known.hardware, here),
+    )  # fmt: skip
+
+
 class StatusView(msgspec.Struct, frozen=True):
     """`age_s` is how long ago the agent last wrote this; without a running agent nothing is served."""
 
@@ -97,6 +129,7 @@ class StatusView(msgspec.Struct, frozen=True):
     http: str
     age_s: float
     reported: Reported
+    identity: "IdentityView | None" = None
 
 
 def read(state: StateFolder) -> StatusView:
@@ -109,6 +142,7 @@ def read(state: StateFolder) -> StatusView:
         http=status.http,
         age_s=round((datetime.now(UTC) - status.written).total_seconds(), 1),
         reported=status.reported,
+        identity=identity_of(state),
     )
 
 
@@ -134,6 +168,7 @@ def render(view: StatusView) -> str:
     link = "link up" if view.is_online else "link down"
     lines = [
         f"device   {reported.device}   profile {reported.profile}   agent {running}, {link}",
+        *_identity(view.identity),
         f"order    {reported.order_counter or 'none yet'}"
         + (f"   newest refused: {reported.refused}" if reported.refused else ""),
         f"serving  {view.http if view.is_running else 'nothing: the agent is not running'}",
@@ -150,6 +185,21 @@ def render(view: StatusView) -> str:
             f"  {line}" for line in _conditions([c for c in reported.conditions if c.deployment == name])
         ]
     return "\n".join(lines)
+
+
+def _identity(known: IdentityView | None) -> list[str]:
+    if known is None:
+        return []
+    ends = known.certificate_ends.isoformat(timespec="minutes")
+    mark = known.fingerprint[:12] or "without a mark"
+    lines = [
+        f"identity fleet {known.fleet}, enrolment {known.enrolment}, certificate until {ends}, hardware {mark}"
+    ]
+    if known.hardware:
+        lines.append(
+            f"wrong    this folder was made on other hardware: {known.hardware}; enrol this device again"
+        )
+    return lines
 
 
 def _conditions(conditions: Sequence[Condition]) -> list[str]:

@@ -8,29 +8,34 @@ Always true
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from device_agent import collector, health, identity, log
+from device_agent.clock import Clock
 from device_agent.collector import Collector
 from device_agent.conditions import Conditions
 from device_agent.folder import StateFolder
 from device_agent.front import Front
-from device_agent.identity import DeviceIdentity, Start
+from device_agent.identity import DeviceIdentity, DeviceKey, Start
 from device_agent.link import Link, LinkHooks
 from device_agent.listen import Credentials, Listener
+from device_agent.network import Access
 from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
 from device_agent.process import Served
+from device_agent.renewal import Renewal
 from device_agent.reporter import Numbers, Reporter, Vitals
 from device_agent.spool import Spool
 from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
 from device_agent.storage import Storage
-from device_agent.update.events import Acknowledged, Event, LinkDown, LinkUp, Ordered, Stamp
+from device_agent.update.events import Acknowledged, Event, LinkDown, LinkUp, Ordered
 from device_agent.update.fetch import Source
 from device_agent.update.reconciler import Reconciler
+from device_agent.workers import Workers
 from edgekit import __version__
 from edgekit.manifest import FORMAT
 from edgekit.wire import messages, topics
@@ -52,6 +57,17 @@ class Settings:
     log_json: bool
     serves_despite_change: bool = False
     private: tuple[Path, ...] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Who:
+    """One identity with what it takes to be it, and the clock that its certificate and orders are judged by."""
+
+    identity: DeviceIdentity
+    key: DeviceKey
+    access: Access
+    clock: Clock
 
 
 class Agent:
@@ -62,13 +78,13 @@ class Agent:
         cls,
         settings: Settings,
         platform: Platform,
-        known: DeviceIdentity,
+        who: Who,
         listeners: Sequence[Listener],
         storage: Storage,
     ) -> "Agent":
         """An agent whose start is counted, with the newest order read."""
-        start = await storage.do(lambda: identity.begin(settings.state, known.answer.enrolment))
-        agent = cls(settings, platform, known, listeners, storage=storage, start=start)
+        start = await storage.do(lambda: identity.begin(settings.state, who.identity.answer.enrolment))
+        agent = cls(settings, platform, who, listeners, storage=storage, start=start)
         await agent._load()
         return agent
 
@@ -76,15 +92,16 @@ class Agent:
         self,
         settings: Settings,
         platform: Platform,
-        known: DeviceIdentity,
+        who: Who,
         listeners: Sequence[Listener],
         *,
         storage: Storage,
         start: Start,
     ) -> None:
-        state = settings.state
+        state, known = settings.state, who.identity
         self._storage = storage
-        self._conditions = Conditions()
+        self.conditions = Conditions()
+        self._clock = who.clock
         self._status = StatusFile(state, storage)
         self._start = start
         self._settings = settings
@@ -94,8 +111,9 @@ class Agent:
         self._device = known.answer.device
         self._boot = start.boot
         self._numbers = Numbers(start.last_seq)
+        me = known.for_orders(platform.profiles)
         self._orders = OrderBook(
-            state, storage, self._conditions, known.for_orders(platform.profiles), known.file.order_keys
+            state, storage, self.conditions, me, order_keys=known.file.order_keys, clock=who.clock
         )
         self._newest_order: bytes | None = None
         self._order_came = asyncio.Event()
@@ -105,19 +123,17 @@ class Agent:
         self._is_report_due = False
         self._status_written = 0.0
         self._writing: set[asyncio.Task[None]] = set()
-        stamp = {"edgekit": __version__, **platform.engines}
-        source = Source(
-            artifact_url=known.file.artifact_url,
-            allowed_hosts=known.file.allowed_hosts,
-            publisher_keys=known.file.publisher_keys,
-            credential=known.answer.credential,
+        self._source = Source(known.file.artifact_url, known.file.publisher_keys, who.access)
+        self._names = tuple(known.file.deployments)
+        self._reconcilers: dict[str, Reconciler] = {}
+        self._workers: dict[str, Workers] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._front = Front(listeners, self._names, self._workers, self._metrics, settings.secured)
+        self._renewal = Renewal(
+            state, storage, self.conditions, who.access, who.clock, known=known, key=who.key
         )
-        names = tuple(known.file.deployments)
-        self._reconcilers = {name: self._make_reconciler(name, names, source, stamp) for name in names}
-        self._workers = {name: reconciler.workers for name, reconciler in self._reconcilers.items()}
-        self._front = Front(listeners, self._workers, self._metrics, settings.secured)
-        hooks = LinkHooks(self._link_up, self._link_down, self._heard)
-        self._link = Link(known.file.broker, self._device, self._boot, hooks)
+        hooks = LinkHooks(self._link_up, self._link_down, self._heard, self._renewal.nudge)
+        self._link = Link(known.file.broker, who.access, self._device, self._boot, hooks)
         self._spool = Spool(state.spool)
         self._reporter = Reporter(
             self._device,
@@ -129,7 +145,7 @@ class Agent:
             close_window=lambda: self._collector.close_window(self._loaded().items()),
             vitals=self._vitals,
             send=lambda payload: self._link.publish(topics.TELEMETRY, payload),
-            set_aside=lambda: self._conditions.notice(
+            set_aside=lambda: self.conditions.notice(
                 "spool-set-aside", "the spool was damaged and is begun anew; reports in it are lost"
             ),
         )
@@ -138,39 +154,45 @@ class Agent:
         """Read what the disk has, and tell what is wrong with it."""
         await self._status.prepare()
         await self._orders.load()
-        self._conditions.changed = self._describe
+        for name in dict.fromkeys((*self._names, *self._orders.added)):
+            self._add(name)
+        self.conditions.changed = self._describe
         self._storage.changed = self._storage_changed
         if self._start.error is not None:
             self._storage.note(self._start.error)
         self._storage_changed()
         if self._start.damaged:
-            self._conditions.notice(
+            self.conditions.notice(
                 "boot-damaged", f"{', '.join(self._start.damaged)} was damaged and set aside"
             )
 
-    def _make_reconciler(self, name: str, names: tuple[str, ...], source: Source, stamp: Stamp) -> Reconciler:
+    def _add(self, name: str) -> Reconciler:
+        """A deployment from now on."""
         folder = self._settings.state.deployment(name)
         served = Served(
             deployment=name,
-            deployments=names,
+            deployments=self._names,
             state=folder.state,
             private=self._settings.private,
             cache=folder.cache,
             log_json=self._settings.log_json,
             given_back=self._given_back,
         )
-        return Reconciler(
+        made = Reconciler(
             folder,
             served,
-            source,
+            self._source,
             self._storage,
             overlap=self._platform.overlap,
-            stamp=stamp,
+            stamp={"edgekit": __version__, **self._platform.engines},
             serves_despite=self._settings.serves_despite_change,
             changed=self._describe,
             counted=self._collector.add,
             died=lambda digest: self._collector.add(collector.death(name, digest)),
         )
+        self._reconcilers[name] = made
+        self._workers[name] = made.workers
+        return made
 
     def _given_back(self, descriptor: int, prefix: bytes) -> None:
         self._front.given_back(descriptor, prefix)
@@ -185,18 +207,25 @@ class Agent:
             self._follow(self._orders.order)
         self._front.start()
         self._link.start()
-        tasks = [asyncio.create_task(reconciler.run()) for reconciler in self._reconcilers.values()]
-        tasks += [asyncio.create_task(self._tick()), asyncio.create_task(self._take_orders())]
+        for work in (self._tick(), self._take_orders(), self._renewal.run()):
+            self._run(work)
+        for reconciler in self._reconcilers.values():
+            self._run(reconciler.run())
         ended = asyncio.create_task(stopping.wait())
         try:
             # A task that ends by itself has failed: better to end, and be started again, than to go on half.
-            await asyncio.wait([*tasks, ended], return_when=asyncio.FIRST_COMPLETED)
+            while not ended.done() and not any(task.done() for task in self._running):
+                await asyncio.wait([*self._running, ended], return_when=asyncio.FIRST_COMPLETED, timeout=1)
         finally:
             ended.cancel()
+            tasks = list(self._running)
             await self._end(tasks)
         for task in tasks:
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        self._running.add(asyncio.create_task(work))
 
     async def _end(self, tasks: list["asyncio.Task[None]"]) -> None:
         log.event("agent ending")
@@ -222,6 +251,7 @@ class Agent:
             if self._is_report_due and self._link.is_up:
                 self._describe()
             self._reporter.tick()
+            self._look_at_the_clock()
             now = asyncio.get_running_loop().time()
             if self._status.is_in_memory and now - self._status_written >= HEARTBEAT_S:
                 self._write_status(self._reported())
@@ -239,10 +269,20 @@ class Agent:
             if order is not None or not waiting:
                 self._describe()
 
+    def _look_at_the_clock(self) -> None:
+        """Serving never waits for it; orders that it made look expired are judged again when it has changed."""
+        if doubt := self._clock.doubt():
+            if not self.conditions.stands("clock-doubtful"):
+                self.conditions.set("clock-doubtful", doubt)
+        else:
+            self.conditions.clear("clock-doubtful")
+        if self._orders.is_late_no_more:
+            self._order_came.set()
+
     def _storage_changed(self) -> None:
         """The disk fails or works again: say so, and take up what waited for it."""
         state = self._storage.condition
-        self._conditions.choose(
+        self.conditions.choose(
             ("storage-full", "storage-read-only", "storage-damaged"),
             f"storage-{state}" if state else "",
             self._storage.detail,
@@ -261,6 +301,12 @@ class Agent:
     def _follow(self, order: Order) -> None:
         if order.options.window_s is not None:
             self._reporter.window_s = order.options.window_s
+        for name in order.added:
+            if name not in self._reconcilers:
+                log.event("deployment added", deployment=name)
+                added = self._add(name)
+                added.tell(LinkUp(asyncio.get_running_loop().time()))
+                self._run(added.run())
         for name, reconciler in self._reconcilers.items():
             reconciler.tell(Ordered(order.counter, order.deployments.get(name), order.options))
 
@@ -296,7 +342,7 @@ class Agent:
         deployments: dict[str, DeploymentReport] = {}
         for name, reconciler in self._reconcilers.items():
             deployments[name] = reconciler.report()
-            self._conditions.hold(name, reconciler.conditions())
+            self.conditions.hold(name, reconciler.conditions())
         return Reported(
             device=self._device,
             boot=self._boot,
@@ -313,7 +359,7 @@ class Agent:
             overlap=self._platform.overlap,
             labels=self._file.labels,
             refused=self._orders.refused,
-            conditions=self._conditions.present(),
+            conditions=self.conditions.present(),
         )
 
     def _write_status(self, reported: Reported) -> None:
@@ -344,5 +390,5 @@ class Agent:
             cpu_percent=self._cpu.percent(),
             memory_mb=health.tree_memory_mb([os.getpid(), *pids]),
             temperature_c=health.temperature_c(),
-            clock_ok=self._orders.clock_is_plausible(),
+            clock_ok=not self._clock.doubt(),
         )

@@ -15,7 +15,6 @@ Blocking; the reconciler calls it in a thread and sets `stopping` to end it.
 import http.client
 import re
 import shutil
-import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -26,17 +25,16 @@ import msgspec
 
 from device_agent import durable
 from device_agent.blocking import Stopper
+from device_agent.network import Access
 from device_agent.update.events import Cause
 from edgekit import bundle as bundles
 from edgekit.bundle import Bundle
-from edgekit.errors import BundleError, EdgeKitError, ManifestError, SignatureRefusedError
+from edgekit.errors import BundleError, EdgeKitError, ManifestError, SignatureRefusedError, UsageError
 from edgekit.protocol import room
 from edgekit.trust import target as targets
 from edgekit.trust.dsse import MAX_ENVELOPE_BYTES, Envelope
 from edgekit.wire.messages import OrderedBundle
 
-CONNECT_TIMEOUT_S = 10.0
-TIMEOUT_S = 30.0
 CHUNK_BYTES = 256 * 1024
 # How much of a download a power cut may cost.
 SYNC_BYTES = 4 << 20
@@ -60,9 +58,8 @@ class Source:
     """Where artifacts come from, as the enrolment pinned it."""
 
     artifact_url: str
-    allowed_hosts: tuple[str, ...]
     publisher_keys: Mapping[str, str]
-    credential: str
+    access: Access
 
 
 def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: Stopper) -> Bundle:
@@ -239,14 +236,17 @@ def _asking(
 ) -> Iterator[http.client.HTTPResponse]:
     """GET one artifact. Raises: FetchError for a host that is not allowed or a link that fails."""
     url = urlsplit(f"{source.artifact_url.rstrip('/')}/{name}")
-    if url.hostname is None or not is_allowed(url.hostname, url.port, source.allowed_hosts):
-        raise FetchError(f"{url.netloc} is not among the hosts that the enrolment allows")
-    connection = open_connection(url.scheme, url.hostname, url.port)
     try:
-        connect(connection)
+        connection = source.access.open(url.geturl())
+    except UsageError as error:
+        raise FetchError(str(error)) from error
+    try:
+        connection.connect()
         stopping.watch(connection.sock)
         path = url.path + (f"?{url.query}" if url.query else "")
-        connection.request("GET", path, headers={"Authorization": f"Bearer {source.credential}", **headers})
+        connection.request(
+            "GET", path, headers={"Authorization": f"Bearer {source.access.credential}", **headers}
+        )
         response = connection.getresponse()
     except (OSError, http.client.HTTPException) as error:
         connection.close()
@@ -264,25 +264,6 @@ def _read(response: http.client.HTTPResponse, length: int) -> bytes:
         return response.read(length)
     except (OSError, http.client.HTTPException) as error:
         raise FetchError(f"the link failed: {error or type(error).__name__}") from error
-
-
-def open_connection(scheme: str, host: str, port: int | None) -> http.client.HTTPConnection:
-    """A connection for `scheme`, not yet made; https verifies against the system's authorities."""
-    if scheme == "https":
-        context = ssl.create_default_context()
-        return http.client.HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT_S, context=context)
-    return http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_S)
-
-
-def connect(connection: http.client.HTTPConnection) -> None:
-    """Connect; from then on an answer may take `TIMEOUT_S`. Raises: OSError."""
-    connection.connect()
-    connection.sock.settimeout(TIMEOUT_S)
-
-
-def is_allowed(host: str, port: int | None, allowed: tuple[str, ...]) -> bool:
-    """Whether `host`, or `host:port`, is in the list."""
-    return host in allowed or f"{host}:{port}" in allowed
 
 
 def _expect(response: http.client.HTTPResponse, statuses: tuple[int, ...], what: str) -> None:

@@ -5,8 +5,9 @@ Always true
  2. The counter of a followed order is above every counter followed before; the caller syncs it before acting.
  3. The same counter with the same bytes is a repeat, and does nothing; with other bytes it is refused.
  4. An expired order changes nothing: the running model stays.
- 5. A deployment that this device does not have holds the others up for nothing: they follow, and it is reported. An
-    order that names only such is for another device in all but name, and refused.
+ 5. A device has the deployments of its enrolment file, and those that an operator added since (`Order.added`). One that
+    it does not have holds the others up for nothing: they follow, and it is reported. An order that names only such is
+    for another device in all but name, and refused.
 """
 
 import hashlib
@@ -73,7 +74,8 @@ def accept(
 
 def unknown(order: Order, identity: Identity) -> tuple[str, ...]:
     """The deployments of an order that this device does not have."""
-    return tuple(name for name in order.deployments if name not in identity.deployments)
+    has = {*identity.deployments, *order.added}
+    return tuple(name for name in order.deployments if name not in has)
 
 
 def _check_bundle(name: str, target: str, sha256: str, identity: Identity) -> None:

@@ -65,7 +65,11 @@ class OrderOptions(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """The signed desired state of a whole device; an empty or absent deployment means no model there."""
+    """The signed desired state of a whole device; an empty or absent deployment means no model there.
+
+    `added` are the deployments that an operator gave the device after it enrolled: the device has them from this order
+    on, beside those of its enrolment file.
+    """
 
     fleet: str
     device: str
@@ -75,6 +79,7 @@ class Order(msgspec.Struct, frozen=True):
     issued: datetime
     expires: datetime
     options: OrderOptions = OrderOptions()
+    added: Annotated[tuple[Name, ...], Meta(max_length=32)] = ()
     version: int = VERSION
 
 

@@ -23,6 +23,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 from device_agent.folder import DeploymentFolder
 from device_agent.update import slots
 from edgekit import bundle as bundles

@@ -11,15 +11,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_agent import durable, identity, orderbook
+from device_agent import durable, identity
+from device_agent.clock import AGENT_BUILT, Clock
 from device_agent.conditions import Conditions
 from device_agent.folder import StateFolder
-from device_agent.orderbook import AGENT_BUILT, OrderBook
+from device_agent.hardware import Hardware
+from device_agent.orderbook import OrderBook
 from device_agent.storage import Storage
 from edgekit.protocol import clock
 from edgekit.protocol.orders import Identity
 from edgekit.trust import dsse
 from edgekit.wire import messages
+from edgekit.wire.enrolment import BrokerAddress, EnrolAnswer, EnrolmentFile
 from edgekit.wire.messages import Order
 
 KEY = Ed25519PrivateKey.generate()
@@ -55,6 +58,14 @@ class Desk:
         self.state = StateFolder(folder)
         self.error = 0
         self.conditions = Conditions()
+        self.me = ME
+        self.now = None
+        self.is_synchronized = False
+        self.start()
+
+    def start(self):
+        """A run of the agent, which knows nothing but what the disk has."""
+        self.clock = Clock(lambda: self.now or datetime.now(UTC), lambda: self.is_synchronized)
 
     def __call__(self, _operation):
         if self.error:
@@ -63,7 +74,9 @@ class Desk:
     async def open(self):
         self.storage = Storage(self.state.root)
         keys = {"orders": KEY.public_key().public_bytes_raw().hex()}
-        book = OrderBook(self.state, self.storage, self.conditions, ME, keys)
+        book = OrderBook(
+            self.state, self.storage, self.conditions, self.me, order_keys=keys, clock=self.clock
+        )
         await book.load()
         return book
 
@@ -189,13 +202,139 @@ def test_trusted_time(case):
 
 def test_time_passes_on_a_board_without_a_clock():
     assert clock.trusted(UNSET, AGENT_BUILT, (NOW, NOW), DAY) == NOW + DAY
-    assert orderbook.AGENT_BUILT < NOW
+    assert AGENT_BUILT < NOW
 
 
-def test_the_two_newest_signed_times_are_kept():
-    assert clock.newest_two((), NOW) == (NOW,)
-    assert clock.newest_two((NOW,), NOW) == (NOW,)
-    assert clock.newest_two((NOW + DAY, NOW - DAY), NOW) == (NOW + DAY, NOW)
+def test_the_two_signed_times_heard_last_are_kept():
+    assert clock.last_two((), NOW) == (NOW,)
+    assert clock.last_two((NOW,), NOW) == (NOW, NOW)
+    assert clock.last_two((NOW + DAY, NOW - DAY), NOW) == (NOW, NOW + DAY)
+
+
+# -- clocks: what an order does on a board whose clock is wrong ------------------------------------------------------------
+
+
+@running
+async def test_orders_signed_in_2099_do_not_deafen_a_board_without_a_clock(desk):
+    """Two of them confirm each other, and are disproved by the next of a right fleet all the same."""
+    desk.now = UNSET
+    book = await desk.open()
+    for counter in (1, 2, 3):
+        assert await book.receive(signed(counter, datetime(2099, 1, counter, tzinfo=UTC)))
+    desk.start()
+    book = await desk.open()
+    assert (await book.receive(signed(4))).counter == 4
+    assert (await book.receive(signed(5))).counter == 5
+    now = datetime.now(UTC)
+    assert now - HOUR < desk.clock.trusted() < now + HOUR
+
+
+@running
+async def test_after_an_order_signed_in_2099_the_clock_is_believed_again(desk):
+    book = await desk.open()
+    await book.receive(signed(1, datetime(2099, 1, 1, tzinfo=UTC)))
+    await book.receive(signed(2))
+    assert desk.clock.doubt() == ""
+    assert desk.clock.trusted() < datetime.now(UTC) + HOUR
+
+
+@running
+async def test_a_board_that_starts_in_1970_follows_orders_and_knows_the_time_by_them(desk):
+    desk.now = UNSET
+    book = await desk.open()
+    assert desk.clock.known() is None
+    assert "before this agent was made" in desk.clock.doubt()
+    assert (await book.receive(signed(1))).counter == 1
+    assert (await book.receive(signed(2))).counter == 2
+    assert desk.clock.trusted() > datetime.now(UTC) - HOUR
+    assert desk.clock.known() is None
+
+
+@running
+async def test_what_expired_stays_expired_on_a_board_without_a_clock(desk):
+    """An order that somebody held back: of a higher counter, but signed after all that was heard."""
+    desk.now = UNSET
+    book = await desk.open()
+    old = datetime.now(UTC) - 100 * DAY
+    for counter in (1, 2):
+        await book.receive(signed(counter, old, life=400 * DAY))
+    assert await book.receive(signed(3, old + DAY, life=-DAY)) is None
+    assert "expired" in book.refused
+
+
+@running
+async def test_a_board_at_2099_waits_says_why_and_follows_when_its_clock_is_right(desk):
+    desk.now = datetime(2099, 1, 1, tzinfo=UTC)
+    book = await desk.open()
+    assert await book.receive(signed(1)) is None
+    assert "expired" in book.refused
+    assert "after the end of the newest order" in desk.clock.doubt()
+    assert desk.clock.known() is None
+    assert not book.is_late_no_more
+    desk.now = None
+    assert book.is_late_no_more
+    assert (await book.try_again()).counter == 1
+    assert (desk.clock.doubt(), book.is_late_no_more) == ("", False)
+
+
+@running
+async def test_a_clock_that_jumps_either_way_keeps_what_was_accepted(desk):
+    book = await desk.open()
+    assert (await book.receive(signed(1))).counter == 1
+    desk.now = datetime.now(UTC) + 400 * DAY
+    assert (book.counter, book.order.counter) == (1, 1)
+    desk.now = datetime.now(UTC) - 20 * DAY
+    assert desk.clock.doubt() != ""
+    assert (await book.receive(signed(2))).counter == 2
+    desk.now = None
+    assert (await book.receive(signed(3))).counter == 3
+    assert desk.clock.doubt() == ""
+
+
+@running
+async def test_the_time_is_known_only_while_something_of_this_run_confirms_it(desk):
+    book = await desk.open()
+    assert desk.clock.known() is None
+    await book.receive(signed(1))
+    assert desk.clock.known() is not None
+    desk.start()
+    await desk.open()
+    assert desk.clock.known() is None, "a board that lay in a drawer must not believe its old clock"
+    desk.is_synchronized = True
+    assert desk.clock.known() is not None
+
+
+@running
+async def test_a_repeat_confirms_the_time_too(desk):
+    book = await desk.open()
+    envelope = signed(1)
+    await book.receive(envelope)
+    desk.start()
+    book = await desk.open()
+    assert await book.receive(envelope) is None
+    assert desk.clock.known() is not None
+
+
+@running
+async def test_another_device_s_order_says_nothing_of_the_time(desk):
+    book = await desk.open()
+    desk.me = Identity("lab", "other", 7, ("x86-64-v3",), ("digits",))
+    other = await desk.open()
+    assert await other.receive(signed(1)) is None
+    assert desk.clock.known() is None
+    assert book.refused == ""
+
+
+@running
+async def test_a_new_enrolment_begins_its_own_count_of_orders(desk):
+    """As after a fleet that counted by a clock of 2099 and was set up anew."""
+    book = await desk.open()
+    await book.receive(signed(4 * 10**12))
+    desk.me = Identity("lab", "board", 8, ("x86-64-v3",), ("digits",))
+    book = await desk.open()
+    assert (book.counter, book.order) == (0, None)
+    assert await book.receive(signed(4 * 10**12 + 1)) is None
+    assert "enrolment" in book.refused
 
 
 # -- starts ------------------------------------------------------------------------------------------------------------
@@ -235,12 +374,39 @@ def test_a_lost_count_of_starts_goes_on_above_every_count(tmp_path):
     assert identity.begin(state, 7).boot.incarnation == start.boot.incarnation + 2
 
 
+HERE = Hardware({"board": ("a",)})
+COPY = Hardware({"board": ("b",)})
+
+
 def test_the_key_survives_a_damaged_copy_and_is_never_shown_to_others(tmp_path):
     state = StateFolder(tmp_path)
-    made = identity.key(state).private_bytes_raw()
+    made = identity.key_for(state, "token", HERE)
     state.key.write_bytes(b"")
     state.key.chmod(0o600)
-    assert identity.key(state).private_bytes_raw() == made
+    assert identity.key_for(state, "token", HERE) == made
     (tmp_path / "key.json.2").chmod(0o640)
     with pytest.raises(Exception, match="readable by others"):
-        identity.key(state)
+        identity.key_for(state, "token", HERE)
+
+
+def test_a_key_belongs_to_one_token_and_one_board(tmp_path):
+    state = StateFolder(tmp_path)
+    made = identity.key_for(state, "token", HERE)
+    assert identity.key_for(state, "token", HERE) == made
+    assert identity.key_for(state, "other token", HERE) != made
+    assert identity.key_for(state, "token", COPY) != made
+
+
+def test_the_key_of_the_present_identity_is_kept_while_others_are_made(tmp_path):
+    state = StateFolder(tmp_path)
+    file = EnrolmentFile(2, "lab", "board", "token", "", "", (), BrokerAddress("h", 1), {}, {}, ())
+    token = identity.token_digest("token")
+    made = identity.key_for(state, token, HERE)
+    answer = EnrolAnswer("board", 7, "", NOW, "")
+    known = identity.made_of(file, answer, "x86-64-v3", HERE)
+    identity.save(state, known)
+    for other in ("b", "c", "d"):
+        identity.key_for(state, other, HERE)
+    assert identity.key_of(state, known) == made
+    assert json.loads(state.key.read_bytes().split(b"\n")[0])["keys"][0]["token_sha256"] == token
+    assert len(json.loads(state.key.read_bytes().split(b"\n")[0])["keys"]) == 2

@@ -10,6 +10,7 @@ import pytest
 
 from device_agent import process
 from device_agent.folder import DeploymentFolder
+from device_agent.network import Access
 from device_agent.process import Served
 from device_agent.storage import Storage
 from device_agent.update import jobs, slots
@@ -20,7 +21,7 @@ from device_agent.update.reconciler import Reconciler
 from edgekit.wire.messages import OrderedBundle, OrderOptions
 from edgekit.wire.states import AgentState as Step
 
-SOURCE = Source("http://127.0.0.1:1/artifacts", ("127.0.0.1",), {}, "")
+SOURCE = Source("http://127.0.0.1:1/artifacts", {}, Access("", ("127.0.0.1",), lambda: None))
 
 
 class Bench:
@@ -46,6 +47,8 @@ class Bench:
             Served(
                 "digits",
                 ("digits",),
+                self.folder.state,
+                (),
                 self.folder.cache,
                 log_json=False,
                 given_back=lambda fd, _: self.given_back.append(fd),

@@ -6,7 +6,9 @@ Always true
  3. One incarnation with two nonces is a cloned card: marked, and kept out of rollouts until it enrols again.
 """
 
+import hashlib
 import hmac
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -119,7 +121,7 @@ def enrol(connection: Connection, request: EnrolRequest, now: float) -> EnrolAns
             enrolment=enrolment,
             enrolled_at=now,
             credential_hash=secret_hash(credential),
-            public_key=request.public_key,
+            public_key=hashlib.sha256(request.csr.encode()).hexdigest(),
             profile=request.profile,
             agent_version=request.agent_version,
             is_online=False,
@@ -131,7 +133,13 @@ def enrol(connection: Connection, request: EnrolRequest, now: float) -> EnrolAns
         )
     )
     audit.append(connection, now, request.device, "device.enrol", request.device, request.profile)
-    return EnrolAnswer(device=request.device, enrolment=enrolment, credential=credential)
+    return EnrolAnswer(
+        device=request.device,
+        enrolment=enrolment,
+        certificate="",
+        not_after=datetime.fromtimestamp(now, UTC),
+        credential=credential,
+    )
 
 
 def by_credential(connection: Connection, credential: str) -> DeviceRow:

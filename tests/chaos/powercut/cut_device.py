@@ -28,6 +28,7 @@ from device_agent import durable, process, record, start, storage, supervisor, w
 from device_agent.channel import Ready
 from device_agent.durable import Operation
 from device_agent.folder import StateFolder
+from device_agent.hardware import Hardware
 from device_agent.listen import listen
 from device_agent.probe import Platform
 from device_agent.process import StartError
@@ -40,7 +41,7 @@ from edgekit.errors import BundleError
 from edgekit.trust import dsse
 from edgekit.trust.target import Target
 from edgekit.wire import messages, topics
-from edgekit.wire.enrolment import BrokerAddress, EnrolAnswer, EnrolmentFile
+from edgekit.wire.enrolment import FORMAT, BrokerAddress, EnrolAnswer, EnrolmentFile, EnrolRequest
 from edgekit.wire.messages import Ack, DeploymentWindow, Order, OrderedBundle, OrderOptions, Report, Reported
 
 PROFILE = "x86-64-v3"
@@ -60,6 +61,7 @@ def _loaded(path: Path) -> Any:
 
 # Bundles are made as the agent's own tests make them.
 real = _loaded(HERE.parents[1] / "device_agent" / "conftest.py")
+Authority = importlib.import_module("tls_authority").Authority
 # Versions that end with one of these are bad.
 FAILS_SELFTEST, FAILS_PROBATION = "-untrue", "-broken"
 
@@ -76,6 +78,7 @@ class Fleet:
 
     def __init__(self) -> None:
         self.order_key, self.publisher_key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+        self.authority = Authority()
         self.artifacts: dict[str, bytes] = {}
         self.versions: dict[str, str] = {}
         self.counter = 100
@@ -93,7 +96,7 @@ class Fleet:
     def enrolment(self, folder: Path) -> Path:
         address = f"127.0.0.1:{self.http.server_port}"
         file = EnrolmentFile(
-            format=1, fleet="lab", device="board", token="token", enrol_url=f"http://{address}/enrol",
+            format=FORMAT, fleet="lab", device="board", token="token", enrol_url=f"http://{address}/enrol",
             artifact_url=f"http://{address}/artifacts", allowed_hosts=("127.0.0.1",),
             broker=BrokerAddress("127.0.0.1", 1), order_keys={"orders": _public(self.order_key)},
             publisher_keys={"publisher": _public(self.publisher_key)}, deployments=("digits",),
@@ -146,7 +149,11 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self) -> None:
-        self._answer(200, msgspec.json.encode(EnrolAnswer("board", 7, "credential")))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        asked = msgspec.json.decode(body, type=EnrolRequest)
+        chain = self.fleet.authority.device(asked.csr, asked.device)
+        end = datetime.now(UTC) + timedelta(days=90)
+        self._answer(200, msgspec.json.encode(EnrolAnswer("board", 7, chain, end, "credential")))
 
     def do_GET(self) -> None:
         data = self.fleet.artifacts[self.path.rpartition("/")[2]]
@@ -266,7 +273,7 @@ class FakeLink:
 
     world: World
 
-    def __init__(self, _broker: object, _device: str, _boot: object, hooks: Any) -> None:
+    def __init__(self, _broker: object, _access: object, _device: str, _boot: object, hooks: Any) -> None:
         self._hooks = hooks
         self._loop = asyncio.get_running_loop()
         self.is_up = False
@@ -412,9 +419,10 @@ class Device:
         world.reported, world.served = None, []
         self._lock = self._settings.state.lock()
         self.storage = Storage(self._settings.state.root)
-        known = await start._who_am_i(self._settings, PLATFORM, self.storage)
+        known = await start.who_am_i(self._settings, PLATFORM, self.storage, Hardware())
         listeners = listen(self._settings.http)
-        self.agent = await Agent.made(self._settings, PLATFORM, known, listeners, self.storage)
+        who = await self.storage.do(lambda: start.credentials_of(self._settings, known.identity))
+        self.agent = await Agent.made(self._settings, PLATFORM, who, listeners, self.storage)
         self._task = asyncio.create_task(self.agent.run(self._stopping))
         return self
 

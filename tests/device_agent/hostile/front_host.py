@@ -65,7 +65,9 @@ async def main() -> None:
     worker = OneWorker(chosen.deployment, chosen.slot)
     worker.channel.start()
     await worker.ready.wait()
-    worker.front = front.Front(listeners, {chosen.deployment: worker}, lambda: "", secured)
+    worker.front = front.Front(
+        listeners, (chosen.deployment,), {chosen.deployment: worker}, lambda: "", secured
+    )
     worker.front.start()
     print(
         json.dumps(

@@ -1,6 +1,7 @@
-"""The fleet's side of an agent, real but small: a broker, an HTTP server that enrols and serves artifacts, two keys.
+"""The fleet's side of an agent, real but small: a broker, an HTTP server that enrols and serves artifacts, its keys and CA.
 
-`Fleet` can be told to lie: alter artifacts, sign with a wrong key, keep silent instead of acknowledging.
+`Fleet` can be told to lie: alter artifacts, sign with a wrong key, keep silent instead of acknowledging. With a `TlsBroker`
+everything is over TLS: a mosquitto that asks for certificates, and an HTTPS server that judges them.
 """
 
 import base64
@@ -8,7 +9,9 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -22,13 +25,18 @@ from typing import Any
 import msgspec
 import paho.mqtt.client as mqtt
 import pytest
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from paho.mqtt.enums import CallbackAPIVersion
+from tls_authority import Authority
 
 from edgekit.trust import dsse
 from edgekit.trust.target import Target
-from edgekit.wire import messages, topics
-from edgekit.wire.enrolment import BrokerAddress, EnrolAnswer, EnrolmentFile, EnrolRequest
+from edgekit.wire import enrolment, messages, topics
+from edgekit.wire.enrolment import BrokerAddress, EnrolAnswer, EnrolmentFile, EnrolRequest, RenewRequest
 from edgekit.wire.messages import Ack, Order, OrderedBundle, OrderOptions, Report, Reported, Status
 
 CREDENTIAL = "a-secret-credential"
@@ -39,9 +47,28 @@ class Fleet:
     """Everything an agent talks to, for one device."""
 
     def __init__(
-        self, broker: Any, device: str = "board-1", deployments: tuple[str, ...] = ("digits",)
+        self,
+        broker: Any,
+        authority: Authority,
+        device: str = "board-1",
+        deployments: tuple[str, ...] = ("digits",),
+        folder: Path | None = None,
     ) -> None:
         self.broker = broker
+        self.authority = authority
+        self.is_secure = isinstance(broker, TlsBroker)
+        self.folder = folder
+        self.enrolment_number = 7
+        # What the tokens that were given out are good for: the public key that used each, if one has.
+        self.tokens: dict[str, bytes | None] = {TOKEN: None}
+        self.certificate_life = timedelta(days=90)
+        # Answers to the next requests to join or to renew are lost after they were made.
+        self.answers_lost = 0
+        self.approves = True
+        self.renewals: list[str] = []
+        self.refuses_renewals = False
+        # Whom TLS said that each request for an artifact came from.
+        self.named: list[str] = []
         self.device = device
         self.deployments = deployments
         self.order_key = Ed25519PrivateKey.generate()
@@ -65,11 +92,12 @@ class Fleet:
     # -- keys and files ------------------------------------------------------------------------------------------
 
     def enrolment(self, folder: Path, **changed: Any) -> Path:
-        address = f"127.0.0.1:{self.http.server_port}"
+        address = f"http{'s' * self.is_secure}://127.0.0.1:{self.http.server_port}"
         file = EnrolmentFile(
-            format=1, fleet="lab", device=self.device, token=TOKEN, enrol_url=f"http://{address}/enrol",
-            artifact_url=f"http://{address}/artifacts", allowed_hosts=("127.0.0.1",),
-            broker=BrokerAddress("127.0.0.1", self.broker.port),
+            format=enrolment.FORMAT, fleet="lab", device=self.device, token=TOKEN, enrol_url=f"{address}/v1/enrol",
+            artifact_url=f"{address}/v1/artifacts", allowed_hosts=("127.0.0.1",),
+            broker=BrokerAddress("127.0.0.1", self.broker.port, tls=self.is_secure),
+            ca=self.authority.pem if self.is_secure else "",
             order_keys={"orders": public(self.order_key)}, publisher_keys={"publisher": public(self.publisher_key)},
             deployments=self.deployments, labels={"site": "lab"},
         )  # fmt: skip
@@ -105,7 +133,7 @@ class Fleet:
         wanted = deployments if deployments is not None else ({self.deployments[0]: bundle} if bundle else {})
         now = datetime.now(UTC)
         order = Order(
-            fleet="lab", device=self.device, enrolment=7, deployments=wanted, counter=self.counter, issued=now,
+            fleet="lab", device=self.device, enrolment=self.enrolment_number, deployments=wanted, counter=self.counter, issued=now,
             expires=now + timedelta(days=30), options=options or OrderOptions(probation_s=0.5),
         )  # fmt: skip
         order = msgspec.structs.replace(order, **changed)
@@ -155,6 +183,8 @@ class Fleet:
         client.reconnect_delay_set(1, 1)
         client.on_connect = self._on_connect
         client.on_message = self._on_message
+        if self.is_secure:
+            client.tls_set_context(self.broker.context_of("fleet"))
         client.connect_async("127.0.0.1", self.broker.port, keepalive=30)
         client.loop_start()
         return client
@@ -183,14 +213,28 @@ class Fleet:
 
     def _serve(self) -> ThreadingHTTPServer:
         handler = type("Handler", (FleetHandler,), {"fleet": self})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = FleetServer(("127.0.0.1", 0), handler)
         server.daemon_threads = True
+        server.context = self.authority.server_context(self.folder) if self.is_secure else None
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return server
 
 
+class FleetServer(ThreadingHTTPServer):
+    context: ssl.SSLContext | None
+
+    def get_request(self) -> Any:
+        sock, address = super().get_request()
+        if self.context is not None:
+            sock = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        return sock, address
+
+    def handle_error(self, *_: Any) -> None:
+        pass
+
+
 class FleetHandler(BaseHTTPRequestHandler):
-    """Enrols, and serves artifacts as its `fleet` says."""
+    """Enrols, renews, and serves artifacts as its `fleet` says."""
 
     fleet: "Fleet"
     protocol_version = "HTTP/1.1"
@@ -199,16 +243,59 @@ class FleetHandler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self) -> None:
-        request = msgspec.json.decode(self.rfile.read(int(self.headers["Content-Length"])), type=EnrolRequest)
-        if request.token != TOKEN:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/v1/renew":
+            self.renew(msgspec.json.decode(body, type=RenewRequest))
+        else:
+            self.enrol(msgspec.json.decode(body, type=EnrolRequest))
+
+    def enrol(self, request: EnrolRequest) -> None:
+        fleet = self.fleet
+        key = key_of(request.csr)
+        if request.token not in fleet.tokens or fleet.tokens[request.token] not in (None, key):
             self.answer(403, b'{"error":{"code":"auth","message":"the token is not valid"}}')
             return
-        self.fleet.enrolled.append(request)
-        self.answer(200, msgspec.json.encode(EnrolAnswer(self.fleet.device, 7, CREDENTIAL)))
+        fleet.enrolled.append(request)
+        if not fleet.approves:
+            self.answer(202, b'{"error":{"code":"waiting","message":"waits for approval"}}')
+            return
+        fleet.tokens[request.token] = key
+        self.give(request.csr, request.device)
+
+    def renew(self, request: RenewRequest) -> None:
+        fleet = self.fleet
+        fleet.renewals.append(self.peer)
+        is_known = self.peer == fleet.device or (
+            self.headers.get("Authorization") == f"Bearer {CREDENTIAL}" and is_proved(request)
+        )
+        if fleet.refuses_renewals or not is_known:
+            self.answer(403, b'{"error":{"code":"auth","message":"the certificate is revoked"}}')
+        else:
+            self.give(request.csr, fleet.device)
+
+    def give(self, csr: str, device: str) -> None:
+        fleet = self.fleet
+        end = datetime.now(UTC) + fleet.certificate_life
+        chain = fleet.authority.device(
+            csr, device, begin=end - max(fleet.certificate_life, timedelta(0)), end=end
+        )
+        answer = EnrolAnswer(device, fleet.enrolment_number, chain, end, CREDENTIAL)
+        if fleet.answers_lost > 0:
+            fleet.answers_lost -= 1
+            self.close_connection = True
+            return
+        self.answer(200, msgspec.json.encode(answer))
+
+    @property
+    def peer(self) -> str:
+        """The name in the client's certificate, if it showed one."""
+        shown = self.connection.getpeercert() if isinstance(self.connection, ssl.SSLSocket) else None
+        return dict(pair[0] for pair in shown["subject"])["commonName"] if shown else ""
 
     def do_GET(self) -> None:
         name = self.path.rpartition("/")[2]
         self.fleet.requests.append((name, self.headers.get("Range")))
+        self.fleet.named.append(self.peer)
         if self.fleet.lies:
             self.answer(*self.fleet.lies.pop(0))
         elif self.headers.get("Authorization") != f"Bearer {CREDENTIAL}":
@@ -243,8 +330,82 @@ class FleetHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
             super().handle()
+
+
+class TlsBroker:
+    """A real mosquitto that takes certificates of `authority` only, and knows clients by them; it lives in `folder`."""
+
+    def __init__(
+        self, folder: Path, authority: Authority, port: int, websocket_port: int | None = None
+    ) -> None:
+        self.port = port
+        self.websocket_port = websocket_port
+        self.authority = authority
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def context_of(self, name: str) -> ssl.SSLContext:
+        """A client's context with a certificate for `name`."""
+        chain, key = self.authority.client(name)
+        path = self._folder / f"{name}.pem"
+        path.write_text(key + chain)
+        context = ssl.create_default_context(cadata=self.authority.pem)
+        context.load_cert_chain(path)
+        return context
+
+    def start(self, **server: Any) -> None:
+        folder = self._folder
+        chain, key = self.authority.server(**server)
+        files = {
+            "ca.pem": self.authority.pem,
+            "server.pem": chain,
+            "server.key": key,
+            "crl.pem": self.authority.crl(),
+        }
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        (folder / "acl").write_text(
+            "user fleet\ntopic readwrite #\npattern readwrite edgekit/v1/devices/%u/#\n"
+        )
+        tls = (
+            f"cafile {folder}/ca.pem\ncertfile {folder}/server.pem\nkeyfile {folder}/server.key\n"
+            f"crlfile {folder}/crl.pem\nrequire_certificate true\nuse_identity_as_username true\n"
+        )
+        lines = f"per_listener_settings false\nuser root\nacl_file {folder}/acl\nlistener {self.port} 127.0.0.1\n{tls}"
+        if self.websocket_port is not None:
+            lines += f"listener {self.websocket_port} 127.0.0.1\nprotocol websockets\n{tls}"
+        (folder / "mosquitto.conf").write_text(lines)
+        program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
+        with (folder / "mosquitto.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [program, "-c", folder / "mosquitto.conf", "-v"], stdout=log, stderr=log
+            )
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(10)
+            self._process = None
+
+
+def key_of(csr: str) -> bytes:
+    request = x509.load_pem_x509_csr(csr.encode())
+    assert request.is_signature_valid
+    kind = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return request.public_key().public_bytes(*kind)
+
+
+def is_proved(request: RenewRequest) -> bool:
+    """Whether the key of the request signed it; in these tests devices keep their key when they renew."""
+    key = x509.load_pem_x509_csr(request.csr.encode()).public_key()
+    try:
+        signed = enrolment.PROOF_PREFIX + request.csr.encode()
+        key.verify(base64.b64decode(request.proof), signed, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def public(key: Ed25519PrivateKey) -> str:
@@ -326,12 +487,28 @@ class AgentProcess:
 _DEVICES = iter(range(1, 1_000_000))
 
 
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority()
+
+
 @pytest.fixture
-def make_fleet(broker: Any) -> Iterator[Callable[..., Fleet]]:
+def tls_broker(tmp_path: Path, authority: Authority, tools: Any) -> Iterator[TlsBroker]:
+    folder = tmp_path / "mosquitto"
+    folder.mkdir()
+    made = TlsBroker(folder, authority, tools.free_port(), tools.free_port())
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def make_fleet(broker: Any, authority: Authority, tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
     made: list[Fleet] = []
 
     def make(**wanted: Any) -> Fleet:
-        fleet = Fleet(wanted.pop("broker", broker), device=f"board-{next(_DEVICES)}", **wanted)
+        used = wanted.pop("broker", broker)
+        fleet = Fleet(used, authority, device=f"board-{next(_DEVICES)}", folder=tmp_path, **wanted)
         made.append(fleet)
         return fleet
 

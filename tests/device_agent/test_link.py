@@ -1,0 +1,76 @@
+"""The link's ways to a broker, against a server that says nothing a broker would."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+
+import pytest
+
+from device_agent import link
+from device_agent.link import Link, LinkHooks
+from device_agent.network import Access
+from edgekit.wire.enrolment import BrokerAddress
+from edgekit.wire.messages import Boot
+
+
+class Mute:
+    """Hears the beginning of each connection, and ends it."""
+
+    def __init__(self, host):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.server = socket.create_server((host, 0), family=family)
+        self.port = self.server.getsockname()[1]
+        self.heard = []
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.server.accept()
+                self.heard.append(client.recv(65536))
+                client.close()
+
+
+def meet(monkeypatch, host, **ways):
+    """What a broker that ends every connection hears, and how often the link said that it was refused."""
+    monkeypatch.setattr(link, "FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(link, "LONGEST_BACKOFF_S", 0.02)
+    mute, refused = Mute(host), []
+
+    async def run():
+        hooks = LinkHooks(lambda: None, lambda: None, lambda _leaf, _payload: None, lambda: refused.append(1))
+        ports = {"port": mute.port, "websocket_port": mute.port}
+        made = Link(
+            BrokerAddress(host, **ports, **ways),
+            Access("", (), lambda: None),
+            "board",
+            Boot(1, 2, "n"),
+            hooks,
+        )
+        made.start()
+        async with asyncio.timeout(20):
+            while len(mute.heard) < 6 or len(refused) < 2:  # noqa: ASYNC110  # of several threads
+                await asyncio.sleep(0.01)
+        await made.stop()
+
+    asyncio.run(run())
+    mute.server.close()
+    return mute
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_broker_that_ends_connections_is_tried_again_over_both_ways(monkeypatch, host):
+    """A WebSocket that ends in its handshake once kept paho's thread turning for ever."""
+    mute = meet(monkeypatch, host, websocket_path="/mqtt")
+    web = [told for told in mute.heard if told.startswith(b"GET /mqtt ")]
+    plain = [told for told in mute.heard if b"MQTT" in told and told not in web]
+    assert len(web) >= 2
+    assert len(plain) >= 2
+    shown = f"[{host}]" if ":" in host else host
+    assert f"Host: {shown}:{mute.port}\r\n".encode() in web[0]
+
+
+def test_the_client_id_is_the_device_s_name(monkeypatch):
+    mute = meet(monkeypatch, "127.0.0.1")
+    assert all(b"\x00\x05board" in told for told in mute.heard)
