@@ -223,6 +223,7 @@ class FakeDevice:
         self._reported_seq = 0
         self._stop = threading.Event()
         self._client: mqtt.Client | None = None
+        self.connections = 0
 
     @property
     def name(self) -> str:
@@ -336,6 +337,7 @@ class FakeDevice:
 
     def _connected(self) -> None:
         assert self._client is not None
+        self.connections += 1
         self._client.subscribe(
             [(topics.of(self.name, topics.DESIRED), 1), (topics.of(self.name, topics.ACK), 0)]
         )

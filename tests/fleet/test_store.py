@@ -379,13 +379,6 @@ def test_admin_tokens_are_hashed_and_checked(database: Database) -> None:
             settings.token_name(connection, token + "x")
 
 
-def test_the_fleet_keeps_its_id(database: Database) -> None:
-    with database.begin() as connection:
-        made = settings.fleet_id(connection)
-    with database.begin() as connection:
-        assert settings.fleet_id(connection) == made
-
-
 def test_signing_keys_are_for_their_owner_only(tmp_path: Path) -> None:
     from fleet.publish import load_key
 
