@@ -27,12 +27,60 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
     error: ErrorBody
 
 
+Deployments = Annotated[tuple[Name, ...], Meta(min_length=1, max_length=32)]
+
+
 class NewDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /devices`: a device that may enrol once; the answer is its `EnrolmentFile`."""
+    """`POST /devices`: a device that may enrol, once, before its token runs out; the answer is its `EnrolmentFile`."""
 
     device: DeviceId
-    deployments: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=32)]
+    deployments: Deployments
     labels: dict[Label, Label] = {}
+    expires: Text = ""
+    needs_approval: bool = False
+
+
+class NewBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /batches`: one file by which `count` devices may enrol, each under the serial that it gives.
+
+    With `serials` only those may; with `needs_approval` each waits until an operator says yes.
+    """
+
+    count: Annotated[int, Meta(ge=1, le=100_000)]
+    deployments: Deployments
+    labels: dict[Label, Label] = {}
+    expires: Text = ""
+    serials: Annotated[tuple[DeviceId, ...], Meta(max_length=100_000)] = ()
+    needs_approval: bool = False
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """`GET /waiting`: who asked to join and waits for a person. `key` is the sha256 of its public key."""
+
+    device: str
+    profile: str
+    key: str
+    since: datetime
+    labels: dict[str, str]
+
+
+class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """For the audit log."""
+
+    reason: Text = ""
+
+
+class NewDeployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /devices/ID/deployments`."""
+
+    deployment: Name
+
+
+class Done(msgspec.Struct, frozen=True):
+    """`is_changed` is False where it was so before."""
+
+    device: str
+    is_changed: bool
 
 
 class Telemetry(msgspec.Struct, frozen=True):

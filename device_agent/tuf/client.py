@@ -22,10 +22,10 @@ from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 from tuf.ngclient.config import EnvelopeType
 
-from edgekit.trust import distinct
 from device_agent.tuf.kept import Kept
 from device_agent.tuf.web import HTTPStatusError, Web
 from edgekit.errors import SignatureRefusedError
+from edgekit.trust import distinct
 
 # So many new roots in one update (5.3.3), roles in one search (5.6.7.1), and bytes where no signed length bounds them.
 MAX_ROOTS = 256

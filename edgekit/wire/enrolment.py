@@ -57,8 +57,7 @@ class EnrolmentFile(msgspec.Struct, frozen=True):
     `device` is empty in the file of a batch: the device gives its own serial as its name. `ca` is a PEM bundle that
     pins every TLS connection of this fleet; empty means plain HTTP and MQTT, which only loopback may use
     (`unprotected`). Keys map a key id to a raw ed25519 public key in hex. `tuf_root` is the text of a root.json,
-    and `metadata_url` where its metadata lies (docs/tuf.md): with them a bundle must be a target there; without, its
-    publisher's statement beside it is enough.
+    and `metadata_url` where its metadata lies (docs/tuf.md); agents do not use them yet.
     """
 
     format: int

@@ -6,20 +6,23 @@ from functools import partial
 from pathlib import Path
 
 import click
-import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from edgekit.distribution import extra
 from edgekit.errors import UsageError
-from fleet import api
-from fleet.client import config, publishing, render
+from fleet.client import config, device_cli, publishing, render
 from fleet.client.options import FLEET_HELP, connected, with_fleet
 from fleet.client.rollout_cli import rollout
 
 # Commands that need the service's packages: loaded only when called.
 _LAZY: Mapping[str, tuple[str, str]] = {
+    "init": ("fleet.server.cli:init", "Make a fleet's home, once: keys, authority, database, settings."),
     "up": ("fleet.server.cli:up", "Start the broker and the fleet service; Ctrl-C stops both."),
+    "broker-config": (
+        "fleet.server.cli:broker_config",
+        "Write the configuration of a broker that knows every device.",
+    ),
 }
 
 EPILOG = """\b
@@ -67,63 +70,8 @@ def fleet(ctx: click.Context, *, place: str | None) -> None:
 
 
 fleet.add_command(rollout)
-
-
-@fleet.command(
-    epilog="\b\nExample:\n  edgekit fleet enroll roof-1 --label site=lab --deployment digits --out roof-1.json"
-)
-@click.argument("device")
-@click.option(
-    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label to select by; repeatable."
-)
-@click.option(
-    "--deployment",
-    "deployments",
-    multiple=True,
-    required=True,
-    help="A model slot of the device; repeatable.",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Where to write the enrolment file."
-)
-@with_fleet
-def enroll(
-    *,
-    device: str,
-    labels: tuple[str, ...],
-    deployments: tuple[str, ...],
-    out: Path,
-    place: str | None,
-    as_json: bool,
-) -> None:
-    """Write the file by which DEVICE joins, with a token that works once."""
-    if out.exists():
-        raise UsageError(f"{out}: exists already; remove it or choose another name")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent}: there is no such folder")
-    wanted = api.NewDevice(device=device, labels=_labels(labels), deployments=deployments)
-    with connected(place) as client:
-        file = client.enroll(wanted)
-    out.touch(mode=0o600, exist_ok=False)
-    out.write_bytes(msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n")
-    if as_json:
-        render.show_json(
-            {"device": device, "file": str(out), "labels": file.labels, "deployments": file.deployments}
-        )
-    else:
-        click.echo(
-            f"{out}: carry it to {device} and run there: edgekit agent run --enrolment {out.name} --state DIR"
-        )
-
-
-def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals and value):
-            raise UsageError(f"--label {pair!r}: write KEY=VALUE, e.g. site=lab")
-        labels[key] = value
-    return labels
+for command in device_cli.COMMANDS:
+    fleet.add_command(command)
 
 
 @fleet.command()
@@ -138,26 +86,6 @@ def devices(*, place: str | None, as_json: bool) -> None:
         render.show(render.devices(found))
     else:
         click.echo("no devices yet; 'edgekit fleet enroll DEVICE …' adds one")
-
-
-@fleet.group()
-def device() -> None:
-    """One device."""
-
-
-@device.command()
-@click.argument("device")
-@with_fleet
-def explain(*, device: str, place: str | None, as_json: bool) -> None:
-    """What DEVICE should run, what it runs, and why not."""
-    with connected(place) as client:
-        found = client.explain(device)
-    if as_json:
-        render.show_json(found)
-    else:
-        click.echo(
-            "\n".join((f"{found.device.device} ({found.device.profile or 'no profile yet'})", *found.lines))
-        )
 
 
 @fleet.command()

@@ -1,24 +1,35 @@
-"""Where the fleet is: `--fleet DIR|client.toml`, or EDGEKIT_FLEET, or EDGEKIT_FLEET_URL with EDGEKIT_FLEET_TOKEN."""
+"""Where the fleet is: `--fleet DIR|client.toml`, or EDGEKIT_FLEET, or EDGEKIT_FLEET_URL with EDGEKIT_FLEET_TOKEN and,
+over TLS, EDGEKIT_FLEET_CA (a PEM file).
+
+Always true
+ 1. A token is never sent in the clear to another machine.
+"""
 
 import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from edgekit.errors import UsageError
+from edgekit.wire.enrolment import is_loopback
 
 FLEET = "EDGEKIT_FLEET"
 URL = "EDGEKIT_FLEET_URL"
+CA = "EDGEKIT_FLEET_CA"
 TOKEN = "EDGEKIT_FLEET_TOKEN"  # noqa: S105  # the name of a variable, not a secret
 
 
 @dataclass(frozen=True)
 class Access:
-    """`folder` is the service's state folder where the client file lies in one, for its publisher key."""
+    """`ca` is PEM text that pins the connection; `folder` is the service's state folder where the client file lies in
+    one, for its publisher key.
+    """
 
     url: str
     token: str
     folder: Path | None = None
+    ca: str = ""
 
 
 def find(given: str | None) -> Access:
@@ -28,7 +39,7 @@ def find(given: str | None) -> Access:
         return _read(Path(place))
     url, token = os.environ.get(URL), os.environ.get(TOKEN)
     if url and token:
-        return Access(url.rstrip("/"), token)
+        return _safe(Access(url.rstrip("/"), token, ca=_ca_file()))
     raise UsageError(
         f"which fleet? give --fleet DIR (the --state folder of 'edgekit fleet up', or its client.toml), "
         f"or set {FLEET}, or {URL} and {TOKEN}"
@@ -48,4 +59,26 @@ def _read(place: Path) -> Access:
     url, token = table.get("url"), table.get("token")
     if not isinstance(url, str) or not isinstance(token, str):
         raise UsageError(f"{path}: needs 'url' and 'token', as 'edgekit fleet up' writes them")
-    return Access(url.rstrip("/"), token, path.parent)
+    ca = table.get("ca", "")
+    if not isinstance(ca, str):
+        raise UsageError(f"{path}: 'ca' must be PEM text, as 'edgekit fleet up' writes it")
+    return _safe(Access(url.rstrip("/"), token, path.parent, ca))
+
+
+def _ca_file() -> str:
+    place = os.environ.get(CA)
+    if not place:
+        return ""
+    try:
+        return Path(place).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{CA}={place}: cannot be read ({error})") from error
+
+
+def _safe(access: Access) -> Access:
+    parts = urlsplit(access.url)
+    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        raise UsageError(
+            f"{access.url}: a token is not sent in the clear to another machine; use the fleet's https address"
+        )
+    return access

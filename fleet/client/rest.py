@@ -1,5 +1,6 @@
 """The REST client: one method per thing a person does. Errors of the service come back as the same classes."""
 
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,7 +9,7 @@ import httpx
 import msgspec
 
 from edgekit import errors
-from edgekit.errors import EdgeKitError, FleetError
+from edgekit.errors import EdgeKitError, FleetError, UsageError
 from edgekit.wire.enrolment import EnrolmentFile
 from fleet import api
 from fleet.client.config import Access
@@ -35,6 +36,7 @@ class Client:
             timeout=_TIMEOUT,
             # The service is where the file says; a proxy set for the web has no part in it.
             trust_env=False,
+            verify=_pinned(access) if access.ca else True,
         )
 
     def close(self) -> None:
@@ -60,6 +62,24 @@ class Client:
 
     def enroll(self, device: api.NewDevice) -> EnrolmentFile:
         return self._call("POST", "/devices", EnrolmentFile, device)
+
+    def batch(self, wanted: api.NewBatch) -> EnrolmentFile:
+        return self._call("POST", "/batches", EnrolmentFile, wanted)
+
+    def waiting(self) -> list[api.Waiting]:
+        return self._call("GET", "/waiting", list[api.Waiting])
+
+    def decide(self, device: str, *, is_approved: bool) -> api.Done:
+        return self._call("POST", f"/waiting/{device}/{'approve' if is_approved else 'reject'}", api.Done)
+
+    def revoke(self, device: str, reason: str) -> api.Done:
+        return self._call("POST", f"/devices/{device}/revoke", api.Done, api.Reason(reason))
+
+    def decommission(self, device: str, reason: str) -> api.Done:
+        return self._call("POST", f"/devices/{device}/decommission", api.Done, api.Reason(reason))
+
+    def add_deployment(self, device: str, deployment: str) -> api.Done:
+        return self._call("POST", f"/devices/{device}/deployments", api.Done, api.NewDeployment(deployment))
 
     def devices(self) -> list[api.DeviceView]:
         return self._call("GET", "/devices", list[api.DeviceView])
@@ -121,6 +141,16 @@ class Client:
         if response.is_success:
             return response
         raise _error_of(response)
+
+
+def _pinned(access: Access) -> ssl.SSLContext:
+    """TLS that believes the fleet's own authority only. Raises: UsageError."""
+    try:
+        made = ssl.create_default_context(cadata=access.ca)
+    except ssl.SSLError as error:
+        raise UsageError(f"the fleet's 'ca' cannot be read ({error}); copy client.toml again") from error
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    return made
 
 
 def _error_of(response: httpx.Response) -> EdgeKitError:

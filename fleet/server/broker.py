@@ -1,7 +1,7 @@
-"""The MQTT broker that `fleet up` brings along, or the address of one that runs already.
+"""The MQTT broker that `fleet up` brings along.
 
 Always true
- 1. A broker started here listens on loopback only: neither of the two, as started here, knows who a client is.
+ 1. A broker that does not know who a client is listens on loopback only (`places` sees to it).
  2. It ends with the service, even if the service is killed: both children watch a pipe to it.
 """
 
@@ -14,32 +14,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from edgekit.distribution import extra
-from edgekit.errors import ConflictError, FleetError, UsageError
-from edgekit.wire.messages import MAX_MESSAGE_BYTES
+from edgekit.errors import ConflictError, FleetError
+from fleet.server.broker_config import PACKET_BYTES
+from fleet.server.places import Address
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 START_S = 10.0
-# Room for the topic and the packet's own bytes around the largest payload.
-_PACKET_BYTES = MAX_MESSAGE_BYTES + 16 * 1024
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where an MQTT 5 listener is."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
 
 
 class Broker(Protocol):
@@ -49,38 +34,9 @@ class Broker(Protocol):
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
+    def reload(self) -> None: ...
     @property
     def is_running(self) -> bool: ...
-
-
-def parse_address(text: str, flag: str) -> Address:
-    """HOST:PORT on loopback.
-
-    Raises: UsageError for anything else, with the way out for a wider listener.
-    """
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(f"{flag} {text!r}: write HOST:PORT, e.g. 127.0.0.1:1883")
-    host = host.strip("[]")
-    if host not in LOOPBACK:
-        raise UsageError(
-            f"{flag} {text}: only loopback is served, because this listener has no TLS and no per-device rules; "
-            "for devices elsewhere run a broker with TLS and credentials and pass --broker mqtt://HOST:PORT, "
-            "and put a TLS proxy in front of the service"
-        )
-    return Address("127.0.0.1" if host == "localhost" else host, int(port))
-
-
-def parse_url(text: str) -> Address:
-    """The address of `mqtt://host:port`. Raises: UsageError."""
-    url = urlsplit(text)
-    try:
-        port = url.port or 1883
-    except ValueError:
-        port = 0
-    if url.scheme != "mqtt" or not url.hostname or not port:
-        raise UsageError(f"--broker {text!r}: use embedded, mosquitto, or mqtt://HOST:PORT")
-    return Address(url.hostname, port)
 
 
 def check_free(address: Address, flag: str) -> None:
@@ -119,7 +75,7 @@ class EmbeddedBroker:
             ) from error
         self.address = address
         config = folder / "broker.toml"
-        config.write_text(_RUMQTTD.format(listen=address, payload=_PACKET_BYTES), encoding="utf-8")
+        config.write_text(_RUMQTTD.format(listen=address, payload=PACKET_BYTES), encoding="utf-8")
         # A separate port per protocol version: only MQTT 5 is opened.
         self._child = Child(config_path=str(config))
 
@@ -135,15 +91,18 @@ class EmbeddedBroker:
     def stop(self) -> None:
         self._child.stop()
 
+    def reload(self) -> None:
+        """It has nothing to read anew."""
+
     @property
     def is_running(self) -> bool:
         return bool(self._child.is_running)
 
 
 class Mosquitto:
-    """Debian's mosquitto as a child."""
+    """Debian's mosquitto as a child, with a configuration that is written already (`broker_config`)."""
 
-    def __init__(self, address: Address, folder: Path) -> None:
+    def __init__(self, address: Address, config: Path) -> None:
         found = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
         if found is None:
             raise FleetError(
@@ -151,10 +110,7 @@ class Mosquitto:
             )
         self.address = address
         self._program = found
-        self._config = folder / "mosquitto.conf"
-        self._config.write_text(
-            _MOSQUITTO.format(port=address.port, host=address.host, payload=_PACKET_BYTES), encoding="utf-8"
-        )
+        self._config = config
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -183,14 +139,20 @@ class Mosquitto:
             self._child.kill()
             self._child.wait(5)
 
+    def reload(self) -> None:
+        """Certificates and revocation list are read anew; connections stay."""
+        if self._child is not None and self.is_running:
+            self._child.send_signal(signal.SIGHUP)
+
     @property
     def is_running(self) -> bool:
         return self._child is not None and self._child.poll() is None
 
 
 def _answers(address: Address) -> bool:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
     try:
-        with socket.create_connection((address.host, address.port), timeout=0.2):
+        with socket.create_connection((host, address.port), timeout=0.2):
             return True
     except OSError:
         return False
@@ -214,16 +176,4 @@ connection_timeout_ms = 60000
 max_payload_size = {payload}
 max_inflight_count = 100
 dynamic_filters = true
-"""
-
-_MOSQUITTO = """\
-# Written by 'edgekit fleet up' at each start.
-listener {port} {host}
-allow_anonymous true
-persistence false
-max_packet_size {payload}
-# The default of 1000 drops QoS 1 messages under bursts.
-max_queued_messages 100000
-log_type error
-log_type warning
 """

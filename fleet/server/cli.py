@@ -1,36 +1,174 @@
-"""`edgekit fleet up`, and nothing else: the other commands are a client's."""
+"""`edgekit fleet init|up|broker-config`: the commands of the machine that the service runs on."""
 
 import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
-from fleet.server import service
+from edgekit.errors import UsageError
+from fleet.publish import write_private
+from fleet.server import broker_config as configs
+from fleet.server import home, service
+from fleet.server.places import MOSQUITTO, Wanted, settle
 
-EPILOG = """\b
+BROKER_PASSWORD = "EDGEKIT_BROKER_PASSWORD"  # noqa: S105  # the name of a variable, not a secret
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+INIT_EPILOG = """\b
 Examples:
-  edgekit fleet up --state fleet-state
-  edgekit fleet up --state fleet-state --http 127.0.0.1:9000 --mqtt 127.0.0.1:1884
-  edgekit fleet up --state fleet-state --broker mqtt://broker.lan:1883
-  edgekit fleet up --state fleet-state --database postgresql+psycopg://edgekit@db/fleet
+  edgekit fleet init /srv/fleet --public-url https://fleet.example:8443 --mqtt-public mqtts://fleet.example:8883 \\
+      --ca-passphrase-file /root/ca.passphrase
+  edgekit fleet init fleet-state        # for this machine only
 """
 
+UP_EPILOG = """\b
+Examples:
+  edgekit fleet up --state fleet-state                  # on loopback; makes the home if there is none
+  edgekit fleet up --state /srv/fleet --ca-passphrase-file /root/ca.passphrase
+  edgekit fleet up --state fleet-state --http 127.0.0.1:9000 --mqtt 127.0.0.1:1884
+  edgekit fleet up --state /srv/fleet --broker mqtts://fleet@broker.example:8883 --broker-ca broker-ca.pem \\
+      --broker-password-file broker.password
+"""
 
-@click.command(epilog=EPILOG)
-@click.option(
-    "--state", type=click.Path(path_type=Path), required=True, help="Folder for keys, artifacts and database."
+_PLACES: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        "--public-url",
+        {"default": "", "metavar": "URL", "help": "How devices and people reach it: https://HOST:PORT."},
+    ),
+    (
+        "--mqtt-public",
+        {"default": "", "metavar": "URL", "help": "How devices reach the broker: mqtts://HOST:PORT."},
+    ),
+    (
+        "--mqtt-websockets",
+        {
+            "default": "",
+            "metavar": "URL",
+            "help": "The same broker for devices that only get out to 443: wss://HOST:PORT/mqtt.",
+        },
+    ),
+    (
+        "--http",
+        {
+            "default": "",
+            "metavar": "HOST:PORT",
+            "help": "Where the API listens.  [default: the public port, or 127.0.0.1:8080]",
+        },
+    ),
+    (
+        "--mqtt",
+        {
+            "default": "",
+            "metavar": "HOST:PORT",
+            "help": "Where our broker listens.  [default: the public port, or 127.0.0.1:1883]",
+        },
+    ),
+    (
+        "--broker",
+        {
+            "default": "",
+            "metavar": "BROKER",
+            "help": "embedded, mosquitto, or mqtts://USER@HOST:PORT.  [default: embedded; mosquitto with TLS]",
+        },
+    ),
+    (
+        "--plain-http",
+        {"is_flag": True, "help": "A proxy on this machine ends TLS: serve it plain HTTP on loopback."},
+    ),
+    ("--tls-cert", {"type": _FILE, "default": None, "help": "A certificate of your own for the API (PEM)."}),
+    ("--tls-key", {"type": _FILE, "default": None, "help": "Its key."}),
+    ("--tls-ca", {"type": _FILE, "default": None, "help": "Who signed it: what devices pin."}),
+    (
+        "--database",
+        {
+            "default": None,
+            "envvar": "EDGEKIT_FLEET_DATABASE",
+            "help": "SQLAlchemy URL; SQLite in the home unless set.",
+        },
+    ),
+    (
+        "--ca-passphrase-file",
+        {"type": _FILE, "default": None, "help": f"Passphrase of the CA's key; or set {home.PASSPHRASE}."},
+    ),
 )
+
+
+def _place_options(command: Callable[..., None]) -> Callable[..., None]:
+    for flag, settings in reversed(_PLACES):
+        command = click.option(flag, **settings)(command)
+    return command
+
+
+def _wanted(given: dict[str, Any]) -> Wanted:
+    return Wanted(
+        public_url=given["public_url"],
+        mqtt_public=given["mqtt_public"],
+        websockets=given["mqtt_websockets"],
+        http=given["http"],
+        mqtt=given["mqtt"],
+        broker=given["broker"],
+        plain_http=given["plain_http"],
+    )
+
+
+@click.command(epilog=INIT_EPILOG)
+@click.argument("folder", type=click.Path(path_type=Path))
+@_place_options
+@click.option("--inside-repository", is_flag=True, help="Make it inside a git work tree all the same.")
+def init(*, folder: Path, inside_repository: bool, ca_passphrase_file: Path | None, **given: Any) -> None:
+    """Make a fleet's home in FOLDER, once: keys, certificate authority, database, settings."""
+    tree = home.git_tree_of(folder)
+    if tree is not None and not inside_repository:
+        raise UsageError(
+            f"{folder} lies in the git work tree {tree}: private keys do not belong there; choose another folder, "
+            "or say --inside-repository"
+        )
+    places = settle(_wanted(given))
+    passphrase = home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase")
+    if passphrase is None and not places.is_local:
+        raise UsageError(
+            "the CA's key of a fleet on a network needs a passphrase: give --ca-passphrase-file FILE, or set "
+            f"{home.PASSPHRASE}"
+        )
+    kept = {
+        name: given[name]
+        for name in ("public_url", "mqtt_public", "mqtt_websockets", "http", "mqtt", "broker", "plain_http")
+    }
+    files = {
+        name: str(path.absolute()) for name in ("tls_cert", "tls_key", "tls_ca") if (path := given[name])
+    }
+    made = home.create(folder, {**kept, **files}, given["database"], passphrase, time.time())
+    where = "the database " if given["database"] else "fleet.db, "
+    click.echo(f"{folder}: the home of {made.fleet}")
+    click.echo(
+        f"Back up, where nobody else reads it: {folder}/keys, {folder}/fleet.toml, {where}and the CA's passphrase"
+    )
+    click.echo(
+        "  without keys/ca.key no device can join or renew; without keys/order.key none follows orders;"
+    )
+    click.echo(
+        "  without keys/publisher.key nothing new is published; without the database nobody knows the devices"
+    )
+    click.echo(f"Start it: edgekit fleet up --state {folder}")
+
+
+@click.command(epilog=UP_EPILOG)
 @click.option(
-    "--http", default="127.0.0.1:8080", show_default=True, help="Where the API listens; loopback only."
+    "--state", type=click.Path(path_type=Path), required=True, help="The fleet's home ('edgekit fleet init')."
 )
+@_place_options
+@click.option("--broker-ca", type=_FILE, default=None, help="What pins a broker that is not ours (PEM).")
+@click.option("--broker-cert", type=_FILE, default=None, help="What the service shows it.")
+@click.option("--broker-key", type=_FILE, default=None, help="The key of that.")
 @click.option(
-    "--mqtt", default="127.0.0.1:1883", show_default=True, help="Where the broker listens; loopback only."
+    "--broker-password-file", type=_FILE, default=None, help=f"The user's password; or set {BROKER_PASSWORD}."
 )
-@click.option(
-    "--broker", default="embedded", show_default=True, help="embedded, mosquitto, or mqtt://HOST:PORT."
-)
-@click.option("--database", default=None, help="SQLAlchemy URL; SQLite in the state folder unless set.")
 @click.option(
     "--tick",
     default=1.0,
@@ -40,7 +178,16 @@ Examples:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def up(
-    *, state: Path, http: str, mqtt: str, broker: str, database: str | None, tick: float, verbose: bool
+    *,
+    state: Path,
+    ca_passphrase_file: Path | None,
+    broker_ca: Path | None,
+    broker_cert: Path | None,
+    broker_key: Path | None,
+    broker_password_file: Path | None,
+    tick: float,
+    verbose: bool,
+    **given: Any,
 ) -> None:
     """Start the broker and the fleet service; Ctrl-C stops both."""
     logging.basicConfig(
@@ -48,23 +195,107 @@ def up(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    console = Console(stderr=True)
     options = service.Options(
-        state=state, http=http, mqtt=mqtt, broker=broker, database=database, tick_s=tick
+        state=state,
+        wanted=_wanted(given),
+        database=given["database"],
+        tick_s=tick,
+        tls=service.TlsFiles(given["tls_cert"], given["tls_key"], given["tls_ca"]),
+        broker_login=service.BrokerLogin(
+            broker_ca,
+            broker_cert,
+            broker_key,
+            home.secret(broker_password_file, BROKER_PASSWORD, "the broker's password"),
+        ),
+        ca_passphrase=home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase"),
     )
+    console = Console(stderr=True)
+    service.run(options, lambda found: _announce(console, found))
+    console.print("stopped")
 
-    def announce(found: service.Announcement) -> None:
-        console.print(f"[bold]fleet[/bold]     {found.fleet}", highlight=False)
-        console.print(f"[bold]API[/bold]       {found.url}", highlight=False)
-        connected = "" if found.is_broker_connected else " (not reachable yet; trying again until it is)"
-        console.print(f"[bold]broker[/bold]    mqtt://{found.broker} ({broker}){connected}", highlight=False)
-        console.print(f"[bold]database[/bold]  {found.database}", highlight=False)
+
+def _announce(console: Console, found: service.Announcement) -> None:
+    if found.made is not None:
         console.print(
-            f"[bold]client[/bold]    export EDGEKIT_FLEET={found.client_file}",
+            f"[bold]made[/bold]      {found.made}, the home of a new fleet for this machine: its keys are in "
+            f"{found.made}/keys, so keep it out of repositories and in backups",
             highlight=False,
             soft_wrap=True,
         )
-        console.print("ready; Ctrl-C stops")
+    console.print(f"[bold]fleet[/bold]     {found.fleet}", highlight=False)
+    console.print(f"[bold]API[/bold]       {found.url}", highlight=False)
+    connected = "" if found.is_broker_connected else " (not reachable yet; trying again until it is)"
+    console.print(f"[bold]broker[/bold]    {found.broker} ({found.broker_kind}){connected}", highlight=False)
+    console.print(f"[bold]database[/bold]  {found.database}", highlight=False)
+    console.print(
+        f"[bold]client[/bold]    export EDGEKIT_FLEET={found.client_file}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print("ready; Ctrl-C stops")
 
-    service.run(options, announce)
-    console.print("stopped")
+
+@click.command("broker-config")
+@click.argument("kind", type=click.Choice([MOSQUITTO]))
+@click.option(
+    "--state", type=click.Path(path_type=Path), required=True, help="The fleet's home ('edgekit fleet init')."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder for the files.")
+@click.option(
+    "--at",
+    default="",
+    metavar="DIR",
+    help="Where the folder will lie on the broker's machine, e.g. /etc/mosquitto/edgekit.  [default: --out]",
+)
+@click.option(
+    "--ca-passphrase-file",
+    type=_FILE,
+    default=None,
+    help=f"Passphrase of the CA's key; or set {home.PASSPHRASE}.",
+)
+def broker_config(*, kind: str, state: Path, out: Path, at: str, ca_passphrase_file: Path | None) -> None:
+    """Write what a mosquitto on its own takes: configuration, rules per device, certificates, revocation list."""
+    config = home.read_config(state)
+    places = settle(config.wanted)
+    if not places.announced.tls:
+        raise UsageError(f"{state}: has no --mqtt-public mqtts://HOST:PORT; make the home with it")
+    if out.exists():
+        raise UsageError(f"{out}: exists already; remove it or choose another name")
+    passphrase = home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase")
+    authority = home.authority(state / "keys", passphrase)
+    try:
+        out.mkdir(mode=0o700, parents=True)
+        server = home.server_files(out, authority, config.fleet, places.hosts, time.time())
+        home.service_files(out, authority, config.fleet, time.time())
+        for name in ("ca.pem", "crl.pem"):
+            shutil.copyfile(state / "keys" / name, out / name)
+        (out / "data").mkdir(mode=0o700)
+        place = Path(at) if at else out.absolute()
+        text = configs.mosquitto(
+            configs.Mosquitto(
+                host="",
+                port=places.announced.port,
+                websocket_port=places.announced.websocket_port if places.announced.websocket_path else None,
+                ca=place / "ca.pem",
+                certificate=place / server.certificate.name,
+                key=place / server.key.name,
+                revocations=place / "crl.pem",
+                acl=place / configs.ACL,
+                data=place / "data",
+                # As root mosquitto becomes its own user, which then owns these files.
+                user="" if os.geteuid() else "mosquitto",
+            )
+        )
+        write_private(out / configs.CONFIG, text.encode())
+        write_private(out / configs.ACL, configs.acl().encode())
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror})") from error
+    click.echo(f"{out}: for {kind} on {places.announced.host}:{places.announced.port}")
+    click.echo(f"  there: chown -R mosquitto: {place} && mosquitto -c {place}/{configs.CONFIG}")
+    click.echo(
+        f"  here:  edgekit fleet up --state {state} --broker mqtts://{places.announced.host}:{places.announced.port} "
+        f"--broker-ca {out}/ca.pem --broker-cert {out}/service.pem --broker-key {out}/service.key"
+    )
+    click.echo(
+        f"  after a revocation the broker takes the new list from {places.url}/v1/crl.pem and a SIGHUP (docs/network.md)"
+    )

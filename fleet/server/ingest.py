@@ -23,7 +23,7 @@ from edgekit.wire import topics
 from edgekit.wire.messages import Ack, Boot, Report, Reported, Status, decode, encode
 from fleet.server.database import Database
 from fleet.server.link import Link, Message
-from fleet.server.store import devices, telemetry
+from fleet.server.store import devices, enrolments, telemetry
 from fleet.server.store.devices import DeviceRow
 
 log = logging.getLogger(__name__)
@@ -143,4 +143,7 @@ def _believed(connection: Connection, device: str, claimed: str, boot: Boot) -> 
         raise DroppedError("unknown device") from error
     if boot.enrolment != row.enrolment or row.enrolment == 0:
         raise DroppedError("of another enrolment")
+    if row.decommissioned_at is not None:
+        raise DroppedError("of a device out of service")
+    enrolments.confirm(connection, row)
     return row

@@ -1,10 +1,11 @@
 """Runs a program for as long as this process's standard input stays open: `python -m fleet.server.keeper PROGRAM ARG…`.
 
 The parent holds the other end of the pipe. However the parent ends, even by SIGKILL, the pipe closes and the program
-is stopped. (PR_SET_PDEATHSIG would not do: the kernel clears it when mosquitto gives up root.)
+is stopped. SIGHUP is passed on. (PR_SET_PDEATHSIG would not do: the kernel clears it when mosquitto gives up root.)
 """
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import threading
 
 def main() -> None:
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    signal.signal(signal.SIGHUP, lambda *_: child.send_signal(signal.SIGHUP))
 
     def stop_with_parent() -> None:
         os.read(0, 1)

@@ -8,9 +8,11 @@ Always true
 
 import logging
 import queue
+import ssl
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as mqtt
@@ -20,7 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgekit.wire import topics
-from fleet.server.broker import Address
+from fleet.server.places import Address
 
 log = logging.getLogger(__name__)
 
@@ -31,21 +33,39 @@ KEEPALIVE_S = 15
 Message = tuple[str, bytes]
 
 
+@dataclass(frozen=True)
+class Login:
+    """How the service shows the broker who it is."""
+
+    tls: ssl.SSLContext | None = None
+    user: str = ""
+    password: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Login(tls={self.tls is not None}, user={self.user!r})"
+
+
 class Link:
     """One paho client with reconnect; `messages` is what `ingest` reads."""
 
-    def __init__(self, address: Address, fleet: str, *, shares_telemetry: bool) -> None:
+    def __init__(
+        self, address: Address, fleet: str, login: Login, *, telemetry_group: str | None = None
+    ) -> None:
         self.address = address
         self.messages: queue.Queue[Message] = queue.Queue(QUEUE_MESSAGES)
         self.overflowed = 0
         self.connected_since: float | None = None
         # Called (from the network thread) after each connect, once subscribed.
         self.on_connect: Callable[[], None] = lambda: None
-        self._telemetry_group = "edgekit-fleet" if shares_telemetry else None
+        self._telemetry_group = telemetry_group
         self._lock = threading.Lock()
         self._client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=f"edgekit-{fleet}", protocol=mqtt.MQTTv5
         )
+        if login.tls is not None:
+            self._client.tls_set_context(login.tls)
+        if login.user:
+            self._client.username_pw_set(login.user, login.password)
         self._client.max_inflight_messages_set(100)
         self._client.reconnect_delay_set(min_delay=1, max_delay=15)
         self._client.on_connect = self._connected
@@ -58,7 +78,7 @@ class Link:
 
     def start(self) -> None:
         """Connect in the background; a broker that is down now is tried again until it answers."""
-        self._client.connect_async(self.address.host, self.address.port, keepalive=KEEPALIVE_S)
+        self._client.connect_async(_reachable(self.address.host), self.address.port, keepalive=KEEPALIVE_S)
         self._client.loop_start()
 
     def stop(self) -> None:
@@ -103,3 +123,27 @@ class Link:
         except queue.Full:
             with self._lock:
                 self.overflowed += 1
+
+
+def end_session(address: Address, tls: ssl.SSLContext, name: str, *, patience_s: float = 3.0) -> None:
+    """End whatever connection a client of this name has, by taking its session over for a moment.
+
+    For a broker that makes the certificate's name the client id. Raises: OSError if the broker does not answer.
+    """
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv5)
+    client.tls_set_context(tls)
+    done = threading.Event()
+    client.on_connect = lambda *_: done.set()
+    client.connect(_reachable(address.host), address.port, keepalive=KEEPALIVE_S, clean_start=True)
+    client.loop_start()
+    try:
+        if not done.wait(patience_s):
+            raise TimeoutError(f"broker {address} did not answer within {patience_s:.0f} s")
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def _reachable(host: str) -> str:
+    """Where to reach a listener on this machine that listens on every address."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

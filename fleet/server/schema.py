@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData()
@@ -41,13 +42,15 @@ devices = Table(
     Column("labels", Text, nullable=False),
     Column("deployments", Text, nullable=False),
     Column("created_at", Float, nullable=False),
-    # Enrolment: the token is used once; `enrolment` counts how often this id has enrolled.
-    Column("token_hash", String(64), nullable=False, index=True),
-    Column("is_token_used", Boolean, nullable=False, default=False),
+    # `enrolment` counts how often this id has enrolled; `enrolled_for` are the deployments that its enrolment file
+    # named, and `is_confirmed` says that it has used what it got by enrolling.
     Column("enrolment", Integer, nullable=False, default=0),
     Column("enrolled_at", Float),
+    Column("enrolled_for", Text, nullable=False, default="[]", server_default="[]"),
+    Column("is_confirmed", Boolean, nullable=False, default=False, server_default=false()),
     Column("credential_hash", String(64), index=True),
-    Column("public_key", String(64)),
+    Column("fingerprint", String(64), nullable=False, default="", server_default=""),
+    Column("decommissioned_at", Float),
     Column("profile", String(64), nullable=False, default=""),
     Column("agent_version", String(200), nullable=False, default=""),
     # What it says of itself, and the (incarnation, nonce, seq) of the message that said so.
@@ -62,6 +65,54 @@ devices = Table(
     Column("window_s", Float),
     # The counter of the newest order issued to it.
     Column("order_counter", BigInteger, nullable=False, default=0),
+)
+
+# Who may enrol: one device by name, or with an empty `device` a batch. Only the sha256 of the secret is kept.
+enrolment_tokens = Table(
+    "enrolment_tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("device", String(64), nullable=False, index=True),
+    Column("labels", Text, nullable=False),
+    Column("deployments", Text, nullable=False),
+    # Names that a batch is for; empty for any.
+    Column("serials", Text, nullable=False),
+    Column("needs_approval", Boolean, nullable=False),
+    Column("max_uses", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("revoked_at", Float),
+)
+
+# What came of a token, by device: the key that came first is the only one that gets the answer.
+enrolment_uses = Table(
+    "enrolment_uses",
+    metadata,
+    Column("token", Integer, ForeignKey("enrolment_tokens.id"), primary_key=True),
+    Column("device", String(64), primary_key=True),
+    Column("public_key", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("profile", String(64), nullable=False),
+    Column("first_at", Float, nullable=False),
+    Column("enrolment", Integer, nullable=False, default=0),
+    Index("ix_enrolment_uses_state", "state"),
+)
+
+# Every certificate that the fleet's authority gave to a device.
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("serial", String(32), primary_key=True),
+    Column("device", String(64), ForeignKey("devices.id"), nullable=False, index=True),
+    Column("enrolment", Integer, nullable=False),
+    Column("public_key", String(64), nullable=False),
+    Column("issued_at", Float, nullable=False),
+    Column("not_after", Float, nullable=False),
+    Column("pem", Text, nullable=False),
+    Column("revoked_at", Float),
+    Column("reason", String(64), nullable=False, default=""),
 )
 
 releases = Table(

@@ -8,34 +8,31 @@ Always true
 import logging
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
-from edgekit.errors import FleetError
-from edgekit.wire.enrolment import BrokerAddress
+from edgekit.errors import FleetError, UsageError
+from fleet.server import broker_config, home, tls
 from fleet.server.api.app import make_app
 from fleet.server.api.context import Context
-from fleet.server.broker import (
-    Address,
-    Broker,
-    EmbeddedBroker,
-    Mosquitto,
-    check_free,
-    parse_address,
-    parse_url,
-)
+from fleet.server.broker import Broker, EmbeddedBroker, Mosquitto, check_free
+from fleet.server.ca import Authority
+from fleet.server.certificates import Certificates
 from fleet.server.controller import Controller
 from fleet.server.database import Database, sqlite_url
+from fleet.server.home import Config
 from fleet.server.ingest import Ingest
-from fleet.server.link import Link
-from fleet.server.state import StateFolder
+from fleet.server.link import Link, Login
+from fleet.server.places import EMBEDDED, MOSQUITTO, Address, Places, Wanted, settle
+from fleet.server.state import Keys, StateFolder
 from fleet.server.store import settings
 from fleet.server.store.orders import Issuer
 from fleet.tuf import together
@@ -47,27 +44,49 @@ _FIRST_CONNECT_S = 5.0
 
 
 @dataclass(frozen=True)
+class TlsFiles:
+    """A certificate of the user's own with its key, and who signed it; all three or none."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+    authorities: Path | None = None
+
+
+@dataclass(frozen=True)
+class BrokerLogin:
+    """How the service shows a broker that is not ours who it is; the secrets stay in their files."""
+
+    authorities: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    password: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
 class Options:
-    """What `edgekit fleet up` was asked for."""
+    """What `edgekit fleet up` was asked for; what is empty here is the home's `fleet.toml`'s to say."""
 
     state: Path
-    http: str = "127.0.0.1:8080"
-    mqtt: str = "127.0.0.1:1883"
-    broker: str = "embedded"
+    wanted: Wanted = field(default_factory=Wanted)
     database: str | None = None
     tick_s: float = 1.0
+    tls: TlsFiles = TlsFiles()
+    broker_login: BrokerLogin = BrokerLogin()
+    ca_passphrase: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Announcement:
-    """Where the service listens, once it does."""
+    """Where the service listens, once it does. `made` is a home that was made just now."""
 
     fleet: str
     url: str
     broker: str
+    broker_kind: str
     database: str
     client_file: Path
     is_broker_connected: bool
+    made: Path | None
 
 
 def run(options: Options, announce: Callable[[Announcement], None]) -> None:
@@ -75,11 +94,12 @@ def run(options: Options, announce: Callable[[Announcement], None]) -> None:
 
     Raises: UsageError, ConflictError, FleetError if it cannot start; KeyboardInterrupt if stopped while starting.
     """
-    http = parse_address(options.http, "--http")
+    config = home.read_config(options.state) if home.is_home(options.state) else None
+    places = settle(_merged(config, options.wanted))
     signal.signal(signal.SIGTERM, _interrupt)
     with ExitStack() as stack:
         try:
-            server, listener, announcement = _start(options, http, stack)
+            server, listener, announcement = _start(options, config, places, stack)
             try:
                 announce(announcement)
                 server.run(sockets=[listener])
@@ -90,43 +110,85 @@ def run(options: Options, announce: Callable[[Announcement], None]) -> None:
             _ignore_interrupts()
 
 
+def _merged(config: Config | None, wanted: Wanted) -> Wanted:
+    """The options of this start, and behind them the home's."""
+    if config is None:
+        return wanted
+    given = {f.name: value for f in fields(wanted) if (value := getattr(wanted, f.name))}
+    return replace(config.wanted, **given)
+
+
+@dataclass(frozen=True)
+class _Trust:
+    """The home's keys, and what pins connections to the service. `bundle` is empty where all is plain on loopback."""
+
+    keys: Keys
+    authority: Authority
+    bundle: str
+    api: home.Tls | None
+
+
 def _start(
-    options: Options, http: Address, stack: ExitStack
+    options: Options, config: Config | None, places: Places, stack: ExitStack
 ) -> tuple[uvicorn.Server, socket.socket, Announcement]:
     """Everything up to the point of serving; each part registers on the stack how it is stopped."""
-    broker_address = parse_address(options.mqtt, "--mqtt") if _is_ours(options) else parse_url(options.broker)
+    made = None
+    if config is None:
+        config, made = _make_home(options, places), options.state
     folder = StateFolder(options.state)
     stack.callback(folder.close)
-    check_free(http, "--http")
-    listener = socket.create_server((http.host, http.port), family=_family(http), backlog=512)
+    check_free(places.http, "--http")
+    listener = socket.create_server(
+        (places.http.host, places.http.port), family=_family(places.http), backlog=512
+    )
     stack.callback(listener.close)
-    keys = folder.keys()
-    database = Database(options.database or sqlite_url(options.state))
+    database = Database(options.database or config.database or sqlite_url(options.state))
     stack.callback(database.close)
+    home.check_database(database, config)
+    trust = _trust(options, config, places, folder)
     with database.begin() as connection:
-        fleet = settings.fleet_id(connection)
-        settings.trust_publisher(connection, keys.publisher.keyid, keys.publisher.public_hex)
+        settings.trust_publisher(connection, trust.keys.publisher.keyid, trust.keys.publisher.public_hex)
     tuf = Online(folder.path / "tuf")
-    together.start(folder.path, tuf, datetime.now(UTC))
-    broker = _broker(options, broker_address, folder.path)
+    if made is not None:
+        # Nobody else is there to keep the publisher's keys.
+        together.start(folder.path, tuf, datetime.now(UTC))
+    broker = _broker(places, folder, trust, config)
+    certificates = Certificates(
+        database,
+        trust.authority,
+        config.fleet,
+        folder.keys_folder,
+        places,
+        broker=broker,
+        is_api_ours=not options.tls.certificate and not config.tls_cert,
+    )
+    certificates.write_revocations(time.time())
     if broker is not None:
         stack.callback(broker.stop)
         broker.start()
-    issuer = Issuer(fleet, keys.order)
-    link = Link(broker_address, fleet, shares_telemetry=options.broker != "embedded")
+    issuer = Issuer(config.fleet, trust.keys.order)
+    group = None if broker is not None else trust.keys.secret_name("telemetry group")
+    login = _login(options, places, certificates)
+    link = Link(places.mqtt, config.fleet, login, telemetry_group=group)
     ingest = Ingest(database, link)
-    chores = _Chores(_BrokerWatch(broker), Chore(tuf))
+    watch, signing = _BrokerWatch(broker), Chore(tuf)
+
+    def chores() -> None:
+        watch()
+        certificates.renew_if_due(time.time())
+        signing()
+
     controller = Controller(database, issuer, link, tick_s=options.tick_s, chores=chores)
     link.on_connect = controller.reconnected
-    url = f"http://{http}"
     context = Context(
         database=database,
         folder=folder,
-        keys=keys,
+        keys=trust.keys,
         issuer=issuer,
         link=link,
-        url=url,
-        broker=BrokerAddress(broker_address.host, broker_address.port),
+        places=places,
+        certificates=certificates,
+        ca_bundle=trust.bundle,
         wake=controller.wake,
         tuf=tuf,
         dropped=ingest.dropped,
@@ -138,37 +200,138 @@ def _start(
     stack.callback(link.stop)
     link.start()
     is_connected = _wait_for(lambda: link.is_connected)
-    client_file = folder.write_client_file(database, url, time.time())
-    config = uvicorn.Config(
-        make_app(context), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3
+    client_file = folder.write_client_file(
+        database, places.url, trust.bundle if places.url.startswith("https:") else "", time.time()
     )
     announcement = Announcement(
-        fleet, url, str(broker_address), database.shown_url, client_file, is_connected
+        config.fleet,
+        places.url,
+        f"mqtt{'s' if places.announced.tls else ''}://{places.announced.host}:{places.announced.port}",
+        places.broker,
+        database.shown_url,
+        client_file,
+        is_connected,
+        made,
     )
-    return uvicorn.Server(config), listener, announcement
+    return uvicorn.Server(_uvicorn(context, trust, certificates)), listener, announcement
 
 
-def _is_ours(options: Options) -> bool:
-    return options.broker in ("embedded", "mosquitto")
+def _make_home(options: Options, places: Places) -> Config:
+    """A home made in passing, for a fleet that stays on this machine. Raises: UsageError for any other."""
+    if not places.is_local:
+        raise UsageError(
+            f"{options.state}: no fleet's home yet; make it first, once: edgekit fleet init {options.state} "
+            "--public-url https://HOST:PORT --mqtt-public mqtts://HOST:PORT"
+        )
+    return home.create(options.state, {}, options.database, options.ca_passphrase, time.time())
 
 
-def _broker(options: Options, address: Address, folder: Path) -> Broker | None:
-    if options.broker == "embedded":
-        return EmbeddedBroker(address, folder)
-    if options.broker == "mosquitto":
-        return Mosquitto(address, folder)
-    return None
+def _trust(options: Options, config: Config, places: Places, folder: StateFolder) -> _Trust:
+    authority = home.authority(folder.keys_folder, options.ca_passphrase)
+    bundle = (
+        [authority.pem] if places.has_tls or places.announced.tls or places.url.startswith("https:") else []
+    )
+    own = _own_files(options.tls, config)
+    if own is not None:
+        bundle.append(_pem_text(own.authorities, "--tls-ca"))
+    if options.broker_login.authorities is not None:
+        bundle.append(_pem_text(options.broker_login.authorities, "--broker-ca"))
+    api = None
+    if places.has_tls:
+        if own is not None and own.certificate is not None and own.key is not None:
+            home.read_private(own.key, "the TLS key")
+            api = home.Tls(own.certificate, own.key)
+        else:
+            api = home.server_files(folder.keys_folder, authority, config.fleet, places.hosts, time.time())
+    return _Trust(folder.keys(), authority, "".join(bundle), api)
 
 
-class _Chores:
-    """Several things to look after, one after the other."""
+def _own_files(given: TlsFiles, config: Config) -> TlsFiles | None:
+    """The user's own certificate, from options or fleet.toml; with --plain-http only the authority is of use."""
+    files = TlsFiles(
+        given.certificate or _path(config.tls_cert),
+        given.key or _path(config.tls_key),
+        given.authorities or _path(config.tls_ca),
+    )
+    if files == TlsFiles():
+        return None
+    if files.authorities is None or (files.certificate is None) != (files.key is None):
+        raise UsageError(
+            "a certificate of your own takes three files: --tls-cert, --tls-key, and --tls-ca, the authority that "
+            "devices will pin"
+        )
+    return files
 
-    def __init__(self, *chores: Callable[[], None]) -> None:
-        self._chores = chores
 
-    def __call__(self) -> None:
-        for chore in self._chores:
-            chore()
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+def _pem_text(path: Path | None, flag: str) -> str:
+    assert path is not None
+    try:
+        text = path.read_text(encoding="utf-8")
+        ssl.create_default_context(cadata=text)
+    except (OSError, UnicodeDecodeError, ssl.SSLError) as error:
+        raise UsageError(f"{flag} {path}: no PEM certificates can be read from it ({error})") from error
+    return text if text.endswith("\n") else text + "\n"
+
+
+def _broker(places: Places, folder: StateFolder, trust: _Trust, config: Config) -> Broker | None:
+    if places.broker == EMBEDDED:
+        return EmbeddedBroker(places.mqtt, folder.path)
+    if places.broker != MOSQUITTO:
+        return None
+    path = folder.path / broker_config.CONFIG
+    if places.has_mqtt_tls:
+        files = home.server_files(
+            folder.keys_folder, trust.authority, config.fleet, places.hosts, time.time()
+        )
+        text = broker_config.in_home(folder.path, files, places)
+    else:
+        text = broker_config.plain(places.mqtt.host, places.mqtt.port)
+    path.write_text(text, encoding="utf-8")
+    return Mosquitto(places.mqtt, path)
+
+
+def _login(options: Options, places: Places, certificates: Certificates) -> Login:
+    if not places.has_mqtt_tls:
+        return Login()
+    given = options.broker_login
+    if places.broker == MOSQUITTO:
+        return Login(tls=certificates.service_context())
+    try:
+        context = ssl.create_default_context(cafile=given.authorities)
+        if given.certificate is not None:
+            context.load_cert_chain(given.certificate, given.key)
+    except OSError as error:
+        raise UsageError(f"--broker-ca, --broker-cert, --broker-key: cannot be used ({error})") from error
+    if places.user and given.password is None and given.certificate is None:
+        raise UsageError(
+            f"--broker …{places.user}@…: its password? give --broker-password-file, or EDGEKIT_BROKER_PASSWORD"
+        )
+    return Login(context, places.user, given.password.decode() if given.password else None)
+
+
+def _uvicorn(context: Context, trust: _Trust, certificates: Certificates) -> uvicorn.Config:
+    config = uvicorn.Config(
+        make_app(context),
+        http=tls.Protocol,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=3,
+    )
+    config.load()
+    if trust.api is not None:
+        try:
+            config.ssl = tls.server_context(trust.api.certificate, trust.api.key, [trust.authority.pem])
+        except OSError as error:
+            raise UsageError(
+                f"{trust.api.certificate}, {trust.api.key}: cannot be used for TLS ({error})"
+            ) from error
+        certificates.api_context = config.ssl
+    return config
 
 
 class _BrokerWatch:

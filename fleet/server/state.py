@@ -1,7 +1,8 @@
 """The service's folder: keys, artifacts, the lock, and the file by which clients find it.
 
     DIR/fleet.db        unless the database is elsewhere
-    DIR/keys/           order.key, publisher.key (ed25519, 0600)
+    DIR/fleet.toml      the fleet's id and settings (`home`)
+    DIR/keys/           order.key, publisher.key (ed25519), ca.key, ca.pem, crl.pem, server.*, service.* (EC P-256)
     DIR/artifacts/      <sha256>.edgekit
     DIR/client.toml     url and admin token (0600)
     DIR/service.lock    held while a service runs
@@ -11,14 +12,19 @@ Always true
  2. One service at a time.
 """
 
+import base64
 import fcntl
+import hmac
 import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
 from edgekit.errors import AuthError, ConflictError, FleetError
-from fleet.publish import SigningKey, load_key, make_key, write_private
+from fleet.publish import SigningKey, load_key, write_private
 from fleet.server.database import Database
 from fleet.server.store import settings
 
@@ -29,6 +35,21 @@ CLIENT_FILE = "client.toml"
 class Keys:
     order: SigningKey
     publisher: SigningKey
+
+    def secret_name(self, purpose: str) -> str:
+        """A name that nobody outside can guess and that is always the same for one purpose: 128 bits in hex, derived
+        from the order key (HKDF, RFC 5869).
+        """
+        derived = HKDF(hashes.SHA256(), 32, salt=None, info=f"edgekit {purpose}".encode())
+        return derived.derive(self.order.private.private_bytes_raw()).hex()[:32]
+
+    def derive(self, purpose: str, *parts: str) -> str:
+        """A secret for `parts`, made anew rather than kept: 256 bits, URL-safe base64."""
+        key = HKDF(hashes.SHA256(), 32, salt=None, info=f"edgekit {purpose}".encode()).derive(
+            self.order.private.private_bytes_raw()
+        )
+        digest = hmac.digest(key, "\0".join(parts).encode(), "sha256")
+        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
 class StateFolder:
@@ -66,12 +87,18 @@ class StateFolder:
         os.close(self._lock)
 
     def keys(self) -> Keys:
-        """The keys, made on first use. Raises: UsageError for one that cannot be used."""
-        folder = self.path / "keys"
-        return Keys(order=_key(folder / "order.key"), publisher=_key(folder / "publisher.key"))
+        """The signing keys. Raises: UsageError for one that cannot be used; none is made here."""
+        return Keys(
+            order=load_key(self.keys_folder / "order.key"),
+            publisher=load_key(self.keys_folder / "publisher.key"),
+        )
 
-    def write_client_file(self, database: Database, url: str, now: float) -> Path:
-        """client.toml with the present URL; its token is kept if the database still knows it."""
+    @property
+    def keys_folder(self) -> Path:
+        return self.path / "keys"
+
+    def write_client_file(self, database: Database, url: str, authorities: str, now: float) -> Path:
+        """client.toml with the present URL and what pins it; its token is kept if the database still knows it."""
         path = self.path / CLIENT_FILE
         with database.begin() as connection:
             token = _known_token(path)
@@ -86,12 +113,10 @@ class StateFolder:
             "# How 'edgekit fleet' reaches this service. Whoever reads this file can do everything: keep it to yourself.\n"
             f'url = "{url}"\ntoken = "{token}"\n'
         )
+        if authorities:
+            text += f"ca = '''\n{authorities}'''\n"
         write_private(path, text.encode())
         return path
-
-
-def _key(path: Path) -> SigningKey:
-    return load_key(path) if path.exists() else make_key(path)
 
 
 def _known_token(path: Path) -> str | None:

@@ -7,8 +7,10 @@ and has no model: the boundary that the fleet needs. Real agents are tested end 
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +22,11 @@ import httpx
 import msgspec
 import paho.mqtt.client as mqtt
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edgekit import bundle, sketch
@@ -29,7 +36,7 @@ from edgekit.manifest import Contract, EngineSpec, Manifest, SelfTest, TensorSpe
 from edgekit.protocol import orders
 from edgekit.trust import dsse, target
 from edgekit.wire import topics
-from edgekit.wire.enrolment import EnrolAnswer, EnrolmentFile, EnrolRequest
+from edgekit.wire.enrolment import EnrolAnswer, EnrolmentFile, EnrolRequest, RenewRequest, renew_url
 from edgekit.wire.messages import (
     Ack,
     Boot,
@@ -160,6 +167,25 @@ class Service:
 DEPLOYMENT = "digits"
 
 
+def make_device_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def csr_of(key: ec.EllipticCurvePrivateKey, name: str) -> str:
+    """A certificate request as a device makes it."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return request.public_bytes(Encoding.PEM).decode()
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def pinned(file: EnrolmentFile) -> ssl.SSLContext | bool:
+    return ssl.create_default_context(cadata=file.ca) if file.ca else True
+
+
 @dataclass
 class Behaviour:
     """How a bundle of one version does on the device."""
@@ -181,6 +207,10 @@ class FakeDevice:
     incarnation: int = 1
     nonce: str = "0123456789abcdef"
     sends_telemetry: bool = True
+    # Its own name, where the file is a batch's.
+    serial: str = ""
+    key: ec.EllipticCurvePrivateKey = field(default_factory=make_device_key)
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         self.acked: set[int] = set()
@@ -193,29 +223,55 @@ class FakeDevice:
         self._reported_seq = 0
         self._stop = threading.Event()
         self._client: mqtt.Client | None = None
+        self.connections = 0
 
     @property
     def name(self) -> str:
-        return self.file.device
+        return self.serial or self.file.device
 
     @property
     def boot(self) -> Boot:
         return Boot(self.enrolment, self.incarnation, self.nonce)
 
     def enrol(self) -> None:
-        request = EnrolRequest(self.name, self.file.token, "ab" * 32, self.profile, "0.1.0")
-        response = httpx.post(self.file.enrol_url, content=msgspec.json.encode(request), trust_env=False)
+        response = self.ask_to_enrol()
         response.raise_for_status()
-        answer = msgspec.json.decode(response.content, type=EnrolAnswer)
-        self.enrolment, self.credential = answer.enrolment, answer.credential
+        self.answer = msgspec.json.decode(response.content, type=EnrolAnswer)
+        self.enrolment, self.credential = self.answer.enrolment, self.answer.credential
         self._identity = orders.Identity(
             self.file.fleet, self.name, self.enrolment, (self.profile,), self.file.deployments
         )
+
+    def ask_to_enrol(self) -> httpx.Response:
+        request = EnrolRequest(
+            self.name, self.file.token, csr_of(self.key, self.name), self.profile, "0.1.0", self.fingerprint
+        )
+        content = msgspec.json.encode(request)
+        return httpx.post(self.file.enrol_url, content=content, trust_env=False, verify=pinned(self.file))
+
+    def tls(self) -> ssl.SSLContext | bool:
+        """Pinned by the enrolment file, with the device's certificate."""
+        context = pinned(self.file)
+        if isinstance(context, ssl.SSLContext):
+            with tempfile.NamedTemporaryFile(suffix=".pem") as both:
+                both.write(key_pem(self.key) + self.answer.certificate.encode())
+                both.flush()
+                context.load_cert_chain(both.name)
+        return context
+
+    def renew(self, key: ec.EllipticCurvePrivateKey | None = None) -> httpx.Response:
+        """Over TLS with the certificate, for a new key unless told otherwise."""
+        content = msgspec.json.encode(RenewRequest(csr_of(key or self.key, self.name)))
+        return httpx.post(renew_url(self.file.enrol_url), content=content, trust_env=False, verify=self.tls())
 
     def connect(self) -> None:
         client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self.name, protocol=mqtt.MQTTv5)
         will = encode(Status(online=False, boot=self.boot))
         client.will_set(topics.of(self.name, topics.STATUS), will, qos=1, retain=True)
+        if self.file.broker.tls:
+            context = self.tls()
+            assert isinstance(context, ssl.SSLContext)
+            client.tls_set_context(context)
         client.on_connect = lambda *_: self._connected()
         client.on_message = lambda _c, _u, message: self._received(message)
         client.reconnect_delay_set(1, 1)
@@ -238,7 +294,8 @@ class FakeDevice:
 
     def fetch(self, sha256: str, suffix: str = "", **headers: str) -> httpx.Response:
         authorization = {"Authorization": f"Bearer {self.credential}", **headers}
-        return httpx.get(f"{self.file.artifact_url}/{sha256}{suffix}", headers=authorization, trust_env=False)
+        url = f"{self.file.artifact_url}/{sha256}{suffix}"
+        return httpx.get(url, headers=authorization, trust_env=False, verify=pinned(self.file))
 
     def publish(self, leaf: str, payload: bytes, *, retain: bool = False) -> None:
         assert self._client is not None
@@ -280,6 +337,7 @@ class FakeDevice:
 
     def _connected(self) -> None:
         assert self._client is not None
+        self.connections += 1
         self._client.subscribe(
             [(topics.of(self.name, topics.DESIRED), 1), (topics.of(self.name, topics.ACK), 0)]
         )

@@ -327,7 +327,7 @@ def test_artifacts_are_for_the_device_that_is_ordered_to_run_them(
         ("POST", "/api/v1/bundles", b'{"envelope": "{}"}', 403, "signature"),
         ("PUT", "/api/v1/uploads/nonsense", b"x", 404, "not-found"),
         ("PUT", "/api/v1/uploads/" + "0" * 64, b"x", 400, "bundle"),
-        ("POST", "/enrol", b'{"device": "lab-1"}', 400, "usage"),
+        ("POST", "/v1/enrol", b'{"device": "lab-1"}', 400, "usage"),
         ("POST", "/api/v1/rollouts/r1/explode", b"", 400, "usage"),
         ("GET", "/api/v1/nothing", b"", 404, "http"),
     ],

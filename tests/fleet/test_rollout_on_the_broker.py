@@ -1,6 +1,7 @@
 """Whole rollouts through the real service, the real broker and scripted devices."""
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -263,7 +264,12 @@ def test_a_rollout_on_postgresql(service: Service, postgresql: str, tmp_path: Pa
     other = Service(tmp_path / "other", more=service.more)
     other.folder.mkdir()
     process = other.spawn()
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 5
+    assert "whose home is elsewhere" in said
+    shutil.copytree(service.state, other.state)
+    process = other.spawn()
+    said, _ = process.communicate(timeout=60)
     assert process.returncode == 5
     assert "another fleet service works on the database" in said
     fleet.close()

@@ -97,9 +97,12 @@ def test_a_port_in_use_is_said_and_nothing_is_announced(service: Service, which:
     ("more", "code", "said"),
     [
         (("--http", "0.0.0.0:80"), 2, "only loopback is served"),
-        (("--mqtt", "0.0.0.0:1883"), 2, "--broker mqtt://HOST:PORT"),
+        (("--mqtt", "0.0.0.0:1883"), 2, "--broker mqtts://HOST:PORT"),
+        (("--broker", "mqtt://broker.example:1883"), 2, "write mqtts://"),
+        (("--public-url", "https://fleet.example:8443"), 2, "give --mqtt-public"),
+        (("--public-url", "http://fleet.example:8080"), 2, "over TLS only"),
         (("--mqtt", "nonsense"), 2, "write HOST:PORT"),
-        (("--broker", "http://x"), 2, "use embedded, mosquitto, or mqtt://HOST:PORT"),
+        (("--broker", "http://x"), 2, "write embedded, mosquitto, or mqtts://"),
         (("--database", "nonsense://x"), 2, "use sqlite"),
         (("--database", "postgresql+psycopg://x@127.0.0.1:1/x"), 5, "cannot be used"),
     ],
@@ -124,7 +127,10 @@ def test_a_folder_that_is_a_file_and_a_spoilt_database_are_said(service: Service
     code, said = refused(service)
     assert (code, "cannot be used as a folder" in said) == (5, True)
     service.state.unlink()
-    service.state.mkdir()
+    service.start()
+    service.stop()
+    for leftover in service.state.glob("fleet.db*"):
+        leftover.unlink()
     (service.state / "fleet.db").write_bytes(b"x" * 8192)
     code, said = refused(service)
     assert (code, "restore it from a backup" in said) == (5, True)

@@ -15,11 +15,13 @@ import msgspec
 from fastapi import Depends, Request, Response
 
 from edgekit.errors import AuthError, UsageError
-from edgekit.wire.enrolment import BrokerAddress
+from fleet.server.certificates import Certificates
 from fleet.server.database import Database
 from fleet.server.link import Link
+from fleet.server.places import Places
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store import settings
+from fleet.server.store.enrolments import Registrar
 from fleet.server.store.orders import Issuer
 from fleet.tuf.online import Online
 
@@ -36,12 +38,22 @@ class Context:
     keys: Keys
     issuer: Issuer
     link: Link
-    url: str
-    broker: BrokerAddress
+    places: Places
+    certificates: Certificates
+    ca_bundle: str
     wake: Callable[[], None]
     tuf: Online
     dropped: Counter[str] = field(default_factory=Counter)
     clock: Callable[[], float] = time.time
+
+    @property
+    def registrar(self) -> Registrar:
+        """Who gives identities to devices."""
+
+        def credential(device: str, enrolment: int) -> str:
+            return self.keys.derive("device credential", self.issuer.fleet, device, str(enrolment))
+
+        return Registrar(self.certificates.authority, self.issuer.fleet, credential)
 
 
 class TooLargeError(UsageError):

@@ -1,18 +1,17 @@
-"""Devices: inviting, enrolling, listing, explaining."""
+"""Devices: listing, explaining, giving them one more deployment, taking them out of service."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import msgspec
 from fastapi import APIRouter, Depends, Response
 from sqlalchemy import Connection, Row
 
 from edgekit.sketch import Sketch, merge
-from edgekit.wire.enrolment import FORMAT, EnrolmentFile, EnrolRequest
+from edgekit.wire import topics
 from fleet import api
 from fleet.server.api.context import Actor, Ctx, answer, body
-from fleet.server.store import devices, orders, releases, rollouts, settings, telemetry
+from fleet.server.store import certificates, devices, enrolments, orders, releases, rollouts, telemetry
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.orders import DesiredRow
 
@@ -20,49 +19,6 @@ Wanted = dict[tuple[str, str], DesiredRow]
 Seen = dict[tuple[str, str, str], Row[Any]]
 
 router = APIRouter(tags=["devices"])
-device_router = APIRouter(tags=["enrolment"])
-
-
-@router.post("/devices")
-def invite(
-    ctx: Ctx, actor: Actor, wanted: Annotated[api.NewDevice, Depends(body(api.NewDevice))]
-) -> Response:
-    with ctx.database.begin() as connection:
-        token = devices.invite(
-            connection, wanted.device, wanted.labels, wanted.deployments, now=ctx.clock(), actor=actor
-        )
-        publisher_keys = settings.publisher_keys(connection)
-    return answer(
-        EnrolmentFile(
-            format=FORMAT,
-            fleet=ctx.issuer.fleet,
-            device=wanted.device,
-            token=token,
-            enrol_url=f"{ctx.url}/enrol",
-            artifact_url=f"{ctx.url}/artifacts",
-            allowed_hosts=(urlsplit(ctx.url).netloc,),
-            broker=ctx.broker,
-            order_keys={ctx.keys.order.keyid: ctx.keys.order.public_hex},
-            publisher_keys=publisher_keys,
-            deployments=wanted.deployments,
-            labels=wanted.labels,
-            tuf_root=ctx.tuf.root(),
-            metadata_url=f"{ctx.url}/tuf",
-        ),
-        201,
-    )
-
-
-@device_router.post("/enrol")
-def enrol(ctx: Ctx, request: Annotated[EnrolRequest, Depends(body(EnrolRequest))]) -> Response:
-    now = ctx.clock()
-    with ctx.database.begin() as connection:
-        given = devices.enrol(connection, request, now)
-        if orders.desired_of(connection, request.device):
-            # A re-flashed card: its orders must name the new enrolment.
-            orders.issue(connection, ctx.issuer, request.device, now)
-    ctx.wake()
-    return answer(given)
 
 
 @router.get("/devices")
@@ -79,6 +35,51 @@ def explain(ctx: Ctx, _actor: Actor, device: str) -> Response:
         row = devices.get(connection, device)
         shown = view(row, orders.desired_of(connection, device), telemetry.totals_of(connection, device))
         return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, ctx.clock()))))
+
+
+@router.post("/devices/{device}/deployments")
+def add_deployment(
+    ctx: Ctx,
+    actor: Actor,
+    device: str,
+    wanted: Annotated[api.NewDeployment, Depends(body(api.NewDeployment))],
+) -> Response:
+    """One more model slot for a device that has enrolled: its next order says so, and that order goes out now."""
+    now = ctx.clock()
+    with ctx.database.begin() as connection:
+        is_new = enrolments.add_deployment(connection, device, wanted.deployment, now=now, actor=actor)
+        if is_new and devices.get(connection, device).enrolment:
+            orders.issue(connection, ctx.issuer, device, now)
+    ctx.wake()
+    return answer(api.Done(device, is_changed=is_new), 201 if is_new else 200)
+
+
+@router.post("/devices/{device}/revoke")
+def revoke(
+    ctx: Ctx, actor: Actor, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
+) -> Response:
+    """Take its identity away at once; a new enrolment file lets it join again."""
+    now = ctx.clock()
+    with ctx.database.begin() as connection:
+        count = enrolments.revoke(connection, device, reason=why.reason, now=now, actor=actor)
+    ctx.certificates.revoked(device, now)
+    return answer(api.Done(device, is_changed=count > 0))
+
+
+@router.post("/devices/{device}/decommission")
+def decommission(
+    ctx: Ctx, actor: Actor, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
+) -> Response:
+    """Out of service: no identity, no orders, no place in lists and rollouts. Its name may enrol again."""
+    now = ctx.clock()
+    with ctx.database.begin() as connection:
+        enrolments.revoke(connection, device, reason=why.reason or "decommissioned", now=now, actor=actor)
+        devices.decommission(connection, device, now=now, actor=actor)
+    ctx.certificates.revoked(device, now)
+    for leaf in (topics.DESIRED, topics.REPORTED, topics.STATUS):
+        ctx.link.publish(device, leaf, b"", qos=1, retain=True)
+    ctx.wake()
+    return answer(api.Done(device, is_changed=True))
 
 
 def view(row: DeviceRow, wanted: Wanted, seen: Seen) -> api.DeviceView:
@@ -144,6 +145,11 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
             else ", never heard of."
         ),
     ]
+    if not certificates.of_enrolment(connection, row.id, row.enrolment):
+        lines.append(
+            "Its identity was taken away (revoked): make a new file with "
+            f"'edgekit fleet enroll {row.id}' and carry it there."
+        )
     if shown.is_duplicate:
         lines.append(
             "Two machines speak under its name (a cloned card): it stays out of rollouts until it enrols again."

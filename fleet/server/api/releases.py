@@ -19,20 +19,19 @@ from starlette.concurrency import run_in_threadpool
 
 from edgekit import bundle as bundles
 from edgekit import evidence
-from edgekit.errors import AuthError, BundleError, NotFoundError, SignatureRefusedError
+from edgekit.errors import BundleError, NotFoundError, SignatureRefusedError
 from edgekit.trust import target as targets
 from fleet import api
+from fleet.server.api import identity
 from fleet.server.api.context import (
     Actor,
     Context,
     Ctx,
     TooLargeError,
-    UnauthenticatedError,
     answer,
-    bearer,
     body,
 )
-from fleet.server.store import devices, orders, releases, settings
+from fleet.server.store import enrolments, orders, releases, settings
 
 router = APIRouter(tags=["releases"])
 artifact_router = APIRouter(tags=["artifacts"])
@@ -117,7 +116,7 @@ def publish(ctx: Ctx, actor: Actor, new: Annotated[api.NewBundle, Depends(body(a
 @artifact_router.get("/artifacts/{sha256}.dsse")
 def envelope(request: Request, ctx: Ctx, sha256: str) -> Response:
     with ctx.database.begin() as connection:
-        _check_allowed(connection, request, sha256)
+        _check_allowed(connection, request, ctx, sha256)
         return Response(releases.bundle(connection, sha256).envelope, media_type="application/json")
 
 
@@ -125,7 +124,7 @@ def envelope(request: Request, ctx: Ctx, sha256: str) -> Response:
 def artifact(request: Request, ctx: Ctx, sha256: str) -> Response:
     """The bundle file; ranges are served, so an interrupted download goes on."""
     with ctx.database.begin() as connection:
-        _check_allowed(connection, request, sha256)
+        _check_allowed(connection, request, ctx, sha256)
     return FileResponse(_present(ctx, sha256), media_type="application/octet-stream")
 
 
@@ -143,14 +142,11 @@ def _check_digest(sha256: str) -> None:
         raise NotFoundError(f"{sha256[:80]!r} is no sha256")
 
 
-def _check_allowed(connection: Connection, request: Request, sha256: str) -> None:
-    """Raises: UnauthenticatedError without a device's credential, NotFoundError for what it is not ordered to run."""
+def _check_allowed(connection: Connection, request: Request, ctx: Context, sha256: str) -> None:
+    """Raises: AuthError unless a device shows who it is, NotFoundError for what it is not ordered to run."""
     _check_digest(sha256)
-    secret = bearer(request)
-    try:
-        device = devices.by_credential(connection, secret)
-    except AuthError as error:
-        raise UnauthenticatedError(str(error)) from error
+    device = identity.device_of(connection, request, ctx.clock())
+    enrolments.confirm(connection, device)
     wanted = orders.desired_of(connection, device.id)
     if not any(row.sha256 == sha256 for row in wanted.values()):
         raise NotFoundError(f"{device.id} is not ordered to run {sha256[:12]}…")

@@ -1,27 +1,23 @@
-"""Devices: inviting, enrolling, and what they say of themselves.
+"""Devices: who they are, and what they say of themselves. How one joins is `enrolments`'.
 
 Always true
- 1. An enrolment token works once; neither it nor the device's credential is kept in the clear.
- 2. What a device says is taken only if it comes from its present enrolment, and never an older message after a newer.
- 3. One incarnation with two nonces is a cloned card: marked, and kept out of rollouts until it enrols again.
+ 1. What a device says is taken only if it comes from its present enrolment, and never an older message after a newer.
+ 2. One incarnation with two nonces is a cloned card: marked, and kept out of rollouts until it enrols again.
 """
 
-import hashlib
-import hmac
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, select, update
 
-from edgekit.errors import AuthError, ConflictError, NotFoundError
-from edgekit.wire.enrolment import EnrolAnswer, EnrolRequest
+from edgekit.errors import AuthError, NotFoundError
 from edgekit.wire.messages import Boot, Reported, Status
-from fleet.server.schema import devices
+from fleet.server.schema import desired, devices, outbox
 from fleet.server.store import audit
-from fleet.server.store.settings import new_secret, secret_hash
+from fleet.server.store.settings import secret_hash
 
 DeviceRow = Row[Any]
+MAX_DEPLOYMENTS = 32
 
 
 def labels_of(row: DeviceRow) -> dict[str, str]:
@@ -32,6 +28,12 @@ def labels_of(row: DeviceRow) -> dict[str, str]:
 
 def deployments_of(row: DeviceRow) -> tuple[str, ...]:
     return msgspec.json.decode(row.deployments, type=tuple[str, ...])
+
+
+def added_of(row: DeviceRow) -> tuple[str, ...]:
+    """The deployments that an operator added after the device enrolled."""
+    enrolled_for = msgspec.json.decode(row.enrolled_for, type=tuple[str, ...])
+    return tuple(name for name in deployments_of(row) if name not in enrolled_for)
 
 
 def reported_of(row: DeviceRow) -> Reported | None:
@@ -50,101 +52,24 @@ def get(connection: Connection, device: str, *, lock: bool = False) -> DeviceRow
 
 
 def everyone(connection: Connection) -> list[DeviceRow]:
-    return list(connection.execute(select(devices).order_by(devices.c.id)))
+    """All but those that were taken out of service."""
+    query = select(devices).where(devices.c.decommissioned_at.is_(None))
+    return list(connection.execute(query.order_by(devices.c.id)))
 
 
 def counts(connection: Connection) -> tuple[int, int]:
     """(all, online)."""
     query = select(func.count(), func.count().filter(devices.c.is_online)).select_from(devices)
+    query = query.where(devices.c.decommissioned_at.is_(None))
     total, online = connection.execute(query).one()
     return int(total), int(online)
 
 
-def invite(
-    connection: Connection,
-    device: str,
-    labels: dict[str, str],
-    deployments: tuple[str, ...],
-    *,
-    now: float,
-    actor: str,
-) -> str:
-    """Make or renew a device's one-time token and return it.
-
-    A device that has enrolled already may be invited again (a re-flashed card): its old credential works until the
-    new token is used.
-
-    Raises: ConflictError if a label is one of the built-in names.
-    """
-    for reserved in ("device", "profile"):
-        if reserved in labels:
-            raise ConflictError(
-                f"label {reserved!r} is built in (it is the device's own); choose another name"
-            )
-    token = new_secret()
-    values = {
-        "labels": msgspec.json.encode(labels).decode(),
-        "deployments": msgspec.json.encode(deployments).decode(),
-        "token_hash": secret_hash(token),
-        "is_token_used": False,
-    }
-    known = connection.execute(select(devices.c.id).where(devices.c.id == device)).scalar()
-    if known is None:
-        connection.execute(insert(devices).values(id=device, created_at=now, **values))
-    else:
-        connection.execute(update(devices).where(devices.c.id == device).values(**values))
-    audit.append(connection, now, actor, "device.invite", device, ", ".join(deployments))
-    return token
-
-
-def enrol(connection: Connection, request: EnrolRequest, now: float) -> EnrolAnswer:
-    """Use the token up and give the device its identity.
-
-    Raises: AuthError, with the same words whether the device or the token is wrong.
-    """
-    query = select(devices).where(devices.c.id == request.device).with_for_update()
-    row = connection.execute(query).one_or_none()
-    if row is None or not hmac.compare_digest(row.token_hash, secret_hash(request.token)):
-        raise AuthError(f"no such enrolment for {request.device!r}: check the device name and the token")
-    if row.is_token_used:
-        raise AuthError(
-            f"the enrolment token of {request.device!r} was used already; "
-            f"make a new file with 'edgekit fleet enroll {request.device}'"
-        )
-    credential = new_secret()
-    enrolment = row.enrolment + 1
-    connection.execute(
-        update(devices)
-        .where(devices.c.id == request.device)
-        .values(
-            is_token_used=True,
-            enrolment=enrolment,
-            enrolled_at=now,
-            credential_hash=secret_hash(credential),
-            public_key=hashlib.sha256(request.csr.encode()).hexdigest(),
-            profile=request.profile,
-            agent_version=request.agent_version,
-            is_online=False,
-            is_duplicate=False,
-            incarnation=-1,
-            nonce="",
-            reported_seq=-1,
-            reported=None,
-        )
-    )
-    audit.append(connection, now, request.device, "device.enrol", request.device, request.profile)
-    return EnrolAnswer(
-        device=request.device,
-        enrolment=enrolment,
-        certificate="",
-        not_after=datetime.fromtimestamp(now, UTC),
-        credential=credential,
-    )
-
-
 def by_credential(connection: Connection, credential: str) -> DeviceRow:
     """The device that a credential belongs to. Raises: AuthError."""
-    query = select(devices).where(devices.c.credential_hash == secret_hash(credential))
+    query = select(devices).where(
+        devices.c.credential_hash == secret_hash(credential), devices.c.decommissioned_at.is_(None)
+    )
     row = connection.execute(query).one_or_none()
     if row is None:
         raise AuthError("the device credential is not one of this fleet; the device must enrol again")
@@ -195,3 +120,16 @@ def reported(connection: Connection, row: DeviceRow, message: Reported, now: flo
 def all_offline(connection: Connection) -> None:
     """After the broker was away nothing is known; retained or fresh statuses say who is there."""
     connection.execute(update(devices).where(devices.c.is_online).values(is_online=False))
+
+
+def decommission(connection: Connection, device: str, *, now: float, actor: str) -> None:
+    """Take it out of service: nothing is ordered of it, and nothing it says is heard. Its history stays, and a new
+    enrolment file brings it back. Its identity must be revoked in the same transaction. Raises: NotFoundError.
+    """
+    get(connection, device, lock=True)
+    connection.execute(delete(desired).where(desired.c.device == device))
+    connection.execute(delete(outbox).where(outbox.c.device == device))
+    connection.execute(
+        update(devices).where(devices.c.id == device).values(decommissioned_at=now, is_online=False)
+    )
+    audit.append(connection, now, actor, "device.decommission", device, "")

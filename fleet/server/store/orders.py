@@ -47,6 +47,12 @@ def desired_of(connection: Connection, device: str | None = None) -> dict[tuple[
     return {(row.device, row.deployment): row for row in connection.execute(query)}
 
 
+def has_any(connection: Connection, device: str) -> bool:
+    """Whether the device was ever ordered anything."""
+    query = select(devices.c.order_counter).where(devices.c.id == device)
+    return bool(connection.execute(query).scalar())
+
+
 def target_path(row: DesiredRow) -> str:
     return f"{row.name}/{row.version}/{row.profile}/{row.sha256}.edgekit"
 
@@ -78,6 +84,7 @@ def issue(
         issued=issued,
         expires=issued + timedelta(seconds=LIFETIME_S),
         options=options or OrderOptions(),
+        added=device_store.added_of(row),
     )
     envelope = sign(encode(order), ORDER_TYPE, issuer.key)
     connection.execute(

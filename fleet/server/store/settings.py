@@ -32,15 +32,6 @@ def put(connection: Connection, key: str, value: str) -> None:
     connection.execute(insert(settings).values(key=key, value=value))
 
 
-def fleet_id(connection: Connection) -> str:
-    """The fleet's id, made on first use."""
-    found = get(connection, FLEET)
-    if found is None:
-        found = f"fleet-{secrets.token_hex(6)}"
-        put(connection, FLEET, found)
-    return found
-
-
 def publisher_keys(connection: Connection) -> dict[str, str]:
     """Trusted publisher keys, key id → ed25519 public key in hex."""
     return msgspec.json.decode(get(connection, PUBLISHER_KEYS) or "{}", type=dict[str, str])

@@ -1,0 +1,173 @@
+"""Joining: enrolment files for operators; enrolling, renewing and the revocation list for devices and brokers."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import FileResponse
+
+from edgekit.errors import UsageError
+from edgekit.wire.enrolment import FORMAT, EnrolmentFile, EnrolRequest, RenewRequest, unprotected
+from fleet import api
+from fleet.rules.text import duration
+from fleet.server.api import identity
+from fleet.server.api.context import Actor, Context, Ctx, answer, body
+from fleet.server.store import enrolments, orders, settings
+from fleet.server.store.enrolments import DEFAULT_LIFETIME_S, Invitation, WaitsForApprovalError
+
+router = APIRouter(tags=["enrolment"])
+device_router = APIRouter(tags=["enrolment"])
+
+MAX_LIFETIME_S = 366 * 86_400.0
+ASK_AGAIN_S = 30
+
+
+@router.post("/devices")
+def invite(
+    ctx: Ctx, actor: Actor, wanted: Annotated[api.NewDevice, Depends(body(api.NewDevice))]
+) -> Response:
+    """The file of one device."""
+    invitation = Invitation(
+        wanted.device,
+        wanted.labels,
+        wanted.deployments,
+        ctx.clock() + _lifetime_s(wanted.expires),
+        needs_approval=wanted.needs_approval,
+    )
+    return _file(ctx, actor, invitation)
+
+
+@router.post("/batches")
+def batch(ctx: Ctx, actor: Actor, wanted: Annotated[api.NewBatch, Depends(body(api.NewBatch))]) -> Response:
+    """One file for many devices."""
+    invitation = Invitation(
+        "",
+        wanted.labels,
+        wanted.deployments,
+        ctx.clock() + _lifetime_s(wanted.expires),
+        max_uses=wanted.count,
+        serials=wanted.serials,
+        needs_approval=wanted.needs_approval,
+    )
+    return _file(ctx, actor, invitation)
+
+
+def _lifetime_s(text: str) -> float:
+    """Raises: UsageError."""
+    if not text:
+        return DEFAULT_LIFETIME_S
+    found = duration(text, "--expires")
+    if not 0 < found <= MAX_LIFETIME_S:
+        raise UsageError(f"--expires {text}: between a minute and a year, e.g. 7d")
+    return found
+
+
+def _file(ctx: Context, actor: str, invitation: Invitation) -> Response:
+    with ctx.database.begin() as connection:
+        token = enrolments.invite(connection, invitation, now=ctx.clock(), actor=actor)
+        publisher_keys = settings.publisher_keys(connection)
+    url = ctx.places.url
+    made = EnrolmentFile(
+        format=FORMAT,
+        fleet=ctx.issuer.fleet,
+        device=invitation.device,
+        token=token,
+        enrol_url=f"{url}/v1/enrol",
+        artifact_url=f"{url}/artifacts",
+        allowed_hosts=(urlsplit(url).netloc,),
+        broker=ctx.places.announced,
+        order_keys={ctx.keys.order.keyid: ctx.keys.order.public_hex},
+        publisher_keys=publisher_keys,
+        deployments=invitation.deployments,
+        labels=invitation.labels,
+        ca=ctx.ca_bundle,
+        tuf_root=ctx.tuf.root(),
+        metadata_url=f"{url}/tuf",
+    )
+    assert not unprotected(made)  # `places` allows no such address
+    return answer(made, 201)
+
+
+@router.get("/waiting")
+def waiting(ctx: Ctx, _actor: Actor) -> Response:
+    """Who asked to join and waits for a person."""
+    with ctx.database.begin() as connection:
+        found = enrolments.waiting(connection)
+    return answer(
+        [
+            api.Waiting(
+                row.device,
+                row.profile,
+                row.public_key,
+                datetime.fromtimestamp(row.first_at, UTC),
+                msgspec.json.decode(row.labels, type=dict[str, str]),
+            )
+            for row in found
+        ]
+    )
+
+
+@router.post("/waiting/{device}/approve")
+def approve(ctx: Ctx, actor: Actor, device: str) -> Response:
+    with ctx.database.begin() as connection:
+        enrolments.decide(connection, device, is_approved=True, now=ctx.clock(), actor=actor)
+    return answer(api.Done(device, is_changed=True))
+
+
+@router.post("/waiting/{device}/reject")
+def reject(ctx: Ctx, actor: Actor, device: str) -> Response:
+    with ctx.database.begin() as connection:
+        enrolments.decide(connection, device, is_approved=False, now=ctx.clock(), actor=actor)
+    return answer(api.Done(device, is_changed=True))
+
+
+@device_router.post("/v1/enrol")
+def enrol(ctx: Ctx, request: Annotated[EnrolRequest, Depends(body(EnrolRequest))]) -> Response:
+    """See `edgekit.wire.enrolment` for what each status means to a device."""
+    now = ctx.clock()
+    waits, was_enrolled = None, False
+    with ctx.database.begin() as connection:
+        before = enrolments.number_of(connection, request.device)
+        try:
+            given = enrolments.enrol(connection, ctx.registrar, request, now)
+        except WaitsForApprovalError:
+            # The transaction is committed all the same: it holds who waits.
+            waits = api.ErrorAnswer(
+                api.ErrorBody(
+                    "waits", f"{request.device} waits for an operator: edgekit fleet approve {request.device}"
+                )
+            )
+        else:
+            was_enrolled = 0 < before < given.enrolment
+            if given.enrolment > before and orders.has_any(connection, request.device):
+                # A re-flashed card: its orders must name the new enrolment.
+                orders.issue(connection, ctx.issuer, request.device, now)
+    if waits is not None:
+        response = answer(waits, 202)
+        response.headers["Retry-After"] = str(ASK_AGAIN_S)
+        return response
+    if was_enrolled:
+        # Whoever still runs with the identity before this one is let go by the broker.
+        ctx.certificates.revoked(request.device, now)
+    ctx.wake()
+    return answer(given)
+
+
+@device_router.post("/v1/renew")
+def renew(
+    request: Request, ctx: Ctx, wanted: Annotated[RenewRequest, Depends(body(RenewRequest))]
+) -> Response:
+    """A new certificate for a device that holds one which is good, or ran out less than 90 days ago."""
+    now = ctx.clock()
+    with ctx.database.begin() as connection:
+        held = identity.held_by(connection, request, wanted.csr, wanted.proof)
+        given = enrolments.renew(connection, ctx.registrar, held, wanted.csr, now)
+    return answer(given)
+
+
+@device_router.get("/v1/crl.pem")
+def revocations(ctx: Ctx) -> Response:
+    """The revocation list, for a broker that runs elsewhere. It names serial numbers, and is signed; it is no secret."""
+    return FileResponse(ctx.folder.keys_folder / "crl.pem", media_type="application/x-pem-file")

@@ -1,0 +1,120 @@
+"""The certificates in use while the service runs: what it shows itself, what devices get, and whom it no longer knows.
+
+Always true
+ 1. A revocation is in the database first, then in the broker's list; then the device's connection is ended.
+ 2. Certificates of the service's own are renewed in place: the same TLS contexts go on with the new files.
+"""
+
+import logging
+import os
+import ssl
+import tempfile
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fleet.publish import write_private
+from fleet.server import ca, home
+from fleet.server.broker import Broker, Mosquitto
+from fleet.server.ca import Authority
+from fleet.server.database import Database
+from fleet.server.link import end_session
+from fleet.server.places import Places
+from fleet.server.store import certificates as store
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 3600.0
+
+
+class Certificates:
+    """Issues, renews, revokes; `api_context` is the HTTP side's, once there is one."""
+
+    def __init__(
+        self,
+        database: Database,
+        authority: Authority,
+        fleet: str,
+        keys: Path,
+        places: Places,
+        *,
+        broker: Broker | None,
+        is_api_ours: bool,
+    ) -> None:
+        self.authority = authority
+        self.fleet = fleet
+        self.api_context: ssl.SSLContext | None = None
+        self._database = database
+        self._keys = keys
+        self._places = places
+        self._broker = broker
+        self._is_api_ours = is_api_ours
+        self._service_context: ssl.SSLContext | None = None
+        self._looked_at = 0.0
+        self._lock = threading.Lock()
+
+    def service_context(self) -> ssl.SSLContext:
+        """How the service speaks to its own broker."""
+        files = home.service_files(self._keys, self.authority, self.fleet, datetime.now(UTC).timestamp())
+        made = ssl.create_default_context(cadata=self.authority.pem)
+        made.load_cert_chain(files.certificate, files.key)
+        self._service_context = made
+        return made
+
+    def write_revocations(self, now: float) -> None:
+        """The broker's list, as the database has it now."""
+        with self._lock:
+            with self._database.begin() as connection:
+                revoked = store.revoked(connection, now)
+            made = self.authority.revocations(revoked, datetime.fromtimestamp(now, UTC))
+            write_private(self._keys / "crl.pem", made)
+
+    def revoked(self, device: str, now: float) -> None:
+        """After a device's certificates were revoked in the database: the broker learns it, and lets go of the device.
+
+        Whatever fails here is made good by the next start; the service itself asks the database each time.
+        """
+        self.write_revocations(now)
+        if not isinstance(self._broker, Mosquitto) or not self._places.has_mqtt_tls:
+            return
+        self._broker.reload()
+        try:
+            end_session(self._places.mqtt, self._context_as(device, now), device)
+        except OSError as error:
+            log.warning("the connection of %s could not be ended: %s", device, error)
+
+    def renew_if_due(self, now: float) -> None:
+        """Once an hour: what the service shows itself, where two thirds of its life are over."""
+        if 0 <= now - self._looked_at < _LOOK_S:
+            return
+        self._looked_at = now
+        if self._is_api_ours or self._places.has_mqtt_tls:
+            files = home.server_files(self._keys, self.authority, self.fleet, self._places.hosts, now)
+            if files.is_new:
+                log.warning("the service's certificate was renewed")
+                if self.api_context is not None and self._is_api_ours:
+                    self.api_context.load_cert_chain(files.certificate, files.key)
+                if self._broker is not None:
+                    self._broker.reload()
+        if self._service_context is not None:
+            files = home.service_files(self._keys, self.authority, self.fleet, now)
+            if files.is_new:
+                self._service_context.load_cert_chain(files.certificate, files.key)
+
+    def _context_as(self, device: str, now: float) -> ssl.SSLContext:
+        """A client's context in the device's own name, on a key that is gone at once: mosquitto ends a session only for
+        one who takes it over.
+        """
+        key = ca.make_key()
+        certificate = self.authority.device(
+            key.public_key(), device, self.fleet, datetime.fromtimestamp(now, UTC)
+        )
+        made = ssl.create_default_context(cadata=self.authority.pem)
+        descriptor, name = tempfile.mkstemp(dir=self._keys, suffix=".part")
+        try:
+            os.write(descriptor, ca.key_pem(key) + ca.pem(certificate).encode())
+            made.load_cert_chain(name)
+        finally:
+            os.close(descriptor)
+            Path(name).unlink()
+        return made

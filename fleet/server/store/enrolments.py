@@ -1,0 +1,380 @@
+"""Who may join, and joining: tokens for one device or a batch, approval, certificates, renewal, the way out.
+
+Always true
+ 1. A token is used by one key per device: that key may fetch the same answer again until the device has used it, or the
+    token has run out; no other key gets anything.
+ 2. Neither a token nor a device's credential is kept in the clear: the credential is derived anew each time it is told.
+ 3. A new enrolment revokes what the ones before it got.
+ 4. A batch never takes over a device that is there already.
+"""
+
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
+
+from edgekit.errors import AuthError, ConflictError, NotFoundError
+from edgekit.wire.enrolment import EnrolAnswer, EnrolRequest
+from fleet.server import ca
+from fleet.server.ca import Authority, Standing
+from fleet.server.schema import desired, devices, enrolment_tokens, enrolment_uses
+from fleet.server.store import audit, certificates
+from fleet.server.store import devices as device_store
+from fleet.server.store.certificates import CertificateRow
+from fleet.server.store.devices import DeviceRow
+from fleet.server.store.settings import new_secret, secret_hash
+
+WAITING, APPROVED, ANSWERED, REJECTED = "waiting", "approved", "answered", "rejected"
+DEFAULT_LIFETIME_S = 7 * 86_400.0
+TokenRow = Row[Any]
+UseRow = Row[Any]
+
+
+@dataclass(frozen=True)
+class Registrar:
+    """Who gives identities: authority, fleet's id, and how the credential of a (device, enrolment) is made."""
+
+    authority: Authority
+    fleet: str
+    credential: Callable[[str, int], str]
+
+
+class WaitsForApprovalError(Exception):
+    """Not refused, not answered: an operator has still to say yes. What was noted is to be committed."""
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What an operator allows. `device` is empty for a batch of `max_uses` devices that give their own names."""
+
+    device: str
+    labels: dict[str, str]
+    deployments: tuple[str, ...]
+    expires_at: float
+    max_uses: int = 1
+    serials: tuple[str, ...] = ()
+    needs_approval: bool = False
+
+
+def invite(connection: Connection, invitation: Invitation, *, now: float, actor: str) -> str:
+    """A new token. For a device by name it replaces the one before, if that was not used; a device that has enrolled
+    goes on with what it has until the new token is used.
+
+    Raises: ConflictError if a label is one of the built-in names.
+    """
+    for reserved in ("device", "profile"):
+        if reserved in invitation.labels:
+            raise ConflictError(
+                f"label {reserved!r} is built in (it is the device's own); choose another name"
+            )
+    token = new_secret()
+    device = invitation.device
+    labels = msgspec.json.encode(invitation.labels).decode()
+    deployments = msgspec.json.encode(invitation.deployments).decode()
+    if device:
+        connection.execute(
+            update(enrolment_tokens)
+            .where(enrolment_tokens.c.device == device, enrolment_tokens.c.revoked_at.is_(None))
+            .values(revoked_at=now)
+        )
+        known = connection.execute(select(devices).where(devices.c.id == device)).one_or_none()
+        if known is None:
+            values = {"id": device, "created_at": now, "labels": labels, "deployments": deployments}
+            connection.execute(insert(devices).values(**values))
+        else:
+            # What it has by its present enrolment stays until it enrols again.
+            later = {} if known.enrolment else {"deployments": deployments}
+            connection.execute(update(devices).where(devices.c.id == device).values(labels=labels, **later))
+    connection.execute(
+        insert(enrolment_tokens).values(
+            hash=secret_hash(token),
+            device=device,
+            labels=labels,
+            deployments=deployments,
+            serials=msgspec.json.encode(invitation.serials).decode(),
+            needs_approval=invitation.needs_approval,
+            max_uses=invitation.max_uses,
+            created_at=now,
+            created_by=actor,
+            expires_at=invitation.expires_at,
+        )
+    )
+    subject = device or f"batch of {invitation.max_uses}"
+    audit.append(connection, now, actor, "device.invite", subject, ", ".join(invitation.deployments))
+    return token
+
+
+def number_of(connection: Connection, device: str) -> int:
+    """How often a device of this name has enrolled; 0 also for one that nobody knows."""
+    return connection.execute(select(devices.c.enrolment).where(devices.c.id == device)).scalar() or 0
+
+
+def enrol(connection: Connection, registrar: Registrar, request: EnrolRequest, now: float) -> EnrolAnswer:
+    """Give the device its identity, or the same answer again.
+
+    Raises: AuthError, with the same words whether the device or the token is wrong; ConflictError where a batch meets a
+    device that is there; UsageError for a bad request; WaitsForApprovalError, after noting who waits.
+    """
+    token = _token(connection, request, now)
+    key = ca.read_request(request.csr, request.device)
+    digest = ca.key_digest(key)
+    use = _use(connection, token.id, request.device)
+    if use is None:
+        use = _first_use(connection, token, request, digest, now)
+    elif not hmac.compare_digest(use.public_key, digest):
+        raise AuthError(
+            f"the enrolment token of {request.device!r} was used already, by another key; {_new_file(token, request)}"
+        )
+    if use.state == ANSWERED:
+        return _again(connection, registrar, token, use, request)
+    if use.state == REJECTED:
+        raise AuthError(f"an operator refused to let {request.device!r} join")
+    if use.state == WAITING:
+        raise WaitsForApprovalError
+    return _give(connection, registrar, token, request, key=key, now=now)
+
+
+def _token(connection: Connection, request: EnrolRequest, now: float) -> TokenRow:
+    query = select(enrolment_tokens).where(enrolment_tokens.c.hash == secret_hash(request.token))
+    token = connection.execute(query.with_for_update()).one_or_none()
+    if token is None or (token.device and token.device != request.device):
+        raise AuthError(f"no such enrolment for {request.device!r}: check the device name and the token")
+    if token.revoked_at is not None:
+        raise AuthError(
+            f"the enrolment file of {request.device!r} was replaced or withdrawn; {_new_file(token, request)}"
+        )
+    if now >= token.expires_at:
+        raise AuthError(f"the enrolment token of {request.device!r} has run out; {_new_file(token, request)}")
+    serials = msgspec.json.decode(token.serials, type=tuple[str, ...])
+    if serials and request.device not in serials:
+        raise AuthError(f"{request.device!r} is not on the list of this batch")
+    return token
+
+
+def _new_file(token: TokenRow, request: EnrolRequest) -> str:
+    name = token.device or request.device
+    return f"make a new file with 'edgekit fleet enroll {name}'"
+
+
+def _use(connection: Connection, token: int, device: str) -> UseRow | None:
+    query = select(enrolment_uses).where(enrolment_uses.c.token == token, enrolment_uses.c.device == device)
+    return connection.execute(query).one_or_none()
+
+
+def _first_use(
+    connection: Connection, token: TokenRow, request: EnrolRequest, digest: str, now: float
+) -> UseRow:
+    if not token.device:
+        query = select(func.count()).select_from(enrolment_uses)
+        taken = connection.execute(
+            query.where(enrolment_uses.c.token == token.id, enrolment_uses.c.state != REJECTED)
+        ).scalar_one()
+        if taken >= token.max_uses:
+            raise AuthError(f"all {token.max_uses} places of this batch are taken; make a new file")
+        if (
+            connection.execute(select(devices.c.id).where(devices.c.id == request.device)).scalar()
+            is not None
+        ):
+            raise ConflictError(
+                f"there is a device {request.device!r} already, and a batch takes none over; "
+                f"for this board make a file of its own with 'edgekit fleet enroll {request.device}'"
+            )
+    state = WAITING if token.needs_approval else APPROVED
+    connection.execute(
+        insert(enrolment_uses).values(
+            token=token.id,
+            device=request.device,
+            public_key=digest,
+            state=state,
+            profile=request.profile,
+            first_at=now,
+        )
+    )
+    found = _use(connection, token.id, request.device)
+    assert found is not None
+    return found
+
+
+def _give(
+    connection: Connection,
+    registrar: Registrar,
+    token: TokenRow,
+    request: EnrolRequest,
+    *,
+    key: ec.EllipticCurvePublicKey,
+    now: float,
+) -> EnrolAnswer:
+    device = request.device
+    row = connection.execute(select(devices).where(devices.c.id == device).with_for_update()).one_or_none()
+    if row is None:
+        connection.execute(insert(devices).values(id=device, created_at=now, labels="{}", deployments="[]"))
+    enrolment = (row.enrolment if row is not None else 0) + 1
+    credential = registrar.credential(device, enrolment)
+    connection.execute(
+        update(devices)
+        .where(devices.c.id == device)
+        .values(
+            labels=token.labels,
+            deployments=token.deployments,
+            enrolled_for=token.deployments,
+            enrolment=enrolment,
+            enrolled_at=now,
+            is_confirmed=False,
+            credential_hash=secret_hash(credential),
+            fingerprint=request.fingerprint,
+            decommissioned_at=None,
+            profile=request.profile,
+            agent_version=request.agent_version,
+            is_online=False,
+            is_duplicate=False,
+            incarnation=-1,
+            nonce="",
+            reported_seq=-1,
+            reported=None,
+        )
+    )
+    # What it is no longer enrolled for, it is no longer to run.
+    has = msgspec.json.decode(token.deployments, type=tuple[str, ...])
+    connection.execute(delete(desired).where(desired.c.device == device, desired.c.deployment.not_in(has)))
+    certificates.revoke(connection, device, "enrolled again", now, below=enrolment)
+    moment = datetime.fromtimestamp(now, UTC)
+    certificate = registrar.authority.device(key, device, registrar.fleet, moment)
+    certificates.add(connection, certificate, device, enrolment, now)
+    connection.execute(
+        update(enrolment_uses)
+        .where(enrolment_uses.c.token == token.id, enrolment_uses.c.device == device)
+        .values(state=ANSWERED, enrolment=enrolment)
+    )
+    audit.append(connection, now, device, "device.enrol", device, request.profile)
+    return _answer(registrar, device, enrolment, ca.pem(certificate), certificate.not_valid_after_utc)
+
+
+def _again(
+    connection: Connection, registrar: Registrar, token: TokenRow, use: UseRow, request: EnrolRequest
+) -> EnrolAnswer:
+    """The answer that did not arrive. Raises: AuthError once it has been used."""
+    row = device_store.get(connection, request.device, lock=True)
+    given = certificates.of_key(connection, row.id, use.enrolment, use.public_key)
+    if row.is_confirmed or row.enrolment != use.enrolment or given is None:
+        raise AuthError(
+            f"the enrolment token of {request.device!r} was used already; {_new_file(token, request)}"
+        )
+    return _answer(registrar, row.id, use.enrolment, given.pem, certificates.not_after(given))
+
+
+def _answer(
+    registrar: Registrar, device: str, enrolment: int, certificate_pem: str, not_after: datetime
+) -> EnrolAnswer:
+    return EnrolAnswer(
+        device=device,
+        enrolment=enrolment,
+        certificate=certificate_pem + registrar.authority.pem,
+        not_after=not_after,
+        credential=registrar.credential(device, enrolment),
+    )
+
+
+def renew(
+    connection: Connection, registrar: Registrar, held: CertificateRow, csr: str, now: float
+) -> EnrolAnswer:
+    """A new certificate for who holds one that is good or may still renew; the old one runs out by itself.
+
+    A request for the same key as before gets the newest certificate of that key while it is far from its end, so that
+    a lost answer does not make more. Raises: AuthError, UsageError.
+    """
+    if certificates.standing(connection, held, now) is Standing.NOTHING:
+        raise AuthError(f"the certificate of {held.device!r} is revoked or has run out for good; enrol again")
+    row = device_store.get(connection, held.device, lock=True)
+    key = ca.read_request(csr, row.id)
+    digest = ca.key_digest(key)
+    given = certificates.of_key(connection, row.id, row.enrolment, digest)
+    if given is None or _is_due(given, now):
+        moment = datetime.fromtimestamp(now, UTC)
+        certificate = registrar.authority.device(key, row.id, registrar.fleet, moment)
+        certificates.add(connection, certificate, row.id, row.enrolment, now)
+        audit.append(connection, now, row.id, "device.renew", row.id, ca.serial_text(certificate))
+        given = certificates.of_key(connection, row.id, row.enrolment, digest)
+        assert given is not None
+    confirm(connection, row)
+    return _answer(registrar, row.id, row.enrolment, given.pem, certificates.not_after(given))
+
+
+def _is_due(row: CertificateRow, now: float) -> bool:
+    return ca.is_due(x509.load_pem_x509_certificate(row.pem.encode()), datetime.fromtimestamp(now, UTC))
+
+
+def confirm(connection: Connection, row: DeviceRow) -> None:
+    """The device has used what it got: its token is used up."""
+    if not row.is_confirmed:
+        connection.execute(update(devices).where(devices.c.id == row.id).values(is_confirmed=True))
+
+
+def waiting(connection: Connection) -> list[Row[Any]]:
+    """Who asked to join and waits for a person, oldest first: device, profile, public_key, first_at, labels."""
+    query = (
+        select(enrolment_uses, enrolment_tokens.c.labels)
+        .join(enrolment_tokens, enrolment_tokens.c.id == enrolment_uses.c.token)
+        .where(enrolment_uses.c.state == WAITING)
+        .order_by(enrolment_uses.c.first_at)
+    )
+    return list(connection.execute(query))
+
+
+def decide(connection: Connection, device: str, *, is_approved: bool, now: float, actor: str) -> None:
+    """Let a device that waits join, or not. Raises: NotFoundError if none of this name waits."""
+    change = (
+        update(enrolment_uses)
+        .where(enrolment_uses.c.device == device, enrolment_uses.c.state == WAITING)
+        .values(state=APPROVED if is_approved else REJECTED)
+    )
+    if connection.execute(change).rowcount == 0:
+        raise NotFoundError(
+            f"no device {device!r} waits for approval; 'edgekit fleet waiting' lists who does"
+        )
+    audit.append(connection, now, actor, "device.approve" if is_approved else "device.reject", device, "")
+
+
+def revoke(connection: Connection, device: str, *, reason: str, now: float, actor: str) -> int:
+    """Take the device's identity away: certificates, credential, tokens that were not used. How many certificates.
+
+    It stays in the registry; with a new enrolment file it joins again. Raises: NotFoundError.
+    """
+    device_store.get(connection, device, lock=True)
+    count = certificates.revoke(connection, device, reason[:64] or "revoked", now)
+    connection.execute(
+        update(devices)
+        .where(devices.c.id == device)
+        .values(credential_hash=None, is_confirmed=True, is_online=False)
+    )
+    connection.execute(
+        update(enrolment_tokens)
+        .where(enrolment_tokens.c.device == device, enrolment_tokens.c.revoked_at.is_(None))
+        .values(revoked_at=now)
+    )
+    audit.append(connection, now, actor, "device.revoke", device, reason)
+    return count
+
+
+def add_deployment(connection: Connection, device: str, deployment: str, *, now: float, actor: str) -> bool:
+    """Give an enrolled device one more model slot; False if it has it already. An order must follow, which tells it.
+
+    Raises: NotFoundError; ConflictError beyond 32.
+    """
+    row = device_store.get(connection, device, lock=True)
+    has = device_store.deployments_of(row)
+    if deployment in has:
+        return False
+    if len(has) >= device_store.MAX_DEPLOYMENTS:
+        raise ConflictError(
+            f"{device} has {len(has)} deployments; more than that are not served by one board"
+        )
+    now_has = msgspec.json.encode((*has, deployment)).decode()
+    connection.execute(update(devices).where(devices.c.id == device).values(deployments=now_has))
+    audit.append(connection, now, actor, "device.deployment", device, f"added {deployment}")
+    return True

@@ -1,0 +1,62 @@
+"""A fleet on TLS as an operator would run it: `fleet init`, a passphrase, mosquitto with mutual TLS."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleet_support import FakeDevice, Service, free_port
+
+from fleet import api
+
+
+@dataclass
+class TlsFleet:
+    """A running service over TLS with its mosquitto."""
+
+    service: Service
+    websocket_port: int
+
+    def device(self, name: str, *deployments: str, **more: str) -> FakeDevice:
+        file = self.service.client().enroll(api.NewDevice(name, deployments or ("digits",), {"site": "lab"}))
+        return FakeDevice(file, **more)  # type: ignore[arg-type]
+
+    def joined(self, name: str) -> FakeDevice:
+        made = self.device(name)
+        made.enrol()
+        return made
+
+
+def edgekit(*words: str | Path, passphrase: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    more = ["--ca-passphrase-file", str(passphrase)] if passphrase else []
+    command = [sys.executable, "-m", "edgekit", "fleet", *map(str, words), *more]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def secret(path: Path, text: str = "a long passphrase") -> Path:
+    path.write_text(text + "\n")
+    path.chmod(0o600)
+    return path
+
+
+def make_fleet(folder: Path) -> TlsFleet:
+    """A fleet's home, made and started."""
+    service = Service(folder, broker="mosquitto")
+    passphrase = secret(folder / "passphrase")
+    websocket_port = free_port()
+    made = edgekit(
+        "init",
+        service.state,
+        "--public-url",
+        f"https://localhost:{service.http_port}",
+        "--mqtt-public",
+        f"mqtts://localhost:{service.mqtt_port}",
+        "--mqtt-websockets",
+        f"wss://localhost:{websocket_port}/mqtt",
+        "--inside-repository",
+        passphrase=passphrase,
+    )
+    assert made.returncode == 0, made.stderr
+    service.more = ("--ca-passphrase-file", str(passphrase))
+    service.start()
+    return TlsFleet(service, websocket_port)
