@@ -161,7 +161,7 @@ class Front:
         return json_response(200, {"live": True})
 
     async def _ready(self, _request: Request) -> Response:
-        missing = [name for name, workers in self._workers.items() if workers.serving is None]
+        missing = [name for name, workers in self._workers.items() if not workers.is_ready]
         if missing:
             return json_response(503, {"ready": False, "missing": missing}, retry_after="1")
         return json_response(200, {"ready": True})

@@ -44,6 +44,8 @@ DRAIN_TIMEOUT_S = 40.0
 # Turns of the supervisor's own clock (0.5 s each) that a ping may stay unanswered. Turns, not seconds: a device that
 # was suspended, or a supervisor that was stopped itself, must not find all its workers late.
 PING_TURNS = 20
+# And from here on the device does not call itself ready any more.
+LATE_TURNS = 4
 # What a client gets to read a response on a connection that ends with it.
 LINGER_S = 1.0
 # The end of a process that says nothing of the bundle it ran: somebody ended it.
@@ -113,6 +115,11 @@ class WorkerProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it owes an answer to a ping for longer than a busy worker would."""
+        return self._unanswered is not None and self._unanswered >= LATE_TURNS
 
     @property
     def why(self) -> str:

@@ -67,6 +67,11 @@ class Workers:
         """Whether a worker serves, or will."""
         return self._wanted is not None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a worker serves, and answers."""
+        return self.serving is not None and not self.serving.is_late
+
     async def wait_change(self, patience_s: float) -> None:
         """Until a worker serves or none is expected any more, at most `patience_s`."""
         with contextlib.suppress(TimeoutError):

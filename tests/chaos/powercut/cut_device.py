@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from device_agent import durable, process, record, start, storage, supervisor, workers
 from device_agent.channel import Ready
 from device_agent.durable import Operation
-from device_agent.folder import StateFolder
+from device_agent.folder import DeploymentFolder, StateFolder
 from device_agent.hardware import Hardware
 from device_agent.listen import listen
 from device_agent.probe import Platform
@@ -334,7 +334,10 @@ class FakeWorker:
         self.ended.set()
 
 
-async def _fake_selftest(slot: Path, _running: Path | None, _cache: Path) -> Verdict:
+async def _fake_selftest(
+    folder: DeploymentFolder, name: slots.SlotName, _running: slots.SlotName | None
+) -> Verdict:
+    slot = folder.slot(name)
     _mark, manifest = slots.load_checked(slot)
     if manifest.version.endswith(FAILS_SELFTEST):
         return Verdict(passed=False, reason="the outputs differ")

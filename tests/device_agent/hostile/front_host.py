@@ -35,6 +35,10 @@ class OneWorker:
         self.front: front.Front
         self.serving: OneWorker | None = None
 
+    @property
+    def is_ready(self) -> bool:
+        return self.serving is not None
+
     def _told(self, _message: object) -> None:
         self.serving = self
         self.ready.set()

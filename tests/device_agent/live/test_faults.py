@@ -57,6 +57,9 @@ def test_a_stopped_worker_is_found_by_a_ping_and_replaced_and_its_callers_are_an
     begun.connection.send(b"{")
     time.sleep(0.5)
     os.kill(old, signal.SIGSTOP)
+    tools.wait_until(
+        lambda: tools.Client(settled.port).get("/v2/health/ready").status == 503, "it is ready no more"
+    )
     begun.connection.send(b" " * 999)
     answers = []
     asking = threading.Thread(target=lambda: answers.append(idle.post("/predict", image).json["version"]))

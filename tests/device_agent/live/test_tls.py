@@ -343,7 +343,8 @@ def test_behind_a_proxy_the_link_goes_through_it_over_websockets(
     agent.start()
     secure.order(secure.publish(release))
     tools.wait_until(lambda: secure.runs(release), "the release is committed", 60)
-    assert set(proxy.asked) == {f"broker.example:{tls_broker.websocket_port}"}
+    # Engines that the probe loads may ask for other hosts (OpenVINO's telemetry does).
+    assert f"broker.example:{tls_broker.websocket_port}" in proxy.asked
 
 
 class Proxy:
@@ -362,7 +363,7 @@ class Proxy:
                 threading.Thread(target=self.serve, args=(client,), daemon=True).start()
 
     def serve(self, client):
-        with contextlib.suppress(OSError):
+        with client, contextlib.suppress(OSError):
             head = b""
             while not head.endswith(b"\r\n\r\n"):
                 head += client.recv(1)
