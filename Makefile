@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench conformance clean
+.PHONY: demo test proofs lint format bench conformance clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -12,8 +12,12 @@ demo: $(READY)
 
 # Most tests wait more than they compute; the end-to-end ones measure, and have the machine to themselves.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e --ignore tests/proofs
 	$(BIN)/python -m pytest tests/e2e
+
+# Large models through whole builds: many minutes.
+proofs: $(READY)
+	$(BIN)/python -m pytest tests/proofs
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

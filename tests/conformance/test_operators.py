@@ -13,17 +13,19 @@ EXPECTED = json.loads((Path(__file__).parent / "expected_failures.json").read_te
 
 
 @pytest.mark.slow
-def test_all_cases_in_torch_fail_exactly_where_expected():
-    failing = {case.name for case in load() if category(case) is None and torch_case(case)}
-    assert failing == set(EXPECTED["torch"])
+def test_a_fixed_quarter_in_torch_fails_exactly_where_expected():
+    chosen = [case for case in load() if category(case) is None and is_one_of(4, case.name)]
+    assert len(chosen) > 300
+    failing = {case.name for case in chosen if torch_case(case)}
+    assert failing == {name for name in EXPECTED["torch"] if is_one_of(4, name)}
 
 
 @pytest.mark.slow
 def test_a_fixed_fortieth_through_litert_fails_exactly_where_expected():
-    chosen = [case for case in load() if category(case) is None and in_fortieth(case.name)]
+    chosen = [case for case in load() if category(case) is None and is_one_of(40, case.name)]
     assert len(chosen) > 40
     failing = {case.name for case in chosen if litert_case(case)}
-    assert failing == {name for name in EXPECTED["litert"] if in_fortieth(name)}
+    assert failing == {name for name in EXPECTED["litert"] if is_one_of(40, name)}
 
 
 def test_no_category_is_empty():
@@ -31,5 +33,6 @@ def test_no_category_is_empty():
     assert set(CATEGORIES) <= found
 
 
-def in_fortieth(name):
-    return hashlib.sha256(name.encode()).digest()[0] % 40 == 0
+def is_one_of(parts, name):
+    """Whether a case belongs to the share of the tests; `make conformance` tries all."""
+    return hashlib.sha256(name.encode()).digest()[0] % parts == 0

@@ -53,7 +53,7 @@ def digests(document):
 
 
 def test_two_workers_make_what_this_process_makes(digits, run_build, tmp_path):
-    words = [*digits.flags("net.py:make", "raspberry-pi-5", "x86-64-v3"), "--recipe", "o*", "--no-cache"]
+    words = [*digits.flags("net.py:make", "raspberry-pi-5"), "--recipe", "o*", "--no-cache"]
     found = {}
     for jobs in ("0", "2"):
         result, found[jobs] = build(run_build, [*words, "--jobs", jobs], tmp_path / jobs, cache=None)
@@ -61,11 +61,7 @@ def test_two_workers_make_what_this_process_makes(digits, run_build, tmp_path):
         # The user's code is told of once, however many processes run it.
         assert result.output.count("runs your code") == 1
     assert not any(row["status"] == "failed" for row in found["2"]["candidates"])
-    arm = {
-        jobs: [row for row in digests(document) if row[0] == "raspberry-pi-5"]
-        for jobs, document in found.items()
-    }
-    assert arm["0"] == arm["2"]
+    assert digests(found["0"]) == digests(found["2"])
     figures = {
         jobs: [
             (row["recipe"], row["accuracy"], row["parity"], row["size_bytes"])

@@ -1,6 +1,6 @@
 """The proving case of repair by mixed precision: PP-OCRv6's recogniser, which int8 hurts on worn lines.
 
-Lines are drawn by `real_data/lines.py`; the weights come from the installed package rapidocr.
+Lines are drawn by `tests/e2e/real_data/lines.py`; the weights come from the installed package rapidocr.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from edgekit import detect
 from edgekit.cli import cli
 
 pytestmark = pytest.mark.slow
-HERE = Path(__file__).parent / "real_data"
+HERE = Path(__file__).parents[1] / "e2e" / "real_data"
 TARGET = "x86-64-v4-vnni"
 LIMIT = 0.01
 
