@@ -46,6 +46,8 @@ class Bench:
             Served(
                 "digits",
                 ("digits",),
+                self.folder.state,
+                (),
                 self.folder.cache,
                 log_json=False,
                 given_back=lambda fd, _: self.given_back.append(fd),
