@@ -2,9 +2,9 @@
 
 For each model: our bundle (a real `edgekit build` for the detected profile, loaded by EdgeKit's own engine) and each
 peer's file get the same held-out data, the same metric, the same threads and interleaved timing. A peer that loses
-more accuracy than the contract allows counts with its own float model. Ours is built with `--accept-uncertain`: neither side
-has to show its loss at 95 %. A ratio is our time over theirs: "never
-slower" means that its 95 % interval includes or lies below 1.
+more accuracy than the contract allows counts with its own float model. Ours is built with `--accept-uncertain`:
+neither side has to show its loss at 95 %. A ratio is our time over theirs: "never slower" means that its 95 % interval
+includes or lies below 1.
 
     python bench/converters/run.py [--quick] [--only MODEL] [--recipe PATTERN] [--json FILE] [--cache DIR]
 """
@@ -147,9 +147,9 @@ def compare(
         over["model"] = {"source": str(source)}
     gate = CodeGate(True, lambda _: None)  # as the build has it
     bench = Workbench(projects.load(case.project, over), gate, Cache(cache), folder, lambda _: None)
-    # As the peers are judged: by what the samples say, whether or not they are enough to show it at 95 %.
     words = ["build", *([source] if source else []), "--project", case.project, "--target", profile]
-    words += ["--accept-uncertain"]
+    # As the peers are judged: by what the samples say, whether or not they are enough to show it at 95 %.
+    words.append("--accept-uncertain")
     words += [word for pattern in recipes for word in ("--recipe", pattern)]
     ours = build_ours([*words, "--cache", cache], folder)
     runs: dict[str, Run] = {}

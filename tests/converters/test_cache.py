@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -205,6 +206,25 @@ def test_two_searches_at_once_have_a_journal_each(tmp_path, told):
             assert second != first
             assert second.read_text() == "known\n"
     assert len(told) == 1
+
+
+def test_an_entry_that_goes_while_it_is_measured_takes_no_room(tmp_path, monkeypatch):
+    entry = tmp_path / ("0" * 64)
+    inner = entry / "inner"
+    inner.mkdir(parents=True)
+    (inner / "file").write_bytes(b"x" * 100)
+    assert room.entries(tmp_path)[0].size_bytes == 100
+    scandir = os.scandir
+
+    def going(folder):
+        if Path(folder) == inner:
+            monkeypatch.undo()
+            shutil.rmtree(entry)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", going)
+    (kept,) = room.entries(tmp_path)
+    assert kept.size_bytes == 0
 
 
 def test_many_builds_at_once_read_write_and_make_room_without_harm(tmp_path, monkeypatch):

@@ -265,7 +265,7 @@ def test_clients_are_served_while_a_sync_of_an_update_takes_its_time(
     signs = tmp_path / "signs"
     signs.mkdir()
     (tmp_path / "slow_card.py").write_text(SLOW_CARD)
-    agent._words[1:3] = [str(tmp_path / "slow_card.py"), str(signs)]
+    agent._words[:2] = [str(tmp_path / "slow_card.py"), str(signs)]
     _settle(agent.start(), fleet, make_bundle(), tools)
     (signs / "slow").touch()
     second = make_bundle(version="2.0.0", seed=2)
