@@ -1,7 +1,11 @@
-"""The gate language: `error_rate < 1% min 50 requests`, `latency_p95 <= 1.1 * control`, `install_failures < 5%`.
+"""The gate language: `error_rate < 1% min 50 requests`, `latency_p95 <= 1.1 * control`, `metric:sold >= 0.95 * before`.
 
-    gate  = metric ("<" | "<=") limit ["min" number unit]
-    limit = number ("%" | "ms") | number "*" "control"
+    gate  = metric relation limit ["min" number unit]
+    limit = number ["%" | "ms"] | number "*" past | past "+" number "%"
+    past  = "control" | "before"
+
+`control` are devices still on the old release over the same time; `before` is each device's own past, which is weaker
+(the hour and the weekday confound it) and may pause a rollout, never roll it back.
 
 Always true
  1. What cannot be parsed is refused with a caret; nothing is guessed.
@@ -20,10 +24,13 @@ from fleet.rules.text import Token, refuse, show_percent, tokenize
 
 WHAT = "gate"
 Unit = Literal["requests", "windows", "devices"]
-_TOKEN = re.compile(r"<=|>=|==|<|>|=|\*|%|[0-9]+(?:\.[0-9]+)?|[A-Za-z_][A-Za-z0-9_]*")
+Reference = Literal["", "control", "before"]
+_TOKEN = re.compile(
+    r"<=|>=|==|<|>|=|\*|\+|%|[0-9]+(?:\.[0-9]+)?|metric:[A-Za-z0-9_.-]+|[A-Za-z_][A-Za-z0-9_]*"
+)
 _NEEDS_ROOM = "two equal releases can never be shown equal; give control some room, e.g. 1.1 * control"
 _NUMBER = re.compile(r"^[0-9]")
-
+CUSTOM = "metric:"
 
 _UNITS: dict[str, Unit] = {
     "requests": "requests",
@@ -42,64 +49,113 @@ class Outcome(StrEnum):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What a gate says now, for a person: the figure, the limit, and on how much data."""
+    """What a gate says now, for a person: the figure, the limit, and on how much data.
+
+    `is_weak`: it may pause a rollout, and never turns one back by itself.
+    """
 
     gate: str
     outcome: Outcome
     words: str
+    is_weak: bool = False
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What can be gated: its unit, whether it can be compared with control, and the data it asks for at least."""
+    """What can be gated, and the data it asks for at least.
+
+    `kind` says how devices are scored: a `share` of their requests, a `level` as it is or as its `ratio` to what it
+    was, or a `count` of devices. A latency is a share (of requests above the limit) where its limit is a number.
+    """
 
     words: str
-    unit: Literal["%", "ms"]
-    comparable: bool
+    unit: Literal["%", "ms", ""]
+    kind: Literal["share", "level", "ratio", "count"]
     minimum: int
     minimum_unit: Unit
     quantile: float | None = None
 
 
 METRICS = {
-    "error_rate": Metric("errors per accepted request", "%", True, 100, "requests"),  # a table
-    "latency_p50": Metric("the median engine time", "ms", False, 100, "requests", 0.50),
-    "latency_p95": Metric("the 95th percentile of engine time", "ms", True, 100, "requests", 0.95),
-    "latency_p99": Metric("the 99th percentile of engine time", "ms", False, 500, "requests", 0.99),
-    "install_failures": Metric("devices that failed to install", "%", False, 1, "devices"),
-    "lost": Metric("devices lost to the move", "%", False, 1, "devices"),
+    "error_rate": Metric("errors per accepted request", "%", "share", 100, "requests"),  # a table
+    "latency_p50": Metric("the median engine time", "ms", "ratio", 100, "requests", 0.50),
+    "latency_p95": Metric("the 95th percentile of engine time", "ms", "ratio", 100, "requests", 0.95),
+    "latency_p99": Metric("the 99th percentile of engine time", "ms", "ratio", 500, "requests", 0.99),
+    "latency_mean": Metric("the mean of the logarithm of engine time", "ms", "ratio", 100, "requests"),
+    "drift_psi": Metric("the drift of inputs (PSI against the reference)", "", "level", 3, "windows"),
+    "install_failures": Metric("devices that failed to install", "%", "count", 1, "devices"),
+    "lost": Metric("devices lost to the move", "%", "count", 1, "devices"),
 }
 
 
+def metric_of(name: str) -> Metric | None:
+    """The metric of this name; `metric:NAME` is one that the application on the device reports."""
+    if name.startswith(CUSTOM):
+        return Metric(name.removeprefix(CUSTOM), "", "level", 3, "windows")
+    return METRICS.get(name)
+
+
 class Gate(msgspec.Struct, frozen=True):
-    """`limit` is a share (0…1), milliseconds, or a factor where `is_relative`."""
+    """`limit` is a share (0…1), milliseconds, a plain number, or what `reference` is multiplied by (or, where
+    `is_added`, has added to it). `at_least`: more is better.
+    """
 
     text: str
     metric: str
     is_strict: bool
     limit: float
-    is_relative: bool
-    minimum: int
-    minimum_unit: Unit
+    reference: Reference = ""
+    minimum: int = 1
+    minimum_unit: Unit = "devices"
+    is_added: bool = False
+    at_least: bool = False
+
+    @property
+    def is_relative(self) -> bool:
+        """Judged against control."""
+        return self.reference == "control"
+
+    @property
+    def about(self) -> Metric:
+        found = metric_of(self.metric)
+        assert found is not None, "parsed gates name known metrics"
+        return found
 
     @property
     def words(self) -> str:
-        metric = METRICS[self.metric]
-        relation = "below" if self.is_strict else "at most"
-        if self.is_relative:
-            return (
-                f"{metric.words} at most {self.limit:g} times that of devices still on the old release, device by "
-                "device, each against its own past"
-            )
+        metric = self.about
+        relation = _RELATIONS[self.at_least, self.is_strict]
+        if self.reference:
+            than = f"{relation} {self.limit:g} times"
+            if self.is_added:
+                than = f"{relation} {show(self.limit, metric).replace(' %', ' points')} above"
+            whose = _REFERENCES[self.reference]
+            return f"{metric.words} {than} {whose}"
         data = f"judged on at least {self.minimum} {self.minimum_unit}"
         return f"{metric.words} {relation} {show(self.limit, metric)}, {data}"
 
     def holds(self, value: float) -> bool:
+        if self.at_least:
+            return value > self.limit if self.is_strict else value >= self.limit
         return value < self.limit if self.is_strict else value <= self.limit
 
 
+_RELATIONS = {
+    (False, True): "below",
+    (False, False): "at most",
+    (True, True): "above",
+    (True, False): "at least",
+}
+_REFERENCES = {
+    "control": "that of devices still on the old release, device by device, each against its own past",
+    "before": "what the same devices had before (the hour may confound this: it pauses, and never rolls back)",
+}
+
+
 def show(value: float, metric: Metric) -> str:
-    return show_percent(value) if metric.unit == "%" else f"{value:.3g} ms"
+    if metric.unit == "%":
+        return show_percent(value)
+    return f"{value:.3g} {metric.unit}".rstrip()
 
 
 def parse(text: str) -> Gate:
@@ -116,49 +172,72 @@ class _Parser:
     def gate(self) -> Gate:
         name_at = self._at
         name = self._take("a metric")
-        metric = METRICS.get(name)
+        metric = metric_of(name)
         if metric is None:
-            refuse(WHAT, self._text, name_at, f"unknown metric {name!r}; known are {', '.join(METRICS)}")
+            refuse(
+                WHAT,
+                self._text,
+                name_at,
+                f"unknown metric {name!r}; known are {', '.join(METRICS)} and metric:NAME",
+            )
         operator_at = self._at
         operator = self._take("'<' or '<='")
-        if operator not in ("<", "<="):
-            refuse(WHAT, self._text, operator_at, f"expected '<' or '<=', found {operator!r}")
-        limit_at = self._at
-        limit, is_relative = self._limit(metric)
-        if is_relative and not metric.comparable:
-            refuse(WHAT, self._text, limit_at, f"{name} cannot be compared with control; give a number")
-        minimum, unit = self._minimum(metric, is_relative=is_relative)
+        allowed = ("<", "<=", ">", ">=") if name.startswith(CUSTOM) else ("<", "<=")
+        if operator not in allowed:
+            known = " or ".join(f"'{o}'" for o in allowed)
+            refuse(WHAT, self._text, operator_at, f"expected {known}, found {operator!r}")
+        at_least = operator.startswith(">")
+        limit, reference, is_added = self._limit(name, metric, at_least=at_least)
+        minimum, unit = self._minimum(metric, is_relative=bool(reference))
         if self._next < len(self._tokens):
             refuse(WHAT, self._text, self._at, "expected the end")
-        return Gate(self._text, name, operator == "<", limit, is_relative, minimum, unit)
+        is_strict = operator in ("<", ">")
+        return Gate(self._text, name, is_strict, limit, reference, minimum, unit, is_added, at_least)
 
-    def _limit(self, metric: Metric) -> tuple[float, bool]:
+    def _limit(self, name: str, metric: Metric, *, at_least: bool) -> tuple[float, Reference, bool]:
         at = self._at
-        if self._took("control"):
-            refuse(WHAT, self._text, at, _NEEDS_ROOM)
+        if (reference := self._reference()) is not None:
+            self._check_comparable(name, metric, at)
+            if not self._took("+") or metric.kind != "share" or at_least:
+                refuse(WHAT, self._text, at, _NEEDS_ROOM)
+            number = self._number("a number")
+            if not self._took("%") or not 0 < number <= 100:
+                refuse(WHAT, self._text, at, "expected points of a share above 0, e.g. control + 0.5%")
+            return number / 100, reference, True
         number = self._number("a number or 'control'")
         if self._took("*"):
-            if not self._took("control"):
-                refuse(WHAT, self._text, self._at, "expected 'control' after '*'")
-            if number <= 1:
+            reference_at = self._at
+            if (reference := self._reference()) is None:
+                refuse(WHAT, self._text, reference_at, "expected 'control' or 'before' after '*'")
+            self._check_comparable(name, metric, at)
+            if number >= 1 if at_least else number <= 1:
                 refuse(WHAT, self._text, at, _NEEDS_ROOM)
-            return number, True
-        if metric.unit == "%":
-            if not self._took("%"):
-                refuse(WHAT, self._text, self._at, f"expected '%' (write e.g. {number:g}%)")
-            if number > 100:
-                refuse(WHAT, self._text, at, "a share is at most 100%")
-            return number / 100, False
-        if not self._took("ms"):
-            refuse(WHAT, self._text, self._at, f"expected 'ms' (write e.g. {number:g}ms)")
-        return number, False
+            return number, reference, False
+        if name == "latency_mean":
+            refuse(WHAT, self._text, at, f"{name} can only be compared with control or before")
+        if metric.unit and not self._took(metric.unit):
+            refuse(
+                WHAT, self._text, self._at, f"expected '{metric.unit}' (write e.g. {number:g}{metric.unit})"
+            )
+        if metric.unit == "%" and number > 100:
+            refuse(WHAT, self._text, at, "a share is at most 100%")
+        return number / 100 if metric.unit == "%" else number, "", False
+
+    def _reference(self) -> Reference | None:
+        if self._took("control"):
+            return "control"
+        return "before" if self._took("before") else None
+
+    def _check_comparable(self, name: str, metric: Metric, at: int) -> None:
+        if metric.kind == "count":
+            refuse(WHAT, self._text, at, f"{name} cannot be compared with control; give a number")
 
     def _minimum(self, metric: Metric, *, is_relative: bool) -> tuple[int, Unit]:
         if not self._took("min"):
             return metric.minimum, metric.minimum_unit
         at = self._at
         if is_relative:
-            refuse(WHAT, self._text, at, "a comparison with control decides itself how much data it needs")
+            refuse(WHAT, self._text, at, "a comparison decides itself how much data it needs")
         number = self._number("a number")
         if number < 1 or number != int(number):
             refuse(WHAT, self._text, at, "expected a whole number of at least 1")
