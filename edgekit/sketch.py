@@ -50,13 +50,18 @@ class Sketch(msgspec.Struct, frozen=True):
         for index in sorted(self.bins):
             seen += self.bins[index]
             if rank < seen:
-                return min(2 * _GAMMA**index / (_GAMMA + 1), self.largest)
+                return min(middle_of(index), self.largest)
         return self.largest
 
 
 def index_of(value: float) -> int:
     """The bin of a value above `SMALLEST`."""
     return math.ceil(math.log(value) / _LOG_GAMMA)
+
+
+def middle_of(index: int) -> float:
+    """The estimate of the values in a bin."""
+    return 2 * _GAMMA**index / (_GAMMA + 1)
 
 
 def of(values: Iterable[float]) -> Sketch:

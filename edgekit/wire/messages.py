@@ -22,6 +22,10 @@ Count = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=2000)]
 Label = Annotated[str, Meta(max_length=200)]
 
+MAX_METRICS = 32
+MetricName = Annotated[str, Meta(pattern=r"^(drift_psi|metric:[A-Za-z0-9_.-]{1,64})$")]
+Finite = Annotated[float, Meta(ge=-1e15, le=1e15)]
+
 
 class Boot(msgspec.Struct, frozen=True, order=True):
     """Which run of which enrolment spoke: messages order by (enrolment, incarnation, seq).
@@ -144,12 +148,25 @@ class Status(msgspec.Struct, frozen=True):
     version: int = VERSION
 
 
+class Moments(msgspec.Struct, frozen=True):
+    """How often something was observed, and the sum of what was."""
+
+    count: Count = 0
+    total: Finite = 0.0
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else 0.0
+
+
 class DeploymentWindow(msgspec.Struct, frozen=True):
     """What one loaded bundle did in a window.
 
     `infer_ms` is the engine call (contracts and gates mean this), `request_ms` includes the queue. `errors` are engine
     failures, timeouts and worker deaths over accepted `requests`; `rejected_inputs` are the callers' mistakes;
-    `sequence_resets` are requests that meant to go on with a sequence whose state was gone.
+    `sequence_resets` are requests that meant to go on with a sequence whose state was gone. `metrics` are what gates may
+    name: `drift_psi` (the largest population stability index over the inputs, once per window) and `metric:NAME`, which
+    the application reports.
     """
 
     deployment: Name
@@ -163,6 +180,7 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     request_ms: Sketch = Sketch()
     inputs: dict[str, Histogram] = {}
     outputs: dict[str, Histogram] = {}
+    metrics: Annotated[dict[MetricName, Moments], Meta(max_length=MAX_METRICS)] = {}
 
 
 class Report(msgspec.Struct, frozen=True):

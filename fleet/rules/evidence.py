@@ -19,6 +19,7 @@ from enum import StrEnum
 import msgspec
 
 from edgekit.sketch import Sketch
+from edgekit.wire.messages import Moments
 
 # A device is silent once this many of its windows are missing, and at least so many seconds.
 SILENT_WINDOWS = 3
@@ -37,13 +38,17 @@ class Arm(StrEnum):
 
 
 class Sums(msgspec.Struct, frozen=True):
-    """Windows added up. `requests` and `errors` are of all of them, `infer_ms` of those that are warm enough."""
+    """Windows added up. `requests` and `errors` are of all of them, `infer_ms` of those that are warm enough.
+
+    `metrics` are those that gates may name: `drift_psi` and `metric:NAME`.
+    """
 
     windows: int = 0
     requests: int = 0
     errors: int = 0
     warm_windows: int = 0
     infer_ms: Sketch = Sketch()
+    metrics: Mapping[str, Moments] = {}
 
 
 class DeviceEvidence(msgspec.Struct, frozen=True):
@@ -69,6 +74,7 @@ class DeviceEvidence(msgspec.Struct, frozen=True):
     errors: int = 0
     warm_windows: int = 0
     sketch: Sketch = Sketch()
+    metrics: Mapping[str, Moments] = {}
     past: Sums | None = None
     since: float | None = None
     last_report_at: float = 0.0

@@ -1,150 +1,284 @@
-"""What a gate says about the devices that moved.
+"""What a stage's gates say together.
 
 Always true
  1. Missing data never satisfies a gate: too little is inconclusive.
- 2. An absolute gate stops early only on strong evidence (a chance below one in a thousand under a release exactly at
-    the limit); at the end of the soak the plain figure decides.
+ 2. Every gate is judged per device, and what they find adds up in one budget (`budget`); nothing else turns a rollout
+    back but a release that no device reaches. A weak finding pauses.
  3. Devices count by assignment: one that crashed, fell silent or left the release again is `lost`, it does not drop
-    out of the mean.
+    out of the mean. One that was silent already when the stage opened counts in neither arm.
+ 4. The closing stage has no control: its gates against control were satisfied beside the holdback; the devices that
+    follow are then compared with their own past, which may pause.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import msgspec
 
-from edgekit.sketch import Sketch, index_of, merge
-from fleet.rules import statistics
-from fleet.rules.cohorts import Cohorts
-from fleet.rules.gates import METRICS, Gate, Outcome, Unit, Verdict, show
+from fleet.rules import budget, scores, statistics
+from fleet.rules.budget import Spent
+from fleet.rules.cohorts import FIRST_DEVICES, Tally, tally_of
+from fleet.rules.evalues import chance_at_least, of_share, of_silence
+from fleet.rules.evidence import Arm, DeviceEvidence, StageEvidence
+from fleet.rules.gates import Gate, Outcome, Unit, Verdict, show
+from fleet.rules.statistics import SMALLEST_ARM, Finding
 from fleet.rules.text import show_percent
 
-EARLY = 1e-3
-LOST_CHANCE = 0.05
-DEFAULT_LOST = Gate("lost <= 5%", "lost", False, 0.05, False, 1, "devices")  # a struct's fields
-FIRST_DEVICES = 5
+DEFAULT_LOST = Gate("lost <= 5%", "lost", is_strict=False, limit=0.05)
+# Devices fail to install a good release, too: a full disk, a power cut.
+DEFAULT_INSTALLS = Gate("install_failures <= 2%", "install_failures", is_strict=False, limit=0.02)
+# As many bad devices as come by chance in one of ten stages do not hold a rollout up, where there are devices enough.
+_LUCK = 0.1
+_ENOUGH_DEVICES = 20
+_ENOUGH_WINDOWS = 3
 
 
-class Tally(msgspec.Struct, frozen=True):
-    """How the ordered devices fared: `heard` accepted the order, `failed` did not install, `moving` are reachable and
-    not there yet; `reached` and `not_reached` count by profile. `untried` profiles have devices waiting, and nobody
-    of theirs in the stage could be asked.
-    """
+@dataclass(frozen=True)
+class Stage:
+    """What a gate is judged on. `canary` and `control` are at risk; `tally` counts all that were ordered."""
 
-    heard: int
-    settled: int
-    failed: int
-    lost: frozenset[str]
-    first_failures: int
-    reached: Mapping[str, int]
-    not_reached: Mapping[str, int]
-    moving: int
-    untried: frozenset[str]
+    canary: tuple[DeviceEvidence, ...]
+    control: tuple[DeviceEvidence, ...]
+    tally: Tally
+    spent: Spent
+    is_closing: bool
 
 
-def _error_rate(gate: Gate, data: Cohorts, _tally: Tally, is_final: bool) -> Verdict:
-    requests = sum(device.requests for device in data.canary)
-    errors = sum(device.errors for device in data.canary)
-    share = _Share(errors, requests, gate.limit, errors / max(1, requests))
-    return _share_of_requests(gate, data, share, is_final=is_final)
+@dataclass(frozen=True)
+class Opinion:
+    """One gate's verdict by itself, its evidence, and what it saw (for later stages)."""
+
+    verdict: Verdict
+    e: float = 1.0
+    found: tuple[float, float] | None = None
 
 
-def _latency(gate: Gate, data: Cohorts, _tally: Tally, is_final: bool) -> Verdict:
-    quantile = METRICS[gate.metric].quantile
-    assert quantile is not None
-    sketch = merge(device.infer_ms for device in data.canary)
-    value = sketch.quantile(quantile) or 0.0
-    # The p-quantile lies above the limit when more than 1-p of the requests do.
-    above = _count_above(sketch, gate.limit)
-    share = _Share(above, sketch.count, 1 - quantile, value)
-    return _share_of_requests(gate, data, share, is_final=is_final)
+class Judgement(msgspec.Struct, frozen=True):
+    """`evidence` of the open stage, the budget's `total`, and what to remember when the stage closes."""
+
+    verdicts: tuple[Verdict, ...]
+    evidence: float
+    total: float
+    spent: Spent
 
 
-class _Share(NamedTuple):
-    """`bad` of `requests`, which may be a share of `allowed`; `value` is the gate's own figure."""
+def judge(
+    gates: Sequence[Gate],
+    data: StageEvidence,
+    spent: Spent,
+    *,
+    stage: int,
+    stages: int,
+    is_closing: bool = False,
+) -> Judgement:
+    """The plain rules first, then the rollout's own gates, then those that are always there."""
+    present = _arms(data, spent, is_closing=is_closing)
+    judged = with_always(gates)
+    opinions = {gate.text: _opinion(gate, present) for gate in judged}
+    weights = budget.gate_weights(judged)
+    terms = {text: weights[text] * opinions[text].e for text in weights}
+    evidence = math.fsum(terms.values())
+    whole = budget.total(spent, evidence, stage, stages)
+    verdicts = [_shown(gate, opinions[gate.text]) for gate in judged]
+    if whole >= budget.STOP:
+        worst = max(terms, key=lambda text: terms[text])
+        verdicts = [
+            msgspec.structs.replace(v, outcome=Outcome.VIOLATED) if v.gate == worst else v for v in verdicts
+        ]
+    found = {
+        text: (*spent.found.get(text, ()), opinion.found)
+        for text, opinion in opinions.items()
+        if opinion.found is not None
+    }
+    closed = Spent(
+        closed=(*spent.closed, evidence),
+        found={**spent.found, **found},
+        absent=present.spent.absent,
+    )
+    return Judgement((installs(present.tally), *verdicts), evidence, whole, closed)
 
-    bad: int
-    requests: int
-    allowed: float
-    value: float
+
+def with_always(gates: Sequence[Gate]) -> tuple[Gate, ...]:
+    """The gates and those that are always there, unless the operator gave them another limit."""
+    named = {gate.metric for gate in gates}
+    always = [gate for gate in (DEFAULT_LOST, DEFAULT_INSTALLS) if gate.metric not in named]
+    return (*gates, *always)
 
 
-def _share_of_requests(gate: Gate, data: Cohorts, share: _Share, *, is_final: bool) -> Verdict:
-    bad, requests, allowed, value = share
-    metric = METRICS[gate.metric]
-    amount = _amount(gate.minimum_unit, data, requests)
-    windows = sum(device.windows for device in data.canary)
-    on = f"on {requests} requests of {_devices(sum(1 for d in data.canary if d.requests))}"
-    figure = f"{show(value, metric)} {on}, limit {show(gate.limit, metric)}"
-    if requests and not gate.holds(value) and windows >= 3 and bad >= 3:
-        chance = chance_at_least(bad, requests, allowed)
-        if chance <= EARLY:
-            return Verdict(gate.text, Outcome.VIOLATED, figure)
-    if amount < gate.minimum or not requests:
-        return Verdict(
-            gate.text,
-            Outcome.INCONCLUSIVE,
-            f"too little data: {amount} of {gate.minimum} {gate.minimum_unit}",
+def _arms(data: StageEvidence, spent: Spent, *, is_closing: bool) -> Stage:
+    canary = tuple(d for d in data.devices.values() if d.arm is Arm.CANARY and d.at_risk and not d.is_excused)
+    control = tuple(d for d in data.devices.values() if d.arm is Arm.CONTROL and d.at_risk)
+    tally = tally_of(data)
+    if len(control) >= SMALLEST_ARM:
+        absent = tally.control_silent / len(control)
+        spent = msgspec.structs.replace(spent, absent=max(spent.absent, absent))
+    return Stage(canary, control, tally, spent, is_closing)
+
+
+def _opinion(gate: Gate, present: Stage) -> Opinion:
+    if gate.metric in _COUNTED:
+        return _COUNTED[gate.metric](gate, present)
+    return _BY_REFERENCE[gate.reference](gate, present)
+
+
+def _shown(gate: Gate, opinion: Opinion) -> Verdict:
+    return msgspec.structs.replace(opinion.verdict, gate=gate.text)
+
+
+def _limited(gate: Gate, present: Stage) -> Opinion:
+    """A gate with a number as its limit."""
+    canary = [device for device in present.canary if scores.is_usable(gate, device)]
+    amount = _amount(gate.minimum_unit, canary)
+    if not canary:
+        return _waits(gate, f"too little data: {amount} of {gate.minimum} {gate.minimum_unit}")
+    found = statistics.against_limit(gate, canary)
+    value = _value(gate, canary, found)
+    figure = f"{show(value, gate.about)} on {_devices(len(canary))}, limit {show(gate.limit, gate.about)}"
+    has_enough = sum(device.windows for device in canary) >= _ENOUGH_WINDOWS
+    e = found.e if found.is_beyond and has_enough else min(1.0, found.e)
+    if amount < gate.minimum:
+        return _waits(gate, f"too little data: {amount} of {gate.minimum} {gate.minimum_unit}", e)
+    return _concluded(gate, found, figure, present, e)
+
+
+def _compared(gate: Gate, present: Stage) -> Opinion:
+    """A gate against control."""
+    canary = [device for device in present.canary if scores.is_usable(gate, device)]
+    control = [device for device in present.control if scores.is_usable(gate, device)]
+    if present.is_closing and len(control) < SMALLEST_ARM:
+        return _after_holdback(gate, canary)
+    if min(len(canary), len(control)) < SMALLEST_ARM:
+        return _waits(
+            gate,
+            f"too little data: {len(canary)} canaries and {len(control)} control devices have a past and a present to "
+            f"compare; {SMALLEST_ARM} of each are needed",
         )
-    if gate.holds(value):
-        return Verdict(gate.text, Outcome.SATISFIED, figure)
-    if is_final:
-        return Verdict(gate.text, Outcome.VIOLATED, figure)
-    return Verdict(gate.text, Outcome.INCONCLUSIVE, f"{figure}; decided when the soak ends")
+    found = statistics.against_control(gate, canary, control)
+    shown = _figure(gate, found, "control's")
+    figure = f"{shown} ({len(canary)} canaries, {len(control)} control devices)"
+    if found.worst:
+        figure += f"; profile {found.worst} is beyond it"
+    return _concluded(gate, found, figure, present, found.e)
 
 
-def _amount(unit: Unit, data: Cohorts, requests: int) -> int:
+def _concluded(gate: Gate, found: Finding, figure: str, present: Stage, e: float) -> Opinion:
+    seen = (found.harm, found.se)
+    earlier = present.spent.found.get(gate.text, ())
+    if found.is_within or (
+        not found.is_beyond and not found.worst and found.with_earlier(earlier).is_within
+    ):
+        return Opinion(Verdict(gate.text, Outcome.SATISFIED, figure), e, seen)
+    where = "seems to be beyond the limit" if found.is_beyond else "not yet sure to be within the limit"
+    return Opinion(Verdict(gate.text, Outcome.INCONCLUSIVE, f"{figure}; {where}"), e, seen)
+
+
+def _after_holdback(gate: Gate, canary: Sequence[DeviceEvidence]) -> Opinion:
+    """Rule 4: without control, only a sure change for the worse holds the last devices up."""
+    words = "satisfied beside the devices held back, which follow now"
+    if not canary:
+        return Opinion(Verdict(gate.text, Outcome.SATISFIED, words))
+    found = statistics.against_before(gate, canary)
+    figure = f"{words}: {_figure(gate, found, 'their own past')}"
+    if found.is_surely_beyond:
+        return Opinion(Verdict(gate.text, Outcome.VIOLATED, figure, is_weak=True))
+    return Opinion(Verdict(gate.text, Outcome.SATISFIED, figure))
+
+
+def _remembered(gate: Gate, present: Stage) -> Opinion:
+    """A gate against the devices' own past."""
+    canary = [device for device in present.canary if scores.is_usable(gate, device)]
+    if not canary:
+        return _waits(gate, "too little data: no device has a past and a present to compare")
+    found = statistics.against_before(gate, canary)
+    figure = f"{_figure(gate, found, 'their own past')} ({_devices(len(canary))})"
+    if found.is_surely_beyond:
+        return Opinion(Verdict(gate.text, Outcome.VIOLATED, figure, is_weak=True))
+    opinion = _concluded(gate, found, figure, present, 1.0)
+    return Opinion(opinion.verdict, 1.0, opinion.found)
+
+
+def _figure(gate: Gate, found: Finding, whose: str) -> str:
+    """What was seen beside what is allowed, in the gate's own terms."""
+    if gate.about.kind == "share":
+        here, allowed = show_percent(found.rate + found.harm), show_percent(found.margin)
+        return f"{here} against {show_percent(found.rate)} by {whose} change, {allowed} more allowed"
+    if gate.about.kind == "ratio":
+        return f"{math.exp(found.harm):.3g} times {whose} change, limit {gate.limit:g}"
+    worse = "lower" if gate.at_least else "higher"
+    return f"{found.harm:.3g} {worse} than {whose} change, {found.margin:.3g} allowed"
+
+
+def _value(gate: Gate, canary: Sequence[DeviceEvidence], found: Finding) -> float:
+    """The figure beside an absolute limit: the mean of devices; of a latency, the quantile of the middle device."""
+    if gate.about.kind == "ratio":
+        levels = sorted(scores.levels(gate, canary))
+        return math.exp(levels[len(levels) // 2])
+    sign = -1.0 if gate.at_least else 1.0
+    return max(0.0, gate.limit + sign * found.harm) if gate.about.unit else gate.limit + sign * found.harm
+
+
+def _amount(unit: Unit, canary: Sequence[DeviceEvidence]) -> int:
     if unit == "requests":
-        return requests
+        return sum(device.requests for device in canary)
     if unit == "windows":
-        return sum(device.windows for device in data.canary)
-    return sum(1 for device in data.canary if device.requests)
+        return sum(device.windows for device in canary)
+    return sum(1 for device in canary if device.windows)
 
 
-def _install_failures(gate: Gate, _data: Cohorts, tally: Tally, is_final: bool) -> Verdict:
-    figure = (
-        f"{tally.failed} of {_devices(tally.settled)} failed to install, limit {show_percent(gate.limit)}"
-    )
-    if tally.settled < gate.minimum:
-        return Verdict(
-            gate.text, Outcome.INCONCLUSIVE, f"too little data: {tally.settled} of {_devices(gate.minimum)}"
+def _waits(gate: Gate, words: str, e: float = 1.0) -> Opinion:
+    return Opinion(Verdict(gate.text, Outcome.INCONCLUSIVE, words), e)
+
+
+def _install_failures(gate: Gate, present: Stage) -> Opinion:
+    tally = present.tally
+    failed, settled = tally.failed, tally.settled
+    figure = f"{failed} of {_devices(settled)} failed to install, limit {show_percent(gate.limit)}"
+    e = of_share(failed, settled, gate.limit)
+    e = e if settled and not gate.holds(failed / settled) else min(1.0, e)
+    if settled < gate.minimum:
+        return _waits(gate, f"too little data: {settled} of {_devices(gate.minimum)}", e)
+    if _is_lucky(gate, failed, settled, gate.limit):
+        return Opinion(Verdict(gate.text, Outcome.SATISFIED, figure), e)
+    return Opinion(Verdict(gate.text, Outcome.INCONCLUSIVE, f"{figure}; {_names(tally.failures)}"), e)
+
+
+def _lost(gate: Gate, present: Stage) -> Opinion:
+    tally = present.tally
+    lost, heard = len(tally.lost), tally.heard
+    if heard < gate.minimum:
+        return _waits(gate, "no device has accepted the order yet")
+    has_control = len(present.control) >= SMALLEST_ARM
+    usual = tally.control_silent / len(present.control) if has_control else present.spent.absent
+    beside = f" + {show_percent(usual)} usual silence" if usual else ""
+    figure = f"{lost} of {_devices(heard)} lost, limit {show_percent(gate.limit)}{beside}"
+    if has_control:
+        e = of_silence(
+            tally.fell_silent, tally.control_fell_silent, (len(present.canary), len(present.control))
         )
-    if gate.holds(tally.failed / tally.settled):
-        return Verdict(gate.text, Outcome.SATISFIED, figure)
-    # Devices still on their way may yet bring the share down; those that failed stay failed.
-    is_certain = is_final or not gate.holds(tally.failed / max(1, tally.heard))
-    return Verdict(gate.text, Outcome.VIOLATED if is_certain else Outcome.INCONCLUSIVE, figure)
+    else:
+        e = of_share(len(tally.silent), heard, min(0.9, gate.limit + usual))
+    is_beyond = lost >= 2 and not gate.holds(lost / heard - usual)
+    e = e if is_beyond else min(1.0, e)
+    if _is_lucky(gate, lost, heard, min(1.0, gate.limit + usual)):
+        return Opinion(Verdict(gate.text, Outcome.SATISFIED, figure), e)
+    words = f"{figure}: {_names(tally.lost)}; too few to tell a broken device from a broken release"
+    return Opinion(Verdict(gate.text, Outcome.INCONCLUSIVE, words), e)
 
 
-def _lost(gate: Gate, data: Cohorts, tally: Tally, _is_final: bool) -> Verdict:
-    lost = len(tally.lost)
-    if tally.heard < gate.minimum:
-        return Verdict(gate.text, Outcome.INCONCLUSIVE, "no device has accepted the order yet")
-    usual = data.control_silent / data.control_total if data.control_total else 0.0
-    allowed = min(1.0, gate.limit + usual)
-    beside = f" + {show_percent(usual)} silent control devices" if usual else ""
-    figure = f"{lost} of {_devices(tally.heard)} lost, limit {show_percent(gate.limit)}{beside}"
-    if lost == 0 or gate.holds(lost / tally.heard - usual):
-        return Verdict(gate.text, Outcome.SATISFIED, figure)
-    if lost >= 2 and chance_at_least(lost, tally.heard, allowed) <= LOST_CHANCE:
-        return Verdict(gate.text, Outcome.VIOLATED, f"{figure}: {', '.join(sorted(tally.lost)[:5])}")
-    return Verdict(
-        gate.text,
-        Outcome.INCONCLUSIVE,
-        f"{figure}: {', '.join(sorted(tally.lost)[:5])}; too few to tell a broken device from a broken release",
-    )
+def _is_lucky(gate: Gate, bad: int, total: int, limit: float) -> bool:
+    """Whether the share is within the limit, or no more above it than chance would have it."""
+    if not bad or (bad / total < limit if gate.is_strict else bad / total <= limit):
+        return True
+    return total >= _ENOUGH_DEVICES and chance_at_least(bad, total, limit) >= _LUCK
 
 
 def installs(tally: Tally) -> Verdict:
-    """The rules that need no statistics: some device of each profile must have reached the release, and two failures
-    among the first five are enough.
+    """The rules that need no statistics: some device of each profile must have reached the release; two failures among
+    the first five pause.
     """
     gate = "installs"
     reached, failed = sum(tally.reached.values()), sum(tally.not_reached.values())
-    if tally.first_failures >= 2:
-        words = f"{tally.first_failures} of the first {FIRST_DEVICES} devices failed to install the release"
-        return Verdict(gate, Outcome.VIOLATED, words)
     if failed and not reached and not tally.moving:
         return Verdict(gate, Outcome.VIOLATED, "no device of this stage reached the release")
     barren = {p: count for p, count in tally.not_reached.items() if not tally.reached.get(p)}
@@ -152,6 +286,9 @@ def installs(tally: Tally) -> Verdict:
         if count >= 2:
             words = f"{count} devices of profile {profile} failed and none reached the release"
             return Verdict(gate, Outcome.VIOLATED, words)
+    if tally.first_failures >= 2:
+        words = f"{tally.first_failures} of the first {FIRST_DEVICES} devices failed to install the release"
+        return Verdict(gate, Outcome.VIOLATED, words, is_weak=True)
     waiting = sorted(barren.keys() | tally.untried)
     if waiting or not reached:
         what = f" of profile {', '.join(waiting)}" if waiting else ""
@@ -159,61 +296,14 @@ def installs(tally: Tally) -> Verdict:
     return Verdict(gate, Outcome.SATISFIED, f"{_devices(reached)} reached the release")
 
 
-def chance_at_least(bad: int, total: int, share: float) -> float:
-    """P(X >= bad) for X binomial(total, share): exact up to 400 trials, beyond that Chernoff's upper bound.
-
-    Source: Hoeffding (1963), "Probability Inequalities for Sums of Bounded Random Variables", theorem 1.
-    """
-    if bad <= total * share:
-        return 1.0
-    if share <= 0:
-        return 0.0
-    if total <= 400:
-        return math.fsum(
-            math.comb(total, k) * share**k * (1 - share) ** (total - k) for k in range(bad, total + 1)
-        )
-    seen = bad / total
-    divergence = seen * math.log(seen / share)
-    if seen < 1:
-        divergence += (1 - seen) * math.log((1 - seen) / (1 - share))
-    return math.exp(-total * divergence)
-
-
-def _count_above(sketch: Sketch, limit: float) -> int:
-    """Values in bins wholly above the limit."""
-    edge = index_of(limit) if limit > 0 else -(10**9)
-    return sum(count for index, count in sketch.bins.items() if index > edge)
+def _names(devices: frozenset[str]) -> str:
+    return ", ".join(sorted(devices)[:5])
 
 
 def _devices(count: int) -> str:
     return f"{count} device{'' if count == 1 else 's'}"
 
 
-_Judge = Callable[[Gate, Cohorts, Tally, bool], Verdict]
-_ABSOLUTE: Mapping[str, _Judge] = {
-    "error_rate": _error_rate,
-    "latency_p50": _latency,
-    "latency_p95": _latency,
-    "latency_p99": _latency,
-    "install_failures": _install_failures,
-    "lost": _lost,
-}
-
-
-def judge(
-    gates: Sequence[Gate], data: Cohorts, tally: Tally, *, stage: int, is_final: bool
-) -> tuple[Verdict, ...]:
-    """The verdicts of the rollout's own gates, then of the rules that always hold.
-
-    `stage` counts from 0; `is_final` after the soak, when the plain figure of an absolute gate decides.
-    """
-    relative = sum(gate.is_relative for gate in gates)
-    always = () if any(gate.metric == "lost" for gate in gates) else (DEFAULT_LOST,)
-    own = [
-        statistics.compare(gate, data, stage=stage, gates=relative)
-        if gate.is_relative
-        else _ABSOLUTE[gate.metric](gate, data, tally, is_final)
-        for gate in (*gates, *always)
-    ]
-    # First the plainest reason to stop.
-    return (installs(tally), *own)
+_Rule = Callable[[Gate, Stage], Opinion]
+_COUNTED: Mapping[str, _Rule] = {"install_failures": _install_failures, "lost": _lost}
+_BY_REFERENCE: Mapping[str, _Rule] = {"": _limited, "control": _compared, "before": _remembered}

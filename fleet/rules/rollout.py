@@ -4,9 +4,11 @@ Pure: state and event in, new state and effects out; the caller supplies the tim
 
 Always true
  1. A device is told to move to the release only if it was selected and its key lies within the open stage's threshold.
+    The threshold is the stage's share, and one device more for each of a profile that cannot be reached.
  2. A stage opens only after every gate of the stage before it is satisfied *and* its soak time is over.
  3. A device counts as succeeded only after it reported the release's digest as loaded and committed.
  4. Missing data never satisfies a gate: inconclusive waits for at most twice the soak, then the rollout pauses.
+    A paused rollout is judged all the same, and still turns back.
  5. A device that is offline counts as neither success nor failure and holds nobody up.
  6. The same event twice, or an older report after a newer one, changes nothing.
 """
@@ -19,12 +21,13 @@ import msgspec
 
 from edgekit.wire.states import FleetState
 from fleet.rules import stages
-from fleet.rules.cohorts import Cohorts
+from fleet.rules.budget import Spent
+from fleet.rules.evidence import StageEvidence
 from fleet.rules.gates import Gate, Outcome, Verdict
-from fleet.rules.judge import FIRST_DEVICES, Tally, judge
+from fleet.rules.judge import Judgement, judge
 from fleet.rules.members import (
     BAD,
-    INSTALL_FAILURES,
+    SETTLED,
     Member,
     Word,
     hear,
@@ -66,7 +69,8 @@ class Spec(msgspec.Struct, frozen=True):
 
 class Rollout(msgspec.Struct, frozen=True):
     """`thresholds` are the open stage's, per profile; data counts from `judged_from`; `soak_from` is None until
-    the stage's reachable devices have settled.
+    the stage's reachable devices have settled. `finish_from`: the operator gave it that much longer. `spent` is what
+    closed stages have used of the rollout's error budget.
     """
 
     id: int
@@ -80,6 +84,8 @@ class Rollout(msgspec.Struct, frozen=True):
     judged_from: datetime | None = None
     soak_from: datetime | None = None
     turned_at: datetime | None = None
+    finish_from: datetime | None = None
+    spent: Spent = Spent()
     verdicts: tuple[Verdict, ...] = ()
     reason: str = ""
 
@@ -93,9 +99,9 @@ class Rollout(msgspec.Struct, frozen=True):
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """Time passed; what the fleet knows of both cohorts. Not sent while the fleet is frozen or cannot hear."""
+    """Time passed; what the fleet knows of both arms. Not sent while the fleet is frozen or cannot hear."""
 
-    data: Cohorts
+    data: StageEvidence
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -173,70 +179,75 @@ def is_allowed(rollout: Rollout, member: Member) -> bool:
     return member.key <= rollout.thresholds.get(member.profile, "")
 
 
-def tally(rollout: Rollout, silent: frozenset[str]) -> Tally:
-    """How the devices that were ordered to move have fared; excused ones (the operator resumed) are left out."""
-    moved = sorted(
-        (m for m in rollout.members.values() if m.order_counter), key=lambda m: (m.ordered_at, m.key)
-    )
-    heard = [m for m in moved if not m.is_excused and (m.notified_at or m.state in BAD)]
-    failed = [m for m in heard if m.state in INSTALL_FAILURES]
-    reached: dict[str, int] = {}
-    not_reached: dict[str, int] = {}
-    for member in heard:
-        if member.state is FleetState.SUCCEEDED:
-            reached[member.profile] = reached.get(member.profile, 0) + 1
-        elif member.state in BAD:
-            not_reached[member.profile] = not_reached.get(member.profile, 0) + 1
-    waiting = {m.profile for m in rollout.members.values() if not m.order_counter and m.is_online}
-    tried = set(reached) | set(not_reached) | {m.profile for m in heard}
-    return Tally(
-        heard=len(heard),
-        settled=sum(1 for m in heard if is_settled(m)),
-        failed=len(failed),
-        lost=frozenset(m.device for m in heard if m.state in BAD or m.device in silent),
-        first_failures=sum(
-            1 for m in moved[:FIRST_DEVICES] if not m.is_excused and m.state in INSTALL_FAILURES
-        ),
-        reached=reached,
-        not_reached=not_reached,
-        moving=sum(1 for m in moved if m.is_reachable and not is_settled(m)),
-        untried=frozenset(({m.profile for m in moved} - tried) & waiting),
-    )
-
-
-def _tick(rollout: Rollout, data: Cohorts, now: datetime) -> Step:
+def _tick(rollout: Rollout, data: StageEvidence, now: datetime) -> Step:
     if rollout.status in RETURNING:
         return _converge(rollout, now), []
     if rollout.status not in (Status.RUNNING, Status.PAUSED):
         return rollout, []
     late = [time_out(m, now, rollout.spec.deadline_s) for m in rollout.members.values() if not is_settled(m)]
     rollout = _replace_members(rollout, late)
+    judgement = _judgement(rollout, data)
+    rollout = msgspec.structs.replace(rollout, verdicts=judgement.verdicts)
+    violated = [v for v in judgement.verdicts if v.outcome is Outcome.VIOLATED]
+    if turning := next((v for v in violated if not v.is_weak), None):
+        return _VIOLATION[rollout.spec.on_violation](rollout, f"{turning.gate}: {turning.words}", now)
     if rollout.status is Status.PAUSED:
         return rollout, []
-    if now >= rollout.created_at + timedelta(seconds=rollout.spec.finish_by_s):
-        return _pause(rollout, "not finished within its time; resume to go on, or roll back", now)
-    return _judge(rollout, data, now)
+    if violated:
+        return _pause(rollout, f"{violated[0].gate}: {violated[0].words}", now)
+    if now >= (rollout.finish_from or rollout.created_at) + timedelta(seconds=rollout.spec.finish_by_s):
+        return _pause(rollout, "not finished within its time; resume to give it as long again, or roll back", now)
+    stage = _with_stand_ins(rollout)
+    if stage is not rollout:
+        return stage, _moves_into(stage)
+    return _soak(rollout, judgement, now)
 
 
-def _judge(rollout: Rollout, data: Cohorts, now: datetime) -> Step:
+def _with_stand_ins(rollout: Rollout) -> Rollout:
+    """Where all that a stage has of a profile is away, the next device in order that is there stands in (rule 1)."""
+    if rollout.current.is_closing:
+        return rollout
+    asked: set[str] = set()
+    nobody: set[str] = set()
+    for member in rollout.members.values():
+        if member.order_counter:
+            is_there = member.is_online or member.state in SETTLED
+            (asked if is_there else nobody).add(member.profile)
+    grown = {}
+    for profile in nobody - asked:
+        keys = [
+            m.key
+            for m in rollout.members.values()
+            if m.profile == profile and m.is_online and not m.order_counter and not m.is_held
+        ]
+        if keys:
+            grown[profile] = max(min(keys), rollout.thresholds.get(profile, ""))
+    return msgspec.structs.replace(rollout, thresholds=rollout.thresholds | grown) if grown else rollout
+
+
+def _judgement(rollout: Rollout, data: StageEvidence) -> Judgement:
+    return judge(
+        rollout.spec.gates,
+        data,
+        rollout.spent,
+        stage=rollout.stage,
+        stages=len(rollout.spec.stages),
+        is_closing=rollout.current.is_closing,
+    )
+
+
+def _soak(rollout: Rollout, judgement: Judgement, now: datetime) -> Step:
+    """Nothing stops the stage: it settles, soaks, and passes once every gate is satisfied."""
     soak = timedelta(seconds=rollout.spec.soak_s)
-    settled = all(is_settled(m) or not m.is_reachable for m in rollout.members.values() if m.order_counter)
-    is_over = rollout.soak_from is not None and now >= rollout.soak_from + soak
-    counts = tally(rollout, data.silent)
-    verdicts = judge(rollout.spec.gates, data, counts, stage=rollout.stage, is_final=is_over)
-    rollout = msgspec.structs.replace(rollout, verdicts=verdicts)
-    violated = next((v for v in verdicts if v.outcome is Outcome.VIOLATED), None)
-    if violated is not None:
-        return _VIOLATION[rollout.spec.on_violation](rollout, f"{violated.gate}: {violated.words}", now)
-    if not settled:
+    if not all(is_settled(m) or not m.is_reachable for m in rollout.members.values() if m.order_counter):
         return rollout, []
     if rollout.soak_from is None:
         return _settled(rollout, now)
-    if not is_over:
+    if now < rollout.soak_from + soak:
         return rollout, []
-    open_gate = next((v for v in verdicts if v.outcome is not Outcome.SATISFIED), None)
+    open_gate = next((v for v in judgement.verdicts if v.outcome is not Outcome.SATISFIED), None)
     if open_gate is None:
-        return _next(rollout, now)
+        return _next(msgspec.structs.replace(rollout, spent=judgement.spent), now)
     if now >= rollout.soak_from + 2 * soak:
         return _pause(rollout, f"{open_gate.gate}: inconclusive after twice the soak: {open_gate.words}", now)
     return rollout, []
@@ -249,7 +260,7 @@ def _settled(rollout: Rollout, now: datetime) -> Step:
         return msgspec.structs.replace(rollout, soak_from=now), []
     if any(m.state in BAD for m in moved):
         return _pause(rollout, "no device of this stage runs the release; abort or roll back", now)
-    opened = rollout.judged_from or now
+    opened = max(rollout.judged_from or now, rollout.turned_at or rollout.created_at)
     if now >= opened + timedelta(seconds=rollout.spec.deadline_s):
         return _pause(rollout, f"all {len(moved)} devices of this stage are offline", now)
     return rollout, []
@@ -323,19 +334,29 @@ def _pause(rollout: Rollout, reason: str, now: datetime) -> Step:
 
 
 def _resume(rollout: Rollout, _reason: str, now: datetime) -> Step:
-    """Go on; failures so far are excused, everything from now on is judged afresh."""
+    """Go on; failures so far are excused. What was seen stays in the budget, unless it is what the operator overrules:
+    then counting begins anew, within half of what the stage may spend.
+    """
     if rollout.status is not Status.PAUSED:
         return rollout, []
     excused = [
         msgspec.structs.replace(m, is_excused=True) for m in rollout.members.values() if m.state in BAD
     ]
+    violated = [v for v in rollout.verdicts if v.outcome is Outcome.VIOLATED]
+    spent = rollout.spent
+    if any(not v.is_weak for v in violated):
+        spent = msgspec.structs.replace(spent, resumed=spent.resumed + 1)
+    is_late = now >= (rollout.finish_from or rollout.created_at) + timedelta(seconds=rollout.spec.finish_by_s)
     rollout = msgspec.structs.replace(
         _replace_members(rollout, excused),
         status=Status.RUNNING,
         reason="",
-        judged_from=now,
+        judged_from=now if violated else rollout.judged_from,
         soak_from=None,
         turned_at=now,
+        finish_from=now if is_late else rollout.finish_from,
+        spent=spent,
+        verdicts=(),
     )
     return rollout, _moves_into(rollout)
 

@@ -1,185 +1,281 @@
-"""Comparing canaries with control: did the release make devices worse than it may?
+"""One gate, device by device: how much worse the release is, how sure that is, and what it adds to the budget.
 
 The unit is the device: windows of one device resemble each other, and counting them as independent stops good
-releases. Each device is compared with its own past (its last windows on the old release), and the change of canaries
-with the change of control over the same time, so that the hour, the weekday and the device's own speed cancel.
+releases. Against control, each device is compared with its own past, and the change of canaries with the change of
+control over the same time, so that the hour, the weekday and the device's own speed cancel.
 
-Stopping early must survive looking every few seconds. An e-value does: under a release exactly at the limit it
-exceeds 1/a at any time with a chance of about a. The rollout's budget a = 5 % is spent over stages and gates.
+Always true
+ 1. One device decides nothing alone: scores saturate with traffic, and are pulled in to four usual deviations.
+ 2. A release no worse than control (or exactly at an absolute limit) gives an e-value with a mean of one.
+ 3. A gate passes only if an upper bound of the harm (95 %, one-sided) lies within it.
 
-Source: Robbins (1970), "Statistical Methods Related to the Law of the Iterated Logarithm" (normal mixture);
-Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas (2024), "Time-uniform central limit theory and asymptotic confidence
-sequences" (its use for means over devices); Wallace (1959), "Bounds on normal approximations to Student's and the
-chi-square distributions" (small groups).
+Source: design of the fleet, "Gates"; `evalues` lists those of the tests.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist, fmean, median, pstdev
+from dataclasses import dataclass, replace
 
-from fleet.rules.cohorts import Cohorts, DeviceData
-from fleet.rules.gates import METRICS, Gate, Outcome, Verdict
-from fleet.rules.text import show_percent
+import numpy as np
 
-ALPHA = 0.05
-STAGE_WEIGHTS = (0.4, 0.3, 0.2, 0.1)
+from fleet.rules import evalues, scores
+from fleet.rules.evalues import Floats
+from fleet.rules.evidence import DeviceEvidence
+from fleet.rules.gates import Gate
+from fleet.rules.scores import Scores
+
 SMALLEST_ARM = 5
-# Latency: what a harm is expected to look like (10 % in log).
+SMALLEST_PROFILE_ARM = 3
+# A release at the limit passes with at most this chance at one look; there are several between one soak and two.
+PASS_CHANCE = 0.02
+# Harms worth finding: ten percent of latency, one point of errors (or as much again as an absolute limit).
 LATENCY_TAU = 0.10
-# Errors: one point; requests by which a device's own past is drawn to the fleet's rate; extra spread between devices.
 ERROR_TAU = 0.01
-ERROR_PRIOR_REQUESTS = 400
-ERROR_SPREAD = 0.3
 # Error rates closer than a tenth of a point are not told apart.
 ERROR_MARGIN = 0.001
 _WINSOR_SDS = 4.0
-_HALF_WEIGHT_REQUESTS = 60
-_NORMAL = NormalDist()
+_Z_PASS = evalues.NORMAL.inv_cdf(1 - PASS_CHANCE)
+_Z_SURE = evalues.NORMAL.inv_cdf(0.999)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """`excess` over what the gate allows, its standard error, and the scale of harm `tau`, all in one unit."""
+class Finding:
+    """`harm` and `se` in the gate's unit, above control (or above the limit, where there is none); `margin` is what the
+    gate allows; `rate` what control has now, for the words.
 
-    excess: float
+    `e` is the evidence of any harm, counted where the harm is not shown to lie within the margin: an operator who
+    allows a tenth is not stopped by a hundredth, however sure it is. `worst` is a profile that is surely beyond.
+    """
+
+    harm: float
     se: float
-    tau: float
+    margin: float
+    e: float
     freedom: int
+    canaries: int
+    controls: int
+    rate: float = 0.0
+    worst: str = ""
 
     @property
-    def e_value(self) -> float:
-        """Evidence that the excess is above zero; one-sided normal mixture."""
+    def is_beyond(self) -> bool:
+        """Whether the harm, as far as can be seen, is more than the gate allows."""
+        return self.harm > self.margin
+
+    @property
+    def z(self) -> float:
+        """Of the harm above the margin, in standard errors."""
         if self.se <= 0:
-            return 1.0
-        z = _normal_score(self.excess / self.se, self.freedom)
-        v = (self.tau / self.se) ** 2
-        exponent = z * z * v / (2 * (1 + v))
-        return 2 / math.sqrt(1 + v) * math.exp(min(exponent, 500.0)) * _NORMAL.cdf(z * math.sqrt(v / (1 + v)))
+            return math.copysign(math.inf, self.harm - self.margin) if self.harm != self.margin else 0.0
+        return evalues.normal_score((self.harm - self.margin) / self.se, self.freedom)
 
     @property
     def is_within(self) -> bool:
-        """Whether even the upper end (95 %, one-sided) of the excess is not above zero."""
-        if self.se <= 0:
-            return self.excess <= 0
-        return _normal_score(self.excess / self.se, self.freedom) <= _NORMAL.inv_cdf(ALPHA)
+        return self.z <= -_Z_PASS and not self.worst
+
+    @property
+    def is_surely_beyond(self) -> bool:
+        """Whether even a cautious lower bound (one in a thousand) is beyond the margin."""
+        return self.z >= _Z_SURE
+
+    def with_earlier(self, earlier: Sequence[tuple[float, float]]) -> "Finding":
+        """Drawn together with what closed stages found, by precision.
+
+        The same devices stand in several stages, so their errors are taken for fully dependent: the common standard
+        error is a mean of theirs, never smaller than the best.
+        """
+        known = [(harm, se) for harm, se in (*earlier, (self.harm, self.se)) if se > 0]
+        if len(known) < 2:
+            return self
+        weights = np.array([1 / se**2 for _, se in known])
+        weights /= weights.sum()
+        harm = float(sum(w * k[0] for w, k in zip(weights, known, strict=True)))
+        se = float(sum(w * k[1] for w, k in zip(weights, known, strict=True)))
+        return replace(self, harm=harm, se=se)
 
 
-def compare(gate: Gate, data: Cohorts, *, stage: int, gates: int) -> Verdict:
-    """The verdict of a gate against control, in stage `stage` (from 0) of a rollout with `gates` such gates."""
-    use = _latency if METRICS[gate.metric].unit == "ms" else _errors
-    canary = [device for device in data.canary if _is_usable(gate, device)]
-    control = [device for device in data.control if _is_usable(gate, device)]
-    if min(len(canary), len(control)) < SMALLEST_ARM:
-        words = (
-            f"too little data: {len(canary)} canaries and {len(control)} control devices have a past and a present to "
-            f"compare; {SMALLEST_ARM} of each are needed"
+def against_control(
+    gate: Gate, canary: Sequence[DeviceEvidence], control: Sequence[DeviceEvidence]
+) -> Finding:
+    """Both arms have at least `SMALLEST_ARM` usable devices."""
+    if gate.about.kind == "share":
+        rate = scores.usual_rate((*canary, *control))
+        now = scores.rate_now(gate, control)
+        margin = gate.limit if gate.is_added else max((gate.limit - 1) * now, ERROR_MARGIN)
+        moved, stayed = (
+            scores.share_change(gate, canary, rate),
+            scores.share_change(gate, control, rate),
         )
-        return Verdict(gate.text, Outcome.INCONCLUSIVE, words)
-    comparison, words = use(gate, canary, control)
-    words = f"{words} ({len(canary)} canaries, {len(control)} control devices)"
-    weight = STAGE_WEIGHTS[min(stage, len(STAGE_WEIGHTS) - 1)]
-    if comparison.e_value >= gates / (ALPHA * weight):
-        return Verdict(gate.text, Outcome.VIOLATED, words)
-    if comparison.is_within:
-        return Verdict(gate.text, Outcome.SATISFIED, words)
-    return Verdict(gate.text, Outcome.INCONCLUSIVE, f"{words}; not yet sure to be within the limit")
+        found = _contrast(moved, stayed, ERROR_TAU, margin)
+        # What so few requests can show at the margin: equal arms without an error are not yet the same.
+        least = math.sqrt(max(now + margin, ERROR_MARGIN) / max(1.0, _requests(gate, canary)))
+        return replace(found, rate=now, se=max(found.se, least))
+    usual = _robust_mean(scores.level_change(replace_up(gate), control, 0.0))
+    moved, stayed = scores.level_change(gate, canary, usual), scores.level_change(gate, control, usual)
+    found = _contrast(moved, stayed, tau_of(gate, control), margin_of(gate, control))
+    return replace(found, rate=usual)
 
 
-def _is_usable(gate: Gate, device: DeviceData) -> bool:
-    """It has served since the stage opened and before; latency also waits for the cold start to be over."""
-    is_cold = METRICS[gate.metric].unit == "ms" and device.warm_windows < 1
-    return device.past is not None and device.past.requests > 0 and device.requests > 0 and not is_cold
+def against_limit(gate: Gate, canary: Sequence[DeviceEvidence]) -> Finding:
+    """Without control: the devices' own scores beyond the limit."""
+    if gate.about.kind == "level":
+        moved, tau = scores.level_above(gate, canary), max(abs(gate.limit) * 0.5, 1e-9)
+    else:
+        limit = allowed_share(gate)
+        moved, tau = scores.share_above(gate, limit, canary), limit
+        if len(canary) < SMALLEST_ARM:
+            return _few(gate, canary, limit)
+    return _alone(moved, tau)
 
 
-def _latency(
-    gate: Gate, canary: Sequence[DeviceData], control: Sequence[DeviceData]
-) -> tuple[Comparison, str]:
-    quantile = METRICS[gate.metric].quantile or 0.95
-    usual = fmean(_log_change(device, quantile) for device in control)
-    weights = [_weight(device) for device in canary]
-    allowed = math.log(gate.limit)
-    canary_scores = [
-        weight * (_log_change(device, quantile) - usual - allowed)
-        for device, weight in zip(canary, weights, strict=True)
-    ]
-    control_scores = [_weight(device) * (_log_change(device, quantile) - usual) for device in control]
-    comparison = _difference(canary_scores, control_scores, LATENCY_TAU * fmean(weights))
-    ratio = math.exp(comparison.excess / fmean(weights) + allowed)
-    return comparison, f"{ratio:.3g} times control's change, limit {gate.limit:g}"
+def against_before(gate: Gate, canary: Sequence[DeviceEvidence]) -> Finding:
+    """Each device against its own past. Weak: the hour and the weekday are in it."""
+    if gate.about.kind == "share":
+        rate = scores.usual_rate(canary)
+        margin = gate.limit if gate.is_added else max((gate.limit - 1) * rate, ERROR_MARGIN)
+        found = _alone(scores.share_change(gate, canary, rate), ERROR_TAU)
+        return replace(found, margin=margin, rate=rate)
+    found = _alone(scores.level_change(gate, canary, 0.0), tau_of(gate, canary))
+    return replace(found, margin=margin_of(gate, canary))
 
 
-def _log_change(device: DeviceData, quantile: float) -> float:
-    assert device.past is not None
-    now, before = device.infer_ms.quantile(quantile), device.past.infer_ms.quantile(quantile)
-    return math.log(now / before) if now and before else 0.0
+def allowed_share(gate: Gate) -> float:
+    """Of requests: the p-quantile lies above the limit when more than 1-p of the requests do."""
+    quantile = gate.about.quantile
+    return gate.limit if quantile is None else 1 - quantile
 
 
-def _weight(device: DeviceData) -> float:
-    """A quantile of few requests says little."""
-    assert device.past is not None
-    after, before = device.infer_ms.count, device.past.infer_ms.count
-    return (after / (after + _HALF_WEIGHT_REQUESTS)) * (before / (before + _HALF_WEIGHT_REQUESTS))
+def replace_up(gate: Gate) -> Gate:
+    """The same gate read as "less is better", for a plain mean of what is compared."""
+    return gate if not gate.at_least else Gate(gate.text, gate.metric, gate.is_strict, gate.limit, gate.reference)
 
 
-def _errors(
-    gate: Gate, canary: Sequence[DeviceData], control: Sequence[DeviceData]
-) -> tuple[Comparison, str]:
-    pasts = [device.past for device in (*canary, *control) if device.past is not None]
-    fleet_rate = sum(past.errors for past in pasts) / sum(past.requests for past in pasts)
-    expected = sum(_expected(device, fleet_rate) for device in control)
-    drift = sum(device.errors for device in control) / expected if expected > 0 else 1.0
-    requests = sum(device.requests for device in canary)
-    rate = sum(device.errors for device in control) / max(1, sum(device.requests for device in control))
-    margin = max((gate.limit - 1) * rate, ERROR_MARGIN)
-
-    def score(device: DeviceData, allowed: float) -> tuple[float, float]:
-        usual = _expected(device, fleet_rate) * drift
-        spread = 1 + ERROR_SPREAD * usual
-        return (device.errors - usual - allowed * device.requests) / spread, device.requests / spread
-
-    moved = [score(device, margin) for device in canary]
-    stayed = [score(device, 0.0) for device in control]
-    per_point = fmean(weight for _, weight in moved)
-    comparison = _difference([s for s, _ in moved], [s for s, _ in stayed], ERROR_TAU * per_point)
-    observed = sum(device.errors for device in canary) / requests
-    words = f"{show_percent(observed)} errors, control {show_percent(rate)}, margin {show_percent(margin)}"
-    if comparison.se <= 0 and requests < 3 / margin:
-        # No error anywhere: the rule of three bounds what so few requests can show.
-        return Comparison(0.0, 1.0, comparison.tau, comparison.freedom), words
-    return comparison, words
+def margin_of(gate: Gate, usual: Sequence[DeviceEvidence]) -> float:
+    if gate.about.kind == "ratio":
+        return math.log(gate.limit)
+    return abs(gate.limit - 1) * _usual_level(gate, usual)
 
 
-def _expected(device: DeviceData, fleet_rate: float) -> float:
-    """Errors this device would have made by its own past, drawn to the fleet's rate."""
-    assert device.past is not None
-    own = (device.past.errors + ERROR_PRIOR_REQUESTS * fleet_rate) / (
-        device.past.requests + ERROR_PRIOR_REQUESTS
-    )
-    return device.requests * own
+def tau_of(gate: Gate, usual: Sequence[DeviceEvidence]) -> float:
+    return LATENCY_TAU if gate.about.kind == "ratio" else 0.1 * _usual_level(gate, usual)
 
 
-def _difference(canary: Sequence[float], control: Sequence[float], tau: float) -> Comparison:
-    """Canary minus control, both pulled in to 4 standard deviations of control, so that one broken or hostile device
-    cannot decide.
-    """
-    reach = _WINSOR_SDS * pstdev(control)
-    tame_control = _winsorized(control, median(control), reach)
+def _usual_level(gate: Gate, devices: Sequence[DeviceEvidence]) -> float:
+    return max(abs(float(np.median(scores.past_levels(gate, devices)))), 1e-9)
+
+
+def _requests(gate: Gate, devices: Sequence[DeviceEvidence]) -> float:
+    return float(scores.tamed(*scores.shares(gate, devices))[1].sum())
+
+
+def _robust_mean(own: Scores) -> float:
+    """The weighted mean of what `own` holds, outliers pulled in."""
+    tame = _winsorized(own.score, _reach(own))
+    return float(tame.sum() / max(1e-12, own.slope.sum()))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A contrast of all devices, or of one profile's."""
+
+    harm: float
+    se: float
+    e: float
+    freedom: int
+
+    def z(self, margin: float) -> float:
+        return evalues.normal_score((self.harm - margin) / self.se, self.freedom)
+
+    def counted(self, margin: float) -> float:
+        return self.e if self.z(margin) > -_Z_PASS else min(1.0, self.e)
+
+
+def _contrast(canary: Scores, control: Scores, tau: float, margin: float) -> Finding:
+    """Canary minus control, in the gate's unit; half of the evidence is that of profiles on their own."""
+    reach = _reach(control)
     # Around their own median: a real shift of all canaries must not be cut off.
-    tame_canary = _winsorized(canary, median(canary), reach) if reach else list(canary)
-    left, right = fmean(tame_canary), fmean(tame_control)
-    squares = sum((s - left) ** 2 for s in tame_canary) + sum((s - right) ** 2 for s in tame_control)
-    freedom = len(canary) + len(control) - 2
-    variance = squares / freedom
-    se = math.sqrt(variance * (1 / len(canary) + 1 / len(control)))
-    return Comparison(left - right, se, tau, freedom)
+    everyone = _part(
+        _tamed(canary, reach),
+        _tamed(control, reach),
+        tau,
+    )
+    parts = _profiles(canary, control, tau)
+    apart = {name: part.counted(margin) for name, part in parts.items()}
+    e = everyone.counted(margin)
+    if apart:
+        e = (e + float(np.mean(list(apart.values())))) / 2
+    worst = max(parts, key=lambda name: parts[name].z(margin), default="")
+    is_sure = bool(worst) and parts[worst].z(margin) >= _Z_SURE + 0.1 * len(parts)
+    return Finding(
+        everyone.harm,
+        everyone.se,
+        margin,
+        e,
+        everyone.freedom,
+        len(canary),
+        len(control),
+        worst=worst if is_sure else "",
+    )
 
 
-def _winsorized(scores: Sequence[float], centre: float, reach: float) -> list[float]:
-    return [min(max(score, centre - reach), centre + reach) for score in scores]
+def _profiles(canary: Scores, control: Scores, tau: float) -> dict[str, _Part]:
+    """The profiles with enough devices in both arms, each with its own idea of what is usual."""
+    own, other = np.array(canary.profile), np.array(control.profile)
+    parts = {}
+    for name in sorted(set(canary.profile) & set(control.profile)):
+        left, right = canary.take(own == name), control.take(other == name)
+        if min(len(left), len(right)) >= SMALLEST_PROFILE_ARM:
+            reach = _reach(right) if len(right) >= SMALLEST_ARM else _reach(control)
+            parts[name] = _part(_tamed(left, reach), _tamed(right, reach), tau)
+    return parts if len(parts) > 1 else {}
 
 
-def _normal_score(t: float, freedom: int) -> float:
-    """The standard normal z with about the tail of Student's t (Wallace's approximation)."""
-    shrink = (8 * freedom + 1) / (8 * freedom + 3)
-    return math.copysign(shrink * math.sqrt(freedom * math.log1p(t * t / freedom)), t)
+def _part(canary: Scores, control: Scores, tau: float) -> _Part:
+    left, right = canary.score, control.score
+    freedom = len(left) + len(right) - 2
+    squares = float(((left - left.mean()) ** 2).sum() + ((right - right.mean()) ** 2).sum())
+    noise = float(np.concatenate([canary.noise, control.noise]).mean())
+    variance = max(squares / max(1, freedom), noise)
+    slope, se = float(canary.slope.mean()), math.sqrt(variance * (1 / len(left) + 1 / len(right)))
+    difference = float(left.mean() - right.mean())
+    z = evalues.permutation_score(left, right, difference / se)
+    return _Part(difference / slope, se / slope, evalues.of_normal(z, tau * slope, se), freedom)
+
+
+def _tamed(own: Scores, reach: float) -> Scores:
+    return replace(own, score=_winsorized(own.score, reach))
+
+
+def _alone(own: Scores, tau: float) -> Finding:
+    """The mean of one arm, above zero."""
+    tame = _winsorized(own.score, _reach(own)) if len(own) >= SMALLEST_ARM else own.score
+    slope, count = float(own.slope.mean()), len(own)
+    spread = float(tame.var(ddof=1)) if count > 1 else 0.0
+    se = math.sqrt(max(spread, float(own.noise.mean())) / count)
+    freedom = max(1, count - 1)
+    mean = float(tame.mean())
+    z = evalues.normal_score(mean / se, freedom) if se > 0 else 0.0
+    e = evalues.of_normal(z, tau * slope, se)
+    return Finding(mean / slope, se / slope, 0.0, e, freedom, count, 0)
+
+
+def _few(gate: Gate, canary: Sequence[DeviceEvidence], limit: float) -> Finding:
+    """Fewer devices than can show how devices differ: they are judged for themselves, by their requests."""
+    bad, requests = scores.tamed(*scores.shares(gate, canary))
+    total = max(1.0, float(requests.sum()))
+    worse = float(bad.sum()) / total - limit
+    se = math.sqrt(limit / total)
+    return Finding(worse, se, 0.0, evalues.of_rate(float(bad.sum()), total, limit), 10**6, len(canary), 0)
+
+
+def _reach(own: Scores) -> float:
+    """Four usual deviations; what is usual does not come from the outermost devices."""
+    count = len(own)
+    cut = max(1, count // 50) if count >= SMALLEST_ARM else 0
+    inner = np.sort(own.score)[cut : count - cut]
+    return _WINSOR_SDS * max(float(inner.std()) * 1.15, math.sqrt(float(own.noise.mean())))
+
+
+def _winsorized(values: Floats, reach: float) -> Floats:
+    centre = float(np.median(values))
+    return np.clip(values, centre - reach, centre + reach)

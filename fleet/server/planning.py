@@ -198,7 +198,7 @@ def _spec(
 
 
 def _check_gates(parsed: tuple[Gate, ...], eligible: int, held: int) -> None:
-    if len({gate.metric for gate in parsed if not gate.is_relative}) < sum(not g.is_relative for g in parsed):
+    if len({(gate.metric, gate.reference, gate.at_least) for gate in parsed}) < len(parsed):
         raise UsageError("gates: the same metric is limited twice; keep the stricter one")
     for gate in parsed:
         if gate.is_relative and held < statistics.SMALLEST_ARM:
@@ -207,7 +207,7 @@ def _check_gates(parsed: tuple[Gate, ...], eligible: int, held: int) -> None:
                 f"back as control, and {held} of {eligible} are; use --holdback, or an absolute gate such as "
                 "'error_rate < 1%' or 'latency_p95 <= 20ms'"
             )
-        if gate.minimum_unit == "devices" and not gate.is_relative and gate.minimum > eligible:
+        if gate.minimum_unit == "devices" and not gate.reference and gate.minimum > eligible:
             raise UsageError(
                 f"gate {gate.text!r} could never conclude: it needs {gate.minimum} devices, {eligible} are eligible"
             )
@@ -257,8 +257,7 @@ def _in_words(rollout: Rollout, ineligible: tuple[api.Ineligible, ...]) -> api.P
 
 
 def gate_words(parsed: tuple[Gate, ...]) -> tuple[str, ...]:
-    always = () if any(gate.metric == "lost" for gate in parsed) else (judge.DEFAULT_LOST,)
     return (
-        *(gate.words for gate in (*parsed, *always)),
-        "two install failures among the first five devices are enough to stop",
+        *(gate.words for gate in judge.with_always(parsed)),
+        "two install failures among the first five devices pause it",
     )
