@@ -8,6 +8,7 @@ Everything is decided by the real rules (`play`), on a fleet that is unkind (`wo
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from bench.fleet.play import Ending, Wanted, play
-from bench.fleet.world import Release
+from bench.fleet.world import Release, profiles_of
 
 GATES = ("error_rate <= control + 0.5%", "latency_p95 <= 1.1 * control")
 
@@ -35,7 +37,10 @@ class Case:
 
 
 def _first(canaries: int, n: int, soak: int = 30) -> Wanted:
-    return Wanted(n, GATES, f"{canaries},50%,100%", soak=soak, last_stage=0)
+    """Stages are cut per profile and rounded up; the count is asked so that so many devices move, not more."""
+    parts = [part for part in np.bincount(profiles_of(n)) if part]
+    asked = next(c for c in range(canaries, 0, -1) if sum(math.ceil(c / n * part) for part in parts) <= canaries)
+    return Wanted(n, GATES, f"{asked},50%,100%", soak=soak, last_stage=0)
 
 
 GOOD = Release()

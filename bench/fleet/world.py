@@ -24,6 +24,11 @@ _HOSTILE_REQUESTS = 10**7
 Array = NDArray[np.float64]
 
 
+def profiles_of(n: int) -> NDArray[np.int64]:
+    """Each device's profile."""
+    return np.repeat(np.arange(len(PROFILES)), np.ceil(np.array(PROFILES) * n).astype(int))[:n]
+
+
 @dataclass(frozen=True)
 class Release:
     """What the new release does to a device that runs it: errors added (a share), latency multiplied, and the share of
@@ -50,7 +55,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         c, n = self.chance, self.n
-        self.profile = np.repeat(np.arange(len(PROFILES)), np.ceil(np.array(PROFILES) * n).astype(int))[:n]
+        self.profile = profiles_of(n)
         self.level = np.log(BASE_MS) + 0.5 * c.normal(size=n) + 0.3 * c.normal(size=len(PROFILES))[self.profile]
         self.traffic = np.clip(c.lognormal(np.log(8), 0.8, size=n), 1, 150)
         self.error_rate = BASE_ERRORS * c.lognormal(-0.25, 0.7, size=n)

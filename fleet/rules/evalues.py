@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 NORMAL = NormalDist()
 # How much more often a broken release may fall silent, and shares of devices that may fail to install it.
-HAZARDS = (3.0, 10.0, 30.0, 100.0)
+# With the weights of a mixture: most of what kills devices kills some, not all.
+HAZARDS = {3.0: 0.25, 10.0: 0.5, 30.0: 0.25}
 SHARES = (0.1, 0.3, 0.6, 0.95)
 _HIGHEST = 500.0
 # A permutation's pool is thinned to so many representative scores; a mean is normal without help beyond `_LARGE`.
@@ -75,7 +76,8 @@ def of_silence(canary: Sequence[float], control: Sequence[float], at_risk: tuple
             whole = hazard * left[1] + left[0]
             logs[at] += math.log((hazard if arm else 1.0) * (left[0] + left[1]) / whole)
         left[arm] -= 1
-    return math.fsum(math.exp(min(log, _HIGHEST)) for log in logs) / len(logs)
+    weighted = zip(HAZARDS.values(), logs, strict=True)
+    return math.fsum(weight * math.exp(min(log, _HIGHEST)) for weight, log in weighted)
 
 
 def chance_at_least(bad: int, total: int, share: float) -> float:

@@ -200,9 +200,10 @@ class _Parser:
             self._check_comparable(name, metric, at)
             if not self._took("+") or metric.kind != "share" or at_least:
                 refuse(WHAT, self._text, at, _NEEDS_ROOM)
+            number_at = self._at
             number = self._number("a number")
             if not self._took("%") or not 0 < number <= 100:
-                refuse(WHAT, self._text, at, "expected points of a share above 0, e.g. control + 0.5%")
+                refuse(WHAT, self._text, number_at, "expected points of a share above 0, e.g. control + 0.5%")
             return number / 100, reference, True
         number = self._number("a number or 'control'")
         if self._took("*"):

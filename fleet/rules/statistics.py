@@ -34,8 +34,9 @@ ERROR_TAU = 0.01
 # Error rates closer than a tenth of a point are not told apart.
 ERROR_MARGIN = 0.001
 _WINSOR_SDS = 4.0
-_Z_PASS = evalues.NORMAL.inv_cdf(1 - PASS_CHANCE)
-_Z_SURE = evalues.NORMAL.inv_cdf(0.999)
+Z_PASS = evalues.NORMAL.inv_cdf(1 - PASS_CHANCE)
+_Z_PLAIN = evalues.NORMAL.inv_cdf(0.95)
+Z_SURE = evalues.NORMAL.inv_cdf(0.999)
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ class Finding:
 
     @property
     def is_within(self) -> bool:
-        return self.z <= -_Z_PASS and not self.worst
+        return self.z <= -Z_PASS and not self.worst
 
     @property
     def is_surely_beyond(self) -> bool:
         """Whether even a cautious lower bound (one in a thousand) is beyond the margin."""
-        return self.z >= _Z_SURE
+        return self.z >= Z_SURE
 
     def with_earlier(self, earlier: Sequence[tuple[float, float]]) -> "Finding":
         """Drawn together with what closed stages found, by precision.
@@ -187,7 +188,7 @@ class _Part:
         return evalues.normal_score((self.harm - margin) / self.se, self.freedom)
 
     def counted(self, margin: float) -> float:
-        return self.e if self.z(margin) > -_Z_PASS else min(1.0, self.e)
+        return self.e if self.z(margin) > -Z_PASS else min(1.0, self.e)
 
 
 def _contrast(canary: Scores, control: Scores, tau: float, margin: float) -> Finding:
@@ -205,7 +206,7 @@ def _contrast(canary: Scores, control: Scores, tau: float, margin: float) -> Fin
     if apart:
         e = (e + float(np.mean(list(apart.values())))) / 2
     worst = max(parts, key=lambda name: parts[name].z(margin), default="")
-    is_sure = bool(worst) and parts[worst].z(margin) >= _Z_SURE + 0.1 * len(parts)
+    is_sure = bool(worst) and parts[worst].z(margin) >= Z_SURE + 0.1 * len(parts)
     return Finding(
         everyone.harm,
         everyone.se,
@@ -264,8 +265,12 @@ def _few(gate: Gate, canary: Sequence[DeviceEvidence], limit: float) -> Finding:
     bad, requests = scores.tamed(*scores.shares(gate, canary))
     total = max(1.0, float(requests.sum()))
     worse = float(bad.sum()) / total - limit
-    se = math.sqrt(limit / total)
-    return Finding(worse, se, 0.0, evalues.of_rate(float(bad.sum()), total, limit), 10**6, len(canary), 0)
+    return Finding(worse, few_se(limit, total), 0.0, evalues.of_rate(float(bad.sum()), total, limit), 10**6, len(canary), 0)
+
+
+def few_se(limit: float, requests: float) -> float:
+    """Passing takes a plain 95 % bound where devices are few: three over the limit, in requests without an error."""
+    return math.sqrt(limit / max(1.0, requests)) * _Z_PLAIN / Z_PASS
 
 
 def _reach(own: Scores) -> float:

@@ -85,6 +85,18 @@ def test_an_unknown_label_is_refused_with_those_that_exist() -> None:
             "install_failures < 5% min 20 devices",
             "devices that failed to install below 5 %, judged on at least 20 devices",
         ),
+        ("drift_psi < 0.2", "the drift of inputs (PSI against the reference) below 0.2, judged on at least 3 windows"),
+        ("metric:sold >= 0.8", "sold at least 0.8, judged on at least 3 windows"),
+        (
+            "error_rate <= control + 0.5%",
+            "errors per accepted request at most 0.5 points above that of devices still on the old release, device by "
+            "device, each against its own past",
+        ),
+        (
+            "metric:sold >= 0.95 * before",
+            "sold at least 0.95 times what the same devices had before (the hour may confound this: it pauses, and "
+            "never rolls back)",
+        ),
         ("lost <= 10%", "devices lost to the move at most 10 %, judged on at least 1 devices"),
     ],
 )
@@ -111,8 +123,17 @@ def test_a_gate_against_control_says_that_devices_are_compared_with_their_own_pa
         ("latency_p95 <= 5s", "expected 'ms'", 16),
         ("latency_p95 <= control", "give control some room", 15),
         ("latency_p95 <= 0.9 * control", "give control some room", 15),
-        ("latency_p50 <= 1.1 * control", "cannot be compared with control", 15),
-        ("latency_p95 <= 1.1 * controls", "expected 'control'", 21),
+        ("lost <= 1.1 * control", "cannot be compared with control", 8),
+        ("latency_p95 <= 1.1 * controls", "expected 'control' or 'before'", 21),
+        ("latency_mean <= 5ms", "can only be compared", 16),
+        ("latency_p95 <= control + 5%", "give control some room", 15),
+        ("error_rate <= control + 5", "expected points of a share", 24),
+        ("error_rate <= control + 0%", "expected points of a share", 24),
+        ("error_rate >= 1%", "expected '<' or '<='", 11),
+        ("metric: >= 1", "':' means nothing here", 6),
+        ("metric:sold == 1", "expected '<' or '<=' or '>' or '>='", 12),
+        ("metric:sold >= 1.1 * before", "give control some room", 15),
+        ("metric:sold >= control", "give control some room", 15),
         ("latency_p95 <= 1.1 * control min 5 windows", "decides itself", 33),
         ("error_rate < 1% min 5 apples", "expected 'requests', 'windows' or 'devices'", 22),
         ("error_rate < 1% min 0 requests", "at least 1", 20),

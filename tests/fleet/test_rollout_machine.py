@@ -12,8 +12,9 @@ from edgekit.sketch import Sketch, of
 from edgekit.wire.messages import DeploymentReport
 from edgekit.wire.states import AgentState, FleetState
 from fleet.rules import gates, stages
-from fleet.rules.cohorts import Cohorts, DeviceData
-from fleet.rules.members import Member, Word, hear, time_out
+from fleet.rules.evidence import Arm, DeviceEvidence, StageEvidence
+from fleet.rules.gates import Outcome
+from fleet.rules.members import BAD, Member, Word, hear, time_out
 from fleet.rules.rollout import (
     ACTIVE,
     Assign,
@@ -71,12 +72,37 @@ def rollout(count: int = 10, cut: str = "10%,50%,100%", **more: object) -> Rollo
 
 
 def data(
-    world: Rollout, errors: int = 0, requests: int = 100, silent: frozenset[str] = frozenset()
-) -> Cohorts:
-    moved = [m for m in world.members.values() if m.order_counter]
+    world: Rollout, errors: int = 0, requests: int = 1000, silent: frozenset[str] = frozenset()
+) -> StageEvidence:
+    """What is known after ten minutes; every canary has served `requests` with `errors`, `silent` ones are not heard."""
     sketch = of([1.0] * requests) if requests else Sketch()
-    canary = tuple(DeviceData(m.device, m.profile, 5, 4, requests, errors, sketch) for m in moved)
-    return Cohorts(canary=canary, silent=silent)
+    now = 600.0
+    moved = sorted((m for m in world.members.values() if m.order_counter), key=lambda m: (m.ordered_at, m.key))
+    order = {m.device: at for at, m in enumerate(moved)}
+    known = {FleetState.SUCCEEDED: True} | dict.fromkeys(BAD, False)
+    return StageEvidence(
+        {
+            m.device: DeviceEvidence(
+                m.device,
+                m.profile,
+                Arm.CANARY if m.order_counter else Arm.CONTROL,
+                at_risk=True,
+                windows=5 if m.order_counter else 0,
+                warm_windows=4 if m.order_counter else 0,
+                requests=requests if m.order_counter else 0,
+                errors=errors if m.order_counter else 0,
+                sketch=sketch if m.order_counter else Sketch(),
+                last_report_at=0.0 if m.device in silent else now,
+                notified_at=0.0 if m.notified_at else None,
+                installed=known.get(m.state),
+                order=order.get(m.device),
+                is_excused=m.is_excused,
+                is_online=m.is_online,
+            )
+            for m in world.members.values()
+        },
+        now=now,
+    )
 
 
 def succeeded(device: str, counter: int, seq: int, digest: str = NEW) -> Word:
@@ -161,7 +187,7 @@ class Machine(RuleBasedStateMachine):
     @rule(passes=st.floats(0, 200), kind=st.sampled_from(["good", "none", "bad"]))
     def time_passes(self, passes: float, kind: str) -> None:
         self.now += seconds(passes)
-        seen = {"good": (0, 100), "none": (0, 0), "bad": (50, 100)}[kind]
+        seen = {"good": (0, 1000), "none": (0, 0), "bad": (500, 1000)}[kind]
         before = self.world
         self.step(Tick(data(before, errors=seen[0], requests=seen[1])))
         after = self.world
@@ -195,7 +221,7 @@ class Machine(RuleBasedStateMachine):
         branch = (self.world, self.now, dict(self.told), self.counter)
         self.step(Command("rollback"))
         self.now += seconds(DEADLINE_S + 1)
-        self.step(Tick(Cohorts()))
+        self.step(Tick(StageEvidence()))
         assert self.world.status not in ACTIVE
         self.world, self.now, self.told, self.counter = branch
 
@@ -243,7 +269,7 @@ def test_a_healthy_rollout_completes_stage_by_stage_and_assigns() -> None:
 def test_a_bad_gate_rolls_back_every_device_that_was_told_to_move() -> None:
     world, effects = start(rollout(), T0)
     world = order(world, effects, T0)
-    world, back = advance(world, Tick(data(world, errors=90)), T0 + seconds(1))
+    world, back = advance(world, Tick(data(world, errors=900)), T0 + seconds(1))
     assert world.status is Status.ROLLING_BACK
     assert "error_rate" in world.reason
     assert {(e.device, e.sha256) for e in back if isinstance(e, Move)} == {
@@ -252,7 +278,7 @@ def test_a_bad_gate_rolls_back_every_device_that_was_told_to_move() -> None:
     world = order(world, back, T0 + seconds(1), counter=2)
     words = tuple(succeeded(e.device, 2, 5, OLD) for e in back if isinstance(e, Move))
     world, _ = advance(world, Heard(words), T0 + seconds(2))
-    world, _ = advance(world, Tick(Cohorts()), T0 + seconds(3))
+    world, _ = advance(world, Tick(StageEvidence()), T0 + seconds(3))
     assert world.status is Status.ROLLED_BACK
     assert {m.state for m in world.members.values() if m.order_counter} == {FleetState.ROLLED_BACK}
 
@@ -265,7 +291,7 @@ def test_what_a_violation_does_is_the_operators_choice(on_violation: str, status
     world, effects = start(rollout(on_violation=on_violation), T0)
     world, _ = advance(order(world, effects, T0), Tick(data(world)), T0)
     world = order(world, effects, T0)
-    assert advance(world, Tick(data(world, errors=90)), T0)[0].status is status
+    assert advance(world, Tick(data(world, errors=900)), T0)[0].status is status
 
 
 def test_a_stage_without_samples_waits_twice_the_soak_then_pauses() -> None:
@@ -284,7 +310,7 @@ def test_a_stage_without_samples_waits_twice_the_soak_then_pauses() -> None:
     assert "too little data" in world.reason
 
 
-def test_two_failures_among_the_first_five_stop_even_if_the_rest_would_pass() -> None:
+def test_two_failures_among_the_first_five_pause_even_if_the_rest_would_pass() -> None:
     world, effects = start(rollout(20, "50%,100%"), T0)
     world = order(world, effects, T0)
     first = [e.device for e in effects if isinstance(e, Move)][:2]
@@ -294,7 +320,7 @@ def test_two_failures_among_the_first_five_stop_even_if_the_rest_would_pass() ->
     )
     world, _ = advance(world, Heard(words), T0)
     world, _ = advance(world, Tick(data(world)), T0)
-    assert world.status is Status.ROLLING_BACK
+    assert world.status is Status.PAUSED
     assert "2 of the first 5" in world.reason
 
 
@@ -303,9 +329,9 @@ def test_silent_canaries_are_lost_even_though_the_rest_look_fine() -> None:
     world = order(world, effects, T0)
     moved = [e.device for e in effects if isinstance(e, Move)]
     world, _ = advance(world, Heard(tuple(succeeded(d, 1, 1) for d in moved)), T0)
-    world, _ = advance(world, Tick(data(world, silent=frozenset(moved[:6]))), T0)
+    world, _ = advance(world, Tick(data(world, silent=frozenset(moved[:10]))), T0)
     assert world.status is Status.ROLLING_BACK
-    assert "6 of 20 devices lost" in world.reason
+    assert "10 of 20 devices lost" in world.reason
 
 
 def test_control_devices_as_silent_excuse_the_canaries() -> None:
@@ -313,10 +339,87 @@ def test_control_devices_as_silent_excuse_the_canaries() -> None:
     world = order(world, effects, T0)
     moved = [e.device for e in effects if isinstance(e, Move)]
     world, _ = advance(world, Heard(tuple(succeeded(d, 1, 1) for d in moved)), T0)
-    outage = msgspec.structs.replace(
-        data(world), silent=frozenset(moved[:6]), control_silent=6, control_total=20
-    )
+    stayed = [name for name in world.members if name not in moved]
+    outage = data(world, silent=frozenset(moved[:10] + stayed[:10]))
     assert advance(world, Tick(outage), T0)[0].status is Status.RUNNING
+
+
+def test_those_who_were_silent_when_the_stage_opened_are_nobodys_usual_silence() -> None:
+    """7 of 20 canaries killed beside 14 of 40 controls that were dead long before: 35 % beside 35 %, and not the same."""
+    world, effects = start(rollout(62, "30%,100%"), T0)
+    world = order(world, effects, T0)
+    moved = [e.device for e in effects if isinstance(e, Move)]
+    world, _ = advance(world, Heard(tuple(succeeded(d, 1, 1) for d in moved)), T0)
+    stayed = [name for name in world.members if name not in moved]
+    dead = frozenset(stayed[:14])
+    seen = data(world, silent=frozenset(moved[:8]) | dead)
+    seen = msgspec.structs.replace(
+        seen,
+        devices={
+            name: msgspec.structs.replace(device, at_risk=name not in dead) for name, device in seen.devices.items()
+        },
+    )
+    world, _ = advance(world, Tick(seen), T0)
+    assert world.status is Status.ROLLING_BACK
+    assert "lost" in world.reason
+
+
+def test_while_the_fleet_itself_was_deaf_nobody_was_silent() -> None:
+    world, effects = start(rollout(40, "50%,100%"), T0)
+    world = order(world, effects, T0)
+    moved = [e.device for e in effects if isinstance(e, Move)]
+    world, _ = advance(world, Heard(tuple(succeeded(d, 1, 1) for d in moved)), T0)
+    deaf = msgspec.structs.replace(data(world, silent=frozenset(moved)), heard_since=590.0)
+    world, _ = advance(world, Tick(deaf), T0)
+    assert world.status is Status.RUNNING
+    assert all(v.outcome is not Outcome.VIOLATED for v in world.verdicts)
+
+
+def test_a_paused_rollout_is_judged_and_still_turns_back() -> None:
+    world, effects = start(rollout(), T0)
+    world, _ = advance(order(world, effects, T0), Command("pause"), T0)
+    world, back = advance(world, Tick(data(world, errors=990)), T0 + seconds(1))
+    assert world.status is Status.ROLLING_BACK
+    assert back
+
+
+def test_resuming_keeps_what_was_seen_unless_it_is_what_the_operator_overrules() -> None:
+    world, effects = start(rollout(on_violation="pause"), T0)
+    world = order(world, effects, T0)
+    paused, _ = advance(world, Command("pause"), T0)
+    resumed, _ = advance(paused, Command("resume"), T0 + seconds(9))
+    assert (resumed.judged_from, resumed.spent.resumed) == (T0, 0)
+    violated, _ = advance(world, Tick(data(world, errors=900)), T0 + seconds(1))
+    assert violated.status is Status.PAUSED
+    resumed, _ = advance(violated, Command("resume"), T0 + seconds(9))
+    assert (resumed.judged_from, resumed.spent.resumed) == (T0 + seconds(9), 1)
+
+
+def test_resuming_after_its_time_gives_it_as_long_again() -> None:
+    world, effects = start(rollout(finish_by_s=100.0), T0)
+    world = order(world, effects, T0)
+    words = tuple(succeeded(e.device, 1, 1) for e in effects if isinstance(e, Move))
+    world, _ = advance(world, Heard(words), T0)
+    world, _ = advance(world, Tick(data(world)), T0 + seconds(101))
+    assert (world.status, "not finished within its time" in world.reason) == (Status.PAUSED, True)
+    world, _ = advance(world, Command("resume"), T0 + seconds(500))
+    world, _ = advance(world, Tick(data(world)), T0 + seconds(501))
+    assert world.status is Status.RUNNING
+
+
+def test_where_the_only_canary_of_a_profile_is_away_the_next_device_stands_in() -> None:
+    world = rollout(20, "10%,100%")
+    first = min((m for m in world.members.values() if m.profile == "p0"), key=lambda m: m.key)
+    away = msgspec.structs.replace(first, online_since=None)
+    world = msgspec.structs.replace(world, members=world.members | {first.device: away})
+    world, effects = start(world, T0)
+    world = order(world, effects, T0)
+    world, effects = advance(world, Tick(data(world)), T0 + seconds(1))
+    assert [e.device for e in effects if isinstance(e, Move)] == [
+        sorted((m for m in world.members.values() if m.profile == "p0"), key=lambda m: m.key)[1].device
+    ]
+    world = order(world, effects, T0, counter=2)
+    assert advance(world, Tick(data(world)), T0 + seconds(2))[1] == []
 
 
 def test_one_lost_device_of_few_waits_then_pauses_and_can_be_excused() -> None:
