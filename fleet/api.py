@@ -243,7 +243,10 @@ class RolloutAnswer(msgspec.Struct, frozen=True):
 
 
 class FleetView(msgspec.Struct, frozen=True):
-    """`GET /status`: the service at a glance. `dropped` counts messages that were refused, by reason."""
+    """`GET /status`: the service at a glance. `dropped` counts messages that were refused, by reason.
+
+    Of the services on one database one is the controller; the others serve this API, and take over when it ends.
+    """
 
     fleet: str
     is_frozen: bool
@@ -253,6 +256,7 @@ class FleetView(msgspec.Struct, frozen=True):
     online: int
     active_rollouts: int
     dropped: dict[str, int]
+    is_controller: bool = True
 
 
 class KeysView(msgspec.Struct, frozen=True):

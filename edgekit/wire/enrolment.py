@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from edgekit.manifest import Name
+from edgekit.wire.messages import Plain, Word
 
 FORMAT = 2
 # A certificate is renewed at this share of its life, with jitter; one that has run out may only renew, so long after.
@@ -86,8 +87,8 @@ class EnrolRequest(msgspec.Struct, frozen=True):
     device: DeviceId
     token: Annotated[str, Meta(max_length=256)]
     csr: Csr
-    profile: Annotated[str, Meta(max_length=64)]
-    agent_version: Annotated[str, Meta(max_length=200)]
+    profile: Word
+    agent_version: Plain
     fingerprint: Fingerprint = ""
 
 

@@ -169,6 +169,22 @@ def check_database(database: Database, config: Config) -> None:
         )
 
 
+def check_order_key(database: Database, keyid: str) -> None:
+    """That this home signs orders with the key that the database's devices know; the first one is noted.
+
+    Raises: ConflictError.
+    """
+    with database.begin() as connection:
+        known = settings.order_keys(connection)
+        if not known:
+            settings.note_order_key(connection, keyid)
+    if known and keyid not in known:
+        raise ConflictError(
+            f"the database {database.shown_url} is of a fleet whose orders are signed with the key {', '.join(known)}; "
+            f"this home has {keyid}, whose orders its devices would refuse: start from the home that was made for it"
+        )
+
+
 @dataclass(frozen=True)
 class Tls:
     """Files of one server or client side; `is_new` if the certificate was made just now."""

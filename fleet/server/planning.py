@@ -6,6 +6,7 @@ Always true
  3. Two active rollouts never share a (device, deployment).
 """
 
+import functools
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +25,8 @@ from fleet.rules.members import Member
 from fleet.rules.rollout import Rollout, Spec
 from fleet.rules.stages import Stage
 from fleet.rules.text import duration, show_duration
-from fleet.server.store import devices, orders, releases, rollouts
+from fleet.server.clock import Now
+from fleet.server.store import devices, members, orders, releases, rollouts
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.orders import DesiredRow
 from fleet.server.store.releases import BundleRow
@@ -41,7 +43,7 @@ class Choice:
     reason: str = ""
 
 
-def plan(connection: Connection, wanted: api.NewRollout, now: float) -> tuple[Rollout, api.Plan]:
+def plan(connection: Connection, wanted: api.NewRollout, now: Now) -> tuple[Rollout, api.Plan]:
     """The rollout as it would start, and the same in words; nothing is stored.
 
     Raises: UsageError, NotFoundError, ConflictError.
@@ -68,15 +70,15 @@ def plan(connection: Connection, wanted: api.NewRollout, now: float) -> tuple[Ro
     held_count = stages.parse_holdback(wanted.holdback, len(eligible))
     spec = _spec(wanted, (name, version), deployment, eligible=len(eligible), held=held_count)
     label = f"r{rollout_id}"
-    moment = rollouts.moment(now)
+    moment = rollouts.moment(now.steady)
     held = stages.choose_held(
         {c.device.id: c.bundle.profile for c in eligible if c.bundle}, label, held_count
     )
-    members = {
+    chosen = {
         choice.device.id: member_of(choice, label, present.get((choice.device.id, deployment)), held, moment)
         for choice in eligible
     }
-    rollout = Rollout(id=rollout_id, spec=spec, members=members, created_at=moment)
+    rollout = Rollout(id=rollout_id, spec=spec, members=chosen, created_at=moment)
     return rollout, _in_words(rollout, ineligible)
 
 
@@ -149,6 +151,7 @@ def member_of(
     )
 
 
+@functools.lru_cache(maxsize=256)
 def _chain(profile: str) -> tuple[str, ...]:
     try:
         return profiles.load(profile).chain
@@ -165,8 +168,10 @@ def _in_range(version: str, versions: str) -> bool:
 
 def _check_conflicts(connection: Connection, deployment: str, chosen: set[str]) -> None:
     for other in rollouts.active(connection):
-        shared = chosen & other.members.keys()
-        if other.spec.deployment == deployment and shared:
+        if other.spec.deployment != deployment:
+            continue
+        shared = chosen & members.of(connection, other.id).keys()
+        if shared:
             raise ConflictError(
                 f"rollout {other.label} of {other.spec.name}@{other.spec.version} is {other.status} on "
                 f"{len(shared)} of these devices ({', '.join(sorted(shared)[:3])}…); "

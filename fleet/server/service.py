@@ -26,6 +26,7 @@ from fleet.server.api.context import Context
 from fleet.server.broker import Broker, EmbeddedBroker, Mosquitto, check_free
 from fleet.server.ca import Authority
 from fleet.server.certificates import Certificates
+from fleet.server.clock import Clock
 from fleet.server.controller import Controller
 from fleet.server.database import Database, sqlite_url
 from fleet.server.home import Config
@@ -146,6 +147,7 @@ def _start(
     stack.callback(database.close)
     home.check_database(database, config)
     trust = _trust(options, config, places, folder)
+    home.check_order_key(database, trust.keys.order.keyid)
     with database.begin() as connection:
         settings.trust_publisher(connection, trust.keys.publisher.keyid, trust.keys.publisher.public_hex)
     tuf = Online(folder.path / "tuf")
@@ -169,8 +171,11 @@ def _start(
     issuer = Issuer(config.fleet, trust.keys.order)
     group = None if broker is not None else trust.keys.secret_name("telemetry group")
     login = _login(options, places, certificates)
-    link = Link(places.mqtt, config.fleet, login, telemetry_group=group)
-    ingest = Ingest(database, link)
+    clock = Clock()
+    with database.read() as connection:
+        clock.resume(connection)
+    link = Link(places.mqtt, config.fleet, login, clock, telemetry_group=group)
+    ingest = Ingest(database, link, clock)
     watch, signing = _BrokerWatch(broker), Chore(tuf)
 
     def chores() -> None:
@@ -178,7 +183,17 @@ def _start(
         certificates.renew_if_due(time.time())
         signing()
 
-    controller = Controller(database, issuer, link, tick_s=options.tick_s, chores=chores)
+    # Only the controller listens: the broker knows the fleet's service by one name, and keeps one connection of it.
+    controller = Controller(
+        database,
+        issuer,
+        link,
+        clock,
+        tick_s=options.tick_s,
+        chores=chores,
+        on_lead=link.start,
+        on_lose=link.stop,
+    )
     link.on_connect = controller.reconnected
     context = Context(
         database=database,
@@ -192,14 +207,16 @@ def _start(
         wake=controller.wake,
         tuf=tuf,
         dropped=ingest.dropped,
+        clock=clock,
+        is_controller=lambda: controller.is_leading,
     )
+    # On the way out the lock is the last to go: who takes over finds nobody else at the broker.
     stack.callback(controller.stop)
-    controller.start()
     stack.callback(ingest.stop)
-    ingest.start()
     stack.callback(link.stop)
-    link.start()
-    is_connected = _wait_for(lambda: link.is_connected)
+    ingest.start()
+    controller.start()
+    is_connected = not controller.is_leading or _wait_for(lambda: link.is_connected)
     client_file = folder.write_client_file(
         database, places.url, trust.bundle if places.url.startswith("https:") else "", time.time()
     )

@@ -5,7 +5,6 @@ Always true
  2. Secrets arrive in the Authorization header only.
 """
 
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from fastapi import Depends, Request, Response
 
 from edgekit.errors import AuthError, UsageError
 from fleet.server.certificates import Certificates
+from fleet.server.clock import Clock
 from fleet.server.database import Database
 from fleet.server.link import Link
 from fleet.server.places import Places
@@ -44,7 +44,8 @@ class Context:
     wake: Callable[[], None]
     tuf: Online
     dropped: Counter[str] = field(default_factory=Counter)
-    clock: Callable[[], float] = time.time
+    clock: Clock = field(default_factory=Clock)
+    is_controller: Callable[[], bool] = lambda: True
 
     @property
     def registrar(self) -> Registrar:
@@ -84,7 +85,7 @@ def bearer(request: Request) -> str:
 def actor(request: Request, ctx: Ctx) -> str:
     """Whose admin token came along. Raises: AuthError."""
     secret = bearer(request)
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         try:
             return settings.token_name(connection, secret)
         except AuthError as error:

@@ -11,6 +11,7 @@ from edgekit.sketch import Sketch, merge
 from edgekit.wire import topics
 from fleet import api
 from fleet.server.api.context import Actor, Ctx, answer, body
+from fleet.server.clock import Now
 from fleet.server.store import certificates, devices, enrolments, orders, releases, rollouts, telemetry
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.orders import DesiredRow
@@ -23,18 +24,20 @@ router = APIRouter(tags=["devices"])
 
 @router.get("/devices")
 def listing(ctx: Ctx, _actor: Actor) -> Response:
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         wanted = orders.desired_of(connection)
         seen = telemetry.totals_of(connection)
-        return answer([view(row, wanted, seen) for row in devices.everyone(connection)])
+        return answer([view(row, wanted, seen, ctx.clock.now()) for row in devices.everyone(connection)])
 
 
 @router.get("/devices/{device}/explain")
 def explain(ctx: Ctx, _actor: Actor, device: str) -> Response:
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         row = devices.get(connection, device)
-        shown = view(row, orders.desired_of(connection, device), telemetry.totals_of(connection, device))
-        return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, ctx.clock()))))
+        now = ctx.clock.now()
+        wanted, seen = orders.desired_of(connection, device), telemetry.totals_of(connection, device)
+        shown = view(row, wanted, seen, now)
+        return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, now.steady))))
 
 
 @router.post("/devices/{device}/deployments")
@@ -45,7 +48,7 @@ def add_deployment(
     wanted: Annotated[api.NewDeployment, Depends(body(api.NewDeployment))],
 ) -> Response:
     """One more model slot for a device that has enrolled: its next order says so, and that order goes out now."""
-    now = ctx.clock()
+    now = ctx.clock.now().wall
     with ctx.database.begin() as connection:
         is_new = enrolments.add_deployment(connection, device, wanted.deployment, now=now, actor=actor)
         if is_new and devices.get(connection, device).enrolment:
@@ -59,7 +62,7 @@ def revoke(
     ctx: Ctx, actor: Actor, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
 ) -> Response:
     """Take its identity away at once; a new enrolment file lets it join again."""
-    now = ctx.clock()
+    now = ctx.clock.now().wall
     with ctx.database.begin() as connection:
         count = enrolments.revoke(connection, device, reason=why.reason, now=now, actor=actor)
     ctx.certificates.revoked(device, now)
@@ -71,7 +74,7 @@ def decommission(
     ctx: Ctx, actor: Actor, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
 ) -> Response:
     """Out of service: no identity, no orders, no place in lists and rollouts. Its name may enrol again."""
-    now = ctx.clock()
+    now = ctx.clock.now().wall
     with ctx.database.begin() as connection:
         enrolments.revoke(connection, device, reason=why.reason or "decommissioned", now=now, actor=actor)
         devices.decommission(connection, device, now=now, actor=actor)
@@ -82,8 +85,9 @@ def decommission(
     return answer(api.Done(device, is_changed=True))
 
 
-def view(row: DeviceRow, wanted: Wanted, seen: Seen) -> api.DeviceView:
-    """A device as the API shows it."""
+def view(row: DeviceRow, wanted: Wanted, seen: Seen, now: Now) -> api.DeviceView:
+    """A device as the API shows it, times by the wall clock."""
+    ahead_s = now.wall - now.steady
     reported = devices.reported_of(row)
     deployments = {}
     for deployment in devices.deployments_of(row):
@@ -108,7 +112,7 @@ def view(row: DeviceRow, wanted: Wanted, seen: Seen) -> api.DeviceView:
         online=row.is_online,
         is_duplicate=row.is_duplicate,
         agent_version=row.agent_version,
-        last_seen=datetime.fromtimestamp(row.last_seen_at, UTC) if row.last_seen_at else None,
+        last_seen=datetime.fromtimestamp(row.last_seen_at + ahead_s, UTC) if row.last_seen_at else None,
         order_counter=row.order_counter,
         reported_counter=reported.order_counter if reported else 0,
         refused=reported.refused if reported else "",
@@ -162,12 +166,11 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
         )
     for name, deployment in shown.deployments.items():
         lines.append(_sentence(name, deployment))
-    for rollout in rollouts.active(connection):
-        member = rollout.members.get(row.id)
-        if member is not None:
-            why = f" ({member.reason})" if member.reason else ""
-            told = f"in stage {member.stage + 1}" if member.stage is not None else "not told to move yet"
-            lines.append(f"Rollout {rollout.label} ({rollout.status}): {member.state}{why}, {told}.")
+    for rollout in rollouts.of_device(connection, row.id):
+        member = rollout.members[row.id]
+        why = f" ({member.reason})" if member.reason else ""
+        told = f"in stage {member.stage + 1}" if member.stage is not None else "not told to move yet"
+        lines.append(f"Rollout {rollout.label} ({rollout.status}): {member.state}{why}, {told}.")
     return lines
 
 

@@ -33,7 +33,7 @@ def invite(
         wanted.device,
         wanted.labels,
         wanted.deployments,
-        ctx.clock() + _lifetime_s(wanted.expires),
+        ctx.clock.now().wall + _lifetime_s(wanted.expires),
         needs_approval=wanted.needs_approval,
     )
     return _file(ctx, actor, invitation)
@@ -46,7 +46,7 @@ def batch(ctx: Ctx, actor: Actor, wanted: Annotated[api.NewBatch, Depends(body(a
         "",
         wanted.labels,
         wanted.deployments,
-        ctx.clock() + _lifetime_s(wanted.expires),
+        ctx.clock.now().wall + _lifetime_s(wanted.expires),
         max_uses=wanted.count,
         serials=wanted.serials,
         needs_approval=wanted.needs_approval,
@@ -66,7 +66,7 @@ def _lifetime_s(text: str) -> float:
 
 def _file(ctx: Context, actor: str, invitation: Invitation) -> Response:
     with ctx.database.begin() as connection:
-        token = enrolments.invite(connection, invitation, now=ctx.clock(), actor=actor)
+        token = enrolments.invite(connection, invitation, now=ctx.clock.now().wall, actor=actor)
         publisher_keys = settings.publisher_keys(connection)
     url = ctx.places.url
     made = EnrolmentFile(
@@ -112,21 +112,21 @@ def waiting(ctx: Ctx, _actor: Actor) -> Response:
 @router.post("/waiting/{device}/approve")
 def approve(ctx: Ctx, actor: Actor, device: str) -> Response:
     with ctx.database.begin() as connection:
-        enrolments.decide(connection, device, is_approved=True, now=ctx.clock(), actor=actor)
+        enrolments.decide(connection, device, is_approved=True, now=ctx.clock.now().wall, actor=actor)
     return answer(api.Done(device, is_changed=True))
 
 
 @router.post("/waiting/{device}/reject")
 def reject(ctx: Ctx, actor: Actor, device: str) -> Response:
     with ctx.database.begin() as connection:
-        enrolments.decide(connection, device, is_approved=False, now=ctx.clock(), actor=actor)
+        enrolments.decide(connection, device, is_approved=False, now=ctx.clock.now().wall, actor=actor)
     return answer(api.Done(device, is_changed=True))
 
 
 @device_router.post("/v1/enrol")
 def enrol(ctx: Ctx, request: Annotated[EnrolRequest, Depends(body(EnrolRequest))]) -> Response:
     """See `edgekit.wire.enrolment` for what each status means to a device."""
-    now = ctx.clock()
+    now = ctx.clock.now().wall
     waits, was_enrolled = None, False
     with ctx.database.begin() as connection:
         before = enrolments.number_of(connection, request.device)
@@ -160,7 +160,7 @@ def renew(
     request: Request, ctx: Ctx, wanted: Annotated[RenewRequest, Depends(body(RenewRequest))]
 ) -> Response:
     """A new certificate for a device that holds one which is good, or ran out less than 90 days ago."""
-    now = ctx.clock()
+    now = ctx.clock.now().wall
     with ctx.database.begin() as connection:
         held = identity.held_by(connection, request, wanted.csr, wanted.proof)
         given = enrolments.renew(connection, ctx.registrar, held, wanted.csr, now)

@@ -14,13 +14,13 @@ router = APIRouter(tags=["fleet"])
 
 @router.get("/status")
 def status(ctx: Ctx, _actor: Actor) -> Response:
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         return answer(_view(connection, ctx))
 
 
 @router.get("/keys")
 def keys(ctx: Ctx, _actor: Actor) -> Response:
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         return answer(
             api.KeysView(
                 fleet=ctx.issuer.fleet,
@@ -36,7 +36,7 @@ def freeze(ctx: Ctx, actor: Actor, wanted: Annotated[api.Freeze, Depends(body(ap
     with ctx.database.begin() as connection:
         settings.set_frozen(connection, wanted.is_frozen)
         action = "fleet.freeze" if wanted.is_frozen else "fleet.unfreeze"
-        audit.append(connection, ctx.clock(), actor, action, ctx.issuer.fleet, wanted.reason)
+        audit.append(connection, ctx.clock.now().wall, actor, action, ctx.issuer.fleet, wanted.reason)
         view = _view(connection, ctx)
     ctx.wake()
     return answer(view)
@@ -45,8 +45,8 @@ def freeze(ctx: Ctx, actor: Actor, wanted: Annotated[api.Freeze, Depends(body(ap
 def _view(connection: Connection, ctx: Context) -> api.FleetView:
     total, online = devices.counts(connection)
     dropped = dict(ctx.dropped)
-    if ctx.link.overflowed:
-        dropped["queue full"] = ctx.link.overflowed
+    if ctx.link.inbox.overflowed:
+        dropped["queue full"] = ctx.link.inbox.overflowed
     return api.FleetView(
         fleet=ctx.issuer.fleet,
         is_frozen=settings.is_frozen(connection),
@@ -56,4 +56,5 @@ def _view(connection: Connection, ctx: Context) -> api.FleetView:
         online=online,
         active_rollouts=len(rollouts.active_ids(connection)),
         dropped=dropped,
+        is_controller=ctx.is_controller(),
     )

@@ -33,12 +33,12 @@ def offer(
     ctx: Ctx, actor: Actor, new: Annotated[api.NewMetadata, Depends(body(api.NewMetadata))]
 ) -> Response:
     """Take a publisher's documents; snapshot and timestamp follow at once."""
-    now = documents.moment(ctx.clock())
+    now = documents.moment(ctx.clock.now().wall)
     roles = {role: text.encode() for role, text in new.roles.items()}
     ctx.tuf.offer(tuple(text.encode() for text in new.roots), roles, now)
     with ctx.database.begin() as connection:
         told = ", ".join([*(["root"] * bool(new.roots)), *sorted(new.roles)])
-        audit.append(connection, ctx.clock(), actor, "metadata.publish", ctx.issuer.fleet, told)
+        audit.append(connection, ctx.clock.now().wall, actor, "metadata.publish", ctx.issuer.fleet, told)
     return answer(_view(ctx.tuf))
 
 
@@ -47,7 +47,9 @@ def successor(ctx: Ctx, actor: Actor) -> Response:
     """The public half of the key that is to follow the present online key; made on the first call."""
     key = ctx.tuf.next_key()
     with ctx.database.begin() as connection:
-        audit.append(connection, ctx.clock(), actor, "metadata.online-key", ctx.issuer.fleet, key.keyid)
+        audit.append(
+            connection, ctx.clock.now().wall, actor, "metadata.online-key", ctx.issuer.fleet, key.keyid
+        )
     return answer(_public(key))
 
 

@@ -42,13 +42,13 @@ _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 @router.get("/releases")
 def listing(ctx: Ctx, _actor: Actor) -> Response:
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         return answer(releases.everything(connection))
 
 
 @router.get("/bundles/{name}/{version}/{profile}")
 def bundle(ctx: Ctx, _actor: Actor, name: str, version: str, profile: str) -> Response:
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         row = releases.existing(connection, name, version, profile)
         if row is None:
             raise NotFoundError(f"{releases.title(name, version)} for {profile} is not published here")
@@ -57,7 +57,7 @@ def bundle(ctx: Ctx, _actor: Actor, name: str, version: str, profile: str) -> Re
 
 @router.get("/evidence/{sha256}")
 def statement(ctx: Ctx, _actor: Actor, sha256: str) -> Response:
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         return Response(releases.statement(connection, sha256), media_type="application/json")
 
 
@@ -107,7 +107,7 @@ def publish(ctx: Ctx, actor: Actor, new: Annotated[api.NewBundle, Depends(body(a
     register = releases.publish_alternate if new.alternate else releases.publish
     with ctx.database.begin() as connection:
         was_there = register(
-            connection, checked, new.envelope.encode(), statement, now=ctx.clock(), actor=actor
+            connection, checked, new.envelope.encode(), statement, now=ctx.clock.now().wall, actor=actor
         )
         view = (releases.view_alternate if new.alternate else releases.view)(connection, signed.sha256)
     return answer(api.PublishAnswer(view, was_there), 200 if was_there else 201)
@@ -145,7 +145,7 @@ def _check_digest(sha256: str) -> None:
 def _check_allowed(connection: Connection, request: Request, ctx: Context, sha256: str) -> None:
     """Raises: AuthError unless a device shows who it is, NotFoundError for what it is not ordered to run."""
     _check_digest(sha256)
-    device = identity.device_of(connection, request, ctx.clock())
+    device = identity.device_of(connection, request, ctx.clock.now().wall)
     enrolments.confirm(connection, device)
     wanted = orders.desired_of(connection, device.id)
     if not any(row.sha256 == sha256 for row in wanted.values()):

@@ -11,6 +11,7 @@ from fleet import api
 from fleet.rules.rollout import Command, Rollout, Status
 from fleet.server import changes, planning
 from fleet.server.api.context import Actor, Ctx, answer, body
+from fleet.server.clock import Now
 from fleet.server.store import orders, releases, rollouts, settings
 
 router = APIRouter(tags=["rollouts"])
@@ -28,7 +29,7 @@ _ALLOWED = {
 def start(
     ctx: Ctx, actor: Actor, wanted: Annotated[api.NewRollout, Depends(body(api.NewRollout))]
 ) -> Response:
-    now = ctx.clock()
+    now = ctx.clock.now()
     with ctx.database.begin() as connection:
         rollout, plan = planning.plan(connection, wanted, now)
         if wanted.dry_run:
@@ -37,19 +38,19 @@ def start(
             raise ConflictError("the fleet is frozen; 'edgekit fleet unfreeze' first")
         rollout = changes.begin(connection, ctx.issuer, rollout, now=now, actor=actor)
     ctx.wake()
-    return answer(api.RolloutAnswer(plan, view(rollout)), 201)
+    return answer(api.RolloutAnswer(plan, view(rollout, ctx.clock.now())), 201)
 
 
 @router.get("/rollouts")
 def listing(ctx: Ctx, _actor: Actor) -> Response:
-    with ctx.database.begin() as connection:
-        return answer([view(rollout) for rollout in rollouts.everything(connection)])
+    with ctx.database.read() as connection:
+        return answer([view(rollout, ctx.clock.now()) for rollout in rollouts.everything(connection)])
 
 
 @router.get("/rollouts/{rollout_id}")
 def show(ctx: Ctx, _actor: Actor, rollout_id: str) -> Response:
-    with ctx.database.begin() as connection:
-        return answer(view(rollouts.load(connection, rollouts.parse_id(rollout_id))))
+    with ctx.database.read() as connection:
+        return answer(view(rollouts.get(connection, rollouts.parse_id(rollout_id)), ctx.clock.now()))
 
 
 @router.post("/rollouts/{rollout_id}/{verb}")
@@ -65,9 +66,9 @@ def turn(
         if rollout.status is Status.COMPLETED:
             _check_still_its_own(connection, rollout)
         command = Command(verb, f"{verb} asked for by {actor}")
-        rollout = changes.apply(connection, ctx.issuer, rollout, command, now=ctx.clock(), actor=actor)
+        rollout = changes.apply(connection, ctx.issuer, rollout, command, now=ctx.clock.now(), actor=actor)
     ctx.wake()
-    return answer(view(rollout))
+    return answer(view(rollout, ctx.clock.now()))
 
 
 def _check_still_its_own(connection: Connection, rollout: Rollout) -> None:
@@ -82,9 +83,8 @@ def _check_still_its_own(connection: Connection, rollout: Rollout) -> None:
     ]
     busy = {
         device
-        for other in rollouts.active(connection)
-        if other.spec.deployment == rollout.spec.deployment
-        for device in other.members.keys() & rollout.members.keys()
+        for device, deployment in rollouts.busy(connection)
+        if deployment == rollout.spec.deployment and device in rollout.members
     }
     if moved_on or busy:
         raise ConflictError(
@@ -93,8 +93,9 @@ def _check_still_its_own(connection: Connection, rollout: Rollout) -> None:
         )
 
 
-def view(rollout: Rollout) -> api.RolloutView:
-    """A rollout as the API shows it: devices in the order in which they move."""
+def view(rollout: Rollout, now: Now) -> api.RolloutView:
+    """A rollout as the API shows it: devices in the order in which they move, times by the wall clock."""
+    ahead = timedelta(seconds=now.wall - now.steady)
     spec = rollout.spec
     members = sorted(rollout.members.values(), key=lambda m: (m.is_held, m.key))
     counts: dict[str, int] = {}
@@ -102,7 +103,7 @@ def view(rollout: Rollout) -> api.RolloutView:
         counts[member.state.value] = counts.get(member.state.value, 0) + 1
     soak_ends = None
     if rollout.status is Status.RUNNING and rollout.soak_from is not None:
-        soak_ends = rollout.soak_from + timedelta(seconds=spec.soak_s)
+        soak_ends = rollout.soak_from + timedelta(seconds=spec.soak_s) + ahead
     return api.RolloutView(
         id=rollout.label,
         release=releases.title(spec.name, spec.version),
@@ -125,6 +126,6 @@ def view(rollout: Rollout) -> api.RolloutView:
             )
             for member in members
         ),
-        created=rollout.created_at,
+        created=rollout.created_at + ahead,
         soak_ends=soak_ends,
     )

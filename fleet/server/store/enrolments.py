@@ -237,6 +237,7 @@ def _give(
             nonce="",
             reported_seq=-1,
             reported=None,
+            reported_counter=0,
         )
     )
     # What it is no longer enrolled for, it is no longer to run.

@@ -11,6 +11,7 @@ from fleet.server.schema import settings, tokens
 
 FLEET = "fleet"
 PUBLISHER_KEYS = "publisher_keys"
+ORDER_KEYS = "order_keys"
 FREEZE = "freeze"
 
 
@@ -40,6 +41,16 @@ def publisher_keys(connection: Connection) -> dict[str, str]:
 def trust_publisher(connection: Connection, keyid: str, public_hex: str) -> None:
     known = publisher_keys(connection) | {keyid: public_hex}
     put(connection, PUBLISHER_KEYS, msgspec.json.encode(known).decode())
+
+
+def order_keys(connection: Connection) -> tuple[str, ...]:
+    """Ids of the keys that this fleet's orders are signed with."""
+    return msgspec.json.decode(get(connection, ORDER_KEYS) or "[]", type=tuple[str, ...])
+
+
+def note_order_key(connection: Connection, keyid: str) -> None:
+    known = {*order_keys(connection), keyid}
+    put(connection, ORDER_KEYS, msgspec.json.encode(sorted(known)).decode())
 
 
 def is_frozen(connection: Connection) -> bool:
