@@ -103,7 +103,8 @@ def test_a_worker_that_takes_more_memory_than_it_may_is_replaced(fleet, make_age
     assert count(1e9) == 400
     assert agent.children() == [old]
     # Less, but more than its contract says: the worker is ended, at the latest after it answered.
-    assert count(2e8) in (2e8, 503)
+    # (A sum of ones in float32 stops at 2**24 for each lane that adds.)
+    assert count(2e8) in (2**27, 2e8, 503)
     tools.wait_until(lambda: agent.children() not in ([], [old]), "a new worker", 40)
     tools.wait_until(lambda: count(1000) == 1000, "it serves")
     assert "it needed more than" in agent.log

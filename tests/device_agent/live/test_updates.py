@@ -304,7 +304,7 @@ def test_a_killed_worker_is_replaced_and_counted(fleet, settled, first, tools):
         lambda: sum(window.worker_deaths for report in fleet.reports for window in report.deployments) == 1,
         "the death is reported",
     )
-    assert fleet.runs(first)
+    tools.wait_until(lambda: fleet.runs(first), "it runs what it ran")
 
 
 def test_a_committed_bundle_that_was_damaged_on_disk_is_fetched_again(fleet, settled, first, second, tools):
