@@ -61,11 +61,15 @@ class Operator:
 
 
 class Asker(threading.Thread):
-    """A user of a board: from the first answer on, whatever is no right answer is kept in `failures`."""
+    """A user of a board: from the first answer on, whatever is no right answer is kept in `failures`.
 
-    def __init__(self, connect: Callable[[], Any]) -> None:
+    `enter` is called first, in the thread that asks.
+    """
+
+    def __init__(self, connect: Callable[[], Any], enter: Callable[[], None] = lambda: None) -> None:
         super().__init__(daemon=True)
         self._connect = connect
+        self._enter = enter
         self._ended = threading.Event()
         self.answers = 0
         self.failures: list[str] = []
@@ -74,6 +78,7 @@ class Asker(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        self._enter()
         while not self._ended.wait(0.05):
             try:
                 answer = self._connect().post("/predict", {"input": IMAGE})

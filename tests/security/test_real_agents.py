@@ -58,7 +58,7 @@ def test_a_board_joins_serves_what_is_rolled_out_renews_and_is_revoked(
     wait_until(lambda: user.version == "1.0.0", "it is back", 60)
     assert "certificate renewed" in board.log
     ups = board.log.count("link up")
-    tls_fleet.service.kill_broker()
+    tls_fleet.kill_broker()
     wait_until(lambda: board.log.count("link up") > ups, "it is online with the new certificate", 60)
 
     operator.types("device", "revoke", "real-1", "--reason", "stolen")

@@ -1,5 +1,7 @@
 """A fleet on TLS as an operator would run it: `fleet init`, a passphrase, mosquitto with mutual TLS."""
 
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,10 +23,21 @@ class TlsFleet:
         file = self.service.client().enroll(api.NewDevice(name, deployments or ("digits",), {"site": "lab"}))
         return FakeDevice(file, **more)  # type: ignore[arg-type]
 
+    def kill_broker(self) -> None:
+        """SIGKILL mosquitto, which its keeper started; the service starts another."""
+        assert self.service.process is not None
+        [keeper] = _children(self.service.process.pid)
+        [broker] = _children(keeper)
+        os.kill(broker, signal.SIGKILL)
+
     def joined(self, name: str) -> FakeDevice:
         made = self.device(name)
         made.enrol()
         return made
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def edgekit(*words: str | Path, passphrase: Path | None = None) -> "subprocess.CompletedProcess[str]":
