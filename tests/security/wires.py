@@ -77,7 +77,7 @@ class Host:
             try:
                 self.enter()
                 results.append(work())
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  # raised again by who waits for the thread
                 errors.append(error)
 
         thread = threading.Thread(target=run)
