@@ -112,6 +112,8 @@ class Service:
     http_port: int = field(default_factory=free_port)
     mqtt_port: int = field(default_factory=free_port)
     process: subprocess.Popen[str] | None = None
+    # What Python runs as the `edgekit` command.
+    program: tuple[str, ...] = ("-m", "edgekit")
 
     @property
     def state(self) -> Path:
@@ -119,7 +121,7 @@ class Service:
 
     def command(self, *more: str) -> list[str]:
         addresses = ["--http", f"127.0.0.1:{self.http_port}", "--mqtt", f"127.0.0.1:{self.mqtt_port}"]
-        start = [sys.executable, "-m", "edgekit", "fleet", "up", "--state", str(self.state)]
+        start = [sys.executable, *self.program, "fleet", "up", "--state", str(self.state)]
         return [*start, *addresses, "--broker", self.broker, "--tick", "0.1", *self.more, *more]
 
     def spawn(self) -> "subprocess.Popen[str]":

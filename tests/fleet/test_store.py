@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from fleet_support import csr_of, make_bundle, make_device_key
 from msgspec.structs import replace
 from sqlalchemy import Connection, delete, update
@@ -34,7 +36,7 @@ from edgekit.wire.states import AgentState
 from fleet.publish import SigningKey, make_key
 from fleet.server import ca, ingest, planning, schema
 from fleet.server.database import Database
-from fleet.server.store import audit, devices, enrolments, orders, releases, settings, telemetry
+from fleet.server.store import audit, certificates, devices, enrolments, orders, releases, settings, telemetry
 from fleet.server.store.enrolments import Invitation, Registrar
 from fleet.server.store.orders import Issuer
 
@@ -150,6 +152,23 @@ def test_a_device_that_enrols_again_loses_its_old_credential(database: Database)
     assert (first.enrolment, second.enrolment) == (1, 2)
     with database.begin() as connection, pytest.raises(AuthError):
         devices.by_credential(connection, first.credential)
+
+
+def test_a_device_that_keeps_its_key_gets_a_new_certificate_whenever_agents_ask(database: Database) -> None:
+    """They spread round two thirds of its life; soon after the last one, a lost answer is given again."""
+    first = enrolled(database)
+
+    def renewed(day: float) -> EnrolAnswer:
+        now = NOW + day * 86_400
+        with database.begin() as connection:
+            certificate = x509.load_pem_x509_certificate(first.certificate.encode())
+            held = certificates.shown(connection, certificate.public_bytes(Encoding.DER))
+            return enrolments.renew(connection, REGISTRAR, held, csr_of(KEY, "d1"), now)
+
+    assert renewed(10) == first
+    early = renewed(90 * 0.62)
+    assert early.not_after.timestamp() == NOW + 90 * 1.62 * 86_400
+    assert renewed(90 * 0.64) == early
 
 
 def test_a_version_never_changes(database: Database, tmp_path: Path) -> None:

@@ -285,8 +285,8 @@ def renew(
 ) -> EnrolAnswer:
     """A new certificate for who holds one that is good or may still renew; the old one runs out by itself.
 
-    A request for the same key as before gets the newest certificate of that key while it is far from its end, so that
-    a lost answer does not make more. Raises: AuthError, UsageError.
+    A request for the same key as before gets the newest certificate of that key again in the first half of its life, so
+    that a lost answer does not make more. A device that renews asks later than that. Raises: AuthError, UsageError.
     """
     if certificates.standing(connection, held, now) is Standing.NOTHING:
         raise AuthError(f"the certificate of {held.device!r} is revoked or has run out for good; enrol again")
@@ -294,7 +294,7 @@ def renew(
     key = ca.read_request(csr, row.id)
     digest = ca.key_digest(key)
     given = certificates.of_key(connection, row.id, row.enrolment, digest)
-    if given is None or _is_due(given, now):
+    if given is None or not _is_young(given, now):
         moment = datetime.fromtimestamp(now, UTC)
         certificate = registrar.authority.device(key, row.id, registrar.fleet, moment)
         certificates.add(connection, certificate, row.id, row.enrolment, now)
@@ -305,8 +305,11 @@ def renew(
     return _answer(registrar, row.id, row.enrolment, given.pem, certificates.not_after(given))
 
 
-def _is_due(row: CertificateRow, now: float) -> bool:
-    return ca.is_due(x509.load_pem_x509_certificate(row.pem.encode()), datetime.fromtimestamp(now, UTC))
+def _is_young(row: CertificateRow, now: float) -> bool:
+    """Whether less than half of its life is over. Devices ask before or after `RENEW_AT`, so as not to ask all at once."""
+    found = x509.load_pem_x509_certificate(row.pem.encode())
+    middle = found.not_valid_before_utc + (found.not_valid_after_utc - found.not_valid_before_utc) / 2
+    return datetime.fromtimestamp(now, UTC) < middle
 
 
 def confirm(connection: Connection, row: DeviceRow) -> None:
