@@ -54,6 +54,24 @@ class NewBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     needs_approval: bool = False
 
 
+class BatchView(msgspec.Struct, frozen=True):
+    """`GET /batches`: `state` is open, full, run out or withdrawn; `listed` counts the names that it is for, 0 for any."""
+
+    id: str
+    state: str
+    created: datetime
+    created_by: str
+    expires: datetime
+    places: int
+    joined: int
+    waiting: int
+    refused: int
+    needs_approval: bool
+    listed: int
+    labels: dict[str, str]
+    deployments: tuple[str, ...]
+
+
 class Waiting(msgspec.Struct, frozen=True):
     """`GET /waiting`: who asked to join and waits for a person. `key` is the sha256 of its public key."""
 

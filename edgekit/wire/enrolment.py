@@ -109,10 +109,12 @@ class RenewRequest(msgspec.Struct, frozen=True):
 
     Where a proxy ends TLS (or a certificate that has run out cannot be shown): the credential as bearer, and `proof`,
     the base64 of the *present* key's ECDSA signature (SHA-256, DER) over `PROOF_PREFIX` and the bytes of `csr`.
+    `fingerprint` is as in `EnrolRequest`, of the hardware that renews.
     """
 
     csr: Csr
     proof: Annotated[str, Meta(max_length=256)] = ""
+    fingerprint: Fingerprint = ""
 
 
 def renew_url(enrol_url: str) -> str:

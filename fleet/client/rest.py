@@ -66,6 +66,12 @@ class Client:
     def batch(self, wanted: api.NewBatch) -> EnrolmentFile:
         return self._call("POST", "/batches", EnrolmentFile, wanted)
 
+    def batches(self) -> list[api.BatchView]:
+        return self._call("GET", "/batches", list[api.BatchView])
+
+    def revoke_batch(self, batch: str) -> api.Done:
+        return self._call("POST", f"/batches/{batch}/revoke", api.Done)
+
     def waiting(self) -> list[api.Waiting]:
         return self._call("GET", "/waiting", list[api.Waiting])
 

@@ -9,6 +9,7 @@ Always true
  4. Missing data never satisfies a gate: inconclusive waits for at most twice the soak, then the rollout pauses.
  5. A device that is offline counts as neither success nor failure and holds nobody up.
  6. The same event twice, or an older report after a newer one, changes nothing.
+ 7. A device that is taken out of service leaves: it counts for nothing, and nothing waits for it.
 """
 
 from datetime import datetime, timedelta
@@ -22,15 +23,7 @@ from fleet.rules import stages
 from fleet.rules.cohorts import Cohorts
 from fleet.rules.gates import Gate, Outcome, Verdict
 from fleet.rules.judge import FIRST_DEVICES, Tally, judge
-from fleet.rules.members import (
-    BAD,
-    INSTALL_FAILURES,
-    Member,
-    Word,
-    hear,
-    is_settled,
-    time_out,
-)
+from fleet.rules.members import BAD, INSTALL_FAILURES, Member, Word, hear, is_settled, time_out
 from fleet.rules.stages import Stage
 
 
@@ -110,6 +103,12 @@ class Joined(msgspec.Struct, frozen=True):
     members: tuple[Member, ...]
 
 
+class Left(msgspec.Struct, frozen=True):
+    """Devices that were taken out of service."""
+
+    devices: tuple[str, ...]
+
+
 class Ordered(msgspec.Struct, frozen=True):
     """The order that an effect asked for is signed and stored, under this counter."""
 
@@ -139,7 +138,7 @@ class Unassign(msgspec.Struct, frozen=True):
     """A completed rollout goes back: what was assigned before it holds again."""
 
 
-Event = Tick | Heard | Joined | Ordered | Command
+Event = Tick | Heard | Joined | Left | Ordered | Command
 Effect = Move | Assign | Unassign
 Step = tuple[Rollout, list[Effect]]
 
@@ -160,6 +159,8 @@ def advance(rollout: Rollout, event: Event, now: datetime) -> Step:
             return _ordered(rollout, device, counter, now), []
         case Joined(members):
             return _joined(rollout, members)
+        case Left(devices):
+            return _left(rollout, devices, now)
         case Command(verb, reason):
             return _COMMANDS[verb](rollout, reason, now)
         case Tick(data):
@@ -295,6 +296,20 @@ def _joined(rollout: Rollout, members: tuple[Member, ...]) -> Step:
     new = {m.device: m for m in members if m.device not in rollout.members}
     rollout = msgspec.structs.replace(rollout, members=rollout.members | new)
     return rollout, _moves_into(rollout) if rollout.status is Status.RUNNING else []
+
+
+def _left(rollout: Rollout, devices: tuple[str, ...], now: datetime) -> Step:
+    """Who is left goes on without them; a running stage that lost everybody it had moved takes the next ones."""
+    rest = {device: member for device, member in rollout.members.items() if device not in devices}
+    if rollout.status not in ACTIVE or len(rest) == len(rollout.members):
+        return rollout, []
+    rollout = msgspec.structs.replace(rollout, members=rest)
+    if not rest:
+        reason = "every device of it was taken out of service"
+        return msgspec.structs.replace(rollout, status=Status.ABORTED, turned_at=now, reason=reason), []
+    if rollout.status is not Status.RUNNING or any(m.order_counter for m in rest.values()):
+        return rollout, []
+    return _open(rollout, rollout.stage, now)
 
 
 def _heard(rollout: Rollout, word: Word, now: datetime) -> Member | None:

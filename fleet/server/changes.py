@@ -19,7 +19,7 @@ from fleet.rules.rollout import (
     advance,
     start,
 )
-from fleet.server.store import audit, orders, rollouts
+from fleet.server.store import audit, devices, orders, rollouts
 from fleet.server.store.orders import Issuer
 
 
@@ -60,6 +60,8 @@ def _carry_out(
     for effect in effects:
         match effect:
             case Move(device, sha256):
+                if devices.get(connection, device).decommissioned_at is not None:
+                    continue  # a completed rollout goes back, and keeps who it was about
                 orders.set_desired(
                     connection, device, rollout.spec.deployment, sha256, because=because, now=now
                 )

@@ -19,7 +19,7 @@ from edgekit.errors import ConflictError
 from edgekit.wire import topics
 from fleet.rules import selectors
 from fleet.rules.members import Word
-from fleet.rules.rollout import Heard, Joined, Rollout, Status, Tick
+from fleet.rules.rollout import Heard, Joined, Left, Rollout, Status, Tick
 from fleet.server import changes, cohorts, planning
 from fleet.server.database import Database
 from fleet.server.link import Link
@@ -137,6 +137,9 @@ class Controller:
     def _step(self, connection: Connection, rollout_id: int, *, is_frozen: bool, now: float) -> None:
         rollout = rollouts.load(connection, rollout_id)
         rows = {row.id: row for row in devices.everyone(connection)}
+        gone = tuple(device for device in rollout.members if device not in rows)
+        if gone:
+            rollout = changes.apply(connection, self._issuer, rollout, Left(gone), now=now)
         words = tuple(
             word for m in rollout.members.values() if (word := _word(rows.get(m.device), m.seen, m.is_online))
         )

@@ -260,12 +260,17 @@ def _current(
 
 
 def read_private(path: Path, what: str) -> bytes:
-    """Raises: UsageError if it cannot be read, or others may."""
+    """Raises: UsageError if it cannot be read, or others may.
+
+    A credential of systemd's is believed: its folder is the unit's alone, and the access list by which the unit reads
+    it shows as a right of the group (systemd.exec(5), LoadCredential).
+    """
     try:
         mode, data = stat.S_IMODE(path.stat().st_mode), path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: {what} cannot be read ({error.strerror})") from error
-    if mode & 0o077:
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    if mode & 0o077 and not (credentials and path.parent == Path(credentials)):
         raise UsageError(f"{path}: {what} is readable by others (mode {mode:04o}); run: chmod 600 {path}")
     return data
 
@@ -283,5 +288,5 @@ def secret(file: Path | None, variable: str, what: str) -> bytes | None:
 
 def git_tree_of(path: Path) -> Path | None:
     """The git work tree that `path` lies in, if any."""
-    here = path.absolute()
+    here = path.resolve()
     return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), None)

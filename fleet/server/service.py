@@ -72,6 +72,7 @@ class Options:
     tick_s: float = 1.0
     tls: TlsFiles = TlsFiles()
     broker_login: BrokerLogin = BrokerLogin()
+    broker_files: Path | None = None
     ca_passphrase: bytes | None = field(default=None, repr=False)
 
 
@@ -160,6 +161,7 @@ def _start(
         folder.keys_folder,
         places,
         broker=broker,
+        broker_files=options.broker_files,
         is_api_ours=not options.tls.certificate and not config.tls_cert,
     )
     certificates.write_revocations(time.time())
@@ -175,7 +177,7 @@ def _start(
 
     def chores() -> None:
         watch()
-        certificates.renew_if_due(time.time())
+        certificates.keep_fresh(time.time())
         signing()
 
     controller = Controller(database, issuer, link, tick_s=options.tick_s, chores=chores)
@@ -298,7 +300,7 @@ def _login(options: Options, places: Places, certificates: Certificates) -> Logi
     if not places.has_mqtt_tls:
         return Login()
     given = options.broker_login
-    if places.broker == MOSQUITTO:
+    if places.broker == MOSQUITTO or options.broker_files is not None:
         return Login(tls=certificates.service_context())
     try:
         context = ssl.create_default_context(cafile=given.authorities)

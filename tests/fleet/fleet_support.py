@@ -263,7 +263,9 @@ class FakeDevice:
 
     def renew(self, key: ec.EllipticCurvePrivateKey | None = None) -> httpx.Response:
         """Over TLS with the certificate, for a new key unless told otherwise."""
-        content = msgspec.json.encode(RenewRequest(csr_of(key or self.key, self.name)))
+        content = msgspec.json.encode(
+            RenewRequest(csr_of(key or self.key, self.name), fingerprint=self.fingerprint)
+        )
         return httpx.post(renew_url(self.file.enrol_url), content=content, trust_env=False, verify=self.tls())
 
     def connect(self) -> None:

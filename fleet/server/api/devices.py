@@ -11,7 +11,16 @@ from edgekit.sketch import Sketch, merge
 from edgekit.wire import topics
 from fleet import api
 from fleet.server.api.context import Actor, Ctx, answer, body
-from fleet.server.store import certificates, devices, enrolments, orders, releases, rollouts, telemetry
+from fleet.server.store import (
+    certificates,
+    devices,
+    enrolments,
+    hardware,
+    orders,
+    releases,
+    rollouts,
+    telemetry,
+)
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.orders import DesiredRow
 
@@ -150,6 +159,8 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
             "Its identity was taken away (revoked): make a new file with "
             f"'edgekit fleet enroll {row.id}' and carry it there."
         )
+    if other := hardware.told(connection, row.id, row.enrolled_at or 0.0):
+        lines.append(f"It {other}. If nobody exchanged the board, its identity was copied: revoke it.")
     if shown.is_duplicate:
         lines.append(
             "Two machines speak under its name (a cloned card): it stays out of rollouts until it enrols again."

@@ -163,7 +163,7 @@ def renew(
     now = ctx.clock()
     with ctx.database.begin() as connection:
         held = identity.held_by(connection, request, wanted.csr, wanted.proof)
-        given = enrolments.renew(connection, ctx.registrar, held, wanted.csr, now)
+        given = enrolments.renew(connection, ctx.registrar, held, wanted, now)
     return answer(given)
 
 

@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from edgekit.errors import AuthError, ConflictError, NotFoundError
-from edgekit.wire.enrolment import EnrolAnswer, EnrolRequest
+from edgekit.wire.enrolment import EnrolAnswer, EnrolRequest, RenewRequest
 from fleet.server import ca
 from fleet.server.ca import Authority, Standing
 from fleet.server.schema import desired, devices, enrolment_tokens, enrolment_uses
-from fleet.server.store import audit, certificates
+from fleet.server.store import audit, certificates, hardware
 from fleet.server.store import devices as device_store
 from fleet.server.store.certificates import CertificateRow
 from fleet.server.store.devices import DeviceRow
@@ -227,7 +227,6 @@ def _give(
             enrolled_at=now,
             is_confirmed=False,
             credential_hash=secret_hash(credential),
-            fingerprint=request.fingerprint,
             decommissioned_at=None,
             profile=request.profile,
             agent_version=request.agent_version,
@@ -239,6 +238,8 @@ def _give(
             reported=None,
         )
     )
+    kept = row.fingerprint if row is not None else ""
+    hardware.compare(connection, device, kept, request.fingerprint, verb="enrolled again", now=now)
     # What it is no longer enrolled for, it is no longer to run.
     has = msgspec.json.decode(token.deployments, type=tuple[str, ...])
     connection.execute(delete(desired).where(desired.c.device == device, desired.c.deployment.not_in(has)))
@@ -281,7 +282,7 @@ def _answer(
 
 
 def renew(
-    connection: Connection, registrar: Registrar, held: CertificateRow, csr: str, now: float
+    connection: Connection, registrar: Registrar, held: CertificateRow, request: RenewRequest, now: float
 ) -> EnrolAnswer:
     """A new certificate for who holds one that is good or may still renew; the old one runs out by itself.
 
@@ -291,7 +292,7 @@ def renew(
     if certificates.standing(connection, held, now) is Standing.NOTHING:
         raise AuthError(f"the certificate of {held.device!r} is revoked or has run out for good; enrol again")
     row = device_store.get(connection, held.device, lock=True)
-    key = ca.read_request(csr, row.id)
+    key = ca.read_request(request.csr, row.id)
     digest = ca.key_digest(key)
     given = certificates.of_key(connection, row.id, row.enrolment, digest)
     if given is None or not _is_young(given, now):
@@ -301,6 +302,7 @@ def renew(
         audit.append(connection, now, row.id, "device.renew", row.id, ca.serial_text(certificate))
         given = certificates.of_key(connection, row.id, row.enrolment, digest)
         assert given is not None
+    hardware.compare(connection, row.id, row.fingerprint, request.fingerprint, verb="renewed", now=now)
     confirm(connection, row)
     return _answer(registrar, row.id, row.enrolment, given.pem, certificates.not_after(given))
 
