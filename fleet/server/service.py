@@ -33,7 +33,7 @@ from fleet.server.ingest import Ingest
 from fleet.server.link import Link, Login
 from fleet.server.places import EMBEDDED, MOSQUITTO, Address, Places, Wanted, settle
 from fleet.server.state import Keys, StateFolder
-from fleet.server.store import settings
+from fleet.server.store import audit, settings
 from fleet.server.store.orders import Issuer
 from fleet.tuf import together
 from fleet.tuf.online import Chore, Online
@@ -147,7 +147,16 @@ def _start(
     home.check_database(database, config)
     trust = _trust(options, config, places, folder)
     with database.begin() as connection:
-        settings.trust_publisher(connection, trust.keys.publisher.keyid, trust.keys.publisher.public_hex)
+        publisher = trust.keys.publisher
+        if settings.trust_publisher(connection, publisher.keyid, publisher.public_hex):
+            audit.append(
+                connection,
+                time.time(),
+                audit.FLEET,
+                "publisher.trust",
+                publisher.keyid,
+                after=publisher.public_hex,
+            )
     tuf = Online(folder.path / "tuf")
     if made is not None:
         # Nobody else is there to keep the publisher's keys.

@@ -1,15 +1,17 @@
 """The FastAPI application: routers, and errors as `{"error": {"code", "message"}}`."""
 
 import logging
+from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from edgekit import __version__
 from edgekit.errors import EdgeKitError
 from fleet.api import ErrorAnswer, ErrorBody
-from fleet.server.api import devices, enrolment, fleet, metadata, releases, rollouts
+from fleet.server.api import access, devices, enrolment, fleet, metadata, releases, rollouts
+from fleet.server.api.admission import admit
 from fleet.server.api.context import Context, answer
 
 log = logging.getLogger(__name__)
@@ -17,13 +19,25 @@ log = logging.getLogger(__name__)
 
 def make_app(context: Context) -> FastAPI:
     """The service's HTTP side; it keeps no state of its own."""
-    app = FastAPI(title="EdgeKit fleet", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="EdgeKit fleet",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        dependencies=[Depends(admit)],
+    )
     app.state.context = context
-    for module in (fleet, enrolment, devices, metadata, releases, rollouts):
-        app.include_router(module.router, prefix="/api/v1")
+    for module in (fleet, access, enrolment, devices, metadata, releases, rollouts):
+        app.include_router(module.router)
     app.include_router(enrolment.device_router)
     app.include_router(releases.artifact_router)
     app.include_router(metadata.static_router)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def description() -> dict[str, Any]:
+        return app.openapi()
+
     app.add_exception_handler(EdgeKitError, _refused)
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
