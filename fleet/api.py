@@ -377,3 +377,13 @@ class Changed(msgspec.Struct, frozen=True):
 
     name: str
     is_changed: bool = True
+
+
+class AuditVerdict(msgspec.Struct, frozen=True):
+    """`GET /audit/verdict`: `newest` and `covered` are ids of entries; `problems` is empty if the log is whole."""
+
+    entries: int
+    newest: int
+    covered: int
+    heads: int
+    problems: tuple[str, ...]

@@ -109,6 +109,9 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("POST", "/api/v1/users"): _ADMIN,
     ("POST", "/api/v1/users/{user}/remove"): _ADMIN,
     ("POST", "/api/v1/users/{user}/password"): _ADMIN,
+    ("GET", "/api/v1/audit"): _ADMIN,
+    ("GET", "/api/v1/audit/heads"): _ADMIN,
+    ("GET", "/api/v1/audit/verdict"): _ADMIN,
     # Devices, mirrors, and whoever asks what this is.
     ("POST", "/v1/enrol"): _DEVICE,
     ("POST", "/v1/renew"): _DEVICE,

@@ -31,6 +31,7 @@ from fleet.server.database import Database, sqlite_url
 from fleet.server.home import Config
 from fleet.server.ingest import Ingest
 from fleet.server.link import Link, Login
+from fleet.server.notary import Notary
 from fleet.server.places import EMBEDDED, MOSQUITTO, Address, Places, Wanted, settle
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store import audit, settings
@@ -176,6 +177,7 @@ def _start(
         stack.callback(broker.stop)
         broker.start()
     issuer = Issuer(config.fleet, trust.keys.order)
+    notary = Notary(database, config.fleet, trust.keys.order, folder.path)
     group = None if broker is not None else trust.keys.secret_name("telemetry group")
     login = _login(options, places, certificates)
     link = Link(places.mqtt, config.fleet, login, telemetry_group=group)
@@ -186,6 +188,7 @@ def _start(
         watch()
         certificates.renew_if_due(time.time())
         signing()
+        notary.sign_if_due(time.time())
 
     controller = Controller(database, issuer, link, tick_s=options.tick_s, chores=chores)
     link.on_connect = controller.reconnected
@@ -200,6 +203,7 @@ def _start(
         ca_bundle=trust.bundle,
         wake=controller.wake,
         tuf=tuf,
+        notary=notary,
         dropped=ingest.dropped,
     )
     stack.callback(controller.stop)

@@ -13,6 +13,7 @@ from fleet.rules.access import Role, Scope
 from fleet.server.api.app import make_app
 from fleet.server.api.context import Context
 from fleet.server.database import Database, sqlite_url
+from fleet.server.notary import Notary
 from fleet.server.places import Wanted, settle
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store import audit, settings, tokens
@@ -62,6 +63,7 @@ class Inside:
             ca_bundle="",
             wake=lambda: None,
             tuf=Online(self.path / "tuf"),
+            notary=Notary(self.database, "fleet-1", keys.order, self.path),
             clock=self.clock,
         )
         self.app: FastAPI = make_app(self.context)

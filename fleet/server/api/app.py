@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from edgekit import __version__
 from edgekit.errors import EdgeKitError
 from fleet.api import ErrorAnswer, ErrorBody
-from fleet.server.api import access, devices, enrolment, fleet, metadata, releases, rollouts
+from fleet.server.api import access, audit, devices, enrolment, fleet, metadata, releases, rollouts
 from fleet.server.api.admission import admit
 from fleet.server.api.context import Context, answer
 
@@ -28,7 +28,7 @@ def make_app(context: Context) -> FastAPI:
         dependencies=[Depends(admit)],
     )
     app.state.context = context
-    for module in (fleet, access, enrolment, devices, metadata, releases, rollouts):
+    for module in (fleet, access, audit, enrolment, devices, metadata, releases, rollouts):
         app.include_router(module.router)
     app.include_router(enrolment.device_router)
     app.include_router(releases.artifact_router)

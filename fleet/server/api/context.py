@@ -18,6 +18,7 @@ from edgekit.errors import AuthError, UsageError
 from fleet.server.certificates import Certificates
 from fleet.server.database import Database
 from fleet.server.link import Link
+from fleet.server.notary import Notary
 from fleet.server.places import Places
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store.enrolments import Registrar
@@ -42,6 +43,7 @@ class Context:
     ca_bundle: str
     wake: Callable[[], None]
     tuf: Online
+    notary: Notary
     dropped: Counter[str] = field(default_factory=Counter)
     clock: Callable[[], float] = time.time
 
