@@ -112,6 +112,11 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/audit"): _ADMIN,
     ("GET", "/api/v1/audit/heads"): _ADMIN,
     ("GET", "/api/v1/audit/verdict"): _ADMIN,
+    # The page.
+    ("GET", "/"): _VIEW,
+    ("GET", "/login"): Open("only shows a form"),
+    ("POST", "/login"): Open("name and password are asked for, and attempts limited"),
+    ("POST", "/logout"): Open("ends only the session whose cookie and page token are shown"),
     # Devices, mirrors, and whoever asks what this is.
     ("POST", "/v1/enrol"): _DEVICE,
     ("POST", "/v1/renew"): _DEVICE,

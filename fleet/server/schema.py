@@ -58,16 +58,12 @@ users = Table(
     Column("last_used_from", String(64), nullable=False, default=""),
 )
 
-# Who is signed in to the page: only the sha256 of the cookie's secret is kept. With an empty `provider` the user's row
-# says what they may do; otherwise an identity provider said so, and it stands here.
+# Who is signed in to the page: only the sha256 of the cookie's secret is kept.
 sessions = Table(
     "sessions",
     metadata,
     Column("hash", String(64), primary_key=True),
-    Column("name", String(100), nullable=False, index=True),
-    Column("provider", String(16), nullable=False),
-    Column("role", String(16), nullable=False),
-    Column("scope", String(200), nullable=False),
+    Column("name", String(64), nullable=False, index=True),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
     Column("last_used_at", Float, nullable=False),

@@ -334,6 +334,9 @@ def _uvicorn(context: Context, trust: _Trust, certificates: Certificates) -> uvi
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=3,
+        # Only with --plain-http is there a proxy, on this machine, whose word on where a request comes from counts.
+        proxy_headers=context.places.url.startswith("https:") and not context.places.has_tls,
+        forwarded_allow_ips=["127.0.0.1", "::1"],
     )
     config.load()
     if trust.api is not None:

@@ -68,8 +68,13 @@ def test_a_route_is_closed_without_a_token_and_to_each_lower_role(
     inside, held, _ = shared
     rule = RULES[method, path]
     assert isinstance(rule, Rule)
-    assert inside.client().request(method, path_of(path)).status_code == 401
-    assert inside.client("ekt_nonsense").request(method, path_of(path)).status_code == 401
+    for nobody in (inside.client(), inside.client("ekt_nonsense")):
+        answer = nobody.request(method, path_of(path))
+        if path == "/":
+            # Where a person comes to without having signed in.
+            assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+        else:
+            assert answer.status_code == 401
     for role in Role:
         answer = inside.client(held[role]).request(method, path_of(path))
         if role < rule.needs:

@@ -5,14 +5,15 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from edgekit import __version__
 from edgekit.errors import EdgeKitError
 from fleet.api import ErrorAnswer, ErrorBody
-from fleet.server.api import access, audit, devices, enrolment, fleet, metadata, releases, rollouts
+from fleet.server.api import access, audit, devices, enrolment, fleet, login, metadata, releases, rollouts
 from fleet.server.api.admission import admit
-from fleet.server.api.context import Context, answer
+from fleet.server.api.context import Context, UnauthenticatedError, answer
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ def make_app(context: Context) -> FastAPI:
     app.state.context = context
     for module in (fleet, access, audit, enrolment, devices, metadata, releases, rollouts):
         app.include_router(module.router)
+    app.include_router(login.router)
     app.include_router(enrolment.device_router)
     app.include_router(releases.artifact_router)
     app.include_router(metadata.static_router)
@@ -45,8 +47,10 @@ def make_app(context: Context) -> FastAPI:
     return app
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, EdgeKitError)
+    if isinstance(error, UnauthenticatedError) and request.url.path == "/":
+        return RedirectResponse("/login", 303)
     return answer(ErrorAnswer(ErrorBody(error.code, str(error))), error.http_status)
 
 

@@ -15,6 +15,7 @@ import msgspec
 from fastapi import Depends, Request, Response
 
 from edgekit.errors import AuthError, UsageError
+from fleet.rules.attempts import Limits
 from fleet.server.certificates import Certificates
 from fleet.server.database import Database
 from fleet.server.link import Link
@@ -45,6 +46,7 @@ class Context:
     tuf: Online
     notary: Notary
     dropped: Counter[str] = field(default_factory=Counter)
+    limits: Limits = field(default_factory=Limits)
     clock: Callable[[], float] = time.time
 
     @property

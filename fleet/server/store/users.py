@@ -72,4 +72,4 @@ def set_password(connection: Connection, name: str, kept: str, *, now: float, wh
 
 
 def _end_sessions(connection: Connection, name: str) -> None:
-    connection.execute(delete(sessions).where(sessions.c.name == name, sessions.c.provider == ""))
+    connection.execute(delete(sessions).where(sessions.c.name == name))

@@ -44,10 +44,7 @@ def upgrade() -> None:
     op.create_table(
         'sessions',
         sa.Column('hash', sa.String(64), primary_key=True),
-        sa.Column('name', sa.String(100), nullable=False),
-        sa.Column('provider', sa.String(16), nullable=False),
-        sa.Column('role', sa.String(16), nullable=False),
-        sa.Column('scope', sa.String(200), nullable=False),
+        sa.Column('name', sa.String(64), nullable=False),
         sa.Column('created_at', sa.Float(), nullable=False),
         sa.Column('expires_at', sa.Float(), nullable=False),
         sa.Column('last_used_at', sa.Float(), nullable=False),
