@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import msgspec
+from rich.markup import escape
 
 from edgekit.errors import FleetError, UsageError
 from fleet import audit as rules
@@ -60,7 +61,7 @@ def list_entries(*, limit: int, place: str | None, as_json: bool) -> None:
             entry.after,
             entry.detail,
         )
-        table.add_row(when, *map(render.escape, words))
+        table.add_row(when, *map(escape, words))
     render.show(table)
 
 
