@@ -53,7 +53,8 @@ class Notary:
     def _sign(self, now: float) -> bool:
         with self._database.begin() as connection:
             try:
-                last = self._last_head(audit.newest_head(connection))
+                newest = audit.newest_head(connection)
+                last = self._last_head(newest)
                 start = last.entry if last is not None else 0
                 walk = rules.Walk(last.hash if last else rules.GENESIS, last.count if last else 0)
                 if last is not None and not _has(audit.entries(connection, after=start - 1, limit=1), last):
@@ -66,6 +67,9 @@ class Notary:
                 self._complain(error)
                 return False
             if not walk.newest_id:
+                if newest is not None and self._pinned() is None:
+                    # Moved away, after the database was restored: what was checked just now is what it goes on from.
+                    write_private(self._file, newest)
                 return False
             head = Head(self._fleet, walk.newest_id, walk.last, walk.count, now)
             envelope = sign(msgspec.json.encode(head), rules.HEAD_TYPE, self._key)

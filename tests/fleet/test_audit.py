@@ -188,6 +188,18 @@ def test_the_head_outside_may_be_one_behind_but_not_missing(signed: Inside) -> N
     assert problems(signed) == ()
     file.unlink()
     assert any("is gone" in problem for problem in problems(signed))
+    assert not signed.context.notary.sign_if_due(signed.clock() + 2 * rules.HEAD_EVERY_S)
+    assert problems(signed) == ()
+
+
+def test_a_restored_database_goes_on_once_the_head_outside_was_moved_away(signed: Inside) -> None:
+    with signed.database.begin() as connection:
+        cut_with_heads(connection)
+    add(signed, "after the restore")
+    assert not signed.context.notary.sign_if_due(signed.clock() + rules.HEAD_EVERY_S)
+    (signed.path / HEAD_FILE).unlink()
+    assert signed.context.notary.sign_if_due(signed.clock() + 2 * rules.HEAD_EVERY_S)
+    assert problems(signed) == ()
 
 
 def test_entries_from_before_the_new_columns_keep_their_hash(inside: Inside) -> None:
