@@ -13,7 +13,8 @@ from msgspec import Meta
 from edgekit.manifest import Name
 from edgekit.wire.enrolment import DeviceId
 
-Text = Annotated[str, Meta(max_length=500)]
+MAX_TEXT = 500
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 OnViolation = Literal["rollback", "pause", "abort"]
 
@@ -306,3 +307,101 @@ class NewMetadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Freeze(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is_frozen: bool
     reason: Text = ""
+
+
+# -- access ----------------------------------------------------------------------------------------------------------
+
+# Neither a colon, which the audit log puts before it, nor capitals: no two names that look alike.
+AccessName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._@-]{0,47}$")]
+ScopeText = Annotated[str, Meta(max_length=200)]
+
+
+class Whoami(msgspec.Struct, frozen=True):
+    """`GET /whoami`: `name` is `token:NAME` or `user:NAME`; an empty `scope` is the whole fleet."""
+
+    name: str
+    role: str
+    scope: str
+
+
+class NewToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /tokens`. Without `expires` (a duration) it holds until it is revoked."""
+
+    name: AccessName
+    role: Text
+    scope: ScopeText = ""
+    expires: Text = ""
+
+
+class MadeToken(msgspec.Struct, frozen=True):
+    """The one answer that holds the secret, and what a client needs besides."""
+
+    name: str
+    secret: str
+    url: str
+    ca: str
+
+    def __repr__(self) -> str:
+        return f"MadeToken({self.name!r})"
+
+
+class TokenView(msgspec.Struct, frozen=True):
+    """`state` is good, expired or revoked."""
+
+    name: str
+    role: str
+    scope: str
+    state: str
+    created: datetime
+    created_by: str
+    expires: datetime | None
+    last_used: datetime | None
+    last_used_from: str
+
+
+class NewUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /users`."""
+
+    name: AccessName
+    password: Text
+    role: Text
+    scope: ScopeText = ""
+
+    def __repr__(self) -> str:
+        return f"NewUser({self.name!r})"
+
+
+class NewPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /users/NAME/password`."""
+
+    password: Text
+
+    def __repr__(self) -> str:
+        return "NewPassword()"
+
+
+class UserView(msgspec.Struct, frozen=True):
+    name: str
+    role: str
+    scope: str
+    created: datetime
+    created_by: str
+    last_used: datetime | None
+    last_used_from: str
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """`is_changed` is False where it was so before."""
+
+    name: str
+    is_changed: bool = True
+
+
+class AuditVerdict(msgspec.Struct, frozen=True):
+    """`GET /audit/verdict`: `newest` and `covered` are ids of entries; `problems` is empty if the log is whole."""
+
+    entries: int
+    newest: int
+    covered: int
+    heads: int
+    problems: tuple[str, ...]

@@ -12,6 +12,7 @@ from edgekit import errors
 from edgekit.errors import EdgeKitError, FleetError, UsageError
 from edgekit.wire.enrolment import EnrolmentFile
 from fleet import api
+from fleet.audit import Entry
 from fleet.client.config import Access
 
 T = TypeVar("T")
@@ -125,6 +126,41 @@ class Client:
 
     def turn(self, rollout_id: str, verb: str) -> api.RolloutView:
         return self._call("POST", f"/rollouts/{rollout_id}/{verb}", api.RolloutView)
+
+    def whoami(self) -> api.Whoami:
+        return self._call("GET", "/whoami", api.Whoami)
+
+    def tokens(self) -> list[api.TokenView]:
+        return self._call("GET", "/tokens", list[api.TokenView])
+
+    def add_token(self, new: api.NewToken) -> api.MadeToken:
+        return self._call("POST", "/tokens", api.MadeToken, new)
+
+    def revoke_token(self, name: str) -> api.Changed:
+        return self._call("POST", f"/tokens/{name}/revoke", api.Changed)
+
+    def users(self) -> list[api.UserView]:
+        return self._call("GET", "/users", list[api.UserView])
+
+    def add_user(self, new: api.NewUser) -> api.Changed:
+        return self._call("POST", "/users", api.Changed, new)
+
+    def remove_user(self, name: str) -> api.Changed:
+        return self._call("POST", f"/users/{name}/remove", api.Changed)
+
+    def set_password(self, name: str, new: api.NewPassword) -> api.Changed:
+        return self._call("POST", f"/users/{name}/password", api.Changed, new)
+
+    def audit(self, after: int | None, limit: int) -> list[Entry]:
+        """Entries above `after`, in order; with None the newest, the newest first."""
+        start = "" if after is None else f"&after={after}"
+        return self._call("GET", f"/audit?limit={limit}{start}", list[Entry])
+
+    def audit_heads(self) -> list[str]:
+        return self._call("GET", "/audit/heads", list[str])
+
+    def audit_verdict(self) -> api.AuditVerdict:
+        return self._call("GET", "/audit/verdict", api.AuditVerdict)
 
     def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         content = msgspec.json.encode(body) if body is not None else None

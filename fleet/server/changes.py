@@ -20,14 +20,15 @@ from fleet.rules.rollout import (
     start,
 )
 from fleet.server.store import audit, devices, orders, rollouts
+from fleet.server.store.audit import Who
 from fleet.server.store.orders import Issuer
 
 
-def begin(connection: Connection, issuer: Issuer, rollout: Rollout, *, now: float, actor: str) -> Rollout:
+def begin(connection: Connection, issuer: Issuer, rollout: Rollout, *, now: float, who: Who) -> Rollout:
     """Store a planned rollout and open its first stage."""
     rollouts.add(connection, rollout, now)
     detail = f"{rollout.spec.name}@{rollout.spec.version} to {rollout.spec.selector}, {len(rollout.members)} devices"
-    audit.append(connection, now, actor, "rollout.start", rollout.label, detail)
+    audit.append(connection, now, who, "rollout.start", rollout.label, detail, after=rollout.spec)
     opened, effects = start(rollout, rollouts.moment(now))
     return _carry_out(connection, issuer, opened, effects, now=now)
 
@@ -39,17 +40,29 @@ def apply(
     event: Event,
     *,
     now: float,
-    actor: str = "fleet",
+    who: Who = audit.FLEET,
 ) -> Rollout:
     """One step of a loaded rollout; stored only if it changed anything."""
     changed, effects = advance(rollout, event, rollouts.moment(now))
     if changed is rollout and not effects:
         return rollout
     if isinstance(event, Command) or changed.status is not rollout.status or changed.stage != rollout.stage:
-        detail = f"{rollout.status} → {changed.status}, stage {changed.stage + 1}. {changed.reason}".strip()
         action = f"rollout.{event.verb}" if isinstance(event, Command) else "rollout.turn"
-        audit.append(connection, now, actor, action, rollout.label, detail)
+        audit.append(
+            connection,
+            now,
+            who,
+            action,
+            rollout.label,
+            changed.reason,
+            before=_shown(rollout),
+            after=_shown(changed),
+        )
     return _carry_out(connection, issuer, changed, effects, now=now)
+
+
+def _shown(rollout: Rollout) -> dict[str, object]:
+    return {"status": rollout.status.value, "stage": rollout.stage + 1}
 
 
 def _carry_out(

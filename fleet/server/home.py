@@ -30,7 +30,7 @@ from fleet.server import ca
 from fleet.server.ca import Authority
 from fleet.server.database import Database, sqlite_url
 from fleet.server.places import Wanted
-from fleet.server.store import settings
+from fleet.server.store import audit, settings
 
 CONFIG_FILE = "fleet.toml"
 FORMAT = 1
@@ -118,6 +118,7 @@ def _fill(folder: Path, config: Config, passphrase: bytes | None, now: float) ->
                     "start the service with that folder, or use another database"
                 )
             settings.put(connection, settings.FLEET, config.fleet)
+            audit.append(connection, now, audit.FLEET, "fleet.init", config.fleet)
     finally:
         database.close()
     write_private(folder / CONFIG_FILE, _toml(config).encode())

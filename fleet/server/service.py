@@ -31,9 +31,10 @@ from fleet.server.database import Database, sqlite_url
 from fleet.server.home import Config
 from fleet.server.ingest import Ingest
 from fleet.server.link import Link, Login
+from fleet.server.notary import Notary
 from fleet.server.places import EMBEDDED, MOSQUITTO, Address, Places, Wanted, settle
 from fleet.server.state import Keys, StateFolder
-from fleet.server.store import settings
+from fleet.server.store import audit, settings
 from fleet.server.store.orders import Issuer
 from fleet.tuf import together
 from fleet.tuf.online import Chore, Online
@@ -148,7 +149,16 @@ def _start(
     home.check_database(database, config)
     trust = _trust(options, config, places, folder)
     with database.begin() as connection:
-        settings.trust_publisher(connection, trust.keys.publisher.keyid, trust.keys.publisher.public_hex)
+        publisher = trust.keys.publisher
+        if settings.trust_publisher(connection, publisher.keyid, publisher.public_hex):
+            audit.append(
+                connection,
+                time.time(),
+                audit.FLEET,
+                "publisher.trust",
+                publisher.keyid,
+                after=publisher.public_hex,
+            )
     tuf = Online(folder.path / "tuf")
     if made is not None:
         # Nobody else is there to keep the publisher's keys.
@@ -169,6 +179,7 @@ def _start(
         stack.callback(broker.stop)
         broker.start()
     issuer = Issuer(config.fleet, trust.keys.order)
+    notary = Notary(database, config.fleet, trust.keys.order, folder.path)
     group = None if broker is not None else trust.keys.secret_name("telemetry group")
     login = _login(options, places, certificates)
     link = Link(places.mqtt, config.fleet, login, telemetry_group=group)
@@ -179,6 +190,7 @@ def _start(
         watch()
         certificates.keep_fresh(time.time())
         signing()
+        notary.sign_if_due(time.time())
 
     controller = Controller(database, issuer, link, tick_s=options.tick_s, chores=chores)
     link.on_connect = controller.reconnected
@@ -193,6 +205,7 @@ def _start(
         ca_bundle=trust.bundle,
         wake=controller.wake,
         tuf=tuf,
+        notary=notary,
         dropped=ingest.dropped,
     )
     stack.callback(controller.stop)
@@ -323,6 +336,9 @@ def _uvicorn(context: Context, trust: _Trust, certificates: Certificates) -> uvi
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=3,
+        # Only with --plain-http is there a proxy, on this machine, whose word on where a request comes from counts.
+        proxy_headers=context.places.url.startswith("https:") and not context.places.has_tls,
+        forwarded_allow_ips=["127.0.0.1", "::1"],
     )
     config.load()
     if trust.api is not None:

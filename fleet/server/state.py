@@ -24,9 +24,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from edgekit.errors import AuthError, ConflictError, FleetError
+from fleet.client.config import client_file
 from fleet.publish import SigningKey, load_key, write_private
+from fleet.rules.access import Role
 from fleet.server.database import Database
-from fleet.server.store import settings
+from fleet.server.store import audit, tokens
+from fleet.server.store.tokens import Grant
 
 CLIENT_FILE = "client.toml"
 
@@ -104,18 +107,14 @@ class StateFolder:
             token = _known_token(path)
             try:
                 if token is not None:
-                    settings.token_name(connection, token)
+                    tokens.find(connection, token, now)
             except AuthError:
                 token = None
             if token is None:
-                token = settings.make_token(connection, "admin", now)
-        text = (
-            "# How 'edgekit fleet' reaches this service. Whoever reads this file can do everything: keep it to yourself.\n"
-            f'url = "{url}"\ntoken = "{token}"\n'
-        )
-        if authorities:
-            text += f"ca = '''\n{authorities}'''\n"
-        write_private(path, text.encode())
+                # Whoever may start the service on its machine holds its keys: they are its admin.
+                name = tokens.free_name(connection, "admin", now)
+                token = tokens.make(connection, name, Grant(Role.ADMIN), now=now, who=audit.FLEET)
+        write_private(path, client_file(url, token, authorities).encode())
         return path
 
 

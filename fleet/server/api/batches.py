@@ -6,24 +6,25 @@ from fastapi import APIRouter, Response
 
 from edgekit.errors import NotFoundError
 from fleet import api
-from fleet.server.api.context import Actor, Ctx, answer
+from fleet.server.api.admission import Caller
+from fleet.server.api.context import Ctx, answer
 from fleet.server.store import batches
 
-router = APIRouter(tags=["enrolment"])
+router = APIRouter(prefix="/api/v1", tags=["enrolment"])
 
 
 @router.get("/batches")
-def listing(ctx: Ctx, _actor: Actor) -> Response:
+def listing(ctx: Ctx) -> Response:
     now = ctx.clock()
     with ctx.database.begin() as connection:
         return answer([_view(found, now) for found in batches.everything(connection)])
 
 
 @router.post("/batches/{batch}/revoke")
-def revoke(ctx: Ctx, actor: Actor, batch: str) -> Response:
+def revoke(ctx: Ctx, caller: Caller, batch: str) -> Response:
     """Nobody joins by this file any more; who has joined stays."""
     with ctx.database.begin() as connection:
-        is_changed = batches.withdraw(connection, _id(batch), now=ctx.clock(), actor=actor)
+        is_changed = batches.withdraw(connection, _id(batch), now=ctx.clock(), who=caller.who)
     return answer(api.Done(batch, is_changed=is_changed))
 
 

@@ -10,7 +10,8 @@ from sqlalchemy import Connection, Row
 from edgekit.sketch import Sketch, merge
 from edgekit.wire import topics
 from fleet import api
-from fleet.server.api.context import Actor, Ctx, answer, body
+from fleet.server.api.admission import Caller
+from fleet.server.api.context import Ctx, answer, body
 from fleet.server.store import (
     certificates,
     devices,
@@ -27,21 +28,22 @@ from fleet.server.store.orders import DesiredRow
 Wanted = dict[tuple[str, str], DesiredRow]
 Seen = dict[tuple[str, str, str], Row[Any]]
 
-router = APIRouter(tags=["devices"])
+router = APIRouter(prefix="/api/v1", tags=["devices"])
 
 
 @router.get("/devices")
-def listing(ctx: Ctx, _actor: Actor) -> Response:
+def listing(ctx: Ctx, caller: Caller) -> Response:
     with ctx.database.begin() as connection:
         wanted = orders.desired_of(connection)
         seen = telemetry.totals_of(connection)
-        return answer([view(row, wanted, seen) for row in devices.everyone(connection)])
+        rows = [row for row in devices.everyone(connection) if caller.reaches(devices.labels_of(row))]
+        return answer([view(row, wanted, seen) for row in rows])
 
 
 @router.get("/devices/{device}/explain")
-def explain(ctx: Ctx, _actor: Actor, device: str) -> Response:
+def explain(ctx: Ctx, caller: Caller, device: str) -> Response:
     with ctx.database.begin() as connection:
-        row = devices.get(connection, device)
+        row = caller.device(connection, device)
         shown = view(row, orders.desired_of(connection, device), telemetry.totals_of(connection, device))
         return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, ctx.clock()))))
 
@@ -49,14 +51,15 @@ def explain(ctx: Ctx, _actor: Actor, device: str) -> Response:
 @router.post("/devices/{device}/deployments")
 def add_deployment(
     ctx: Ctx,
-    actor: Actor,
+    caller: Caller,
     device: str,
     wanted: Annotated[api.NewDeployment, Depends(body(api.NewDeployment))],
 ) -> Response:
     """One more model slot for a device that has enrolled: its next order says so, and that order goes out now."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
-        is_new = enrolments.add_deployment(connection, device, wanted.deployment, now=now, actor=actor)
+        caller.device(connection, device)
+        is_new = enrolments.add_deployment(connection, device, wanted.deployment, now=now, who=caller.who)
         if is_new and devices.get(connection, device).enrolment:
             orders.issue(connection, ctx.issuer, device, now)
     ctx.wake()
@@ -65,25 +68,27 @@ def add_deployment(
 
 @router.post("/devices/{device}/revoke")
 def revoke(
-    ctx: Ctx, actor: Actor, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
+    ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
 ) -> Response:
     """Take its identity away at once; a new enrolment file lets it join again."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
-        count = enrolments.revoke(connection, device, reason=why.reason, now=now, actor=actor)
+        caller.device(connection, device)
+        count = enrolments.revoke(connection, device, reason=why.reason, now=now, who=caller.who)
     ctx.certificates.revoked(device, now)
     return answer(api.Done(device, is_changed=count > 0))
 
 
 @router.post("/devices/{device}/decommission")
 def decommission(
-    ctx: Ctx, actor: Actor, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
+    ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
 ) -> Response:
     """Out of service: no identity, no orders, no place in lists and rollouts. Its name may enrol again."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
-        enrolments.revoke(connection, device, reason=why.reason or "decommissioned", now=now, actor=actor)
-        devices.decommission(connection, device, now=now, actor=actor)
+        caller.device(connection, device)
+        enrolments.revoke(connection, device, reason=why.reason or "decommissioned", now=now, who=caller.who)
+        devices.decommission(connection, device, now=now, who=caller.who)
     ctx.certificates.revoked(device, now)
     for leaf in (topics.DESIRED, topics.REPORTED, topics.STATUS):
         ctx.link.publish(device, leaf, b"", qos=1, retain=True)

@@ -12,42 +12,59 @@ from securesystemslib.signer import SSlibKey
 
 from edgekit.errors import NotFoundError
 from fleet import api
-from fleet.server.api.context import Actor, Ctx, answer, body
+from fleet.server.api.admission import Caller
+from fleet.server.api.context import Ctx, answer, body
 from fleet.server.store import audit
 from fleet.tuf import documents
 from fleet.tuf.online import Online
 
-router = APIRouter(tags=["metadata"])
+router = APIRouter(prefix="/api/v1", tags=["metadata"])
 static_router = APIRouter(tags=["metadata"])
 
 _FILE = re.compile(r"^(\d{1,16}\.[a-z0-9][a-z0-9._-]{0,100}|timestamp)\.json$")
 
 
 @router.get("/metadata")
-def present(ctx: Ctx, _actor: Actor) -> Response:
+def present(ctx: Ctx) -> Response:
     return answer(_view(ctx.tuf))
 
 
 @router.post("/metadata")
 def offer(
-    ctx: Ctx, actor: Actor, new: Annotated[api.NewMetadata, Depends(body(api.NewMetadata))]
+    ctx: Ctx, caller: Caller, new: Annotated[api.NewMetadata, Depends(body(api.NewMetadata))]
 ) -> Response:
     """Take a publisher's documents; snapshot and timestamp follow at once."""
     now = documents.moment(ctx.clock())
+    before = _versions(ctx.tuf)
     roles = {role: text.encode() for role, text in new.roles.items()}
     ctx.tuf.offer(tuple(text.encode() for text in new.roots), roles, now)
     with ctx.database.begin() as connection:
-        told = ", ".join([*(["root"] * bool(new.roots)), *sorted(new.roles)])
-        audit.append(connection, ctx.clock(), actor, "metadata.publish", ctx.issuer.fleet, told)
+        audit.append(
+            connection,
+            ctx.clock(),
+            caller.who,
+            "metadata.publish",
+            ctx.issuer.fleet,
+            before=before,
+            after=_versions(ctx.tuf),
+        )
     return answer(_view(ctx.tuf))
 
 
 @router.post("/metadata/online-key")
-def successor(ctx: Ctx, actor: Actor) -> Response:
+def successor(ctx: Ctx, caller: Caller) -> Response:
     """The public half of the key that is to follow the present online key; made on the first call."""
     key = ctx.tuf.next_key()
     with ctx.database.begin() as connection:
-        audit.append(connection, ctx.clock(), actor, "metadata.online-key", ctx.issuer.fleet, key.keyid)
+        audit.append(
+            connection,
+            ctx.clock(),
+            caller.who,
+            "metadata.online-key",
+            ctx.issuer.fleet,
+            before=ctx.tuf.key.keyid,
+            after=key.keyid,
+        )
     return answer(_public(key))
 
 
@@ -67,6 +84,13 @@ def _view(tuf: Online) -> api.MetadataView:
         tuple(documents.encode(one).decode() for one in whole.roots),
         {role: documents.encode(one).decode() for role, one in whole.roles.items()},
     )
+
+
+def _versions(tuf: Online) -> dict[str, int]:
+    """For the audit log: role → version."""
+    whole = tuf.documents() or documents.Documents()
+    roots = {"root": whole.roots[-1].signed.version} if whole.roots else {}
+    return {**roots, **{role: one.signed.version for role, one in whole.roles.items()}}
 
 
 def _public(key: SSlibKey) -> api.PublicKey:

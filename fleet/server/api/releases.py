@@ -23,8 +23,8 @@ from edgekit.errors import BundleError, NotFoundError, SignatureRefusedError
 from edgekit.trust import target as targets
 from fleet import api
 from fleet.server.api import identity
+from fleet.server.api.admission import Caller
 from fleet.server.api.context import (
-    Actor,
     Context,
     Ctx,
     TooLargeError,
@@ -33,7 +33,7 @@ from fleet.server.api.context import (
 )
 from fleet.server.store import enrolments, orders, releases, settings
 
-router = APIRouter(tags=["releases"])
+router = APIRouter(prefix="/api/v1", tags=["releases"])
 artifact_router = APIRouter(tags=["artifacts"])
 
 MAX_BUNDLE_BYTES = 4 << 30
@@ -41,13 +41,13 @@ _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
 @router.get("/releases")
-def listing(ctx: Ctx, _actor: Actor) -> Response:
+def listing(ctx: Ctx) -> Response:
     with ctx.database.begin() as connection:
         return answer(releases.everything(connection))
 
 
 @router.get("/bundles/{name}/{version}/{profile}")
-def bundle(ctx: Ctx, _actor: Actor, name: str, version: str, profile: str) -> Response:
+def bundle(ctx: Ctx, name: str, version: str, profile: str) -> Response:
     with ctx.database.begin() as connection:
         row = releases.existing(connection, name, version, profile)
         if row is None:
@@ -56,13 +56,13 @@ def bundle(ctx: Ctx, _actor: Actor, name: str, version: str, profile: str) -> Re
 
 
 @router.get("/evidence/{sha256}")
-def statement(ctx: Ctx, _actor: Actor, sha256: str) -> Response:
+def statement(ctx: Ctx, sha256: str) -> Response:
     with ctx.database.begin() as connection:
         return Response(releases.statement(connection, sha256), media_type="application/json")
 
 
 @router.put("/uploads/{sha256}")
-async def upload(request: Request, ctx: Ctx, _actor: Actor, sha256: str) -> Response:
+async def upload(request: Request, ctx: Ctx, sha256: str) -> Response:
     """Receive a bundle file; it is kept only if its digest is the one in the path."""
     _check_digest(sha256)
     partial = ctx.folder.artifacts / f"{sha256}.{os.urandom(4).hex()}.part"
@@ -89,7 +89,9 @@ async def upload(request: Request, ctx: Ctx, _actor: Actor, sha256: str) -> Resp
 
 
 @router.post("/bundles")
-def publish(ctx: Ctx, actor: Actor, new: Annotated[api.NewBundle, Depends(body(api.NewBundle))]) -> Response:
+def publish(
+    ctx: Ctx, caller: Caller, new: Annotated[api.NewBundle, Depends(body(api.NewBundle))]
+) -> Response:
     """Register an uploaded bundle as part of its release."""
     with ctx.database.begin() as connection:
         signed = targets.verify(new.envelope.encode(), settings.publisher_keys(connection))
@@ -107,7 +109,7 @@ def publish(ctx: Ctx, actor: Actor, new: Annotated[api.NewBundle, Depends(body(a
     register = releases.publish_alternate if new.alternate else releases.publish
     with ctx.database.begin() as connection:
         was_there = register(
-            connection, checked, new.envelope.encode(), statement, now=ctx.clock(), actor=actor
+            connection, checked, new.envelope.encode(), statement, now=ctx.clock(), who=caller.who
         )
         view = (releases.view_alternate if new.alternate else releases.view)(connection, signed.sha256)
     return answer(api.PublishAnswer(view, was_there), 200 if was_there else 201)

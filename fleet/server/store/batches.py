@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, func, select, update
 from edgekit.errors import NotFoundError
 from fleet.server.schema import enrolment_tokens, enrolment_uses
 from fleet.server.store import audit
+from fleet.server.store.audit import Who
 from fleet.server.store.enrolments import ANSWERED, REJECTED, WAITING
 
 
@@ -38,9 +39,11 @@ class Batch:
 def everything(connection: Connection) -> list[Batch]:
     """All batches, newest first."""
     counts: dict[int, dict[str, int]] = {}
-    query = select(enrolment_uses.c.token, enrolment_uses.c.state, func.count().label("count"))
-    for row in connection.execute(query.group_by(enrolment_uses.c.token, enrolment_uses.c.state)):
-        counts.setdefault(row.token, {})[row.state] = row.count
+    query = select(enrolment_uses.c.token, enrolment_uses.c.state, func.count())
+    for token, state, count in connection.execute(
+        query.group_by(enrolment_uses.c.token, enrolment_uses.c.state)
+    ):
+        counts.setdefault(token, {})[state] = count
     tokens = select(enrolment_tokens).where(enrolment_tokens.c.device == "")
     return [
         _batch(row, counts.get(row.id, {}))
@@ -66,7 +69,7 @@ def _batch(row: Row[Any], counts: dict[str, int]) -> Batch:
     )
 
 
-def withdraw(connection: Connection, batch: int, *, now: float, actor: str) -> bool:
+def withdraw(connection: Connection, batch: int, *, now: float, who: Who) -> bool:
     """False if it was withdrawn before. Raises: NotFoundError."""
     of_batch = (enrolment_tokens.c.id == batch) & (enrolment_tokens.c.device == "")
     row = connection.execute(select(enrolment_tokens).where(of_batch).with_for_update()).one_or_none()
@@ -80,5 +83,5 @@ def withdraw(connection: Connection, batch: int, *, now: float, actor: str) -> b
         .where(enrolment_uses.c.token == batch, enrolment_uses.c.state == WAITING)
         .values(state=REJECTED)
     )
-    audit.append(connection, now, actor, "batch.revoke", f"b{batch}", "")
+    audit.append(connection, now, who, "batch.revoke", f"b{batch}")
     return True

@@ -14,6 +14,7 @@ from edgekit.errors import AuthError, NotFoundError
 from edgekit.wire.messages import Boot, Reported, Status
 from fleet.server.schema import desired, devices, outbox
 from fleet.server.store import audit
+from fleet.server.store.audit import Who
 from fleet.server.store.settings import secret_hash
 
 DeviceRow = Row[Any]
@@ -51,6 +52,10 @@ def get(connection: Connection, device: str, *, lock: bool = False) -> DeviceRow
     return row
 
 
+def find(connection: Connection, device: str) -> DeviceRow | None:
+    return connection.execute(select(devices).where(devices.c.id == device)).one_or_none()
+
+
 def everyone(connection: Connection) -> list[DeviceRow]:
     """All but those that were taken out of service."""
     query = select(devices).where(devices.c.decommissioned_at.is_(None))
@@ -86,7 +91,7 @@ def saw(connection: Connection, row: DeviceRow, boot: Boot, now: float) -> bool:
         values["is_duplicate"] = True
         if not row.is_duplicate:
             detail = f"incarnation {boot.incarnation} speaks with two nonces"
-            audit.append(connection, now, "fleet", "device.duplicate", row.id, detail)
+            audit.append(connection, now, audit.FLEET, "device.duplicate", row.id, detail)
     elif boot.incarnation > row.incarnation:
         values |= {"incarnation": boot.incarnation, "nonce": boot.nonce, "reported_seq": -1}
     connection.execute(update(devices).where(devices.c.id == row.id).values(**values))
@@ -122,14 +127,15 @@ def all_offline(connection: Connection) -> None:
     connection.execute(update(devices).where(devices.c.is_online).values(is_online=False))
 
 
-def decommission(connection: Connection, device: str, *, now: float, actor: str) -> None:
+def decommission(connection: Connection, device: str, *, now: float, who: Who) -> None:
     """Take it out of service: nothing is ordered of it, and nothing it says is heard. Its history stays, and a new
     enrolment file brings it back. Its identity must be revoked in the same transaction. Raises: NotFoundError.
     """
-    get(connection, device, lock=True)
+    row = get(connection, device, lock=True)
     connection.execute(delete(desired).where(desired.c.device == device))
     connection.execute(delete(outbox).where(outbox.c.device == device))
     connection.execute(
         update(devices).where(devices.c.id == device).values(decommissioned_at=now, is_online=False)
     )
-    audit.append(connection, now, actor, "device.decommission", device, "")
+    before = {"labels": labels_of(row), "deployments": deployments_of(row), "enrolment": row.enrolment}
+    audit.append(connection, now, who, "device.decommission", device, before=before)

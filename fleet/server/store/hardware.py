@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 ACTION = "device.hardware"
 
 
-def compare(connection: Connection, device: str, kept: str, shown: str, *, verb: str, now: float) -> None:
+def compare(
+    connection: Connection, device: str, kept: str, shown: str, *, verb: str, now: float, origin: str
+) -> None:
     """Note it if the hardware is another than the one before, and keep the new one; `verb` is what the device did."""
     if not shown or shown == kept:
         return
@@ -27,7 +29,7 @@ def compare(connection: Connection, device: str, kept: str, shown: str, *, verb:
     if kept:
         log.warning("%s %s on other hardware than before", device, verb)
         detail = f"{verb} on other hardware: {kept[:12]} before, {shown[:12]} now"
-        audit.append(connection, now, device, ACTION, device, detail)
+        audit.append(connection, now, audit.device(device, origin), ACTION, device, detail)
 
 
 def told(connection: Connection, device: str, since: float) -> str:

@@ -14,6 +14,7 @@ from edgekit.errors import ConflictError, NotFoundError, UsageError
 from fleet.api import BundleView, ReleaseView
 from fleet.server.schema import alternates, bundles, evidence, releases
 from fleet.server.store import audit
+from fleet.server.store.audit import Who
 
 BundleRow = Row[Any]
 
@@ -55,7 +56,7 @@ def publish(
     statement: bytes | None,
     *,
     now: float,
-    actor: str,
+    who: Who,
 ) -> bool:
     """Register a checked bundle; True if it was there already. Raises: ConflictError."""
     manifest = bundle.manifest
@@ -63,7 +64,8 @@ def publish(
     if not was_there:
         _ensure_release(connection, manifest.name, manifest.version, now)
         connection.execute(insert(bundles).values(format=manifest.format, **_columns(bundle, envelope, now)))
-        audit.append(connection, now, actor, "bundle.publish", manifest.title, bundle.sha256)
+        after = {"profile": manifest.profile, "sha256": bundle.sha256}
+        audit.append(connection, now, who, "bundle.publish", manifest.title, after=after)
     has_statement = connection.execute(
         select(evidence.c.sha256).where(evidence.c.sha256 == bundle.sha256)
     ).scalar()
@@ -96,7 +98,7 @@ def publish_alternate(
     statement: bytes | None,
     *,
     now: float,
-    actor: str,
+    who: Who,
 ) -> bool:
     """Register a checked bundle beside the release's own of its profile; True if it was there already.
 
@@ -125,7 +127,8 @@ def publish_alternate(
             recipe=manifest.recipe, statement=statement, **_columns(bundle, envelope, now)
         )
     )
-    audit.append(connection, now, actor, "bundle.publish-alternate", manifest.title, bundle.sha256)
+    after = {"profile": manifest.profile, "recipe": manifest.recipe, "sha256": bundle.sha256}
+    audit.append(connection, now, who, "bundle.publish-alternate", manifest.title, after=after)
     return False
 
 
