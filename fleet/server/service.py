@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -33,9 +32,7 @@ from fleet.server.ingest import Ingest
 from fleet.server.link import Link, Login
 from fleet.server.places import EMBEDDED, MOSQUITTO, Address, Places, Wanted, settle
 from fleet.server.state import Keys, StateFolder
-from fleet.server.store import settings
 from fleet.server.store.orders import Issuer
-from fleet.tuf import together
 from fleet.tuf.online import Chore, Online
 
 log = logging.getLogger(__name__)
@@ -146,12 +143,7 @@ def _start(
     stack.callback(database.close)
     home.check_database(database, config)
     trust = _trust(options, config, places, folder)
-    with database.begin() as connection:
-        settings.trust_publisher(connection, trust.keys.publisher.keyid, trust.keys.publisher.public_hex)
     tuf = Online(folder.path / "tuf")
-    if made is not None:
-        # Nobody else is there to keep the publisher's keys.
-        together.start(folder.path, tuf, datetime.now(UTC))
     broker = _broker(places, folder, trust, config)
     certificates = Certificates(
         database,
@@ -166,7 +158,7 @@ def _start(
     if broker is not None:
         stack.callback(broker.stop)
         broker.start()
-    issuer = Issuer(config.fleet, trust.keys.order)
+    issuer = Issuer(config.fleet, folder.take_order_key(tuf.order_keys(), trust.keys.order))
     group = None if broker is not None else trust.keys.secret_name("telemetry group")
     login = _login(options, places, certificates)
     link = Link(places.mqtt, config.fleet, login, telemetry_group=group)

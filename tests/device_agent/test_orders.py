@@ -399,7 +399,7 @@ def test_a_key_belongs_to_one_token_and_one_board(tmp_path):
 
 def test_the_key_of_the_present_identity_is_kept_while_others_are_made(tmp_path):
     state = StateFolder(tmp_path)
-    file = EnrolmentFile(2, "lab", "board", "token", "", "", (), BrokerAddress("h", 1), {}, {}, ())
+    file = EnrolmentFile(2, "lab", "board", "token", "", "", (), BrokerAddress("h", 1), {}, "{}", "", ())
     token = identity.token_digest("token")
     made = identity.key_for(state, token, HERE)
     answer = EnrolAnswer("board", 7, "", NOW, "")

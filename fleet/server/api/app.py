@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from edgekit import __version__
 from edgekit.errors import EdgeKitError
 from fleet.api import ErrorAnswer, ErrorBody
-from fleet.server.api import devices, enrolment, fleet, metadata, releases, rollouts
+from fleet.server.api import blocked, devices, enrolment, fleet, metadata, releases, rollouts
 from fleet.server.api.context import Context, answer
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def make_app(context: Context) -> FastAPI:
     """The service's HTTP side; it keeps no state of its own."""
     app = FastAPI(title="EdgeKit fleet", version=__version__, docs_url=None, redoc_url=None)
     app.state.context = context
-    for module in (fleet, enrolment, devices, metadata, releases, rollouts):
+    for module in (fleet, enrolment, devices, metadata, releases, blocked, rollouts):
         app.include_router(module.router, prefix="/api/v1")
     app.include_router(enrolment.device_router)
     app.include_router(releases.artifact_router)

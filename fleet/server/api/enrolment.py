@@ -8,13 +8,13 @@ import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse
 
-from edgekit.errors import UsageError
+from edgekit.errors import ConflictError, UsageError
 from edgekit.wire.enrolment import FORMAT, EnrolmentFile, EnrolRequest, RenewRequest, unprotected
 from fleet import api
 from fleet.rules.text import duration
 from fleet.server.api import identity
 from fleet.server.api.context import Actor, Context, Ctx, answer, body
-from fleet.server.store import enrolments, orders, settings
+from fleet.server.store import blocked, enrolments, orders
 from fleet.server.store.enrolments import DEFAULT_LIFETIME_S, Invitation, WaitsForApprovalError
 
 router = APIRouter(tags=["enrolment"])
@@ -65,9 +65,14 @@ def _lifetime_s(text: str) -> float:
 
 
 def _file(ctx: Context, actor: str, invitation: Invitation) -> Response:
+    root = ctx.tuf.root()
+    if not root:
+        raise ConflictError(
+            "nobody publishes for this fleet yet, so its devices would not know whose bundles to run: make the"
+            " publisher's keys first, with 'edgekit keys init DIR'"
+        )
     with ctx.database.begin() as connection:
         token = enrolments.invite(connection, invitation, now=ctx.clock(), actor=actor)
-        publisher_keys = settings.publisher_keys(connection)
     url = ctx.places.url
     made = EnrolmentFile(
         format=FORMAT,
@@ -78,13 +83,12 @@ def _file(ctx: Context, actor: str, invitation: Invitation) -> Response:
         artifact_url=f"{url}/artifacts",
         allowed_hosts=(urlsplit(url).netloc,),
         broker=ctx.places.announced,
-        order_keys={ctx.keys.order.keyid: ctx.keys.order.public_hex},
-        publisher_keys=publisher_keys,
+        order_keys={ctx.issuer.key.keyid: ctx.issuer.key.public_hex},
+        tuf_root=root,
+        metadata_url=f"{url}/tuf",
         deployments=invitation.deployments,
         labels=invitation.labels,
         ca=ctx.ca_bundle,
-        tuf_root=ctx.tuf.root(),
-        metadata_url=f"{url}/tuf",
     )
     assert not unprotected(made)  # `places` allows no such address
     return answer(made, 201)
@@ -143,6 +147,7 @@ def enrol(ctx: Ctx, request: Annotated[EnrolRequest, Depends(body(EnrolRequest))
             was_enrolled = 0 < before < given.enrolment
             if given.enrolment > before and orders.has_any(connection, request.device):
                 # A re-flashed card: its orders must name the new enrolment.
+                blocked.withdraw(connection, request.device)
                 orders.issue(connection, ctx.issuer, request.device, now)
     if waits is not None:
         response = answer(waits, 202)

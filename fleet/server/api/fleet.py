@@ -20,14 +20,9 @@ def status(ctx: Ctx, _actor: Actor) -> Response:
 
 @router.get("/keys")
 def keys(ctx: Ctx, _actor: Actor) -> Response:
-    with ctx.database.begin() as connection:
-        return answer(
-            api.KeysView(
-                fleet=ctx.issuer.fleet,
-                order_keys={ctx.keys.order.keyid: ctx.keys.order.public_hex},
-                publisher_keys=settings.publisher_keys(connection),
-            )
-        )
+    return answer(
+        api.KeysView(fleet=ctx.issuer.fleet, order_keys={ctx.issuer.key.keyid: ctx.issuer.key.public_hex})
+    )
 
 
 @router.post("/freeze")

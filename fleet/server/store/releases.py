@@ -51,7 +51,6 @@ def check_free(connection: Connection, name: str, version: str, profile: str, sh
 def publish(
     connection: Connection,
     bundle: Bundle,
-    envelope: bytes,
     statement: bytes | None,
     *,
     now: float,
@@ -62,7 +61,7 @@ def publish(
     was_there = check_free(connection, manifest.name, manifest.version, manifest.profile, bundle.sha256)
     if not was_there:
         _ensure_release(connection, manifest.name, manifest.version, now)
-        connection.execute(insert(bundles).values(format=manifest.format, **_columns(bundle, envelope, now)))
+        connection.execute(insert(bundles).values(format=manifest.format, **_columns(bundle, now)))
         audit.append(connection, now, actor, "bundle.publish", manifest.title, bundle.sha256)
     has_statement = connection.execute(
         select(evidence.c.sha256).where(evidence.c.sha256 == bundle.sha256)
@@ -92,7 +91,6 @@ def peak_memory_mb(bundle: Bundle, statement: bytes | None) -> float | None:
 def publish_alternate(
     connection: Connection,
     bundle: Bundle,
-    envelope: bytes,
     statement: bytes | None,
     *,
     now: float,
@@ -121,15 +119,13 @@ def publish_alternate(
             )
         return True
     connection.execute(
-        insert(alternates).values(
-            recipe=manifest.recipe, statement=statement, **_columns(bundle, envelope, now)
-        )
+        insert(alternates).values(recipe=manifest.recipe, statement=statement, **_columns(bundle, now))
     )
     audit.append(connection, now, actor, "bundle.publish-alternate", manifest.title, bundle.sha256)
     return False
 
 
-def _columns(bundle: Bundle, envelope: bytes, now: float) -> dict[str, Any]:
+def _columns(bundle: Bundle, now: float) -> dict[str, Any]:
     """What is kept of any published bundle, the picked one or an alternate."""
     manifest = bundle.manifest
     return {
@@ -140,7 +136,6 @@ def _columns(bundle: Bundle, envelope: bytes, now: float) -> dict[str, Any]:
         "length": bundle.size_bytes,
         "engine": manifest.engine.name,
         "engine_versions": manifest.engine.versions,
-        "envelope": envelope,
         "published_at": now,
     }
 

@@ -1,16 +1,14 @@
-"""Facts of the whole fleet: its id, the publisher keys it trusts, the freeze; and the admin tokens."""
+"""Facts of the whole fleet: its id, the freeze; and the admin tokens."""
 
 import hashlib
 import secrets
 
-import msgspec
 from sqlalchemy import Connection, delete, insert, select
 
 from edgekit.errors import AuthError
 from fleet.server.schema import settings, tokens
 
 FLEET = "fleet"
-PUBLISHER_KEYS = "publisher_keys"
 FREEZE = "freeze"
 
 
@@ -30,16 +28,6 @@ def get(connection: Connection, key: str) -> str | None:
 def put(connection: Connection, key: str, value: str) -> None:
     connection.execute(delete(settings).where(settings.c.key == key))
     connection.execute(insert(settings).values(key=key, value=value))
-
-
-def publisher_keys(connection: Connection) -> dict[str, str]:
-    """Trusted publisher keys, key id → ed25519 public key in hex."""
-    return msgspec.json.decode(get(connection, PUBLISHER_KEYS) or "{}", type=dict[str, str])
-
-
-def trust_publisher(connection: Connection, keyid: str, public_hex: str) -> None:
-    known = publisher_keys(connection) | {keyid: public_hex}
-    put(connection, PUBLISHER_KEYS, msgspec.json.encode(known).decode())
 
 
 def is_frozen(connection: Connection) -> bool:
