@@ -321,3 +321,20 @@ def test_a_committed_bundle_that_was_damaged_on_disk_is_fetched_again(fleet, set
     fleet.artifacts[second.sha256] = withheld
     tools.wait_until(lambda: fleet.runs(second), "the second is back, without an order", 30)
     assert predict(tools, settled) == "2.0.0"
+
+
+def test_order_keys_rotate_without_enrolling_again(fleet, settled, first, second, tools):
+    """The publisher lists the new key; an order by it makes the agent look, and from then on the old key is nothing."""
+    new = Ed25519PrivateKey.generate()
+    fleet.publisher.set_order_keys({"new": new.public_key().public_bytes_raw().hex()})
+    fleet.order(fleet.publish(second), key=new, keyid="new")
+    tools.wait_until(lambda: fleet.runs(second), "an order by the new key is followed", 60)
+    accepted = fleet.now.order_counter
+    fleet.order(fleet.publish(first))
+    tools.wait_until(lambda: "no valid signature" in fleet.now.refused, "the old key is refused")
+    settled.stop()
+    settled.start()
+    fleet.order(fleet.publish(first))
+    tools.wait_until(lambda: "no valid signature" in fleet.now.refused, "and so after a restart", 40)
+    assert (fleet.now.order_counter, fleet.runs(second)) == (accepted, True)
+    assert len(fleet.enrolled) == 1
