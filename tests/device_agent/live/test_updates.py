@@ -333,8 +333,10 @@ def test_order_keys_rotate_without_enrolling_again(fleet, settled, first, second
     fleet.order(fleet.publish(first))
     tools.wait_until(lambda: "no valid signature" in fleet.now.refused, "the old key is refused")
     settled.stop()
+    before = fleet.now.boot
     settled.start()
+    tools.wait_until(lambda: fleet.now.boot != before and fleet.runs(second), "it serves after a restart", 60)
     fleet.order(fleet.publish(first))
-    tools.wait_until(lambda: "no valid signature" in fleet.now.refused, "and so after a restart", 40)
+    tools.wait_until(lambda: "no valid signature" in fleet.now.refused, "the old key is refused then too")
     assert (fleet.now.order_counter, fleet.runs(second)) == (accepted, True)
     assert len(fleet.enrolled) == 1
