@@ -260,6 +260,23 @@ def test_while_frozen_nothing_starts(shared: Service, first: Path, devices: dict
     assert edgekit(shared, "unfreeze")[0] == 0
 
 
+def test_what_is_blocked_is_ordered_by_no_rollout(
+    shared: Service, first: Path, devices: dict[str, FakeDevice]
+) -> None:
+    assert first
+    assert devices
+    assert edgekit(shared, "blocked")[1] == "nothing is blocked\n"
+    assert edgekit(shared, "block", "digits@1.0.0", "--reason", "counts wrongly")[0] == 0
+    [listed] = asked(shared, "blocked")
+    assert (listed["subject"], listed["reason"]) == ("digits@1.0.0", "counts wrongly")
+    assert "counts wrongly" in edgekit(shared, "blocked")[1]
+    code, _, err = edgekit(shared, "rollout", "start", "digits@1.0.0", "--to", "device=lab-1", *GATE)
+    assert (code, "is blocked (counts wrongly)" in err) == (5, True)
+    assert edgekit(shared, "block", "nonsense")[0] == 2
+    assert edgekit(shared, "unblock", "digits@1.0.0")[0] == 0
+    assert edgekit(shared, "unblock", "digits@1.0.0")[0] != 0
+
+
 def test_the_commands_of_a_rollout(shared: Service, first: Path, devices: dict[str, FakeDevice]) -> None:
     assert first
     assert devices

@@ -21,8 +21,6 @@ _DIGEST = re.compile(r"^[0-9a-f]{64}$")
 class BlockedError(ConflictError):
     """An order would name what is blocked."""
 
-    code = "blocked"
-
 
 def checked(subject: str) -> str:
     """NAME@VERSION or a sha256. Raises: UsageError."""
