@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from edgekit.manifest import Name
-from edgekit.wire.enrolment import DeviceId
+from edgekit.manifest import Name, Sha256
+from edgekit.wire.enrolment import DeviceId, Key
 
 MAX_TEXT = 500
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
@@ -153,12 +153,12 @@ class Explanation(msgspec.Struct, frozen=True):
 
 
 class NewBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /bundles` after its file was uploaded; envelope and evidence are JSON documents as text.
+    """`POST /bundles` after its file was uploaded and listed in the metadata; evidence is a JSON document as text.
 
     An `alternate` lies beside the release's picked bundle of its profile; no device is ordered to run it.
     """
 
-    envelope: str
+    sha256: Sha256
     evidence: str | None = None
     alternate: bool = False
 
@@ -187,6 +187,27 @@ class ReleaseView(msgspec.Struct, frozen=True):
     published: datetime
     bundles: tuple[BundleView, ...]
     alternates: tuple[BundleView, ...] = ()
+
+
+class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /blocked`: no new order names `subject`, a release (NAME@VERSION) or a bundle's sha256."""
+
+    subject: Text
+    reason: Text = ""
+
+
+class BlockAnswer(msgspec.Struct, frozen=True):
+    """`is_changed` is False where it was so before."""
+
+    subject: str
+    is_changed: bool
+
+
+class BlockedView(msgspec.Struct, frozen=True):
+    subject: str
+    reason: str
+    actor: str
+    at: datetime
 
 
 class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -279,7 +300,14 @@ class KeysView(msgspec.Struct, frozen=True):
 
     fleet: str
     order_keys: dict[str, str]
-    publisher_keys: dict[str, str]
+    audit_keys: dict[str, str]
+
+
+class OrderKey(msgspec.Struct, frozen=True):
+    """The key that is to sign orders once the publisher lists it: its id and ed25519 public key in hex."""
+
+    keyid: str
+    public: Key
 
 
 class PublicKey(msgspec.Struct, frozen=True):
@@ -298,10 +326,14 @@ class MetadataView(msgspec.Struct, frozen=True):
 
 
 class NewMetadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /metadata`: new roots in order, and the newest version of other roles. Taken all or none."""
+    """`POST /metadata`: new roots in order, the newest version of other roles, and what of the role `fleet` lists is new.
+
+    Taken all or none.
+    """
 
     roots: Annotated[tuple[str, ...], Meta(max_length=256)] = ()
     roles: Annotated[dict[str, str], Meta(max_length=1000)] = {}
+    files: Annotated[dict[str, str], Meta(max_length=4)] = {}
 
 
 class Freeze(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -115,7 +115,3 @@ def target_of(bundle: Bundle) -> Target:
         length=bundle.size_bytes,
         sha256=bundle.sha256,
     )
-
-
-def sign_target(target: Target, key: SigningKey) -> bytes:
-    return sign(msgspec.json.encode(target), dsse.TARGET_TYPE, key)

@@ -137,7 +137,7 @@ def _compare(client: Client, file: Path) -> list[str]:
     made, entries, heads = _read(file)
     if made.fleet != keys.fleet:
         raise UsageError(f"{file}: of {made.fleet}, not of {keys.fleet}")
-    found = rules.examine(entries, heads, fleet=keys.fleet, keys=keys.order_keys, now=0.0)
+    found = rules.examine(entries, heads, fleet=keys.fleet, keys=keys.audit_keys, now=0.0)
     told = [f"{file}: {problem}" for problem in found.problems]
     if not entries:
         return told

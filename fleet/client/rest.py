@@ -4,6 +4,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -57,6 +58,9 @@ class Client:
 
     def next_online_key(self) -> api.PublicKey:
         return self._call("POST", "/metadata/online-key", api.PublicKey)
+
+    def next_order_key(self) -> api.OrderKey:
+        return self._call("POST", "/metadata/order-key", api.OrderKey)
 
     def freeze(self, *, is_frozen: bool, reason: str) -> api.FleetView:
         return self._call("POST", "/freeze", api.FleetView, api.Freeze(is_frozen, reason))
@@ -114,6 +118,17 @@ class Client:
 
     def register(self, bundle: api.NewBundle) -> api.PublishAnswer:
         return self._call("POST", "/bundles", api.PublishAnswer, bundle)
+
+    def blocked(self) -> list[api.BlockedView]:
+        return self._call("GET", "/blocked", list[api.BlockedView])
+
+    def block(self, subject: str, reason: str) -> api.BlockAnswer:
+        return self._call("POST", "/blocked", api.BlockAnswer, api.Block(subject, reason))
+
+    def unblock(self, subject: str, reason: str) -> api.BlockAnswer:
+        return self._call(
+            "POST", f"/blocked/{quote(subject, safe='@')}/remove", api.BlockAnswer, api.Reason(reason)
+        )
 
     def start(self, rollout: api.NewRollout) -> api.RolloutAnswer:
         return self._call("POST", "/rollouts", api.RolloutAnswer, rollout)

@@ -98,11 +98,15 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("POST", "/api/v1/rollouts"): _OPERATE,
     ("POST", "/api/v1/rollouts/{rollout_id}/{verb}"): _OPERATE,
     ("POST", "/api/v1/freeze"): _OPERATE_FLEET,
+    ("GET", "/api/v1/blocked"): _VIEW_SHARED,
+    ("POST", "/api/v1/blocked"): _OPERATE_FLEET,
+    ("POST", "/api/v1/blocked/{subject}/remove"): _OPERATE_FLEET,
     # Releases.
     ("PUT", "/api/v1/uploads/{sha256}"): _PUBLISH,
     ("POST", "/api/v1/bundles"): _PUBLISH,
     ("POST", "/api/v1/metadata"): _PUBLISH,
     ("POST", "/api/v1/metadata/online-key"): _PUBLISH,
+    ("POST", "/api/v1/metadata/order-key"): _PUBLISH,
     # Access itself, and what was done with it.
     ("GET", "/api/v1/tokens"): _ADMIN,
     ("POST", "/api/v1/tokens"): _ADMIN,
@@ -123,9 +127,9 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("POST", "/v1/enrol"): _DEVICE,
     ("POST", "/v1/renew"): _DEVICE,
     ("GET", "/artifacts/{sha256}"): _DEVICE,
-    ("GET", "/artifacts/{sha256}.dsse"): _DEVICE,
     ("GET", "/v1/crl.pem"): _PUBLIC,
     ("GET", "/tuf/{file}"): _PUBLIC,
+    ("GET", "/tuf/targets/_fleet/{file}"): _PUBLIC,
     ("GET", "/openapi.json"): Open("the same for every fleet of this version"),
 }
 

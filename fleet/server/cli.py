@@ -13,6 +13,7 @@ from edgekit.errors import UsageError
 from fleet.server import broker_config as configs
 from fleet.server import broker_folder, home, service
 from fleet.server.places import MOSQUITTO, Wanted, settle
+from fleet.tuf.ring import PASSPHRASE as KEYS_PASSPHRASE
 
 BROKER_PASSWORD = "EDGEKIT_BROKER_PASSWORD"  # noqa: S105  # the name of a variable, not a secret
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -117,8 +118,25 @@ def _wanted(given: dict[str, Any]) -> Wanted:
 @click.command(epilog=INIT_EPILOG)
 @click.argument("folder", type=click.Path(path_type=Path))
 @_place_options
+@click.option(
+    "--keys-passphrase-file",
+    type=_FILE,
+    default=None,
+    help=f"Passphrase of the publisher's keys; or set {KEYS_PASSPHRASE}.",
+)
+@click.option(
+    "--no-publisher", is_flag=True, help="Make no publisher's keys here: 'edgekit keys init' does elsewhere."
+)
 @click.option("--inside-repository", is_flag=True, help="Make it inside a git work tree all the same.")
-def init(*, folder: Path, inside_repository: bool, ca_passphrase_file: Path | None, **given: Any) -> None:
+def init(
+    *,
+    folder: Path,
+    inside_repository: bool,
+    no_publisher: bool,
+    keys_passphrase_file: Path | None,
+    ca_passphrase_file: Path | None,
+    **given: Any,
+) -> None:
     """Make a fleet's home in FOLDER, once: keys, certificate authority, database, settings."""
     tree = home.git_tree_of(folder)
     if tree is not None and not inside_repository:
@@ -133,6 +151,12 @@ def init(*, folder: Path, inside_repository: bool, ca_passphrase_file: Path | No
             "the CA's key of a fleet on a network needs a passphrase: give --ca-passphrase-file FILE, or set "
             f"{home.PASSPHRASE}"
         )
+    publisher = None
+    if not no_publisher:
+        publisher = (
+            home.secret(keys_passphrase_file, KEYS_PASSPHRASE, "the passphrase of the publisher's keys")
+            or b""
+        )
     kept = {
         name: given[name]
         for name in ("public_url", "mqtt_public", "mqtt_websockets", "http", "mqtt", "broker", "plain_http")
@@ -140,7 +164,9 @@ def init(*, folder: Path, inside_repository: bool, ca_passphrase_file: Path | No
     files = {
         name: str(path.absolute()) for name in ("tls_cert", "tls_key", "tls_ca") if (path := given[name])
     }
-    made = home.create(folder, {**kept, **files}, given["database"], passphrase, time.time())
+    made = home.create(
+        folder, {**kept, **files}, given["database"], passphrase, time.time(), publisher=publisher
+    )
     where = "the database " if given["database"] else "fleet.db, "
     click.echo(f"{folder}: the home of {made.fleet}")
     click.echo(
@@ -149,9 +175,16 @@ def init(*, folder: Path, inside_repository: bool, ca_passphrase_file: Path | No
     click.echo(
         "  without keys/ca.key no device can join or renew; without keys/order.key none follows orders;"
     )
-    click.echo(
-        "  without keys/publisher.key nothing new is published; without the database nobody knows the devices"
-    )
+    click.echo("  without the database nobody knows the devices")
+    if publisher is None:
+        click.echo(
+            "Then make the publisher's keys where they are to stay: edgekit keys init DIR --fleet client.toml"
+        )
+    else:
+        click.echo(
+            f"{folder}/publisher has the keys that say which bundles devices may run: without them nothing new is"
+        )
+        click.echo("  published. Back them up; to publish from another machine, move the folder there")
     click.echo(f"Start it: edgekit fleet up --state {folder}")
 
 

@@ -19,11 +19,12 @@ from edgekit.errors import ConflictError
 from edgekit.wire import topics
 from fleet.rules import selectors
 from fleet.rules.members import Word
-from fleet.rules.rollout import Heard, Joined, Left, Rollout, Status, Tick
+from fleet.rules.rollout import Command, Heard, Joined, Left, Rollout, Status, Tick
 from fleet.server import changes, cohorts, planning
 from fleet.server.database import Database
 from fleet.server.link import Link
-from fleet.server.store import devices, orders, releases, rollouts, settings, telemetry
+from fleet.server.store import blocked, devices, orders, rollouts, settings, telemetry
+from fleet.server.store.blocked import BlockedError
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.orders import Issuer
 
@@ -66,7 +67,7 @@ class Controller:
         self._connection: Connection | None = None
         # (rollout, stage) → device → its past; what a past is never changes once the stage is open.
         self._pasts: dict[tuple[int, int], cohorts.Pasts] = {}
-        self._last = {"reconcile": 0.0, "renew": 0.0, "prune": 0.0}
+        self._last = {"reconcile": 0.0, "sign again": 0.0, "renew": 0.0, "prune": 0.0}
 
     def start(self) -> None:
         """Take the lock and begin. Raises: ConflictError if another controller works on this database."""
@@ -126,6 +127,9 @@ class Controller:
             try:
                 with connection.begin():
                     self._step(connection, rollout_id, is_frozen=is_frozen, now=now)
+            except BlockedError as error:
+                with connection.begin():
+                    self._pause(connection, rollout_id, str(error), now)
             except Exception:
                 log.exception("stepping rollout r%d failed; the others go on", rollout_id)
         if not is_frozen:
@@ -154,6 +158,12 @@ class Controller:
         data = cohorts.gather(connection, rollout, rows, pasts, heard_since=connected, now=now)
         changes.apply(connection, self._issuer, rollout, Tick(data), now=now)
 
+    def _pause(self, connection: Connection, rollout_id: int, why: str, now: float) -> None:
+        """It cannot go where it would, be that back to a release that was blocked meanwhile: a person decides."""
+        rollout = rollouts.load(connection, rollout_id)
+        if rollout.status is Status.RUNNING:
+            changes.apply(connection, self._issuer, rollout, Command("pause", why), now=now)
+
     def _join(
         self, connection: Connection, rollout: Rollout, rows: dict[str, DeviceRow], now: float
     ) -> Rollout:
@@ -167,7 +177,7 @@ class Controller:
         ]
         if not new:
             return rollout
-        bundles = releases.by_profile(connection, spec.name, spec.version)
+        bundles = blocked.usable(connection, spec.name, spec.version)
         present = orders.desired_of(connection)
         taken = {d for other in rollouts.active(connection) if other.id != rollout.id for d in other.members}
         joining = []
@@ -200,7 +210,7 @@ class Controller:
                 found = rollouts.assigned(assigned, row, deployment)
                 if found is None:
                     continue
-                bundles = releases.by_profile(connection, found.name, found.version)
+                bundles = blocked.usable(connection, found.name, found.version)
                 choice = planning.choose(row, bundles, deployment, None)
                 if choice.bundle is not None:
                     because = f"assignment {found.name}@{found.version}"
@@ -213,6 +223,11 @@ class Controller:
         if self._is_due("reconcile", RECONCILE_S, now):
             with connection.begin():
                 orders.publish_again(connection, _behind(connection, now))
+        if self._is_due("sign again", RECONCILE_S, now):
+            with connection.begin():
+                keyid = self._issuer.key.keyid
+                for device in orders.signed_by_another(connection, keyid, limit=PUBLISH_AT_ONCE):
+                    orders.issue(connection, self._issuer, device, now)
         if self._is_due("renew", _RENEW_S, now):
             with connection.begin():
                 for device in orders.due_for_renewal(connection, now, limit=100):

@@ -31,6 +31,8 @@ from fleet.server.ca import Authority
 from fleet.server.database import Database, sqlite_url
 from fleet.server.places import Wanted
 from fleet.server.store import audit, settings
+from fleet.tuf import together
+from fleet.tuf.online import Online
 
 CONFIG_FILE = "fleet.toml"
 FORMAT = 1
@@ -68,9 +70,17 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def create(
-    path: Path, config: Mapping[str, object], database: str | None, passphrase: bytes | None, now: float
+    path: Path,
+    config: Mapping[str, object],
+    database: str | None,
+    passphrase: bytes | None,
+    now: float,
+    *,
+    publisher: bytes | None = b"",
 ) -> Config:
     """A new home in `path`, which must be empty or not there.
+
+    `publisher` is the passphrase of the publisher's keys, empty for none; None leaves them to another machine.
 
     Raises: ConflictError if there is something, or the database is another fleet's; FleetError if it cannot be written.
     """
@@ -87,7 +97,7 @@ def create(
         whole.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir(mode=0o700)
         try:
-            _fill(partial, made, passphrase, now)
+            _fill(partial, made, passphrase, publisher, now)
             partial.rename(whole)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -96,14 +106,19 @@ def create(
     return made
 
 
-def _fill(folder: Path, config: Config, passphrase: bytes | None, now: float) -> None:
+def _fill(
+    folder: Path, config: Config, passphrase: bytes | None, publisher: bytes | None, now: float
+) -> None:
     keys = folder / "keys"
     for made in (keys, folder / "artifacts"):
         made.mkdir(mode=0o700)
     # Whoever keeps it inside a repository all the same does not commit it by accident.
     (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     make_key(keys / "order.key")
-    make_key(keys / "publisher.key")
+    make_key(keys / "secrets.key")
+    online = Online(folder / "tuf")
+    if publisher is not None:
+        together.start(folder, online, datetime.fromtimestamp(now, UTC), publisher)
     authority = ca.create(config.fleet, datetime.fromtimestamp(now, UTC))
     write_private(keys / "ca.key", ca.key_pem(authority.key, passphrase))
     (keys / "ca.pem").write_text(authority.pem, encoding="utf-8")

@@ -30,7 +30,7 @@ HEAD_FILE = "audit.head"
 
 
 class Notary:
-    """`key` is the fleet's order key: it is online anyway, and devices and operators know it."""
+    """`key` is the fleet's own for this log (`Keys.audit`), which never rotates; operators hear it with its other keys."""
 
     def __init__(self, database: Database, fleet: str, key: SigningKey, folder: Path) -> None:
         self._database = database

@@ -171,7 +171,6 @@ bundles = Table(
     Column("format", Integer, nullable=False, server_default="1"),
     # What a process takes with it at most, as measured at build or promised by the contract.
     Column("peak_memory_mb", Float, nullable=True),
-    Column("envelope", LargeBinary, nullable=False),
     Column("published_at", Float, nullable=False),
     UniqueConstraint("name", "version", "profile"),
 )
@@ -195,10 +194,19 @@ alternates = Table(
     Column("length", BigInteger, nullable=False),
     Column("engine", String(64), nullable=False),
     Column("engine_versions", String(200), nullable=False),
-    Column("envelope", LargeBinary, nullable=False),
     Column("statement", LargeBinary, nullable=True),
     Column("published_at", Float, nullable=False),
     UniqueConstraint("name", "version", "profile", "recipe"),
+)
+
+# Bundles that no new order may name, by digest; a whole release is each of its bundles, and its name, for those to come.
+blocked = Table(
+    "blocked",
+    metadata,
+    Column("subject", String(130), primary_key=True),
+    Column("reason", String(500), nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("at", Float, nullable=False),
 )
 
 # What each (device, deployment) is to run, and on whose account (`rollout r3`, `assignment`).
@@ -244,6 +252,8 @@ orders = Table(
     Column("envelope", LargeBinary, nullable=False),
     Column("issued_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
+    # Whose signature it is: after a rotation of the order key the newest ones are signed again.
+    Column("keyid", String(16), nullable=False),
 )
 
 outbox = Table(

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -34,9 +33,7 @@ from fleet.server.link import Link, Login
 from fleet.server.notary import Notary
 from fleet.server.places import EMBEDDED, MOSQUITTO, Address, Places, Wanted, settle
 from fleet.server.state import Keys, StateFolder
-from fleet.server.store import audit, settings
 from fleet.server.store.orders import Issuer
-from fleet.tuf import together
 from fleet.tuf.online import Chore, Online
 
 log = logging.getLogger(__name__)
@@ -148,21 +145,7 @@ def _start(
     stack.callback(database.close)
     home.check_database(database, config)
     trust = _trust(options, config, places, folder)
-    with database.begin() as connection:
-        publisher = trust.keys.publisher
-        if settings.trust_publisher(connection, publisher.keyid, publisher.public_hex):
-            audit.append(
-                connection,
-                time.time(),
-                audit.FLEET,
-                "publisher.trust",
-                publisher.keyid,
-                after=publisher.public_hex,
-            )
     tuf = Online(folder.path / "tuf")
-    if made is not None:
-        # Nobody else is there to keep the publisher's keys.
-        together.start(folder.path, tuf, datetime.now(UTC))
     broker = _broker(places, folder, trust, config)
     certificates = Certificates(
         database,
@@ -178,8 +161,8 @@ def _start(
     if broker is not None:
         stack.callback(broker.stop)
         broker.start()
-    issuer = Issuer(config.fleet, trust.keys.order)
-    notary = Notary(database, config.fleet, trust.keys.order, folder.path)
+    issuer = Issuer(config.fleet, folder.take_order_key(tuf.order_keys(), trust.keys.order))
+    notary = Notary(database, config.fleet, trust.keys.audit, folder.path)
     group = None if broker is not None else trust.keys.secret_name("telemetry group")
     login = _login(options, places, certificates)
     link = Link(places.mqtt, config.fleet, login, telemetry_group=group)

@@ -46,7 +46,7 @@ class Inside:
         with self.database.begin() as connection:
             settings.put(connection, settings.FLEET, "fleet-1")
         keys = Keys(
-            make_key(self.path / "keys" / "order.key"), make_key(self.path / "keys" / "publisher.key")
+            make_key(self.path / "keys" / "order.key"), make_key(self.path / "keys" / "secrets.key")
         )
         link: Any = SimpleNamespace(
             address="127.0.0.1:1883", is_connected=True, overflowed=0, publish=lambda *_, **__: None
@@ -63,7 +63,7 @@ class Inside:
             ca_bundle="",
             wake=lambda: None,
             tuf=Online(self.path / "tuf"),
-            notary=Notary(self.database, "fleet-1", keys.order, self.path),
+            notary=Notary(self.database, "fleet-1", keys.audit, self.path),
             clock=self.clock,
         )
         self.app: FastAPI = make_app(self.context)

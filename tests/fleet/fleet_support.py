@@ -4,6 +4,7 @@ A scripted device enrols and downloads over real HTTP, speaks MQTT with a real c
 and has no model: the boundary that the fleet needs. Real agents are tested end to end elsewhere.
 """
 
+import hashlib
 import os
 import signal
 import socket
@@ -34,7 +35,7 @@ from edgekit.bundle import file_entry
 from edgekit.errors import OrderRefusedError
 from edgekit.manifest import Contract, EngineSpec, Manifest, SelfTest, TensorSpec
 from edgekit.protocol import orders
-from edgekit.trust import dsse, target
+from edgekit.trust import dsse
 from edgekit.wire import topics
 from edgekit.wire.enrolment import EnrolAnswer, EnrolmentFile, EnrolRequest, RenewRequest, renew_url
 from edgekit.wire.messages import (
@@ -379,9 +380,8 @@ class FakeDevice:
             current = self.running.sha256 if self.running else None
             self.state = DeploymentReport(AgentState.FETCH, current, current, wanted.sha256)
             self.say()
-            signed = target.verify(self.fetch(wanted.sha256, ".dsse").content, self.file.publisher_keys)
-            assert signed.path == wanted.target
-            assert len(self.fetch(wanted.sha256).content) == wanted.length
+            content = self.fetch(wanted.sha256).content
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (wanted.length, wanted.sha256)
             if self.behaviours.get(version, Behaviour()).fails_selftest:
                 reason = "self-test: other outputs than the golden ones"
                 self.state = DeploymentReport(

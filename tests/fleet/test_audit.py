@@ -169,7 +169,7 @@ def test_heads_that_stop_coming_show(signed: Inside) -> None:
 def test_a_head_of_another_key_or_fleet_counts_for_nothing(signed: Inside, tmp_path: Path) -> None:
     for stranger in (
         Notary(signed.database, "fleet-1", make_key(tmp_path / "k1"), tmp_path),
-        Notary(signed.database, "fleet-2", signed.context.keys.order, tmp_path),
+        Notary(signed.database, "fleet-2", signed.context.keys.audit, tmp_path),
     ):
         with signed.database.begin() as connection:
             connection.execute(delete(audit_heads))

@@ -78,7 +78,7 @@ def enrolled(database: Database, name: str = "d1", profile: str = "x86-64-v3") -
 def published(database: Database, folder: Path, version: str = "1.0.0", seed: str = "") -> str:
     bundle = bundles.read(make_bundle(folder / seed, version, seed=seed))
     with database.begin() as connection:
-        releases.publish(connection, bundle, b"{}", None, now=NOW, who=ADMIN)
+        releases.publish(connection, bundle, None, now=NOW, who=ADMIN)
     return bundle.sha256
 
 
@@ -188,7 +188,7 @@ def test_an_order_says_what_the_bundle_takes_and_a_device_without_that_gets_none
     enrolled(database)
     bundle = bundles.read(make_bundle(tmp_path, "1.0.0", contract=Contract(memory_mb=480)))
     with database.begin() as connection:
-        releases.publish(connection, bundle, b"{}", None, now=NOW, who=ADMIN)
+        releases.publish(connection, bundle, None, now=NOW, who=ADMIN)
         orders.set_desired(connection, "d1", "digits", bundle.sha256, because="test", now=NOW)
         orders.issue(connection, issuer, "d1", NOW)
         [waiting] = orders.unpublished(connection, 10)
@@ -232,11 +232,11 @@ def test_what_a_build_measured_counts_before_what_a_contract_promises(
     )
     statement = evidences.encode(evidences.statement("digits", bundle.sha256, built))
     with database.begin() as connection:
-        releases.publish(connection, bundle, b"{}", None, now=NOW, who=ADMIN)
+        releases.publish(connection, bundle, None, now=NOW, who=ADMIN)
         assert releases.bundle(connection, bundle.sha256).peak_memory_mb == 480
-        releases.publish(connection, bundle, b"{}", statement, now=NOW, who=ADMIN)
+        releases.publish(connection, bundle, statement, now=NOW, who=ADMIN)
         assert releases.bundle(connection, bundle.sha256).peak_memory_mb == 96.5
-        releases.publish(connection, bundle, b"{}", None, now=NOW, who=ADMIN)
+        releases.publish(connection, bundle, None, now=NOW, who=ADMIN)
         assert releases.bundle(connection, bundle.sha256).peak_memory_mb == 96.5
 
 

@@ -15,6 +15,7 @@ from fleet.server.api import (
     access,
     audit,
     batches,
+    blocked,
     devices,
     enrolment,
     fleet,
@@ -40,7 +41,7 @@ def make_app(context: Context) -> FastAPI:
         dependencies=[Depends(admit)],
     )
     app.state.context = context
-    for module in (fleet, access, audit, enrolment, batches, devices, metadata, releases, rollouts):
+    for module in (fleet, access, audit, enrolment, batches, devices, metadata, releases, blocked, rollouts):
         app.include_router(module.router)
     app.include_router(login.router)
     app.include_router(enrolment.device_router)

@@ -9,14 +9,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse
 from sqlalchemy import Row
 
-from edgekit.errors import UsageError
+from edgekit.errors import ConflictError, UsageError
 from edgekit.wire.enrolment import FORMAT, EnrolmentFile, EnrolRequest, RenewRequest, unprotected
 from fleet import api
 from fleet.rules.text import duration
 from fleet.server.api import identity
 from fleet.server.api.admission import Caller, Principal, origin
 from fleet.server.api.context import Context, Ctx, answer, body
-from fleet.server.store import devices, enrolments, orders, settings
+from fleet.server.store import blocked, devices, enrolments, orders
 from fleet.server.store.enrolments import DEFAULT_LIFETIME_S, Invitation, WaitsForApprovalError
 
 router = APIRouter(prefix="/api/v1", tags=["enrolment"])
@@ -67,6 +67,12 @@ def _lifetime_s(text: str) -> float:
 
 
 def _file(ctx: Context, caller: Principal, invitation: Invitation) -> Response:
+    root = ctx.tuf.root()
+    if not root:
+        raise ConflictError(
+            "nobody publishes for this fleet yet, so its devices would not know whose bundles to run: make the"
+            " publisher's keys first, with 'edgekit keys init DIR'"
+        )
     labels = {"device": invitation.device, "profile": ""}
     caller.check_reach({**invitation.labels, **labels})
     with ctx.database.begin() as connection:
@@ -74,7 +80,6 @@ def _file(ctx: Context, caller: Principal, invitation: Invitation) -> Response:
         if known is not None:
             caller.check_reach(devices.labels_of(known))
         token = enrolments.invite(connection, invitation, now=ctx.clock(), who=caller.who)
-        publisher_keys = settings.publisher_keys(connection)
     url = ctx.places.url
     made = EnrolmentFile(
         format=FORMAT,
@@ -85,13 +90,12 @@ def _file(ctx: Context, caller: Principal, invitation: Invitation) -> Response:
         artifact_url=f"{url}/artifacts",
         allowed_hosts=(urlsplit(url).netloc,),
         broker=ctx.places.announced,
-        order_keys={ctx.keys.order.keyid: ctx.keys.order.public_hex},
-        publisher_keys=publisher_keys,
+        order_keys={ctx.issuer.key.keyid: ctx.issuer.key.public_hex},
+        tuf_root=root,
+        metadata_url=f"{url}/tuf",
         deployments=invitation.deployments,
         labels=invitation.labels,
         ca=ctx.ca_bundle,
-        tuf_root=ctx.tuf.root(),
-        metadata_url=f"{url}/tuf",
     )
     assert not unprotected(made)  # `places` allows no such address
     return answer(made, 201)
@@ -161,6 +165,7 @@ def enrol(ctx: Ctx, http: Request, request: Annotated[EnrolRequest, Depends(body
             was_enrolled = 0 < before < given.enrolment
             if given.enrolment > before and orders.has_any(connection, request.device):
                 # A re-flashed card: its orders must name the new enrolment.
+                blocked.withdraw(connection, request.device)
                 orders.issue(connection, ctx.issuer, request.device, now)
     if waits is not None:
         response = answer(waits, 202)

@@ -27,14 +27,14 @@ def whoami(caller: Caller) -> Response:
 
 @router.get("/keys")
 def keys(ctx: Ctx) -> Response:
-    with ctx.database.begin() as connection:
-        return answer(
-            api.KeysView(
-                fleet=ctx.issuer.fleet,
-                order_keys={ctx.keys.order.keyid: ctx.keys.order.public_hex},
-                publisher_keys=settings.publisher_keys(connection),
-            )
+    order, audited = ctx.issuer.key, ctx.keys.audit
+    return answer(
+        api.KeysView(
+            fleet=ctx.issuer.fleet,
+            order_keys={order.keyid: order.public_hex},
+            audit_keys={audited.keyid: audited.public_hex},
         )
+    )
 
 
 @router.post("/freeze")

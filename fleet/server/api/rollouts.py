@@ -13,7 +13,7 @@ from fleet.rules.rollout import Command, Rollout, Status
 from fleet.server import changes, planning
 from fleet.server.api.admission import Caller, Principal
 from fleet.server.api.context import Ctx, answer, body
-from fleet.server.store import devices, orders, releases, rollouts, settings
+from fleet.server.store import blocked, devices, orders, releases, rollouts, settings
 
 router = APIRouter(prefix="/api/v1", tags=["rollouts"])
 
@@ -68,6 +68,8 @@ def turn(
             raise ConflictError(f"rollout {rollout.label} is {rollout.status}; it cannot {verb} now")
         if verb == "resume" and settings.is_frozen(connection):
             raise ConflictError("the fleet is frozen; 'edgekit fleet unfreeze' first")
+        if verb == "resume":
+            blocked.check_release(connection, rollout.spec.name, rollout.spec.version)
         if rollout.status is Status.COMPLETED:
             _check_still_its_own(connection, rollout)
         command = Command(verb, f"{verb} asked for by {caller.who}")

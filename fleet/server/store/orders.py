@@ -3,7 +3,8 @@
 Always true
  1. A change of `desired`, the order that says so and its outbox row commit in one transaction.
  2. counter = max(last + 1, unix milliseconds): a restored database cannot fall behind what devices accepted.
- 3. The outbox holds one row per device, the newest; publishing it twice does no harm.
+ 3. No bundle that is blocked becomes desired.
+ 4. The outbox holds one row per device, the newest; publishing it twice does no harm.
 """
 
 import random
@@ -18,15 +19,16 @@ from edgekit.trust.dsse import ORDER_TYPE
 from edgekit.wire.messages import Order, OrderedBundle, OrderOptions, encode
 from fleet.publish import SigningKey, sign
 from fleet.server.schema import bundles, desired, devices, orders, outbox
+from fleet.server.store import blocked
 from fleet.server.store import devices as device_store
 
 LIFETIME_S = 30 * 86_400.0
 DesiredRow = Row[Any]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Issuer:
-    """Who signs orders: the fleet's id and its online order key."""
+    """Who signs orders: the fleet's id and its online order key, which another one takes the place of while it runs."""
 
     fleet: str
     key: SigningKey
@@ -60,7 +62,12 @@ def target_path(row: DesiredRow) -> str:
 def set_desired(
     connection: Connection, device: str, deployment: str, sha256: str | None, *, because: str, now: float
 ) -> None:
-    """Change what one deployment is to run; None is no model. `issue` must follow in the same transaction."""
+    """Change what one deployment is to run; None is no model. `issue` must follow in the same transaction.
+
+    Raises: BlockedError for a bundle that is blocked.
+    """
+    if sha256 is not None:
+        blocked.check(connection, sha256)
     connection.execute(delete(desired).where(desired.c.device == device, desired.c.deployment == deployment))
     if sha256 is not None:
         values = {"device": device, "deployment": deployment, "sha256": sha256}
@@ -89,7 +96,12 @@ def issue(
     envelope = sign(encode(order), ORDER_TYPE, issuer.key)
     connection.execute(
         insert(orders).values(
-            device=device, counter=counter, envelope=envelope, issued_at=now, expires_at=now + LIFETIME_S
+            device=device,
+            counter=counter,
+            envelope=envelope,
+            issued_at=now,
+            expires_at=now + LIFETIME_S,
+            keyid=issuer.key.keyid,
         )
     )
     connection.execute(delete(outbox).where(outbox.c.device == device))
@@ -141,6 +153,17 @@ def due_for_renewal(connection: Connection, now: float, limit: int) -> list[str]
         select(orders.c.device)
         .join(devices, (devices.c.id == orders.c.device) & (devices.c.order_counter == orders.c.counter))
         .where(orders.c.issued_at < now - LIFETIME_S / 2 + jitter_s)
+        .limit(limit)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def signed_by_another(connection: Connection, keyid: str, limit: int) -> list[str]:
+    """Devices whose newest order another key has signed: their orders are to be signed again."""
+    query = (
+        select(orders.c.device)
+        .join(devices, (devices.c.id == orders.c.device) & (devices.c.order_counter == orders.c.counter))
+        .where(orders.c.keyid != keyid)
         .limit(limit)
     )
     return list(connection.execute(query).scalars())

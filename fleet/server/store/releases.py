@@ -52,7 +52,6 @@ def check_free(connection: Connection, name: str, version: str, profile: str, sh
 def publish(
     connection: Connection,
     bundle: Bundle,
-    envelope: bytes,
     statement: bytes | None,
     *,
     now: float,
@@ -63,7 +62,7 @@ def publish(
     was_there = check_free(connection, manifest.name, manifest.version, manifest.profile, bundle.sha256)
     if not was_there:
         _ensure_release(connection, manifest.name, manifest.version, now)
-        connection.execute(insert(bundles).values(format=manifest.format, **_columns(bundle, envelope, now)))
+        connection.execute(insert(bundles).values(format=manifest.format, **_columns(bundle, now)))
         after = {"profile": manifest.profile, "sha256": bundle.sha256}
         audit.append(connection, now, who, "bundle.publish", manifest.title, after=after)
     has_statement = connection.execute(
@@ -94,7 +93,6 @@ def peak_memory_mb(bundle: Bundle, statement: bytes | None) -> float | None:
 def publish_alternate(
     connection: Connection,
     bundle: Bundle,
-    envelope: bytes,
     statement: bytes | None,
     *,
     now: float,
@@ -123,16 +121,14 @@ def publish_alternate(
             )
         return True
     connection.execute(
-        insert(alternates).values(
-            recipe=manifest.recipe, statement=statement, **_columns(bundle, envelope, now)
-        )
+        insert(alternates).values(recipe=manifest.recipe, statement=statement, **_columns(bundle, now))
     )
     after = {"profile": manifest.profile, "recipe": manifest.recipe, "sha256": bundle.sha256}
     audit.append(connection, now, who, "bundle.publish-alternate", manifest.title, after=after)
     return False
 
 
-def _columns(bundle: Bundle, envelope: bytes, now: float) -> dict[str, Any]:
+def _columns(bundle: Bundle, now: float) -> dict[str, Any]:
     """What is kept of any published bundle, the picked one or an alternate."""
     manifest = bundle.manifest
     return {
@@ -143,7 +139,6 @@ def _columns(bundle: Bundle, envelope: bytes, now: float) -> dict[str, Any]:
         "length": bundle.size_bytes,
         "engine": manifest.engine.name,
         "engine_versions": manifest.engine.versions,
-        "envelope": envelope,
         "published_at": now,
     }
 
