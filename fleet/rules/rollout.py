@@ -11,10 +11,11 @@ Always true
  6. The same event twice, or an older report after a newer one, changes nothing.
  7. Orders are given out a bounded number at a time (`MOVES_AT_ONCE`): what is due follows from the state alone, so that
     it goes on wherever it was interrupted.
+ 8. A device that is taken out of service leaves: it counts for nothing, and nothing waits for it.
 """
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
@@ -26,15 +27,7 @@ from fleet.rules import stages
 from fleet.rules.cohorts import Cohorts
 from fleet.rules.gates import Gate, Outcome, Verdict
 from fleet.rules.judge import FIRST_DEVICES, Tally, judge
-from fleet.rules.members import (
-    BAD,
-    INSTALL_FAILURES,
-    Member,
-    Word,
-    hear,
-    is_settled,
-    time_out,
-)
+from fleet.rules.members import BAD, INSTALL_FAILURES, Member, Word, hear, is_settled, time_out
 from fleet.rules.stages import Stage
 
 
@@ -120,6 +113,12 @@ class Joined(msgspec.Struct, frozen=True):
     members: tuple[Member, ...]
 
 
+class Left(msgspec.Struct, frozen=True):
+    """Devices that were taken out of service."""
+
+    devices: tuple[str, ...]
+
+
 class Ordered(msgspec.Struct, frozen=True):
     """The order that an effect asked for is signed and stored, under this counter."""
 
@@ -149,7 +148,7 @@ class Unassign(msgspec.Struct, frozen=True):
     """A completed rollout goes back: what was assigned before it holds again."""
 
 
-Event = Tick | Heard | Due | Joined | Ordered | Command
+Event = Tick | Heard | Due | Joined | Left | Ordered | Command
 Effect = Move | Assign | Unassign
 Step = tuple[Rollout, list[Effect]]
 
@@ -172,6 +171,8 @@ def advance(rollout: Rollout, event: Event, now: datetime) -> Step:
             return _with_due((rollout, []))
         case Joined(members):
             return _with_due(_joined(rollout, members))
+        case Left(devices):
+            return _with_due(_left(rollout, devices, now))
         case Command(verb, reason):
             return _with_due(_COMMANDS[verb](rollout, reason, now))
         case Tick(data):
@@ -319,6 +320,20 @@ def _joined(rollout: Rollout, members: tuple[Member, ...]) -> Step:
     return msgspec.structs.replace(rollout, members=rollout.members | new), []
 
 
+def _left(rollout: Rollout, devices: tuple[str, ...], now: datetime) -> Step:
+    """Who is left goes on without them; a running stage that lost everybody it had moved takes the next ones."""
+    rest = {device: member for device, member in rollout.members.items() if device not in devices}
+    if rollout.status not in ACTIVE or len(rest) == len(rollout.members):
+        return rollout, []
+    rollout = msgspec.structs.replace(rollout, members=rest)
+    if not rest:
+        reason = "every device of it was taken out of service"
+        return msgspec.structs.replace(rollout, status=Status.ABORTED, turned_at=now, reason=reason), []
+    if rollout.status is not Status.RUNNING or any(m.order_counter for m in rest.values()):
+        return rollout, []
+    return _open(rollout, rollout.stage, now)
+
+
 def _heard(rollout: Rollout, word: Word, now: datetime) -> Member | None:
     member = rollout.members.get(word.device)
     return None if member is None else hear(member, word, rollout.spec.deployment, now)
@@ -342,6 +357,13 @@ def ordered(rollout: Rollout, counters: Mapping[str, int], now: datetime) -> Rol
             )
         )
     return _replace_members(rollout, changed)
+
+
+def stays(rollout: Rollout, devices: Collection[str]) -> Rollout:
+    """These could not be ordered back: there is nobody to tell."""
+    return _replace_members(
+        rollout, [msgspec.structs.replace(rollout.members[device], is_leaving=False) for device in devices]
+    )
 
 
 def _pause(rollout: Rollout, reason: str, now: datetime) -> Step:

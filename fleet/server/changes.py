@@ -21,19 +21,21 @@ from fleet.rules.rollout import (
     advance,
     ordered,
     start,
+    stays,
 )
 from fleet.server.clock import Now
 from fleet.server.store import audit, orders, rollouts
+from fleet.server.store.audit import Who
 from fleet.server.store.orders import Issuer
 
 
-def begin(connection: Connection, issuer: Issuer, rollout: Rollout, *, now: Now, actor: str) -> Rollout:
+def begin(connection: Connection, issuer: Issuer, rollout: Rollout, *, now: Now, who: Who) -> Rollout:
     """Store a planned rollout and open its first stage."""
     rollouts.add(connection, rollout, now.wall)
     opened, effects = start(rollout, rollouts.moment(now.steady))
     opened = _carry_out(connection, issuer, rollout, opened, effects, now=now)
     detail = f"{rollout.spec.name}@{rollout.spec.version} to {rollout.spec.selector}, {len(rollout.members)} devices"
-    audit.append(connection, now.wall, actor, "rollout.start", rollout.label, detail)
+    audit.append(connection, now.wall, who, "rollout.start", rollout.label, detail, after=rollout.spec)
     return opened
 
 
@@ -44,7 +46,7 @@ def apply(
     event: Event,
     *,
     now: Now,
-    actor: str = "fleet",
+    who: Who = audit.FLEET,
 ) -> Rollout:
     """One step of a loaded rollout; stored only if it changed anything."""
     changed, effects = advance(rollout, event, rollouts.moment(now.steady))
@@ -52,10 +54,22 @@ def apply(
         return rollout
     stored = _carry_out(connection, issuer, rollout, changed, effects, now=now)
     if isinstance(event, Command) or changed.status is not rollout.status or changed.stage != rollout.stage:
-        detail = f"{rollout.status} → {changed.status}, stage {changed.stage + 1}. {changed.reason}".strip()
         action = f"rollout.{event.verb}" if isinstance(event, Command) else "rollout.turn"
-        audit.append(connection, now.wall, actor, action, rollout.label, detail)
+        audit.append(
+            connection,
+            now.wall,
+            who,
+            action,
+            rollout.label,
+            changed.reason,
+            before=_shown(rollout),
+            after=_shown(changed),
+        )
     return stored
+
+
+def _shown(rollout: Rollout) -> dict[str, object]:
+    return {"status": rollout.status.value, "stage": rollout.stage + 1}
 
 
 def _carry_out(
@@ -76,6 +90,8 @@ def _carry_out(
             connection, issuer, spec.deployment, moves, because=because, now=now.wall, options=options
         )
         rollout = ordered(rollout, counters, rollouts.moment(now.steady))
+        # Out of service: a completed rollout goes back, and keeps who it was about.
+        rollout = stays(rollout, moves.keys() - counters.keys())
     for effect in effects:
         match effect:
             case Assign():

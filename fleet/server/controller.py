@@ -18,14 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from edgekit.wire import topics
 from fleet.rules import selectors
-from fleet.rules.rollout import RETURNING, Due, Heard, Joined, Rollout, Status, Tick
+from fleet.rules.rollout import RETURNING, Command, Due, Heard, Joined, Left, Rollout, Status, Tick
 from fleet.server import changes, planning
 from fleet.server.bridge import cohorts_of
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
 from fleet.server.link import Link
 from fleet.server.lock import Lock, LostError
-from fleet.server.store import devices, known, news, orders, releases, rollouts, settings, telemetry
+from fleet.server.store import blocked, devices, known, news, orders, rollouts, settings, telemetry
+from fleet.server.store.blocked import BlockedError
 from fleet.server.store.orders import Issuer
 from fleet.server.watched import Watched
 
@@ -194,6 +195,10 @@ class Controller:
                     break
         except LostError:
             raise
+        except BlockedError as error:
+            self._watched.pop(rollout_id, None)
+            with self._lock.begin() as connection:
+                self._pause(connection, rollout_id, str(error), now)
         except Exception as error:
             self._watched.pop(rollout_id, None)
             if self._tell(f"stepping rollout r{rollout_id} failed ({error}); the others go on"):
@@ -209,6 +214,10 @@ class Controller:
             kept = Watched.load(connection, head, revision)
             fresh = set(kept.rollout.members)
         concerned = kept.read(connection, fresh)
+        gone = tuple(device for device in concerned if device not in kept.rows)
+        if gone:
+            kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Left(gone), now=now)
+            concerned = [device for device in concerned if device in kept.rollout.members]
         words = kept.words(connection, concerned)
         if words:
             kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Heard(words), now=now)
@@ -226,6 +235,12 @@ class Controller:
             kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Due(), now=now)
         kept.revision = rollouts.revision(connection, rollout_id)
         return kept
+
+    def _pause(self, connection: Connection, rollout_id: int, why: str, now: Now) -> None:
+        """It cannot go where it would, be that back to a release that was blocked meanwhile: a person decides."""
+        rollout = rollouts.load(connection, rollout_id)
+        if rollout.status is Status.RUNNING:
+            changes.apply(connection, self._issuer, rollout, Command("pause", why), now=now)
 
     def _more_orders(self, rollout_id: int, *, is_frozen: bool, now: Now) -> bool:
         """Another transaction of orders that are due; whether there were any."""
@@ -250,7 +265,7 @@ class Controller:
         new = [row for row in devices.some(connection, strangers) if selector.matches(devices.labels_of(row))]
         if not new:
             return rollout
-        bundles = releases.by_profile(connection, spec.name, spec.version)
+        bundles = blocked.usable(connection, spec.name, spec.version)
         present = orders.desired_of(connection, devices=[row.id for row in new])
         taken = rollouts.busy(connection)
         joining = []
@@ -286,7 +301,7 @@ class Controller:
                     found = rollouts.assigned(assigned, row, deployment)
                     if found is None:
                         continue
-                    bundles = releases.by_profile(connection, found.name, found.version)
+                    bundles = blocked.usable(connection, found.name, found.version)
                     choice = planning.choose(row, bundles, deployment, None)
                     if choice.bundle is not None:
                         because = f"assignment {found.name}@{found.version}"
@@ -306,6 +321,12 @@ class Controller:
                 late = orders.behind(connection, now.steady - PATIENCE_S, PUBLISH_AT_ONCE)
                 if late:
                     orders.publish_again(connection, late)
+        if self._is_due("sign again", RECONCILE_S):
+            with self._lock.begin() as connection:
+                keyid = self._issuer.key.keyid
+                settings.note_order_key(connection, keyid)
+                others = orders.signed_by_another(connection, keyid, limit=PUBLISH_AT_ONCE)
+                orders.issue_all(connection, self._issuer, known.lock(connection, others), now.wall)
         if self._is_due("renew", _RENEW_S):
             with self._lock.begin() as connection:
                 due = orders.due_for_renewal(connection, now.wall, limit=100)

@@ -25,6 +25,7 @@ from edgekit.errors import FleetError, UsageError
 
 _BUSY_MS = 10_000
 _READS = "edgekit_reads"
+_AT_ONCE = "edgekit_at_once"
 
 
 def sqlite_url(folder: Path) -> str:
@@ -49,6 +50,7 @@ class Database:
         reading: dict[str, Any] = {_READS: True}
         if self.is_postgresql:
             reading |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._at_once = self.engine.execution_options(**{_AT_ONCE: True})
         self._reading = self.engine.execution_options(**reading)
         self.shown_url = make_url(url).render_as_string(hide_password=True)
         try:
@@ -69,6 +71,12 @@ class Database:
     def begin(self) -> Iterator[Connection]:
         """One transaction: committed at the end, undone by any exception."""
         with self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def begin_at_once(self) -> Iterator[Connection]:
+        """The same, but only if no other transaction writes now (SQLite). Raises: OperationalError if one does."""
+        with self._at_once.begin() as connection:
             yield connection
 
     @contextmanager
@@ -114,7 +122,16 @@ def _engine(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
-        reads = connection.get_execution_options().get(_READS, False)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        if options.get(_READS, False):
+            connection.exec_driver_sql("BEGIN")
+        elif options.get(_AT_ONCE, False):
+            connection.exec_driver_sql("PRAGMA busy_timeout=0")
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            finally:
+                connection.exec_driver_sql(f"PRAGMA busy_timeout={_BUSY_MS}")
+        else:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

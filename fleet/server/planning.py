@@ -26,7 +26,7 @@ from fleet.rules.rollout import Rollout, Spec
 from fleet.rules.stages import Stage
 from fleet.rules.text import duration, show_duration
 from fleet.server.clock import Now
-from fleet.server.store import devices, members, orders, releases, rollouts
+from fleet.server.store import blocked, devices, members, orders, releases, rollouts
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.orders import DesiredRow
 from fleet.server.store.releases import BundleRow
@@ -49,7 +49,8 @@ def plan(connection: Connection, wanted: api.NewRollout, now: Now) -> tuple[Roll
     Raises: UsageError, NotFoundError, ConflictError.
     """
     name, version = releases.parse_title(wanted.release)
-    bundles = releases.by_profile(connection, name, version)
+    blocked.check_release(connection, name, version)
+    bundles = blocked.usable(connection, name, version)
     deployment = wanted.deployment or name
     selector = selectors.parse(wanted.to)
     everyone = devices.everyone(connection)
@@ -89,7 +90,7 @@ def choose(
     bundle = next((bundles[profile] for profile in _chain(row.profile) if profile in bundles), None)
     reason = _unfit(row, deployment)
     if reason is None and bundle is None:
-        reason = f"no bundle for profile {row.profile} (there is {', '.join(sorted(bundles))})"
+        reason = f"no bundle for profile {row.profile} (there is {', '.join(sorted(bundles)) or 'none that is not blocked'})"
     if reason is None and bundle is not None:
         reason = _cannot_run(row, bundle, deployment)
         if present is not None and present.sha256 == bundle.sha256:

@@ -27,13 +27,47 @@ settings = Table(
     "settings", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False)
 )
 
-# Admin tokens: only the sha256 is kept. They carry 256 random bits, so a plain hash cannot be searched.
-tokens = Table(
-    "tokens",
+# Tokens of machines: only the sha256 is kept. They carry 256 random bits, so there is nothing that trying words could
+# find, and a hash that is slow on purpose would only slow down every request.
+access_tokens = Table(
+    "access_tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("name", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("scope", String(200), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(100), nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    Column("last_used_at", Float),
+    Column("last_used_from", String(64), nullable=False, default=""),
+)
+
+# People; `password` is scrypt with its salt and costs (`fleet.server.passwords`).
+users = Table(
+    "users",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("password", String(200), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("scope", String(200), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(100), nullable=False),
+    Column("last_used_at", Float),
+    Column("last_used_from", String(64), nullable=False, default=""),
+)
+
+# Who is signed in to the page: only the sha256 of the cookie's secret is kept.
+sessions = Table(
+    "sessions",
     metadata,
     Column("hash", String(64), primary_key=True),
-    Column("name", String(64), nullable=False),
+    Column("name", String(64), nullable=False, index=True),
     Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("last_used_at", Float, nullable=False),
 )
 
 devices = Table(
@@ -141,7 +175,6 @@ bundles = Table(
     Column("format", Integer, nullable=False, server_default="1"),
     # What a process takes with it at most, as measured at build or promised by the contract.
     Column("peak_memory_mb", Float, nullable=True),
-    Column("envelope", LargeBinary, nullable=False),
     Column("published_at", Float, nullable=False),
     UniqueConstraint("name", "version", "profile"),
 )
@@ -165,10 +198,19 @@ alternates = Table(
     Column("length", BigInteger, nullable=False),
     Column("engine", String(64), nullable=False),
     Column("engine_versions", String(200), nullable=False),
-    Column("envelope", LargeBinary, nullable=False),
     Column("statement", LargeBinary, nullable=True),
     Column("published_at", Float, nullable=False),
     UniqueConstraint("name", "version", "profile", "recipe"),
+)
+
+# Bundles that no new order may name, by digest; a whole release is each of its bundles, and its name, for those to come.
+blocked = Table(
+    "blocked",
+    metadata,
+    Column("subject", String(130), primary_key=True),
+    Column("reason", String(500), nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("at", Float, nullable=False),
 )
 
 # What each (device, deployment) is to run, and on whose account (`rollout r3`, `assignment`).
@@ -269,6 +311,8 @@ orders = Table(
     Column("envelope", LargeBinary, nullable=False),
     Column("issued_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
+    # Whose signature it is: after a rotation of the order key the newest ones are signed again.
+    Column("keyid", String(16), nullable=False),
 )
 
 outbox = Table(
@@ -307,15 +351,30 @@ totals = Table(
     Column("recent", Text, nullable=False, server_default="{}"),
 )
 
+# See `fleet.audit`.
 audit = Table(
     "audit",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("at", Float, nullable=False),
-    Column("actor", String(64), nullable=False),
+    Column("actor", String(100), nullable=False),
     Column("action", String(64), nullable=False),
     Column("subject", String(200), nullable=False),
     Column("detail", Text, nullable=False),
+    Column("before", Text, nullable=False, default="", server_default=""),
+    Column("after", Text, nullable=False, default="", server_default=""),
+    Column("origin", String(64), nullable=False, default="", server_default=""),
     Column("previous", String(64), nullable=False),
     Column("hash", String(64), nullable=False),
+)
+
+audit_heads = Table(
+    "audit_heads",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("entry", Integer, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
 )

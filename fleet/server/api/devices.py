@@ -10,31 +10,43 @@ from sqlalchemy import Connection, Row
 from edgekit.sketch import Sketch, merge
 from edgekit.wire import topics
 from fleet import api
-from fleet.server.api.context import Actor, Ctx, answer, body
+from fleet.server.api.admission import Caller
+from fleet.server.api.context import Ctx, answer, body
 from fleet.server.clock import Now
-from fleet.server.store import certificates, devices, enrolments, orders, releases, rollouts, telemetry
+from fleet.server.store import (
+    certificates,
+    devices,
+    enrolments,
+    hardware,
+    orders,
+    releases,
+    rollouts,
+    telemetry,
+)
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.orders import DesiredRow
 
 Wanted = dict[tuple[str, str], DesiredRow]
 Seen = dict[tuple[str, str, str], Row[Any]]
 
-router = APIRouter(tags=["devices"])
+router = APIRouter(prefix="/api/v1", tags=["devices"])
 
 
 @router.get("/devices")
-def listing(ctx: Ctx, _actor: Actor) -> Response:
+def listing(ctx: Ctx, caller: Caller) -> Response:
+    now = ctx.time.now()
     with ctx.database.read() as connection:
         wanted = orders.desired_of(connection)
         seen = telemetry.totals_of(connection)
-        return answer([view(row, wanted, seen, ctx.clock.now()) for row in devices.everyone(connection)])
+        rows = [row for row in devices.everyone(connection) if caller.reaches(devices.labels_of(row))]
+        return answer([view(row, wanted, seen, now) for row in rows])
 
 
 @router.get("/devices/{device}/explain")
-def explain(ctx: Ctx, _actor: Actor, device: str) -> Response:
+def explain(ctx: Ctx, caller: Caller, device: str) -> Response:
+    now = ctx.time.now()
     with ctx.database.read() as connection:
-        row = devices.get(connection, device)
-        now = ctx.clock.now()
+        row = caller.device(connection, device)
         wanted, seen = orders.desired_of(connection, device), telemetry.totals_of(connection, device)
         shown = view(row, wanted, seen, now)
         return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, now.steady))))
@@ -43,14 +55,15 @@ def explain(ctx: Ctx, _actor: Actor, device: str) -> Response:
 @router.post("/devices/{device}/deployments")
 def add_deployment(
     ctx: Ctx,
-    actor: Actor,
+    caller: Caller,
     device: str,
     wanted: Annotated[api.NewDeployment, Depends(body(api.NewDeployment))],
 ) -> Response:
     """One more model slot for a device that has enrolled: its next order says so, and that order goes out now."""
-    now = ctx.clock.now().wall
+    now = ctx.clock()
     with ctx.database.begin() as connection:
-        is_new = enrolments.add_deployment(connection, device, wanted.deployment, now=now, actor=actor)
+        caller.device(connection, device)
+        is_new = enrolments.add_deployment(connection, device, wanted.deployment, now=now, who=caller.who)
         if is_new and devices.get(connection, device).enrolment:
             orders.issue(connection, ctx.issuer, device, now)
     ctx.wake()
@@ -59,25 +72,27 @@ def add_deployment(
 
 @router.post("/devices/{device}/revoke")
 def revoke(
-    ctx: Ctx, actor: Actor, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
+    ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
 ) -> Response:
     """Take its identity away at once; a new enrolment file lets it join again."""
-    now = ctx.clock.now().wall
+    now = ctx.clock()
     with ctx.database.begin() as connection:
-        count = enrolments.revoke(connection, device, reason=why.reason, now=now, actor=actor)
+        caller.device(connection, device)
+        count = enrolments.revoke(connection, device, reason=why.reason, now=now, who=caller.who)
     ctx.certificates.revoked(device, now)
     return answer(api.Done(device, is_changed=count > 0))
 
 
 @router.post("/devices/{device}/decommission")
 def decommission(
-    ctx: Ctx, actor: Actor, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
+    ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
 ) -> Response:
     """Out of service: no identity, no orders, no place in lists and rollouts. Its name may enrol again."""
-    now = ctx.clock.now().wall
+    now = ctx.clock()
     with ctx.database.begin() as connection:
-        enrolments.revoke(connection, device, reason=why.reason or "decommissioned", now=now, actor=actor)
-        devices.decommission(connection, device, now=now, actor=actor)
+        caller.device(connection, device)
+        enrolments.revoke(connection, device, reason=why.reason or "decommissioned", now=now, who=caller.who)
+        devices.decommission(connection, device, now=now, who=caller.who)
     ctx.certificates.revoked(device, now)
     for leaf in (topics.DESIRED, topics.REPORTED, topics.STATUS):
         ctx.link.publish(device, leaf, b"", qos=1, retain=True)
@@ -154,6 +169,8 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
             "Its identity was taken away (revoked): make a new file with "
             f"'edgekit fleet enroll {row.id}' and carry it there."
         )
+    if other := hardware.told(connection, row.id, row.enrolled_at or 0.0):
+        lines.append(f"It {other}. If nobody exchanged the board, its identity was copied: revoke it.")
     if shown.is_duplicate:
         lines.append(
             "Two machines speak under its name (a cloned card): it stays out of rollouts until it enrols again."

@@ -14,7 +14,8 @@ from sqlalchemy import Connection, Row, delete, func, select, update
 from edgekit.errors import AuthError, NotFoundError
 from edgekit.wire.messages import Boot, Reported, Status
 from fleet.server.schema import desired, devices, outbox
-from fleet.server.store import audit
+from fleet.server.store import audit, news
+from fleet.server.store.audit import Who
 from fleet.server.store.known import Known
 from fleet.server.store.settings import secret_hash
 from fleet.server.store.upsert import chunks
@@ -54,6 +55,10 @@ def get(connection: Connection, device: str, *, lock: bool = False) -> DeviceRow
             f"there is no device {device!r} in this fleet; 'edgekit fleet devices' lists them"
         )
     return row
+
+
+def find(connection: Connection, device: str) -> DeviceRow | None:
+    return connection.execute(select(devices).where(devices.c.id == device)).one_or_none()
 
 
 def everyone(connection: Connection) -> list[DeviceRow]:
@@ -129,7 +134,7 @@ def note_clones(connection: Connection, known: Iterable[Known], now: float) -> N
     for one in known:
         if one.changed.get("is_duplicate") and not one.was("is_duplicate"):
             detail = f"incarnation {one.get('incarnation')} speaks with two nonces"
-            audit.append(connection, now, "fleet", "device.duplicate", one.id, detail)
+            audit.append(connection, now, audit.FLEET, "device.duplicate", one.id, detail)
 
 
 def newest(connection: Connection, names: Sequence[str] | None = None) -> list[DeviceRow]:
@@ -157,14 +162,16 @@ def all_offline(connection: Connection) -> None:
     connection.execute(update(devices).where(devices.c.is_online).values(is_online=False))
 
 
-def decommission(connection: Connection, device: str, *, now: float, actor: str) -> None:
+def decommission(connection: Connection, device: str, *, now: float, who: Who) -> None:
     """Take it out of service: nothing is ordered of it, and nothing it says is heard. Its history stays, and a new
     enrolment file brings it back. Its identity must be revoked in the same transaction. Raises: NotFoundError.
     """
-    get(connection, device, lock=True)
+    row = get(connection, device, lock=True)
     connection.execute(delete(desired).where(desired.c.device == device))
     connection.execute(delete(outbox).where(outbox.c.device == device))
     connection.execute(
         update(devices).where(devices.c.id == device).values(decommissioned_at=now, is_online=False)
     )
-    audit.append(connection, now, actor, "device.decommission", device, "")
+    news.note(connection, [device])
+    before = {"labels": labels_of(row), "deployments": deployments_of(row), "enrolment": row.enrolment}
+    audit.append(connection, now, who, "device.decommission", device, before=before)

@@ -3,7 +3,8 @@
 Always true
  1. A change of `desired`, the order that says so and its outbox row commit in one transaction.
  2. counter = max(last + 1, unix milliseconds): a restored database cannot fall behind what devices accepted.
- 3. The outbox holds one row per device, the newest; publishing it twice does no harm.
+ 3. No bundle that is blocked becomes desired.
+ 4. The outbox holds one row per device, the newest; publishing it twice does no harm.
 """
 
 import random
@@ -18,8 +19,8 @@ from edgekit.trust.dsse import ORDER_TYPE
 from edgekit.wire.messages import Order, OrderedBundle, OrderOptions, encode
 from fleet.publish import SigningKey, sign
 from fleet.server.schema import bundles, desired, devices, orders, outbox
+from fleet.server.store import blocked, known
 from fleet.server.store import devices as device_store
-from fleet.server.store import known
 from fleet.server.store.known import Known
 from fleet.server.store.upsert import chunks, upsert
 
@@ -27,9 +28,9 @@ LIFETIME_S = 30 * 86_400.0
 DesiredRow = Row[Any]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Issuer:
-    """Who signs orders: the fleet's id and its online order key."""
+    """Who signs orders: the fleet's id and its online order key, which another one takes the place of while it runs."""
 
     fleet: str
     key: SigningKey
@@ -71,7 +72,12 @@ def target_path(row: DesiredRow) -> str:
 def set_desired(
     connection: Connection, device: str, deployment: str, sha256: str | None, *, because: str, now: float
 ) -> None:
-    """Change what one deployment is to run; None is no model. `issue` must follow in the same transaction."""
+    """Change what one deployment is to run; None is no model. `issue` must follow in the same transaction.
+
+    Raises: BlockedError for a bundle that is blocked.
+    """
+    if sha256 is not None:
+        blocked.check(connection, sha256)
     connection.execute(delete(desired).where(desired.c.device == device, desired.c.deployment == deployment))
     if sha256 is not None:
         values = {"device": device, "deployment": deployment, "sha256": sha256}
@@ -88,8 +94,15 @@ def move(
     now: float,
     options: OrderOptions | None = None,
 ) -> dict[str, int]:
-    """Change what one deployment of many devices is to run (device → digest, None is no model), and order it."""
-    rows = known.lock(connection, wanted)
+    """Change what one deployment of many devices is to run (device → digest, None is no model), and order it; device →
+    counter of its order. Those out of service get none.
+
+    Raises: BlockedError for a bundle that is blocked.
+    """
+    for sha256 in sorted({sha256 for sha256 in wanted.values() if sha256 is not None}):
+        blocked.check(connection, sha256)
+    found = known.lock(connection, wanted)
+    rows = {device: row for device, row in found.items() if row.get("decommissioned_at") is None}
     for some in chunks(sorted(rows)):
         connection.execute(
             delete(desired).where(desired.c.device.in_(some), desired.c.deployment == deployment)
@@ -139,7 +152,7 @@ def issue_all(
         counters[device] = counter
         signed.append({"device": device, "counter": counter, "envelope": envelope})
         row.change(order_counter=counter)
-    times = {"issued_at": now, "expires_at": now + LIFETIME_S}
+    times = {"issued_at": now, "expires_at": now + LIFETIME_S, "keyid": issuer.key.keyid}
     connection.execute(insert(orders), [row | times for row in signed])
     waiting = [
         {"device": row["device"], "counter": row["counter"], "payload": row["envelope"], "published_at": None}
@@ -228,6 +241,17 @@ def due_for_renewal(connection: Connection, now: float, limit: int) -> list[str]
         select(orders.c.device)
         .join(devices, (devices.c.id == orders.c.device) & (devices.c.order_counter == orders.c.counter))
         .where(orders.c.issued_at < now - LIFETIME_S / 2 + jitter_s)
+        .limit(limit)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def signed_by_another(connection: Connection, keyid: str, limit: int) -> list[str]:
+    """Devices whose newest order another key has signed: their orders are to be signed again."""
+    query = (
+        select(orders.c.device)
+        .join(devices, (devices.c.id == orders.c.device) & (devices.c.order_counter == orders.c.counter))
+        .where(orders.c.keyid != keyid)
         .limit(limit)
     )
     return list(connection.execute(query).scalars())

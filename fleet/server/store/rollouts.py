@@ -121,6 +121,14 @@ def active(connection: Connection) -> list[Rollout]:
     return [_decoded(state) for state in connection.execute(query).scalars()]
 
 
+def active_whole(connection: Connection) -> list[Rollout]:
+    """Those under way, with their members."""
+    return [
+        msgspec.structs.replace(rollout, members=members.of(connection, rollout.id))
+        for rollout in active(connection)
+    ]
+
+
 def judged(connection: Connection) -> list[Row[Any]]:
     """Open stages, for ingest: id, deployment, stage, judged_from, cold_windows."""
     columns = (
