@@ -8,9 +8,9 @@ import msgspec
 
 from device_agent import doctor as doctors
 from device_agent import log, start, status
+from device_agent.config import Settings
 from device_agent.folder import StateFolder
 from device_agent.listen import Credentials, credentials
-from device_agent.supervisor import Settings
 from edgekit.errors import UsageError
 
 _STATE = click.option(

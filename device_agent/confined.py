@@ -67,6 +67,15 @@ def command(module: str, bounds: Bounds, *words: str) -> list[str]:
     return [sys.executable, "-m", "device_agent.confined", *limits, module, *words]
 
 
+def environment() -> dict[str, str]:
+    """For processes that load an engine: this one's, without the ways to other machines. Nothing in them asks for one."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.lower().endswith("_proxy")  # http, https, all, ftp, no
+    }
+
+
 def version() -> int:
     """Of Landlock in this kernel; 0 where it has none, or has it switched off."""
     return max(0, _syscall(_CREATE_RULESET, None, 0, _ONLY_VERSION))

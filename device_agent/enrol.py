@@ -145,7 +145,7 @@ def renew(access: Access, known: DeviceIdentity, key: DeviceKey) -> EnrolAnswer:
     """
     url = renew_url(known.file.enrol_url)
     csr = key.request(known.answer.device, known.file.fleet)
-    request = RenewRequest(csr, key.proof(csr))
+    request = RenewRequest(csr, key.proof(csr), hardware.look(hardware.root()).fingerprint)
     headers = {"Authorization": f"Bearer {known.answer.credential}"}
     try:
         answer = post(access, url, request, headers)

@@ -2,6 +2,7 @@
 
 identity.json key.json boot.json order.json     records, each with its second copy NAME.2; the keys and the certificate
                                            are in the first two, and in no other file
+tuf/                                       verified metadata, and what they began with (`tuf.kept`)
 spool.db
 status.json                                the last words of an agent, and its present ones where no RAM disk is
 deployments/NAME/machine.json              intent: the update machine's state
@@ -75,6 +76,10 @@ class StateFolder:
     @property
     def order(self) -> Path:
         return self.root / "order.json"
+
+    @property
+    def metadata(self) -> Path:
+        return self.root / "tuf"
 
     @property
     def spool(self) -> Path:

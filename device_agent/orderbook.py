@@ -6,9 +6,12 @@ Always true
  2. The high-water mark lies in the order's own record, which is kept twice with checksums: one damaged copy loses
     nothing. With both lost the device says so, and what it follows next is bounded by the order's expiry alone.
  3. The mark belongs to one enrolment: orders name theirs, so those of an earlier one are refused whatever they count.
- 4. An order that has expired by a clock that is wrong is judged again when the clock says something else.
+ 4. The keys whose orders are followed are those that the publisher listed last, kept in the same record; where none
+    were ever listed, those of the enrolment. An order that an unknown key signed is judged again when they change.
+ 5. An order that has expired by a clock that is wrong is judged again when the clock says something else.
 """
 
+import asyncio
 import sqlite3
 from datetime import datetime
 
@@ -24,6 +27,7 @@ from edgekit.errors import MessageError, OrderRefusedError, SignatureRefusedErro
 from edgekit.protocol import clock, orders
 from edgekit.protocol.orders import Followed, Identity
 from edgekit.trust import dsse
+from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire import messages
 from edgekit.wire.messages import Order
 
@@ -35,6 +39,7 @@ class Kept(msgspec.Struct, frozen=True):
     order: Order | None = None
     signed: tuple[datetime, ...] = ()
     enrolment: int = 0
+    listed: OrderKeys | None = None
 
 
 class OrderBook:
@@ -54,11 +59,13 @@ class OrderBook:
         self._storage = storage
         self._conditions = conditions
         self._identity = identity
-        self._keys = order_keys
+        self._first_keys = order_keys
         self._clock = clock
         self._kept = Kept()
         self._waiting: bytes | None = None
         self._late: tuple[bytes, datetime] | None = None
+        self._unknown: bytes | None = None
+        self._turn = asyncio.Lock()
         self.refused = ""
 
     async def load(self) -> None:
@@ -92,37 +99,72 @@ class OrderBook:
         return self._kept.order.added if self._kept.order is not None else ()
 
     @property
+    def keys(self) -> dict[str, str]:
+        """Key id → ed25519 public key, in hex, of those whose orders are followed."""
+        return self._first_keys if self._kept.listed is None else self._kept.listed.keys
+
+    @property
+    def lacks_key(self) -> bool:
+        """Whether the newest order was signed by none of `keys`: perhaps they changed."""
+        return self._unknown is not None
+
+    @property
     def is_late_no_more(self) -> bool:
         """Whether the clock says by now that an order refused as expired has not."""
         return self._late is not None and self._clock.trusted() < self._late[1]
 
+    async def trust(self, listed: OrderKeys | None) -> bool:
+        """Follow the keys that the publisher lists from now on, even where the disk does not take them; whether they
+        are others than before.
+        """
+        if listed is None or listed == self._kept.listed:
+            return False
+        async with self._turn:
+            kept = msgspec.structs.replace(self._kept, listed=listed, enrolment=self._identity.enrolment)
+            self._kept = kept
+            log.event("the publisher lists other order keys", keys=",".join(listed.keys))
+            try:
+                await self._storage.do(lambda: self._record.save(kept))
+            except (OSError, sqlite3.Error) as error:
+                log.trouble(
+                    "the order keys cannot be kept; they are followed until the next start", reason=error
+                )
+        return True
+
     async def try_again(self) -> Order | None:
-        """Store an order that could not be stored when it came, or had expired by the clock of then."""
+        """Store an order that could not be stored when it came, had expired by the clock of then, or was signed by a
+        key that was not known then.
+        """
+        if self._unknown is not None:
+            return await self.receive(self._unknown)
         if self._waiting is not None:
             return await self.receive(self._waiting)
         return await self.receive(self._late[0]) if self._late is not None else None
 
     async def receive(self, envelope: bytes) -> Order | None:
-        """The order if it is to be followed now, already synced; None for a repeat or a refusal.
+        """The order if it is to be followed now, already synced; None for a repeat or a refusal."""
+        async with self._turn:
+            return await self._receive(envelope)
 
-        Called by one task only: two orders at once would race for the record.
-        """
-        self._late = None
+    async def _receive(self, envelope: bytes) -> Order | None:
+        self._late = self._unknown = None
         try:
-            payload = dsse.verify(envelope, dsse.ORDER_TYPE, self._keys)
+            payload = dsse.verify(envelope, dsse.ORDER_TYPE, self.keys)
             order = messages.decode(payload, Order)
             now = self._clock.trusted(order.issued)
             self._note_time(order, envelope, now)
             followed = orders.accept(order, payload, self._identity, self._kept.followed, now)
         except (SignatureRefusedError, MessageError, OrderRefusedError) as error:
             self.refused = str(error)[:2000]
+            if isinstance(error, dsse.UnknownSignerError):
+                self._unknown = envelope
             log.trouble("order refused", reason=error)
             return None
         if followed is None:
             self.refused = ""
             return None
         signed = clock.last_two(self._kept.signed, order.issued)
-        kept = Kept(followed, order, signed, self._identity.enrolment)
+        kept = Kept(followed, order, signed, self._identity.enrolment, self._kept.listed)
         try:
             await self._storage.do(lambda: self._record.save(kept))
         except (OSError, sqlite3.Error) as error:

@@ -12,6 +12,7 @@ import sys
 
 import msgspec
 
+from device_agent import confined
 from edgekit import distribution
 from edgekit.errors import EdgeKitError, ProfileError, ToolFailedError
 from edgekit.plugins import ADAPTERS
@@ -99,6 +100,7 @@ async def _child(*words: str) -> tuple[int, bytes, str]:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env=confined.environment(),
     )
     try:
         output, errors = await asyncio.wait_for(process.communicate(), TIMEOUT_S)

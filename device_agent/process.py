@@ -166,7 +166,7 @@ class WorkerProcess:
             self._process = await asyncio.create_subprocess_exec(
                 *confined.command("device_agent.worker", self._bounds(), *self._words(shared)),
                 pass_fds=[self._theirs.fileno(), shared], stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL, env=confined.environment(),
             )  # fmt: skip
         except BaseException:
             ours.close()

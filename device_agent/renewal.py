@@ -107,12 +107,14 @@ class Renewal:
         except EdgeKitError as error:
             self._tell(f"{error}; enrol this device again if that is not a mistake")
             return False
+        is_new = answer.certificate != self.known.answer.certificate
         self.known = identity.renewed(self.known, answer)
         self._access.show(answer.certificate, self._key.pem, answer.credential)
         self._is_unsaved = True
         await self._save()
         self._conditions.clear(_CONDITION)
-        log.event("certificate renewed", device=answer.device, until=answer.not_after.isoformat())
+        told = "certificate renewed" if is_new else "the fleet gave the same certificate again"
+        log.event(told, device=answer.device, until=answer.not_after.isoformat())
         return True
 
     async def _save(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from device_agent import enrol, hardware, identity, log, probe
 from device_agent.clock import Clock
+from device_agent.config import Settings, Who
 from device_agent.enrol import Asking
 from device_agent.hardware import Hardware
 from device_agent.identity import DeviceIdentity
@@ -23,7 +24,7 @@ from device_agent.listen import Listener, listen
 from device_agent.network import Access
 from device_agent.probe import Platform
 from device_agent.storage import Storage
-from device_agent.supervisor import Agent, Settings, Who
+from device_agent.supervisor import Agent
 from edgekit.errors import EdgeKitError, UsageError
 from edgekit.wire.enrolment import EnrolmentFile
 

@@ -9,21 +9,17 @@ Always true
 import asyncio
 import os
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from device_agent import collector, health, identity, log
-from device_agent.clock import Clock
 from device_agent.collector import Collector
 from device_agent.conditions import Conditions
-from device_agent.folder import StateFolder
+from device_agent.config import Settings, Who
 from device_agent.front import Front
-from device_agent.identity import DeviceIdentity, DeviceKey, Start
+from device_agent.identity import Start
 from device_agent.link import Link, LinkHooks
-from device_agent.listen import Credentials, Listener
-from device_agent.network import Access
+from device_agent.listen import Listener
 from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
 from device_agent.process import Served
@@ -32,42 +28,19 @@ from device_agent.reporter import Numbers, Reporter, Vitals
 from device_agent.spool import Spool
 from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
 from device_agent.storage import Storage
+from device_agent.tuf.lookup import Lookup
+from device_agent.tuf.watch import Watch
 from device_agent.update.events import Acknowledged, Event, LinkDown, LinkUp, Ordered
 from device_agent.update.fetch import Source
 from device_agent.update.reconciler import Reconciler
 from device_agent.workers import Workers
 from edgekit import __version__
 from edgekit.manifest import FORMAT
+from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire import messages, topics
 from edgekit.wire.messages import DeploymentReport, Order, Reported
 
 TICK_S = 0.5
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `edgekit agent run` was asked for. `profile` None means: find it. `private` is no business of workers."""
-
-    state: StateFolder
-    http: tuple[str, ...]
-    secured: Credentials | None
-    enrolment: Path | None
-    profile: str | None
-    window_s: float
-    log_json: bool
-    serves_despite_change: bool = False
-    private: tuple[Path, ...] = ()
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class Who:
-    """One identity with what it takes to be it, and the clock that its certificate and orders are judged by."""
-
-    identity: DeviceIdentity
-    key: DeviceKey
-    access: Access
-    clock: Clock
 
 
 class Agent:
@@ -123,7 +96,9 @@ class Agent:
         self._is_report_due = False
         self._status_written = 0.0
         self._writing: set[asyncio.Task[None]] = set()
-        self._source = Source(known.file.artifact_url, known.file.publisher_keys, who.access)
+        self._lookup = Lookup(state.metadata, known.file, who.clock, self._order_keys_heard)
+        self._watch = Watch(self._lookup)
+        self._source = Source(known.file.artifact_url, who.access, self._lookup.check)
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
         self._workers: dict[str, Workers] = {}
@@ -207,7 +182,7 @@ class Agent:
             self._follow(self._orders.order)
         self._front.start()
         self._link.start()
-        for work in (self._tick(), self._take_orders(), self._renewal.run()):
+        for work in (self._tick(), self._take_orders(), self._renewal.run(), self._watch.run()):
             self._run(work)
         for reconciler in self._reconcilers.values():
             self._run(reconciler.run())
@@ -266,8 +241,14 @@ class Agent:
             order = await (self._orders.try_again() if envelope is None else self._orders.receive(envelope))
             if order is not None:
                 self._follow(order)
+            if self._orders.lacks_key:
+                self._watch.nudge()
             if order is not None or not waiting:
                 self._describe()
+
+    async def _order_keys_heard(self, listed: OrderKeys | None) -> None:
+        if await self._orders.trust(listed) and self._orders.lacks_key:
+            self._order_came.set()
 
     def _look_at_the_clock(self) -> None:
         """Serving never waits for it; orders that it made look expired are judged again when it has changed."""

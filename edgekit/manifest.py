@@ -180,8 +180,8 @@ class SelfTest(msgspec.Struct, frozen=True):
 class Histogram(msgspec.Struct, frozen=True):
     """Reference counts over fixed bins: `edges` has one entry more than `counts`; ends are open."""
 
-    edges: list[float]
-    counts: list[int]
+    edges: Annotated[list[float], Meta(max_length=4097)]
+    counts: Annotated[list[Annotated[int, Meta(ge=0, le=2**53)]], Meta(max_length=4096)]
 
 
 class Reference(msgspec.Struct, frozen=True):

@@ -19,16 +19,19 @@ _LOG_GAMMA = math.log(_GAMMA)
 # Below a nanosecond (in ms) nothing is told apart.
 SMALLEST = 1e-6
 
-Count = Annotated[int, Meta(ge=0)]
+# Of a window decoded from the wire: `SMALLEST` falls into bin -690, a month in milliseconds into bin 1092.
+Bin = Annotated[int, Meta(ge=-700, le=1100)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Sum = Annotated[float, Meta(ge=0, le=1e18)]
 
 
 class Sketch(msgspec.Struct, frozen=True):
     """Counts by bin index, the number of values at or below `SMALLEST`, and the exact sum and maximum."""
 
-    bins: dict[int, Count] = {}
+    bins: dict[Bin, Count] = {}
     zeros: Count = 0
-    total: float = 0.0
-    largest: float = 0.0
+    total: Sum = 0.0
+    largest: Sum = 0.0
 
     @property
     def count(self) -> int:

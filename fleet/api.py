@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from edgekit.manifest import Name
-from edgekit.wire.enrolment import DeviceId
+from edgekit.manifest import Name, Sha256
+from edgekit.wire.enrolment import DeviceId, Key
 
-Text = Annotated[str, Meta(max_length=500)]
+MAX_TEXT = 500
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 OnViolation = Literal["rollback", "pause", "abort"]
 
@@ -52,6 +53,24 @@ class NewBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires: Text = ""
     serials: Annotated[tuple[DeviceId, ...], Meta(max_length=100_000)] = ()
     needs_approval: bool = False
+
+
+class BatchView(msgspec.Struct, frozen=True):
+    """`GET /batches`: `state` is open, full, run out or withdrawn; `listed` counts the names that it is for, 0 for any."""
+
+    id: str
+    state: str
+    created: datetime
+    created_by: str
+    expires: datetime
+    places: int
+    joined: int
+    waiting: int
+    refused: int
+    needs_approval: bool
+    listed: int
+    labels: dict[str, str]
+    deployments: tuple[str, ...]
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -134,12 +153,12 @@ class Explanation(msgspec.Struct, frozen=True):
 
 
 class NewBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /bundles` after its file was uploaded; envelope and evidence are JSON documents as text.
+    """`POST /bundles` after its file was uploaded and listed in the metadata; evidence is a JSON document as text.
 
     An `alternate` lies beside the release's picked bundle of its profile; no device is ordered to run it.
     """
 
-    envelope: str
+    sha256: Sha256
     evidence: str | None = None
     alternate: bool = False
 
@@ -168,6 +187,27 @@ class ReleaseView(msgspec.Struct, frozen=True):
     published: datetime
     bundles: tuple[BundleView, ...]
     alternates: tuple[BundleView, ...] = ()
+
+
+class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /blocked`: no new order names `subject`, a release (NAME@VERSION) or a bundle's sha256."""
+
+    subject: Text
+    reason: Text = ""
+
+
+class BlockAnswer(msgspec.Struct, frozen=True):
+    """`is_changed` is False where it was so before."""
+
+    subject: str
+    is_changed: bool
+
+
+class BlockedView(msgspec.Struct, frozen=True):
+    subject: str
+    reason: str
+    actor: str
+    at: datetime
 
 
 class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -243,7 +283,10 @@ class RolloutAnswer(msgspec.Struct, frozen=True):
 
 
 class FleetView(msgspec.Struct, frozen=True):
-    """`GET /status`: the service at a glance. `dropped` counts messages that were refused, by reason."""
+    """`GET /status`: the service at a glance. `dropped` counts messages that were refused, by reason.
+
+    Of the services on one database one is the controller; the others serve this API, and take over when it ends.
+    """
 
     fleet: str
     is_frozen: bool
@@ -253,6 +296,7 @@ class FleetView(msgspec.Struct, frozen=True):
     online: int
     active_rollouts: int
     dropped: dict[str, int]
+    is_controller: bool = True
 
 
 class KeysView(msgspec.Struct, frozen=True):
@@ -260,7 +304,14 @@ class KeysView(msgspec.Struct, frozen=True):
 
     fleet: str
     order_keys: dict[str, str]
-    publisher_keys: dict[str, str]
+    audit_keys: dict[str, str]
+
+
+class OrderKey(msgspec.Struct, frozen=True):
+    """The key that is to sign orders once the publisher lists it: its id and ed25519 public key in hex."""
+
+    keyid: str
+    public: Key
 
 
 class PublicKey(msgspec.Struct, frozen=True):
@@ -279,12 +330,114 @@ class MetadataView(msgspec.Struct, frozen=True):
 
 
 class NewMetadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /metadata`: new roots in order, and the newest version of other roles. Taken all or none."""
+    """`POST /metadata`: new roots in order, the newest version of other roles, and what of the role `fleet` lists is new.
+
+    Taken all or none.
+    """
 
     roots: Annotated[tuple[str, ...], Meta(max_length=256)] = ()
     roles: Annotated[dict[str, str], Meta(max_length=1000)] = {}
+    files: Annotated[dict[str, str], Meta(max_length=4)] = {}
 
 
 class Freeze(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is_frozen: bool
     reason: Text = ""
+
+
+# -- access ----------------------------------------------------------------------------------------------------------
+
+# Neither a colon, which the audit log puts before it, nor capitals: no two names that look alike.
+AccessName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._@-]{0,47}$")]
+ScopeText = Annotated[str, Meta(max_length=200)]
+
+
+class Whoami(msgspec.Struct, frozen=True):
+    """`GET /whoami`: `name` is `token:NAME` or `user:NAME`; an empty `scope` is the whole fleet."""
+
+    name: str
+    role: str
+    scope: str
+
+
+class NewToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /tokens`. Without `expires` (a duration) it holds until it is revoked."""
+
+    name: AccessName
+    role: Text
+    scope: ScopeText = ""
+    expires: Text = ""
+
+
+class MadeToken(msgspec.Struct, frozen=True):
+    """The one answer that holds the secret, and what a client needs besides."""
+
+    name: str
+    secret: str
+    url: str
+    ca: str
+
+    def __repr__(self) -> str:
+        return f"MadeToken({self.name!r})"
+
+
+class TokenView(msgspec.Struct, frozen=True):
+    """`state` is good, expired or revoked."""
+
+    name: str
+    role: str
+    scope: str
+    state: str
+    created: datetime
+    created_by: str
+    expires: datetime | None
+    last_used: datetime | None
+    last_used_from: str
+
+
+class NewUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /users`."""
+
+    name: AccessName
+    password: Text
+    role: Text
+    scope: ScopeText = ""
+
+    def __repr__(self) -> str:
+        return f"NewUser({self.name!r})"
+
+
+class NewPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /users/NAME/password`."""
+
+    password: Text
+
+    def __repr__(self) -> str:
+        return "NewPassword()"
+
+
+class UserView(msgspec.Struct, frozen=True):
+    name: str
+    role: str
+    scope: str
+    created: datetime
+    created_by: str
+    last_used: datetime | None
+    last_used_from: str
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """`is_changed` is False where it was so before."""
+
+    name: str
+    is_changed: bool = True
+
+
+class AuditVerdict(msgspec.Struct, frozen=True):
+    """`GET /audit/verdict`: `newest` and `covered` are ids of entries; `problems` is empty if the log is whole."""
+
+    entries: int
+    newest: int
+    covered: int
+    heads: int
+    problems: tuple[str, ...]

@@ -45,11 +45,17 @@ class SigningKey:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a secret file, mode 0600, whole or not at all; an existing one is replaced."""
+    """Write a secret file, mode 0600, whole or not at all; an existing one is replaced.
+
+    What root writes belongs to whom the folder belongs to: a broker reads its files as a user of its own.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as stream:
+            if os.geteuid() == 0:
+                owner = path.parent.stat()
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -109,7 +115,3 @@ def target_of(bundle: Bundle) -> Target:
         length=bundle.size_bytes,
         sha256=bundle.sha256,
     )
-
-
-def sign_target(target: Target, key: SigningKey) -> bytes:
-    return sign(msgspec.json.encode(target), dsse.TARGET_TYPE, key)

@@ -1,7 +1,7 @@
 """Bringing a bundle onto this device: from the pinned artifact address to a file whose every byte was signed.
 
 Always true
- 1. The publisher's envelope is fetched and verified first; it and the order must say the same.
+ 1. It begins only after `tuf.lookup` found the order's bundle among what the publisher signed, with its length and hash.
  2. Nothing is received beyond the signed length, and nothing is opened before length and hash matched.
  3. No address comes from an order, no redirect is followed, only allowed hosts are spoken to.
  4. A download that was cut is `<sha256>.<n>.part`, of which the first n bytes were synced before it got that name;
@@ -15,13 +15,11 @@ Blocking; the reconciler calls it in a thread and sets `stopping` to end it.
 import http.client
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
-
-import msgspec
 
 from device_agent import durable
 from device_agent.blocking import Stopper
@@ -29,16 +27,16 @@ from device_agent.network import Access
 from device_agent.update.events import Cause
 from edgekit import bundle as bundles
 from edgekit.bundle import Bundle
-from edgekit.errors import BundleError, EdgeKitError, ManifestError, SignatureRefusedError, UsageError
+from edgekit.errors import BundleError, EdgeKitError, ManifestError, UsageError
 from edgekit.protocol import room
-from edgekit.trust import target as targets
-from edgekit.trust.dsse import MAX_ENVELOPE_BYTES, Envelope
 from edgekit.wire.messages import OrderedBundle
 
 CHUNK_BYTES = 256 * 1024
 # How much of a download a power cut may cost.
 SYNC_BYTES = 4 << 20
 
+# Ends well if the publisher signed just this bundle (`tuf.lookup`). Raises: FetchError, OSError.
+CheckSigned = Callable[[OrderedBundle], Awaitable[None]]
 # A request for the file that is received, with these headers beside the usual ones.
 Ask = Callable[[Mapping[str, str]], AbstractContextManager[http.client.HTTPResponse]]
 
@@ -58,8 +56,8 @@ class Source:
     """Where artifacts come from, as the enrolment pinned it."""
 
     artifact_url: str
-    publisher_keys: Mapping[str, str]
     access: Access
+    check_signed: CheckSigned
 
 
 def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: Stopper) -> Bundle:
@@ -72,7 +70,6 @@ def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: Stopper
     for stale in folder.iterdir():
         if not stale.name.startswith(wanted.sha256):
             durable.remove(stale)
-    _check_envelope(source, wanted, stopping)
     if not final.is_file():
         part = Part.find(folder, wanted.sha256, wanted.length)
         _check_space(folder, wanted.length, part.synced)
@@ -84,27 +81,6 @@ def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: Stopper
         _check_download(wanted, part.path)
         durable.rename(part.path, final)
     return opened(wanted, folder)
-
-
-def _check_envelope(source: Source, wanted: OrderedBundle, stopping: Stopper) -> None:
-    data = b""
-    with _asking(source, f"{wanted.sha256}.dsse", {}, stopping) as response:
-        _expect(response, (200,), f"the signature of {wanted.target}")
-        data = _read(response, MAX_ENVELOPE_BYTES + 1)
-    try:
-        msgspec.json.decode(data, type=Envelope)
-    except msgspec.DecodeError as error:
-        raise FetchError(f"{wanted.target}: what came as its signature is none ({error})") from error
-    try:
-        signed = targets.verify(data, source.publisher_keys)
-    except SignatureRefusedError as error:
-        raise FetchError(f"{wanted.target}: {error}", Cause.DOUBT) from error
-    if (signed.path, signed.sha256, signed.length) != (wanted.target, wanted.sha256, wanted.length):
-        raise FetchError(
-            f"the order wants {wanted.target} with {wanted.length} bytes,"
-            f" the publisher signed {signed.path} with {signed.length}",
-            Cause.ORDER,
-        )
 
 
 def _check_space(folder: Path, length: int, have: int) -> None:

@@ -66,6 +66,7 @@ class Jobs:
         if told := room.memory_refusal(memory.free_mb, peak_mb, memory.running_mb, overlap=memory.overlap):
             raise JobError(told, Cause.PASSING)
         try:
+            await self._source.check_signed(job.bundle)
             await _in_thread(lambda stop: fetch(self._source, job.bundle, self._folder.fetch, stop))
         except FetchError as error:
             raise JobError(str(error), error.cause) from error

@@ -61,6 +61,7 @@ async def run(
     process = await asyncio.create_subprocess_exec(
         *confined.command("device_agent.update.selftest", bounds, *words),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, start_new_session=True,
+        env=confined.environment(),
     )  # fmt: skip
     assert process.stdout is not None
     guard = asyncio.create_task(_too_much_memory(process.pid, limit))

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from edgekit import __version__, interrupt
+from edgekit import __version__, analytics, interrupt
 from edgekit.cli import trouble
 from edgekit.distribution import extra
 from edgekit.errors import EdgeKitError
@@ -77,8 +77,7 @@ def main() -> None:
     """Run the command; every error becomes one line and an exit code, Ctrl-C 130, SIGTERM 143. `--debug` shows tracebacks."""
     debug = "--debug" in sys.argv[1:]
     interrupt.install()
-    # ONNX Runtime 1.32 writes a session id for its telemetry (.ses) into the temporary folder of whoever imports it.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    analytics.switch_off()
     try:
         code = cli.main(standalone_mode=False)
     except (KeyboardInterrupt, click.exceptions.Abort):

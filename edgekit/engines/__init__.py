@@ -13,14 +13,17 @@ from typing import Protocol
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
+from edgekit import analytics, distribution
 from edgekit import buckets as rules
-from edgekit import distribution
 from edgekit.engines._bucketed import BucketedModel
 from edgekit.errors import EngineError, EngineMissingError, ManifestError
 from edgekit.manifest import Buckets, EngineSpec, Manifest, TensorSpec
 from edgekit.plugins import ADAPTERS
 from edgekit.tensors import Array, check_inputs
 from edgekit.transforms import check_post_steps, check_steps
+
+# Before any adapter imports its engine.
+analytics.switch_off()
 
 
 class Model(Protocol):

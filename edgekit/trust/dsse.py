@@ -15,8 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from edgekit.errors import SignatureRefusedError
 
 ORDER_TYPE = "application/vnd.edgekit.desired.v1+json"
-TARGET_TYPE = "application/vnd.edgekit.target.v1+json"
 MAX_ENVELOPE_BYTES = 512 * 1024
+
+
+class UnknownSignerError(SignatureRefusedError):
+    """An envelope of the right type that none of the trusted keys signed: perhaps there are others by now."""
 
 
 class Signature(msgspec.Struct, frozen=True):
@@ -39,7 +42,7 @@ def pae(payload_type: str, payload: bytes) -> bytes:
 def verify(data: bytes, payload_type: str, keys: Mapping[str, str]) -> bytes:
     """The payload of an envelope that one of `keys` (key id → ed25519 public key, hex) signed as `payload_type`.
 
-    Raises: SignatureRefusedError.
+    Raises: SignatureRefusedError; UnknownSignerError if no key of these is named in it.
     """
     if len(data) > MAX_ENVELOPE_BYTES:
         raise SignatureRefusedError(f"envelope of {len(data)} bytes; at most {MAX_ENVELOPE_BYTES} are read")
@@ -55,8 +58,9 @@ def verify(data: bytes, payload_type: str, keys: Mapping[str, str]) -> bytes:
         key = keys.get(signature.keyid)
         if key is not None and _is_valid(key, signature.sig, message):
             return payload
-    known = ", ".join(signature.keyid for signature in envelope.signatures) or "none"
-    raise SignatureRefusedError(f"no valid signature by a trusted key (signed by: {known})")
+    named = [signature.keyid for signature in envelope.signatures]
+    kind = SignatureRefusedError if set(named) & keys.keys() else UnknownSignerError
+    raise kind(f"no valid signature by a trusted key (signed by: {', '.join(named) or 'none'})")
 
 
 def _is_valid(key: str, signature: str, message: bytes) -> bool:

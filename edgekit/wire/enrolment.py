@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from edgekit.manifest import Name
+from edgekit.wire.messages import Plain, Word
 
 FORMAT = 2
 # A certificate is renewed at this share of its life, with jitter; one that has run out may only renew, so long after.
@@ -56,8 +57,9 @@ class EnrolmentFile(msgspec.Struct, frozen=True):
 
     `device` is empty in the file of a batch: the device gives its own serial as its name. `ca` is a PEM bundle that
     pins every TLS connection of this fleet; empty means plain HTTP and MQTT, which only loopback may use
-    (`unprotected`). Keys map a key id to a raw ed25519 public key in hex. `tuf_root` is the text of a root.json,
-    and `metadata_url` where its metadata lies (docs/tuf.md); agents do not use them yet.
+    (`unprotected`). Order keys map a key id to a raw ed25519 public key in hex; they count until the publisher lists
+    others. `tuf_root` is the text of a root.json, which says whose bundles are run, and `metadata_url` where the metadata
+    lies that follow from it (docs/tuf.md).
     """
 
     format: int
@@ -69,12 +71,11 @@ class EnrolmentFile(msgspec.Struct, frozen=True):
     allowed_hosts: tuple[str, ...]
     broker: BrokerAddress
     order_keys: dict[str, Key]
-    publisher_keys: dict[str, Key]
+    tuf_root: str
+    metadata_url: str
     deployments: tuple[Name, ...]
     labels: dict[str, str] = {}
     ca: str = ""
-    tuf_root: str = ""
-    metadata_url: str = ""
 
 
 class EnrolRequest(msgspec.Struct, frozen=True):
@@ -86,8 +87,8 @@ class EnrolRequest(msgspec.Struct, frozen=True):
     device: DeviceId
     token: Annotated[str, Meta(max_length=256)]
     csr: Csr
-    profile: Annotated[str, Meta(max_length=64)]
-    agent_version: Annotated[str, Meta(max_length=200)]
+    profile: Word
+    agent_version: Plain
     fingerprint: Fingerprint = ""
 
 
@@ -109,10 +110,12 @@ class RenewRequest(msgspec.Struct, frozen=True):
 
     Where a proxy ends TLS (or a certificate that has run out cannot be shown): the credential as bearer, and `proof`,
     the base64 of the *present* key's ECDSA signature (SHA-256, DER) over `PROOF_PREFIX` and the bytes of `csr`.
+    `fingerprint` is as in `EnrolRequest`, of the hardware that renews.
     """
 
     csr: Csr
     proof: Annotated[str, Meta(max_length=256)] = ""
+    fingerprint: Fingerprint = ""
 
 
 def renew_url(enrol_url: str) -> str:
@@ -127,7 +130,7 @@ def unprotected(file: EnrolmentFile) -> tuple[str, ...]:
     a file with any.
     """
     found = []
-    for url in (file.enrol_url, file.artifact_url):
+    for url in (file.enrol_url, file.artifact_url, file.metadata_url):
         parts = urlsplit(url)
         is_pinned = parts.scheme == "https" and bool(file.ca)
         if not is_pinned and not is_loopback(parts.hostname or ""):

@@ -1,6 +1,9 @@
 """Payloads, as JSON.
 
 Times are RFC 3339 in UTC; durations carry their unit; counters of a window are non-negative.
+
+Every value has bounds, checked where it is decoded: what has passed `decode` fits the fleet's tables (64-bit integers,
+text without control characters where it is stored as it is), and is something that a device could have done.
 """
 
 from datetime import datetime
@@ -17,10 +20,24 @@ from edgekit.wire.states import AgentState
 VERSION = 1
 MAX_MESSAGE_BYTES = 256 * 1024
 MAX_CONDITIONS = 64
+MAX_DEPLOYMENTS = 32
+# More than any engine on a small computer does; a window that claims more is not believed.
+MAX_REQUESTS_PER_S = 10_000
+MAX_WINDOW_S = 86_400.0
+# A start a second for 30 years; incarnations go up by two a start.
+MAX_INCARNATION = 2**31 - 1
 
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Small = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Text = Annotated[str, Meta(max_length=2000)]
 Label = Annotated[str, Meta(max_length=200)]
+# Stored as it is: PostgreSQL takes no NUL.
+Plain = Annotated[str, Meta(pattern=r"^[^\x00-\x1f]{0,200}$")]
+Word = Annotated[str, Meta(pattern=r"^[^\x00-\x1f]{0,64}$")]
+DeviceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Megabytes = Annotated[float, Meta(ge=0, le=1e9)]
+Moment = Annotated[datetime, Meta(tz=True)]
+WindowSeconds = Annotated[float, Meta(ge=0, le=MAX_WINDOW_S)]
 
 MAX_METRICS = 32
 MetricName = Annotated[str, Meta(pattern=r"^(drift_psi|metric:[A-Za-z0-9_.-]{1,64})$")]
@@ -33,8 +50,8 @@ class Boot(msgspec.Struct, frozen=True, order=True):
     One incarnation with two nonces is a cloned card.
     """
 
-    enrolment: Count
-    incarnation: Count
+    enrolment: Small
+    incarnation: Annotated[int, Meta(ge=0, le=MAX_INCARNATION)]
     nonce: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -97,10 +114,10 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     digest: Sha256 | None = None
     committed: Sha256 | None = None
     ordered: Sha256 | None = None
-    model: str = ""
-    model_version: str = ""
+    model: Plain = ""
+    model_version: Plain = ""
     reason: Text = ""
-    memory_mb: Annotated[float, Meta(ge=0)] | None = None
+    memory_mb: Megabytes | None = None
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -111,7 +128,7 @@ class Condition(msgspec.Struct, frozen=True):
 
     code: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
     detail: Text
-    since: datetime
+    since: Moment
     deployment: Annotated[str, Meta(max_length=200)] = ""
 
 
@@ -121,20 +138,20 @@ class Reported(msgspec.Struct, frozen=True):
     `free_memory_mb` can still be taken beside what runs; with `overlap` an update needs room for old and new at once.
     """
 
-    device: str
+    device: DeviceName
     boot: Boot
     seq: Count
     order_counter: Count
-    deployments: dict[Name, DeploymentReport]
-    profile: str
-    isa: tuple[str, ...]
-    engines: dict[str, str]
-    agent_version: str
-    bundle_format: int
+    deployments: Annotated[dict[Name, DeploymentReport], Meta(max_length=MAX_DEPLOYMENTS)]
+    profile: Word
+    isa: Annotated[tuple[Word, ...], Meta(max_length=64)]
+    engines: Annotated[dict[Word, Plain], Meta(max_length=16)]
+    agent_version: Plain
+    bundle_format: Small
     free_bytes: Count
-    free_memory_mb: Annotated[float, Meta(ge=0)] | None = None
+    free_memory_mb: Megabytes | None = None
     overlap: bool = True
-    labels: dict[Label, Label] = {}
+    labels: Annotated[dict[Label, Label], Meta(max_length=64)] = {}
     refused: Text = ""
     conditions: Annotated[tuple[Condition, ...], Meta(max_length=MAX_CONDITIONS)] = ()
     version: int = VERSION
@@ -178,8 +195,8 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     sequence_resets: Count = 0
     infer_ms: Sketch = Sketch()
     request_ms: Sketch = Sketch()
-    inputs: dict[str, Histogram] = {}
-    outputs: dict[str, Histogram] = {}
+    inputs: Annotated[dict[Label, Histogram], Meta(max_length=256)] = {}
+    outputs: Annotated[dict[Label, Histogram], Meta(max_length=256)] = {}
     metrics: Annotated[dict[MetricName, Moments], Meta(max_length=MAX_METRICS)] = {}
 
 
@@ -189,16 +206,17 @@ class Report(msgspec.Struct, frozen=True):
     `started` is wall time as the device believes it, `length_s` monotonic.
     """
 
-    device: str
+    device: DeviceName
     boot: Boot
     seq: Count
-    started: datetime
-    length_s: Annotated[float, Meta(ge=0)]
+    started: Moment
+    length_s: WindowSeconds
     clock_ok: bool
-    deployments: tuple[DeploymentWindow, ...]
-    cpu_percent: float | None = None
-    memory_mb: float | None = None
-    temperature_c: float | None = None
+    # A deployment that changed its bundle meanwhile has a window for each.
+    deployments: Annotated[tuple[DeploymentWindow, ...], Meta(max_length=4 * MAX_DEPLOYMENTS)]
+    cpu_percent: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    memory_mb: Megabytes | None = None
+    temperature_c: Annotated[float, Meta(ge=-300, le=10_000)] | None = None
     lost_reports: Count = 0
     version: int = VERSION
 
@@ -221,7 +239,7 @@ def encode(message: Order | Reported | Status | Report | Ack) -> bytes:
 def decode(data: bytes, kind: type[T]) -> T:
     """Read one message.
 
-    Raises: MessageError for oversized, malformed or unknown-version payloads.
+    Raises: MessageError for oversized, malformed, impossible or unknown-version payloads.
     """
     if len(data) > MAX_MESSAGE_BYTES:
         raise MessageError(f"{kind.__name__}: {len(data)} bytes, at most {MAX_MESSAGE_BYTES} are read")
@@ -233,4 +251,21 @@ def decode(data: bytes, kind: type[T]) -> T:
         raise MessageError(
             f"{kind.__name__}: version {message.version} is not known here (this side speaks {VERSION})"
         )
+    if isinstance(message, Report) and (told := impossible(message)):
+        raise MessageError(f"Report: {told}")
     return message
+
+
+def impossible(report: Report) -> str:
+    """Why no device can have done what a report claims, by its bounds taken together; empty if one could."""
+    most = MAX_REQUESTS_PER_S * (report.length_s + 1)
+    if len({(w.deployment, w.digest) for w in report.deployments}) < len(report.deployments):
+        return "two windows of one bundle in one report"
+    for window in report.deployments:
+        counts = (window.requests, window.errors, window.rejected_inputs, window.sequence_resets)
+        timed = max(window.infer_ms.count, window.request_ms.count)
+        if max(*counts, timed) > most:
+            return f"{window.deployment}: more than {MAX_REQUESTS_PER_S} requests a second"
+        if window.worker_deaths > 1000 * (report.length_s + 1):
+            return f"{window.deployment}: {window.worker_deaths} worker deaths in {report.length_s:g} s"
+    return ""

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from edgekit.distribution import extra
 from edgekit.errors import UsageError
-from fleet.client import config, device_cli, publishing, render
+from fleet.client import access_cli, audit_cli, batch_cli, config, device_cli, publishing, render
 from fleet.client.options import FLEET_HELP, connected, with_fleet
 from fleet.client.rollout_cli import rollout
 
@@ -70,7 +70,7 @@ def fleet(ctx: click.Context, *, place: str | None) -> None:
 
 
 fleet.add_command(rollout)
-for command in device_cli.COMMANDS:
+for command in (*device_cli.COMMANDS, *batch_cli.COMMANDS, *access_cli.COMMANDS, *audit_cli.COMMANDS):
     fleet.add_command(command)
 
 
@@ -107,12 +107,6 @@ def releases(*, place: str | None, as_json: bool) -> None:
 )
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--key",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Publisher key; that of the state folder unless set.",
-)
-@click.option(
     "--keys",
     "custody",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
@@ -120,21 +114,19 @@ def releases(*, place: str | None, as_json: bool) -> None:
     help="Publisher's folder of 'edgekit keys'; the one in the state folder unless set.",
 )
 @with_fleet
-def publish(
-    *, bundles: tuple[Path, ...], key: Path | None, custody: Path | None, place: str | None, as_json: bool
-) -> None:
+def publish(*, bundles: tuple[Path, ...], custody: Path | None, place: str | None, as_json: bool) -> None:
     """Check BUNDLES, sign them here, and upload them with their evidence.
 
     A folder means the bundles of a build in it. What their evidence calls an alternate lies beside the release's own
     bundle of the profile; no device is ordered to run it.
     """
     access = config.find(place)
-    if key is None:
-        if access.folder is None:
-            raise UsageError("which publisher key? give --key FILE")
-        key = access.folder / "keys" / "publisher.key"
-    if custody is None and access.folder is not None and (access.folder / "publisher").is_dir():
-        custody = access.folder / "publisher"
+    if custody is None:
+        custody = access.folder / "publisher" if access.folder is not None else None
+        if custody is None or not custody.is_dir():
+            raise UsageError(
+                "where are the publisher's keys? give --keys DIR, the folder of 'edgekit keys init'"
+            )
     answers = []
     with connected(place) as client:
         checked = publishing.check(client, publishing.bundle_files(bundles))
@@ -147,9 +139,7 @@ def publish(
         ) as progress:
             for found in checked:
                 task = progress.add_task(found.bundle.manifest.title, total=found.bundle.size_bytes)
-                answers.append(
-                    publishing.publish(client, found, key, partial(progress.advance, task), custody)
-                )
+                answers.append(publishing.publish(client, found, custody, partial(progress.advance, task)))
     if as_json:
         render.show_json(answers)
         return
@@ -180,6 +170,48 @@ def status(*, place: str | None, as_json: bool) -> None:
         click.echo(f"dropped {count} messages: {reason}")
 
 
+@fleet.command()
+@click.argument("subject", metavar="NAME@VERSION|SHA256")
+@click.option("--reason", default="", help="For the list and the audit log.")
+@with_fleet
+def block(*, subject: str, reason: str, place: str | None, as_json: bool) -> None:
+    """Stop new orders for a release or a bundle, at once; rollouts of it are paused. What runs it goes on."""
+    with connected(place) as client:
+        done = client.block(subject, reason)
+    if as_json:
+        render.show_json(done)
+    else:
+        click.echo(f"{subject} is blocked" if done.is_changed else f"{subject} was blocked already")
+
+
+@fleet.command()
+@click.argument("subject", metavar="NAME@VERSION|SHA256")
+@click.option("--reason", default="", help="For the audit log.")
+@with_fleet
+def unblock(*, subject: str, reason: str, place: str | None, as_json: bool) -> None:
+    """Let orders name it again; rollouts that were paused wait for 'rollout resume'."""
+    with connected(place) as client:
+        done = client.unblock(subject, reason)
+    if as_json:
+        render.show_json(done)
+    else:
+        click.echo(f"{subject} may be ordered again")
+
+
+@fleet.command()
+@with_fleet
+def blocked(*, place: str | None, as_json: bool) -> None:
+    """List what no new order may name."""
+    with connected(place) as client:
+        found = client.blocked()
+    if as_json:
+        render.show_json(found)
+    elif not found:
+        click.echo("nothing is blocked")
+    for item in found if not as_json else ():
+        click.echo(f"{item.subject}  {item.at:%Y-%m-%d %H:%M} by {item.actor}  {item.reason}".rstrip())
+
+
 @fleet.group()
 def keys() -> None:
     """The fleet's keys."""
@@ -195,9 +227,10 @@ def show_keys(*, place: str | None, as_json: bool) -> None:
         render.show_json(found)
         return
     click.echo(f"fleet {found.fleet}")
-    for kind, table in (("order", found.order_keys), ("publisher", found.publisher_keys)):
-        for keyid, public in table.items():
-            click.echo(f"{kind:<10} {keyid}  {public}")
+    for keyid, public in found.order_keys.items():
+        click.echo(f"order {keyid}  {public}")
+    for keyid, public in found.audit_keys.items():
+        click.echo(f"audit {keyid}  {public}")
 
 
 @fleet.command()

@@ -6,6 +6,7 @@ Always true
 """
 
 import os
+import stat
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,29 @@ def _ca_file() -> str:
         return Path(place).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{CA}={place}: cannot be read ({error})") from error
+
+
+def client_file(url: str, token: str, ca: str) -> str:
+    """The text of a client file."""
+    text = (
+        "# How 'edgekit fleet' reaches the service. Whoever reads this file can do all that its token may: keep it to "
+        f'yourself.\nurl = "{url}"\ntoken = "{token}"\n'
+    )
+    return f"{text}ca = '''\n{ca}'''\n" if ca else text
+
+
+def read_secret(path: Path, what: str) -> str:
+    """The first line of a file that nobody else may read. Raises: UsageError."""
+    try:
+        mode, text = stat.S_IMODE(path.stat().st_mode), path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {what} cannot be read from it") from error
+    if mode & 0o077:
+        raise UsageError(f"{path}: {what} is readable by others (mode {mode:04o}); run: chmod 600 {path}")
+    lines = text.splitlines()
+    if not lines or not lines[0]:
+        raise UsageError(f"{path}: {what} is empty")
+    return lines[0]
 
 
 def _safe(access: Access) -> Access:

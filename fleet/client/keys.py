@@ -10,7 +10,7 @@ from edgekit.trust.target import Target
 from fleet import api
 from fleet.client.rest import Client
 from fleet.tuf import documents
-from fleet.tuf.documents import ROOT, Documents
+from fleet.tuf.documents import FLEET, ROOT, Documents
 from fleet.tuf.home import Home
 
 
@@ -56,7 +56,8 @@ def upload(client: Client, home: Home) -> tuple[str, ...]:
         if role not in there.roles or one.signed.version > there.roles[role].signed.version
     }
     if roots or roles:
-        client.offer(api.NewMetadata(roots, roles))
+        files = {path: data.decode() for path, data in home.files().items()} if FLEET in roles else {}
+        client.offer(api.NewMetadata(roots, roles, files))
     return (*([ROOT] if roots else []), *roles)
 
 

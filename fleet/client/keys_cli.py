@@ -12,6 +12,7 @@ import msgspec
 from securesystemslib.signer import Key
 
 from edgekit.errors import UsageError
+from edgekit.trust.orderkeys import OrderKeys
 from fleet import api
 from fleet.client import config, keys, render
 from fleet.client.options import connected, with_fleet
@@ -193,10 +194,15 @@ def rotate(
     *, folder: Path, passphrase_file: Path | None, no_passphrase: bool, role: str, add: tuple[Path, ...],
     remove: tuple[str, ...], threshold: int | None, token: str, place: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Replace the keys of ROLE: root, targets, model.NAME, or online (the fleet's own, by a successor it makes)."""
+    """Replace the keys of ROLE: root, targets, model.NAME, fleet; online and orders are the fleet's own, by successors
+    that it makes.
+    """
     del as_json
     home, now = _home(folder, passphrase_file, no_passphrase=no_passphrase), datetime.now(UTC)
     with _fleet(place) as client:
+        if role == "orders":
+            _rotate_orders(home, client, now)
+            return
         added = _public_keys(add)
         if client is not None:
             keys.refresh(client, home)
@@ -204,6 +210,16 @@ def rotate(
                 added = [keys.public_key(client.next_online_key())]
         waiting = home.rotate(role, now, add=added, remove=remove, threshold=threshold, token=token)
         _told(client, home, waiting)
+
+
+def _rotate_orders(home: Home, client: Client | None, now: datetime) -> None:
+    """List the successor of the key that the fleet signs orders with; devices follow it from then on, and only it."""
+    if client is None:
+        raise UsageError("which fleet's order key? give --fleet")
+    keys.refresh(client, home)
+    new = client.next_order_key()
+    _told(client, home, home.set_order_keys(OrderKeys({new.keyid: new.public}), now))
+    click.echo(f"orders are signed by {new.keyid} from now on; devices follow no other key")
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Publishing: check, sign here, upload. The key never leaves this machine.
+"""Publishing: check, upload, sign here. Keys never leave this machine.
 
 Which bundles are alternates their evidence says: a build that could not measure the board keeps several.
 
@@ -87,23 +87,19 @@ def _is_there(client: Client, sha256: str) -> bool:
 
 
 def publish(
-    client: Client, checked: Checked, key: Path, progress: Callable[[int], None], keys: Path | None = None
+    client: Client, checked: Checked, keys: Path, progress: Callable[[int], None]
 ) -> api.PublishAnswer:
-    """Sign, upload and register one checked bundle. `keys` is the publisher's folder, where the fleet has TUF metadata.
+    """Upload, list and register one checked bundle, with the keys in the publisher's folder.
 
     Raises: UsageError for the keys; what the service refuses.
     """
-    # cryptography belongs to signing only; the other commands do without it.
-    from fleet.publish import load_key, sign_target, target_of
+    # cryptography and tuf belong to signing only; the other commands do without them.
+    from fleet.client import keys as custody
+    from fleet.publish import target_of
+    from fleet.tuf.home import Home
+    from fleet.tuf.ring import Ring, passphrase
 
-    target = target_of(checked.bundle)
-    envelope = sign_target(target, load_key(key)).decode()
     if not checked.was_there:
         client.upload(checked.bundle.path, checked.bundle.sha256, progress)
-    if keys is not None:
-        from fleet.client import keys as custody
-        from fleet.tuf.home import Home
-        from fleet.tuf.ring import Ring, passphrase
-
-        custody.publish(client, Home(Ring(keys, passphrase(None))), target)
-    return client.register(api.NewBundle(envelope, checked.statement, checked.is_alternate))
+    custody.publish(client, Home(Ring(keys, passphrase(None))), target_of(checked.bundle))
+    return client.register(api.NewBundle(checked.bundle.sha256, checked.statement, checked.is_alternate))

@@ -48,14 +48,14 @@ def coloured(state: str) -> str:
 
 
 def devices(found: Iterable[api.DeviceView]) -> Table:
-    table = _table("device", "profile", "", "deployment", "should run", "runs", "state", "labels")
+    made = table("device", "profile", "", "deployment", "should run", "runs", "state", "labels")
     for device in found:
         where = "not enrolled" if not device.enrolled else "online" if device.online else "offline"
         labels = ", ".join(f"{k}={v}" for k, v in device.labels.items() if k not in ("device", "profile"))
         first = True
         for name, deployment in device.deployments.items() or {"": api.DeploymentView()}.items():
             state = deployment.state + (f" ({deployment.reason})" if deployment.reason else "")
-            table.add_row(
+            made.add_row(
                 *((device.device, device.profile, where) if first else ("", "", "")),
                 name,
                 deployment.should_run,
@@ -64,16 +64,16 @@ def devices(found: Iterable[api.DeviceView]) -> Table:
                 labels if first else "",
             )
             first = False
-    return table
+    return made
 
 
 def releases(found: Iterable[api.ReleaseView]) -> Table:
-    table = _table("release", "profile", "role", "engine", "size", "sha256", "evidence", "published")
-    for column in table.columns[:3]:
+    made = table("release", "profile", "role", "engine", "size", "sha256", "evidence", "published")
+    for column in made.columns[:3]:
         column.no_wrap, column.overflow, column.min_width = True, "fold", 12
     for release in found:
         for bundle in (*release.bundles, *release.alternates):
-            table.add_row(
+            made.add_row(
                 f"{release.name}@{release.version}",
                 bundle.profile,
                 f"alternate {bundle.alternate}" if bundle.alternate else "picked",
@@ -83,7 +83,7 @@ def releases(found: Iterable[api.ReleaseView]) -> Table:
                 "yes" if bundle.has_evidence else "no",
                 f"{bundle.published:%Y-%m-%d %H:%M}",
             )
-    return table
+    return made
 
 
 def plan(found: api.Plan) -> Group:
@@ -111,9 +111,9 @@ def plan(found: api.Plan) -> Group:
 
 
 def rollouts(found: Iterable[api.RolloutView]) -> Table:
-    table = _table("id", "release", "to", "status", "stage", "devices", "reason")
+    made = table("id", "release", "to", "status", "stage", "devices", "reason")
     for rollout in found:
-        table.add_row(
+        made.add_row(
             rollout.id,
             rollout.release,
             escape(rollout.to),
@@ -122,7 +122,7 @@ def rollouts(found: Iterable[api.RolloutView]) -> Table:
             counts(rollout),
             escape(rollout.reason),
         )
-    return table
+    return made
 
 
 def counts(rollout: api.RolloutView) -> str:
@@ -134,10 +134,10 @@ def rollout(found: api.RolloutView, *, most: int = 20) -> Group:
     head = f"[bold]{found.id}[/bold] {found.release} to {escape(found.to)}: {coloured(found.status)}"
     stage = f"stage {found.stage} of {len(found.stages)} ({found.stages[max(0, found.stage - 1)]})"
     soak = f", soak ends {found.soak_ends:%H:%M:%S} UTC" if found.soak_ends else ""
-    gates = _table("gate", "verdict", "")
+    gates = table("gate", "verdict", "")
     for gate in found.gates:
         gates.add_row(escape(gate.gate), coloured(gate.outcome), escape(gate.words))
-    members = _table("device", "profile", "stage", "state", "before", "reason")
+    members = table("device", "profile", "stage", "state", "before", "reason")
     for member in found.members[:most]:
         stage_text = str(member.stage) if member.stage is not None else ""
         members.add_row(
@@ -165,7 +165,7 @@ def line(found: api.RolloutView) -> str:
     return f"{found.id} {found.status}, stage {found.stage} of {len(found.stages)}: {counts(found)}{why}"
 
 
-def _table(*columns: str) -> Table:
+def table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column)

@@ -4,6 +4,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -12,6 +13,7 @@ from edgekit import errors
 from edgekit.errors import EdgeKitError, FleetError, UsageError
 from edgekit.wire.enrolment import EnrolmentFile
 from fleet import api
+from fleet.audit import Entry
 from fleet.client.config import Access
 
 T = TypeVar("T")
@@ -57,6 +59,9 @@ class Client:
     def next_online_key(self) -> api.PublicKey:
         return self._call("POST", "/metadata/online-key", api.PublicKey)
 
+    def next_order_key(self) -> api.OrderKey:
+        return self._call("POST", "/metadata/order-key", api.OrderKey)
+
     def freeze(self, *, is_frozen: bool, reason: str) -> api.FleetView:
         return self._call("POST", "/freeze", api.FleetView, api.Freeze(is_frozen, reason))
 
@@ -65,6 +70,12 @@ class Client:
 
     def batch(self, wanted: api.NewBatch) -> EnrolmentFile:
         return self._call("POST", "/batches", EnrolmentFile, wanted)
+
+    def batches(self) -> list[api.BatchView]:
+        return self._call("GET", "/batches", list[api.BatchView])
+
+    def revoke_batch(self, batch: str) -> api.Done:
+        return self._call("POST", f"/batches/{batch}/revoke", api.Done)
 
     def waiting(self) -> list[api.Waiting]:
         return self._call("GET", "/waiting", list[api.Waiting])
@@ -108,6 +119,17 @@ class Client:
     def register(self, bundle: api.NewBundle) -> api.PublishAnswer:
         return self._call("POST", "/bundles", api.PublishAnswer, bundle)
 
+    def blocked(self) -> list[api.BlockedView]:
+        return self._call("GET", "/blocked", list[api.BlockedView])
+
+    def block(self, subject: str, reason: str) -> api.BlockAnswer:
+        return self._call("POST", "/blocked", api.BlockAnswer, api.Block(subject, reason))
+
+    def unblock(self, subject: str, reason: str) -> api.BlockAnswer:
+        return self._call(
+            "POST", f"/blocked/{quote(subject, safe='@')}/remove", api.BlockAnswer, api.Reason(reason)
+        )
+
     def start(self, rollout: api.NewRollout) -> api.RolloutAnswer:
         return self._call("POST", "/rollouts", api.RolloutAnswer, rollout)
 
@@ -119,6 +141,41 @@ class Client:
 
     def turn(self, rollout_id: str, verb: str) -> api.RolloutView:
         return self._call("POST", f"/rollouts/{rollout_id}/{verb}", api.RolloutView)
+
+    def whoami(self) -> api.Whoami:
+        return self._call("GET", "/whoami", api.Whoami)
+
+    def tokens(self) -> list[api.TokenView]:
+        return self._call("GET", "/tokens", list[api.TokenView])
+
+    def add_token(self, new: api.NewToken) -> api.MadeToken:
+        return self._call("POST", "/tokens", api.MadeToken, new)
+
+    def revoke_token(self, name: str) -> api.Changed:
+        return self._call("POST", f"/tokens/{name}/revoke", api.Changed)
+
+    def users(self) -> list[api.UserView]:
+        return self._call("GET", "/users", list[api.UserView])
+
+    def add_user(self, new: api.NewUser) -> api.Changed:
+        return self._call("POST", "/users", api.Changed, new)
+
+    def remove_user(self, name: str) -> api.Changed:
+        return self._call("POST", f"/users/{name}/remove", api.Changed)
+
+    def set_password(self, name: str, new: api.NewPassword) -> api.Changed:
+        return self._call("POST", f"/users/{name}/password", api.Changed, new)
+
+    def audit(self, after: int | None, limit: int) -> list[Entry]:
+        """Entries above `after`, in order; with None the newest, the newest first."""
+        start = "" if after is None else f"&after={after}"
+        return self._call("GET", f"/audit?limit={limit}{start}", list[Entry])
+
+    def audit_heads(self) -> list[str]:
+        return self._call("GET", "/audit/heads", list[str])
+
+    def audit_verdict(self) -> api.AuditVerdict:
+        return self._call("GET", "/audit/verdict", api.AuditVerdict)
 
     def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         content = msgspec.json.encode(body) if body is not None else None

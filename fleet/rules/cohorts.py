@@ -10,12 +10,13 @@ FIRST_DEVICES = 5
 
 
 class Tally(msgspec.Struct, frozen=True):
-    """`heard` accepted the order, `failures` did not install or left the release again while they could be heard,
+    """`asked` have an order and can be reached, `heard` accepted it, `failures` did not install or left the release again while they could be heard,
     `moving` are reachable and not there yet; `reached` and `not_reached` count by profile. `untried` profiles have
     devices waiting, and nobody of theirs in the stage either reached the release or failed to. `silent` are silent now, `fell_silent` are the moments at which devices first
     did. Devices whose failure the operator excused are in none of them.
     """
 
+    asked: int
     heard: int
     settled: int
     failures: frozenset[str]
@@ -49,6 +50,7 @@ def tally_of(data: StageEvidence) -> Tally:
     canary_silences = _silences(data, ordered)
     control_silences = _silences(data, control)
     return Tally(
+        asked=sum(1 for d in ordered if d.is_online or d.notified_at is not None or d.installed is False),
         heard=len(heard),
         settled=sum(1 for d in heard if d.installed) + len(failures),
         failures=frozenset(d.device for d in failures),

@@ -173,9 +173,10 @@ def _followed(gate: Gate, _cut: Cut, _usual: Usual, soak_s: float, _needed: floa
 
 
 def _installed(gate: Gate, cut: Cut, _usual: Usual, soak_s: float, needed: float) -> Sight:
-    passes = 1.0 if cut.canaries >= gate.minimum else 0.0
-    needs = "" if passes else f"; it needs {gate.minimum} devices, this stage has {cut.canaries}"
-    return _counted(gate, cut, soak_s, lambda bad: evalues.of_share(bad, cut.canaries, gate.limit) >= needed, passes, needs)
+    found = _counted(gate, cut, soak_s, lambda bad: evalues.of_share(bad, cut.canaries, gate.limit) >= needed)
+    if cut.canaries >= gate.minimum:
+        return found
+    return Sight(gate, found.harm, soak_s, 0.0, f"; it needs {gate.minimum} devices, this stage has {cut.canaries}")
 
 
 def _silenced(gate: Gate, cut: Cut, _usual: Usual, soak_s: float, needed: float) -> Sight:
@@ -184,17 +185,15 @@ def _silenced(gate: Gate, cut: Cut, _usual: Usual, soak_s: float, needed: float)
             return evalues.of_silence([1.0] * bad, [], (cut.canaries, cut.controls)) >= needed
         return evalues.of_share(bad, cut.canaries, gate.limit) >= needed
 
-    return _counted(gate, cut, soak_s, is_found, 1.0, "")
+    return _counted(gate, cut, soak_s, is_found)
 
 
-def _counted(
-    gate: Gate, cut: Cut, soak_s: float, is_found: Callable[[int], bool], passes: float, needs: str
-) -> Sight:
+def _counted(gate: Gate, cut: Cut, soak_s: float, is_found: Callable[[int], bool]) -> Sight:
     """The share of bad devices among which enough show with `POWER`."""
     enough = next((bad for bad in range(1, min(cut.canaries, 400) + 1) if is_found(bad)), None)
     if enough is None:
-        return Sight(gate, None, soak_s, passes, needs or f": {cut.canaries} devices are too few")
-    return Sight(gate, _exactly(enough, cut.canaries), soak_s, passes, needs)
+        return Sight(gate, None, soak_s, 1.0, f": {cut.canaries} devices are too few")
+    return Sight(gate, _exactly(enough, cut.canaries), soak_s, 1.0)
 
 
 def _exactly(enough: int, total: int) -> float:

@@ -234,8 +234,8 @@ def _install_failures(gate: Gate, present: Stage) -> Opinion:
     tally = present.tally
     failed, settled = tally.failed, tally.settled
     figure = f"{failed} of {_devices(settled)} failed to install, limit {show_percent(gate.limit)}"
-    # Of all that accepted the order: failures are heard of before successes are.
-    e = of_share(failed, tally.heard, gate.limit)
+    # Of all that were asked: failures are heard of before successes are.
+    e = of_share(failed, tally.asked, gate.limit)
     e = e if settled and not gate.holds(failed / settled) else min(1.0, e)
     if settled < gate.minimum:
         return _waits(gate, f"too little data: {settled} of {_devices(gate.minimum)}", e)

@@ -26,6 +26,7 @@ class Member(msgspec.Struct, frozen=True):
     """A selected device. `target` and `previous` are digests; `order_counter` 0 means that it was not told anything.
 
     `is_held` devices move in the closing stage only. `is_excused`: it failed, and the operator resumed all the same.
+    `is_leaving`: it is to go back, and its order to do so is still to be written; `is_returning`: it was written.
     """
 
     device: str
@@ -45,6 +46,7 @@ class Member(msgspec.Struct, frozen=True):
     seen: Seen = (-1, -1, -1)
     refused_before: str = ""
     is_excused: bool = False
+    is_leaving: bool = False
     is_returning: bool = False
 
     @property

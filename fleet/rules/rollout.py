@@ -11,8 +11,13 @@ Always true
     A paused rollout is judged all the same, and still turns back.
  5. A device that is offline counts as neither success nor failure and holds nobody up.
  6. The same event twice, or an older report after a newer one, changes nothing.
+ 7. Orders are given out a bounded number at a time (`MOVES_AT_ONCE`): what is due follows from the state alone, so that
+    it goes on wherever it was interrupted.
+ 8. A device that is taken out of service leaves: it counts for nothing, and nothing waits for it.
 """
 
+import heapq
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
@@ -25,15 +30,7 @@ from fleet.rules.budget import Spent
 from fleet.rules.evidence import StageEvidence
 from fleet.rules.gates import Gate, Outcome, Verdict
 from fleet.rules.judge import Judgement, judge
-from fleet.rules.members import (
-    BAD,
-    SETTLED,
-    Member,
-    Word,
-    hear,
-    is_settled,
-    time_out,
-)
+from fleet.rules.members import BAD, SETTLED, Member, Word, hear, is_settled, time_out
 from fleet.rules.stages import Stage
 
 
@@ -48,6 +45,8 @@ class Status(StrEnum):
 
 
 ACTIVE = frozenset({Status.RUNNING, Status.PAUSED, Status.ROLLING_BACK, Status.ABORTING})
+# Orders of one step, so of one transaction.
+MOVES_AT_ONCE = 200
 RETURNING = {Status.ROLLING_BACK: Status.ROLLED_BACK, Status.ABORTING: Status.ABORTED}
 
 
@@ -110,10 +109,20 @@ class Heard(msgspec.Struct, frozen=True):
     words: tuple[Word, ...]
 
 
+class Due(msgspec.Struct, frozen=True):
+    """Nothing happened, but more of the orders that are due may be given out."""
+
+
 class Joined(msgspec.Struct, frozen=True):
     """Devices that became eligible after the start."""
 
     members: tuple[Member, ...]
+
+
+class Left(msgspec.Struct, frozen=True):
+    """Devices that were taken out of service."""
+
+    devices: tuple[str, ...]
 
 
 class Ordered(msgspec.Struct, frozen=True):
@@ -145,14 +154,14 @@ class Unassign(msgspec.Struct, frozen=True):
     """A completed rollout goes back: what was assigned before it holds again."""
 
 
-Event = Tick | Heard | Joined | Ordered | Command
+Event = Tick | Heard | Due | Joined | Left | Ordered | Command
 Effect = Move | Assign | Unassign
 Step = tuple[Rollout, list[Effect]]
 
 
 def start(rollout: Rollout, now: datetime) -> Step:
     """Open the first stage."""
-    return _open(rollout, 0, now)
+    return _with_due(_open(rollout, 0, now))
 
 
 def advance(rollout: Rollout, event: Event, now: datetime) -> Step:
@@ -163,13 +172,17 @@ def advance(rollout: Rollout, event: Event, now: datetime) -> Step:
         case Heard(words):
             return _replace_members(rollout, [_heard(rollout, word, now) for word in words]), []
         case Ordered(device, counter):
-            return _ordered(rollout, device, counter, now), []
+            return ordered(rollout, {device: counter}, now), []
+        case Due():
+            return _with_due((rollout, []))
         case Joined(members):
-            return _joined(rollout, members)
+            return _with_due(_joined(rollout, members))
+        case Left(devices):
+            return _with_due(_left(rollout, devices, now))
         case Command(verb, reason):
-            return _COMMANDS[verb](rollout, reason, now)
+            return _with_due(_COMMANDS[verb](rollout, reason, now))
         case Tick(data):
-            return _tick(rollout, data, now)
+            return _with_due(_tick(rollout, data, now))
 
 
 def is_allowed(rollout: Rollout, member: Member) -> bool:
@@ -177,6 +190,23 @@ def is_allowed(rollout: Rollout, member: Member) -> bool:
     if rollout.stage < 0 or (member.is_held and not rollout.current.is_closing):
         return False
     return member.key <= rollout.thresholds.get(member.profile, "")
+
+
+def _is_due(rollout: Rollout) -> Iterator[Member]:
+    """Who is to get an order: forward into the open stage while it runs, back while the rollout turns back."""
+    if rollout.status is Status.RUNNING:
+        return (m for m in rollout.members.values() if not m.order_counter and is_allowed(rollout, m))
+    if rollout.status in RETURNING:
+        return (m for m in rollout.members.values() if m.is_leaving)
+    return iter(())
+
+
+def _with_due(step: Step) -> Step:
+    """The step, and the next orders that are due after it, in the order in which devices move."""
+    rollout, effects = step
+    some = heapq.nsmallest(MOVES_AT_ONCE, _is_due(rollout), key=lambda m: m.key)
+    moves = [Move(m.device, m.previous if m.is_leaving else m.target) for m in some]
+    return rollout, [*moves, *effects]
 
 
 def _tick(rollout: Rollout, data: StageEvidence, now: datetime) -> Step:
@@ -199,7 +229,7 @@ def _tick(rollout: Rollout, data: StageEvidence, now: datetime) -> Step:
         return _pause(rollout, "not finished within its time; resume to give it as long again, or roll back", now)
     stage = _with_stand_ins(rollout)
     if stage is not rollout:
-        return stage, _moves_into(stage)
+        return stage, []
     return _soak(rollout, judgement, now)
 
 
@@ -239,7 +269,10 @@ def _judgement(rollout: Rollout, data: StageEvidence) -> Judgement:
 def _soak(rollout: Rollout, judgement: Judgement, now: datetime) -> Step:
     """Nothing stops the stage: it settles, soaks, and passes once every gate is satisfied."""
     soak = timedelta(seconds=rollout.spec.soak_s)
-    if not all(is_settled(m) or not m.is_reachable for m in rollout.members.values() if m.order_counter):
+    has_settled = next(_is_due(rollout), None) is None and all(
+        is_settled(m) or not m.is_reachable for m in rollout.members.values() if m.order_counter
+    )
+    if not has_settled:
         return rollout, []
     if rollout.soak_from is None:
         return _settled(rollout, now)
@@ -289,23 +322,28 @@ def _open(rollout: Rollout, stage: int, now: datetime) -> Step:
         soak_from=None,
         verdicts=(),
     )
-    return opened, _moves_into(opened)
-
-
-def _moves_into(rollout: Rollout) -> list[Effect]:
-    return [
-        Move(member.device, member.target)
-        for member in sorted(rollout.members.values(), key=lambda m: m.key)
-        if not member.order_counter and is_allowed(rollout, member)
-    ]
+    return opened, []
 
 
 def _joined(rollout: Rollout, members: tuple[Member, ...]) -> Step:
     if rollout.status not in (Status.RUNNING, Status.PAUSED):
         return rollout, []
     new = {m.device: m for m in members if m.device not in rollout.members}
-    rollout = msgspec.structs.replace(rollout, members=rollout.members | new)
-    return rollout, _moves_into(rollout) if rollout.status is Status.RUNNING else []
+    return msgspec.structs.replace(rollout, members=rollout.members | new), []
+
+
+def _left(rollout: Rollout, devices: tuple[str, ...], now: datetime) -> Step:
+    """Who is left goes on without them; a running stage that lost everybody it had moved takes the next ones."""
+    rest = {device: member for device, member in rollout.members.items() if device not in devices}
+    if rollout.status not in ACTIVE or len(rest) == len(rollout.members):
+        return rollout, []
+    rollout = msgspec.structs.replace(rollout, members=rest)
+    if not rest:
+        reason = "every device of it was taken out of service"
+        return msgspec.structs.replace(rollout, status=Status.ABORTED, turned_at=now, reason=reason), []
+    if rollout.status is not Status.RUNNING or any(m.order_counter for m in rest.values()):
+        return rollout, []
+    return _open(rollout, rollout.stage, now)
 
 
 def _heard(rollout: Rollout, word: Word, now: datetime) -> Member | None:
@@ -313,18 +351,31 @@ def _heard(rollout: Rollout, word: Word, now: datetime) -> Member | None:
     return None if member is None else hear(member, word, rollout.spec.deployment, now)
 
 
-def _ordered(rollout: Rollout, device: str, counter: int, now: datetime) -> Rollout:
-    member = rollout.members[device]
+def ordered(rollout: Rollout, counters: Mapping[str, int], now: datetime) -> Rollout:
+    """The orders that `Move`s asked for are signed and stored, device → counter."""
     is_returning = rollout.status in RETURNING
-    change = msgspec.structs.replace(
-        member,
-        order_counter=counter,
-        ordered_at=now,
-        notified_at=None if not is_returning else member.notified_at,
-        stage=member.stage if is_returning else rollout.stage,
-        is_returning=is_returning,
+    changed: list[Member | None] = []
+    for device, counter in counters.items():
+        member = rollout.members[device]
+        changed.append(
+            msgspec.structs.replace(
+                member,
+                order_counter=counter,
+                ordered_at=now,
+                notified_at=None if not is_returning else member.notified_at,
+                stage=member.stage if is_returning else rollout.stage,
+                is_leaving=False,
+                is_returning=is_returning,
+            )
+        )
+    return _replace_members(rollout, changed)
+
+
+def stays(rollout: Rollout, devices: Collection[str]) -> Rollout:
+    """These could not be ordered back: there is nobody to tell."""
+    return _replace_members(
+        rollout, [msgspec.structs.replace(rollout.members[device], is_leaving=False) for device in devices]
     )
-    return _replace_members(rollout, [change])
 
 
 def _pause(rollout: Rollout, reason: str, now: datetime) -> Step:
@@ -358,7 +409,7 @@ def _resume(rollout: Rollout, _reason: str, now: datetime) -> Step:
         spent=spent,
         verdicts=(),
     )
-    return rollout, _moves_into(rollout)
+    return rollout, []
 
 
 def _abort(rollout: Rollout, reason: str, now: datetime) -> Step:
@@ -380,14 +431,16 @@ def _rollback(rollout: Rollout, reason: str, now: datetime) -> Step:
 
 
 def _turn_back(rollout: Rollout, status: Status, back: list[Member], reason: str, now: datetime) -> Step:
-    turned = msgspec.structs.replace(rollout, status=status, turned_at=now, reason=reason)
-    moves: list[Effect] = [Move(m.device, m.previous) for m in sorted(back, key=lambda m: m.key)]
-    return turned, moves
+    leaving = [msgspec.structs.replace(m, is_leaving=True) for m in back]
+    turned = _replace_members(rollout, leaving)
+    return msgspec.structs.replace(turned, status=status, turned_at=now, reason=reason), []
 
 
 def _converge(rollout: Rollout, now: datetime) -> Rollout:
     """Done when every reachable device is back; one that does not answer keeps its order and follows later."""
     assert rollout.turned_at is not None
+    if next(_is_due(rollout), None) is not None:
+        return rollout
     is_late = now >= rollout.turned_at + timedelta(seconds=rollout.spec.deadline_s)
     if is_late or not any(m.is_returning and m.is_online for m in rollout.members.values()):
         return msgspec.structs.replace(rollout, status=RETURNING[rollout.status], turned_at=now)

@@ -1,7 +1,8 @@
 """The certificates in use while the service runs: what it shows itself, what devices get, and whom it no longer knows.
 
 Always true
- 1. A revocation is in the database first, then in the broker's list; then the device's connection is ended.
+ 1. A revocation is in the database first, then in the broker's list; then the device's connection is ended. A broker
+    that is not ours reads its list when it does, so there the connection is ended several times.
  2. Certificates of the service's own are renewed in place: the same TLS contexts go on with the new files.
 """
 
@@ -14,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fleet.publish import write_private
-from fleet.server import ca, home
+from fleet.server import broker_folder, ca, home
 from fleet.server.broker import Broker, Mosquitto
+from fleet.server.broker_folder import Source
 from fleet.server.ca import Authority
 from fleet.server.database import Database
 from fleet.server.link import end_session
@@ -25,6 +27,8 @@ from fleet.server.store import certificates as store
 log = logging.getLogger(__name__)
 
 _LOOK_S = 3600.0
+# After a revocation: when a connection is ended at a broker that reads its list in its own time.
+_LET_GO_S = (0.0, 10.0, 90.0)
 
 
 class Certificates:
@@ -39,6 +43,7 @@ class Certificates:
         places: Places,
         *,
         broker: Broker | None,
+        broker_files: Path | None,
         is_api_ours: bool,
     ) -> None:
         self.authority = authority
@@ -48,6 +53,9 @@ class Certificates:
         self._keys = keys
         self._places = places
         self._broker = broker
+        # The folder of a broker that is not ours (`broker_folder`).
+        self._broker_files = broker_files
+        self._to_let_go: list[tuple[float, str]] = []
         self._is_api_ours = is_api_ours
         self._service_context: ssl.SSLContext | None = None
         self._looked_at = 0.0
@@ -55,7 +63,8 @@ class Certificates:
 
     def service_context(self) -> ssl.SSLContext:
         """How the service speaks to its own broker."""
-        files = home.service_files(self._keys, self.authority, self.fleet, datetime.now(UTC).timestamp())
+        place = self._broker_files or self._keys
+        files = home.service_files(place, self.authority, self.fleet, datetime.now(UTC).timestamp())
         made = ssl.create_default_context(cadata=self.authority.pem)
         made.load_cert_chain(files.certificate, files.key)
         self._service_context = made
@@ -68,6 +77,8 @@ class Certificates:
                 revoked = store.revoked(connection, now)
             made = self.authority.revocations(revoked, datetime.fromtimestamp(now, UTC))
             write_private(self._keys / "crl.pem", made)
+            if self._broker_files is not None:
+                self._refresh(self._broker_files, now)
 
     def revoked(self, device: str, now: float) -> None:
         """After a device's certificates were revoked in the database: the broker learns it, and lets go of the device.
@@ -75,31 +86,54 @@ class Certificates:
         Whatever fails here is made good by the next start; the service itself asks the database each time.
         """
         self.write_revocations(now)
-        if not isinstance(self._broker, Mosquitto) or not self._places.has_mqtt_tls:
+        if not self._places.has_mqtt_tls:
             return
-        self._broker.reload()
-        try:
-            end_session(self._places.mqtt, self._context_as(device, now), device)
-        except OSError as error:
-            log.warning("the connection of %s could not be ended: %s", device, error)
+        if isinstance(self._broker, Mosquitto):
+            self._broker.reload()
+            self._let_go(device, now)
+        elif self._broker_files is not None:
+            with self._lock:
+                self._to_let_go += [(now + delay, device) for delay in _LET_GO_S]
 
-    def renew_if_due(self, now: float) -> None:
-        """Once an hour: what the service shows itself, where two thirds of its life are over."""
+    def keep_fresh(self, now: float) -> None:
+        """Often: ends connections that are to be ended. Once an hour: writes the list anew, and renews what the service
+        shows itself where two thirds of its life are over.
+        """
+        with self._lock:
+            due = {device for at, device in self._to_let_go if at <= now}
+            self._to_let_go = [(at, device) for at, device in self._to_let_go if at > now]
+        for device in due:
+            # A broker that does not answer holds up nothing else.
+            threading.Thread(target=self._let_go, args=(device, now), daemon=True).start()
         if 0 <= now - self._looked_at < _LOOK_S:
             return
         self._looked_at = now
+        self.write_revocations(now)
         if self._is_api_ours or self._places.has_mqtt_tls:
             files = home.server_files(self._keys, self.authority, self.fleet, self._places.hosts, now)
             if files.is_new:
                 log.warning("the service's certificate was renewed")
                 if self.api_context is not None and self._is_api_ours:
                     self.api_context.load_cert_chain(files.certificate, files.key)
-                if self._broker is not None:
-                    self._broker.reload()
+        if self._broker is not None:
+            self._broker.reload()
         if self._service_context is not None:
-            files = home.service_files(self._keys, self.authority, self.fleet, now)
+            files = home.service_files(self._broker_files or self._keys, self.authority, self.fleet, now)
             if files.is_new:
-                self._service_context.load_cert_chain(files.certificate, files.key)
+                log.warning("the certificate that the service shows its broker was renewed")
+            self._service_context.load_cert_chain(files.certificate, files.key)
+
+    def _refresh(self, folder: Path, now: float) -> None:
+        try:
+            broker_folder.refresh(folder, Source(self._keys, self.authority, self.fleet, self._places), now)
+        except OSError as error:
+            log.error("--broker-files %s cannot be kept fresh: %s", folder, error)  # noqa: TRY400  # the message says it all; tried again within the hour
+
+    def _let_go(self, device: str, now: float) -> None:
+        try:
+            end_session(self._places.mqtt, self._context_as(device, now), device)
+        except OSError as error:
+            log.warning("the connection of %s could not be ended: %s", device, error)
 
     def _context_as(self, device: str, now: float) -> ssl.SSLContext:
         """A client's context in the device's own name, on a key that is gone at once: mosquitto ends a session only for

@@ -1,8 +1,6 @@
 """`edgekit fleet init|up|broker-config`: the commands of the machine that the service runs on."""
 
 import logging
-import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +10,10 @@ import click
 from rich.console import Console
 
 from edgekit.errors import UsageError
-from fleet.publish import write_private
 from fleet.server import broker_config as configs
-from fleet.server import home, service
+from fleet.server import broker_folder, home, service
 from fleet.server.places import MOSQUITTO, Wanted, settle
+from fleet.tuf.ring import PASSPHRASE as KEYS_PASSPHRASE
 
 BROKER_PASSWORD = "EDGEKIT_BROKER_PASSWORD"  # noqa: S105  # the name of a variable, not a secret
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -120,8 +118,25 @@ def _wanted(given: dict[str, Any]) -> Wanted:
 @click.command(epilog=INIT_EPILOG)
 @click.argument("folder", type=click.Path(path_type=Path))
 @_place_options
+@click.option(
+    "--keys-passphrase-file",
+    type=_FILE,
+    default=None,
+    help=f"Passphrase of the publisher's keys; or set {KEYS_PASSPHRASE}.",
+)
+@click.option(
+    "--no-publisher", is_flag=True, help="Make no publisher's keys here: 'edgekit keys init' does elsewhere."
+)
 @click.option("--inside-repository", is_flag=True, help="Make it inside a git work tree all the same.")
-def init(*, folder: Path, inside_repository: bool, ca_passphrase_file: Path | None, **given: Any) -> None:
+def init(
+    *,
+    folder: Path,
+    inside_repository: bool,
+    no_publisher: bool,
+    keys_passphrase_file: Path | None,
+    ca_passphrase_file: Path | None,
+    **given: Any,
+) -> None:
     """Make a fleet's home in FOLDER, once: keys, certificate authority, database, settings."""
     tree = home.git_tree_of(folder)
     if tree is not None and not inside_repository:
@@ -136,6 +151,12 @@ def init(*, folder: Path, inside_repository: bool, ca_passphrase_file: Path | No
             "the CA's key of a fleet on a network needs a passphrase: give --ca-passphrase-file FILE, or set "
             f"{home.PASSPHRASE}"
         )
+    publisher = None
+    if not no_publisher:
+        publisher = (
+            home.secret(keys_passphrase_file, KEYS_PASSPHRASE, "the passphrase of the publisher's keys")
+            or b""
+        )
     kept = {
         name: given[name]
         for name in ("public_url", "mqtt_public", "mqtt_websockets", "http", "mqtt", "broker", "plain_http")
@@ -143,7 +164,9 @@ def init(*, folder: Path, inside_repository: bool, ca_passphrase_file: Path | No
     files = {
         name: str(path.absolute()) for name in ("tls_cert", "tls_key", "tls_ca") if (path := given[name])
     }
-    made = home.create(folder, {**kept, **files}, given["database"], passphrase, time.time())
+    made = home.create(
+        folder, {**kept, **files}, given["database"], passphrase, time.time(), publisher=publisher
+    )
     where = "the database " if given["database"] else "fleet.db, "
     click.echo(f"{folder}: the home of {made.fleet}")
     click.echo(
@@ -152,9 +175,16 @@ def init(*, folder: Path, inside_repository: bool, ca_passphrase_file: Path | No
     click.echo(
         "  without keys/ca.key no device can join or renew; without keys/order.key none follows orders;"
     )
-    click.echo(
-        "  without keys/publisher.key nothing new is published; without the database nobody knows the devices"
-    )
+    click.echo("  without the database nobody knows the devices")
+    if publisher is None:
+        click.echo(
+            "Then make the publisher's keys where they are to stay: edgekit keys init DIR --fleet client.toml"
+        )
+    else:
+        click.echo(
+            f"{folder}/publisher has the keys that say which bundles devices may run: without them nothing new is"
+        )
+        click.echo("  published. Back them up; to publish from another machine, move the folder there")
     click.echo(f"Start it: edgekit fleet up --state {folder}")
 
 
@@ -163,6 +193,12 @@ def init(*, folder: Path, inside_repository: bool, ca_passphrase_file: Path | No
     "--state", type=click.Path(path_type=Path), required=True, help="The fleet's home ('edgekit fleet init')."
 )
 @_place_options
+@click.option(
+    "--broker-files",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=None,
+    help="The folder of 'broker-config' of a broker that runs apart: says how to reach it, and is kept fresh.",
+)
 @click.option("--broker-ca", type=_FILE, default=None, help="What pins a broker that is not ours (PEM).")
 @click.option("--broker-cert", type=_FILE, default=None, help="What the service shows it.")
 @click.option("--broker-key", type=_FILE, default=None, help="The key of that.")
@@ -181,6 +217,7 @@ def up(
     *,
     state: Path,
     ca_passphrase_file: Path | None,
+    broker_files: Path | None,
     broker_ca: Path | None,
     broker_cert: Path | None,
     broker_key: Path | None,
@@ -207,6 +244,7 @@ def up(
             broker_key,
             home.secret(broker_password_file, BROKER_PASSWORD, "the broker's password"),
         ),
+        broker_files=broker_files,
         ca_passphrase=home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase"),
     )
     console = Console(stderr=True)
@@ -248,53 +286,60 @@ def _announce(console: Console, found: service.Announcement) -> None:
     help="Where the folder will lie on the broker's machine, e.g. /etc/mosquitto/edgekit.  [default: --out]",
 )
 @click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="What the service calls the broker's machine, where that is not its public name; repeatable.",
+)
+@click.option(
+    "--refresh",
+    is_flag=True,
+    help="--out is there: bring the present revocation list, and renew its certificates where they are due.",
+)
+@click.option(
     "--ca-passphrase-file",
     type=_FILE,
     default=None,
     help=f"Passphrase of the CA's key; or set {home.PASSPHRASE}.",
 )
-def broker_config(*, kind: str, state: Path, out: Path, at: str, ca_passphrase_file: Path | None) -> None:
+def broker_config(
+    *,
+    kind: str,
+    state: Path,
+    out: Path,
+    at: str,
+    hosts: tuple[str, ...],
+    refresh: bool,
+    ca_passphrase_file: Path | None,
+) -> None:
     """Write what a mosquitto on its own takes: configuration, rules per device, certificates, revocation list."""
     config = home.read_config(state)
     places = settle(config.wanted)
     if not places.announced.tls:
         raise UsageError(f"{state}: has no --mqtt-public mqtts://HOST:PORT; make the home with it")
-    if out.exists():
-        raise UsageError(f"{out}: exists already; remove it or choose another name")
-    passphrase = home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase")
-    authority = home.authority(state / "keys", passphrase)
+    if out.exists() and not refresh:
+        raise UsageError(f"{out}: exists already; renew what is in it with --refresh, or choose another name")
+    keys = state / "keys"
+    authority = home.authority(keys, home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase"))
+    source = broker_folder.Source(keys, authority, config.fleet, places)
+    place = Path(at) if at else out.absolute()
     try:
-        out.mkdir(mode=0o700, parents=True)
-        server = home.server_files(out, authority, config.fleet, places.hosts, time.time())
-        home.service_files(out, authority, config.fleet, time.time())
-        for name in ("ca.pem", "crl.pem"):
-            shutil.copyfile(state / "keys" / name, out / name)
-        (out / "data").mkdir(mode=0o700)
-        place = Path(at) if at else out.absolute()
-        text = configs.mosquitto(
-            configs.Mosquitto(
-                host="",
-                port=places.announced.port,
-                websocket_port=places.announced.websocket_port if places.announced.websocket_path else None,
-                ca=place / "ca.pem",
-                certificate=place / server.certificate.name,
-                key=place / server.key.name,
-                revocations=place / "crl.pem",
-                acl=place / configs.ACL,
-                data=place / "data",
-                # As root mosquitto becomes its own user, which then owns these files.
-                user="" if os.geteuid() else "mosquitto",
-            )
-        )
-        write_private(out / configs.CONFIG, text.encode())
-        write_private(out / configs.ACL, configs.acl().encode())
+        if refresh:
+            changed = broker_folder.refresh(out, source, time.time())
+        else:
+            broker_folder.write(out, source, hosts=hosts, at=place, now=time.time())
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror})") from error
+    if refresh:
+        what = f"{', '.join(changed)} changed; the broker reads them anew after a SIGHUP"
+        click.echo(f"{out}: {what if changed else 'nothing was due'}")
+        return
+    host = hosts[0] if hosts else places.announced.host
     click.echo(f"{out}: for {kind} on {places.announced.host}:{places.announced.port}")
     click.echo(f"  there: chown -R mosquitto: {place} && mosquitto -c {place}/{configs.CONFIG}")
     click.echo(
-        f"  here:  edgekit fleet up --state {state} --broker mqtts://{places.announced.host}:{places.announced.port} "
-        f"--broker-ca {out}/ca.pem --broker-cert {out}/service.pem --broker-key {out}/service.key"
+        f"  here:  edgekit fleet up --state {state} --broker mqtts://{host}:{places.announced.port} --broker-files {out}"
     )
     click.echo(
         f"  after a revocation the broker takes the new list from {places.url}/v1/crl.pem and a SIGHUP (docs/network.md)"

@@ -1,10 +1,11 @@
 """The loop that moves rollouts on and orders out.
 
 Always true
- 1. One controller per database: it holds the lock for as long as it lives, and makes its changes on the connection
-    that holds it.
+ 1. One controller per database: it makes its changes on the connection that holds the lock, and makes none without it.
+    A service that does not get the lock, or loses it, waits for it: it follows, and takes over within `FOLLOW_S`.
  2. Each rollout is stepped in a transaction of its own: an error in one never undoes another.
- 3. It remembers nothing that the database does not hold (but caches of what cannot change).
+ 3. It remembers nothing that the database does not hold (but caches, which it throws away when it takes over).
+ 4. Durations are measured in steady time (`clock`); what is due by the loop's own rhythm by the monotonic clock.
 """
 
 import logging
@@ -12,76 +13,86 @@ import threading
 import time
 from collections.abc import Callable
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from edgekit.errors import ConflictError
 from edgekit.wire import topics
 from fleet.rules import selectors
-from fleet.rules.members import Word
-from fleet.rules.rollout import Heard, Joined, Rollout, Status, Tick
-from fleet.server import changes, cohorts, planning
+from fleet.rules.rollout import RETURNING, Command, Due, Heard, Joined, Left, Rollout, Status, Tick
+from fleet.server import changes, planning
+from fleet.server.bridge import cohorts_of
+from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
 from fleet.server.link import Link
-from fleet.server.store import devices, orders, releases, rollouts, settings, telemetry
-from fleet.server.store.devices import DeviceRow
+from fleet.server.lock import Lock, LostError
+from fleet.server.store import blocked, devices, known, news, orders, rollouts, settings, telemetry
+from fleet.server.store.blocked import BlockedError
 from fleet.server.store.orders import Issuer
+from fleet.server.watched import Watched
 
 log = logging.getLogger(__name__)
 
-# Any fixed number; it names the lock among all advisory locks of the PostgreSQL database.
-_ADVISORY_LOCK = 0x656467656B6974
 PUBLISH_AT_ONCE = 500
 RECONCILE_S = 5.0
 # A device gets this long to report that it accepted an order before the order is published again.
 PATIENCE_S = 10.0
 # After a reconnect the fleet listens this long before it draws conclusions.
 LISTEN_FIRST_S = 3.0
+# How often a service that follows tries to become the controller.
+FOLLOW_S = 1.0
+# Transactions of orders that one tick gives out for a rollout; the rest waits for the next tick.
+CHUNKS_AT_ONCE = 10
+_KEEP_TIME_S = 5.0
 _RENEW_S = 60.0
-_PRUNE_S = 3600.0
+_PRUNE_S = 600.0
+
+News = set[str] | None
 
 
 class Controller:
-    """Ticks in a thread of its own; `tick` can be called by hand in tests, with the clock passed in."""
+    """Ticks in a thread of its own; `tick` can be called by hand in tests, once `follow` has said that it leads."""
 
     def __init__(
         self,
         database: Database,
         issuer: Issuer,
         link: Link,
+        clock: Clock,
         *,
         tick_s: float = 1.0,
         chores: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.time,
+        on_lead: Callable[[], None] = lambda: None,
+        on_lose: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = database
         self._issuer = issuer
         self._link = link
+        self._clock = clock
         self._tick_s = tick_s
         self._chores = chores
-        self._clock = clock
+        self._on_lead, self._on_lose = on_lead, on_lose
+        self._lock = Lock(database)
+        self._is_leading = False
+        self._told = ""
         self._stopping = False
         self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
-        self._connection: Connection | None = None
-        # (rollout, stage) → device → its past; what a past is never changes once the stage is open.
-        self._pasts: dict[tuple[int, int], cohorts.Pasts] = {}
-        self._last = {"reconcile": 0.0, "renew": 0.0, "prune": 0.0}
+        self._watched: dict[int, Watched] = {}
+        # What the assignments were followed for last: another state of theirs concerns every device.
+        self._followed: object = None
+        self._last: dict[str, float] = {}
+
+    @property
+    def is_leading(self) -> bool:
+        return self._is_leading
 
     def start(self) -> None:
-        """Take the lock and begin. Raises: ConflictError if another controller works on this database."""
-        connection = self._database.engine.connect()
-        if self._database.is_postgresql:
-            taken = connection.execute(
-                text("SELECT pg_try_advisory_lock(:k)"), {"k": _ADVISORY_LOCK}
-            ).scalar()
-            connection.commit()
-            if not taken:
-                connection.close()
-                raise ConflictError(
-                    f"another fleet service works on the database {self._database.shown_url}; stop it first"
-                )
-        self._connection = connection
+        """Take the lock if it is free, and begin; otherwise this service follows."""
+        if not self.follow():
+            log.warning(
+                "another service is the controller of %s; this one serves the API, and takes over when that ends",
+                self._database.shown_url,
+            )
         self._thread.start()
 
     def stop(self) -> None:
@@ -89,12 +100,34 @@ class Controller:
         self._woken.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
-        if self._connection is not None:
-            self._connection.close()
+        self._lock.release()
 
     def wake(self) -> None:
         """Something changed: do not wait for the next tick."""
         self._woken.set()
+
+    def follow(self) -> bool:
+        """Become the controller if nobody is; whether this service is."""
+        if self._is_leading:
+            return True
+        try:
+            if not self._lock.take():
+                return False
+            with self._lock.begin() as connection:
+                self._clock.resume(connection)
+                self._clock.keep(connection, is_hearing=False)
+        except (SQLAlchemyError, LostError) as error:
+            self._tell(
+                f"the database does not answer: {str(error).strip().partition(chr(10))[0]}; trying again"
+            )
+            self._lock.release()
+            return False
+        self._watched, self._followed, self._last = {}, None, {}
+        self._is_leading = True
+        self._told = ""
+        log.info("this service is the controller of %s", self._database.shown_url)
+        self._on_lead()
+        return True
 
     def reconnected(self) -> None:
         """After the broker was away: who is online is to be heard afresh, and every order is published again."""
@@ -102,6 +135,7 @@ class Controller:
             with self._database.begin() as connection:
                 devices.all_offline(connection)
                 orders.publish_again(connection)
+                news.anyone(connection)
         except SQLAlchemyError:
             log.exception("preparing to publish orders again failed; the reconciler will do it")
         self.wake()
@@ -111,124 +145,208 @@ class Controller:
             self._woken.clear()
             try:
                 self._chores()
-                assert self._connection is not None
-                self.tick(self._connection, self._clock())
-            except Exception:
-                log.exception("a controller tick failed; going on with the next")
-            self._woken.wait(self._tick_s)
+                if self.follow():
+                    self.tick(self._clock.now())
+            except LostError:
+                self._lose()
+            except Exception as error:
+                self._watched = {}
+                # The same failure again and again is one line, not a traceback a second.
+                if self._tell(f"a controller tick failed ({error}); going on with the next"):
+                    log.exception("its traceback")
+            self._woken.wait(self._tick_s if self._is_leading else FOLLOW_S)
 
-    def tick(self, connection: Connection, now: float) -> None:
-        """One round: rollouts, assignments, orders."""
-        with connection.begin():
+    def _lose(self) -> None:
+        self._is_leading = False
+        log.warning("the controller's lock on %s is lost; this service follows", self._database.shown_url)
+        self._on_lose()
+
+    def _tell(self, text: str) -> bool:
+        """Log a warning, once for as long as it stays the same."""
+        if text == self._told:
+            return False
+        self._told = text
+        log.warning("%s", text)
+        return True
+
+    def tick(self, now: Now) -> None:
+        """One round: rollouts, assignments, orders. Raises: LostError if this service is not the controller any more."""
+        with self._lock.begin() as connection:
+            if self._is_due("time", _KEEP_TIME_S):
+                self._clock.keep(connection, is_hearing=self._link.is_connected)
             is_frozen = settings.is_frozen(connection)
             active = rollouts.active_ids(connection)
+            fresh = news.take(connection)
+        self._watched = {number: kept for number, kept in self._watched.items() if number in active}
         for rollout_id in active:
-            try:
-                with connection.begin():
-                    self._step(connection, rollout_id, is_frozen=is_frozen, now=now)
-            except Exception:
-                log.exception("stepping rollout r%d failed; the others go on", rollout_id)
+            self._step(rollout_id, fresh, is_frozen=is_frozen, now=now)
         if not is_frozen:
-            with connection.begin():
-                self._follow_assignments(connection, now)
-        self._upkeep(connection, now)
-        self._publish(connection, now)
+            self._follow_assignments(fresh, now)
+        self._upkeep(now)
+        self._publish(now)
 
-    def _step(self, connection: Connection, rollout_id: int, *, is_frozen: bool, now: float) -> None:
-        rollout = rollouts.load(connection, rollout_id)
-        rows = {row.id: row for row in devices.everyone(connection)}
-        words = tuple(
-            word for m in rollout.members.values() if (word := _word(rows.get(m.device), m.seen, m.is_online))
-        )
+    def _step(self, rollout_id: int, fresh: News, *, is_frozen: bool, now: Now) -> None:
+        try:
+            with self._lock.begin() as connection:
+                watched = self._turn(connection, rollout_id, fresh, is_frozen=is_frozen, now=now)
+            self._watched[rollout_id] = watched
+            for _ in range(CHUNKS_AT_ONCE - 1):
+                if not self._more_orders(rollout_id, is_frozen=is_frozen, now=now):
+                    break
+        except LostError:
+            raise
+        except BlockedError as error:
+            self._watched.pop(rollout_id, None)
+            with self._lock.begin() as connection:
+                self._pause(connection, rollout_id, str(error), now)
+        except Exception as error:
+            self._watched.pop(rollout_id, None)
+            if self._tell(f"stepping rollout r{rollout_id} failed ({error}); the others go on"):
+                log.exception("its traceback")
+
+    def _turn(
+        self, connection: Connection, rollout_id: int, fresh: News, *, is_frozen: bool, now: Now
+    ) -> Watched:
+        """One step of a rollout. What is kept of it is taken out first: it comes back when this has committed."""
+        kept = self._watched.pop(rollout_id, None)
+        head, revision = rollouts.lock(connection, rollout_id)
+        if kept is None or kept.revision != revision or fresh is None:
+            kept = Watched.load(connection, head, revision)
+            fresh = set(kept.rollout.members)
+        concerned = kept.read(connection, fresh)
+        gone = tuple(device for device in concerned if device not in kept.rows)
+        if gone:
+            kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Left(gone), now=now)
+            concerned = [device for device in concerned if device in kept.rollout.members]
+        words = kept.words(connection, concerned)
         if words:
-            rollout = changes.apply(connection, self._issuer, rollout, Heard(words), now=now)
+            kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Heard(words), now=now)
         connected = self._link.connected_since
-        if is_frozen or connected is None or now - connected < LISTEN_FIRST_S:
-            return
-        if rollout.status is Status.RUNNING:
-            rollout = self._join(connection, rollout, rows, now)
-        pasts = self._pasts.setdefault((rollout.id, rollout.stage), {})
-        data = cohorts.gather(connection, rollout, rows, pasts, heard_since=connected, now=now)
-        changes.apply(connection, self._issuer, rollout, Tick(data), now=now)
+        if not is_frozen and connected is not None and now.steady - connected >= LISTEN_FIRST_S:
+            if kept.rollout.status is Status.RUNNING:
+                kept.rollout = self._join(connection, kept.rollout, fresh, now)
+                kept.read(connection, fresh - set(concerned))
+            evidence = kept.evidence(
+                connection, concerned, deaf=self._clock.deaf, heard_since=connected, now=now.steady
+            )
+            event = Tick(cohorts_of(kept.rollout, evidence))
+            kept.rollout = changes.apply(connection, self._issuer, kept.rollout, event, now=now)
+        elif kept.rollout.status in RETURNING:
+            kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Due(), now=now)
+        kept.revision = rollouts.revision(connection, rollout_id)
+        return kept
 
-    def _join(
-        self, connection: Connection, rollout: Rollout, rows: dict[str, DeviceRow], now: float
-    ) -> Rollout:
+    def _pause(self, connection: Connection, rollout_id: int, why: str, now: Now) -> None:
+        """It cannot go where it would, be that back to a release that was blocked meanwhile: a person decides."""
+        rollout = rollouts.load(connection, rollout_id)
+        if rollout.status is Status.RUNNING:
+            changes.apply(connection, self._issuer, rollout, Command("pause", why), now=now)
+
+    def _more_orders(self, rollout_id: int, *, is_frozen: bool, now: Now) -> bool:
+        """Another transaction of orders that are due; whether there were any."""
+        kept = self._watched.pop(rollout_id)
+        if is_frozen and kept.rollout.status not in RETURNING:
+            self._watched[rollout_id] = kept
+            return False
+        with self._lock.begin() as connection:
+            if rollouts.lock(connection, rollout_id)[1] != kept.revision:
+                return False
+            before = kept.rollout
+            kept.rollout = changes.apply(connection, self._issuer, before, Due(), now=now)
+            kept.revision = rollouts.revision(connection, rollout_id)
+        self._watched[rollout_id] = kept
+        return kept.rollout is not before
+
+    def _join(self, connection: Connection, rollout: Rollout, fresh: set[str], now: Now) -> Rollout:
         """Devices that match only now (enrolled since, or relabelled)."""
         spec = rollout.spec
         selector = selectors.parse(spec.selector)
-        new = [
-            row
-            for row in rows.values()
-            if row.id not in rollout.members and selector.matches(devices.labels_of(row))
-        ]
+        strangers = sorted(fresh - rollout.members.keys())
+        new = [row for row in devices.some(connection, strangers) if selector.matches(devices.labels_of(row))]
         if not new:
             return rollout
-        bundles = releases.by_profile(connection, spec.name, spec.version)
-        present = orders.desired_of(connection)
-        taken = {d for other in rollouts.active(connection) if other.id != rollout.id for d in other.members}
+        bundles = blocked.usable(connection, spec.name, spec.version)
+        present = orders.desired_of(connection, devices=[row.id for row in new])
+        taken = rollouts.busy(connection)
         joining = []
         for row in new:
             now_runs = present.get((row.id, spec.deployment))
             choice = planning.choose(row, bundles, spec.deployment, now_runs)
-            if choice.bundle is not None and row.id not in taken:
-                joining.append(
-                    planning.member_of(choice, rollout.label, now_runs, frozenset(), rollouts.moment(now))
-                )
+            if choice.bundle is not None and (row.id, spec.deployment) not in taken:
+                moment = rollouts.moment(now.steady)
+                joining.append(planning.member_of(choice, rollout.label, now_runs, frozenset(), moment))
         if not joining:
             return rollout
         return changes.apply(connection, self._issuer, rollout, Joined(tuple(joining)), now=now)
 
-    def _follow_assignments(self, connection: Connection, now: float) -> None:
+    def _follow_assignments(self, fresh: News, now: Now) -> None:
         """A device that is to run nothing, and is in no rollout, gets what is assigned."""
-        assigned = rollouts.all_assignments(connection)
-        if not assigned:
-            return
-        present = orders.desired_of(connection)
-        busy = {
-            (device, rollout.spec.deployment)
-            for rollout in rollouts.active(connection)
-            for device in rollout.members
-        }
-        for row in devices.everyone(connection):
-            for deployment in devices.deployments_of(row):
-                if (row.id, deployment) in present or (row.id, deployment) in busy:
-                    continue
-                found = rollouts.assigned(assigned, row, deployment)
-                if found is None:
-                    continue
-                bundles = releases.by_profile(connection, found.name, found.version)
-                choice = planning.choose(row, bundles, deployment, None)
-                if choice.bundle is not None:
-                    because = f"assignment {found.name}@{found.version}"
-                    orders.set_desired(
-                        connection, row.id, deployment, choice.bundle.sha256, because=because, now=now
-                    )
-                    orders.issue(connection, self._issuer, row.id, now)
+        with self._lock.begin() as connection:
+            assigned = rollouts.all_assignments(connection)
+            state = ([row.id for row in assigned], rollouts.active_ids(connection))
+            if not assigned:
+                return
+            if fresh is None or state != self._followed:
+                rows = devices.everyone(connection)
+                present = orders.desired_of(connection)
+            else:
+                rows = devices.some(connection, sorted(fresh))
+                present = orders.desired_of(connection, devices=sorted(fresh))
+            busy = rollouts.busy(connection)
+            gets: dict[str, list[tuple[str, str, str]]] = {}
+            for row in rows:
+                for deployment in devices.deployments_of(row):
+                    if (row.id, deployment) in present or (row.id, deployment) in busy:
+                        continue
+                    found = rollouts.assigned(assigned, row, deployment)
+                    if found is None:
+                        continue
+                    bundles = blocked.usable(connection, found.name, found.version)
+                    choice = planning.choose(row, bundles, deployment, None)
+                    if choice.bundle is not None:
+                        because = f"assignment {found.name}@{found.version}"
+                        gets.setdefault(row.id, []).append((deployment, choice.bundle.sha256, because))
+            some = sorted(gets)[:PUBLISH_AT_ONCE]
+            locked = known.lock(connection, some)
+            for device in locked:
+                for deployment, sha256, because in gets[device]:
+                    orders.set_desired(connection, device, deployment, sha256, because=because, now=now.wall)
+            orders.issue_all(connection, self._issuer, locked, now.wall)
+        # More than go at once: every device is looked at again.
+        self._followed = state if len(some) == len(gets) else None
 
-    def _upkeep(self, connection: Connection, now: float) -> None:
-        if self._is_due("reconcile", RECONCILE_S, now):
-            with connection.begin():
-                orders.publish_again(connection, _behind(connection, now))
-        if self._is_due("renew", _RENEW_S, now):
-            with connection.begin():
-                for device in orders.due_for_renewal(connection, now, limit=100):
-                    orders.issue(connection, self._issuer, device, now)
-        if self._is_due("prune", _PRUNE_S, now):
-            with connection.begin():
-                telemetry.prune(connection, now)
+    def _upkeep(self, now: Now) -> None:
+        if self._is_due("reconcile", RECONCILE_S):
+            with self._lock.begin() as connection:
+                late = orders.behind(connection, now.steady - PATIENCE_S, PUBLISH_AT_ONCE)
+                if late:
+                    orders.publish_again(connection, late)
+        if self._is_due("sign again", RECONCILE_S):
+            with self._lock.begin() as connection:
+                keyid = self._issuer.key.keyid
+                settings.note_order_key(connection, keyid)
+                others = orders.signed_by_another(connection, keyid, limit=PUBLISH_AT_ONCE)
+                orders.issue_all(connection, self._issuer, known.lock(connection, others), now.wall)
+        if self._is_due("renew", _RENEW_S):
+            with self._lock.begin() as connection:
+                due = orders.due_for_renewal(connection, now.wall, limit=100)
+                orders.issue_all(connection, self._issuer, known.lock(connection, due), now.wall)
+        if self._is_due("prune", _PRUNE_S):
+            with self._lock.begin() as connection:
+                telemetry.prune(connection, now.steady)
 
-    def _is_due(self, chore: str, every_s: float, now: float) -> bool:
-        if now - self._last[chore] < every_s:
+    def _is_due(self, chore: str, every_s: float) -> bool:
+        ticks = time.monotonic()
+        if chore in self._last and ticks - self._last[chore] < every_s:
             return False
-        self._last[chore] = now
+        self._last[chore] = ticks
         return True
 
-    def _publish(self, connection: Connection, now: float) -> None:
+    def _publish(self, now: Now) -> None:
         """Drain the outbox, a bounded number at a time; what the broker does not confirm stays."""
         if not self._link.is_connected:
             return
-        with connection.begin():
+        with self._lock.begin() as connection:
             waiting = orders.unpublished(connection, PUBLISH_AT_ONCE)
         sent = [
             (
@@ -249,38 +367,5 @@ class Controller:
             if message.is_published():
                 confirmed[device] = counter
         if confirmed:
-            with connection.begin():
-                orders.published(connection, confirmed, now)
-
-
-def _word(row: DeviceRow | None, seen: tuple[int, int, int], was_online: bool) -> Word | None:
-    """What a device's row has to say that its member has not heard yet."""
-    if row is None:
-        return None
-    newest = (row.enrolment, row.incarnation, row.reported_seq)
-    if newest <= seen and row.is_online == was_online:
-        return None
-    reported = devices.reported_of(row)
-    if reported is None:
-        return Word(row.id, is_online=row.is_online)
-    return Word(
-        row.id,
-        is_online=row.is_online,
-        seen=newest,
-        order_counter=reported.order_counter,
-        deployments=reported.deployments,
-        refused=reported.refused,
-    )
-
-
-def _behind(connection: Connection, now: float) -> list[str]:
-    """Devices that are online and have had time to accept their newest order, but have not said so."""
-    waited = orders.published_before(connection, now - PATIENCE_S)
-    behind: list[str] = []
-    for row in devices.everyone(connection):
-        if not row.is_online or row.id not in waited:
-            continue
-        reported = devices.reported_of(row)
-        if reported is None or reported.order_counter < row.order_counter:
-            behind.append(row.id)
-    return behind[:PUBLISH_AT_ONCE]
+            with self._lock.begin() as connection:
+                orders.published(connection, confirmed, now.steady)

@@ -1,7 +1,8 @@
 """Opening the database: SQLite by default, PostgreSQL by URL; migrated to this version before anything reads it.
 
 Always true
- 1. Every transaction on SQLite begins with BEGIN IMMEDIATE: read-modify-write never loses an update.
+ 1. Every transaction on SQLite that may write begins with BEGIN IMMEDIATE: read-modify-write never loses an update.
+    One that only reads (`read`) waits for nobody, and nobody for it.
  2. SQLite runs in WAL mode with synchronous=FULL: what was acknowledged survives a power cut.
  3. A database of a newer EdgeKit is refused, never half-understood.
 """
@@ -23,6 +24,8 @@ from edgekit.distribution import extra
 from edgekit.errors import FleetError, UsageError
 
 _BUSY_MS = 10_000
+_READS = "edgekit_reads"
+_AT_ONCE = "edgekit_at_once"
 
 
 def sqlite_url(folder: Path) -> str:
@@ -44,6 +47,11 @@ class Database:
                 f"database {url!r}: {error}; use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME "
                 f"(needs: {extra('postgres')})"
             ) from error
+        reading: dict[str, Any] = {_READS: True}
+        if self.is_postgresql:
+            reading |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._at_once = self.engine.execution_options(**{_AT_ONCE: True})
+        self._reading = self.engine.execution_options(**reading)
         self.shown_url = make_url(url).render_as_string(hide_password=True)
         try:
             self._migrate()
@@ -63,6 +71,18 @@ class Database:
     def begin(self) -> Iterator[Connection]:
         """One transaction: committed at the end, undone by any exception."""
         with self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def begin_at_once(self) -> Iterator[Connection]:
+        """The same, but only if no other transaction writes now (SQLite). Raises: OperationalError if one does."""
+        with self._at_once.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One transaction that changes nothing: what the database held at one moment, however long it takes."""
+        with self._reading.connect() as connection, connection.begin():
             yield connection
 
     def close(self) -> None:
@@ -102,6 +122,16 @@ def _engine(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        if options.get(_READS, False):
+            connection.exec_driver_sql("BEGIN")
+        elif options.get(_AT_ONCE, False):
+            connection.exec_driver_sql("PRAGMA busy_timeout=0")
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            finally:
+                connection.exec_driver_sql(f"PRAGMA busy_timeout={_BUSY_MS}")
+        else:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

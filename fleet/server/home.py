@@ -30,7 +30,9 @@ from fleet.server import ca
 from fleet.server.ca import Authority
 from fleet.server.database import Database, sqlite_url
 from fleet.server.places import Wanted
-from fleet.server.store import settings
+from fleet.server.store import audit, settings
+from fleet.tuf import together
+from fleet.tuf.online import Online
 
 CONFIG_FILE = "fleet.toml"
 FORMAT = 1
@@ -68,9 +70,17 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def create(
-    path: Path, config: Mapping[str, object], database: str | None, passphrase: bytes | None, now: float
+    path: Path,
+    config: Mapping[str, object],
+    database: str | None,
+    passphrase: bytes | None,
+    now: float,
+    *,
+    publisher: bytes | None = b"",
 ) -> Config:
     """A new home in `path`, which must be empty or not there.
+
+    `publisher` is the passphrase of the publisher's keys, empty for none; None leaves them to another machine.
 
     Raises: ConflictError if there is something, or the database is another fleet's; FleetError if it cannot be written.
     """
@@ -87,7 +97,7 @@ def create(
         whole.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir(mode=0o700)
         try:
-            _fill(partial, made, passphrase, now)
+            _fill(partial, made, passphrase, publisher, now)
             partial.rename(whole)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -96,14 +106,19 @@ def create(
     return made
 
 
-def _fill(folder: Path, config: Config, passphrase: bytes | None, now: float) -> None:
+def _fill(
+    folder: Path, config: Config, passphrase: bytes | None, publisher: bytes | None, now: float
+) -> None:
     keys = folder / "keys"
     for made in (keys, folder / "artifacts"):
         made.mkdir(mode=0o700)
     # Whoever keeps it inside a repository all the same does not commit it by accident.
     (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     make_key(keys / "order.key")
-    make_key(keys / "publisher.key")
+    make_key(keys / "secrets.key")
+    online = Online(folder / "tuf")
+    if publisher is not None:
+        together.start(folder, online, datetime.fromtimestamp(now, UTC), publisher)
     authority = ca.create(config.fleet, datetime.fromtimestamp(now, UTC))
     write_private(keys / "ca.key", ca.key_pem(authority.key, passphrase))
     (keys / "ca.pem").write_text(authority.pem, encoding="utf-8")
@@ -118,6 +133,7 @@ def _fill(folder: Path, config: Config, passphrase: bytes | None, now: float) ->
                     "start the service with that folder, or use another database"
                 )
             settings.put(connection, settings.FLEET, config.fleet)
+            audit.append(connection, now, audit.FLEET, "fleet.init", config.fleet)
     finally:
         database.close()
     write_private(folder / CONFIG_FILE, _toml(config).encode())
@@ -166,6 +182,24 @@ def check_database(database: Database, config: Config) -> None:
     if found != config.fleet:
         raise ConflictError(
             f"the database {database.shown_url} is {found}'s, the home is {config.fleet}'s; they do not belong together"
+        )
+
+
+def check_order_key(database: Database, keyid: str, listed: OrderKeys | None) -> None:
+    """That this home signs orders with a key that the database's devices know: the first one is noted, and one that the
+    publisher has listed beside it.
+
+    Raises: ConflictError.
+    """
+    with database.begin() as connection:
+        known = settings.order_keys(connection)
+        if not known or (listed is not None and listed.keys.keys() & set(known)):
+            settings.note_order_key(connection, keyid)
+            return
+    if keyid not in known:
+        raise ConflictError(
+            f"the database {database.shown_url} is of a fleet whose orders are signed with the key {', '.join(known)}; "
+            f"this home has {keyid}, whose orders its devices would refuse: start from the home that was made for it"
         )
 
 
@@ -260,12 +294,17 @@ def _current(
 
 
 def read_private(path: Path, what: str) -> bytes:
-    """Raises: UsageError if it cannot be read, or others may."""
+    """Raises: UsageError if it cannot be read, or others may.
+
+    A credential of systemd's is believed: its folder is the unit's alone, and the access list by which the unit reads
+    it shows as a right of the group (systemd.exec(5), LoadCredential).
+    """
     try:
         mode, data = stat.S_IMODE(path.stat().st_mode), path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: {what} cannot be read ({error.strerror})") from error
-    if mode & 0o077:
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    if mode & 0o077 and not (credentials and path.parent == Path(credentials)):
         raise UsageError(f"{path}: {what} is readable by others (mode {mode:04o}); run: chmod 600 {path}")
     return data
 
@@ -283,5 +322,5 @@ def secret(file: Path | None, variable: str, what: str) -> bytes | None:
 
 def git_tree_of(path: Path) -> Path | None:
     """The git work tree that `path` lies in, if any."""
-    here = path.absolute()
+    here = path.resolve()
     return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), None)

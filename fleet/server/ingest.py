@@ -5,26 +5,31 @@ Always true
     acknowledged again.
  2. A message changes only the device whose topic it came by, of the enrolment and profile that device has; anything
     else is counted by reason and dropped, and harms no other message of its batch.
+ 3. No message stops it: what the database will not take, although it passed the bounds of the wire, is found by halving
+    the batch, counted and dropped; only a database that is away is waited for.
+ 4. A retained message that is dropped for what it is goes from its topic too, so that it does not come again.
 """
 
 import logging
-import queue
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from edgekit.errors import MessageError, NotFoundError
+from edgekit.errors import MessageError
 from edgekit.wire import topics
 from edgekit.wire.messages import Ack, Boot, Report, Reported, Status, decode, encode
+from fleet.rules.sums import NOT_DEAF, Deaf
+from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
-from fleet.server.link import Link, Message
-from fleet.server.store import devices, enrolments, telemetry
-from fleet.server.store.devices import DeviceRow
+from fleet.server.inbox import Message
+from fleet.server.link import Link
+from fleet.server.store import devices, known, news, telemetry
+from fleet.server.store.known import Known
 
 log = logging.getLogger(__name__)
 
@@ -32,118 +37,214 @@ BATCH = 200
 RETRY_S = 1.0
 # (device, boot) → sequence numbers to acknowledge.
 Acks = dict[tuple[str, Boot], list[int]]
-T = TypeVar("T", Reported, Status, Report)
+_KINDS: dict[str, Callable[[bytes], Report | Reported | Status]] = {
+    topics.TELEMETRY: lambda payload: decode(payload, Report),
+    topics.REPORTED: lambda payload: decode(payload, Reported),
+    topics.STATUS: lambda payload: decode(payload, Status),
+}
+_CANNOT_BE_STORED = "cannot be stored"
 
 
 class DroppedError(Exception):
-    """The message is not to be believed; the text is the reason it is counted under."""
+    """The message is not to be believed; the text is the reason it is counted under. `is_poison` if it never will be."""
+
+    def __init__(self, reason: str, *, is_poison: bool = False) -> None:
+        super().__init__(reason)
+        self.is_poison = is_poison
+
+
+class _Said(NamedTuple):
+    """A message of a device, read; `wrong` if it could not be."""
+
+    device: str
+    message: Message
+    content: Report | Reported | Status | None
+    wrong: str = ""
+
+
+@dataclass
+class Taken:
+    """What came of a batch: acknowledgements that may go out, what was dropped by reason, topics to clear."""
+
+    acks: Acks = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+    poisoned: list[str] = field(default_factory=list)
+
+    def drop(self, message: Message, error: DroppedError, *, is_known: bool) -> None:
+        self.dropped[str(error)] += 1
+        # Of a device that is not of this fleet nothing is touched: the broker may be shared.
+        if error.is_poison and is_known and message.is_retained:
+            self.poisoned.append(message.topic)
+
+    def merge(self, other: "Taken") -> None:
+        for key, seqs in other.acks.items():
+            self.acks.setdefault(key, []).extend(seqs)
+        self.dropped += other.dropped
+        self.poisoned += other.poisoned
 
 
 class Ingest:
-    """Reads the link's queue in a thread of its own, a transaction per batch."""
+    """Reads the link's inbox in a thread of its own, a transaction per batch."""
 
-    def __init__(self, database: Database, link: Link, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, database: Database, link: Link, clock: Clock) -> None:
         self._database = database
         self._link = link
         self._clock = clock
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
+        self._thread: threading.Thread | None = None
         self.dropped: Counter[str] = Counter()
 
     def start(self) -> None:
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join(timeout=10)
+        if self._thread is not None:
+            self._thread.join(timeout=10)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            batch = self._next_batch()
-            if batch:
-                self._store(batch)
-
-    def _next_batch(self) -> list[Message]:
-        try:
-            batch = [self._link.messages.get(timeout=0.25)]
-        except queue.Empty:
-            return []
-        while len(batch) < BATCH:
+            batch = self._link.inbox.take(BATCH, timeout_s=0.25)
+            if not batch:
+                continue
             try:
-                batch.append(self._link.messages.get_nowait())
-            except queue.Empty:
-                break
-        return batch
+                self._store(batch)
+            except Exception:
+                # Reports come again by themselves; to end here would be to hear nothing ever again.
+                log.exception("a batch of %d messages was given up", len(batch))
+                self.dropped["given up"] += len(batch)
 
     def _store(self, batch: list[Message]) -> None:
         """Commit, then acknowledge; a database that is away is tried again, nothing is acknowledged meanwhile."""
+        was_told = False
         while not self._stopping.is_set():
             try:
-                acks, dropped = take_in(self._database, batch, self._clock())
-            except SQLAlchemyError:
-                log.exception("storing %d messages failed; trying again", len(batch))
+                taken = take_in(self._database, batch, self._clock.now(), self._clock.deaf)
+            except SQLAlchemyError as error:
+                if not was_told:
+                    log.warning(
+                        "the database does not take %d messages (%s); trying again",
+                        len(batch),
+                        _first_line(error),
+                    )
+                was_told = True
                 self._stopping.wait(RETRY_S)
                 continue
-            self.dropped += dropped
-            for (device, boot), seqs in acks.items():
+            self.dropped += taken.dropped
+            for (device, boot), seqs in taken.acks.items():
                 ack = encode(Ack(boot=boot, seqs=tuple(seqs)))
                 self._link.publish(device, topics.ACK, ack, qos=0, retain=False)
+            for topic in taken.poisoned:
+                self._link.clear(topic)
             return
 
 
-def take_in(database: Database, batch: list[Message], now: float) -> tuple[Acks, Counter[str]]:
-    """Store a batch in one transaction; what may be acknowledged now, and what was dropped, by reason."""
-    acks: Acks = {}
-    dropped: Counter[str] = Counter()
-    with database.begin() as connection:
-        for topic, payload in batch:
-            try:
-                _take_one(connection, topic, payload, now, acks)
-            except DroppedError as reason:
-                dropped[str(reason)] += 1
-    return acks, dropped
+def _first_line(error: SQLAlchemyError) -> str:
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
-def _take_one(connection: Connection, topic: str, payload: bytes, now: float, acks: Acks) -> None:
-    place = topics.parse(topic)
-    if place is None:
-        raise DroppedError("not a device topic")
-    device, leaf = place
-    if leaf == topics.TELEMETRY:
-        report = _decode(payload, Report)
-        row = _believed(connection, device, report.device, report.boot)
-        telemetry.record(connection, row, report, now)
-        acks.setdefault((device, report.boot), []).append(report.seq)
-    elif leaf == topics.REPORTED:
-        message = _decode(payload, Reported)
-        row = _believed(connection, device, message.device, message.boot)
-        if message.profile != row.profile:
-            raise DroppedError("claims another profile than it enrolled with")
-        devices.reported(connection, row, message, now)
-    elif leaf == topics.STATUS:
-        status = _decode(payload, Status)
-        devices.status(connection, _believed(connection, device, device, status.boot), status, now)
+def take_in(database: Database, batch: list[Message], now: Now, deaf: Deaf = NOT_DEAF) -> Taken:
+    """Store a batch in one transaction; what may be acknowledged now, and what was dropped.
+
+    Raises: SQLAlchemyError if the database is away; nothing is stored then.
+    """
+    taken = Taken()
+    said = [found for message in batch if (found := _read(message, taken)) is not None]
+    _store_halving(database, said, taken, now, deaf)
+    return taken
+
+
+def _store_halving(database: Database, said: list[_Said], taken: Taken, now: Now, deaf: Deaf) -> None:
+    if not said:
+        return
+    attempt = Taken()
+    try:
+        with database.begin() as connection:
+            _store(connection, said, attempt, now, deaf)
+    except Exception as error:
+        if _is_passing(error):
+            raise
+        if len(said) == 1:
+            log.warning("a message on %s cannot be stored: %s", said[0].message.topic, error)
+            poison = DroppedError(_CANNOT_BE_STORED, is_poison=True)
+            taken.drop(said[0].message, poison, is_known=True)
+            return
+        middle = len(said) // 2
+        for half in (said[:middle], said[middle:]):
+            _store_halving(database, half, taken, now, deaf)
     else:
-        raise DroppedError("unexpected topic")
+        taken.merge(attempt)
 
 
-def _decode(payload: bytes, kind: type[T]) -> T:
+def _is_passing(error: Exception) -> bool:
+    """Whether it is the database's state and not the message's fault: away, locked, full, a deadlock."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    return isinstance(error, SQLAlchemyError)
+
+
+def _read(message: Message, taken: Taken) -> _Said | None:
+    """Read without looking at the database; None if there is nothing to do with it."""
+    place = topics.parse(message.topic)
+    if place is None:
+        taken.dropped["not a device topic"] += 1
+        return None
+    device, leaf = place
+    if leaf not in _KINDS:
+        taken.dropped["unexpected topic"] += 1
+        return None
+    if not message.payload and leaf != topics.TELEMETRY:
+        return None  # how a retained message is taken away
     try:
-        return decode(payload, kind)
-    except MessageError as error:
-        raise DroppedError(f"unreadable {kind.__name__.lower()}") from error
+        return _Said(device, message, _KINDS[leaf](message.payload))
+    except MessageError:
+        what = "report" if leaf == topics.TELEMETRY else leaf
+        return _Said(device, message, None, f"unreadable {what}")
 
 
-def _believed(connection: Connection, device: str, claimed: str, boot: Boot) -> DeviceRow:
-    if claimed != device:
-        raise DroppedError("names another device than its topic")
-    try:
-        row = devices.get(connection, device, lock=True)
-    except NotFoundError as error:
-        raise DroppedError("unknown device") from error
-    if boot.enrolment != row.enrolment or row.enrolment == 0:
+def _store(connection: Connection, said: list[_Said], taken: Taken, now: Now, deaf: Deaf) -> None:
+    rows = known.lock(connection, (one.device for one in said))
+    arrived: list[telemetry.Arrived] = []
+    heard: set[str] = set()
+    for one in said:
+        try:
+            row, content = _believed(rows, one)
+        except DroppedError as error:
+            taken.drop(one.message, error, is_known=one.device in rows)
+            continue
+        heard.add(row.id)
+        received = now.steady if one.message.received is None else one.message.received
+        if isinstance(content, Report):
+            arrived.append(telemetry.Arrived(row, content, received))
+            taken.acks.setdefault((one.device, content.boot), []).append(content.seq)
+        elif isinstance(content, Reported):
+            devices.reported(row, content, now.steady)
+        else:
+            devices.status(row, content, received=received, now=now.steady)
+    telemetry.record(connection, arrived, now, deaf)
+    news.note(connection, heard)
+    devices.note_clones(connection, rows.values(), now.wall)
+    known.write(connection, rows.values())
+
+
+def _believed(rows: dict[str, Known], one: _Said) -> tuple[Known, Report | Reported | Status]:
+    content = one.content
+    if content is None:
+        raise DroppedError(one.wrong, is_poison=True)
+    if not isinstance(content, Status) and content.device != one.device:
+        raise DroppedError("names another device than its topic", is_poison=True)
+    row = rows.get(one.device)
+    if row is None:
+        raise DroppedError("unknown device")
+    if content.boot.enrolment != row.get("enrolment") or row.get("enrolment") == 0:
         raise DroppedError("of another enrolment")
-    if row.decommissioned_at is not None:
+    if row.get("decommissioned_at") is not None:
         raise DroppedError("of a device out of service")
-    enrolments.confirm(connection, row)
-    return row
+    if isinstance(content, Reported) and content.profile != row.get("profile"):
+        raise DroppedError("claims another profile than it enrolled with", is_poison=True)
+    if not row.get("is_confirmed"):
+        # It has used what it got: its token is used up.
+        row.change(is_confirmed=True)
+    return row, content

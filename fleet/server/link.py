@@ -1,16 +1,13 @@
 """The fleet's connection to the broker. It moves bytes; what they mean is decided elsewhere.
 
 Always true
- 1. A message handed on is at most once in memory: the queue is bounded, and what does not fit is counted and dropped
-    (devices send unacknowledged reports again).
+ 1. What it receives goes into the inbox, which is bounded.
  2. `reported` and `status` come through plain subscriptions, because shared ones get no retained messages.
 """
 
 import logging
-import queue
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,15 +19,14 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgekit.wire import topics
+from fleet.server.clock import Clock
+from fleet.server.inbox import Inbox, Message
 from fleet.server.places import Address
 
 log = logging.getLogger(__name__)
 
-QUEUE_MESSAGES = 20_000
 # A client with keepalive 0 is dropped by iotcore 0.4.
 KEEPALIVE_S = 15
-
-Message = tuple[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -46,19 +42,24 @@ class Login:
 
 
 class Link:
-    """One paho client with reconnect; `messages` is what `ingest` reads."""
+    """One paho client with reconnect; `inbox` is what `ingest` reads. `connected_since` is steady."""
 
     def __init__(
-        self, address: Address, fleet: str, login: Login, *, telemetry_group: str | None = None
+        self,
+        address: Address,
+        fleet: str,
+        login: Login,
+        clock: Clock,
+        *,
+        telemetry_group: str | None = None,
     ) -> None:
         self.address = address
-        self.messages: queue.Queue[Message] = queue.Queue(QUEUE_MESSAGES)
-        self.overflowed = 0
+        self.inbox = Inbox()
         self.connected_since: float | None = None
+        self._clock = clock
         # Called (from the network thread) after each connect, once subscribed.
         self.on_connect: Callable[[], None] = lambda: None
         self._telemetry_group = telemetry_group
-        self._lock = threading.Lock()
         self._client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=f"edgekit-{fleet}", protocol=mqtt.MQTTv5
         )
@@ -82,13 +83,19 @@ class Link:
         self._client.loop_start()
 
     def stop(self) -> None:
+        """Disconnect; `start` connects again."""
         self._client.disconnect()
         self._client.loop_stop()
+        self.connected_since = None
 
     def publish(
         self, device: str, leaf: str, payload: bytes, *, qos: int, retain: bool
     ) -> mqtt.MQTTMessageInfo:
         return self._client.publish(topics.of(device, leaf), payload, qos=qos, retain=retain)
+
+    def clear(self, topic: str) -> None:
+        """Take the retained message of a topic away."""
+        self._client.publish(topic, b"", qos=1, retain=True)
 
     def _connected(
         self, client: mqtt.Client, _user: Any, _flags: Any, code: ReasonCode, _properties: Properties | None
@@ -98,15 +105,17 @@ class Link:
             return
         client.subscribe(
             [
-                (topics.of_all(topics.REPORTED), SubscribeOptions(qos=1)),
-                (topics.of_all(topics.STATUS), SubscribeOptions(qos=1)),
+                # Retained as published: a poison message is known for retained when it comes, not a restart later.
+                (topics.of_all(topics.REPORTED), SubscribeOptions(qos=1, retainAsPublished=True)),
+                (topics.of_all(topics.STATUS), SubscribeOptions(qos=1, retainAsPublished=True)),
                 (
                     topics.of_all(topics.TELEMETRY, group=self._telemetry_group),
                     SubscribeOptions(qos=1),
                 ),
             ]
         )
-        self.connected_since = time.time()
+        self._clock.hears_again()
+        self.connected_since = self._clock.now().steady
         log.info("connected to broker %s", self.address)
         self.on_connect()
 
@@ -118,11 +127,8 @@ class Link:
         self.connected_since = None
 
     def _received(self, _client: mqtt.Client, _user: Any, message: mqtt.MQTTMessage) -> None:
-        try:
-            self.messages.put_nowait((message.topic, bytes(message.payload)))
-        except queue.Full:
-            with self._lock:
-                self.overflowed += 1
+        received = self._clock.now().steady
+        self.inbox.put(Message(message.topic, bytes(message.payload), received, bool(message.retain)))
 
 
 def end_session(address: Address, tls: ssl.SSLContext, name: str, *, patience_s: float = 3.0) -> None:

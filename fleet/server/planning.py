@@ -6,6 +6,7 @@ Always true
  3. Two active rollouts never share a (device, deployment).
 """
 
+import functools
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +25,8 @@ from fleet.rules.members import Member
 from fleet.rules.rollout import Rollout, Spec
 from fleet.rules.stages import Stage
 from fleet.rules.text import duration, show_duration
-from fleet.server.store import devices, orders, releases, rollouts
+from fleet.server.clock import Now
+from fleet.server.store import blocked, devices, members, orders, releases, rollouts
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.orders import DesiredRow
 from fleet.server.store.releases import BundleRow
@@ -41,13 +43,14 @@ class Choice:
     reason: str = ""
 
 
-def plan(connection: Connection, wanted: api.NewRollout, now: float) -> tuple[Rollout, api.Plan]:
+def plan(connection: Connection, wanted: api.NewRollout, now: Now) -> tuple[Rollout, api.Plan]:
     """The rollout as it would start, and the same in words; nothing is stored.
 
     Raises: UsageError, NotFoundError, ConflictError.
     """
     name, version = releases.parse_title(wanted.release)
-    bundles = releases.by_profile(connection, name, version)
+    blocked.check_release(connection, name, version)
+    bundles = blocked.usable(connection, name, version)
     deployment = wanted.deployment or name
     selector = selectors.parse(wanted.to)
     everyone = devices.everyone(connection)
@@ -68,15 +71,15 @@ def plan(connection: Connection, wanted: api.NewRollout, now: float) -> tuple[Ro
     held_count = stages.parse_holdback(wanted.holdback, len(eligible))
     spec = _spec(wanted, (name, version), deployment, eligible=len(eligible), held=held_count)
     label = f"r{rollout_id}"
-    moment = rollouts.moment(now)
+    moment = rollouts.moment(now.steady)
     held = stages.choose_held(
         {c.device.id: c.bundle.profile for c in eligible if c.bundle}, label, held_count
     )
-    members = {
+    chosen = {
         choice.device.id: member_of(choice, label, present.get((choice.device.id, deployment)), held, moment)
         for choice in eligible
     }
-    rollout = Rollout(id=rollout_id, spec=spec, members=members, created_at=moment)
+    rollout = Rollout(id=rollout_id, spec=spec, members=chosen, created_at=moment)
     return rollout, _in_words(rollout, ineligible)
 
 
@@ -87,7 +90,7 @@ def choose(
     bundle = next((bundles[profile] for profile in _chain(row.profile) if profile in bundles), None)
     reason = _unfit(row, deployment)
     if reason is None and bundle is None:
-        reason = f"no bundle for profile {row.profile} (there is {', '.join(sorted(bundles))})"
+        reason = f"no bundle for profile {row.profile} (there is {', '.join(sorted(bundles)) or 'none that is not blocked'})"
     if reason is None and bundle is not None:
         reason = _cannot_run(row, bundle, deployment)
         if present is not None and present.sha256 == bundle.sha256:
@@ -149,6 +152,7 @@ def member_of(
     )
 
 
+@functools.lru_cache(maxsize=256)
 def _chain(profile: str) -> tuple[str, ...]:
     try:
         return profiles.load(profile).chain
@@ -165,8 +169,10 @@ def _in_range(version: str, versions: str) -> bool:
 
 def _check_conflicts(connection: Connection, deployment: str, chosen: set[str]) -> None:
     for other in rollouts.active(connection):
-        shared = chosen & other.members.keys()
-        if other.spec.deployment == deployment and shared:
+        if other.spec.deployment != deployment:
+            continue
+        shared = chosen & members.of(connection, other.id).keys()
+        if shared:
             raise ConflictError(
                 f"rollout {other.label} of {other.spec.name}@{other.spec.version} is {other.status} on "
                 f"{len(shared)} of these devices ({', '.join(sorted(shared)[:3])}…); "

@@ -1,4 +1,5 @@
-"""The tables. Times are unix seconds in UTC; JSON documents are text that `msgspec` wrote.
+"""The tables. JSON documents are text that `msgspec` wrote. Times are unix seconds: of the wall clock where a person, a
+signature or the audit log needs them; the fleet's steady ones (`clock`) where durations are measured, which is noted.
 
 The database is the only truth (fleet.md): nothing that matters lives in memory only.
 """
@@ -26,13 +27,47 @@ settings = Table(
     "settings", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False)
 )
 
-# Admin tokens: only the sha256 is kept. They carry 256 random bits, so a plain hash cannot be searched.
-tokens = Table(
-    "tokens",
+# Tokens of machines: only the sha256 is kept. They carry 256 random bits, so there is nothing that trying words could
+# find, and a hash that is slow on purpose would only slow down every request.
+access_tokens = Table(
+    "access_tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("name", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("scope", String(200), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(100), nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    Column("last_used_at", Float),
+    Column("last_used_from", String(64), nullable=False, default=""),
+)
+
+# People; `password` is scrypt with its salt and costs (`fleet.server.passwords`).
+users = Table(
+    "users",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("password", String(200), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("scope", String(200), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(100), nullable=False),
+    Column("last_used_at", Float),
+    Column("last_used_from", String(64), nullable=False, default=""),
+)
+
+# Who is signed in to the page: only the sha256 of the cookie's secret is kept.
+sessions = Table(
+    "sessions",
     metadata,
     Column("hash", String(64), primary_key=True),
-    Column("name", String(64), nullable=False),
+    Column("name", String(64), nullable=False, index=True),
     Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("last_used_at", Float, nullable=False),
 )
 
 devices = Table(
@@ -60,8 +95,11 @@ devices = Table(
     Column("nonce", String(16), nullable=False, default=""),
     Column("reported_seq", BigInteger, nullable=False, default=-1),
     Column("reported", Text),
+    Column("reported_counter", BigInteger, nullable=False, default=0, server_default="0"),
+    # Steady.
     Column("last_seen_at", Float),
     Column("last_report_at", Float),
+    Column("offline_at", Float),
     Column("window_s", Float),
     # The counter of the newest order issued to it.
     Column("order_counter", BigInteger, nullable=False, default=0),
@@ -137,7 +175,6 @@ bundles = Table(
     Column("format", Integer, nullable=False, server_default="1"),
     # What a process takes with it at most, as measured at build or promised by the contract.
     Column("peak_memory_mb", Float, nullable=True),
-    Column("envelope", LargeBinary, nullable=False),
     Column("published_at", Float, nullable=False),
     UniqueConstraint("name", "version", "profile"),
 )
@@ -161,10 +198,19 @@ alternates = Table(
     Column("length", BigInteger, nullable=False),
     Column("engine", String(64), nullable=False),
     Column("engine_versions", String(200), nullable=False),
-    Column("envelope", LargeBinary, nullable=False),
     Column("statement", LargeBinary, nullable=True),
     Column("published_at", Float, nullable=False),
     UniqueConstraint("name", "version", "profile", "recipe"),
+)
+
+# Bundles that no new order may name, by digest; a whole release is each of its bundles, and its name, for those to come.
+blocked = Table(
+    "blocked",
+    metadata,
+    Column("subject", String(130), primary_key=True),
+    Column("reason", String(500), nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("at", Float, nullable=False),
 )
 
 # What each (device, deployment) is to run, and on whose account (`rollout r3`, `assignment`).
@@ -191,14 +237,69 @@ assignments = Table(
     Column("set_at", Float, nullable=False),
 )
 
+# `state` is the rollout without its members. What ingest needs to know of an open stage stands beside it: `judged_from`
+# (steady) is None while none is open. `revision` goes up with every change, of members too.
 rollouts = Table(
     "rollouts",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("status", String(20), nullable=False, index=True),
+    Column("deployment", String(64), nullable=False, server_default=""),
+    Column("stage", Integer, nullable=False, server_default="-1"),
+    Column("judged_from", Float),
+    Column("cold_windows", Integer, nullable=False, server_default="1"),
+    Column("revision", BigInteger, nullable=False, server_default="0"),
     Column("state", LargeBinary, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
+)
+
+# Every device of every rollout (`fleet.rules.members.Member`). Times are steady.
+members = Table(
+    "members",
+    metadata,
+    Column("rollout", Integer, ForeignKey("rollouts.id"), primary_key=True),
+    Column("device", String(64), primary_key=True, index=True),
+    Column("profile", String(64), nullable=False),
+    Column("key", String(64), nullable=False),
+    Column("target", String(64), nullable=False),
+    Column("previous", String(64)),
+    Column("previous_title", String(200), nullable=False),
+    Column("is_held", Boolean, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("stage", Integer),
+    Column("order_counter", BigInteger, nullable=False),
+    Column("ordered_at", Float),
+    Column("notified_at", Float),
+    Column("online_since", Float),
+    Column("seen_enrolment", BigInteger, nullable=False),
+    Column("seen_incarnation", BigInteger, nullable=False),
+    Column("seen_seq", BigInteger, nullable=False),
+    Column("refused_before", Text, nullable=False),
+    Column("is_excused", Boolean, nullable=False),
+    Column("is_leaving", Boolean, nullable=False),
+    Column("is_returning", Boolean, nullable=False),
+)
+
+# What each device did since its stage is judged (`fleet.rules.sums.StageSums`); `judged_from` is steady.
+stage_sums = Table(
+    "stage_sums",
+    metadata,
+    Column("rollout", Integer, primary_key=True),
+    Column("stage", Integer, primary_key=True),
+    Column("device", String(64), primary_key=True),
+    Column("judged_from", Float, nullable=False),
+    Column("sums", Text, nullable=False),
+)
+
+# Devices that something is new about, a row per transaction of ingest; the controller takes the rows away. An empty
+# list means any device.
+changes = Table(
+    "changes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("devices", Text, nullable=False),
 )
 
 # Every order ever signed, and beside it the newest one of each device as something to (re)publish.
@@ -210,6 +311,8 @@ orders = Table(
     Column("envelope", LargeBinary, nullable=False),
     Column("issued_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
+    # Whose signature it is: after a rotation of the order key the newest ones are signed again.
+    Column("keyid", String(16), nullable=False),
 )
 
 outbox = Table(
@@ -233,26 +336,8 @@ reports = Table(
     Column("received_at", Float, nullable=False, index=True),
 )
 
-windows = Table(
-    "windows",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("device", String(64), nullable=False),
-    Column("deployment", String(64), nullable=False),
-    Column("digest", String(64), nullable=False),
-    Column("received_at", Float, nullable=False),
-    Column("length_s", Float, nullable=False),
-    Column("is_clock_ok", Boolean, nullable=False),
-    Column("requests", BigInteger, nullable=False),
-    Column("errors", BigInteger, nullable=False),
-    Column("rejected_inputs", BigInteger, nullable=False),
-    Column("worker_deaths", BigInteger, nullable=False),
-    Column("infer_ms", Text, nullable=False),
-    Index("ix_windows_device", "device", "deployment", "received_at"),
-    Index("ix_windows_received", "received_at"),
-)
-
-# The roll-up of all windows a device ever sent for one digest, changed in the transaction that stores the window.
+# The sums of all windows a device ever sent for one digest, and of its newest ones (`fleet.rules.sums.Recent`); changed
+# in the transaction that takes the report.
 totals = Table(
     "totals",
     metadata,
@@ -263,17 +348,33 @@ totals = Table(
     Column("requests", BigInteger, nullable=False),
     Column("errors", BigInteger, nullable=False),
     Column("infer_ms", Text, nullable=False),
+    Column("recent", Text, nullable=False, server_default="{}"),
 )
 
+# See `fleet.audit`.
 audit = Table(
     "audit",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("at", Float, nullable=False),
-    Column("actor", String(64), nullable=False),
+    Column("actor", String(100), nullable=False),
     Column("action", String(64), nullable=False),
     Column("subject", String(200), nullable=False),
     Column("detail", Text, nullable=False),
+    Column("before", Text, nullable=False, default="", server_default=""),
+    Column("after", Text, nullable=False, default="", server_default=""),
+    Column("origin", String(64), nullable=False, default="", server_default=""),
     Column("previous", String(64), nullable=False),
     Column("hash", String(64), nullable=False),
+)
+
+audit_heads = Table(
+    "audit_heads",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("entry", Integer, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
 )

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -26,16 +25,16 @@ from fleet.server.api.context import Context
 from fleet.server.broker import Broker, EmbeddedBroker, Mosquitto, check_free
 from fleet.server.ca import Authority
 from fleet.server.certificates import Certificates
+from fleet.server.clock import Clock
 from fleet.server.controller import Controller
 from fleet.server.database import Database, sqlite_url
 from fleet.server.home import Config
 from fleet.server.ingest import Ingest
 from fleet.server.link import Link, Login
+from fleet.server.notary import Notary
 from fleet.server.places import EMBEDDED, MOSQUITTO, Address, Places, Wanted, settle
 from fleet.server.state import Keys, StateFolder
-from fleet.server.store import settings
 from fleet.server.store.orders import Issuer
-from fleet.tuf import together
 from fleet.tuf.online import Chore, Online
 
 log = logging.getLogger(__name__)
@@ -72,6 +71,7 @@ class Options:
     tick_s: float = 1.0
     tls: TlsFiles = TlsFiles()
     broker_login: BrokerLogin = BrokerLogin()
+    broker_files: Path | None = None
     ca_passphrase: bytes | None = field(default=None, repr=False)
 
 
@@ -146,12 +146,7 @@ def _start(
     stack.callback(database.close)
     home.check_database(database, config)
     trust = _trust(options, config, places, folder)
-    with database.begin() as connection:
-        settings.trust_publisher(connection, trust.keys.publisher.keyid, trust.keys.publisher.public_hex)
     tuf = Online(folder.path / "tuf")
-    if made is not None:
-        # Nobody else is there to keep the publisher's keys.
-        together.start(folder.path, tuf, datetime.now(UTC))
     broker = _broker(places, folder, trust, config)
     certificates = Certificates(
         database,
@@ -160,25 +155,42 @@ def _start(
         folder.keys_folder,
         places,
         broker=broker,
+        broker_files=options.broker_files,
         is_api_ours=not options.tls.certificate and not config.tls_cert,
     )
     certificates.write_revocations(time.time())
     if broker is not None:
         stack.callback(broker.stop)
         broker.start()
-    issuer = Issuer(config.fleet, trust.keys.order)
+    issuer = Issuer(config.fleet, folder.take_order_key(tuf.order_keys(), trust.keys.order))
+    home.check_order_key(database, issuer.key.keyid, tuf.order_keys())
+    notary = Notary(database, config.fleet, trust.keys.audit, folder.path)
     group = None if broker is not None else trust.keys.secret_name("telemetry group")
     login = _login(options, places, certificates)
-    link = Link(places.mqtt, config.fleet, login, telemetry_group=group)
-    ingest = Ingest(database, link)
+    clock = Clock()
+    with database.read() as connection:
+        clock.resume(connection)
+    link = Link(places.mqtt, config.fleet, login, clock, telemetry_group=group)
+    ingest = Ingest(database, link, clock)
     watch, signing = _BrokerWatch(broker), Chore(tuf)
 
     def chores() -> None:
         watch()
-        certificates.renew_if_due(time.time())
+        certificates.keep_fresh(time.time())
         signing()
+        notary.sign_if_due(time.time())
 
-    controller = Controller(database, issuer, link, tick_s=options.tick_s, chores=chores)
+    # Only the controller listens: the broker knows the fleet's service by one name, and keeps one connection of it.
+    controller = Controller(
+        database,
+        issuer,
+        link,
+        clock,
+        tick_s=options.tick_s,
+        chores=chores,
+        on_lead=link.start,
+        on_lose=link.stop,
+    )
     link.on_connect = controller.reconnected
     context = Context(
         database=database,
@@ -191,15 +203,18 @@ def _start(
         ca_bundle=trust.bundle,
         wake=controller.wake,
         tuf=tuf,
+        notary=notary,
         dropped=ingest.dropped,
+        time=clock,
+        is_controller=lambda: controller.is_leading,
     )
+    # On the way out the lock is the last to go: who takes over finds nobody else at the broker.
     stack.callback(controller.stop)
-    controller.start()
     stack.callback(ingest.stop)
-    ingest.start()
     stack.callback(link.stop)
-    link.start()
-    is_connected = _wait_for(lambda: link.is_connected)
+    ingest.start()
+    controller.start()
+    is_connected = not controller.is_leading or _wait_for(lambda: link.is_connected)
     client_file = folder.write_client_file(
         database, places.url, trust.bundle if places.url.startswith("https:") else "", time.time()
     )
@@ -298,7 +313,7 @@ def _login(options: Options, places: Places, certificates: Certificates) -> Logi
     if not places.has_mqtt_tls:
         return Login()
     given = options.broker_login
-    if places.broker == MOSQUITTO:
+    if places.broker == MOSQUITTO or options.broker_files is not None:
         return Login(tls=certificates.service_context())
     try:
         context = ssl.create_default_context(cafile=given.authorities)
@@ -321,6 +336,9 @@ def _uvicorn(context: Context, trust: _Trust, certificates: Certificates) -> uvi
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=3,
+        # Only with --plain-http is there a proxy, on this machine, whose word on where a request comes from counts.
+        proxy_headers=context.places.url.startswith("https:") and not context.places.has_tls,
+        forwarded_allow_ips=["127.0.0.1", "::1"],
     )
     config.load()
     if trust.api is not None:

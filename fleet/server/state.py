@@ -2,7 +2,10 @@
 
     DIR/fleet.db        unless the database is elsewhere
     DIR/fleet.toml      the fleet's id and settings (`home`)
-    DIR/keys/           order.key, publisher.key (ed25519), ca.key, ca.pem, crl.pem, server.*, service.* (EC P-256)
+    DIR/keys/           order.key, its successor order.next.key once asked for, secrets.key (ed25519),
+                        ca.key, ca.pem, crl.pem, server.*, service.* (EC P-256)
+    DIR/publisher/      the publisher's keys, unless they are kept elsewhere (`fleet.tuf.together`)
+    DIR/tuf/            the fleet's half of the metadata (`fleet.tuf.online`)
     DIR/artifacts/      <sha256>.edgekit
     DIR/client.toml     url and admin token (0600)
     DIR/service.lock    held while a service runs
@@ -21,32 +24,46 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from edgekit.errors import AuthError, ConflictError, FleetError
-from fleet.publish import SigningKey, load_key, write_private
+from edgekit.trust.orderkeys import OrderKeys
+from fleet.client.config import client_file
+from fleet.publish import SigningKey, load_key, make_key, write_private
+from fleet.rules.access import Role
 from fleet.server.database import Database
-from fleet.server.store import settings
+from fleet.server.store import audit, tokens
+from fleet.server.store.tokens import Grant
 
 CLIENT_FILE = "client.toml"
 
 
 @dataclass(frozen=True)
 class Keys:
+    """What the service signs with at its start, and what it derives secrets from, which no rotation changes."""
+
     order: SigningKey
-    publisher: SigningKey
+    secrets: SigningKey
 
     def secret_name(self, purpose: str) -> str:
         """A name that nobody outside can guess and that is always the same for one purpose: 128 bits in hex, derived
-        from the order key (HKDF, RFC 5869).
+        by HKDF (RFC 5869).
         """
         derived = HKDF(hashes.SHA256(), 32, salt=None, info=f"edgekit {purpose}".encode())
-        return derived.derive(self.order.private.private_bytes_raw()).hex()[:32]
+        return derived.derive(self.secrets.private.private_bytes_raw()).hex()[:32]
+
+    @property
+    def audit(self) -> SigningKey:
+        """What signs the audit log: the same for ever, so that an order key that rotates leaves no head behind."""
+        derived = HKDF(hashes.SHA256(), 32, salt=None, info=b"edgekit audit log")
+        seed = derived.derive(self.secrets.private.private_bytes_raw())
+        return SigningKey(Ed25519PrivateKey.from_private_bytes(seed))
 
     def derive(self, purpose: str, *parts: str) -> str:
         """A secret for `parts`, made anew rather than kept: 256 bits, URL-safe base64."""
         key = HKDF(hashes.SHA256(), 32, salt=None, info=f"edgekit {purpose}".encode()).derive(
-            self.order.private.private_bytes_raw()
+            self.secrets.private.private_bytes_raw()
         )
         digest = hmac.digest(key, "\0".join(parts).encode(), "sha256")
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")
@@ -90,8 +107,32 @@ class StateFolder:
         """The signing keys. Raises: UsageError for one that cannot be used; none is made here."""
         return Keys(
             order=load_key(self.keys_folder / "order.key"),
-            publisher=load_key(self.keys_folder / "publisher.key"),
+            secrets=load_key(self.keys_folder / "secrets.key"),
         )
+
+    def next_order_key(self) -> SigningKey:
+        """The key that will sign orders once the publisher lists it; made on first use."""
+        path = self.keys_folder / "order.next.key"
+        return load_key(path) if path.exists() else make_key(path)
+
+    def check_order_keys(self, listed: OrderKeys, present: SigningKey) -> None:
+        """Raises: ConflictError for a list by which devices would follow neither `present` nor its successor."""
+        if not any(listed.keys.get(key.keyid) == key.public_hex for key in (present, self.next_order_key())):
+            raise ConflictError(
+                "this list of order keys has neither the key that this fleet signs orders with nor the one that is to"
+                " follow it: devices would follow no order of it any more; 'edgekit keys rotate DIR orders' asks for it"
+            )
+
+    def take_order_key(self, listed: OrderKeys | None, present: SigningKey) -> SigningKey:
+        """The key to sign orders with: the successor, in place of `present`, if only that is listed. Raises: OSError."""
+        successor = self.keys_folder / "order.next.key"
+        if listed is None or present.keyid in listed.keys or not successor.exists():
+            return present
+        made = load_key(successor)
+        if listed.keys.get(made.keyid) != made.public_hex:
+            return present
+        successor.replace(self.keys_folder / "order.key")
+        return made
 
     @property
     def keys_folder(self) -> Path:
@@ -104,18 +145,14 @@ class StateFolder:
             token = _known_token(path)
             try:
                 if token is not None:
-                    settings.token_name(connection, token)
+                    tokens.find(connection, token, now)
             except AuthError:
                 token = None
             if token is None:
-                token = settings.make_token(connection, "admin", now)
-        text = (
-            "# How 'edgekit fleet' reaches this service. Whoever reads this file can do everything: keep it to yourself.\n"
-            f'url = "{url}"\ntoken = "{token}"\n'
-        )
-        if authorities:
-            text += f"ca = '''\n{authorities}'''\n"
-        write_private(path, text.encode())
+                # Whoever may start the service on its machine holds its keys: they are its admin.
+                name = tokens.free_name(connection, "admin", now)
+                token = tokens.make(connection, name, Grant(Role.ADMIN), now=now, who=audit.FLEET)
+        write_private(path, client_file(url, token, authorities).encode())
         return path
 
 

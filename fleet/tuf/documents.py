@@ -5,8 +5,8 @@ Pure: documents in, documents out; the caller supplies keys and time.
 Always true of a set that `check` accepts
  1. Each root follows the one before by one, signed by both; it is consistent, and trusts one online key of the fleet's
     for snapshot and timestamp.
- 2. Top-level targets name no files: they delegate `NAME/*/*/*` of each model to the role `model.NAME`, and every role
-    that they delegate to is there, signed, not expired.
+ 2. Top-level targets name no files: they delegate `NAME/*/*/*` of each model to the role `model.NAME` and `_fleet/*` to
+    the role `fleet`, and every role that they delegate to is there, signed, not expired.
  3. No version of anything is below the one that was known.
 """
 
@@ -31,7 +31,8 @@ from tuf.api.metadata import (
 from tuf.api.serialization.json import JSONSerializer
 
 from edgekit.errors import ConflictError, SignatureRefusedError
-from edgekit.trust import distinct
+from edgekit.trust import distinct, orderkeys
+from edgekit.trust.orderkeys import OrderKeys
 from edgekit.trust.target import Target
 
 ROOT, TARGETS, SNAPSHOT, TIMESTAMP = Root.type, Targets.type, Snapshot.type, Timestamp.type
@@ -42,6 +43,8 @@ OFFLINE_LIFE = timedelta(days=365)
 REMIND = timedelta(days=30)
 SNAPSHOT_LIFE = timedelta(days=14)
 TIMESTAMP_LIFE = timedelta(days=3)
+# The role that says whose orders are followed.
+FLEET = "fleet"
 MAX_DOCUMENT_BYTES = 5_000_000
 
 Document = Metadata[Any]
@@ -134,15 +137,15 @@ def set_threshold(delegator: Root | Targets, role: str, threshold: int) -> None:
     found.threshold = threshold
 
 
-def delegate(targets: Targets, name: str, key: Key, now: datetime) -> Metadata[Targets]:
-    """Give the model's files to a role of its own; the role's empty version 1."""
-    role = model_role(name)
+def delegate(targets: Targets, role: str, key: Key, now: datetime) -> Metadata[Targets]:
+    """Give a model's files, or the fleet's, to a role of their own; the role's empty version 1."""
+    path = "_fleet/*" if role == FLEET else f"{role.removeprefix('model.')}/*/*/*"
     assert targets.delegations is not None
     assert targets.delegations.roles is not None
     if role in targets.delegations.roles:
-        raise ConflictError(f"{name} has a role already")
+        raise ConflictError(f"there is a role {role} already")
     targets.delegations.roles[role] = DelegatedRole(
-        role, [], 1, terminating=True, paths=[f"{name}/*/*/*"], unrecognized_fields={}
+        role, [], 1, terminating=True, paths=[path], unrecognized_fields={}
     )
     targets.add_key(key, role)
     return Metadata(Targets(version=1, expires=life(now)))
@@ -154,6 +157,15 @@ def add_target(targets: Targets, target: Target) -> bool:
     if targets.targets.get(target.path) == listed:
         return False
     targets.targets[target.path] = listed
+    return True
+
+
+def set_order_keys(targets: Targets, keys: OrderKeys) -> bool:
+    """List whose orders devices follow, in the role `fleet`; whether that was not listed before."""
+    listed = TargetFile.from_data(orderkeys.PATH, orderkeys.write(keys), ["sha256"])
+    if targets.targets.get(orderkeys.PATH) == listed:
+        return False
+    targets.targets = {orderkeys.PATH: listed}
     return True
 
 

@@ -3,6 +3,7 @@
     DIR/ring.json keys/      private keys (`ring`)
     DIR/metadata/            what is complete, by version
     DIR/pending/             what still lacks signatures of others
+    DIR/order-keys.json      whose orders devices follow, as the role `fleet` lists it
 
 Always true
  1. What is in `metadata` is signed as its delegator asks; what is not yet waits in `pending`, and one version at a time.
@@ -20,9 +21,11 @@ from securesystemslib.signer import Key
 from tuf.api.metadata import Root, Targets
 
 from edgekit.errors import ConflictError, NotFoundError, UsageError
+from edgekit.trust import orderkeys
+from edgekit.trust.orderkeys import OrderKeys
 from edgekit.trust.target import Target
 from fleet.tuf import documents, static
-from fleet.tuf.documents import ONLINE, ROOT, TARGETS, Document, Documents, model_role
+from fleet.tuf.documents import FLEET, ONLINE, ROOT, TARGETS, Document, Documents, model_role
 from fleet.tuf.ring import Ring
 
 
@@ -168,12 +171,15 @@ class Home:
 
     def delegate(self, name: str, now: datetime) -> None:
         """A role for the model `name`. Raises: ConflictError if it has one."""
+        role = model_role(name)
+        if role in self.documents().delegated:
+            raise ConflictError(f"{name} has a role already")
+        self._delegate(role, now)
+
+    def _delegate(self, role: str, now: datetime) -> None:
         whole = self.documents()
         targets = deepcopy(whole.roles[TARGETS])
-        role = model_role(name)
-        if role in whole.delegated:
-            raise ConflictError(f"{name} has a role already")
-        made = documents.delegate(targets.signed, name, self.ring.make(role), now)
+        made = documents.delegate(targets.signed, role, self.ring.make(role), now)
         documents.renew(targets, now)
         self._change(role, made, whole, targets)
         self._change(TARGETS, targets, whole)
@@ -193,6 +199,23 @@ class Home:
                 f"{target.path}: {role} needs signatures that are not here; 'edgekit keys status {self.folder}'"
             )
         return True
+
+    def set_order_keys(self, keys: OrderKeys, now: datetime) -> list[str]:
+        """List whose orders devices follow from now on; the role, if it still waits for others' signatures."""
+        if FLEET not in self.documents().delegated:
+            self._delegate(FLEET, now)
+        whole = self.documents()
+        document = deepcopy(whole.roles[FLEET])
+        if not documents.set_order_keys(document.signed, keys):
+            return []
+        documents.renew(document, now)
+        static.write(self.folder, {"order-keys.json": orderkeys.write(keys)})
+        return [] if self._change(FLEET, document, whole) else [FLEET]
+
+    def files(self) -> dict[str, bytes]:
+        """The targets that are kept here themselves, by path."""
+        path = self.folder / "order-keys.json"
+        return {orderkeys.PATH: path.read_bytes()} if path.is_file() else {}
 
     def cosign(self, path: Path, now: datetime) -> None:
         """Add this ring's signatures to a pending document of anybody's.

@@ -1,7 +1,7 @@
 """The fleet's half of the repository: it checks what publishers bring, and signs snapshot and timestamp.
 
     DIR/online.key           ed25519, 0600; its successor, once asked for, is online.next.key
-    DIR/metadata/            static files, for devices and mirrors
+    DIR/metadata/            static files, for devices and mirrors; below targets/ the files that are no bundles
 
 Always true
  1. Nothing is given out that `documents.check` did not accept: a publisher's mistake is his to hear of, not the devices'.
@@ -11,22 +11,34 @@ Always true
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from securesystemslib.signer import CryptoSigner, SSlibKey
+from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import Metadata, Root, Snapshot, Timestamp
 
 from edgekit.errors import ConflictError, SignatureRefusedError
+from edgekit.trust import orderkeys
+from edgekit.trust.orderkeys import OrderKeys
 from edgekit.trust.target import Target
 from fleet.publish import load_key, make_key
 from fleet.tuf import documents, static
-from fleet.tuf.documents import ONLINE, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Documents
+from fleet.tuf.documents import FLEET, ONLINE, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Documents
 
 log = logging.getLogger(__name__)
 
 _REMIND_EVERY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Files:
+    """What came with documents, by path; `check` refuses order keys that would deafen the devices."""
+
+    given: Mapping[str, bytes] = field(default_factory=dict)
+    check: Callable[[OrderKeys], None] = lambda _listed: None
 
 
 class Online:
@@ -69,10 +81,8 @@ class Online:
         return data.decode() if data is not None else ""
 
     def check_listed(self, target: Target) -> None:
-        """Raises: SignatureRefusedError if there is metadata, and this bundle is no target of it."""
-        whole = self.documents()
-        if whole is None:
-            return
+        """Raises: SignatureRefusedError if this bundle is no target of the metadata here."""
+        whole = self.documents() or Documents()
         role = whole.roles.get(documents.model_role(target.name))
         listed = role.signed.targets.get(target.path) if role is not None else None
         if listed is None or (listed.length, listed.hashes.get("sha256")) != (target.length, target.sha256):
@@ -80,26 +90,60 @@ class Online:
                 f"{target.path} is not listed in the fleet's metadata; publish it with the publisher's folder: --keys DIR"
             )
 
+    def order_keys(self) -> OrderKeys | None:
+        """Whose orders devices follow, as the publisher lists it; None if he never did."""
+        whole = self.documents()
+        role = whole.roles.get(FLEET) if whole is not None else None
+        target = role.signed.targets.get(orderkeys.PATH) if role is not None else None
+        if target is None:
+            return None
+        return orderkeys.read((self.metadata / "targets" / target.get_prefixed_paths()[0]).read_bytes())
+
     # -- changing ------------------------------------------------------------------------------------------------
 
-    def offer(self, roots: tuple[bytes, ...], roles: Mapping[str, bytes], now: datetime) -> Documents:
-        """Take a publisher's documents, all or none. Raises: SignatureRefusedError, ConflictError, OSError."""
+    def offer(
+        self,
+        roots: tuple[bytes, ...],
+        roles: Mapping[str, bytes],
+        now: datetime,
+        files: Files = Files(),
+    ) -> Documents:
+        """Take a publisher's documents and the `files` that the role `fleet` lists, all or none.
+
+        Raises: SignatureRefusedError, ConflictError, OSError.
+        """
         offered = Documents(
             tuple(documents.parse(data, ROOT) for data in roots),
             {_checked_name(role): documents.parse(data, role) for role, data in roles.items()},
         )
         with self._lock:
             whole = documents.check(self.documents(), offered, self._key_ids(), now)
-            files = {
+            listed = {
                 static.name(role, one.signed.version): roles[role] for role, one in offered.roles.items()
             }
-            files |= {
+            listed |= {
                 static.name(ROOT, one.signed.version): data
                 for one, data in zip(offered.roots, roots, strict=True)
             }
+            self._keep_files(whole, files)
             self._take_key(whole.root)
-            static.write(self.metadata, files | self._signed(whole, now))
+            static.write(self.metadata, listed | self._signed(whole, now))
         return whole
+
+    def _keep_files(self, whole: Documents, files: Files) -> None:
+        """What the role `fleet` lists lies there before devices hear of it."""
+        role = whole.roles.get(FLEET)
+        for path, target in role.signed.targets.items() if role is not None else ():
+            if path != orderkeys.PATH:
+                raise ConflictError(f"{path} is listed, but the role {FLEET} is for {orderkeys.PATH} alone")
+            kept = self.metadata / "targets" / target.get_prefixed_paths()[0]
+            data = kept.read_bytes() if kept.is_file() else files.given.get(path, b"")
+            try:
+                target.verify_length_and_hashes(data)
+            except LengthOrHashMismatchError as error:
+                raise ConflictError(f"{path} is listed, but what came with it is another file") from error
+            files.check(orderkeys.read(data))
+            static.write(kept.parent, {kept.name: data})
 
     def renew(self, now: datetime) -> bool:
         """Sign snapshot and timestamp anew where it is time, or where they are not what root asks; whether it was."""

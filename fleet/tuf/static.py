@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from fleet.tuf.documents import ROOT, TIMESTAMP
+from fleet.tuf.documents import FLEET, ROOT, TIMESTAMP
 
 
 def name(role: str, version: int) -> str:
@@ -57,6 +57,6 @@ def roots(folder: Path) -> list[bytes]:
 
 
 def delegated(folder: Path) -> list[str]:
-    """The names of the models' roles there."""
-    names = {path.name.partition(".")[2].removesuffix(".json") for path in folder.glob("*.model.*.json")}
-    return sorted(role for role in names if role.startswith("model."))
+    """The names of the roles there that targets delegate to: the models' and the fleet's."""
+    names = {path.name.partition(".")[2].removesuffix(".json") for path in folder.glob("[0-9]*.*.json")}
+    return sorted(role for role in names if role == FLEET or role.startswith("model."))

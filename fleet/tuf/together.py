@@ -1,7 +1,7 @@
-"""One machine that is publisher and fleet at once: a demo, a lab on loopback.
+"""A publisher's folder inside a fleet's home: how every fleet begins that does not say `--no-publisher`.
 
-The offline keys then lie in the fleet's own folder, without a passphrase, so whoever has that machine can sign
-anything. For a fleet that others can reach, `edgekit keys init` makes them on the publisher's machine instead.
+Whoever has that machine can then sign anything, if there is no passphrase. For a fleet that others can reach the folder
+is moved to the publisher's own machine, or made there in the first place (`edgekit keys init`).
 """
 
 from datetime import datetime
@@ -15,16 +15,16 @@ from fleet.tuf.ring import Ring
 FOLDER = "publisher"
 
 
-def home(state: Path) -> Home:
+def home(state: Path, passphrase: bytes = b"") -> Home:
     """The publisher's folder inside a state folder."""
-    return Home(Ring(state / FOLDER, lambda: b""))
+    return Home(Ring(state / FOLDER, lambda: passphrase))
 
 
-def start(state: Path, online: Online, now: datetime) -> bool:
+def start(state: Path, online: Online, now: datetime, passphrase: bytes = b"") -> bool:
     """Make a root where there is none yet; whether that was so. Raises: OSError, EdgeKitError."""
     if online.root():
         return False
-    publisher = home(state)
+    publisher = home(state, passphrase)
     if not publisher.exists:
         publisher.init(online.key, now)
     whole = publisher.documents()

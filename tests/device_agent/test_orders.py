@@ -8,6 +8,7 @@ import json
 import os
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -21,6 +22,7 @@ from device_agent.storage import Storage
 from edgekit.protocol import clock
 from edgekit.protocol.orders import Identity
 from edgekit.trust import dsse
+from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire import messages
 from edgekit.wire.enrolment import BrokerAddress, EnrolAnswer, EnrolmentFile
 from edgekit.wire.messages import Order
@@ -38,15 +40,15 @@ def running(test):
     return run
 
 
-def signed(counter, issued=None, life=timedelta(days=30)):
+def signed(counter, issued=None, life=timedelta(days=30), key=KEY, keyid="orders"):
     issued = issued or datetime.now(UTC)
     order = Order("lab", "board", 7, {}, counter, issued, issued + life)
     payload = messages.encode(order)
-    signature = base64.b64encode(KEY.sign(dsse.pae(dsse.ORDER_TYPE, payload))).decode()
+    signature = base64.b64encode(key.sign(dsse.pae(dsse.ORDER_TYPE, payload))).decode()
     envelope = {
         "payload": base64.b64encode(payload).decode(),
         "payloadType": dsse.ORDER_TYPE,
-        "signatures": [{"keyid": "orders", "sig": signature}],
+        "signatures": [{"keyid": keyid, "sig": signature}],
     }
     return json.dumps(envelope).encode()
 
@@ -399,7 +401,7 @@ def test_a_key_belongs_to_one_token_and_one_board(tmp_path):
 
 def test_the_key_of_the_present_identity_is_kept_while_others_are_made(tmp_path):
     state = StateFolder(tmp_path)
-    file = EnrolmentFile(2, "lab", "board", "token", "", "", (), BrokerAddress("h", 1), {}, {}, ())
+    file = EnrolmentFile(2, "lab", "board", "token", "", "", (), BrokerAddress("h", 1), {}, "{}", "", ())
     token = identity.token_digest("token")
     made = identity.key_for(state, token, HERE)
     answer = EnrolAnswer("board", 7, "", NOW, "")
@@ -410,3 +412,67 @@ def test_the_key_of_the_present_identity_is_kept_while_others_are_made(tmp_path)
     assert identity.key_of(state, known) == made
     assert json.loads(state.key.read_bytes().split(b"\n")[0])["keys"][0]["token_sha256"] == token
     assert len(json.loads(state.key.read_bytes().split(b"\n")[0])["keys"]) == 2
+
+
+# -- order keys that rotate ------------------------------------------------------------------------------------------
+
+NEW_KEY = Ed25519PrivateKey.generate()
+NEW = OrderKeys({"new": NEW_KEY.public_key().public_bytes_raw().hex()})
+
+
+@running
+async def test_after_a_rotation_the_new_key_is_followed_and_the_old_one_is_not_without_enrolling_again(desk):
+    book = await desk.open()
+    assert (await book.receive(signed(5))).counter == 5
+    early = signed(7, key=NEW_KEY, keyid="new")
+    assert await book.receive(early) is None
+    assert book.lacks_key
+    assert await book.trust(NEW)
+    assert (await book.try_again()).counter == 7
+    assert (book.lacks_key, book.refused) == (False, "")
+    assert await book.receive(signed(9)) is None
+    assert "no valid signature" in book.refused
+    desk.start()
+    book = await desk.open()
+    assert (book.counter, book.keys) == (7, NEW.keys)
+    assert await book.receive(signed(9)) is None
+    assert (await book.receive(signed(10, key=NEW_KEY, keyid="new"))).counter == 10
+
+
+@running
+async def test_an_answer_that_lists_no_order_keys_takes_none_away(desk):
+    book = await desk.open()
+    assert not await book.trust(None)
+    await book.trust(NEW)
+    assert not await book.trust(None)
+    assert not await book.trust(NEW)
+    assert book.keys == NEW.keys
+
+
+@running
+async def test_keys_that_the_disk_does_not_take_are_followed_nevertheless(desk):
+    book = await desk.open()
+    desk.error = errno.ENOSPC
+    assert await book.trust(NEW)
+    desk.error = 0
+    assert await book.receive(signed(5)) is None
+    assert (await book.receive(signed(6, key=NEW_KEY, keyid="new"))).counter == 6
+    desk.start()
+    assert (await desk.open()).keys == NEW.keys
+
+
+@running
+async def test_another_enrolment_begins_with_its_own_keys(desk):
+    book = await desk.open()
+    await book.trust(NEW)
+    desk.me = msgspec.structs.replace(ME, enrolment=8)
+    desk.start()
+    assert list((await desk.open()).keys) == ["orders"]
+
+
+@running
+async def test_a_wrong_signature_under_a_known_name_asks_for_no_keys(desk):
+    """Anybody who may publish there could make the device ask otherwise."""
+    book = await desk.open()
+    assert await book.receive(signed(5, key=NEW_KEY)) is None
+    assert not book.lacks_key

@@ -21,7 +21,12 @@ from device_agent.update.reconciler import Reconciler
 from edgekit.wire.messages import OrderedBundle, OrderOptions
 from edgekit.wire.states import AgentState as Step
 
-SOURCE = Source("http://127.0.0.1:1/artifacts", {}, Access("", ("127.0.0.1",), lambda: None))
+
+async def signed(_bundle: OrderedBundle) -> None:
+    pass
+
+
+SOURCE = Source("http://127.0.0.1:1/artifacts", Access("", ("127.0.0.1",), lambda: None), signed)
 
 
 class Bench:

@@ -41,7 +41,7 @@ class Desk:
         self.is_away = False
         self.key = identity.key_for(self.state, identity.token_digest("t"), Hardware())
         file = EnrolmentFile(
-            2, "lab", "board", "t", "https://h/v1/enrol", "", ("h",), BrokerAddress("h", 1), {}, {}, (),
+            2, "lab", "board", "t", "https://h/v1/enrol", "", ("h",), BrokerAddress("h", 1), {}, "{}", "", (),
             ca=self.authority.pem,
         )  # fmt: skip
         self.known = identity.made_of(file, self.answer(begin, end), "x86-64-v3", Hardware())

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,3 +77,67 @@ def test_no_device_id_can_reach_another_topic(device: str) -> None:
 )
 def test_a_foreign_topic_is_nobodys(topic: str) -> None:
     assert topics.parse(topic) is None
+
+
+def _report_json(**more: object) -> dict[str, object]:
+    boot = {"enrolment": 1, "incarnation": 2, "nonce": "0" * 16}
+    plain = {"device": "d1", "boot": boot, "seq": 1, "started": "2026-01-01T00:00:00Z", "length_s": 60.0}
+    return plain | {"clock_ok": True, "deployments": [_window_json()]} | more
+
+
+def _window_json(**more: object) -> dict[str, object]:
+    return {"deployment": "digits", "digest": "d" * 64, "requests": 3, "errors": 0} | more
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        _report_json(seq=2**63),
+        _report_json(seq=-1),
+        _report_json(lost_reports=2**64),
+        _report_json(boot={"enrolment": 2**31, "incarnation": 2, "nonce": "0" * 16}),
+        _report_json(boot={"enrolment": 1, "incarnation": 2**62, "nonce": "0" * 16}),
+        _report_json(length_s=1e9),
+        _report_json(started="2026-01-01T00:00:00"),
+        _report_json(device="a/b"),
+        _report_json(deployments=[_window_json()] * 2),
+        _report_json(deployments=[_window_json(deployment=f"d{n}") for n in range(200)]),
+        _report_json(deployments=[_window_json(requests=10**7)]),
+        _report_json(deployments=[_window_json(errors=2**63)]),
+        _report_json(deployments=[_window_json(worker_deaths=10**6)]),
+        _report_json(deployments=[_window_json(infer_ms={"bins": {"100000": 1}})]),
+        _report_json(deployments=[_window_json(infer_ms={"bins": {"-100000": 1}})]),
+        _report_json(deployments=[_window_json(infer_ms={"bins": {"5": 10**7}})]),
+        _report_json(deployments=[_window_json(infer_ms={"bins": {"5": 1}, "total": 1e300})]),
+        _report_json(deployments=[_window_json(infer_ms={"bins": {"5": 1}, "largest": -1.0})]),
+    ],
+)
+def test_a_report_of_impossible_values_is_refused_where_it_is_read(broken: dict[str, object]) -> None:
+    assert messages.decode(msgspec.json.encode(_report_json()), messages.Report).seq == 1
+    with pytest.raises(MessageError):
+        messages.decode(msgspec.json.encode(broken), messages.Report)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"agent_version": "1" * 300},
+        {"agent_version": "1\x00"},
+        {"profile": "p" * 65},
+        {"order_counter": 2**63},
+        {"bundle_format": 2**40},
+        {"free_bytes": 2**63},
+        {"isa": ["x"] * 1000},
+        {"engines": {"e" * 100: "1"}},
+        {"labels": {str(n): "" for n in range(100)}},
+        {"deployments": {f"d{n}": {"state": "idle"} for n in range(40)}},
+        {"deployments": {"digits": {"state": "idle", "model_version": "v" * 300}}},
+    ],
+)
+def test_a_self_description_beyond_its_bounds_is_refused_where_it_is_read(broken: dict[str, object]) -> None:
+    boot = {"enrolment": 1, "incarnation": 2, "nonce": "0" * 16}
+    good = {"device": "d1", "boot": boot, "seq": 1, "order_counter": 1, "deployments": {}, "profile": "p"}
+    good |= {"isa": [], "engines": {}, "agent_version": "1", "bundle_format": 1, "free_bytes": 1}
+    assert messages.decode(msgspec.json.encode(good), messages.Reported).profile == "p"
+    with pytest.raises(MessageError):
+        messages.decode(msgspec.json.encode(good | broken), messages.Reported)

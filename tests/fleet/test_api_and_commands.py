@@ -1,19 +1,25 @@
 """The REST interface and the commands on top of it, against one running service."""
 
+import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fleet_support import FakeDevice, Service, make_bundle, wait_until
+from securesystemslib.signer import CryptoSigner
 
 from edgekit import bundle, evidence
+from edgekit.errors import SignatureRefusedError
 from edgekit.evidence import BuildEvidence, CandidateEvidence, Figure, Where
 from fleet import api
+from fleet.tuf.home import Home
+from fleet.tuf.ring import Ring
 
 PLACE_VARIABLES = ("EDGEKIT_FLEET", "EDGEKIT_FLEET_URL", "EDGEKIT_FLEET_TOKEN")
 GATE = ("--gate", "error_rate < 1%")
@@ -142,16 +148,20 @@ def test_one_bad_bundle_stops_the_others_before_anything_is_sent(shared: Service
 
 
 def test_a_bundle_signed_by_a_stranger_is_refused(shared: Service, tmp_path: Path) -> None:
-    from fleet.publish import make_key
-
-    make_key(tmp_path / "stranger.key")
-    code, _, err = edgekit(
-        shared, "publish", make_bundle(tmp_path, "8.0.0"), "--key", tmp_path / "stranger.key"
-    )
+    stranger = Home(Ring(tmp_path / "stranger", lambda: b""))
+    (tmp_path / "stranger").mkdir()
+    stranger.init(CryptoSigner.generate_ed25519().public_key, datetime.now(UTC))
+    bundle = make_bundle(tmp_path, "8.0.0")
+    code, _, err = edgekit(shared, "publish", bundle, "--keys", tmp_path / "stranger")
     assert code == 2
-    assert "no valid signature by a trusted key" in err
-    code, _, err = edgekit(shared, "publish", make_bundle(tmp_path, "8.0.0"), "--key", tmp_path / "none.key")
-    assert (code, "cannot be read" in err) == (2, True)
+    assert "was signed by 0/1 keys" in err
+    code, _, err = edgekit(shared, "publish", bundle, "--keys", tmp_path / "none")
+    assert (code, "does not exist" in err) == (2, True)
+    sha256 = hashlib.sha256(bundle.read_bytes()).hexdigest()
+    client = shared.client()
+    client.upload(bundle, sha256, lambda _sent: None)
+    with pytest.raises(SignatureRefusedError, match="not listed in the fleet's metadata"):
+        client.register(api.NewBundle(sha256))
 
 
 def test_evidence_about_another_bundle_is_refused(shared: Service, tmp_path: Path) -> None:
@@ -238,7 +248,6 @@ def test_explaining_a_device(shared: Service, devices: dict[str, FakeDevice]) ->
 def test_keys_show_public_halves_only(shared: Service) -> None:
     _, out, _ = edgekit(shared, "keys", "show")
     assert "order" in out
-    assert "publisher" in out
     assert "PRIVATE" not in out
 
 
@@ -249,6 +258,23 @@ def test_while_frozen_nothing_starts(shared: Service, first: Path, devices: dict
     code, _, err = edgekit(shared, "rollout", "start", "digits@1.0.0", "--to", "device=lab-1", *GATE)
     assert (code, "the fleet is frozen" in err) == (5, True)
     assert edgekit(shared, "unfreeze")[0] == 0
+
+
+def test_what_is_blocked_is_ordered_by_no_rollout(
+    shared: Service, first: Path, devices: dict[str, FakeDevice]
+) -> None:
+    assert first
+    assert devices
+    assert edgekit(shared, "blocked")[1] == "nothing is blocked\n"
+    assert edgekit(shared, "block", "digits@1.0.0", "--reason", "counts wrongly")[0] == 0
+    [listed] = asked(shared, "blocked")
+    assert (listed["subject"], listed["reason"]) == ("digits@1.0.0", "counts wrongly")
+    assert "counts wrongly" in edgekit(shared, "blocked")[1]
+    code, _, err = edgekit(shared, "rollout", "start", "digits@1.0.0", "--to", "device=lab-1", *GATE)
+    assert (code, "is blocked (counts wrongly)" in err) == (5, True)
+    assert edgekit(shared, "block", "nonsense")[0] == 2
+    assert edgekit(shared, "unblock", "digits@1.0.0")[0] == 0
+    assert edgekit(shared, "unblock", "digits@1.0.0")[0] != 0
 
 
 def test_the_commands_of_a_rollout(shared: Service, first: Path, devices: dict[str, FakeDevice]) -> None:
@@ -324,7 +350,7 @@ def test_artifacts_are_for_the_device_that_is_ordered_to_run_them(
         ("POST", "/api/v1/devices", b'{"device": "a", "deployments": []}', 400, "usage"),
         ("POST", "/api/v1/devices", b'{"device": "a", "deployments": ["d"], "lables": {}}', 400, "usage"),
         ("POST", "/api/v1/devices", b" " * (9 << 20), 413, "too-large"),
-        ("POST", "/api/v1/bundles", b'{"envelope": "{}"}', 403, "signature"),
+        ("POST", "/api/v1/bundles", b'{"sha256": "1"}', 400, "usage"),
         ("PUT", "/api/v1/uploads/nonsense", b"x", 404, "not-found"),
         ("PUT", "/api/v1/uploads/" + "0" * 64, b"x", 400, "bundle"),
         ("POST", "/v1/enrol", b'{"device": "lab-1"}', 400, "usage"),

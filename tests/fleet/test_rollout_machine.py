@@ -22,6 +22,7 @@ from fleet.rules.rollout import (
     Effect,
     Heard,
     Joined,
+    Left,
     Move,
     Ordered,
     Rollout,
@@ -149,6 +150,8 @@ class Machine(RuleBasedStateMachine):
     )
     def a_device_speaks(self, pick: int, how: str) -> None:
         name = f"d{pick}"
+        if name not in self.world.members:
+            return
         self.seq += 1
         counter = self.told.get(name, 0)
         target = self.world.members[name].target
@@ -207,6 +210,12 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=st.integers(100, 110))
     def a_device_joins(self, pick: int) -> None:
         self.step(Joined((member(f"late{pick}"),)))
+
+    @rule(names=st.sets(st.sampled_from([*(f"d{n}" for n in range(12)), "late100", "late101"]), max_size=4))
+    def devices_are_taken_out_of_service(self, names: set[str]) -> None:
+        self.step(Left(tuple(names)))
+        if self.world.status in ACTIVE:
+            assert not names & self.world.members.keys()
 
     @invariant()
     def nobody_runs_ahead_of_the_stage(self) -> None:
@@ -464,6 +473,38 @@ def test_an_abort_leaves_the_committed_ones_where_they_are() -> None:
     world, _ = advance(world, Heard((succeeded("d0", 1, 1),)), T0)
     world, back = advance(world, Command("abort"), T0)
     assert {e.device for e in back if isinstance(e, Move)} == {"d1", "d2", "d3"}
+
+
+def test_a_device_out_of_service_counts_for_nothing_and_holds_nobody_up() -> None:
+    world, moves = start(rollout(4, "2,100%"), T0)
+    first, second = [effect.device for effect in moves if isinstance(effect, Move)]
+    for counter, device in enumerate((first, second), 1):
+        world, _ = advance(world, Ordered(device, counter), T0)
+    fetching = Word(first, is_online=True, seen=(1, 1, 1), order_counter=1)
+    world, _ = advance(world, Heard((fetching, succeeded(second, 2, 1))), T0)
+    waiting, _ = advance(world, Tick(data(world)), T0 + seconds(1))
+    assert waiting.soak_from is None, "it waits for the first"
+    world, effects = advance(waiting, Left((first,)), T0 + seconds(2))
+    assert (set(world.members) & {first}, effects) == (set(), [])
+    assert advance(world, Left((first,)), T0 + seconds(2))[0] is world
+    world, _ = advance(world, Tick(data(world)), T0 + seconds(3))
+    assert world.soak_from == T0 + seconds(3)
+    world, _ = advance(world, Tick(data(world)), T0 + seconds(4 + SOAK_S))
+    assert (world.status, world.stage) == (Status.RUNNING, 1)
+
+
+def test_a_stage_that_lost_all_its_devices_takes_the_next_and_a_rollout_without_any_ends() -> None:
+    alike = {name: msgspec.structs.replace(m, profile="p0") for name, m in rollout(2).members.items()}
+    world, [move] = start(msgspec.structs.replace(rollout(2, "1,100%"), members=alike), T0)
+    assert isinstance(move, Move)
+    world, _ = advance(world, Ordered(move.device, 1), T0)
+    world, [following] = advance(world, Left((move.device,)), T0 + seconds(1))
+    assert isinstance(following, Move)
+    assert (following.device != move.device, world.stage) == (True, 0)
+    world, _ = advance(world, Ordered(following.device, 2), T0)
+    world, effects = advance(world, Left((following.device,)), T0 + seconds(2))
+    assert (world.status, effects) == (Status.ABORTED, [])
+    assert "out of service" in world.reason
 
 
 def test_a_completed_rollout_rolled_back_gives_the_assignment_back() -> None:

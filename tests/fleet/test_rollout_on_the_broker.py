@@ -46,9 +46,9 @@ class Fleet:
 
     def publish(self, version: str) -> str:
         path = make_bundle(self.folder, version)
-        key = self.service.state / "keys" / "publisher.key"
+        keys = self.service.state / "publisher"
         [checked] = publishing.check(self.client, [path])
-        return publishing.publish(self.client, checked, key, lambda _: None).bundle.sha256
+        return publishing.publish(self.client, checked, keys, lambda _: None).bundle.sha256
 
     def roll_out(self, version: str, **more: object) -> api.RolloutView:
         wanted = {"stages": "1,100%", "soak": "1s", "gates": GATES, "deadline": "5s"} | more
@@ -159,6 +159,20 @@ def test_a_device_that_is_switched_off_does_not_block_and_follows_later(fleet: F
     away.incarnation, away.nonce = 2, "f" * 16
     away.connect()
     wait_until(lambda: fleet.versions()["b"] == "1.0.0", "b follows its stored order")
+
+
+def test_a_device_taken_out_of_service_in_the_middle_does_not_block_a_rollout(fleet: Fleet) -> None:
+    fleet.add("a", "b", "c")
+    fleet.devices["b"]._order = lambda _data: None  # type: ignore[method-assign]  # online, and deaf
+    fleet.publish("1.0.0")
+    rollout = fleet.roll_out("1.0.0", stages="100%", deadline="10m")
+    wait_until(lambda: fleet.client.rollout(rollout.id).counts.get("succeeded") == 2, "the others have it")
+    assert fleet.client.rollout(rollout.id).status == "running"
+    fleet.client.decommission(f"{fleet.site}-b", "scrapped")
+    done = fleet.wait_for(rollout, "completed", "paused", "rolled_back")
+    assert (done.status, done.counts) == ("completed", {"succeeded": 2}), done.reason
+    back = fleet.client.turn(rollout.id, "rollback")
+    assert fleet.wait_for(back, "rolled_back").counts == {"rolled_back": 2}
 
 
 def test_no_traffic_pauses_and_never_passes(fleet: Fleet) -> None:

@@ -46,7 +46,7 @@ def test_it_stops_cleanly_with_its_broker(running: Service, number: int) -> None
 
 
 def test_its_secrets_are_for_their_owner_only(running: Service) -> None:
-    for name in ("client.toml", "keys/order.key", "keys/publisher.key"):
+    for name in ("client.toml", "keys/order.key", "keys/secrets.key", "publisher/ring.json"):
         assert stat.S_IMODE((running.state / name).stat().st_mode) == 0o600
     assert stat.S_IMODE(running.state.stat().st_mode) == 0o700
 

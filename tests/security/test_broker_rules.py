@@ -71,10 +71,10 @@ class Hand:
         self.client.loop_stop()
 
 
-def gets_in(device: FakeDevice, *, shows_certificate: bool = True) -> bool:
+def gets_in(device: FakeDevice, *, shows_certificate: bool = True, websocket_port: int | None = None) -> bool:
     """Whether the broker lets it connect."""
     try:
-        made = Hand(device, shows_certificate=shows_certificate)
+        made = Hand(device, shows_certificate=shows_certificate, websocket_port=websocket_port)
     except OSError:
         return False
     wait_until(lambda: made.is_up or made.ended, "the broker lets it in or ends it")
@@ -207,6 +207,16 @@ def test_a_revoked_device_is_thrown_out_and_stays_out(tls_fleet: TlsFleet) -> No
     assert not gets_in(stolen)
     assert stolen.renew().status_code == 403
     hand.close()
+
+
+def test_a_revoked_device_does_not_come_back_over_websockets(tls_fleet: TlsFleet) -> None:
+    stolen = tls_fleet.joined("stolen-too")
+    hand = Hand(stolen, websocket_port=tls_fleet.websocket_port)
+    wait_until(lambda: hand.is_up, "it is connected")
+    assert tls_fleet.service.client().revoke("stolen-too", "").is_changed
+    wait_until(lambda: hand.ended, "its connection is ended")
+    hand.close()
+    assert not gets_in(stolen, websocket_port=tls_fleet.websocket_port)
 
 
 def test_the_board_before_is_let_go_when_its_name_enrols_again(tls_fleet: TlsFleet) -> None:

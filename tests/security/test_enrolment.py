@@ -324,6 +324,10 @@ def test_a_home_is_not_made_inside_a_repository(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     refused = edgekit("init", tmp_path / "a" / "home")
     assert (refused.returncode, "git work tree" in refused.stderr) == (2, True)
+    (tmp_path / "inner" / ".git").mkdir(parents=True)
+    (tmp_path / ".git").rmdir()
+    assert edgekit("init", tmp_path / "inner" / ".." / "outside").returncode == 0
+    (tmp_path / ".git").mkdir()
     assert edgekit("init", tmp_path / "home", "--inside-repository").returncode == 0
     assert (tmp_path / "home" / ".gitignore").read_text() == "*\n"
 

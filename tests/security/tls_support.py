@@ -1,5 +1,7 @@
 """A fleet on TLS as an operator would run it: `fleet init`, a passphrase, mosquitto with mutual TLS."""
 
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,10 +23,21 @@ class TlsFleet:
         file = self.service.client().enroll(api.NewDevice(name, deployments or ("digits",), {"site": "lab"}))
         return FakeDevice(file, **more)  # type: ignore[arg-type]
 
+    def kill_broker(self) -> None:
+        """SIGKILL mosquitto, which its keeper started; the service starts another."""
+        assert self.service.process is not None
+        [keeper] = _children(self.service.process.pid)
+        [broker] = _children(keeper)
+        os.kill(broker, signal.SIGKILL)
+
     def joined(self, name: str) -> FakeDevice:
         made = self.device(name)
         made.enrol()
         return made
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def edgekit(*words: str | Path, passphrase: Path | None = None) -> "subprocess.CompletedProcess[str]":
@@ -39,9 +52,19 @@ def secret(path: Path, text: str = "a long passphrase") -> Path:
     return path
 
 
-def make_fleet(folder: Path) -> TlsFleet:
+# The command, with certificates whose renewal is due as soon as a device has them: they begin ten minutes before they are
+# made, and end so long after it. Nothing else is changed.
+SHORT_LIVED = """
+from edgekit.cli import main
+from fleet.server import ca
+ca.DEVICE_DAYS = {minutes} / 1440
+main()
+"""
+
+
+def make_fleet(folder: Path, *program: str) -> TlsFleet:
     """A fleet's home, made and started."""
-    service = Service(folder, broker="mosquitto")
+    service = Service(folder, broker="mosquitto", program=program or ("-m", "edgekit"))
     passphrase = secret(folder / "passphrase")
     websocket_port = free_port()
     made = edgekit(

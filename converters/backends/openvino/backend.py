@@ -1,8 +1,7 @@
 """OpenVINO IR: the canonical model as it is (weights in f32 or f16), or made int8 by NNCF,
 whole or in its weights only.
 
-A build tells nobody that it ran: `Core.read_model` is used rather than `openvino.convert_model`, and NNCF is imported
-with its CI switch on, since both otherwise report to an analytics service (openvino 2026.4, nncf 3.4).
+A build tells nobody that it ran (`edgekit.analytics`).
 """
 
 import re

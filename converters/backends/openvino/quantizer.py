@@ -11,7 +11,6 @@ Settings: `preset` (`mixed`: activations may be asymmetric; `performance`), `mod
 layer), `percentile` (share of an activation's values, in percent, that its range keeps), `subset_size`.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -153,7 +152,6 @@ def _preset(plan: Plan) -> str:
 
 
 def _nncf() -> Any:
-    os.environ.setdefault("NNCF_CI", "1")
     import nncf
 
     return nncf

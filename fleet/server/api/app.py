@@ -1,29 +1,57 @@
 """The FastAPI application: routers, and errors as `{"error": {"code", "message"}}`."""
 
 import logging
+from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from edgekit import __version__
 from edgekit.errors import EdgeKitError
 from fleet.api import ErrorAnswer, ErrorBody
-from fleet.server.api import devices, enrolment, fleet, metadata, releases, rollouts
-from fleet.server.api.context import Context, answer
+from fleet.server.api import (
+    access,
+    audit,
+    batches,
+    blocked,
+    devices,
+    enrolment,
+    fleet,
+    login,
+    metadata,
+    releases,
+    rollouts,
+)
+from fleet.server.api.admission import admit
+from fleet.server.api.context import Context, UnauthenticatedError, answer
 
 log = logging.getLogger(__name__)
 
 
 def make_app(context: Context) -> FastAPI:
     """The service's HTTP side; it keeps no state of its own."""
-    app = FastAPI(title="EdgeKit fleet", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="EdgeKit fleet",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        dependencies=[Depends(admit)],
+    )
     app.state.context = context
-    for module in (fleet, enrolment, devices, metadata, releases, rollouts):
-        app.include_router(module.router, prefix="/api/v1")
+    for module in (fleet, access, audit, enrolment, batches, devices, metadata, releases, blocked, rollouts):
+        app.include_router(module.router)
+    app.include_router(login.router)
     app.include_router(enrolment.device_router)
     app.include_router(releases.artifact_router)
     app.include_router(metadata.static_router)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def description() -> dict[str, Any]:
+        return app.openapi()
+
     app.add_exception_handler(EdgeKitError, _refused)
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -31,8 +59,10 @@ def make_app(context: Context) -> FastAPI:
     return app
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, EdgeKitError)
+    if isinstance(error, UnauthenticatedError) and request.url.path == "/":
+        return RedirectResponse("/login", 303)
     return answer(ErrorAnswer(ErrorBody(error.code, str(error))), error.http_status)
 
 

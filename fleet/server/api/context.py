@@ -2,10 +2,10 @@
 
 Always true
  1. A body is bounded before it is read, and validated by msgspec before anything looks into it.
- 2. Secrets arrive in the Authorization header only.
+ 2. Secrets arrive in the Authorization header or a cookie, never in an address.
 """
 
-import time
+import time as wall
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,12 +15,14 @@ import msgspec
 from fastapi import Depends, Request, Response
 
 from edgekit.errors import AuthError, UsageError
+from fleet.rules.attempts import Limits
 from fleet.server.certificates import Certificates
+from fleet.server.clock import Clock
 from fleet.server.database import Database
 from fleet.server.link import Link
+from fleet.server.notary import Notary
 from fleet.server.places import Places
 from fleet.server.state import Keys, StateFolder
-from fleet.server.store import settings
 from fleet.server.store.enrolments import Registrar
 from fleet.server.store.orders import Issuer
 from fleet.tuf.online import Online
@@ -43,8 +45,13 @@ class Context:
     ca_bundle: str
     wake: Callable[[], None]
     tuf: Online
+    notary: Notary
     dropped: Counter[str] = field(default_factory=Counter)
-    clock: Callable[[], float] = time.time
+    limits: Limits = field(default_factory=Limits)
+    # The wall clock, for what people and signatures are told; `time` has steady time as well.
+    clock: Callable[[], float] = wall.time
+    time: Clock = field(default_factory=Clock)
+    is_controller: Callable[[], bool] = lambda: True
 
     @property
     def registrar(self) -> Registrar:
@@ -79,19 +86,6 @@ def bearer(request: Request) -> str:
     if scheme.lower() != "bearer" or not secret:
         raise UnauthenticatedError("this needs a token: send 'Authorization: Bearer …'")
     return secret.strip()
-
-
-def actor(request: Request, ctx: Ctx) -> str:
-    """Whose admin token came along. Raises: AuthError."""
-    secret = bearer(request)
-    with ctx.database.begin() as connection:
-        try:
-            return settings.token_name(connection, secret)
-        except AuthError as error:
-            raise UnauthenticatedError(str(error)) from error
-
-
-Actor = Annotated[str, Depends(actor)]
 
 
 async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:

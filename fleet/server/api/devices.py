@@ -10,44 +10,60 @@ from sqlalchemy import Connection, Row
 from edgekit.sketch import Sketch, merge
 from edgekit.wire import topics
 from fleet import api
-from fleet.server.api.context import Actor, Ctx, answer, body
-from fleet.server.store import certificates, devices, enrolments, orders, releases, rollouts, telemetry
+from fleet.server.api.admission import Caller
+from fleet.server.api.context import Ctx, answer, body
+from fleet.server.clock import Now
+from fleet.server.store import (
+    certificates,
+    devices,
+    enrolments,
+    hardware,
+    orders,
+    releases,
+    rollouts,
+    telemetry,
+)
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.orders import DesiredRow
 
 Wanted = dict[tuple[str, str], DesiredRow]
 Seen = dict[tuple[str, str, str], Row[Any]]
 
-router = APIRouter(tags=["devices"])
+router = APIRouter(prefix="/api/v1", tags=["devices"])
 
 
 @router.get("/devices")
-def listing(ctx: Ctx, _actor: Actor) -> Response:
-    with ctx.database.begin() as connection:
+def listing(ctx: Ctx, caller: Caller) -> Response:
+    now = ctx.time.now()
+    with ctx.database.read() as connection:
         wanted = orders.desired_of(connection)
         seen = telemetry.totals_of(connection)
-        return answer([view(row, wanted, seen) for row in devices.everyone(connection)])
+        rows = [row for row in devices.everyone(connection) if caller.reaches(devices.labels_of(row))]
+        return answer([view(row, wanted, seen, now) for row in rows])
 
 
 @router.get("/devices/{device}/explain")
-def explain(ctx: Ctx, _actor: Actor, device: str) -> Response:
-    with ctx.database.begin() as connection:
-        row = devices.get(connection, device)
-        shown = view(row, orders.desired_of(connection, device), telemetry.totals_of(connection, device))
-        return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, ctx.clock()))))
+def explain(ctx: Ctx, caller: Caller, device: str) -> Response:
+    now = ctx.time.now()
+    with ctx.database.read() as connection:
+        row = caller.device(connection, device)
+        wanted, seen = orders.desired_of(connection, device), telemetry.totals_of(connection, device)
+        shown = view(row, wanted, seen, now)
+        return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, now.steady))))
 
 
 @router.post("/devices/{device}/deployments")
 def add_deployment(
     ctx: Ctx,
-    actor: Actor,
+    caller: Caller,
     device: str,
     wanted: Annotated[api.NewDeployment, Depends(body(api.NewDeployment))],
 ) -> Response:
     """One more model slot for a device that has enrolled: its next order says so, and that order goes out now."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
-        is_new = enrolments.add_deployment(connection, device, wanted.deployment, now=now, actor=actor)
+        caller.device(connection, device)
+        is_new = enrolments.add_deployment(connection, device, wanted.deployment, now=now, who=caller.who)
         if is_new and devices.get(connection, device).enrolment:
             orders.issue(connection, ctx.issuer, device, now)
     ctx.wake()
@@ -56,25 +72,27 @@ def add_deployment(
 
 @router.post("/devices/{device}/revoke")
 def revoke(
-    ctx: Ctx, actor: Actor, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
+    ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
 ) -> Response:
     """Take its identity away at once; a new enrolment file lets it join again."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
-        count = enrolments.revoke(connection, device, reason=why.reason, now=now, actor=actor)
+        caller.device(connection, device)
+        count = enrolments.revoke(connection, device, reason=why.reason, now=now, who=caller.who)
     ctx.certificates.revoked(device, now)
     return answer(api.Done(device, is_changed=count > 0))
 
 
 @router.post("/devices/{device}/decommission")
 def decommission(
-    ctx: Ctx, actor: Actor, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
+    ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
 ) -> Response:
     """Out of service: no identity, no orders, no place in lists and rollouts. Its name may enrol again."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
-        enrolments.revoke(connection, device, reason=why.reason or "decommissioned", now=now, actor=actor)
-        devices.decommission(connection, device, now=now, actor=actor)
+        caller.device(connection, device)
+        enrolments.revoke(connection, device, reason=why.reason or "decommissioned", now=now, who=caller.who)
+        devices.decommission(connection, device, now=now, who=caller.who)
     ctx.certificates.revoked(device, now)
     for leaf in (topics.DESIRED, topics.REPORTED, topics.STATUS):
         ctx.link.publish(device, leaf, b"", qos=1, retain=True)
@@ -82,8 +100,9 @@ def decommission(
     return answer(api.Done(device, is_changed=True))
 
 
-def view(row: DeviceRow, wanted: Wanted, seen: Seen) -> api.DeviceView:
-    """A device as the API shows it."""
+def view(row: DeviceRow, wanted: Wanted, seen: Seen, now: Now) -> api.DeviceView:
+    """A device as the API shows it, times by the wall clock."""
+    ahead_s = now.wall - now.steady
     reported = devices.reported_of(row)
     deployments = {}
     for deployment in devices.deployments_of(row):
@@ -108,7 +127,7 @@ def view(row: DeviceRow, wanted: Wanted, seen: Seen) -> api.DeviceView:
         online=row.is_online,
         is_duplicate=row.is_duplicate,
         agent_version=row.agent_version,
-        last_seen=datetime.fromtimestamp(row.last_seen_at, UTC) if row.last_seen_at else None,
+        last_seen=datetime.fromtimestamp(row.last_seen_at + ahead_s, UTC) if row.last_seen_at else None,
         order_counter=row.order_counter,
         reported_counter=reported.order_counter if reported else 0,
         refused=reported.refused if reported else "",
@@ -150,6 +169,8 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
             "Its identity was taken away (revoked): make a new file with "
             f"'edgekit fleet enroll {row.id}' and carry it there."
         )
+    if other := hardware.told(connection, row.id, row.enrolled_at or 0.0):
+        lines.append(f"It {other}. If nobody exchanged the board, its identity was copied: revoke it.")
     if shown.is_duplicate:
         lines.append(
             "Two machines speak under its name (a cloned card): it stays out of rollouts until it enrols again."
@@ -162,12 +183,11 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
         )
     for name, deployment in shown.deployments.items():
         lines.append(_sentence(name, deployment))
-    for rollout in rollouts.active(connection):
-        member = rollout.members.get(row.id)
-        if member is not None:
-            why = f" ({member.reason})" if member.reason else ""
-            told = f"in stage {member.stage + 1}" if member.stage is not None else "not told to move yet"
-            lines.append(f"Rollout {rollout.label} ({rollout.status}): {member.state}{why}, {told}.")
+    for rollout in rollouts.of_device(connection, row.id):
+        member = rollout.members[row.id]
+        why = f" ({member.reason})" if member.reason else ""
+        told = f"in stage {member.stage + 1}" if member.stage is not None else "not told to move yet"
+        lines.append(f"Rollout {rollout.label} ({rollout.status}): {member.state}{why}, {told}.")
     return lines
 
 

@@ -1,23 +1,25 @@
 """Joining: enrolment files for operators; enrolling, renewing and the revocation list for devices and brokers."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse
+from sqlalchemy import Row
 
-from edgekit.errors import UsageError
+from edgekit.errors import ConflictError, UsageError
 from edgekit.wire.enrolment import FORMAT, EnrolmentFile, EnrolRequest, RenewRequest, unprotected
 from fleet import api
 from fleet.rules.text import duration
 from fleet.server.api import identity
-from fleet.server.api.context import Actor, Context, Ctx, answer, body
-from fleet.server.store import enrolments, orders, settings
+from fleet.server.api.admission import Caller, Principal, origin
+from fleet.server.api.context import Context, Ctx, answer, body
+from fleet.server.store import blocked, devices, enrolments, orders
 from fleet.server.store.enrolments import DEFAULT_LIFETIME_S, Invitation, WaitsForApprovalError
 
-router = APIRouter(tags=["enrolment"])
+router = APIRouter(prefix="/api/v1", tags=["enrolment"])
 device_router = APIRouter(tags=["enrolment"])
 
 MAX_LIFETIME_S = 366 * 86_400.0
@@ -26,7 +28,7 @@ ASK_AGAIN_S = 30
 
 @router.post("/devices")
 def invite(
-    ctx: Ctx, actor: Actor, wanted: Annotated[api.NewDevice, Depends(body(api.NewDevice))]
+    ctx: Ctx, caller: Caller, wanted: Annotated[api.NewDevice, Depends(body(api.NewDevice))]
 ) -> Response:
     """The file of one device."""
     invitation = Invitation(
@@ -36,11 +38,11 @@ def invite(
         ctx.clock() + _lifetime_s(wanted.expires),
         needs_approval=wanted.needs_approval,
     )
-    return _file(ctx, actor, invitation)
+    return _file(ctx, caller, invitation)
 
 
 @router.post("/batches")
-def batch(ctx: Ctx, actor: Actor, wanted: Annotated[api.NewBatch, Depends(body(api.NewBatch))]) -> Response:
+def batch(ctx: Ctx, caller: Caller, wanted: Annotated[api.NewBatch, Depends(body(api.NewBatch))]) -> Response:
     """One file for many devices."""
     invitation = Invitation(
         "",
@@ -51,7 +53,7 @@ def batch(ctx: Ctx, actor: Actor, wanted: Annotated[api.NewBatch, Depends(body(a
         serials=wanted.serials,
         needs_approval=wanted.needs_approval,
     )
-    return _file(ctx, actor, invitation)
+    return _file(ctx, caller, invitation)
 
 
 def _lifetime_s(text: str) -> float:
@@ -64,10 +66,20 @@ def _lifetime_s(text: str) -> float:
     return found
 
 
-def _file(ctx: Context, actor: str, invitation: Invitation) -> Response:
+def _file(ctx: Context, caller: Principal, invitation: Invitation) -> Response:
+    root = ctx.tuf.root()
+    if not root:
+        raise ConflictError(
+            "nobody publishes for this fleet yet, so its devices would not know whose bundles to run: make the"
+            " publisher's keys first, with 'edgekit keys init DIR'"
+        )
+    labels = {"device": invitation.device, "profile": ""}
+    caller.check_reach({**invitation.labels, **labels})
     with ctx.database.begin() as connection:
-        token = enrolments.invite(connection, invitation, now=ctx.clock(), actor=actor)
-        publisher_keys = settings.publisher_keys(connection)
+        known = devices.find(connection, invitation.device)
+        if known is not None:
+            caller.check_reach(devices.labels_of(known))
+        token = enrolments.invite(connection, invitation, now=ctx.clock(), who=caller.who)
     url = ctx.places.url
     made = EnrolmentFile(
         format=FORMAT,
@@ -78,23 +90,22 @@ def _file(ctx: Context, actor: str, invitation: Invitation) -> Response:
         artifact_url=f"{url}/artifacts",
         allowed_hosts=(urlsplit(url).netloc,),
         broker=ctx.places.announced,
-        order_keys={ctx.keys.order.keyid: ctx.keys.order.public_hex},
-        publisher_keys=publisher_keys,
+        order_keys={ctx.issuer.key.keyid: ctx.issuer.key.public_hex},
+        tuf_root=root,
+        metadata_url=f"{url}/tuf",
         deployments=invitation.deployments,
         labels=invitation.labels,
         ca=ctx.ca_bundle,
-        tuf_root=ctx.tuf.root(),
-        metadata_url=f"{url}/tuf",
     )
     assert not unprotected(made)  # `places` allows no such address
     return answer(made, 201)
 
 
 @router.get("/waiting")
-def waiting(ctx: Ctx, _actor: Actor) -> Response:
+def waiting(ctx: Ctx, caller: Caller) -> Response:
     """Who asked to join and waits for a person."""
     with ctx.database.begin() as connection:
-        found = enrolments.waiting(connection)
+        found = [row for row in enrolments.waiting(connection) if caller.reaches(_labels(row))]
     return answer(
         [
             api.Waiting(
@@ -110,28 +121,39 @@ def waiting(ctx: Ctx, _actor: Actor) -> Response:
 
 
 @router.post("/waiting/{device}/approve")
-def approve(ctx: Ctx, actor: Actor, device: str) -> Response:
-    with ctx.database.begin() as connection:
-        enrolments.decide(connection, device, is_approved=True, now=ctx.clock(), actor=actor)
-    return answer(api.Done(device, is_changed=True))
+def approve(ctx: Ctx, caller: Caller, device: str) -> Response:
+    return _decide(ctx, caller, device, is_approved=True)
 
 
 @router.post("/waiting/{device}/reject")
-def reject(ctx: Ctx, actor: Actor, device: str) -> Response:
+def reject(ctx: Ctx, caller: Caller, device: str) -> Response:
+    return _decide(ctx, caller, device, is_approved=False)
+
+
+def _decide(ctx: Context, caller: Principal, device: str, *, is_approved: bool) -> Response:
     with ctx.database.begin() as connection:
-        enrolments.decide(connection, device, is_approved=False, now=ctx.clock(), actor=actor)
+        for row in enrolments.waiting(connection):
+            if row.device == device:
+                caller.check_reach(_labels(row))
+        enrolments.decide(connection, device, is_approved=is_approved, now=ctx.clock(), who=caller.who)
     return answer(api.Done(device, is_changed=True))
 
 
+def _labels(row: Row[Any]) -> dict[str, str]:
+    """Of one who waits: what the file gives it, and what it says of itself."""
+    given = msgspec.json.decode(row.labels, type=dict[str, str])
+    return {**given, "device": row.device, "profile": row.profile}
+
+
 @device_router.post("/v1/enrol")
-def enrol(ctx: Ctx, request: Annotated[EnrolRequest, Depends(body(EnrolRequest))]) -> Response:
+def enrol(ctx: Ctx, http: Request, request: Annotated[EnrolRequest, Depends(body(EnrolRequest))]) -> Response:
     """See `edgekit.wire.enrolment` for what each status means to a device."""
     now = ctx.clock()
     waits, was_enrolled = None, False
     with ctx.database.begin() as connection:
         before = enrolments.number_of(connection, request.device)
         try:
-            given = enrolments.enrol(connection, ctx.registrar, request, now)
+            given = enrolments.enrol(connection, ctx.registrar, request, now, origin=origin(http))
         except WaitsForApprovalError:
             # The transaction is committed all the same: it holds who waits.
             waits = api.ErrorAnswer(
@@ -143,6 +165,7 @@ def enrol(ctx: Ctx, request: Annotated[EnrolRequest, Depends(body(EnrolRequest))
             was_enrolled = 0 < before < given.enrolment
             if given.enrolment > before and orders.has_any(connection, request.device):
                 # A re-flashed card: its orders must name the new enrolment.
+                blocked.withdraw(connection, request.device)
                 orders.issue(connection, ctx.issuer, request.device, now)
     if waits is not None:
         response = answer(waits, 202)
@@ -163,7 +186,7 @@ def renew(
     now = ctx.clock()
     with ctx.database.begin() as connection:
         held = identity.held_by(connection, request, wanted.csr, wanted.proof)
-        given = enrolments.renew(connection, ctx.registrar, held, wanted.csr, now)
+        given = enrolments.renew(connection, ctx.registrar, held, wanted, now, origin=origin(request))
     return answer(given)
 
 

@@ -6,47 +6,70 @@ from fastapi import APIRouter, Depends, Response
 from sqlalchemy import Connection
 
 from fleet import api
-from fleet.server.api.context import Actor, Context, Ctx, answer, body
+from fleet.server.api.admission import Caller, Principal
+from fleet.server.api.context import Context, Ctx, answer, body
+from fleet.server.api.rollouts import reaches_all
 from fleet.server.store import audit, devices, rollouts, settings
 
-router = APIRouter(tags=["fleet"])
+router = APIRouter(prefix="/api/v1", tags=["fleet"])
 
 
 @router.get("/status")
-def status(ctx: Ctx, _actor: Actor) -> Response:
-    with ctx.database.begin() as connection:
-        return answer(_view(connection, ctx))
+def status(ctx: Ctx, caller: Caller) -> Response:
+    with ctx.database.read() as connection:
+        return answer(_view(connection, ctx, caller))
+
+
+@router.get("/whoami")
+def whoami(caller: Caller) -> Response:
+    return answer(api.Whoami(caller.who.name, caller.role.word, caller.scope.text))
 
 
 @router.get("/keys")
-def keys(ctx: Ctx, _actor: Actor) -> Response:
-    with ctx.database.begin() as connection:
-        return answer(
-            api.KeysView(
-                fleet=ctx.issuer.fleet,
-                order_keys={ctx.keys.order.keyid: ctx.keys.order.public_hex},
-                publisher_keys=settings.publisher_keys(connection),
-            )
+def keys(ctx: Ctx) -> Response:
+    order, audited = ctx.issuer.key, ctx.keys.audit
+    return answer(
+        api.KeysView(
+            fleet=ctx.issuer.fleet,
+            order_keys={order.keyid: order.public_hex},
+            audit_keys={audited.keyid: audited.public_hex},
         )
+    )
 
 
 @router.post("/freeze")
-def freeze(ctx: Ctx, actor: Actor, wanted: Annotated[api.Freeze, Depends(body(api.Freeze))]) -> Response:
+def freeze(ctx: Ctx, caller: Caller, wanted: Annotated[api.Freeze, Depends(body(api.Freeze))]) -> Response:
     """The stop button: while frozen no rollout starts, moves on or is judged. An operator may still roll back."""
     with ctx.database.begin() as connection:
+        was_frozen = settings.is_frozen(connection)
         settings.set_frozen(connection, wanted.is_frozen)
         action = "fleet.freeze" if wanted.is_frozen else "fleet.unfreeze"
-        audit.append(connection, ctx.clock(), actor, action, ctx.issuer.fleet, wanted.reason)
-        view = _view(connection, ctx)
+        audit.append(
+            connection,
+            ctx.clock(),
+            caller.who,
+            action,
+            ctx.issuer.fleet,
+            wanted.reason,
+            before=was_frozen,
+            after=wanted.is_frozen,
+        )
+        view = _view(connection, ctx, caller)
     ctx.wake()
     return answer(view)
 
 
-def _view(connection: Connection, ctx: Context) -> api.FleetView:
-    total, online = devices.counts(connection)
+def _view(connection: Connection, ctx: Context, caller: Principal) -> api.FleetView:
+    if caller.scope.is_limited:
+        seen = [row for row in devices.everyone(connection) if caller.reaches(devices.labels_of(row))]
+        total, online = len(seen), sum(row.is_online for row in seen)
+        active = sum(reaches_all(connection, caller, one) for one in rollouts.active_whole(connection))
+    else:
+        total, online = devices.counts(connection)
+        active = len(rollouts.active_ids(connection))
     dropped = dict(ctx.dropped)
-    if ctx.link.overflowed:
-        dropped["queue full"] = ctx.link.overflowed
+    if ctx.link.inbox.overflowed:
+        dropped["queue full"] = ctx.link.inbox.overflowed
     return api.FleetView(
         fleet=ctx.issuer.fleet,
         is_frozen=settings.is_frozen(connection),
@@ -54,6 +77,7 @@ def _view(connection: Connection, ctx: Context) -> api.FleetView:
         is_connected=ctx.link.is_connected,
         devices=total,
         online=online,
-        active_rollouts=len(rollouts.active_ids(connection)),
+        active_rollouts=active,
         dropped=dropped,
+        is_controller=ctx.is_controller(),
     )

@@ -11,44 +11,97 @@ from fastapi import APIRouter, Depends, Response
 from securesystemslib.signer import SSlibKey
 
 from edgekit.errors import NotFoundError
+from edgekit.trust.orderkeys import OrderKeys
 from fleet import api
-from fleet.server.api.context import Actor, Ctx, answer, body
+from fleet.server.api.admission import Caller
+from fleet.server.api.context import Ctx, answer, body
 from fleet.server.store import audit
 from fleet.tuf import documents
-from fleet.tuf.online import Online
+from fleet.tuf.online import Files, Online
 
-router = APIRouter(tags=["metadata"])
+router = APIRouter(prefix="/api/v1", tags=["metadata"])
 static_router = APIRouter(tags=["metadata"])
 
+_TARGET = re.compile(r"^[0-9a-f]{64}\.order-keys\.json$")
 _FILE = re.compile(r"^(\d{1,16}\.[a-z0-9][a-z0-9._-]{0,100}|timestamp)\.json$")
 
 
 @router.get("/metadata")
-def present(ctx: Ctx, _actor: Actor) -> Response:
+def present(ctx: Ctx) -> Response:
     return answer(_view(ctx.tuf))
 
 
 @router.post("/metadata")
 def offer(
-    ctx: Ctx, actor: Actor, new: Annotated[api.NewMetadata, Depends(body(api.NewMetadata))]
+    ctx: Ctx, caller: Caller, new: Annotated[api.NewMetadata, Depends(body(api.NewMetadata))]
 ) -> Response:
     """Take a publisher's documents; snapshot and timestamp follow at once."""
     now = documents.moment(ctx.clock())
+    before = _versions(ctx.tuf)
     roles = {role: text.encode() for role, text in new.roles.items()}
-    ctx.tuf.offer(tuple(text.encode() for text in new.roots), roles, now)
+    files = {path: text.encode() for path, text in new.files.items()}
+
+    def check(listed: OrderKeys) -> None:
+        ctx.folder.check_order_keys(listed, ctx.issuer.key)
+
+    ctx.tuf.offer(tuple(text.encode() for text in new.roots), roles, now, Files(files, check))
+    # From here on devices may hear of the new key; the controller signs their orders again.
+    ctx.issuer.key = ctx.folder.take_order_key(ctx.tuf.order_keys(), ctx.issuer.key)
     with ctx.database.begin() as connection:
-        told = ", ".join([*(["root"] * bool(new.roots)), *sorted(new.roles)])
-        audit.append(connection, ctx.clock(), actor, "metadata.publish", ctx.issuer.fleet, told)
+        audit.append(
+            connection,
+            ctx.clock(),
+            caller.who,
+            "metadata.publish",
+            ctx.issuer.fleet,
+            before=before,
+            after=_versions(ctx.tuf),
+        )
+    ctx.wake()
     return answer(_view(ctx.tuf))
 
 
 @router.post("/metadata/online-key")
-def successor(ctx: Ctx, actor: Actor) -> Response:
+def successor(ctx: Ctx, caller: Caller) -> Response:
     """The public half of the key that is to follow the present online key; made on the first call."""
     key = ctx.tuf.next_key()
     with ctx.database.begin() as connection:
-        audit.append(connection, ctx.clock(), actor, "metadata.online-key", ctx.issuer.fleet, key.keyid)
+        audit.append(
+            connection,
+            ctx.clock(),
+            caller.who,
+            "metadata.online-key",
+            ctx.issuer.fleet,
+            before=ctx.tuf.key.keyid,
+            after=key.keyid,
+        )
     return answer(_public(key))
+
+
+@router.post("/metadata/order-key")
+def order_key(ctx: Ctx, caller: Caller) -> Response:
+    """The public half of the key that is to sign orders once the publisher lists it; made on the first call."""
+    key = ctx.folder.next_order_key()
+    with ctx.database.begin() as connection:
+        audit.append(
+            connection,
+            ctx.clock(),
+            caller.who,
+            "metadata.order-key",
+            ctx.issuer.fleet,
+            before=ctx.issuer.key.keyid,
+            after=key.keyid,
+        )
+    return answer(api.OrderKey(key.keyid, key.public_hex))
+
+
+@static_router.get("/tuf/targets/_fleet/{file}")
+def target_file(ctx: Ctx, file: str) -> Response:
+    path = ctx.tuf.metadata / "targets" / "_fleet" / file
+    if not _TARGET.match(file) or not path.is_file():
+        raise NotFoundError(f"there is no target {file[:120]!r}")
+    kept = {"Cache-Control": "public, max-age=31536000, immutable"}
+    return Response(path.read_bytes(), media_type="application/json", headers=kept)
 
 
 @static_router.get("/tuf/{file}")
@@ -67,6 +120,13 @@ def _view(tuf: Online) -> api.MetadataView:
         tuple(documents.encode(one).decode() for one in whole.roots),
         {role: documents.encode(one).decode() for role, one in whole.roles.items()},
     )
+
+
+def _versions(tuf: Online) -> dict[str, int]:
+    """For the audit log: role → version."""
+    whole = tuf.documents() or documents.Documents()
+    roots = {"root": whole.roots[-1].signed.version} if whole.roots else {}
+    return {**roots, **{role: one.signed.version for role, one in whole.roles.items()}}
 
 
 def _public(key: SSlibKey) -> api.PublicKey:

@@ -2,14 +2,14 @@
 
 Always true
  1. A file becomes an artifact under its own digest, whole, or not at all.
- 2. A release is registered only with an envelope that a trusted publisher key signed over exactly this file.
- 3. Where the fleet has TUF metadata, a release is registered only once its bundle is a target there.
- 4. A device may fetch what it is ordered to run, nothing else: models are property.
+ 2. A release is registered only once exactly its bundle is a target of the fleet's TUF metadata: the publisher signed it.
+ 3. A device may fetch what it is ordered to run, nothing else: models are property.
 """
 
 import hashlib
 import os
 import re
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -19,21 +19,21 @@ from starlette.concurrency import run_in_threadpool
 
 from edgekit import bundle as bundles
 from edgekit import evidence
-from edgekit.errors import BundleError, NotFoundError, SignatureRefusedError
-from edgekit.trust import target as targets
+from edgekit.errors import BundleError, NotFoundError
 from fleet import api
+from fleet.publish import target_of
 from fleet.server.api import identity
+from fleet.server.api.admission import Caller
 from fleet.server.api.context import (
-    Actor,
     Context,
     Ctx,
     TooLargeError,
     answer,
     body,
 )
-from fleet.server.store import enrolments, orders, releases, settings
+from fleet.server.store import enrolments, orders, releases
 
-router = APIRouter(tags=["releases"])
+router = APIRouter(prefix="/api/v1", tags=["releases"])
 artifact_router = APIRouter(tags=["artifacts"])
 
 MAX_BUNDLE_BYTES = 4 << 30
@@ -41,14 +41,14 @@ _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
 @router.get("/releases")
-def listing(ctx: Ctx, _actor: Actor) -> Response:
-    with ctx.database.begin() as connection:
+def listing(ctx: Ctx) -> Response:
+    with ctx.database.read() as connection:
         return answer(releases.everything(connection))
 
 
 @router.get("/bundles/{name}/{version}/{profile}")
-def bundle(ctx: Ctx, _actor: Actor, name: str, version: str, profile: str) -> Response:
-    with ctx.database.begin() as connection:
+def bundle(ctx: Ctx, name: str, version: str, profile: str) -> Response:
+    with ctx.database.read() as connection:
         row = releases.existing(connection, name, version, profile)
         if row is None:
             raise NotFoundError(f"{releases.title(name, version)} for {profile} is not published here")
@@ -56,13 +56,13 @@ def bundle(ctx: Ctx, _actor: Actor, name: str, version: str, profile: str) -> Re
 
 
 @router.get("/evidence/{sha256}")
-def statement(ctx: Ctx, _actor: Actor, sha256: str) -> Response:
-    with ctx.database.begin() as connection:
+def statement(ctx: Ctx, sha256: str) -> Response:
+    with ctx.database.read() as connection:
         return Response(releases.statement(connection, sha256), media_type="application/json")
 
 
 @router.put("/uploads/{sha256}")
-async def upload(request: Request, ctx: Ctx, _actor: Actor, sha256: str) -> Response:
+async def upload(request: Request, ctx: Ctx, sha256: str) -> Response:
     """Receive a bundle file; it is kept only if its digest is the one in the path."""
     _check_digest(sha256)
     partial = ctx.folder.artifacts / f"{sha256}.{os.urandom(4).hex()}.part"
@@ -89,35 +89,21 @@ async def upload(request: Request, ctx: Ctx, _actor: Actor, sha256: str) -> Resp
 
 
 @router.post("/bundles")
-def publish(ctx: Ctx, actor: Actor, new: Annotated[api.NewBundle, Depends(body(api.NewBundle))]) -> Response:
+def publish(
+    ctx: Ctx, caller: Caller, new: Annotated[api.NewBundle, Depends(body(api.NewBundle))]
+) -> Response:
     """Register an uploaded bundle as part of its release."""
-    with ctx.database.begin() as connection:
-        signed = targets.verify(new.envelope.encode(), settings.publisher_keys(connection))
-        if not new.alternate:
-            releases.check_free(connection, signed.name, signed.version, signed.profile, signed.sha256)
-    ctx.tuf.check_listed(signed)
-    path = ctx.folder.artifact(signed.sha256)
-    checked = bundles.read(path, sha256=signed.sha256, length=signed.length)
-    manifest = checked.manifest
-    if (manifest.name, manifest.version, manifest.profile) != (signed.name, signed.version, signed.profile):
-        raise SignatureRefusedError(f"the signed target says {signed.path}, the bundle is {manifest.title}")
+    checked = bundles.read(Path(_present(ctx, new.sha256)), sha256=new.sha256)
+    target = target_of(checked)
+    ctx.tuf.check_listed(target)
     statement = new.evidence.encode() if new.evidence is not None else None
     if statement is not None:
-        evidence.decode(statement, sha256=signed.sha256)
+        evidence.decode(statement, sha256=new.sha256)
     register = releases.publish_alternate if new.alternate else releases.publish
     with ctx.database.begin() as connection:
-        was_there = register(
-            connection, checked, new.envelope.encode(), statement, now=ctx.clock(), actor=actor
-        )
-        view = (releases.view_alternate if new.alternate else releases.view)(connection, signed.sha256)
+        was_there = register(connection, checked, statement, now=ctx.clock(), who=caller.who)
+        view = (releases.view_alternate if new.alternate else releases.view)(connection, new.sha256)
     return answer(api.PublishAnswer(view, was_there), 200 if was_there else 201)
-
-
-@artifact_router.get("/artifacts/{sha256}.dsse")
-def envelope(request: Request, ctx: Ctx, sha256: str) -> Response:
-    with ctx.database.begin() as connection:
-        _check_allowed(connection, request, ctx, sha256)
-        return Response(releases.bundle(connection, sha256).envelope, media_type="application/json")
 
 
 @artifact_router.get("/artifacts/{sha256}")

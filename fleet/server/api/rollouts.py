@@ -3,17 +3,20 @@
 from datetime import timedelta
 from typing import Annotated, Literal
 
+import msgspec
 from fastapi import APIRouter, Depends, Response
 from sqlalchemy import Connection
 
-from edgekit.errors import ConflictError
+from edgekit.errors import ConflictError, NotFoundError, UsageError
 from fleet import api
 from fleet.rules.rollout import Command, Rollout, Status
 from fleet.server import changes, planning
-from fleet.server.api.context import Actor, Ctx, answer, body
-from fleet.server.store import orders, releases, rollouts, settings
+from fleet.server.api.admission import Caller, Principal
+from fleet.server.api.context import Ctx, answer, body
+from fleet.server.clock import Now
+from fleet.server.store import blocked, devices, orders, releases, rollouts, settings
 
-router = APIRouter(tags=["rollouts"])
+router = APIRouter(prefix="/api/v1", tags=["rollouts"])
 
 # From which states a verb makes sense; anything else is a mistake worth telling.
 _ALLOWED = {
@@ -26,48 +29,74 @@ _ALLOWED = {
 
 @router.post("/rollouts")
 def start(
-    ctx: Ctx, actor: Actor, wanted: Annotated[api.NewRollout, Depends(body(api.NewRollout))]
+    ctx: Ctx, caller: Caller, wanted: Annotated[api.NewRollout, Depends(body(api.NewRollout))]
 ) -> Response:
-    now = ctx.clock()
+    now = ctx.time.now()
+    if len(to := caller.scope.narrow(wanted.to)) > api.MAX_TEXT:
+        raise UsageError(f"the selector is too long: at most {api.MAX_TEXT} characters with your scope")
+    wanted = msgspec.structs.replace(wanted, to=to)
     with ctx.database.begin() as connection:
         rollout, plan = planning.plan(connection, wanted, now)
         if wanted.dry_run:
             return answer(api.RolloutAnswer(plan))
         if settings.is_frozen(connection):
             raise ConflictError("the fleet is frozen; 'edgekit fleet unfreeze' first")
-        rollout = changes.begin(connection, ctx.issuer, rollout, now=now, actor=actor)
+        rollout = changes.begin(connection, ctx.issuer, rollout, now=now, who=caller.who)
     ctx.wake()
-    return answer(api.RolloutAnswer(plan, view(rollout)), 201)
+    return answer(api.RolloutAnswer(plan, view(rollout, now)), 201)
 
 
 @router.get("/rollouts")
-def listing(ctx: Ctx, _actor: Actor) -> Response:
-    with ctx.database.begin() as connection:
-        return answer([view(rollout) for rollout in rollouts.everything(connection)])
+def listing(ctx: Ctx, caller: Caller) -> Response:
+    now = ctx.time.now()
+    with ctx.database.read() as connection:
+        found = rollouts.everything(connection)
+        return answer([view(rollout, now) for rollout in found if reaches_all(connection, caller, rollout)])
 
 
 @router.get("/rollouts/{rollout_id}")
-def show(ctx: Ctx, _actor: Actor, rollout_id: str) -> Response:
-    with ctx.database.begin() as connection:
-        return answer(view(rollouts.load(connection, rollouts.parse_id(rollout_id))))
+def show(ctx: Ctx, caller: Caller, rollout_id: str) -> Response:
+    with ctx.database.read() as connection:
+        found = rollouts.get(connection, rollouts.parse_id(rollout_id))
+        return answer(view(_within(connection, caller, found), ctx.time.now()))
 
 
 @router.post("/rollouts/{rollout_id}/{verb}")
 def turn(
-    ctx: Ctx, actor: Actor, rollout_id: str, verb: Literal["pause", "resume", "abort", "rollback"]
+    ctx: Ctx, caller: Caller, rollout_id: str, verb: Literal["pause", "resume", "abort", "rollback"]
 ) -> Response:
     with ctx.database.begin() as connection:
-        rollout = rollouts.load(connection, rollouts.parse_id(rollout_id))
+        rollout = _within(connection, caller, rollouts.load(connection, rollouts.parse_id(rollout_id)))
         if rollout.status not in _ALLOWED[verb]:
             raise ConflictError(f"rollout {rollout.label} is {rollout.status}; it cannot {verb} now")
         if verb == "resume" and settings.is_frozen(connection):
             raise ConflictError("the fleet is frozen; 'edgekit fleet unfreeze' first")
+        if verb == "resume":
+            blocked.check_release(connection, rollout.spec.name, rollout.spec.version)
         if rollout.status is Status.COMPLETED:
             _check_still_its_own(connection, rollout)
-        command = Command(verb, f"{verb} asked for by {actor}")
-        rollout = changes.apply(connection, ctx.issuer, rollout, command, now=ctx.clock(), actor=actor)
+        command = Command(verb, f"{verb} asked for by {caller.who}")
+        rollout = changes.apply(connection, ctx.issuer, rollout, command, now=ctx.time.now(), who=caller.who)
     ctx.wake()
-    return answer(view(rollout))
+    return answer(view(rollout, ctx.time.now()))
+
+
+def reaches_all(connection: Connection, caller: Principal, rollout: Rollout) -> bool:
+    """Whether a rollout is within the caller's scope: all of its devices are."""
+    if not caller.scope.is_limited:
+        return True
+    labels = {row.id: devices.labels_of(row) for row in devices.everyone(connection)}
+    members = [labels.get(device) for device in rollout.members]
+    return bool(members) and all(found is not None and caller.reaches(found) for found in members)
+
+
+def _within(connection: Connection, caller: Principal, rollout: Rollout) -> Rollout:
+    """A rollout within the scope; any other is not there. Raises: NotFoundError."""
+    if not reaches_all(connection, caller, rollout):
+        raise NotFoundError(
+            f"there is no rollout {rollout.label}; 'edgekit fleet rollout list' shows them (r1, r2, …)"
+        )
+    return rollout
 
 
 def _check_still_its_own(connection: Connection, rollout: Rollout) -> None:
@@ -82,9 +111,8 @@ def _check_still_its_own(connection: Connection, rollout: Rollout) -> None:
     ]
     busy = {
         device
-        for other in rollouts.active(connection)
-        if other.spec.deployment == rollout.spec.deployment
-        for device in other.members.keys() & rollout.members.keys()
+        for device, deployment in rollouts.busy(connection)
+        if deployment == rollout.spec.deployment and device in rollout.members
     }
     if moved_on or busy:
         raise ConflictError(
@@ -93,8 +121,9 @@ def _check_still_its_own(connection: Connection, rollout: Rollout) -> None:
         )
 
 
-def view(rollout: Rollout) -> api.RolloutView:
-    """A rollout as the API shows it: devices in the order in which they move."""
+def view(rollout: Rollout, now: Now) -> api.RolloutView:
+    """A rollout as the API shows it: devices in the order in which they move, times by the wall clock."""
+    ahead = timedelta(seconds=now.wall - now.steady)
     spec = rollout.spec
     members = sorted(rollout.members.values(), key=lambda m: (m.is_held, m.key))
     counts: dict[str, int] = {}
@@ -102,7 +131,7 @@ def view(rollout: Rollout) -> api.RolloutView:
         counts[member.state.value] = counts.get(member.state.value, 0) + 1
     soak_ends = None
     if rollout.status is Status.RUNNING and rollout.soak_from is not None:
-        soak_ends = rollout.soak_from + timedelta(seconds=spec.soak_s)
+        soak_ends = rollout.soak_from + timedelta(seconds=spec.soak_s) + ahead
     return api.RolloutView(
         id=rollout.label,
         release=releases.title(spec.name, spec.version),
@@ -125,6 +154,6 @@ def view(rollout: Rollout) -> api.RolloutView:
             )
             for member in members
         ),
-        created=rollout.created_at,
+        created=rollout.created_at + ahead,
         soak_ends=soak_ends,
     )

@@ -5,6 +5,7 @@ Always true
  2. One incarnation with two nonces is a cloned card: marked, and kept out of rollouts until it enrols again.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -13,11 +14,16 @@ from sqlalchemy import Connection, Row, delete, func, select, update
 from edgekit.errors import AuthError, NotFoundError
 from edgekit.wire.messages import Boot, Reported, Status
 from fleet.server.schema import desired, devices, outbox
-from fleet.server.store import audit
+from fleet.server.store import audit, news
+from fleet.server.store.audit import Who
+from fleet.server.store.known import Known
 from fleet.server.store.settings import secret_hash
+from fleet.server.store.upsert import chunks
 
 DeviceRow = Row[Any]
 MAX_DEPLOYMENTS = 32
+# By how much the incarnation of a device may jump: it goes up by two a start, and may have been away for long.
+MAX_STARTS = 200_000
 
 
 def labels_of(row: DeviceRow) -> dict[str, str]:
@@ -51,6 +57,10 @@ def get(connection: Connection, device: str, *, lock: bool = False) -> DeviceRow
     return row
 
 
+def find(connection: Connection, device: str) -> DeviceRow | None:
+    return connection.execute(select(devices).where(devices.c.id == device)).one_or_none()
+
+
 def everyone(connection: Connection) -> list[DeviceRow]:
     """All but those that were taken out of service."""
     query = select(devices).where(devices.c.decommissioned_at.is_(None))
@@ -76,45 +86,75 @@ def by_credential(connection: Connection, credential: str) -> DeviceRow:
     return row
 
 
-def saw(connection: Connection, row: DeviceRow, boot: Boot, now: float) -> bool:
-    """Note a sign of life; False if it is to be ignored: from a run before the newest one, or from a clone."""
-    if boot.incarnation < row.incarnation:
+def saw(known: Known, boot: Boot, now: float) -> bool:
+    """Note a sign of life; False if it is to be ignored: from a run before the newest one, from a clone, or from so
+    many starts later that no device can have made them (believing it would lock the device itself out).
+    """
+    incarnation, nonce = known.get("incarnation"), known.get("nonce")
+    if boot.incarnation < incarnation:
         return False
-    values: dict[str, Any] = {"last_seen_at": now}
-    is_clone = boot.incarnation == row.incarnation and boot.nonce != row.nonce
+    if incarnation >= 0 and boot.incarnation > incarnation + MAX_STARTS:
+        return False
+    known.change(last_seen_at=now)
+    is_clone = boot.incarnation == incarnation and boot.nonce != nonce
     if is_clone:
-        values["is_duplicate"] = True
-        if not row.is_duplicate:
-            detail = f"incarnation {boot.incarnation} speaks with two nonces"
-            audit.append(connection, now, "fleet", "device.duplicate", row.id, detail)
-    elif boot.incarnation > row.incarnation:
-        values |= {"incarnation": boot.incarnation, "nonce": boot.nonce, "reported_seq": -1}
-    connection.execute(update(devices).where(devices.c.id == row.id).values(**values))
+        known.change(is_duplicate=True)
+    elif boot.incarnation > incarnation:
+        known.change(incarnation=boot.incarnation, nonce=boot.nonce, reported_seq=-1)
     return not is_clone
 
 
-def status(connection: Connection, row: DeviceRow, message: Status, now: float) -> bool:
+def status(known: Known, message: Status, *, received: float, now: float) -> bool:
     """Online or offline; the last will of an older run says nothing about the present one."""
-    if not saw(connection, row, message.boot, now):
+    if not saw(known, message.boot, now):
         return False
-    connection.execute(update(devices).where(devices.c.id == row.id).values(is_online=message.online))
+    known.change(is_online=message.online)
+    if not message.online:
+        known.change(offline_at=received)
     return True
 
 
-def reported(connection: Connection, row: DeviceRow, message: Reported, now: float) -> bool:
+def reported(known: Known, message: Reported, now: float) -> bool:
     """Keep the newest self-description; False if it is a repeat or older than what is known."""
-    if not saw(connection, row, message.boot, now):
+    if not saw(known, message.boot, now):
         return False
-    is_new_run = message.boot.incarnation > row.incarnation
-    if not is_new_run and message.seq <= row.reported_seq:
+    if message.seq <= known.get("reported_seq"):
         return False
-    values = {
-        "reported": msgspec.json.encode(message).decode(),
-        "reported_seq": message.seq,
-        "agent_version": message.agent_version,
-    }
-    connection.execute(update(devices).where(devices.c.id == row.id).values(**values))
+    known.change(
+        reported=msgspec.json.encode(message).decode(),
+        reported_seq=message.seq,
+        reported_counter=message.order_counter,
+        agent_version=message.agent_version,
+    )
     return True
+
+
+def note_clones(connection: Connection, known: Iterable[Known], now: float) -> None:
+    """The audit entries of devices that turned out to be cloned; before `known.write`, and after every lock."""
+    for one in known:
+        if one.changed.get("is_duplicate") and not one.was("is_duplicate"):
+            detail = f"incarnation {one.get('incarnation')} speaks with two nonces"
+            audit.append(connection, now, audit.FLEET, "device.duplicate", one.id, detail)
+
+
+def newest(connection: Connection, names: Sequence[str] | None = None) -> list[DeviceRow]:
+    """What a tick looks at, of all devices in service or of some of them, without what they said of themselves."""
+    columns = (
+        devices.c.id, devices.c.enrolment, devices.c.incarnation, devices.c.reported_seq, devices.c.is_online,
+        devices.c.last_report_at, devices.c.window_s,
+    )  # fmt: skip
+    query = select(*columns).where(devices.c.decommissioned_at.is_(None))
+    parts = [query] if names is None else [query.where(devices.c.id.in_(some)) for some in chunks(names)]
+    found: list[DeviceRow] = []
+    for part in parts:
+        found.extend(connection.execute(part))
+    return found
+
+
+def some(connection: Connection, names: Sequence[str]) -> list[DeviceRow]:
+    """Those of these devices that are in service, whole."""
+    query = select(devices).where(devices.c.decommissioned_at.is_(None))
+    return [row for part in chunks(names) for row in connection.execute(query.where(devices.c.id.in_(part)))]
 
 
 def all_offline(connection: Connection) -> None:
@@ -122,14 +162,16 @@ def all_offline(connection: Connection) -> None:
     connection.execute(update(devices).where(devices.c.is_online).values(is_online=False))
 
 
-def decommission(connection: Connection, device: str, *, now: float, actor: str) -> None:
+def decommission(connection: Connection, device: str, *, now: float, who: Who) -> None:
     """Take it out of service: nothing is ordered of it, and nothing it says is heard. Its history stays, and a new
     enrolment file brings it back. Its identity must be revoked in the same transaction. Raises: NotFoundError.
     """
-    get(connection, device, lock=True)
+    row = get(connection, device, lock=True)
     connection.execute(delete(desired).where(desired.c.device == device))
     connection.execute(delete(outbox).where(outbox.c.device == device))
     connection.execute(
         update(devices).where(devices.c.id == device).values(decommissioned_at=now, is_online=False)
     )
-    audit.append(connection, now, actor, "device.decommission", device, "")
+    news.note(connection, [device])
+    before = {"labels": labels_of(row), "deployments": deployments_of(row), "enrolment": row.enrolment}
+    audit.append(connection, now, who, "device.decommission", device, before=before)

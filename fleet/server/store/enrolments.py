@@ -20,12 +20,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from edgekit.errors import AuthError, ConflictError, NotFoundError
-from edgekit.wire.enrolment import EnrolAnswer, EnrolRequest
+from edgekit.wire.enrolment import EnrolAnswer, EnrolRequest, RenewRequest
 from fleet.server import ca
 from fleet.server.ca import Authority, Standing
 from fleet.server.schema import desired, devices, enrolment_tokens, enrolment_uses
-from fleet.server.store import audit, certificates
+from fleet.server.store import audit, certificates, hardware
 from fleet.server.store import devices as device_store
+from fleet.server.store.audit import Who
 from fleet.server.store.certificates import CertificateRow
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.settings import new_secret, secret_hash
@@ -62,7 +63,7 @@ class Invitation:
     needs_approval: bool = False
 
 
-def invite(connection: Connection, invitation: Invitation, *, now: float, actor: str) -> str:
+def invite(connection: Connection, invitation: Invitation, *, now: float, who: Who) -> str:
     """A new token. For a device by name it replaces the one before, if that was not used; a device that has enrolled
     goes on with what it has until the new token is used.
 
@@ -74,7 +75,7 @@ def invite(connection: Connection, invitation: Invitation, *, now: float, actor:
                 f"label {reserved!r} is built in (it is the device's own); choose another name"
             )
     token = new_secret()
-    device = invitation.device
+    device, before = invitation.device, None
     labels = msgspec.json.encode(invitation.labels).decode()
     deployments = msgspec.json.encode(invitation.deployments).decode()
     if device:
@@ -88,6 +89,10 @@ def invite(connection: Connection, invitation: Invitation, *, now: float, actor:
             values = {"id": device, "created_at": now, "labels": labels, "deployments": deployments}
             connection.execute(insert(devices).values(**values))
         else:
+            before = {
+                "labels": msgspec.Raw(known.labels.encode()),
+                "deployments": msgspec.Raw(known.deployments.encode()),
+            }
             # What it has by its present enrolment stays until it enrols again.
             later = {} if known.enrolment else {"deployments": deployments}
             connection.execute(update(devices).where(devices.c.id == device).values(labels=labels, **later))
@@ -101,12 +106,18 @@ def invite(connection: Connection, invitation: Invitation, *, now: float, actor:
             needs_approval=invitation.needs_approval,
             max_uses=invitation.max_uses,
             created_at=now,
-            created_by=actor,
+            created_by=who.name,
             expires_at=invitation.expires_at,
         )
     )
     subject = device or f"batch of {invitation.max_uses}"
-    audit.append(connection, now, actor, "device.invite", subject, ", ".join(invitation.deployments))
+    after = {
+        "labels": invitation.labels,
+        "deployments": invitation.deployments,
+        "expires_at": invitation.expires_at,
+        "needs_approval": invitation.needs_approval,
+    }
+    audit.append(connection, now, who, "device.invite", subject, before=before, after=after)
     return token
 
 
@@ -115,7 +126,9 @@ def number_of(connection: Connection, device: str) -> int:
     return connection.execute(select(devices.c.enrolment).where(devices.c.id == device)).scalar() or 0
 
 
-def enrol(connection: Connection, registrar: Registrar, request: EnrolRequest, now: float) -> EnrolAnswer:
+def enrol(
+    connection: Connection, registrar: Registrar, request: EnrolRequest, now: float, *, origin: str = ""
+) -> EnrolAnswer:
     """Give the device its identity, or the same answer again.
 
     Raises: AuthError, with the same words whether the device or the token is wrong; ConflictError where a batch meets a
@@ -137,7 +150,7 @@ def enrol(connection: Connection, registrar: Registrar, request: EnrolRequest, n
         raise AuthError(f"an operator refused to let {request.device!r} join")
     if use.state == WAITING:
         raise WaitsForApprovalError
-    return _give(connection, registrar, token, request, key=key, now=now)
+    return _give(connection, registrar, token, request, key=key, now=now, origin=origin)
 
 
 def _token(connection: Connection, request: EnrolRequest, now: float) -> TokenRow:
@@ -209,6 +222,7 @@ def _give(
     *,
     key: ec.EllipticCurvePublicKey,
     now: float,
+    origin: str,
 ) -> EnrolAnswer:
     device = request.device
     row = connection.execute(select(devices).where(devices.c.id == device).with_for_update()).one_or_none()
@@ -227,7 +241,6 @@ def _give(
             enrolled_at=now,
             is_confirmed=False,
             credential_hash=secret_hash(credential),
-            fingerprint=request.fingerprint,
             decommissioned_at=None,
             profile=request.profile,
             agent_version=request.agent_version,
@@ -237,7 +250,12 @@ def _give(
             nonce="",
             reported_seq=-1,
             reported=None,
+            reported_counter=0,
         )
+    )
+    kept = row.fingerprint if row is not None else ""
+    hardware.compare(
+        connection, device, kept, request.fingerprint, verb="enrolled again", now=now, origin=origin
     )
     # What it is no longer enrolled for, it is no longer to run.
     has = msgspec.json.decode(token.deployments, type=tuple[str, ...])
@@ -251,7 +269,15 @@ def _give(
         .where(enrolment_uses.c.token == token.id, enrolment_uses.c.device == device)
         .values(state=ANSWERED, enrolment=enrolment)
     )
-    audit.append(connection, now, device, "device.enrol", device, request.profile)
+    audit.append(
+        connection,
+        now,
+        audit.device(device, origin),
+        "device.enrol",
+        device,
+        before={"enrolment": enrolment - 1},
+        after={"enrolment": enrolment, "profile": request.profile, "serial": ca.serial_text(certificate)},
+    )
     return _answer(registrar, device, enrolment, ca.pem(certificate), certificate.not_valid_after_utc)
 
 
@@ -281,32 +307,52 @@ def _answer(
 
 
 def renew(
-    connection: Connection, registrar: Registrar, held: CertificateRow, csr: str, now: float
+    connection: Connection,
+    registrar: Registrar,
+    held: CertificateRow,
+    request: RenewRequest,
+    now: float,
+    *,
+    origin: str = "",
 ) -> EnrolAnswer:
     """A new certificate for who holds one that is good or may still renew; the old one runs out by itself.
 
-    A request for the same key as before gets the newest certificate of that key while it is far from its end, so that
-    a lost answer does not make more. Raises: AuthError, UsageError.
+    A request for the same key as before gets the newest certificate of that key again in the first half of its life, so
+    that a lost answer does not make more. A device that renews asks later than that. Raises: AuthError, UsageError.
     """
     if certificates.standing(connection, held, now) is Standing.NOTHING:
         raise AuthError(f"the certificate of {held.device!r} is revoked or has run out for good; enrol again")
     row = device_store.get(connection, held.device, lock=True)
-    key = ca.read_request(csr, row.id)
+    key = ca.read_request(request.csr, row.id)
     digest = ca.key_digest(key)
     given = certificates.of_key(connection, row.id, row.enrolment, digest)
-    if given is None or _is_due(given, now):
+    if given is None or not _is_young(given, now):
         moment = datetime.fromtimestamp(now, UTC)
         certificate = registrar.authority.device(key, row.id, registrar.fleet, moment)
         certificates.add(connection, certificate, row.id, row.enrolment, now)
-        audit.append(connection, now, row.id, "device.renew", row.id, ca.serial_text(certificate))
+        audit.append(
+            connection,
+            now,
+            audit.device(row.id, origin),
+            "device.renew",
+            row.id,
+            before={"serial": held.serial},
+            after={"serial": ca.serial_text(certificate)},
+        )
         given = certificates.of_key(connection, row.id, row.enrolment, digest)
         assert given is not None
+    hardware.compare(
+        connection, row.id, row.fingerprint, request.fingerprint, verb="renewed", now=now, origin=origin
+    )
     confirm(connection, row)
     return _answer(registrar, row.id, row.enrolment, given.pem, certificates.not_after(given))
 
 
-def _is_due(row: CertificateRow, now: float) -> bool:
-    return ca.is_due(x509.load_pem_x509_certificate(row.pem.encode()), datetime.fromtimestamp(now, UTC))
+def _is_young(row: CertificateRow, now: float) -> bool:
+    """Whether less than half of its life is over. Devices ask before or after `RENEW_AT`, so as not to ask all at once."""
+    found = x509.load_pem_x509_certificate(row.pem.encode())
+    middle = found.not_valid_before_utc + (found.not_valid_after_utc - found.not_valid_before_utc) / 2
+    return datetime.fromtimestamp(now, UTC) < middle
 
 
 def confirm(connection: Connection, row: DeviceRow) -> None:
@@ -326,7 +372,7 @@ def waiting(connection: Connection) -> list[Row[Any]]:
     return list(connection.execute(query))
 
 
-def decide(connection: Connection, device: str, *, is_approved: bool, now: float, actor: str) -> None:
+def decide(connection: Connection, device: str, *, is_approved: bool, now: float, who: Who) -> None:
     """Let a device that waits join, or not. Raises: NotFoundError if none of this name waits."""
     change = (
         update(enrolment_uses)
@@ -337,10 +383,12 @@ def decide(connection: Connection, device: str, *, is_approved: bool, now: float
         raise NotFoundError(
             f"no device {device!r} waits for approval; 'edgekit fleet waiting' lists who does"
         )
-    audit.append(connection, now, actor, "device.approve" if is_approved else "device.reject", device, "")
+    verb = "device.approve" if is_approved else "device.reject"
+    after = {"state": APPROVED if is_approved else REJECTED}
+    audit.append(connection, now, who, verb, device, before={"state": WAITING}, after=after)
 
 
-def revoke(connection: Connection, device: str, *, reason: str, now: float, actor: str) -> int:
+def revoke(connection: Connection, device: str, *, reason: str, now: float, who: Who) -> int:
     """Take the device's identity away: certificates, credential, tokens that were not used. How many certificates.
 
     It stays in the registry; with a new enrolment file it joins again. Raises: NotFoundError.
@@ -357,11 +405,13 @@ def revoke(connection: Connection, device: str, *, reason: str, now: float, acto
         .where(enrolment_tokens.c.device == device, enrolment_tokens.c.revoked_at.is_(None))
         .values(revoked_at=now)
     )
-    audit.append(connection, now, actor, "device.revoke", device, reason)
+    audit.append(
+        connection, now, who, "device.revoke", device, reason, before={"certificates": count}, after={}
+    )
     return count
 
 
-def add_deployment(connection: Connection, device: str, deployment: str, *, now: float, actor: str) -> bool:
+def add_deployment(connection: Connection, device: str, deployment: str, *, now: float, who: Who) -> bool:
     """Give an enrolled device one more model slot; False if it has it already. An order must follow, which tells it.
 
     Raises: NotFoundError; ConflictError beyond 32.
@@ -376,5 +426,5 @@ def add_deployment(connection: Connection, device: str, deployment: str, *, now:
         )
     now_has = msgspec.json.encode((*has, deployment)).decode()
     connection.execute(update(devices).where(devices.c.id == device).values(deployments=now_has))
-    audit.append(connection, now, actor, "device.deployment", device, f"added {deployment}")
+    audit.append(connection, now, who, "device.deployment", device, before=has, after=(*has, deployment))
     return True

@@ -3,37 +3,52 @@
 Always true
  1. A change of `desired`, the order that says so and its outbox row commit in one transaction.
  2. counter = max(last + 1, unix milliseconds): a restored database cannot fall behind what devices accepted.
- 3. The outbox holds one row per device, the newest; publishing it twice does no harm.
+ 3. No bundle that is blocked becomes desired.
+ 4. The outbox holds one row per device, the newest; publishing it twice does no harm.
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, delete, insert, select, update
 
 from edgekit.trust.dsse import ORDER_TYPE
 from edgekit.wire.messages import Order, OrderedBundle, OrderOptions, encode
 from fleet.publish import SigningKey, sign
 from fleet.server.schema import bundles, desired, devices, orders, outbox
+from fleet.server.store import blocked, known
 from fleet.server.store import devices as device_store
+from fleet.server.store.known import Known
+from fleet.server.store.upsert import chunks, upsert
 
 LIFETIME_S = 30 * 86_400.0
 DesiredRow = Row[Any]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Issuer:
-    """Who signs orders: the fleet's id and its online order key."""
+    """Who signs orders: the fleet's id and its online order key, which another one takes the place of while it runs."""
 
     fleet: str
     key: SigningKey
 
 
-def desired_of(connection: Connection, device: str | None = None) -> dict[tuple[str, str], DesiredRow]:
-    """(device, deployment) → what it is to run, with the bundle's own columns."""
+def desired_of(
+    connection: Connection, device: str | None = None, devices: Sequence[str] | None = None
+) -> dict[tuple[str, str], DesiredRow]:
+    """(device, deployment) → what it is to run, with the bundle's own columns: of all, of one, or of some devices."""
+    query = _desired_query()
+    names = [device] if device is not None else devices
+    queries = (
+        [query] if names is None else [query.where(desired.c.device.in_(some)) for some in chunks(names)]
+    )
+    return {(row.device, row.deployment): row for part in queries for row in connection.execute(part)}
+
+
+def _desired_query() -> Select[Any]:
     of_bundle = (
         bundles.c.name,
         bundles.c.version,
@@ -41,10 +56,7 @@ def desired_of(connection: Connection, device: str | None = None) -> dict[tuple[
         bundles.c.length,
         bundles.c.peak_memory_mb,
     )
-    query = select(desired, *of_bundle).join(bundles, bundles.c.sha256 == desired.c.sha256)
-    if device is not None:
-        query = query.where(desired.c.device == device)
-    return {(row.device, row.deployment): row for row in connection.execute(query)}
+    return select(desired, *of_bundle).join(bundles, bundles.c.sha256 == desired.c.sha256)
 
 
 def has_any(connection: Connection, device: str) -> bool:
@@ -60,42 +72,118 @@ def target_path(row: DesiredRow) -> str:
 def set_desired(
     connection: Connection, device: str, deployment: str, sha256: str | None, *, because: str, now: float
 ) -> None:
-    """Change what one deployment is to run; None is no model. `issue` must follow in the same transaction."""
+    """Change what one deployment is to run; None is no model. `issue` must follow in the same transaction.
+
+    Raises: BlockedError for a bundle that is blocked.
+    """
+    if sha256 is not None:
+        blocked.check(connection, sha256)
     connection.execute(delete(desired).where(desired.c.device == device, desired.c.deployment == deployment))
     if sha256 is not None:
         values = {"device": device, "deployment": deployment, "sha256": sha256}
         connection.execute(insert(desired).values(**values, because=because, set_at=now))
 
 
+def move(
+    connection: Connection,
+    issuer: Issuer,
+    deployment: str,
+    wanted: Mapping[str, str | None],
+    *,
+    because: str,
+    now: float,
+    options: OrderOptions | None = None,
+) -> dict[str, int]:
+    """Change what one deployment of many devices is to run (device → digest, None is no model), and order it; device →
+    counter of its order. Those out of service get none.
+
+    Raises: BlockedError for a bundle that is blocked.
+    """
+    for sha256 in sorted({sha256 for sha256 in wanted.values() if sha256 is not None}):
+        blocked.check(connection, sha256)
+    found = known.lock(connection, wanted)
+    rows = {device: row for device, row in found.items() if row.get("decommissioned_at") is None}
+    for some in chunks(sorted(rows)):
+        connection.execute(
+            delete(desired).where(desired.c.device.in_(some), desired.c.deployment == deployment)
+        )
+    values = [
+        {"device": device, "deployment": deployment, "sha256": sha256, "because": because, "set_at": now}
+        for device in rows
+        if (sha256 := wanted[device]) is not None
+    ]
+    if values:
+        connection.execute(insert(desired), values)
+    return issue_all(connection, issuer, rows, now, options)
+
+
 def issue(
     connection: Connection, issuer: Issuer, device: str, now: float, options: OrderOptions | None = None
 ) -> int:
-    """Sign the device's present desired state as a new order, put it in the outbox, and return its counter."""
-    row = device_store.get(connection, device, lock=True)
-    counter = max(int(row.order_counter) + 1, int(now * 1000))
+    """Sign the device's present desired state as a new order, put it in the outbox, and return its counter.
+
+    Raises: NotFoundError.
+    """
+    rows = known.lock(connection, [device])
+    if not rows:
+        device_store.get(connection, device)
+    return issue_all(connection, issuer, rows, now, options)[device]
+
+
+def issue_all(
+    connection: Connection,
+    issuer: Issuer,
+    rows: Mapping[str, Known],
+    now: float,
+    options: OrderOptions | None = None,
+) -> dict[str, int]:
+    """The same for devices whose rows are locked; device → counter."""
+    if not rows:
+        return {}
+    wanted: dict[str, dict[str, OrderedBundle]] = {device: {} for device in rows}
+    for some in chunks(sorted(rows)):
+        for found in connection.execute(_desired_query().where(desired.c.device.in_(some))):
+            wanted[found.device][found.deployment] = _ordered(found)
+    counters: dict[str, int] = {}
+    signed: list[dict[str, Any]] = []
+    for device, row in rows.items():
+        counter = max(int(row.get("order_counter")) + 1, int(now * 1000))
+        envelope = _signed(issuer, row, wanted[device], counter, now, options)
+        counters[device] = counter
+        signed.append({"device": device, "counter": counter, "envelope": envelope})
+        row.change(order_counter=counter)
+    times = {"issued_at": now, "expires_at": now + LIFETIME_S, "keyid": issuer.key.keyid}
+    connection.execute(insert(orders), [row | times for row in signed])
+    waiting = [
+        {"device": row["device"], "counter": row["counter"], "payload": row["envelope"], "published_at": None}
+        for row in signed
+    ]
+    upsert(connection, outbox, waiting)
+    known.write(connection, rows.values())
+    return counters
+
+
+def _signed(  # noqa: PLR0917  # what an order says, in its order
+    issuer: Issuer,
+    row: Known,
+    deployments: dict[str, OrderedBundle],
+    counter: int,
+    now: float,
+    options: OrderOptions | None,
+) -> bytes:
     issued = datetime.fromtimestamp(now, UTC)
-    wanted = desired_of(connection, device)
     order = Order(
         fleet=issuer.fleet,
-        device=device,
-        enrolment=row.enrolment,
-        deployments={deployment: _ordered(found) for (_, deployment), found in wanted.items()},
+        device=row.id,
+        enrolment=row.get("enrolment"),
+        deployments=deployments,
         counter=counter,
         issued=issued,
         expires=issued + timedelta(seconds=LIFETIME_S),
         options=options or OrderOptions(),
-        added=device_store.added_of(row),
+        added=device_store.added_of(row.row),
     )
-    envelope = sign(encode(order), ORDER_TYPE, issuer.key)
-    connection.execute(
-        insert(orders).values(
-            device=device, counter=counter, envelope=envelope, issued_at=now, expires_at=now + LIFETIME_S
-        )
-    )
-    connection.execute(delete(outbox).where(outbox.c.device == device))
-    connection.execute(insert(outbox).values(device=device, counter=counter, payload=envelope))
-    connection.execute(update(devices).where(devices.c.id == device).values(order_counter=counter))
-    return counter
+    return sign(encode(order), ORDER_TYPE, issuer.key)
 
 
 def _ordered(row: DesiredRow) -> OrderedBundle:
@@ -109,29 +197,41 @@ def unpublished(connection: Connection, limit: int) -> list[Row[Any]]:
 
 
 def published(connection: Connection, counters: Mapping[str, int], now: float) -> None:
-    """The broker has these; a row that a newer order replaced meanwhile stays unpublished."""
-    for device, counter in counters.items():
-        connection.execute(
-            update(outbox)
-            .where(outbox.c.device == device, outbox.c.counter == counter)
-            .values(published_at=now)
-        )
+    """The broker has these (`now` is steady); a row that a newer order replaced meanwhile stays unpublished."""
+    if not counters:
+        return
+    change = update(outbox).where(
+        outbox.c.device == bindparam("the_device"), outbox.c.counter == bindparam("the_counter")
+    )
+    rows = [{"the_device": d, "the_counter": c} for d, c in sorted(counters.items())]
+    connection.execute(change.values(published_at=now), rows)
 
 
-def publish_again(connection: Connection, devices_behind: Iterable[str] | None = None) -> None:
+def publish_again(connection: Connection, devices_behind: Sequence[str] | None = None) -> None:
     """Put orders back into the outbox: those of some devices, or of all after the broker was away."""
     change = update(outbox).values(published_at=None)
     if devices_behind is None:
         connection.execute(change)
         return
-    for device in devices_behind:
-        connection.execute(change.where(outbox.c.device == device))
+    for some in chunks(sorted(devices_behind)):
+        connection.execute(change.where(outbox.c.device.in_(some)))
 
 
-def published_before(connection: Connection, moment: float) -> set[str]:
-    """Devices whose newest order went out before `moment`."""
-    query = select(outbox.c.device).where(outbox.c.published_at < moment)
-    return set(connection.execute(query).scalars())
+def behind(connection: Connection, moment: float, limit: int) -> list[str]:
+    """Devices that are online and whose newest order went out before `moment` (steady), but that have not said that they
+    accepted it.
+    """
+    query = (
+        select(outbox.c.device)
+        .join(devices, devices.c.id == outbox.c.device)
+        .where(
+            outbox.c.published_at < moment,
+            devices.c.is_online,
+            devices.c.reported_counter < devices.c.order_counter,
+        )
+        .limit(limit)
+    )
+    return list(connection.execute(query).scalars())
 
 
 def due_for_renewal(connection: Connection, now: float, limit: int) -> list[str]:
@@ -141,6 +241,17 @@ def due_for_renewal(connection: Connection, now: float, limit: int) -> list[str]
         select(orders.c.device)
         .join(devices, (devices.c.id == orders.c.device) & (devices.c.order_counter == orders.c.counter))
         .where(orders.c.issued_at < now - LIFETIME_S / 2 + jitter_s)
+        .limit(limit)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def signed_by_another(connection: Connection, keyid: str, limit: int) -> list[str]:
+    """Devices whose newest order another key has signed: their orders are to be signed again."""
+    query = (
+        select(orders.c.device)
+        .join(devices, (devices.c.id == orders.c.device) & (devices.c.order_counter == orders.c.counter))
+        .where(orders.c.keyid != keyid)
         .limit(limit)
     )
     return list(connection.execute(query).scalars())

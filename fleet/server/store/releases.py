@@ -14,6 +14,7 @@ from edgekit.errors import ConflictError, NotFoundError, UsageError
 from fleet.api import BundleView, ReleaseView
 from fleet.server.schema import alternates, bundles, evidence, releases
 from fleet.server.store import audit
+from fleet.server.store.audit import Who
 
 BundleRow = Row[Any]
 
@@ -51,19 +52,19 @@ def check_free(connection: Connection, name: str, version: str, profile: str, sh
 def publish(
     connection: Connection,
     bundle: Bundle,
-    envelope: bytes,
     statement: bytes | None,
     *,
     now: float,
-    actor: str,
+    who: Who,
 ) -> bool:
     """Register a checked bundle; True if it was there already. Raises: ConflictError."""
     manifest = bundle.manifest
     was_there = check_free(connection, manifest.name, manifest.version, manifest.profile, bundle.sha256)
     if not was_there:
         _ensure_release(connection, manifest.name, manifest.version, now)
-        connection.execute(insert(bundles).values(format=manifest.format, **_columns(bundle, envelope, now)))
-        audit.append(connection, now, actor, "bundle.publish", manifest.title, bundle.sha256)
+        connection.execute(insert(bundles).values(format=manifest.format, **_columns(bundle, now)))
+        after = {"profile": manifest.profile, "sha256": bundle.sha256}
+        audit.append(connection, now, who, "bundle.publish", manifest.title, after=after)
     has_statement = connection.execute(
         select(evidence.c.sha256).where(evidence.c.sha256 == bundle.sha256)
     ).scalar()
@@ -92,11 +93,10 @@ def peak_memory_mb(bundle: Bundle, statement: bytes | None) -> float | None:
 def publish_alternate(
     connection: Connection,
     bundle: Bundle,
-    envelope: bytes,
     statement: bytes | None,
     *,
     now: float,
-    actor: str,
+    who: Who,
 ) -> bool:
     """Register a checked bundle beside the release's own of its profile; True if it was there already.
 
@@ -121,15 +121,14 @@ def publish_alternate(
             )
         return True
     connection.execute(
-        insert(alternates).values(
-            recipe=manifest.recipe, statement=statement, **_columns(bundle, envelope, now)
-        )
+        insert(alternates).values(recipe=manifest.recipe, statement=statement, **_columns(bundle, now))
     )
-    audit.append(connection, now, actor, "bundle.publish-alternate", manifest.title, bundle.sha256)
+    after = {"profile": manifest.profile, "recipe": manifest.recipe, "sha256": bundle.sha256}
+    audit.append(connection, now, who, "bundle.publish-alternate", manifest.title, after=after)
     return False
 
 
-def _columns(bundle: Bundle, envelope: bytes, now: float) -> dict[str, Any]:
+def _columns(bundle: Bundle, now: float) -> dict[str, Any]:
     """What is kept of any published bundle, the picked one or an alternate."""
     manifest = bundle.manifest
     return {
@@ -140,7 +139,6 @@ def _columns(bundle: Bundle, envelope: bytes, now: float) -> dict[str, Any]:
         "length": bundle.size_bytes,
         "engine": manifest.engine.name,
         "engine_versions": manifest.engine.versions,
-        "envelope": envelope,
         "published_at": now,
     }
 

@@ -1,4 +1,4 @@
-"""Rollouts, whole states as JSON, and the assignments that completed ones leave."""
+"""Rollouts, their members as rows of their own (`members`), and the assignments that completed ones leave."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -7,11 +7,16 @@ import msgspec
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from edgekit.errors import NotFoundError
-from fleet.rules.rollout import ACTIVE, Rollout
+from fleet.rules.evidence import COLD_WINDOWS, COLD_WINDOWS_LATENCY
+from fleet.rules.rollout import ACTIVE, Rollout, Status
 from fleet.server.schema import assignments, rollouts
+from fleet.server.schema import members as member_rows
+from fleet.server.store import members
 from fleet.server.store.devices import DeviceRow, deployments_of, labels_of
 
 AssignmentRow = Row[Any]
+_NOT_FOUND = "there is no rollout r{}; 'edgekit fleet rollout list' shows them"
+_ACTIVE = [status.value for status in ACTIVE]
 
 
 def moment(now: float) -> datetime:
@@ -32,48 +37,127 @@ def parse_id(text: str) -> int:
 
 
 def load(connection: Connection, rollout_id: int) -> Rollout:
-    """Locked until the transaction ends. Raises: NotFoundError."""
-    query = select(rollouts.c.state).where(rollouts.c.id == rollout_id).with_for_update()
-    state = connection.execute(query).scalar()
+    """With all its members; locked until the transaction ends. Raises: NotFoundError."""
+    head, _ = lock(connection, rollout_id)
+    return msgspec.structs.replace(head, members=members.of(connection, rollout_id))
+
+
+def get(connection: Connection, rollout_id: int) -> Rollout:
+    """With all its members, to look at. Raises: NotFoundError."""
+    state = connection.execute(select(rollouts.c.state).where(rollouts.c.id == rollout_id)).scalar()
     if state is None:
-        raise NotFoundError(f"there is no rollout r{rollout_id}; 'edgekit fleet rollout list' shows them")
-    return msgspec.json.decode(state, type=Rollout)
+        raise NotFoundError(_NOT_FOUND.format(rollout_id))
+    return msgspec.structs.replace(_decoded(state), members=members.of(connection, rollout_id))
+
+
+def lock(connection: Connection, rollout_id: int) -> tuple[Rollout, int]:
+    """The rollout without its members, and its revision; locked until the transaction ends. Raises: NotFoundError."""
+    query = select(rollouts.c.state, rollouts.c.revision).where(rollouts.c.id == rollout_id)
+    found = connection.execute(query.with_for_update()).one_or_none()
+    if found is None:
+        raise NotFoundError(_NOT_FOUND.format(rollout_id))
+    return _decoded(found.state), int(found.revision)
+
+
+def revision(connection: Connection, rollout_id: int) -> int:
+    return int(
+        connection.execute(select(rollouts.c.revision).where(rollouts.c.id == rollout_id)).scalar_one()
+    )
 
 
 def add(connection: Connection, rollout: Rollout, now: float) -> None:
     connection.execute(
         insert(rollouts).values(
-            id=rollout.id,
-            status=rollout.status.value,
-            state=msgspec.json.encode(rollout),
-            created_at=now,
-            updated_at=now,
+            id=rollout.id, revision=0, created_at=now, updated_at=now, **_columns(rollout)
         )
     )
+    members.write(connection, rollout.id, rollout.members.values())
 
 
-def save(connection: Connection, rollout: Rollout, now: float) -> None:
+def save(connection: Connection, rollout: Rollout, before: Rollout, now: float) -> None:
+    """What differs from `before`, which is the rollout as it was loaded or saved last in this transaction."""
+    was = before.members
+    members.write(connection, rollout.id, (m for m in rollout.members.values() if was.get(m.device) is not m))
     connection.execute(
         update(rollouts)
         .where(rollouts.c.id == rollout.id)
-        .values(status=rollout.status.value, state=msgspec.json.encode(rollout), updated_at=now)
+        .values(revision=rollouts.c.revision + 1, updated_at=now, **_columns(rollout))
     )
 
 
+def _columns(rollout: Rollout) -> dict[str, Any]:
+    compares = any(gate.is_relative for gate in rollout.spec.gates)
+    return {
+        "status": rollout.status.value,
+        "deployment": rollout.spec.deployment,
+        "stage": rollout.stage,
+        "judged_from": rollout.judged_from.timestamp() if rollout.judged_from else None,
+        "cold_windows": COLD_WINDOWS_LATENCY if compares else COLD_WINDOWS,
+        "state": msgspec.json.encode(msgspec.structs.replace(rollout, members={})),
+    }
+
+
+def _decoded(state: bytes) -> Rollout:
+    return msgspec.json.decode(state, type=Rollout)
+
+
 def active_ids(connection: Connection) -> list[int]:
-    query = select(rollouts.c.id).where(rollouts.c.status.in_([status.value for status in ACTIVE]))
+    query = select(rollouts.c.id).where(rollouts.c.status.in_(_ACTIVE))
     return list(connection.execute(query.order_by(rollouts.c.id)).scalars())
 
 
 def everything(connection: Connection) -> list[Rollout]:
-    """All rollouts, newest first."""
-    query = select(rollouts.c.state).order_by(rollouts.c.id.desc())
-    return [msgspec.json.decode(state, type=Rollout) for state in connection.execute(query).scalars()]
+    """All rollouts with their members, newest first."""
+    query = select(rollouts.c.id, rollouts.c.state).order_by(rollouts.c.id.desc())
+    return [
+        msgspec.structs.replace(_decoded(state), members=members.of(connection, number))
+        for number, state in connection.execute(query).all()
+    ]
 
 
 def active(connection: Connection) -> list[Rollout]:
-    query = select(rollouts.c.state).where(rollouts.c.status.in_([status.value for status in ACTIVE]))
-    return [msgspec.json.decode(state, type=Rollout) for state in connection.execute(query).scalars()]
+    """Those under way, without their members."""
+    query = select(rollouts.c.state).where(rollouts.c.status.in_(_ACTIVE)).order_by(rollouts.c.id)
+    return [_decoded(state) for state in connection.execute(query).scalars()]
+
+
+def active_whole(connection: Connection) -> list[Rollout]:
+    """Those under way, with their members."""
+    return [
+        msgspec.structs.replace(rollout, members=members.of(connection, rollout.id))
+        for rollout in active(connection)
+    ]
+
+
+def judged(connection: Connection) -> list[Row[Any]]:
+    """Open stages, for ingest: id, deployment, stage, judged_from, cold_windows."""
+    columns = (
+        rollouts.c.id, rollouts.c.deployment, rollouts.c.stage, rollouts.c.judged_from, rollouts.c.cold_windows,
+    )  # fmt: skip
+    query = select(*columns).where(
+        rollouts.c.status.in_([Status.RUNNING.value, Status.PAUSED.value]),
+        rollouts.c.judged_from.is_not(None),
+    )
+    return list(connection.execute(query))
+
+
+def busy(connection: Connection) -> dict[tuple[str, str], int]:
+    """(device, deployment) → the rollout under way that has it."""
+    query = (
+        select(member_rows.c.device, rollouts.c.deployment, rollouts.c.id)
+        .join(rollouts, rollouts.c.id == member_rows.c.rollout)
+        .where(rollouts.c.status.in_(_ACTIVE))
+    )
+    return {(device, deployment): number for device, deployment, number in connection.execute(query)}
+
+
+def of_device(connection: Connection, device: str) -> list[Rollout]:
+    """Rollouts under way that the device is in, each with this one member."""
+    return [
+        msgspec.structs.replace(rollout, members=found)
+        for rollout in active(connection)
+        if (found := members.of(connection, rollout.id, [device]))
+    ]
 
 
 def assign(connection: Connection, rollout: Rollout, now: float) -> None:

@@ -1,4 +1,4 @@
-"""Facts of the whole fleet: its id, the publisher keys it trusts, the freeze; and the admin tokens."""
+"""Facts of the whole fleet: its id and the freeze; and how secrets are kept."""
 
 import hashlib
 import secrets
@@ -6,11 +6,10 @@ import secrets
 import msgspec
 from sqlalchemy import Connection, delete, insert, select
 
-from edgekit.errors import AuthError
-from fleet.server.schema import settings, tokens
+from fleet.server.schema import settings
 
 FLEET = "fleet"
-PUBLISHER_KEYS = "publisher_keys"
+ORDER_KEYS = "order_keys"
 FREEZE = "freeze"
 
 
@@ -32,14 +31,15 @@ def put(connection: Connection, key: str, value: str) -> None:
     connection.execute(insert(settings).values(key=key, value=value))
 
 
-def publisher_keys(connection: Connection) -> dict[str, str]:
-    """Trusted publisher keys, key id → ed25519 public key in hex."""
-    return msgspec.json.decode(get(connection, PUBLISHER_KEYS) or "{}", type=dict[str, str])
+def order_keys(connection: Connection) -> tuple[str, ...]:
+    """Ids of the keys that this fleet's orders are, or were, signed with."""
+    return msgspec.json.decode(get(connection, ORDER_KEYS) or "[]", type=tuple[str, ...])
 
 
-def trust_publisher(connection: Connection, keyid: str, public_hex: str) -> None:
-    known = publisher_keys(connection) | {keyid: public_hex}
-    put(connection, PUBLISHER_KEYS, msgspec.json.encode(known).decode())
+def note_order_key(connection: Connection, keyid: str) -> None:
+    known = order_keys(connection)
+    if keyid not in known:
+        put(connection, ORDER_KEYS, msgspec.json.encode([*known, keyid]).decode())
 
 
 def is_frozen(connection: Connection) -> bool:
@@ -48,20 +48,3 @@ def is_frozen(connection: Connection) -> bool:
 
 def set_frozen(connection: Connection, value: bool) -> None:
     put(connection, FREEZE, "yes" if value else "no")
-
-
-def make_token(connection: Connection, name: str, now: float) -> str:
-    """A new admin token; only this answer ever holds it in the clear."""
-    token = new_secret()
-    connection.execute(insert(tokens).values(hash=secret_hash(token), name=name, created_at=now))
-    return token
-
-
-def token_name(connection: Connection, token: str) -> str:
-    """Whose token this is. Raises: AuthError."""
-    name = connection.execute(select(tokens.c.name).where(tokens.c.hash == secret_hash(token))).scalar()
-    if name is None:
-        raise AuthError(
-            "the token is not one of this fleet; use the client.toml that 'edgekit fleet up' wrote"
-        )
-    return str(name)

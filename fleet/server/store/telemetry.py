@@ -1,105 +1,265 @@
-"""Reports and their windows.
+"""Reports, added up as they come.
 
 Always true
- 1. A report counts once: its unique key is inserted in the same transaction as its windows.
- 2. Idle windows are kept too, so that no traffic differs from no device.
+ 1. A report counts once: its unique key is inserted in the same transaction as what it adds to the sums.
+ 2. Only sums are kept: one row per device and bundle (`totals`), one per device and open stage (`stage_sums`).
+ 3. A device's row is locked by the caller before any of its sums are read.
 """
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Row, delete, select, tuple_
 
 from edgekit.sketch import Sketch, merge
 from edgekit.wire.messages import DeploymentWindow, Report
-from fleet.server.schema import devices, reports, totals, windows
-from fleet.server.store.devices import DeviceRow
+from fleet.rules import sums as rules
+from fleet.rules.sums import Deaf, Recent, StageSums
+from fleet.server.clock import Now
+from fleet.server.schema import members, reports, stage_sums, totals
+from fleet.server.store import rollouts
+from fleet.server.store.known import Known
+from fleet.server.store.upsert import CHUNK, chunks, insert_into, upsert
 
 KEEP_S = 14 * 86_400.0
+# (device, deployment, digest) and (rollout, device).
+TotalKey = tuple[str, str, str]
+SumsKey = tuple[int, str]
 
 
-class Window(msgspec.Struct, frozen=True):
-    """One stored window of one deployment, `infer_ms` merged or not by the reader."""
+class Arrived(NamedTuple):
+    """A report, of a device whose row is locked. `received` is steady."""
 
-    device: str
-    digest: str
-    received_at: float
-    length_s: float
-    requests: int
-    errors: int
-    infer_ms: Sketch
+    known: Known
+    report: Report
+    received: float
 
 
-def record(connection: Connection, row: DeviceRow, report: Report, now: float) -> bool:
-    """Store a report of this device; False if it was stored before (it is to be acknowledged all the same)."""
-    upsert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = upsert(reports).values(
-        device=row.id,
-        enrolment=report.boot.enrolment,
-        incarnation=report.boot.incarnation,
-        nonce=report.boot.nonce,
-        seq=report.seq,
-        received_at=now,
-    )
+class _Total(msgspec.Struct):
+    windows: int = 0
+    requests: int = 0
+    errors: int = 0
+    infer_ms: Sketch = Sketch()
+    recent: Recent = Recent()
+
+    def add(self, window: DeploymentWindow, *, is_trusted: bool) -> None:
+        self.windows += 1
+        self.requests += window.requests
+        self.errors += window.errors
+        self.infer_ms = merge((self.infer_ms, window.infer_ms))
+        if is_trusted:
+            self.recent = self.recent.grown(window)
+
+
+class _Stage(NamedTuple):
+    """An open stage that a device is in."""
+
+    rollout: int
+    stage: int
+    judged_from: float
+    cold_windows: int
+    deployment: str
+    target: str
+    previous: str | None
+
+
+def record(connection: Connection, arrived: Sequence[Arrived], now: Now, deaf: Deaf) -> None:
+    """Take reports in; those that were taken before change nothing but that the device is heard of."""
+    new = _new(connection, arrived, now.steady)
+    book = _Book(connection, new, now, deaf)
+    # By identity: the same report twice in a batch is new once.
+    are_new = {id(item) for item in new}
+    for item in arrived:
+        if id(item) in are_new:
+            book.enter(item)
+        _alive(item, now)
+    book.write(connection)
+
+
+def _new(connection: Connection, arrived: Sequence[Arrived], received_at: float) -> list[Arrived]:
+    """Those whose unique key was not there."""
+    by_key: dict[tuple[Any, ...], Arrived] = {}
+    for item in arrived:
+        boot = item.report.boot
+        key = (item.known.id, boot.enrolment, boot.incarnation, boot.nonce, item.report.seq)
+        by_key.setdefault(key, item)
+    if not by_key:
+        return []
+    names = ("device", "enrolment", "incarnation", "nonce", "seq")
+    columns = [reports.c[name] for name in names]
+    rows = [dict(zip(names, key, strict=True)) | {"received_at": received_at} for key in sorted(by_key)]
     # RETURNING, because a driver may leave the row count of ON CONFLICT unset (psycopg 3.3 does).
-    is_new = (
-        connection.execute(statement.on_conflict_do_nothing().returning(reports.c.seq)).scalar() is not None
-    )
-    if not is_new:
-        return False
-    values = [
-        {
-            "device": row.id,
-            "deployment": window.deployment,
-            "digest": window.digest,
-            "received_at": now,
-            "length_s": report.length_s,
-            "is_clock_ok": report.clock_ok,
-            "requests": window.requests,
-            "errors": window.errors,
-            "rejected_inputs": window.rejected_inputs,
-            "worker_deaths": window.worker_deaths,
-            "infer_ms": msgspec.json.encode(window.infer_ms).decode(),
+    statement = insert_into(connection, reports).on_conflict_do_nothing().returning(*columns)
+    inserted = {tuple(row) for row in connection.execute(statement, rows)}
+    return [item for key, item in by_key.items() if key in inserted]
+
+
+def _alive(item: Arrived, now: Now) -> None:
+    """A report is a sign of life, also against a word of "offline" that came before it and was not the device's."""
+    known, report = item.known, item.report
+    usual = known.get("window_s") or 0.0
+    # The last window before a restart is a short one, and says nothing about when the next comes.
+    window_s = max(report.length_s, usual / 2)
+    known.change(last_report_at=now.steady, last_seen_at=now.steady, window_s=window_s)
+    is_newest = (report.boot.incarnation, report.boot.nonce) == (known.get("incarnation"), known.get("nonce"))
+    if is_newest and not known.get("is_online") and item.received > (known.get("offline_at") or 0.0) + 1.0:
+        known.change(is_online=True)
+
+
+class _Book:
+    """The sums that a batch changes: read at once, added to in memory, written at once."""
+
+    def __init__(self, connection: Connection, new: Sequence[Arrived], now: Now, deaf: Deaf) -> None:
+        self._now, self._deaf = now, deaf
+        self._changed_totals: set[TotalKey] = set()
+        self._changed_sums: dict[SumsKey, _Stage] = {}
+        names = sorted({item.known.id for item in new})
+        self._stages = _stages_of(connection, names)
+        keys = {
+            (item.known.id, window.deployment, window.digest)
+            for item in new
+            for window in item.report.deployments
+            if window.digest is not None
         }
-        for window in report.deployments
-        if window.digest is not None
-    ]
-    if values:
-        connection.execute(insert(windows), values)
-    for window in report.deployments:
-        if window.digest is not None:
-            _add_up(connection, row.id, window, window.digest)
-    connection.execute(
-        update(devices)
-        .where(devices.c.id == row.id)
-        .values(last_report_at=now, last_seen_at=now, window_s=report.length_s)
-    )
-    return True
-
-
-def _add_up(connection: Connection, device: str, window: DeploymentWindow, digest: str) -> None:
-    key = (
-        (totals.c.device == device) & (totals.c.deployment == window.deployment) & (totals.c.digest == digest)
-    )
-    before = connection.execute(select(totals).where(key)).one_or_none()
-    if before is None:
-        empty = {"device": device, "deployment": window.deployment, "digest": digest}
-        sums = {"windows": 1, "requests": window.requests, "errors": window.errors}
-        sketch = msgspec.json.encode(window.infer_ms).decode()
-        connection.execute(insert(totals).values(**empty, **sums, infer_ms=sketch))
-        return
-    merged = merge((msgspec.json.decode(before.infer_ms, type=Sketch), window.infer_ms))
-    connection.execute(
-        update(totals)
-        .where(key)
-        .values(
-            windows=totals.c.windows + 1,
-            requests=totals.c.requests + window.requests,
-            errors=totals.c.errors + window.errors,
-            infer_ms=msgspec.json.encode(merged).decode(),
+        keys |= {
+            (device, stage.deployment, stage.previous)
+            for device, stages in self._stages.items()
+            for stage in stages
+            if stage.previous is not None
+        }
+        self._totals = _totals(connection, keys)
+        self._sums = sums_of(
+            connection, {s.rollout: s.stage for f in self._stages.values() for s in f}, names
         )
-    )
+
+    def enter(self, item: Arrived) -> None:
+        report, device = item.report, item.known.id
+        ended = rules.filed_at(
+            report.started,
+            report.length_s,
+            clock_ok=report.clock_ok,
+            walls=(self._now.wall, self._now.unstepped),
+            steady=self._now.steady,
+        )
+        for stage in self._stages.get(device, ()):
+            self._enter_stage(item, stage, ended)
+        for window in report.deployments:
+            if window.digest is not None:
+                key = (device, window.deployment, window.digest)
+                self._totals.setdefault(key, _Total()).add(window, is_trusted=ended is not None)
+                self._changed_totals.add(key)
+
+    def _enter_stage(self, item: Arrived, stage: _Stage, ended: float | None) -> None:
+        known, report = item.known, item.report
+        key = (stage.rollout, known.id)
+        last, window_s = known.get("last_report_at"), known.get("window_s")
+        found = self._sums.get(key)
+        if found is None or found.judged_from != stage.judged_from:
+            before = self._totals.get((known.id, stage.deployment, stage.previous or ""))
+            found = StageSums(
+                judged_from=stage.judged_from,
+                is_at_risk=rules.is_at_risk(last, stage.judged_from, window_s, self._deaf),
+                past=before.recent.all() if before is not None else None,
+            )
+        found = rules.heard_again(found, last, self._now.steady, window_s, self._deaf)
+        began = ended - report.length_s if ended is not None else None
+        for window in report.deployments:
+            if window.deployment != stage.deployment or began is None or began < stage.judged_from:
+                continue
+            if window.digest == stage.target:
+                moved = found.moved.grown(window, began, stage.cold_windows)
+                found = msgspec.structs.replace(found, moved=moved)
+            elif window.digest is not None and window.digest == stage.previous:
+                stayed = found.stayed.grown(window, began, stage.cold_windows)
+                found = msgspec.structs.replace(found, stayed=stayed)
+        self._sums[key] = found
+        self._changed_sums[key] = stage
+
+    def write(self, connection: Connection) -> None:
+        upsert(
+            connection,
+            totals,
+            [
+                {
+                    "device": device,
+                    "deployment": deployment,
+                    "digest": digest,
+                    "windows": total.windows,
+                    "requests": total.requests,
+                    "errors": total.errors,
+                    "infer_ms": msgspec.json.encode(total.infer_ms).decode(),
+                    "recent": msgspec.json.encode(total.recent).decode(),
+                }
+                for device, deployment, digest in sorted(self._changed_totals)
+                for total in (self._totals[device, deployment, digest],)
+            ],
+        )
+        upsert(
+            connection,
+            stage_sums,
+            [
+                {
+                    "rollout": stage.rollout,
+                    "stage": stage.stage,
+                    "device": device,
+                    "judged_from": stage.judged_from,
+                    "sums": msgspec.json.encode(self._sums[rollout, device]).decode(),
+                }
+                for (rollout, device), stage in sorted(self._changed_sums.items())
+            ],
+        )
+
+
+def _stages_of(connection: Connection, devices: Sequence[str]) -> dict[str, list[_Stage]]:
+    """Device → the open stages that it is a member of."""
+    open_stages = {row.id: row for row in rollouts.judged(connection)}
+    found: dict[str, list[_Stage]] = {}
+    if not open_stages:
+        return found
+    columns = (members.c.rollout, members.c.device, members.c.target, members.c.previous)
+    query = select(*columns).where(members.c.rollout.in_(list(open_stages)))
+    for some in chunks(devices):
+        for row in connection.execute(query.where(members.c.device.in_(some))):
+            stage = open_stages[row.rollout]
+            about = (stage.stage, stage.judged_from, stage.cold_windows, stage.deployment)
+            found.setdefault(row.device, []).append(_Stage(row.rollout, *about, row.target, row.previous))
+    return found
+
+
+def _totals(connection: Connection, keys: Iterable[TotalKey]) -> dict[TotalKey, _Total]:
+    found: dict[TotalKey, _Total] = {}
+    for some in chunks(sorted(keys)):
+        query = select(totals).where(
+            tuple_(totals.c.device, totals.c.deployment, totals.c.digest).in_(list(some))
+        )
+        for row in connection.execute(query):
+            found[row.device, row.deployment, row.digest] = _Total(
+                row.windows,
+                row.requests,
+                row.errors,
+                msgspec.json.decode(row.infer_ms, type=Sketch),
+                msgspec.json.decode(row.recent, type=Recent),
+            )
+    return found
+
+
+def sums_of(
+    connection: Connection, stages: dict[int, int], devices: Sequence[str] | None = None
+) -> dict[SumsKey, StageSums]:
+    """(rollout, device) → its row in the rollout's stage; `stages` are rollout → stage. All devices, or some."""
+    found: dict[SumsKey, StageSums] = {}
+    decoder = msgspec.json.Decoder(StageSums)
+    columns = (stage_sums.c.rollout, stage_sums.c.device, stage_sums.c.sums)
+    for rollout, stage in stages.items():
+        query = select(*columns).where(stage_sums.c.rollout == rollout, stage_sums.c.stage == stage)
+        some_queries = (
+            [query] if devices is None else [query.where(stage_sums.c.device.in_(s)) for s in chunks(devices)]
+        )
+        for part in some_queries:
+            for row in connection.execute(part):
+                found[row.rollout, row.device] = decoder.decode(row.sums)
+    return found
 
 
 def totals_of(connection: Connection, device: str | None = None) -> dict[tuple[str, str, str], Row[Any]]:
@@ -108,47 +268,10 @@ def totals_of(connection: Connection, device: str | None = None) -> dict[tuple[s
     return {(row.device, row.deployment, row.digest): row for row in connection.execute(query)}
 
 
-def since(connection: Connection, deployment: str, moment: float) -> list[Window]:
-    """All windows of a deployment received after `moment`, oldest first."""
-    query = (
-        select(windows)
-        .where(windows.c.received_at > moment, windows.c.deployment == deployment)
-        .order_by(windows.c.id)
-    )
-    return [_window(row) for row in connection.execute(query)]
-
-
-def last_before(
-    connection: Connection, device: str, deployment: str, digest: str, *, moment: float, limit: int
-) -> list[Window]:
-    """The device's newest windows on `digest` up to `moment`."""
-    query = (
-        select(windows)
-        .where(
-            windows.c.device == device,
-            windows.c.deployment == deployment,
-            windows.c.received_at <= moment,
-            windows.c.digest == digest,
-        )
-        .order_by(windows.c.received_at.desc())
-        .limit(limit)
-    )
-    return [_window(row) for row in connection.execute(query)]
-
-
-def prune(connection: Connection, now: float) -> None:
-    """Drop what is older than two weeks: gates look back hours. The unique keys go too; spools are shorter."""
-    connection.execute(delete(windows).where(windows.c.received_at < now - KEEP_S))
-    connection.execute(delete(reports).where(reports.c.received_at < now - KEEP_S))
-
-
-def _window(row: Row[Any]) -> Window:
-    return Window(
-        device=row.device,
-        digest=row.digest,
-        received_at=row.received_at,
-        length_s=row.length_s,
-        requests=row.requests,
-        errors=row.errors,
-        infer_ms=msgspec.json.decode(row.infer_ms, type=Sketch),
-    )
+def prune(connection: Connection, now: float, limit: int = 20 * CHUNK) -> bool:
+    """Drop unique keys older than two weeks (steady), spools are shorter; whether there may be more."""
+    old = select(reports.c.received_at).where(reports.c.received_at < now - KEEP_S)
+    edge = connection.execute(old.order_by(reports.c.received_at).offset(limit).limit(1)).scalar()
+    before = edge if edge is not None else now - KEEP_S
+    connection.execute(delete(reports).where(reports.c.received_at < before))
+    return edge is not None

@@ -100,7 +100,7 @@ class Roof:
         self.disk = Disk(folder / "disk")
         self.broker = made.IotcoreBroker(folder, made.free_port())
         self.broker.start()
-        self.fleet = live.Fleet(self.broker)
+        self.fleet = live.Fleet(self.broker, live.Authority())
         (folder / "bundles").mkdir()
         self.good = [self._bundle(f"{number}.0.0", number) for number in range(1, GOOD + 1)]
         # Its golden data were made with another scale: the self-test fails.

@@ -1,6 +1,7 @@
 """One device in this process: the real agent with its real storage, order book, reconciler and fetch, on a folder.
 
-What is not real: the broker (`FakeLink`), worker processes (`FakeWorker` hashes its slot, as a real one does before it
+What is not real: the broker (`FakeLink`), the look at the publisher's metadata (all is signed; tests/tuf cuts the power
+there), worker processes (`FakeWorker` hashes its slot, as a real one does before it
 loads it) and the self-test (the slot must be whole). The artifact server and its HTTP are real. No engine runs, so a
 whole update takes some milliseconds, and thousands of starts can be tried.
 """
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_agent import durable, process, record, start, storage, supervisor, workers
 from device_agent.channel import Ready
+from device_agent.config import Settings
 from device_agent.durable import Operation
 from device_agent.folder import DeploymentFolder, StateFolder
 from device_agent.hardware import Hardware
@@ -33,13 +35,14 @@ from device_agent.listen import listen
 from device_agent.probe import Platform
 from device_agent.process import StartError
 from device_agent.storage import Storage
-from device_agent.supervisor import Agent, Settings
+from device_agent.supervisor import Agent
+from device_agent.tuf import lookup
+from device_agent.tuf.question import Answer, Listed, Question
 from device_agent.update import fetch, jobs, machine, reconciler, selftest, slots
 from device_agent.update.events import Cause
 from device_agent.update.selftest import Verdict
 from edgekit.errors import BundleError
 from edgekit.trust import dsse
-from edgekit.trust.target import Target
 from edgekit.wire import messages, topics
 from edgekit.wire.enrolment import FORMAT, BrokerAddress, EnrolAnswer, EnrolmentFile, EnrolRequest
 from edgekit.wire.messages import Ack, DeploymentWindow, Order, OrderedBundle, OrderOptions, Report, Reported
@@ -77,7 +80,7 @@ class Fleet:
     """Artifacts and enrolment over real HTTP, and the retained order."""
 
     def __init__(self) -> None:
-        self.order_key, self.publisher_key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+        self.order_key = Ed25519PrivateKey.generate()
         self.authority = Authority()
         self.artifacts: dict[str, bytes] = {}
         self.versions: dict[str, str] = {}
@@ -99,7 +102,7 @@ class Fleet:
             format=FORMAT, fleet="lab", device="board", token="token", enrol_url=f"http://{address}/enrol",
             artifact_url=f"http://{address}/artifacts", allowed_hosts=("127.0.0.1",),
             broker=BrokerAddress("127.0.0.1", 1), order_keys={"orders": _public(self.order_key)},
-            publisher_keys={"publisher": _public(self.publisher_key)}, deployments=("digits",),
+            tuf_root="{}", metadata_url=f"http://{address}/tuf", deployments=("digits",),
         )  # fmt: skip
         path = folder / "enrolment.json"
         path.write_bytes(msgspec.json.encode(file))
@@ -112,11 +115,7 @@ class Fleet:
         built = real.build(folder, version=version, seed=seed, profile=PROFILE, scale=scale)
         path, sha256 = built.path, built.sha256
         data = path.read_bytes()
-        target = Target("digits", version, PROFILE, len(data), sha256)
         self.artifacts[sha256] = data
-        self.artifacts[f"{sha256}.dsse"] = _sign(
-            msgspec.json.encode(target), dsse.TARGET_TYPE, "publisher", self.publisher_key
-        )
         self.versions[sha256] = version
         return OrderedBundle(f"digits/{version}/{PROFILE}/{sha256}.edgekit", sha256, len(data))
 
@@ -129,6 +128,15 @@ class Fleet:
         )  # fmt: skip
         envelope = _sign(messages.encode(order), dsse.ORDER_TYPE, "orders", self.order_key)
         return Retained(self.counter, envelope, bundle)
+
+    async def signed(self, question: Question) -> Answer:
+        return Answer(
+            {
+                path: Listed(len(self.artifacts[digest]), digest)
+                for path in question.paths
+                if (digest := path.rpartition("/")[2].removesuffix(".edgekit")) in self.artifacts
+            }
+        )
 
     def is_bad(self, digest: str) -> bool:
         return self.versions[digest].endswith((FAILS_SELFTEST, FAILS_PROBATION))
@@ -373,6 +381,7 @@ def this_process(world: World, runtime: Path) -> Iterator[None]:
         patch.setattr(workers, "WorkerProcess", FakeWorker)
         patch.setattr(process, "WorkerProcess", FakeWorker)
         patch.setattr(selftest, "run", _fake_selftest)
+        patch.setattr(lookup, "in_child", world.fleet.signed)
         assert jobs.selftest is selftest
         _mark_what_is_promised(patch, world)
         yield

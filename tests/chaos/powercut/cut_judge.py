@@ -150,7 +150,7 @@ async def _run(world: World, root: Path, promises: Promises, scratch: Path) -> l
         else:
             await device.until(device.is_settled, "it is settled")
             wrong += _first_served(world, promises, world.retained, held)
-        wrong += [f"{condition.code}: {condition.detail}" for condition in device.agent._conditions.present()]
+        wrong += [f"{condition.code}: {condition.detail}" for condition in device.agent.conditions.present()]
     except AssertionError as error:
         wrong.append(str(error))
     finally:

@@ -14,6 +14,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from paho.mqtt.enums import CallbackAPIVersion
+from publisher import Publisher
 from tls_authority import Authority
 
 from edgekit.trust import dsse
@@ -72,7 +74,10 @@ class Fleet:
         self.device = device
         self.deployments = deployments
         self.order_key = Ed25519PrivateKey.generate()
-        self.publisher_key = Ed25519PrivateKey.generate()
+        self.publisher = Publisher((folder or Path(tempfile.mkdtemp())) / f"publisher-{device}")
+        # Answers to the next requests for metadata, instead of the true ones.
+        self.metadata_lies: list[tuple[int, bytes]] = []
+        self.metadata_asked: list[str] = []
         self.artifacts: dict[str, bytes] = {}
         self.requests: list[tuple[str, str | None]] = []
         self.enrolled: list[EnrolRequest] = []
@@ -98,25 +103,20 @@ class Fleet:
             artifact_url=f"{address}/v1/artifacts", allowed_hosts=("127.0.0.1",),
             broker=BrokerAddress("127.0.0.1", self.broker.port, tls=self.is_secure),
             ca=self.authority.pem if self.is_secure else "",
-            order_keys={"orders": public(self.order_key)}, publisher_keys={"publisher": public(self.publisher_key)},
-            deployments=self.deployments, labels={"site": "lab"},
+            order_keys={"orders": public(self.order_key)}, tuf_root=self.publisher.root,
+            metadata_url=f"{address}/tuf", deployments=self.deployments, labels={"site": "lab"},
         )  # fmt: skip
         path = folder / "enrolment.json"
         path.write_bytes(msgspec.json.encode(msgspec.structs.replace(file, **changed)))
         return path
 
-    def publish(
-        self, built: Any, *, key: Ed25519PrivateKey | None = None, signed: bool = True
-    ) -> OrderedBundle:
-        """Put a bundle into the artifact store with the publisher's word beside it."""
+    def publish(self, built: Any, *, signed: bool = True) -> OrderedBundle:
+        """Put a bundle into the artifact store, and among the publisher's targets."""
         m = built.manifest
         target = Target(m.name, m.version, m.profile, built.length, built.sha256)
         self.artifacts[built.sha256] = built.path.read_bytes()
         if signed:
-            envelope = sign(
-                msgspec.json.encode(target), dsse.TARGET_TYPE, "publisher", key or self.publisher_key
-            )
-            self.artifacts[f"{built.sha256}.dsse"] = envelope
+            self.publisher.publish(target)
         return OrderedBundle(built.target, built.sha256, built.length)
 
     def order(
@@ -125,6 +125,7 @@ class Fleet:
         *,
         deployments: dict[str, OrderedBundle] | None = None,
         key: Ed25519PrivateKey | None = None,
+        keyid: str = "orders",
         options: OrderOptions | None = None,
         **changed: Any,
     ) -> int:
@@ -137,7 +138,7 @@ class Fleet:
             expires=now + timedelta(days=30), options=options or OrderOptions(probation_s=0.5),
         )  # fmt: skip
         order = msgspec.structs.replace(order, **changed)
-        self._last_order = sign(messages.encode(order), dsse.ORDER_TYPE, "orders", key or self.order_key)
+        self._last_order = sign(messages.encode(order), dsse.ORDER_TYPE, keyid, key or self.order_key)
         self.send_order()
         return order.counter
 
@@ -293,6 +294,9 @@ class FleetHandler(BaseHTTPRequestHandler):
         return dict(pair[0] for pair in shown["subject"])["commonName"] if shown else ""
 
     def do_GET(self) -> None:
+        if self.path.startswith("/tuf/"):
+            self.metadata()
+            return
         name = self.path.rpartition("/")[2]
         self.fleet.requests.append((name, self.headers.get("Range")))
         self.fleet.named.append(self.peer)
@@ -304,6 +308,16 @@ class FleetHandler(BaseHTTPRequestHandler):
             self.answer(404, b"")
         else:
             self.stream(self.fleet.artifacts[name], self.headers.get("Range"))
+
+    def metadata(self) -> None:
+        """To anybody: it is no secret."""
+        self.fleet.metadata_asked.append(self.path)
+        found = self.fleet.publisher.file(self.path.removeprefix("/tuf/"))
+        if self.fleet.metadata_lies:
+            status, body = self.fleet.metadata_lies.pop(0)
+            self.answer(status, body.replace(b"{}", found or b""))
+        else:
+            self.answer(200 if found is not None else 404, found or b"")
 
     def stream(self, data: bytes, wanted: str | None) -> None:
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted else 0

@@ -103,7 +103,8 @@ def test_a_worker_that_takes_more_memory_than_it_may_is_replaced(fleet, make_age
     assert count(1e9) == 400
     assert agent.children() == [old]
     # Less, but more than its contract says: the worker is ended, at the latest after it answered.
-    assert count(2e8) in (2e8, 503)
+    # (A sum of ones in float32 stops at 2**24 for each lane that adds.)
+    assert count(2e8) in (2**27, 2e8, 503)
     tools.wait_until(lambda: agent.children() not in ([], [old]), "a new worker", 40)
     tools.wait_until(lambda: count(1000) == 1000, "it serves")
     assert "it needed more than" in agent.log
@@ -232,17 +233,18 @@ def test_clean_restarts_before_the_commit_are_held_against_nobody(fleet, settled
 
 
 PAGE = b"<html><body>Please log in to the guest network</body></html>"
-# What the artifact server, or what stands before it, answers first; then the truth. {} is the bundle or its signature.
+# What the artifact server, or what stands before it, answers first; then the truth. {} is what the file has.
 LIES = {
     "404": [(404, b"")],
     "401": [(401, b"")],
     "a proxy's page with 404": [(404, PAGE)],
     "a proxy's page with 200": [(200, PAGE), (200, PAGE)],
-    "a page instead of the bundle": [None, (200, PAGE)],
-    "a flipped byte": [None, (200, "flipped")],
-    "a flipped byte in the signature": [(200, "flipped signature")],
+    "a flipped byte": [(200, "flipped")],
     "an empty answer": [(200, b"")],
-    "more than the bundle": [None, (200, "longer")],
+    "more than the bundle": [(200, "longer")],
+    "no metadata": [(404, b""), (500, b"")],
+    "a page instead of metadata": [(404, b""), (200, PAGE)],
+    "metadata with a byte too many": [(404, b""), (200, b"{}}")],
 }
 
 
@@ -252,19 +254,17 @@ def test_whatever_the_server_answers_first_the_update_arrives_without_another_or
     for number, (lie, answers) in enumerate(LIES.items(), 10):
         built = make_bundle(version=f"{number}.0.0", seed=number)
         ordered = fleet.publish(built)
-        data, signature = fleet.artifacts[built.sha256], fleet.artifacts[f"{built.sha256}.dsse"]
+        data = fleet.artifacts[built.sha256]
         bodies = {
             "flipped": data[:500] + bytes([data[500] ^ 1]) + data[501:],
-            "flipped signature": signature.replace(b'"sig": "', b'"sig": "A', 1),
             "longer": data + b"\0",
         }
-        fleet.lies = [
-            (200, signature) if answer is None else (answer[0], bodies.get(answer[1], answer[1]))
-            for answer in answers
-        ]
+        told = [(status, bodies.get(body, body)) for status, body in answers]
+        # The first file of metadata that is asked for is the next root, which there is none of.
+        fleet.metadata_lies, fleet.lies = (told, []) if "metadata" in lie else ([], told)
         fleet.order(ordered)
         tools.wait_until(lambda built=built: fleet.runs(built), f"{lie}: the release is committed", 40)
-        assert fleet.lies == []
+        assert fleet.lies == fleet.metadata_lies == []
         assert predict(tools, settled) == f"{number}.0.0"
     assert "rollback" not in fleet.states()
     assert "failed" not in fleet.states()

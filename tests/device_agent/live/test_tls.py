@@ -343,8 +343,10 @@ def test_behind_a_proxy_the_link_goes_through_it_over_websockets(
     agent.start()
     secure.order(secure.publish(release))
     tools.wait_until(lambda: secure.runs(release), "the release is committed", 60)
-    # Engines that the probe loads may ask for other hosts (OpenVINO's telemetry does).
-    assert f"broker.example:{tls_broker.websocket_port}" in proxy.asked
+    # Nobody but the link: not the engines that the probe, the self-test and the worker load, who do not know the way.
+    assert set(proxy.asked) == {f"broker.example:{tls_broker.websocket_port}"}
+    [worker] = agent.children()
+    assert b"_PROXY=" not in Path(f"/proc/{worker}/environ").read_bytes()
 
 
 class Proxy:

@@ -1,0 +1,220 @@
+"""`edgekit fleet token|user|whoami`: who may do what (docs/access.md).
+
+Always true
+ 1. A secret is never an argument: a new token goes to a file or a pipe, a password comes from a file, the environment
+    or a prompt.
+"""
+
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from edgekit.errors import UsageError
+from fleet import api
+from fleet.client import render
+from fleet.client.config import client_file, read_secret
+from fleet.client.device_cli import write_secret
+from fleet.client.options import connected, with_fleet
+
+PASSWORD = "EDGEKIT_FLEET_NEW_PASSWORD"  # noqa: S105  # the name of a variable, not a secret
+ROLES = click.Choice(["viewer", "operator", "publisher", "admin"])
+
+_EXAMPLES = """\b
+Examples:
+  edgekit fleet token add ci --role publisher --expires 90d --out ci.toml    # then: edgekit fleet --fleet ci.toml …
+  edgekit fleet token add dashboard --role viewer --scope site=lab --out - | secret-store put dashboard
+  edgekit fleet token revoke ci
+"""
+
+
+@click.command()
+@with_fleet
+def whoami(*, place: str | None, as_json: bool) -> None:
+    """Who you are to the fleet, and what you may do."""
+    with connected(place) as client:
+        found = client.whoami()
+    if as_json:
+        render.show_json(found)
+    else:
+        click.echo(f"{found.name}: {found.role}" + (f", for {found.scope}" if found.scope else ""))
+
+
+@click.group(epilog=_EXAMPLES)
+def token() -> None:
+    """Tokens of machines."""
+
+
+@token.command("add")
+@click.argument("name")
+@click.option("--role", type=ROLES, required=True, help="What it may do (docs/access.md).")
+@click.option(
+    "--scope", default="", metavar="SELECTOR", help="Only devices with these labels, e.g. site=lab."
+)
+@click.option(
+    "--expires", default="", metavar="DURATION", help="How long it holds.  [default: until revoked]"
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, allow_dash=True),
+    required=True,
+    help="A new client file with the token, for --fleet; - writes the bare token to stdout.",
+)
+@with_fleet
+def add_token(
+    *, name: str, role: str, scope: str, expires: str, out: Path, place: str | None, as_json: bool
+) -> None:
+    """Make a token NAME. It is told this once."""
+    is_pipe = str(out) == "-"
+    if not is_pipe and out.exists():
+        raise UsageError(f"{out}: exists already; remove it or choose another name")
+    if not is_pipe and not out.absolute().parent.is_dir():
+        raise UsageError(f"{out.parent}: there is no such folder")
+    with connected(place) as client:
+        made = client.add_token(api.NewToken(name, role, scope, expires))
+    if is_pipe:
+        click.echo(made.secret)
+        return
+    write_secret(out, client_file(made.url, made.secret, made.ca).encode())
+    if as_json:
+        render.show_json({"name": made.name, "file": str(out)})
+    else:
+        click.echo(
+            f"{out}: the token {made.name}, for 'edgekit fleet --fleet {out} …'; it is shown nowhere else"
+        )
+
+
+@token.command("list")
+@with_fleet
+def list_tokens(*, place: str | None, as_json: bool) -> None:
+    """List tokens, when each was used last, and from where."""
+    with connected(place) as client:
+        found = client.tokens()
+    if as_json:
+        render.show_json(found)
+        return
+    table = render.table("token", "role", "scope", "state", "expires", "last used", "from", "made by")
+    for one in found:
+        table.add_row(
+            one.name,
+            one.role,
+            one.scope,
+            one.state,
+            _day(one.expires, "never"),
+            _day(one.last_used, "never"),
+            one.last_used_from,
+            one.created_by,
+        )
+    render.show(table)
+
+
+@token.command("revoke")
+@click.argument("name")
+@with_fleet
+def revoke_token(*, name: str, place: str | None, as_json: bool) -> None:
+    """Make the token NAME worthless at once."""
+    with connected(place) as client:
+        done = client.revoke_token(name)
+    if as_json:
+        render.show_json(done)
+    else:
+        click.echo(f"{name}: revoked" if done.is_changed else f"{name}: was worthless already")
+
+
+@click.group()
+def user() -> None:
+    """People who sign in to the page."""
+
+
+_with_password_file = click.option(
+    "--password-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help=f"Where the password stands; or set {PASSWORD}. Asked for otherwise.",
+)
+
+
+@user.command("add")
+@click.argument("name")
+@click.option("--role", type=ROLES, required=True, help="What they may do (docs/access.md).")
+@click.option(
+    "--scope", default="", metavar="SELECTOR", help="Only devices with these labels, e.g. site=lab."
+)
+@_with_password_file
+@with_fleet
+def add_user(
+    *, name: str, role: str, scope: str, password_file: Path | None, place: str | None, as_json: bool
+) -> None:
+    """Add the user NAME."""
+    password = _password(password_file)
+    with connected(place) as client:
+        done = client.add_user(api.NewUser(name, password, role, scope))
+    if as_json:
+        render.show_json(done)
+    else:
+        click.echo(f"{name}: may sign in as {role}" + (f", for {scope}" if scope else ""))
+
+
+@user.command("list")
+@with_fleet
+def list_users(*, place: str | None, as_json: bool) -> None:
+    """List users and when each was there last."""
+    with connected(place) as client:
+        found = client.users()
+    if as_json:
+        render.show_json(found)
+        return
+    table = render.table("user", "role", "scope", "last there", "from", "added by")
+    for one in found:
+        last = _day(one.last_used, "never")
+        table.add_row(one.name, one.role, one.scope, last, one.last_used_from, one.created_by)
+    render.show(table)
+
+
+@user.command("remove")
+@click.argument("name")
+@with_fleet
+def remove_user(*, name: str, place: str | None, as_json: bool) -> None:
+    """Remove the user NAME and end their sessions."""
+    with connected(place) as client:
+        done = client.remove_user(name)
+    if as_json:
+        render.show_json(done)
+    else:
+        click.echo(f"{name}: removed")
+
+
+@user.command("passwd")
+@click.argument("name")
+@_with_password_file
+@with_fleet
+def passwd(*, name: str, password_file: Path | None, place: str | None, as_json: bool) -> None:
+    """Give the user NAME another password; their sessions end."""
+    password = _password(password_file)
+    with connected(place) as client:
+        done = client.set_password(name, api.NewPassword(password))
+    if as_json:
+        render.show_json(done)
+    else:
+        click.echo(f"{name}: has a new password")
+
+
+def _password(file: Path | None) -> str:
+    """From a file, the environment or a prompt. Raises: UsageError."""
+    if file is not None:
+        return read_secret(file, "the password")
+    if found := os.environ.get(PASSWORD):
+        return found
+    if not sys.stdin.isatty():
+        raise UsageError(f"the password? give --password-file FILE, or set {PASSWORD}")
+    asked: str = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    return asked
+
+
+def _day(moment: datetime | None, otherwise: str) -> str:
+    return otherwise if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+COMMANDS = (whoami, token, user)

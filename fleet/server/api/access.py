@@ -1,0 +1,128 @@
+"""Tokens of machines and users: for admins only."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+
+from edgekit.errors import UsageError
+from fleet import api
+from fleet.rules.access import Scope, role
+from fleet.rules.text import duration
+from fleet.server import passwords
+from fleet.server.api.admission import Caller
+from fleet.server.api.context import Ctx, answer, body
+from fleet.server.store import tokens, users
+from fleet.server.store.tokens import Grant, TokenRow
+
+router = APIRouter(prefix="/api/v1", tags=["access"])
+
+
+@router.get("/tokens")
+def token_list(ctx: Ctx) -> Response:
+    with ctx.database.begin() as connection:
+        rows = tokens.everything(connection)
+    return answer([_token(row, ctx.clock()) for row in rows])
+
+
+@router.post("/tokens")
+def add_token(
+    ctx: Ctx, caller: Caller, wanted: Annotated[api.NewToken, Depends(body(api.NewToken))]
+) -> Response:
+    now = ctx.clock()
+    expires_at = now + _lifetime_s(wanted.expires) if wanted.expires else None
+    grant = Grant(role(wanted.role), Scope(wanted.scope), expires_at)
+    with ctx.database.begin() as connection:
+        secret = tokens.make(connection, wanted.name, grant, now=now, who=caller.who)
+    ca = ctx.ca_bundle if ctx.places.url.startswith("https:") else ""
+    made = answer(api.MadeToken(wanted.name, secret, ctx.places.url, ca), 201)
+    made.headers["Cache-Control"] = "no-store"
+    return made
+
+
+def _lifetime_s(text: str) -> float:
+    """Raises: UsageError."""
+    found = duration(text, "--expires")
+    if found <= 0:
+        raise UsageError(f"--expires {text}: must be longer than nothing, e.g. 90d")
+    return found
+
+
+@router.post("/tokens/{token}/revoke")
+def revoke_token(ctx: Ctx, caller: Caller, token: str) -> Response:
+    with ctx.database.begin() as connection:
+        is_changed = tokens.revoke(connection, token, now=ctx.clock(), who=caller.who)
+    return answer(api.Changed(token, is_changed))
+
+
+@router.get("/users")
+def user_list(ctx: Ctx) -> Response:
+    with ctx.database.begin() as connection:
+        rows = users.everyone(connection)
+    return answer(
+        [
+            api.UserView(
+                row.name,
+                row.role,
+                row.scope,
+                _moment(row.created_at),
+                row.created_by,
+                _moment_or_none(row.last_used_at),
+                row.last_used_from,
+            )
+            for row in rows
+        ]
+    )
+
+
+@router.post("/users")
+def add_user(
+    ctx: Ctx, caller: Caller, wanted: Annotated[api.NewUser, Depends(body(api.NewUser))]
+) -> Response:
+    grant = Grant(role(wanted.role), Scope(wanted.scope))
+    passwords.check_new(wanted.password, wanted.name)
+    kept = passwords.hashed(wanted.password)
+    with ctx.database.begin() as connection:
+        users.add(connection, wanted.name, kept, grant, now=ctx.clock(), who=caller.who)
+    return answer(api.Changed(wanted.name), 201)
+
+
+@router.post("/users/{user}/remove")
+def remove_user(ctx: Ctx, caller: Caller, user: str) -> Response:
+    with ctx.database.begin() as connection:
+        users.remove(connection, user, now=ctx.clock(), who=caller.who)
+    return answer(api.Changed(user))
+
+
+@router.post("/users/{user}/password")
+def set_password(
+    ctx: Ctx, caller: Caller, user: str, wanted: Annotated[api.NewPassword, Depends(body(api.NewPassword))]
+) -> Response:
+    passwords.check_new(wanted.password, user)
+    kept = passwords.hashed(wanted.password)
+    with ctx.database.begin() as connection:
+        users.set_password(connection, user, kept, now=ctx.clock(), who=caller.who)
+    return answer(api.Changed(user))
+
+
+def _token(row: TokenRow, now: float) -> api.TokenView:
+    has_run_out = row.expires_at is not None and now >= row.expires_at
+    return api.TokenView(
+        row.name,
+        row.role,
+        row.scope,
+        "revoked" if row.revoked_at is not None else "expired" if has_run_out else "good",
+        _moment(row.created_at),
+        row.created_by,
+        _moment_or_none(row.expires_at),
+        _moment_or_none(row.last_used_at),
+        row.last_used_from,
+    )
+
+
+def _moment(at: float) -> datetime:
+    return datetime.fromtimestamp(at, UTC)
+
+
+def _moment_or_none(at: float | None) -> datetime | None:
+    return None if at is None else _moment(at)
