@@ -232,6 +232,15 @@ class Ineligible(msgspec.Struct, frozen=True):
     reason: str
 
 
+class StageOutlook(msgspec.Struct, frozen=True):
+    """What a stage will be able to see: its devices on the new release, those beside it, and a line per gate."""
+
+    stage: str
+    devices: int
+    control: int
+    sees: tuple[str, ...]
+
+
 class Plan(msgspec.Struct, frozen=True):
     """What a rollout would do, before it does anything."""
 
@@ -242,6 +251,7 @@ class Plan(msgspec.Struct, frozen=True):
     stages: tuple[str, ...]
     gates: tuple[str, ...]
     notes: tuple[str, ...]
+    outlook: tuple[StageOutlook, ...] = ()
 
 
 class GateView(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from fleet.rules.evidence import (
     Sums,
 )
 from fleet.rules.members import Member, Word, is_settled
-from fleet.rules.rollout import Heard, Move, Ordered, Rollout, Spec, Status, Tick, advance, start
+from fleet.rules.rollout import Due, Effect, Heard, Move, Ordered, Rollout, Spec, Status, Tick, advance, start
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW_S = 60.0
@@ -131,17 +131,25 @@ class Play:
             float(touched.sum() / max(1, self.fleet.touched.sum())),
         )
 
-    def _carry_out(self, world: Rollout, effects: list[object]) -> None:
+    def _carry_out(self, world: Rollout, effects: list[Effect]) -> None:
         opened = world.stage != self.world.stage or not self.counter
         self.world = world
         if opened:
             self._open()
-        for effect in effects:
-            if isinstance(effect, Move) and effect.sha256 == NEW:
-                self.counter += 1
-                self.world, _ = advance(self.world, Ordered(effect.device, self.counter), self.now())
-                self.arrives[self.place[effect.device]] = 0
-                self.order[effect.device] = len(self.order)
+        while effects:
+            for effect in effects:
+                if isinstance(effect, Move) and effect.sha256 == NEW:
+                    self._order(effect.device)
+            is_moving = any(isinstance(effect, Move) and effect.sha256 == NEW for effect in effects)
+            effects = []
+            if is_moving:
+                self.world, effects = advance(self.world, Due(), self.now())
+
+    def _order(self, device: str) -> None:
+        self.counter += 1
+        self.world, _ = advance(self.world, Ordered(device, self.counter), self.now())
+        self.arrives[self.place[device]] = 0
+        self.order[device] = len(self.order)
 
     def _open(self) -> None:
         """Sums begin anew; what devices did before is their past, and who is silent now is at risk of nothing."""

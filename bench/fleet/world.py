@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgekit.sketch import _LOG_GAMMA, Sketch
 
 PAST_WINDOWS = 60
-PROFILES = (0.25, 0.20, 0.15, 0.10, 0.10, 0.10, 0.05, 0.05)
+PROFILES = (0.26, 0.19, 0.15, 0.11, 0.10, 0.08, 0.06, 0.05)
 BASE_MS, BASE_ERRORS = 8.0, 0.005
 _SAMPLES = 12  # latencies drawn per window at most: a sketch of fewer is noisier, never better
 _BINS, _OFFSET = 900, 300
@@ -56,7 +56,9 @@ class Fleet:
     def __post_init__(self) -> None:
         c, n = self.chance, self.n
         self.profile = profiles_of(n)
-        self.level = np.log(BASE_MS) + 0.5 * c.normal(size=n) + 0.3 * c.normal(size=len(PROFILES))[self.profile]
+        self.level = (
+            np.log(BASE_MS) + 0.5 * c.normal(size=n) + 0.3 * c.normal(size=len(PROFILES))[self.profile]
+        )
         self.traffic = np.clip(c.lognormal(np.log(8), 0.8, size=n), 1, 150)
         self.error_rate = BASE_ERRORS * c.lognormal(-0.25, 0.7, size=n)
         self.cycle = 0.2 * c.lognormal(0, 0.3, size=n)
@@ -66,7 +68,9 @@ class Fleet:
         self.is_dead = c.random(n) < 0.02  # long ago, and for good
         self.moved_at = np.full(n, -1)
         self.crash_at = np.full(n, -1)
-        self.touched = np.ones(n, bool) if self.release.profile is None else self.profile == self.release.profile
+        self.touched = (
+            np.ones(n, bool) if self.release.profile is None else self.profile == self.release.profile
+        )
         self.susceptible = np.zeros(n, bool)
         self.hostile = -1
 

@@ -106,6 +106,10 @@ def plan(found: api.Plan) -> Group:
     lines.append(f"[bold]stages[/bold] {' → '.join(found.stages)}")
     lines.append("[bold]gates[/bold]")
     lines += [f"  {escape(words)}" for words in found.gates]
+    for stage in found.outlook:
+        beside = f", {stage.control} beside them" if stage.control else ", none beside them"
+        lines.append(f"[bold]in the stage {escape(stage.stage)}[/bold] {stage.devices} devices{beside}")
+        lines += [f"  {escape(words)}" for words in stage.sees]
     lines += [f"[dim]{escape(note)}[/dim]" for note in found.notes]
     return Group(*(Text.from_markup(line) for line in lines))
 

@@ -61,9 +61,7 @@ def tally_of(data: StageEvidence) -> Tally:
         first_failures=sum(1 for d in failures if d.order is not None and d.order < FIRST_DEVICES),
         reached=_by_profile([d for d in heard if d.installed]),
         not_reached=_by_profile(failures),
-        moving=sum(
-            1 for d in ordered if d.installed is None and (d.is_online or d.notified_at is not None)
-        ),
+        moving=sum(1 for d in ordered if d.installed is None and (d.is_online or d.notified_at is not None)),
         untried=frozenset(({d.profile for d in ordered} - tried) & waiting),
     )
 

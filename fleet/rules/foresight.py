@@ -3,7 +3,7 @@
 Always true
  1. What is promised of a stage follows from the rules that will judge it: the same budget, weights and bounds.
  2. A gate whose chance to pass a harmless release stays below `LEAST_CHANCE` even after twice the soak is refused,
-    where the devices' traffic is known.
+    where the devices' traffic is known; one below `LIKELY` is told of.
 
 What devices differ by is assumed (`Usual`): load that wanders and quantiles of few requests. Measured on the simulated
 fleet of `bench/fleet`, whose spread is meant to be unkind.
@@ -18,9 +18,10 @@ from fleet.rules.evidence import COLD_WINDOWS, COLD_WINDOWS_LATENCY, USUAL_WINDO
 from fleet.rules.gates import Gate, show
 from fleet.rules.text import show_duration, show_percent
 
-# A harm is seen with this chance; a harmless release passes a gate with at least that one.
+# A harm is seen with this chance; a harmless release should pass a gate nearly always.
 POWER = 0.90
-LEAST_CHANCE = 0.95
+LIKELY = 0.95
+LEAST_CHANCE = 0.80
 _Z_POWER = evalues.NORMAL.inv_cdf(POWER)
 # Load that wanders adds this variance to a change of log latency per window; requests this per request.
 _LOAD_VARIANCE = 0.25
@@ -176,7 +177,9 @@ def _installed(gate: Gate, cut: Cut, _usual: Usual, soak_s: float, needed: float
     found = _counted(gate, cut, soak_s, lambda bad: evalues.of_share(bad, cut.canaries, gate.limit) >= needed)
     if cut.canaries >= gate.minimum:
         return found
-    return Sight(gate, found.harm, soak_s, 0.0, f"; it needs {gate.minimum} devices, this stage has {cut.canaries}")
+    return Sight(
+        gate, found.harm, soak_s, 0.0, f"; it needs {gate.minimum} devices, this stage has {cut.canaries}"
+    )
 
 
 def _silenced(gate: Gate, cut: Cut, _usual: Usual, soak_s: float, needed: float) -> Sight:
@@ -219,20 +222,28 @@ def _sight(gate: Gate, usual: Usual, soak_s: float, needed: float, curve: _Curve
     windows, twice = _windows(gate, usual, soak_s), _windows(gate, usual, 2 * soak_s)
     if windows <= 0 or twice <= 0 or usual.assumed <= 0:
         need = (COLD_WINDOWS_LATENCY + 4) * usual.window_s
-        return Sight(gate, None, soak_s, 0.0, f"; its soak is too short: use --soak {show_duration(need)} or more")
+        return Sight(
+            gate, None, soak_s, 0.0, f"; its soak is too short: use --soak {show_duration(need)} or more"
+        )
     se = curve.se(windows)
     harm = (_z_needed(needed, curve.tau, se) + _Z_POWER) * se
     if not gate.reference:
         harm += gate.limit if gate.metric == "error_rate" else 0.0
     spare = curve.margin / curve.se(twice)
     passes = evalues.NORMAL.cdf(spare - statistics.Z_PASS)
-    needs = "" if passes >= LEAST_CHANCE else _way_out(gate, usual, soak_s, curve)
-    return Sight(gate, math.expm1(harm) if gate.about.kind == "ratio" and gate.reference else harm, soak_s, passes, needs)
+    needs = "" if passes >= LIKELY else _way_out(gate, usual, soak_s, curve)
+    return Sight(
+        gate,
+        math.expm1(harm) if gate.about.kind == "ratio" and gate.reference else harm,
+        soak_s,
+        passes,
+        needs,
+    )
 
 
 def _way_out(gate: Gate, usual: Usual, soak_s: float, curve: _Curve) -> str:
     """A soak that is long enough, or a limit that is wide enough."""
-    target = statistics.Z_PASS + evalues.NORMAL.inv_cdf(LEAST_CHANCE)
+    target = statistics.Z_PASS + evalues.NORMAL.inv_cdf(LIKELY)
     for times in (2, 3, 4, 6, 8, 12):
         windows = _windows(gate, usual, 2 * times * soak_s)
         if windows > 0 and curve.margin >= target * curve.se(windows):

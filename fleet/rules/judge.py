@@ -165,9 +165,7 @@ def _compared(gate: Gate, present: Stage) -> Opinion:
 def _concluded(gate: Gate, found: Finding, figure: str, present: Stage, e: float) -> Opinion:
     seen = (found.harm, found.se)
     earlier = present.spent.found.get(gate.text, ())
-    if found.is_within or (
-        not found.is_beyond and not found.worst and found.with_earlier(earlier).is_within
-    ):
+    if found.is_within or (not found.is_beyond and not found.worst and found.with_earlier(earlier).is_within):
         return Opinion(Verdict(gate.text, Outcome.SATISFIED, figure), e, seen)
     where = "seems to be beyond the limit" if found.is_beyond else "not yet sure to be within the limit"
     return Opinion(Verdict(gate.text, Outcome.INCONCLUSIVE, f"{figure}; {where}"), e, seen)

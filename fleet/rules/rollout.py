@@ -226,7 +226,9 @@ def _tick(rollout: Rollout, data: StageEvidence, now: datetime) -> Step:
     if violated:
         return _pause(rollout, f"{violated[0].gate}: {violated[0].words}", now)
     if now >= (rollout.finish_from or rollout.created_at) + timedelta(seconds=rollout.spec.finish_by_s):
-        return _pause(rollout, "not finished within its time; resume to give it as long again, or roll back", now)
+        return _pause(
+            rollout, "not finished within its time; resume to give it as long again, or roll back", now
+        )
     stage = _with_stand_ins(rollout)
     if stage is not rollout:
         return stage, []

@@ -122,6 +122,11 @@ def choose_held(profiles: Mapping[str, str], rollout: str, count: int) -> frozen
     return frozenset(held)
 
 
+def moved_by(stage: Stage, eligible: Mapping[str, int]) -> int:
+    """How many devices a stage has moved, of `eligible` ones by profile (those held back are not among them)."""
+    return sum(max(1, math.ceil(stage.share * count)) for count in eligible.values())
+
+
 def thresholds(stage: Stage, keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Per profile the largest key that the stage takes; `keys` are those of the eligible, not held devices."""
     if stage.share >= 1.0:

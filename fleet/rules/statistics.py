@@ -148,7 +148,11 @@ def allowed_share(gate: Gate) -> float:
 
 def replace_up(gate: Gate) -> Gate:
     """The same gate read as "less is better", for a plain mean of what is compared."""
-    return gate if not gate.at_least else Gate(gate.text, gate.metric, gate.is_strict, gate.limit, gate.reference)
+    return (
+        gate
+        if not gate.at_least
+        else Gate(gate.text, gate.metric, gate.is_strict, gate.limit, gate.reference)
+    )
 
 
 def margin_of(gate: Gate, usual: Sequence[DeviceEvidence]) -> float:
@@ -265,7 +269,15 @@ def _few(gate: Gate, canary: Sequence[DeviceEvidence], limit: float) -> Finding:
     bad, requests = scores.tamed(*scores.shares(gate, canary))
     total = max(1.0, float(requests.sum()))
     worse = float(bad.sum()) / total - limit
-    return Finding(worse, few_se(limit, total), 0.0, evalues.of_rate(float(bad.sum()), total, limit), 10**6, len(canary), 0)
+    return Finding(
+        worse,
+        few_se(limit, total),
+        0.0,
+        evalues.of_rate(float(bad.sum()), total, limit),
+        10**6,
+        len(canary),
+        0,
+    )
 
 
 def few_se(limit: float, requests: float) -> float:

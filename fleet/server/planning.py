@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 from sqlalchemy import Connection
@@ -25,6 +26,7 @@ from fleet.rules.members import Member
 from fleet.rules.rollout import Rollout, Spec
 from fleet.rules.stages import Stage
 from fleet.rules.text import duration, show_duration
+from fleet.server import outlook
 from fleet.server.clock import Now
 from fleet.server.store import blocked, devices, members, orders, releases, rollouts
 from fleet.server.store.devices import DeviceRow
@@ -80,7 +82,9 @@ def plan(connection: Connection, wanted: api.NewRollout, now: Now) -> tuple[Roll
         for choice in eligible
     }
     rollout = Rollout(id=rollout_id, spec=spec, members=chosen, created_at=moment)
-    return rollout, _in_words(rollout, ineligible)
+    seen, warnings = outlook.outlook(connection, rollout)
+    told = _in_words(rollout, ineligible)
+    return rollout, msgspec.structs.replace(told, outlook=seen, notes=(*told.notes, *warnings))
 
 
 def choose(
@@ -217,7 +221,7 @@ def _check_gates(parsed: tuple[Gate, ...], eligible: int, held: int) -> None:
             raise UsageError(
                 f"gate {gate.text!r} could never conclude: it needs {gate.minimum} devices, {eligible} are eligible"
             )
-    if not any(gate.metric != "lost" for gate in parsed):
+    if not any(gate.metric != "lost" and gate.reference != "before" for gate in parsed):
         raise UsageError(
             "a rollout needs something to be judged by; add an absolute gate such as --gate 'error_rate < 1%' or "
             "--gate 'latency_p95 <= 20ms', or one against devices held back, such as --gate 'latency_p95 <= 1.1 * control'"

@@ -78,7 +78,9 @@ def data(
     """What is known after ten minutes; every canary has served `requests` with `errors`, `silent` ones are not heard."""
     sketch = of([1.0] * requests) if requests else Sketch()
     now = 600.0
-    moved = sorted((m for m in world.members.values() if m.order_counter), key=lambda m: (m.ordered_at, m.key))
+    moved = sorted(
+        (m for m in world.members.values() if m.order_counter), key=lambda m: (m.ordered_at, m.key)
+    )
     order = {m.device: at for at, m in enumerate(moved)}
     known = {FleetState.SUCCEEDED: True} | dict.fromkeys(BAD, False)
     return StageEvidence(
@@ -365,7 +367,8 @@ def test_those_who_were_silent_when_the_stage_opened_are_nobodys_usual_silence()
     seen = msgspec.structs.replace(
         seen,
         devices={
-            name: msgspec.structs.replace(device, at_risk=name not in dead) for name, device in seen.devices.items()
+            name: msgspec.structs.replace(device, at_risk=name not in dead)
+            for name, device in seen.devices.items()
         },
     )
     world, _ = advance(world, Tick(seen), T0)
