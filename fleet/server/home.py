@@ -283,5 +283,5 @@ def secret(file: Path | None, variable: str, what: str) -> bytes | None:
 
 def git_tree_of(path: Path) -> Path | None:
     """The git work tree that `path` lies in, if any."""
-    here = path.absolute()
+    here = path.resolve()
     return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), None)
