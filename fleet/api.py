@@ -379,22 +379,6 @@ class Changed(msgspec.Struct, frozen=True):
     is_changed: bool = True
 
 
-class AuditEntry(msgspec.Struct, frozen=True):
-    """One change: who did what to what, from where and when (unix seconds), and what it was before and after."""
-
-    id: int
-    at: float
-    actor: str
-    action: str
-    subject: str
-    detail: str
-    before: str
-    after: str
-    origin: str
-    previous: str
-    hash: str
-
-
 class AuditVerdict(msgspec.Struct, frozen=True):
     """`GET /audit/verdict`: `newest` and `covered` are ids of entries; `problems` is empty if the log is whole."""
 

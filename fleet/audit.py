@@ -20,7 +20,7 @@ import msgspec
 
 from edgekit.errors import SignatureRefusedError
 from edgekit.trust import dsse
-from fleet.api import AuditEntry as Entry
+from fleet.audit_entry import Entry
 
 GENESIS = "0" * 64
 HEAD_TYPE = "application/vnd.edgekit.audit-head.v1+json"

@@ -13,7 +13,7 @@ import msgspec
 from rich.markup import escape
 
 from edgekit.errors import FleetError, UsageError
-from fleet.api import AuditEntry as Entry
+from fleet.audit_entry import Entry
 from fleet.client import render
 from fleet.client.options import connected, with_fleet
 from fleet.client.rest import Client

@@ -12,6 +12,7 @@ from edgekit import errors
 from edgekit.errors import EdgeKitError, FleetError, UsageError
 from edgekit.wire.enrolment import EnrolmentFile
 from fleet import api
+from fleet.audit_entry import Entry
 from fleet.client.config import Access
 
 T = TypeVar("T")
@@ -144,10 +145,10 @@ class Client:
     def set_password(self, name: str, new: api.NewPassword) -> api.Changed:
         return self._call("POST", f"/users/{name}/password", api.Changed, new)
 
-    def audit(self, after: int | None, limit: int) -> list[api.AuditEntry]:
+    def audit(self, after: int | None, limit: int) -> list[Entry]:
         """Entries above `after`, in order; with None the newest, the newest first."""
         start = "" if after is None else f"&after={after}"
-        return self._call("GET", f"/audit?limit={limit}{start}", list[api.AuditEntry])
+        return self._call("GET", f"/audit?limit={limit}{start}", list[Entry])
 
     def audit_heads(self) -> list[str]:
         return self._call("GET", "/audit/heads", list[str])
