@@ -109,7 +109,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path, broker: str) -> Iterato
 
 
 def test_a_follower_takes_over_when_the_controller_is_killed_and_nothing_is_repeated_or_lost(
-    pair: Pair,
+    pair: Pair, record_property: Callable[[str, object], None]
 ) -> None:
     pair.start("1.0.0")
     assert (pair.leads(pair.first), pair.leads(pair.second)) == (True, False)
