@@ -20,28 +20,13 @@ import msgspec
 
 from edgekit.errors import SignatureRefusedError
 from edgekit.trust import dsse
+from fleet.audit_entry import Entry
 
 GENESIS = "0" * 64
 HEAD_TYPE = "application/vnd.edgekit.audit-head.v1+json"
 # How often a head is signed where there is something new, and after how long its absence is a fault.
 HEAD_EVERY_S = 60.0
 HEAD_LATE_S = 600.0
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """One change: who did what to what, from where and when (unix seconds), and what it was before and after."""
-
-    id: int
-    at: float
-    actor: str
-    action: str
-    subject: str
-    detail: str
-    before: str
-    after: str
-    origin: str
-    previous: str
-    hash: str
 
 
 class Head(msgspec.Struct, frozen=True):

@@ -13,8 +13,7 @@ import msgspec
 from rich.markup import escape
 
 from edgekit.errors import FleetError, UsageError
-from fleet import audit as rules
-from fleet.audit import Entry
+from fleet.audit_entry import Entry
 from fleet.client import render
 from fleet.client.options import connected, with_fleet
 from fleet.client.rest import Client
@@ -133,6 +132,9 @@ def verify(*, file: Path | None, place: str | None, as_json: bool) -> None:
 
 def _compare(client: Client, file: Path) -> list[str]:
     """What is wrong with an export, or with the fleet's log against it."""
+    # Only here: it brings cryptography, which no other command of a client needs.
+    from fleet import audit as rules
+
     keys = client.keys()
     made, entries, heads = _read(file)
     if made.fleet != keys.fleet:

@@ -13,7 +13,7 @@ from edgekit import errors
 from edgekit.errors import EdgeKitError, FleetError, UsageError
 from edgekit.wire.enrolment import EnrolmentFile
 from fleet import api
-from fleet.audit import Entry
+from fleet.audit_entry import Entry
 from fleet.client.config import Access
 
 T = TypeVar("T")

@@ -25,6 +25,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgekit.errors import ConflictError, FleetError, UsageError
+from edgekit.trust.orderkeys import OrderKeys
 from fleet.publish import make_key, write_private
 from fleet.server import ca
 from fleet.server.ca import Authority

@@ -19,7 +19,8 @@ import msgspec
 
 from edgekit.errors import SignatureRefusedError
 from fleet import audit as rules
-from fleet.audit import Entry, Found, Head
+from fleet.audit import Found, Head
+from fleet.audit_entry import Entry
 from fleet.publish import SigningKey, sign, write_private
 from fleet.server.database import Database
 from fleet.server.store import audit

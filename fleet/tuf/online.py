@@ -143,6 +143,7 @@ class Online:
             except LengthOrHashMismatchError as error:
                 raise ConflictError(f"{path} is listed, but what came with it is another file") from error
             files.check(orderkeys.read(data))
+            kept.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             static.write(kept.parent, {kept.name: data})
 
     def renew(self, now: datetime) -> bool:

@@ -26,6 +26,7 @@ def start(state: Path, online: Online, now: datetime, passphrase: bytes = b"") -
         return False
     publisher = home(state, passphrase)
     if not publisher.exists:
+        publisher.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         publisher.init(online.key, now)
     whole = publisher.documents()
     online.offer(

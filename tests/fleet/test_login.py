@@ -14,7 +14,7 @@ from fleet.rules.attempts import PER_ADDRESS, PER_NAME, Allowance, Attempts, Lim
 from fleet.server import passwords
 from fleet.server.places import Wanted
 from fleet.server.schema import sessions as table
-from fleet.server.store import audit, sessions, users
+from fleet.server.store import audit, sessions, tokens, users
 from fleet.server.store.tokens import Grant
 
 PASSWORD = "correct horse battery staple"
@@ -229,3 +229,36 @@ def test_a_whole_ipv6_network_counts_as_one_address() -> None:
         assert limits.wait_s(f"n{number}", f"2001:db8:1:2::{number:x}", 0.0) == 0
     assert limits.wait_s("other", "2001:db8:1:2:ffff::1", 0.0) > 0
     assert limits.wait_s("other", "2001:db8:1:3::1", 0.0) == 0
+
+
+# -- behind a proxy --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shown"),
+    [
+        (Wanted(), "127.0.0.1"),
+        (Wanted(public_url="https://localhost:8443", plain_http=True), "203.0.113.9"),
+    ],
+)
+def test_where_a_request_comes_from_is_the_proxys_to_say_only_where_there_is_one(
+    tmp_path: Path, wanted: Wanted, shown: str
+) -> None:
+    from types import SimpleNamespace
+
+    from starlette.testclient import TestClient
+
+    from fleet.server import service
+
+    inside = Inside(tmp_path / "fleet", wanted=wanted)
+    trust: Any = SimpleNamespace(api=None)
+    certificates: Any = SimpleNamespace()
+    app: Any = service._uvicorn(inside.context, trust, certificates).loaded_app
+    token = inside.token("ci", Role.VIEWER)
+    headers = {"Authorization": f"Bearer {token}", "X-Forwarded-For": "198.51.100.1, 203.0.113.9"}
+    client = TestClient(app, base_url="http://127.0.0.1:8080", client=("127.0.0.1", 5000))
+    assert client.get("/api/v1/whoami", headers=headers).status_code == 200
+    with inside.database.begin() as connection:
+        [row] = tokens.everything(connection)
+    assert row.last_used_from == shown
+    inside.close()

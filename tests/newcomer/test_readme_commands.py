@@ -247,6 +247,15 @@ def operate(desk: Desk) -> None:
     desk.run("edgekit fleet freeze && edgekit fleet unfreeze")
 
 
+def make_a_home(desk: Desk) -> None:
+    """Outside the checkout: inside a repository it is refused."""
+    places = "--public-url https://fleet.example:8443 --mqtt-public mqtts://fleet.example:8883"
+    passphrase = "EDGEKIT_CA_PASSPHRASE='a long passphrase'"
+    assert "repository" in desk.run(f"{passphrase} edgekit fleet init network-fleet {places}", codes=(2,))
+    desk.run(f"{passphrase} edgekit fleet init ../network-fleet {places}")
+    assert (desk.folder.parent / "network-fleet/fleet.toml").is_file()
+
+
 def no_emulator(desk: Desk) -> None:
     """It fetches an emulator, which no test does: `tests/converters/test_emulation.py` runs one that is set up."""
     assert "emulate" in desk.run("edgekit verify --help")
@@ -282,6 +291,7 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
     ),
     "edgekit profiles detect": lines("edgekit profiles detect"),
     "edgekit fleet devices": operate,
+    "edgekit fleet init DIR --public-url https://… --mqtt-public mqtts://…": make_a_home,
     "edgekit agent status": lines("edgekit agent status --state state"),
     "edgekit agent doctor": lines("edgekit agent doctor --state state"),
 }

@@ -332,6 +332,14 @@ def test_a_home_is_not_made_inside_a_repository(tmp_path: Path) -> None:
     assert (tmp_path / "home" / ".gitignore").read_text() == "*\n"
 
 
+def test_a_home_beside_a_repository_is_not_inside_it(tmp_path: Path) -> None:
+    (tmp_path / "repository" / ".git").mkdir(parents=True)
+    beside = tmp_path / "repository" / ".." / "home"
+    assert edgekit("init", beside).returncode == 0
+    (tmp_path / "link").symlink_to(tmp_path / "repository")
+    assert edgekit("init", tmp_path / "link" / "home").returncode == 2
+
+
 def test_up_makes_no_keys_for_a_fleet_on_a_network(tmp_path: Path) -> None:
     refused = edgekit(
         "up", "--state", tmp_path / "home",

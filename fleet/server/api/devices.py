@@ -63,7 +63,7 @@ def add_deployment(
     now = ctx.clock()
     with ctx.database.begin() as connection:
         caller.device(connection, device)
-        is_new = enrolments.add_deployment(connection, device, wanted.deployment, now=now, who=caller.who)
+        is_new = devices.add_deployment(connection, device, wanted.deployment, now=now, who=caller.who)
         if is_new and devices.get(connection, device).enrolment:
             orders.issue(connection, ctx.issuer, device, now)
     ctx.wake()

@@ -8,7 +8,8 @@ import msgspec
 from sqlalchemy import Connection, Row, insert, select, text
 
 from fleet import audit as rules
-from fleet.audit import Entry, Head
+from fleet.audit import Head
+from fleet.audit_entry import Entry
 from fleet.server.schema import audit, audit_heads
 
 _AT_ONCE = 1000

@@ -39,11 +39,9 @@ class Batch:
 def everything(connection: Connection) -> list[Batch]:
     """All batches, newest first."""
     counts: dict[int, dict[str, int]] = {}
-    query = select(enrolment_uses.c.token, enrolment_uses.c.state, func.count())
-    for token, state, count in connection.execute(
-        query.group_by(enrolment_uses.c.token, enrolment_uses.c.state)
-    ):
-        counts.setdefault(token, {})[state] = count
+    query = select(enrolment_uses.c.token, enrolment_uses.c.state, func.count().label("number"))
+    for row in connection.execute(query.group_by(enrolment_uses.c.token, enrolment_uses.c.state)):
+        counts.setdefault(row.token, {})[row.state] = row.number
     tokens = select(enrolment_tokens).where(enrolment_tokens.c.device == "")
     return [
         _batch(row, counts.get(row.id, {}))

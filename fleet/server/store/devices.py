@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Row, delete, func, select, update
 
-from edgekit.errors import AuthError, NotFoundError
+from edgekit.errors import AuthError, ConflictError, NotFoundError
 from edgekit.wire.messages import Boot, Reported, Status
 from fleet.server.schema import desired, devices, outbox
 from fleet.server.store import audit, news
@@ -175,3 +175,22 @@ def decommission(connection: Connection, device: str, *, now: float, who: Who) -
     news.note(connection, [device])
     before = {"labels": labels_of(row), "deployments": deployments_of(row), "enrolment": row.enrolment}
     audit.append(connection, now, who, "device.decommission", device, before=before)
+
+
+def add_deployment(connection: Connection, device: str, deployment: str, *, now: float, who: Who) -> bool:
+    """Give an enrolled device one more model slot; False if it has it already. An order must follow, which tells it.
+
+    Raises: NotFoundError; ConflictError beyond 32.
+    """
+    row = get(connection, device, lock=True)
+    has = deployments_of(row)
+    if deployment in has:
+        return False
+    if len(has) >= MAX_DEPLOYMENTS:
+        raise ConflictError(
+            f"{device} has {len(has)} deployments; more than that are not served by one board"
+        )
+    now_has = msgspec.json.encode((*has, deployment)).decode()
+    connection.execute(update(devices).where(devices.c.id == device).values(deployments=now_has))
+    audit.append(connection, now, who, "device.deployment", device, before=has, after=(*has, deployment))
+    return True

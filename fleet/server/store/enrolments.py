@@ -374,18 +374,14 @@ def waiting(connection: Connection) -> list[Row[Any]]:
 
 def decide(connection: Connection, device: str, *, is_approved: bool, now: float, who: Who) -> None:
     """Let a device that waits join, or not. Raises: NotFoundError if none of this name waits."""
-    change = (
-        update(enrolment_uses)
-        .where(enrolment_uses.c.device == device, enrolment_uses.c.state == WAITING)
-        .values(state=APPROVED if is_approved else REJECTED)
-    )
-    if connection.execute(change).rowcount == 0:
+    state = APPROVED if is_approved else REJECTED
+    waits = (enrolment_uses.c.device == device) & (enrolment_uses.c.state == WAITING)
+    if connection.execute(update(enrolment_uses).where(waits).values(state=state)).rowcount == 0:
         raise NotFoundError(
             f"no device {device!r} waits for approval; 'edgekit fleet waiting' lists who does"
         )
     verb = "device.approve" if is_approved else "device.reject"
-    after = {"state": APPROVED if is_approved else REJECTED}
-    audit.append(connection, now, who, verb, device, before={"state": WAITING}, after=after)
+    audit.append(connection, now, who, verb, device, before={"state": WAITING}, after={"state": state})
 
 
 def revoke(connection: Connection, device: str, *, reason: str, now: float, who: Who) -> int:
@@ -409,22 +405,3 @@ def revoke(connection: Connection, device: str, *, reason: str, now: float, who:
         connection, now, who, "device.revoke", device, reason, before={"certificates": count}, after={}
     )
     return count
-
-
-def add_deployment(connection: Connection, device: str, deployment: str, *, now: float, who: Who) -> bool:
-    """Give an enrolled device one more model slot; False if it has it already. An order must follow, which tells it.
-
-    Raises: NotFoundError; ConflictError beyond 32.
-    """
-    row = device_store.get(connection, device, lock=True)
-    has = device_store.deployments_of(row)
-    if deployment in has:
-        return False
-    if len(has) >= device_store.MAX_DEPLOYMENTS:
-        raise ConflictError(
-            f"{device} has {len(has)} deployments; more than that are not served by one board"
-        )
-    now_has = msgspec.json.encode((*has, deployment)).decode()
-    connection.execute(update(devices).where(devices.c.id == device).values(deployments=now_has))
-    audit.append(connection, now, who, "device.deployment", device, before=has, after=(*has, deployment))
-    return True

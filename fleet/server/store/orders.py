@@ -99,8 +99,8 @@ def move(
 
     Raises: BlockedError for a bundle that is blocked.
     """
-    for sha256 in sorted({sha256 for sha256 in wanted.values() if sha256 is not None}):
-        blocked.check(connection, sha256)
+    for digest in sorted({sha256 for sha256 in wanted.values() if sha256 is not None}):
+        blocked.check(connection, digest)
     found = known.lock(connection, wanted)
     rows = {device: row for device, row in found.items() if row.get("decommissioned_at") is None}
     for some in chunks(sorted(rows)):
