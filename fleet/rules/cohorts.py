@@ -3,17 +3,20 @@
 from collections.abc import Mapping
 
 import msgspec
+import numpy as np
 
-from fleet.rules.evidence import Arm, DeviceEvidence, StageEvidence
+from fleet.rules.evidence import StageEvidence
+from fleet.rules.table import Flags, Rows, Table
 
 FIRST_DEVICES = 5
 
 
 class Tally(msgspec.Struct, frozen=True):
-    """`asked` have an order and can be reached, `heard` accepted it, `failures` did not install or left the release again while they could be heard,
-    `moving` are reachable and not there yet; `reached` and `not_reached` count by profile. `untried` profiles have
-    devices waiting, and nobody of theirs in the stage either reached the release or failed to. `silent` are silent now, `fell_silent` are the moments at which devices first
-    did. Devices whose failure the operator excused are in none of them.
+    """`asked` have an order and can be reached, `heard` accepted it, `failures` did not install or left the release again
+    while they could be heard, `moving` are reachable and not there yet; `reached` and `not_reached` count by profile.
+    `untried` profiles have devices waiting, and nobody of theirs in the stage either reached the release or failed to.
+    `silent` are silent now, `fell_silent` are the moments at which devices first did. Devices whose failure the operator
+    excused are in none of them.
     """
 
     asked: int
@@ -39,44 +42,56 @@ class Tally(msgspec.Struct, frozen=True):
         return self.failures | self.silent
 
 
-def tally_of(data: StageEvidence) -> Tally:
-    ordered = [d for d in data.devices.values() if d.arm is Arm.CANARY and not d.is_excused]
-    control = [d for d in data.devices.values() if d.arm is Arm.CONTROL]
-    heard = [d for d in ordered if d.notified_at is not None or d.installed is False]
+def tally_of(table: Table, rows: Rows, data: StageEvidence) -> Tally:
+    is_canary = rows.flag("is_canary")
+    ordered, control = is_canary & ~rows.flag("is_excused"), ~is_canary
+    installed, is_online = rows["installed"], rows.flag("is_online")
+    is_notified = rows.flag("is_notified")
+    has_failed = installed == 0
+    heard = ordered & (is_notified | has_failed)
+    silent_s = np.maximum(
+        0.0, data.now - np.maximum(rows["last_report_at"], max(data.heard_since, data.judged_from))
+    )
+    is_late = silent_s > rows["patience_s"]
     # One that went away in the middle counts as silent, beside the silence of control, and not as a failure.
-    failures = [d for d in heard if d.installed is False and data.silent_s(d) <= d.patience_s]
-    tried = {d.profile for d in heard if d.installed is not None}
-    waiting = {d.profile for d in control if d.is_online}
-    canary_silences = _silences(data, ordered)
-    control_silences = _silences(data, control)
+    failures = heard & has_failed & ~is_late
+    at_risk = rows.flag("at_risk")
+    is_silent = is_late & at_risk
+    # The moment at which its patience first ran out; NaN if that never was.
+    moments = np.where(
+        np.isnan(rows["fell_silent_at"]) & is_late,
+        data.now - (silent_s - rows["patience_s"]),
+        rows["fell_silent_at"],
+    )
+    fell = at_risk & ~np.isnan(moments)
+    profiles = _Profiles(rows)
+    tried = profiles.of(heard & (installed >= 0))
+    waiting = profiles.of(control & is_online)
     return Tally(
-        asked=sum(1 for d in ordered if d.is_online or d.notified_at is not None or d.installed is False),
-        heard=len(heard),
-        settled=sum(1 for d in heard if d.installed) + len(failures),
-        failures=frozenset(d.device for d in failures),
-        silent=frozenset(d.device for d in ordered if _is_silent(data, d)),
-        fell_silent=canary_silences,
-        control_silent=sum(1 for d in control if _is_silent(data, d)),
-        control_fell_silent=control_silences,
-        first_failures=sum(1 for d in failures if d.order is not None and d.order < FIRST_DEVICES),
-        reached=_by_profile([d for d in heard if d.installed]),
-        not_reached=_by_profile(failures),
-        moving=sum(1 for d in ordered if d.installed is None and (d.is_online or d.notified_at is not None)),
-        untried=frozenset(({d.profile for d in ordered} - tried) & waiting),
+        asked=int((ordered & (is_online | is_notified | has_failed)).sum()),
+        heard=int(heard.sum()),
+        settled=int((heard & (installed == 1)).sum()) + int(failures.sum()),
+        failures=table.names(failures),
+        silent=table.names(ordered & is_silent),
+        fell_silent=tuple(moments[ordered & fell].tolist()),
+        control_silent=int((control & is_silent).sum()),
+        control_fell_silent=tuple(moments[control & fell].tolist()),
+        first_failures=int((failures & (rows["order"] < FIRST_DEVICES)).sum()),
+        reached=profiles.counts(heard & (installed == 1)),
+        not_reached=profiles.counts(failures),
+        moving=int((ordered & (installed < 0) & (is_online | is_notified)).sum()),
+        untried=frozenset((profiles.of(ordered) - tried) & waiting),
     )
 
 
-def _is_silent(data: StageEvidence, device: DeviceEvidence) -> bool:
-    return device.at_risk and data.silent_s(device) > device.patience_s
+class _Profiles:
+    def __init__(self, rows: Rows) -> None:
+        self._names = rows.profiles
+        self._index = rows["profile"].astype(int)
 
+    def counts(self, which: Flags) -> dict[str, int]:
+        found = np.bincount(self._index[which], minlength=len(self._names)).tolist()
+        return {name: count for name, count in zip(self._names, found, strict=True) if count}
 
-def _silences(data: StageEvidence, devices: list[DeviceEvidence]) -> tuple[float, ...]:
-    moments = (data.silence_of(device) for device in devices if device.at_risk)
-    return tuple(moment for moment in moments if moment is not None)
-
-
-def _by_profile(devices: list[DeviceEvidence]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for device in devices:
-        counts[device.profile] = counts.get(device.profile, 0) + 1
-    return counts
+    def of(self, which: Flags) -> set[str]:
+        return set(self.counts(which))

@@ -20,9 +20,10 @@ from fleet.rules import budget, scores, statistics
 from fleet.rules.budget import Spent
 from fleet.rules.cohorts import FIRST_DEVICES, Tally, tally_of
 from fleet.rules.evalues import chance_at_least, of_share, of_silence
-from fleet.rules.evidence import Arm, DeviceEvidence, StageEvidence
+from fleet.rules.evidence import StageEvidence
 from fleet.rules.gates import Gate, Outcome, Unit, Verdict, show
 from fleet.rules.statistics import SMALLEST_ARM, Finding
+from fleet.rules.table import Rows, Tables
 from fleet.rules.text import show_percent
 
 DEFAULT_LOST = Gate("lost <= 5%", "lost", is_strict=False, limit=0.05)
@@ -38,8 +39,8 @@ _ENOUGH_WINDOWS = 3
 class Stage:
     """What a gate is judged on. `canary` and `control` are at risk; `tally` counts all that were ordered."""
 
-    canary: tuple[DeviceEvidence, ...]
-    control: tuple[DeviceEvidence, ...]
+    canary: Rows
+    control: Rows
     tally: Tally
     spent: Spent
     is_closing: bool
@@ -73,8 +74,8 @@ def judge(
     is_closing: bool = False,
 ) -> Judgement:
     """The plain rules first, then the rollout's own gates, then those that are always there."""
-    present = _arms(data, spent, is_closing=is_closing)
     judged = with_always(gates)
+    present = _arms(judged, data, spent, is_closing=is_closing)
     opinions = {gate.text: _opinion(gate, present) for gate in judged}
     weights = budget.gate_weights(judged)
     terms = {text: weights[text] * opinions[text].e for text in weights}
@@ -106,10 +107,13 @@ def with_always(gates: Sequence[Gate]) -> tuple[Gate, ...]:
     return (*gates, *always)
 
 
-def _arms(data: StageEvidence, spent: Spent, *, is_closing: bool) -> Stage:
-    canary = tuple(d for d in data.devices.values() if d.arm is Arm.CANARY and d.at_risk and not d.is_excused)
-    control = tuple(d for d in data.devices.values() if d.arm is Arm.CONTROL and d.at_risk)
-    tally = tally_of(data)
+def _arms(gates: Sequence[Gate], data: StageEvidence, spent: Spent, *, is_closing: bool) -> Stage:
+    table = _tables.of(gates, data)
+    rows = table.read(data)
+    is_canary, at_risk = rows.flag("is_canary"), rows.flag("at_risk")
+    canary = rows.take(is_canary & at_risk & ~rows.flag("is_excused"))
+    control = rows.take(~is_canary & at_risk)
+    tally = tally_of(table, rows, data)
     if len(control) >= SMALLEST_ARM:
         absent = tally.control_silent / len(control)
         spent = msgspec.structs.replace(spent, absent=max(spent.absent, absent))
@@ -128,14 +132,14 @@ def _shown(gate: Gate, opinion: Opinion) -> Verdict:
 
 def _limited(gate: Gate, present: Stage) -> Opinion:
     """A gate with a number as its limit."""
-    canary = [device for device in present.canary if scores.is_usable(gate, device)]
+    canary = present.canary.take(scores.usable(gate, present.canary))
     amount = _amount(gate.minimum_unit, canary)
-    if not canary:
+    if not len(canary):
         return _waits(gate, f"too little data: {amount} of {gate.minimum} {gate.minimum_unit}")
     found = statistics.against_limit(gate, canary)
     value = _value(gate, canary, found)
     figure = f"{show(value, gate.about)} on {_devices(len(canary))}, limit {show(gate.limit, gate.about)}"
-    has_enough = sum(device.windows for device in canary) >= _ENOUGH_WINDOWS
+    has_enough = canary["windows"].sum() >= _ENOUGH_WINDOWS
     e = found.e if found.is_beyond and has_enough else min(1.0, found.e)
     if amount < gate.minimum:
         return _waits(gate, f"too little data: {amount} of {gate.minimum} {gate.minimum_unit}", e)
@@ -144,8 +148,8 @@ def _limited(gate: Gate, present: Stage) -> Opinion:
 
 def _compared(gate: Gate, present: Stage) -> Opinion:
     """A gate against control."""
-    canary = [device for device in present.canary if scores.is_usable(gate, device)]
-    control = [device for device in present.control if scores.is_usable(gate, device)]
+    canary = present.canary.take(scores.usable(gate, present.canary))
+    control = present.control.take(scores.usable(gate, present.control))
     if present.is_closing and len(control) < SMALLEST_ARM:
         return _after_holdback(gate, canary)
     if min(len(canary), len(control)) < SMALLEST_ARM:
@@ -171,10 +175,10 @@ def _concluded(gate: Gate, found: Finding, figure: str, present: Stage, e: float
     return Opinion(Verdict(gate.text, Outcome.INCONCLUSIVE, f"{figure}; {where}"), e, seen)
 
 
-def _after_holdback(gate: Gate, canary: Sequence[DeviceEvidence]) -> Opinion:
+def _after_holdback(gate: Gate, canary: Rows) -> Opinion:
     """Rule 4: without control, only a sure change for the worse holds the last devices up."""
     words = "satisfied beside the devices held back, which follow now"
-    if not canary:
+    if not len(canary):
         return Opinion(Verdict(gate.text, Outcome.SATISFIED, words))
     found = statistics.against_before(gate, canary)
     figure = f"{words}: {_figure(gate, found, 'their own past')}"
@@ -185,8 +189,8 @@ def _after_holdback(gate: Gate, canary: Sequence[DeviceEvidence]) -> Opinion:
 
 def _remembered(gate: Gate, present: Stage) -> Opinion:
     """A gate against the devices' own past."""
-    canary = [device for device in present.canary if scores.is_usable(gate, device)]
-    if not canary:
+    canary = present.canary.take(scores.usable(gate, present.canary))
+    if not len(canary):
         return _waits(gate, "too little data: no device has a past and a present to compare")
     found = statistics.against_before(gate, canary)
     figure = f"{_figure(gate, found, 'their own past')} ({_devices(len(canary))})"
@@ -207,21 +211,18 @@ def _figure(gate: Gate, found: Finding, whose: str) -> str:
     return f"{found.harm:.3g} {worse} than {whose} change, {found.margin:.3g} allowed"
 
 
-def _value(gate: Gate, canary: Sequence[DeviceEvidence], found: Finding) -> float:
+def _value(gate: Gate, canary: Rows, found: Finding) -> float:
     """The figure beside an absolute limit: the mean of devices; of a latency, the quantile of the middle device."""
     if gate.about.kind == "ratio":
-        levels = sorted(scores.levels(gate, canary))
-        return math.exp(levels[len(levels) // 2])
+        return math.exp(scores.middle_latency(gate, canary))
     sign = -1.0 if gate.at_least else 1.0
     return max(0.0, gate.limit + sign * found.harm) if gate.about.unit else gate.limit + sign * found.harm
 
 
-def _amount(unit: Unit, canary: Sequence[DeviceEvidence]) -> int:
-    if unit == "requests":
-        return sum(device.requests for device in canary)
-    if unit == "windows":
-        return sum(device.windows for device in canary)
-    return sum(1 for device in canary if device.windows)
+def _amount(unit: Unit, canary: Rows) -> int:
+    if unit == "devices":
+        return int((canary["windows"] > 0).sum())
+    return int(canary[unit].sum())
 
 
 def _waits(gate: Gate, words: str, e: float = 1.0) -> Opinion:
@@ -306,3 +307,6 @@ def _devices(count: int) -> str:
 _Rule = Callable[[Gate, Stage], Opinion]
 _COUNTED: Mapping[str, _Rule] = {"install_failures": _install_failures, "lost": _lost}
 _BY_REFERENCE: Mapping[str, _Rule] = {"": _limited, "control": _compared, "before": _remembered}
+
+# What is read of records that have not changed since the last tick.
+_tables = Tables()

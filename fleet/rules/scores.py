@@ -8,93 +8,99 @@ Always true
 requests behind it alone, so that equal scores (no error anywhere) are not taken for certainty.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgekit.sketch import ACCURACY, Sketch, index_of, middle_of
-from edgekit.wire.messages import Moments
+from edgekit.sketch import ACCURACY
 from fleet.rules.evalues import Floats
-from fleet.rules.evidence import DeviceEvidence, Sums
 from fleet.rules.gates import Gate
+from fleet.rules.table import Flags, Rows
 
 # Requests by which a device's own past is drawn to the fleet's rate; how fast a device's weight saturates.
 PRIOR_REQUESTS = 400
 SPREAD = 0.3
-# A quantile of so few requests counts half.
+# A quantile of so few requests, or a level of so few observations, counts half.
 HALF_WEIGHT_REQUESTS = 60
+HALF_WEIGHT_LEVELS = 3
 # No device speaks for more than so many usual ones.
 MOST_USUAL = 10.0
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Arrays over the devices of one arm; `value` is in the gate's unit (a share, a log ratio, a level)."""
+    """Arrays over the devices of one arm; `profile` are indices."""
 
     score: Floats
     slope: Floats
     noise: Floats
-    profile: tuple[str, ...]
+    profile: Floats
 
     def __len__(self) -> int:
         return len(self.score)
 
-    def take(self, which: NDArray[np.bool_]) -> "Scores":
-        names = tuple(name for name, is_in in zip(self.profile, which, strict=True) if is_in)
-        return Scores(self.score[which], self.slope[which], self.noise[which], names)
+    def take(self, which: Flags) -> "Scores":
+        return Scores(self.score[which], self.slope[which], self.noise[which], self.profile[which])
 
 
-def share_above(gate: Gate, limit: float, devices: Sequence[DeviceEvidence]) -> Scores:
+def usable(gate: Gate, rows: Rows) -> Flags:
+    """Who has data for this gate, and a past where the gate asks for one."""
+    _, weight, _, past_weight = rows.of(gate)
+    return (weight > 0) & (past_weight > 0) if gate.reference else weight > 0
+
+
+def share_above(gate: Gate, limit: float, rows: Rows) -> Scores:
     """Bad requests beyond `limit` (a share of them), without any past."""
-    bad, requests = tamed(*shares(gate, devices))
+    bad, requests = shares(gate, rows)
     expected = requests * limit
-    weight = 1 / (1 + SPREAD * expected)
-    return Scores(
-        (bad - expected) * weight, requests * weight, expected * weight**2, tuple(d.profile for d in devices)
-    )
+    return _shares_scored(bad, requests, expected, rows)
 
 
-def share_change(gate: Gate, devices: Sequence[DeviceEvidence], rate: float) -> Scores:
+def share_change(gate: Gate, rows: Rows, rate: float) -> Scores:
     """Bad requests beyond those of the device's own past, which is drawn to the fleet's `rate`."""
-    bad, requests = tamed(*shares(gate, devices))
-    past_bad, past_requests = tamed(*_past_shares(devices))
+    bad, requests = shares(gate, rows)
+    past_bad, past_requests = _past_shares(gate, rows)
     own = (past_bad + PRIOR_REQUESTS * rate) / (past_requests + PRIOR_REQUESTS)
-    expected = requests * own
+    return _shares_scored(bad, requests, requests * own, rows)
+
+
+def _shares_scored(bad: Floats, requests: Floats, expected: Floats, rows: Rows) -> Scores:
     weight = 1 / (1 + SPREAD * expected)
-    return Scores(
-        (bad - expected) * weight, requests * weight, expected * weight**2, tuple(d.profile for d in devices)
-    )
+    return Scores((bad - expected) * weight, requests * weight, expected * weight**2, rows["profile"])
 
 
-def level_change(gate: Gate, devices: Sequence[DeviceEvidence], centre: float) -> Scores:
+def level_change(gate: Gate, rows: Rows, centre: float) -> Scores:
     """The change of a level (latency: of its logarithm) against the device's own past, beyond `centre`."""
-    now, before = levels(gate, devices), past_levels(gate, devices)
-    count, past_count = _counts(gate, devices)
-    half = HALF_WEIGHT_REQUESTS if gate.about.kind == "ratio" else 3
+    now, count, before, past_count = rows.of(gate)
+    is_ratio = gate.about.kind == "ratio"
+    half = HALF_WEIGHT_REQUESTS if is_ratio else HALF_WEIGHT_LEVELS
     weight = (count / (count + half)) * (past_count / (past_count + half))
-    resolution = ACCURACY if gate.about.kind == "ratio" else 1e-9
+    resolution = ACCURACY if is_ratio else 1e-9
     sign = -1.0 if gate.at_least else 1.0
     return Scores(
-        sign * weight * (now - before - centre),
-        weight,
-        (weight * resolution) ** 2,
-        tuple(d.profile for d in devices),
+        sign * weight * (now - before - centre), weight, (weight * resolution) ** 2, rows["profile"]
     )
 
 
-def level_above(gate: Gate, devices: Sequence[DeviceEvidence]) -> Scores:
+def level_above(gate: Gate, rows: Rows) -> Scores:
     """A level beyond the gate's limit, without any past."""
     sign = -1.0 if gate.at_least else 1.0
-    one = np.ones(len(devices))
-    return Scores(
-        sign * (levels(gate, devices) - gate.limit), one, one * 1e-18, tuple(d.profile for d in devices)
-    )
+    one = np.ones(len(rows))
+    return Scores(sign * (rows.of(gate)[0] - gate.limit), one, one * 1e-18, rows["profile"])
 
 
-def tamed(bad: Floats, requests: Floats) -> tuple[Floats, Floats]:
+def shares(gate: Gate, rows: Rows) -> tuple[Floats, Floats]:
+    """Bad requests and all requests, tamed."""
+    bad, requests, _, _ = rows.of(gate)
+    return _tamed(bad, requests)
+
+
+def _past_shares(gate: Gate, rows: Rows) -> tuple[Floats, Floats]:
+    _, _, bad, requests = rows.of(gate)
+    return _tamed(bad, requests)
+
+
+def _tamed(bad: Floats, requests: Floats) -> tuple[Floats, Floats]:
     """Both cut in proportion, so that no device speaks for more than `MOST_USUAL` usual ones (rule 1)."""
     busy = requests[requests > 0]
     if not len(busy):
@@ -104,101 +110,17 @@ def tamed(bad: Floats, requests: Floats) -> tuple[Floats, Floats]:
     return bad * cut, requests * cut
 
 
-def usual_rate(devices: Sequence[DeviceEvidence]) -> float:
+def usual_rate(gate: Gate, rows: Rows) -> float:
     """Errors per request of these devices' pasts."""
-    bad, requests = tamed(*_past_shares(devices))
+    bad, requests = _past_shares(gate, rows)
     return float(bad.sum() / max(1.0, requests.sum()))
 
 
-def rate_now(gate: Gate, devices: Sequence[DeviceEvidence]) -> float:
-    bad, requests = tamed(*shares(gate, devices))
+def rate_now(gate: Gate, rows: Rows) -> float:
+    bad, requests = shares(gate, rows)
     return float(bad.sum() / max(1.0, requests.sum()))
 
 
-def shares(gate: Gate, devices: Sequence[DeviceEvidence]) -> tuple[Floats, Floats]:
-    if gate.metric == "error_rate":
-        return _array(devices, lambda d: d.errors), _array(devices, lambda d: d.requests)
-    edge = index_of(gate.limit) if gate.limit > 0 else -(10**9)
-    return (
-        _array(devices, lambda d: sum(n for at, n in d.sketch.bins.items() if at > edge)),
-        _array(devices, lambda d: d.sketch.count),
-    )
-
-
-def _past_shares(devices: Sequence[DeviceEvidence]) -> tuple[Floats, Floats]:
-    return _array(devices, lambda d: past_of(d).errors), _array(devices, lambda d: past_of(d).requests)
-
-
-def levels(gate: Gate, devices: Sequence[DeviceEvidence]) -> Floats:
-    return _array(devices, lambda d: _level(gate, d.sketch, d.metrics))
-
-
-def past_levels(gate: Gate, devices: Sequence[DeviceEvidence]) -> Floats:
-    return _array(devices, lambda d: _level(gate, past_of(d).infer_ms, past_of(d).metrics))
-
-
-def _level(gate: Gate, sketch: Sketch, metrics: Mapping[str, Moments]) -> float:
-    if gate.about.kind != "ratio":
-        found = metrics.get(gate.metric)
-        return found.mean if found is not None else math.nan
-    return _log_level(sketch, gate.about.quantile)
-
-
-def _counts(gate: Gate, devices: Sequence[DeviceEvidence]) -> tuple[Floats, Floats]:
-    if gate.about.kind == "ratio":
-        return (
-            _array(devices, lambda d: d.sketch.count),
-            _array(devices, lambda d: past_of(d).infer_ms.count),
-        )
-    name = gate.metric
-    return (
-        _array(devices, lambda d: d.metrics[name].count if name in d.metrics else 0),
-        _array(devices, lambda d: past_of(d).metrics[name].count if name in past_of(d).metrics else 0),
-    )
-
-
-def past_of(device: DeviceEvidence) -> Sums:
-    return device.past or _NOTHING
-
-
-def is_usable(gate: Gate, device: DeviceEvidence) -> bool:
-    """It has data for this gate, and a past where the gate asks for one; latency waits for the cold start to end."""
-    past = past_of(device)
-    kind = gate.about.kind
-    if kind == "level":
-        has_now, has_past = gate.metric in device.metrics, gate.metric in past.metrics
-    elif kind == "ratio":
-        has_now, has_past = _has_values(device.sketch), _has_values(past.infer_ms)
-    else:
-        has_now, has_past = device.requests > 0, past.requests > 0
-    return has_now and (has_past or not gate.reference)
-
-
-def _has_values(sketch: Sketch) -> bool:
-    return bool(sketch.bins or sketch.zeros)
-
-
-def _array(devices: Sequence[DeviceEvidence], value: Callable[[DeviceEvidence], float]) -> Floats:
-    return np.array([value(device) for device in devices], dtype=np.float64)
-
-
-def _log_level(sketch: Sketch, quantile: float | None) -> float:
-    """The logarithm of a quantile, or the mean logarithm; kept for sketches that are the same object as before."""
-    key = (id(sketch), quantile)
-    known = _levels_known.get(key)
-    if known is not None and known[0] is sketch:
-        return known[1]
-    if quantile is not None:
-        level = math.log(max(sketch.quantile(quantile) or 0.0, 1e-9))
-    else:
-        level = math.fsum(n * math.log(middle_of(at)) for at, n in sketch.bins.items()) / max(1, sketch.count)
-    if len(_levels_known) >= _MOST_KNOWN:
-        _levels_known.clear()
-    _levels_known[key] = (sketch, level)
-    return level
-
-
-_NOTHING = Sums()
-# A tick at a hundred thousand devices works out only what is new: unchanged devices keep their objects (evidence, 5).
-_MOST_KNOWN = 1_000_000
-_levels_known: dict[tuple[int, float | None], tuple[Sketch, float]] = {}
+def middle_latency(gate: Gate, rows: Rows) -> float:
+    """Of a latency with a number as its limit: the log quantile of the middle device."""
+    return float(np.median(rows.of(gate)[2]))

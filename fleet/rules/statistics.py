@@ -16,13 +16,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 
 from fleet.rules import evalues, scores
 from fleet.rules.evalues import Floats
-from fleet.rules.evidence import DeviceEvidence
 from fleet.rules.gates import Gate
 from fleet.rules.scores import Scores
+from fleet.rules.table import Rows
 
 SMALLEST_ARM = 5
 SMALLEST_PROFILE_ARM = 3
@@ -95,29 +96,27 @@ class Finding:
         return replace(self, harm=harm, se=se)
 
 
-def against_control(
-    gate: Gate, canary: Sequence[DeviceEvidence], control: Sequence[DeviceEvidence]
-) -> Finding:
+def against_control(gate: Gate, canary: Rows, control: Rows) -> Finding:
     """Both arms have at least `SMALLEST_ARM` usable devices."""
     if gate.about.kind == "share":
-        rate = scores.usual_rate((*canary, *control))
+        rate = scores.usual_rate(gate, canary.beside(control))
         now = scores.rate_now(gate, control)
         margin = gate.limit if gate.is_added else max((gate.limit - 1) * now, ERROR_MARGIN)
         moved, stayed = (
             scores.share_change(gate, canary, rate),
             scores.share_change(gate, control, rate),
         )
-        found = _contrast(moved, stayed, ERROR_TAU, margin)
+        found = _contrast(moved, stayed, ERROR_TAU, margin, canary.profiles)
         # What so few requests can show at the margin: equal arms without an error are not yet the same.
         least = math.sqrt(max(now + margin, ERROR_MARGIN) / max(1.0, _requests(gate, canary)))
         return replace(found, rate=now, se=max(found.se, least))
-    usual = _robust_mean(scores.level_change(replace_up(gate), control, 0.0))
+    usual = _robust_mean(scores.level_change(msgspec.structs.replace(gate, at_least=False), control, 0.0))
     moved, stayed = scores.level_change(gate, canary, usual), scores.level_change(gate, control, usual)
-    found = _contrast(moved, stayed, tau_of(gate, control), margin_of(gate, control))
+    found = _contrast(moved, stayed, tau_of(gate, control), margin_of(gate, control), canary.profiles)
     return replace(found, rate=usual)
 
 
-def against_limit(gate: Gate, canary: Sequence[DeviceEvidence]) -> Finding:
+def against_limit(gate: Gate, canary: Rows) -> Finding:
     """Without control: the devices' own scores beyond the limit."""
     if gate.about.kind == "level":
         moved, tau = scores.level_above(gate, canary), max(abs(gate.limit) * 0.5, 1e-9)
@@ -129,10 +128,10 @@ def against_limit(gate: Gate, canary: Sequence[DeviceEvidence]) -> Finding:
     return _alone(moved, tau)
 
 
-def against_before(gate: Gate, canary: Sequence[DeviceEvidence]) -> Finding:
+def against_before(gate: Gate, canary: Rows) -> Finding:
     """Each device against its own past. Weak: the hour and the weekday are in it."""
     if gate.about.kind == "share":
-        rate = scores.usual_rate(canary)
+        rate = scores.usual_rate(gate, canary)
         margin = gate.limit if gate.is_added else max((gate.limit - 1) * rate, ERROR_MARGIN)
         found = _alone(scores.share_change(gate, canary, rate), ERROR_TAU)
         return replace(found, margin=margin, rate=rate)
@@ -146,31 +145,22 @@ def allowed_share(gate: Gate) -> float:
     return gate.limit if quantile is None else 1 - quantile
 
 
-def replace_up(gate: Gate) -> Gate:
-    """The same gate read as "less is better", for a plain mean of what is compared."""
-    return (
-        gate
-        if not gate.at_least
-        else Gate(gate.text, gate.metric, gate.is_strict, gate.limit, gate.reference)
-    )
-
-
-def margin_of(gate: Gate, usual: Sequence[DeviceEvidence]) -> float:
+def margin_of(gate: Gate, usual: Rows) -> float:
     if gate.about.kind == "ratio":
         return math.log(gate.limit)
     return abs(gate.limit - 1) * _usual_level(gate, usual)
 
 
-def tau_of(gate: Gate, usual: Sequence[DeviceEvidence]) -> float:
+def tau_of(gate: Gate, usual: Rows) -> float:
     return LATENCY_TAU if gate.about.kind == "ratio" else 0.1 * _usual_level(gate, usual)
 
 
-def _usual_level(gate: Gate, devices: Sequence[DeviceEvidence]) -> float:
-    return max(abs(float(np.median(scores.past_levels(gate, devices)))), 1e-9)
+def _usual_level(gate: Gate, devices: Rows) -> float:
+    return max(abs(float(np.median(devices.of(gate)[2]))), 1e-9)
 
 
-def _requests(gate: Gate, devices: Sequence[DeviceEvidence]) -> float:
-    return float(scores.tamed(*scores.shares(gate, devices))[1].sum())
+def _requests(gate: Gate, devices: Rows) -> float:
+    return float(scores.shares(gate, devices)[1].sum())
 
 
 def _robust_mean(own: Scores) -> float:
@@ -195,7 +185,7 @@ class _Part:
         return self.e if self.z(margin) > -Z_PASS else min(1.0, self.e)
 
 
-def _contrast(canary: Scores, control: Scores, tau: float, margin: float) -> Finding:
+def _contrast(canary: Scores, control: Scores, tau: float, margin: float, names: Sequence[str]) -> Finding:
     """Canary minus control, in the gate's unit; half of the evidence is that of profiles on their own."""
     reach = _reach(control)
     # Around their own median: a real shift of all canaries must not be cut off.
@@ -204,7 +194,7 @@ def _contrast(canary: Scores, control: Scores, tau: float, margin: float) -> Fin
         _tamed(control, reach),
         tau,
     )
-    parts = _profiles(canary, control, tau)
+    parts = _profiles(canary, control, tau, names)
     apart = {name: part.counted(margin) for name, part in parts.items()}
     e = everyone.counted(margin)
     if apart:
@@ -223,12 +213,11 @@ def _contrast(canary: Scores, control: Scores, tau: float, margin: float) -> Fin
     )
 
 
-def _profiles(canary: Scores, control: Scores, tau: float) -> dict[str, _Part]:
+def _profiles(canary: Scores, control: Scores, tau: float, names: Sequence[str]) -> dict[str, _Part]:
     """The profiles with enough devices in both arms, each with its own idea of what is usual."""
-    own, other = np.array(canary.profile), np.array(control.profile)
     parts = {}
-    for name in sorted(set(canary.profile) & set(control.profile)):
-        left, right = canary.take(own == name), control.take(other == name)
+    for at, name in enumerate(names):
+        left, right = canary.take(canary.profile == at), control.take(control.profile == at)
         if min(len(left), len(right)) >= SMALLEST_PROFILE_ARM:
             reach = _reach(right) if len(right) >= SMALLEST_ARM else _reach(control)
             parts[name] = _part(_tamed(left, reach), _tamed(right, reach), tau)
@@ -264,9 +253,9 @@ def _alone(own: Scores, tau: float) -> Finding:
     return Finding(mean / slope, se / slope, 0.0, e, freedom, count, 0)
 
 
-def _few(gate: Gate, canary: Sequence[DeviceEvidence], limit: float) -> Finding:
+def _few(gate: Gate, canary: Rows, limit: float) -> Finding:
     """Fewer devices than can show how devices differ: they are judged for themselves, by their requests."""
-    bad, requests = scores.tamed(*scores.shares(gate, canary))
+    bad, requests = scores.shares(gate, canary)
     total = max(1.0, float(requests.sum()))
     worse = float(bad.sum()) / total - limit
     return Finding(

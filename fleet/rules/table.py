@@ -1,0 +1,178 @@
+"""A stage's evidence as columns, so that a tick over a hundred thousand devices reads what is new and adds up the rest.
+
+Always true
+ 1. A row says what its device's record says: a record that is another object than before is read again.
+ 2. The order of rows is that of the evidence.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.sketch import Sketch, index_of, middle_of
+from fleet.rules.evalues import Floats
+from fleet.rules.evidence import Arm, DeviceEvidence, StageEvidence, Sums
+from fleet.rules.gates import Gate
+
+Flags = NDArray[np.bool_]
+# What every gate may need; then, for each gate: value, weight, past value, past weight (NaN where there is none).
+_COLUMNS = (
+    "is_canary",
+    "at_risk",
+    "is_excused",
+    "windows",
+    "requests",
+    "errors",
+    "past_requests",
+    "past_errors",
+    "last_report_at",
+    "patience_s",
+    "fell_silent_at",
+    "is_notified",
+    "installed",
+    "order",
+    "is_online",
+    "profile",
+)
+_AT = {name: place for place, name in enumerate(_COLUMNS)}
+_PER_GATE = 4
+_NOTHING = Sums()
+
+
+class Rows:
+    """Some of a table's devices. `profile` are indices into `profiles`; `installed` is 1, 0, or -1 on the way."""
+
+    def __init__(self, gates: Sequence[Gate], matrix: Floats, profiles: Sequence[str]) -> None:
+        self._places = {gate.text: len(_COLUMNS) + _PER_GATE * at for at, gate in enumerate(gates)}
+        self._gates = gates
+        self._matrix = matrix
+        self.profiles = profiles
+
+    def __len__(self) -> int:
+        return len(self._matrix)
+
+    def __getitem__(self, name: str) -> Floats:
+        return self._matrix[:, _AT[name]]
+
+    def flag(self, name: str) -> Flags:
+        return self[name] > 0
+
+    def of(self, gate: Gate) -> tuple[Floats, Floats, Floats, Floats]:
+        """The gate's value, weight, past value and past weight."""
+        at = self._places[gate.text]
+        return tuple(self._matrix[:, at + k] for k in range(_PER_GATE))  # type: ignore[return-value]  # four of them
+
+    def take(self, which: Flags) -> "Rows":
+        return Rows(self._gates, self._matrix[which], self.profiles)
+
+    def beside(self, other: "Rows") -> "Rows":
+        """These and the others, of the same table."""
+        return Rows(self._gates, np.concatenate([self._matrix, other._matrix]), self.profiles)
+
+
+class Table:
+    """The columns of one stage's evidence under these gates; `read` brings them up to date."""
+
+    def __init__(self, gates: Sequence[Gate]) -> None:
+        self._gates = tuple(gates)
+        self._seen: list[DeviceEvidence] = []
+        self._width = len(_COLUMNS) + _PER_GATE * len(self._gates)
+        self._matrix = np.zeros((0, self._width))
+        self._profiles: dict[str, int] = {}
+
+    def read(self, data: StageEvidence) -> Rows:
+        present = list(data.devices.values())
+        known = len(self._seen)
+        changed = [at for at, device in enumerate(present) if at >= known or self._seen[at] is not device]
+        if len(present) != known:
+            matrix = np.zeros((len(present), self._width))
+            common = min(known, len(present))
+            matrix[:common] = self._matrix[:common]
+            self._matrix = matrix
+        if changed:
+            self._matrix[changed] = [self._row(present[at]) for at in changed]
+        self._seen = present
+        return Rows(self._gates, self._matrix, tuple(self._profiles))
+
+    def names(self, which: Flags) -> frozenset[str]:
+        return frozenset(self._seen[at].device for at in np.nonzero(which)[0].tolist())
+
+    def _row(self, device: DeviceEvidence) -> list[float]:
+        past = device.past or _NOTHING
+        row = [
+            device.arm is Arm.CANARY,
+            device.at_risk,
+            device.is_excused,
+            device.windows,
+            device.requests,
+            device.errors,
+            past.requests,
+            past.errors,
+            device.last_report_at,
+            device.patience_s,
+            math.nan if device.fell_silent_at is None else device.fell_silent_at,
+            device.notified_at is not None,
+            -1 if device.installed is None else device.installed,
+            math.inf if device.order is None else device.order,
+            device.is_online,
+            self._profiles.setdefault(device.profile, len(self._profiles)),
+        ]
+        for gate in self._gates:
+            row += _values(gate, device, past)
+        return row
+
+
+def _values(gate: Gate, device: DeviceEvidence, past: Sums) -> tuple[float, float, float, float]:
+    kind = gate.about.kind
+    if kind == "level":
+        now, before = device.metrics.get(gate.metric), past.metrics.get(gate.metric)
+        return (
+            now.mean if now is not None else math.nan,
+            now.count if now is not None else 0,
+            before.mean if before is not None else math.nan,
+            before.count if before is not None else 0,
+        )
+    if kind == "share":
+        return device.errors, device.requests, past.errors, past.requests
+    if kind == "count":
+        return 0.0, 0.0, 0.0, 0.0
+    if not gate.reference:
+        edge = index_of(gate.limit) if gate.limit > 0 else -(10**9)
+        above = sum(count for at, count in device.sketch.bins.items() if at > edge)
+        return above, device.sketch.count, _log_level(device.sketch, gate.about.quantile), 0.0
+    quantile = gate.about.quantile
+    return (
+        _log_level(device.sketch, quantile),
+        device.sketch.count,
+        _log_level(past.infer_ms, quantile),
+        past.infer_ms.count,
+    )
+
+
+def _log_level(sketch: Sketch, quantile: float | None) -> float:
+    """The logarithm of a quantile, or the mean logarithm; NaN without values."""
+    if not (sketch.bins or sketch.zeros):
+        return math.nan
+    if quantile is not None:
+        return math.log(max(sketch.quantile(quantile) or 0.0, 1e-9))
+    return math.fsum(n * math.log(middle_of(at)) for at, n in sketch.bins.items()) / max(1, sketch.count)
+
+
+class Tables:
+    """A table for each stage that is judged, kept from tick to tick; the least recently judged goes first."""
+
+    def __init__(self, most: int = 32) -> None:
+        self._most = most
+        self._known: dict[tuple[int, tuple[str, ...]], tuple[object, Table]] = {}
+
+    def of(self, gates: Sequence[Gate], data: StageEvidence) -> Table:
+        key = (id(data.devices), tuple(gate.text for gate in gates))
+        found = self._known.pop(key, None)
+        if found is None or found[0] is not data.devices:
+            found = (data.devices, Table(gates))
+        self._known[key] = found
+        while len(self._known) > self._most:
+            self._known.pop(next(iter(self._known)))
+        return found[1]
