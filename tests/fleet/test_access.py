@@ -124,8 +124,6 @@ def two_sites(inside: Inside) -> tuple[Inside, Any, Any]:
     """The admin's client, and that of an operator for the lab; `roof-1` is elsewhere."""
     admin = inside.client(inside.token("admin", Role.ADMIN))
     lab = inside.client(inside.token("lab", Role.OPERATOR, "site=lab"))
-    # The certificate authority has no part in this.
-    object.__setattr__(inside.context.tuf, "root", lambda: "")
     assert invite(admin, "roof-1", site="roof").status_code == 201
     assert invite(lab, "lab-1", site="lab").status_code == 201
     return inside, admin, lab

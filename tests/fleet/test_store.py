@@ -20,7 +20,7 @@ from edgekit.evidence import BuildEvidence, Figure, Where
 from edgekit.manifest import Contract
 from edgekit.sketch import of
 from edgekit.trust import dsse
-from edgekit.wire.enrolment import EnrolAnswer, EnrolRequest
+from edgekit.wire.enrolment import EnrolAnswer, EnrolRequest, RenewRequest
 from edgekit.wire.messages import (
     Boot,
     DeploymentReport,
@@ -165,7 +165,7 @@ def test_a_device_that_keeps_its_key_gets_a_new_certificate_whenever_agents_ask(
         with database.begin() as connection:
             certificate = x509.load_pem_x509_certificate(first.certificate.encode())
             held = certificates.shown(connection, certificate.public_bytes(Encoding.DER))
-            return enrolments.renew(connection, REGISTRAR, held, csr_of(KEY, "d1"), now)
+            return enrolments.renew(connection, REGISTRAR, held, RenewRequest(csr_of(KEY, "d1")), now)
 
     assert renewed(10) == first
     early = renewed(90 * 0.62)
