@@ -196,7 +196,7 @@ def test_a_scoped_rollout_reaches_no_further_than_the_scope(two_sites: Any, tmp_
         can_run(inside, device)
     bundle = bundles.read(make_bundle(tmp_path, "1.0.0"))
     with inside.database.begin() as connection:
-        releases.publish(connection, bundle, b"{}", None, now=NOW, who=audit.FLEET)
+        releases.publish(connection, bundle, None, now=NOW, who=audit.FLEET)
     wanted = {"release": "digits@1.0.0", "to": "all", "gates": ["error_rate < 1%"]}
     assert lab.post("/api/v1/rollouts", json={**wanted, "to": "all) or (all"}).status_code == 400
     started = lab.post("/api/v1/rollouts", json=wanted)
