@@ -49,7 +49,10 @@ class Inside:
             settings.put(connection, settings.FLEET, "fleet-1")
         keys = Keys(make_key(self.path / "keys" / "order.key"), make_key(self.path / "keys" / "secrets.key"))
         link: Any = SimpleNamespace(
-            address="127.0.0.1:1883", is_connected=True, overflowed=0, publish=lambda *_, **__: None
+            address="127.0.0.1:1883",
+            is_connected=True,
+            inbox=SimpleNamespace(overflowed=0),
+            publish=lambda *_, **__: None,
         )
         certificates: Any = SimpleNamespace(revoked=lambda *_: None)
         tuf = Online(self.path / "tuf")
