@@ -102,9 +102,26 @@ class Database:
                 )
             if found == scripts.get_current_head():
                 return
-            config.attributes["connection"] = connection
-            with connection.begin():
+            with _no_foreign_keys(connection), connection.begin():
+                config.attributes["connection"] = connection
                 command.upgrade(config, "head")
+
+
+@contextmanager
+def _no_foreign_keys(connection: Connection) -> Iterator[None]:
+    """SQLite changes a table by making it anew; rows of others that refer to it must not be in the way meanwhile.
+
+    Only outside of a transaction the setting has an effect.
+    """
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver: Any = connection.connection.dbapi_connection
+    driver.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys=ON")
 
 
 def _engine(url: str) -> Engine:

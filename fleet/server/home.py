@@ -187,14 +187,14 @@ def check_database(database: Database, config: Config) -> None:
 
 
 def check_order_key(database: Database, keyid: str, listed: OrderKeys | None) -> None:
-    """That this home signs orders with a key that the database's devices know: the first one is noted, and one that the
-    publisher has listed beside it.
+    """That this home signs orders with a key that the database's devices know. Noted are the first one, and one that the
+    publisher has listed since.
 
     Raises: ConflictError.
     """
     with database.begin() as connection:
         known = settings.order_keys(connection)
-        if not known or (listed is not None and listed.keys.keys() & set(known)):
+        if not known or (listed is not None and keyid in listed.keys):
             settings.note_order_key(connection, keyid)
             return
     if keyid not in known:

@@ -1,6 +1,7 @@
 """The service's application inside the test, with a database of its own: for what needs neither broker nor process."""
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from fleet.server.state import Keys, StateFolder
 from fleet.server.store import audit, settings, tokens
 from fleet.server.store.orders import Issuer
 from fleet.server.store.tokens import Grant
+from fleet.tuf import together
 from fleet.tuf.online import Online
 
 NOW = 1_790_000_000.0
@@ -47,9 +49,14 @@ class Inside:
             settings.put(connection, settings.FLEET, "fleet-1")
         keys = Keys(make_key(self.path / "keys" / "order.key"), make_key(self.path / "keys" / "secrets.key"))
         link: Any = SimpleNamespace(
-            address="127.0.0.1:1883", is_connected=True, overflowed=0, publish=lambda *_, **__: None
+            address="127.0.0.1:1883",
+            is_connected=True,
+            inbox=SimpleNamespace(overflowed=0),
+            publish=lambda *_, **__: None,
         )
         certificates: Any = SimpleNamespace(revoked=lambda *_: None)
+        tuf = Online(self.path / "tuf")
+        together.start(self.path, tuf, datetime.fromtimestamp(NOW, UTC))
         self.context = Context(
             database=self.database,
             folder=self.folder,
@@ -60,7 +67,7 @@ class Inside:
             certificates=certificates,
             ca_bundle="",
             wake=lambda: None,
-            tuf=Online(self.path / "tuf"),
+            tuf=tuf,
             notary=Notary(self.database, "fleet-1", keys.audit, self.path),
             clock=self.clock,
         )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from fleet.server.database import Database, sqlite_url
@@ -83,17 +84,21 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"postgresql+psycopg://edgekit@127.0.0.1:{port}/postgres"
 
 
+@pytest.fixture
+def empty_postgresql(postgresql: str) -> str:
+    """The URL of a PostgreSQL database with nothing in it."""
+    with psycopg.connect(postgresql.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return postgresql
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """An empty, migrated database of each kind."""
     if request.param == "sqlite":
         made = Database(sqlite_url(tmp_path))
     else:
-        made = Database(request.getfixturevalue("postgresql"))
-        with made.begin() as connection:
-            connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-            connection.exec_driver_sql("CREATE SCHEMA public")
-        made.close()
-        made = Database(request.getfixturevalue("postgresql"))
+        made = Database(request.getfixturevalue("empty_postgresql"))
     yield made
     made.close()

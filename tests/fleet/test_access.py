@@ -124,8 +124,6 @@ def two_sites(inside: Inside) -> tuple[Inside, Any, Any]:
     """The admin's client, and that of an operator for the lab; `roof-1` is elsewhere."""
     admin = inside.client(inside.token("admin", Role.ADMIN))
     lab = inside.client(inside.token("lab", Role.OPERATOR, "site=lab"))
-    # The certificate authority has no part in this.
-    object.__setattr__(inside.context.tuf, "root", lambda: "")
     assert invite(admin, "roof-1", site="roof").status_code == 201
     assert invite(lab, "lab-1", site="lab").status_code == 201
     return inside, admin, lab
@@ -198,7 +196,7 @@ def test_a_scoped_rollout_reaches_no_further_than_the_scope(two_sites: Any, tmp_
         can_run(inside, device)
     bundle = bundles.read(make_bundle(tmp_path, "1.0.0"))
     with inside.database.begin() as connection:
-        releases.publish(connection, bundle, b"{}", None, now=NOW, who=audit.FLEET)
+        releases.publish(connection, bundle, None, now=NOW, who=audit.FLEET)
     wanted = {"release": "digits@1.0.0", "to": "all", "gates": ["error_rate < 1%"]}
     assert lab.post("/api/v1/rollouts", json={**wanted, "to": "all) or (all"}).status_code == 400
     started = lab.post("/api/v1/rollouts", json=wanted)

@@ -14,10 +14,12 @@ from fleet.publish import make_key
 from fleet.server.database import Database, sqlite_url
 from fleet.server.schema import devices
 from fleet.server.store import audit, blocked, orders, releases
+from fleet.server.store.audit import Who
 from fleet.server.store.blocked import BlockedError
 from fleet.server.store.orders import Issuer
 
 NOW = 1_790_000_000.0
+ADA, BO = Who("user:ada"), Who("user:bo")
 
 
 @pytest.fixture
@@ -34,13 +36,13 @@ def two(database, tmp_path) -> tuple[str, str]:
     for profile in ("x86-64-v3", "raspberry-pi-5"):
         made = bundles.read(make_bundle(tmp_path / profile, "1.0.0", profile=profile))
         with database.begin() as connection:
-            releases.publish(connection, made, None, now=NOW, actor="admin")
+            releases.publish(connection, made, None, now=NOW, who=ADA)
         digests.append(made.sha256)
     return digests[0], digests[1]
 
 
 def put(connection, subject, reason="it counts wrongly"):
-    return blocked.add(connection, subject, reason, now=NOW, actor="ada")
+    return blocked.add(connection, subject, reason, now=NOW, who=ADA)
 
 
 def test_a_blocked_release_becomes_nobodys_desired_bundle(database, two):
@@ -69,7 +71,7 @@ def test_a_release_can_be_blocked_before_it_is_published(database, tmp_path):
     with database.begin() as connection:
         put(connection, "digits@9.0.0")
         made = bundles.read(make_bundle(tmp_path, "9.0.0"))
-        releases.publish(connection, made, None, now=NOW, actor="admin")
+        releases.publish(connection, made, None, now=NOW, who=ADA)
         with pytest.raises(BlockedError):
             blocked.check(connection, made.sha256)
 
@@ -78,12 +80,17 @@ def test_taken_off_the_list_it_can_be_ordered_again_and_all_is_in_the_audit_log(
     with database.begin() as connection:
         put(connection, "digits@1.0.0")
         assert [item.subject for item in blocked.everything(connection)] == ["digits@1.0.0"]
-        blocked.remove(connection, "digits@1.0.0", "mended", now=NOW, actor="bo")
+        blocked.remove(connection, "digits@1.0.0", "mended", now=NOW, who=BO)
         blocked.check(connection, two[0])
         assert blocked.everything(connection) == ()
         with pytest.raises(NotFoundError):
-            blocked.remove(connection, "digits@1.0.0", "", now=NOW, actor="bo")
-        assert audit.first_broken(connection) is None
+            blocked.remove(connection, "digits@1.0.0", "", now=NOW, who=BO)
+        entries = list(audit.entries(connection))
+    said = [(one.actor, one.action, one.detail) for one in entries if one.action.startswith("release.")]
+    assert said == [
+        ("user:ada", "release.block", "it counts wrongly"),
+        ("user:bo", "release.unblock", "mended"),
+    ]
 
 
 @pytest.mark.parametrize("subject", ["digits", "@1", "a" * 63, "A" * 64, ""])

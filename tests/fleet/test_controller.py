@@ -20,7 +20,7 @@ from fleet.server.controller import Controller
 from fleet.server.database import Database, sqlite_url
 from fleet.server.link import Link
 from fleet.server.lock import Lock, LostError
-from fleet.server.store import audit, rollouts, settings
+from fleet.server.store import audit, devices, rollouts, settings
 from fleet.server.store.orders import Issuer
 
 
@@ -212,9 +212,9 @@ def test_two_names_of_one_sqlite_file_are_one_database(tmp_path: Path) -> None:
 
 @pytest.mark.postgres
 def test_a_controller_whose_connection_is_cut_changes_nothing_more(
-    postgresql: str, issuer: Issuer, passing: Time
+    empty_postgresql: str, issuer: Issuer, passing: Time
 ) -> None:
-    database = fresh(postgresql)
+    database = Database(empty_postgresql)
     first, second = made(database, issuer, passing), made(database, issuer, passing)
     assert first.follow()
     with database.begin() as connection:
@@ -237,21 +237,12 @@ def test_a_controller_whose_connection_is_cut_changes_nothing_more(
     database.close()
 
 
-def fresh(url: str) -> Database:
-    made = Database(url)
-    with made.begin() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-        connection.exec_driver_sql("CREATE SCHEMA public")
-    made.close()
-    return Database(url)
-
-
 @pytest.mark.postgres
 def test_opening_a_stage_of_a_thousand_under_ingest_never_deadlocks(
-    postgresql: str, issuer: Issuer, passing: Time
+    empty_postgresql: str, issuer: Issuer, passing: Time
 ) -> None:
     """Both lock many devices; before they did so in one order, three of three runs ended in a deadlock."""
-    database = fresh(postgresql)
+    database = Database(empty_postgresql)
     names = [f"d{n:04}" for n in range(1000)]
     enrolled(database, names)
     failures: list[str] = []
@@ -271,23 +262,38 @@ def test_opening_a_stage_of_a_thousand_under_ingest_never_deadlocks(
             batches[worker] += 1
 
     threads = [threading.Thread(target=speak, args=(n,)) for n in (0, 1)]
-    for thread in threads:
-        thread.start()
     leading = made(database, issuer, passing)
     assert leading.follow()
-    for n in range(3):
-        with database.begin() as connection:
-            for table in (schema.members, schema.stage_sums):
-                connection.execute(table.delete())
-            connection.execute(schema.rollouts.delete())
-        begun(database, issuer, names)
-        leading.tick(same(NOW + n))
-        leading.tick(same(NOW + n + 0.5))
-    done.set()
     for thread in threads:
-        thread.join()
+        thread.start()
+    try:
+        for n in range(3):
+            with database.begin() as connection:
+                for table in (schema.members, schema.stage_sums):
+                    connection.execute(table.delete())
+                connection.execute(schema.rollouts.delete())
+            begun(database, issuer, names)
+            leading.tick(same(NOW + n))
+            leading.tick(same(NOW + n + 0.5))
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
     leading.stop()
     assert failures == []
     assert min(batches) > 3
     assert all(member.order_counter for member in loaded(database).members.values())
     database.close()
+
+
+def test_a_device_taken_out_of_service_leaves_its_row_too(
+    database: Database, issuer: Issuer, leading: Controller
+) -> None:
+    names = ["d1", "d2", "d3"]
+    enrolled(database, names)
+    begun(database, issuer, names)
+    leading.tick(same(NOW + 1))
+    with database.begin() as connection:
+        devices.decommission(connection, "d3", now=NOW + 2, who=audit.FLEET)
+    leading.tick(same(NOW + 3))
+    assert set(loaded(database).members) == {"d1", "d2"}

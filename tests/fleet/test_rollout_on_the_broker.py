@@ -269,8 +269,8 @@ def test_forged_and_broken_messages_are_counted_and_change_nothing(own_fleet: Fl
 
 
 @pytest.mark.postgres
-def test_a_rollout_on_postgresql(service: Service, postgresql: str, tmp_path: Path) -> None:
-    service.more = ("--database", postgresql)
+def test_a_rollout_on_postgresql(service: Service, empty_postgresql: str, tmp_path: Path) -> None:
+    service.more = ("--database", empty_postgresql)
     service.start()
     fleet = Fleet(service, tmp_path / "bundles", "lab")
     fleet.add("a", "b")

@@ -6,13 +6,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from fleet_support import csr_of, make_bundle, make_device_key
 from msgspec.structs import replace
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, select, update
+from store_support import enrolled as enroll_rows
+from store_support import rollout_of
 
 from edgekit import bundle as bundles
 from edgekit import evidence as evidences
@@ -38,9 +42,9 @@ from fleet.publish import SigningKey, make_key
 from fleet.rules.sums import Recent
 from fleet.server import ca, ingest, planning, schema
 from fleet.server.clock import same
-from fleet.server.database import Database
+from fleet.server.database import Database, _no_foreign_keys
 from fleet.server.inbox import Message
-from fleet.server.store import certificates, devices, enrolments, orders, releases, telemetry
+from fleet.server.store import certificates, devices, enrolments, orders, releases, rollouts, telemetry
 from fleet.server.store.audit import Who
 from fleet.server.store.enrolments import Invitation, Registrar
 from fleet.server.store.orders import Issuer
@@ -399,3 +403,34 @@ def test_signing_keys_are_for_their_owner_only(tmp_path: Path) -> None:
     (tmp_path / "k" / "b.key").touch(0o600)
     with pytest.raises(UsageError, match="no unencrypted PEM private key"):
         load_key(tmp_path / "k" / "b.key")
+
+
+def test_members_go_from_a_rollouts_state_to_rows_and_back(database: Database) -> None:
+    """An update in the middle of a rollout loses nothing of it."""
+    enroll_rows(database, ["d1", "d2"])
+    moment = rollouts.moment(NOW)
+    rollout = rollout_of(["d1", "d2"], judged_from=NOW)
+    told = {
+        name: replace(m, order_counter=7, ordered_at=moment, notified_at=moment, seen=(1, 2, 3), stage=0)
+        for name, m in rollout.members.items()
+    }
+    rollout = replace(rollout, members=told)
+    with database.begin() as connection:
+        rollouts.add(connection, rollout, NOW)
+    go_back(database, "0007")
+    with database.read() as connection:
+        state = connection.execute(select(schema.rollouts.c.state)).scalar_one()
+        assert sorted(msgspec.json.decode(state)["members"]) == ["d1", "d2"]
+    database._migrate()
+    with database.read() as connection:
+        assert rollouts.get(connection, 1) == rollout
+        [row] = rollouts.judged(connection)
+    assert (row.deployment, row.stage, row.judged_from) == ("digits", 0, NOW)
+
+
+def go_back(database: Database, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(schema.__file__).with_name("migrations")))
+    with database.engine.connect() as connection, _no_foreign_keys(connection), connection.begin():
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)

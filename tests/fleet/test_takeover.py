@@ -98,10 +98,7 @@ def broker(tmp_path: Path) -> Iterator[str]:
 def pair(request: pytest.FixtureRequest, tmp_path: Path, broker: str) -> Iterator[Pair]:
     database = f"sqlite:///{tmp_path / 'shared.db'}"
     if request.param == "postgresql":
-        database = request.getfixturevalue("postgresql")
-        with psycopg.connect(database.replace("+psycopg", ""), autocommit=True) as connection:
-            connection.execute("DROP SCHEMA public CASCADE")
-            connection.execute("CREATE SCHEMA public")
+        database = request.getfixturevalue("empty_postgresql")
     made = Pair(tmp_path, broker, database)
     with ExitStack() as stack:
         stack.callback(made.close)
@@ -151,14 +148,11 @@ def test_the_one_that_comes_back_follows(pair: Pair) -> None:
 
 @pytest.mark.postgres
 def test_a_controller_that_loses_its_session_leaves_the_broker_to_the_next(
-    tmp_path: Path, broker: str, postgresql: str
+    tmp_path: Path, broker: str, empty_postgresql: str
 ) -> None:
     """Both go by one name at the broker: two that listen would throw each other out for ever."""
-    plain = postgresql.replace("+psycopg", "")
-    with psycopg.connect(plain, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
-    pair = Pair(tmp_path, broker, postgresql)
+    plain = empty_postgresql.replace("+psycopg", "")
+    pair = Pair(tmp_path, broker, empty_postgresql)
     try:
         pair.start("1.0.0")
         with psycopg.connect(plain, autocommit=True) as connection:

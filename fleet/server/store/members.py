@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, delete, select
 
 from edgekit.wire.states import FleetState
 from fleet.rules.members import Member
@@ -33,6 +33,12 @@ def of(connection: Connection, rollout: int, devices: Sequence[str] | None = Non
 def write(connection: Connection, rollout: int, changed: Iterable[Member]) -> None:
     """New or changed members."""
     upsert(connection, members, [_values(rollout, member) for member in changed])
+
+
+def remove(connection: Connection, rollout: int, devices: Sequence[str]) -> None:
+    """These are in the rollout no longer."""
+    for some in chunks(devices):
+        connection.execute(delete(members).where(members.c.rollout == rollout, members.c.device.in_(some)))
 
 
 def _values(rollout: int, member: Member) -> dict[str, Any]:

@@ -78,6 +78,9 @@ def save(connection: Connection, rollout: Rollout, before: Rollout, now: float) 
     """What differs from `before`, which is the rollout as it was loaded or saved last in this transaction."""
     was = before.members
     members.write(connection, rollout.id, (m for m in rollout.members.values() if was.get(m.device) is not m))
+    # Members come and go in steps of their own; a step that adds some takes none away.
+    if len(rollout.members) < len(was):
+        members.remove(connection, rollout.id, sorted(was.keys() - rollout.members.keys()))
     connection.execute(
         update(rollouts)
         .where(rollouts.c.id == rollout.id)
