@@ -58,6 +58,6 @@ def gate_weights(gates: Sequence[Gate]) -> dict[str, float]:
 def total(spent: Spent, evidence: float, stage: int, stages: int) -> float:
     """The budget's sum with the open stage's evidence; at `STOP` the rollout stops."""
     weights = stage_weights(stages)
-    halved = weights[stage] / 2**spent.resumed
+    halved = weights[stage] * 0.5**spent.resumed
     closed = math.fsum(w * e for w, e in zip(weights, spent.closed, strict=False))
     return closed + halved * evidence + (weights[stage] - halved) + sum(weights[stage + 1 :])

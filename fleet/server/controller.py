@@ -20,7 +20,6 @@ from edgekit.wire import topics
 from fleet.rules import selectors
 from fleet.rules.rollout import RETURNING, Command, Due, Heard, Joined, Left, Rollout, Status, Tick
 from fleet.server import changes, planning
-from fleet.server.bridge import cohorts_of
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
 from fleet.server.link import Link
@@ -229,7 +228,7 @@ class Controller:
             evidence = kept.evidence(
                 connection, concerned, deaf=self._clock.deaf, heard_since=connected, now=now.steady
             )
-            event = Tick(cohorts_of(kept.rollout, evidence))
+            event = Tick(evidence)
             kept.rollout = changes.apply(connection, self._issuer, kept.rollout, event, now=now)
         elif kept.rollout.status in RETURNING:
             kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Due(), now=now)
