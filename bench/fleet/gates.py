@@ -133,6 +133,10 @@ def summary(case: Case, endings: Iterable[Ending]) -> dict[str, object]:
         "windows": round(sum(e.windows for e in endings) / runs, 1),
         "touched": round(sum(e.share_of_touched for e in endings) / runs, 3),
         "reasons": reasons,
+        "peers_stopped": {
+            name: round(sum(name in e.peers for e in endings) / runs, 3)
+            for name in ("fixed", "mann-whitney", "argo")
+        },
     }
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import numpy as np
 
+from bench.fleet.peers import Peers
 from bench.fleet.world import PAST_WINDOWS, Fleet, Release, Tally
 from edgekit.wire.messages import DeploymentReport
 from edgekit.wire.states import AgentState, FleetState
@@ -45,7 +46,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Ending:
-    """How it went: the machine's status, the stage it was in, the devices ordered by then, windows passed, and why."""
+    """How it went: the machine's status, the stage it was in, the devices ordered by then, windows passed, and why.
+
+    `peers` would have stopped it in the soak of its first stage (as far as it lasted).
+    """
 
     status: str
     stage: int
@@ -53,6 +57,7 @@ class Ending:
     windows: int
     reason: str
     share_of_touched: float
+    peers: tuple[str, ...] = ()
 
 
 class Play:
@@ -110,6 +115,7 @@ class Play:
             self.last_heard[window[0] >= 0] = at
         self._carry_out(*start(self.world, self.now()))
         first = self.fleet.now
+        peers = Peers()
         limit = first + 40 * self.wanted.soak
         while self.world.status is Status.RUNNING and self.fleet.now < limit:
             stage = self.world.stage
@@ -118,7 +124,10 @@ class Play:
             for _ in range(self.wanted.look):
                 self._window()
                 self._say()
-            self._carry_out(*advance(self.world, Tick(self.evidence()), self.now()))
+            seen = self.evidence()
+            if stage == 0 and self.fleet.now - first <= self.wanted.soak:
+                peers.look(seen)
+            self._carry_out(*advance(self.world, Tick(seen), self.now()))
         ordered = [m for m in self.world.members.values() if m.order_counter]
         touched = np.array([self.fleet.touched[self.place[m.device]] for m in ordered])
         status = self.world.status
@@ -129,6 +138,7 @@ class Play:
             self.fleet.now - first,
             self.world.reason,
             float(touched.sum() / max(1, self.fleet.touched.sum())),
+            tuple(sorted(peers.stopped)),
         )
 
     def _carry_out(self, world: Rollout, effects: list[Effect]) -> None:

@@ -21,7 +21,11 @@ Gates:
   latency_p95 <= 20ms [min 3 windows]    engine time; also latency_p50, latency_p99
   install_failures < 5% [min 20 devices]
   lost <= 5%                             always there; give it to change the limit
-  latency_p95 <= 1.1 * control           against devices held back, also error_rate
+  latency_p95 <= 1.1 * control           against devices still on the old release
+  error_rate <= control + 0.5%           the same, in points
+  latency_p95 <= 1.2 * before            each device against its own past: may only pause
+  drift_psi < 0.2                        drift of inputs
+  metric:NAME >= 0.95 * control          what the application reports
 
 \b
 Examples:

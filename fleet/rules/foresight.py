@@ -220,7 +220,9 @@ class _Curve:
 
 def _sight(gate: Gate, usual: Usual, soak_s: float, needed: float, curve: _Curve) -> Sight:
     windows, twice = _windows(gate, usual, soak_s), _windows(gate, usual, 2 * soak_s)
-    if windows <= 0 or twice <= 0 or usual.assumed <= 0:
+    if usual.assumed <= 0:
+        return Sight(gate, None, soak_s, 0.0, "; these devices serve nothing")
+    if windows <= 0 or twice <= 0:
         need = (COLD_WINDOWS_LATENCY + 4) * usual.window_s
         return Sight(
             gate, None, soak_s, 0.0, f"; its soak is too short: use --soak {show_duration(need)} or more"

@@ -69,7 +69,7 @@ class Rows:
 
     def beside(self, other: "Rows") -> "Rows":
         """These and the others, of the same table."""
-        return Rows(self._gates, np.concatenate([self._matrix, other._matrix]), self.profiles)
+        return Rows(self._gates, np.concatenate([self._matrix, other._matrix]), self.profiles)  # noqa: SLF001  # its own class
 
 
 class Table:

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, select
 from edgekit.errors import UsageError
 from fleet import api
 from fleet.rules import foresight, stages
+from fleet.rules.evidence import USUAL_WINDOW_S
 from fleet.rules.foresight import Cut, Sight, Usual
 from fleet.rules.rollout import Rollout
 from fleet.rules.text import show_duration
@@ -83,7 +84,7 @@ def _usual(connection: Connection, rollout: Rollout) -> Usual:
         return Usual()
     rates = [row.errors / row.requests for row in rows if row.requests]
     return Usual(
-        window_s=median(row.window_s or foresight.USUAL_WINDOW_S for row in rows),
+        window_s=median(row.window_s or USUAL_WINDOW_S for row in rows),
         requests=median(row.requests / row.windows for row in rows),
         error_rate=sum(sorted(rates)[: max(1, len(rates) * 19 // 20)]) / max(1, len(rates))
         if rates
