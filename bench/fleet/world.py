@@ -32,7 +32,8 @@ def profiles_of(n: int) -> NDArray[np.int64]:
 @dataclass(frozen=True)
 class Release:
     """What the new release does to a device that runs it: errors added (a share), latency multiplied, and the share of
-    devices that it kills within minutes. `profile`: to this one only. `hostile` is how one canary lies, if one does.
+    devices that it kills within minutes (`exact_crashes`: exactly that share of those that moved, otherwise each with
+    that chance). `profile`: to this one only. `hostile` is how one canary lies, if one does.
     """
 
     errors: float = 0.0
@@ -82,7 +83,10 @@ class Fleet:
         self.moved_at[devices] = self.now
         own = devices[self.touched[devices]]
         if self.release.exact_crashes:
-            doomed = self.chance.permutation(own)[: round(self.release.crashing * len(own))]
+            # Of all that have moved so far, whatever the batches.
+            moved = self.touched & (self.moved_at >= 0)
+            due = round(self.release.crashing * int(moved.sum())) - int((self.crash_at >= 0).sum())
+            doomed = self.chance.permutation(own)[: max(0, due)]
         else:
             doomed = own[self.chance.random(len(own)) < self.release.crashing]
         self.crash_at[doomed] = self.now + self.chance.integers(1, 8, size=len(doomed))
