@@ -9,10 +9,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
+import paho.mqtt.client as mqtt
 import psycopg
 import pytest
 from fleet_support import FakeDevice, Service, free_port, make_bundle, wait_until
+from paho.mqtt.enums import CallbackAPIVersion
 
+from edgekit.wire import topics
 from fleet import api
 from fleet.client import publishing
 
@@ -197,3 +200,43 @@ def test_a_home_whose_orders_the_devices_would_refuse_is_refused(tmp_path: Path,
         assert pair.second.process.returncode == 5
     finally:
         pair.close()
+
+
+def test_a_retained_poison_message_does_not_come_back_for_ever(tmp_path: Path, broker: str) -> None:
+    pair = Pair(tmp_path, broker, f"sqlite:///{tmp_path / 'shared.db'}")
+    try:
+        pair.first.start()
+        file = pair.first.client().enroll(api.NewDevice("d0", ("digits",), {"site": "lab"}))
+        device = FakeDevice(file)
+        pair.devices = [device]
+        device.enrol()
+        device.connect()
+        wait_until(lambda: pair.first.client().status().online == 1, "the device is online")
+        device.publish("reported", b'{"seq": 9223372036854775808}', retain=True)
+        dropped = "unreadable reported"
+        wait_until(lambda: dropped in pair.first.client().status().dropped, "it is counted")
+        # A broker that does not say of a message just published that it is retained says so to who subscribes later.
+        pair.first.stop()
+        pair.first.start()
+        wait_until(lambda: retained(broker, "d0") == b"", "it is gone from its topic")
+        pair.first.stop()
+        pair.first.start()
+        wait_until(lambda: pair.first.client().status().is_connected, "the service hears its broker again")
+        assert dropped not in pair.first.client().status().dropped
+    finally:
+        pair.close()
+
+
+def retained(broker: str, device: str) -> bytes:
+    """What the broker keeps on the device's `reported`; empty for nothing."""
+    host, _, port = broker.removeprefix("mqtt://").partition(":")
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    found: list[bytes] = []
+    client.on_message = lambda _c, _u, message: found.append(bytes(message.payload))
+    client.on_connect = lambda *_: client.subscribe(topics.of(device, topics.REPORTED))
+    client.connect(host, int(port))
+    client.loop_start()
+    time.sleep(0.5)
+    client.loop_stop()
+    client.disconnect()
+    return found[0] if found else b""

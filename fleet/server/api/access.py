@@ -20,7 +20,7 @@ router = APIRouter(prefix="/api/v1", tags=["access"])
 
 @router.get("/tokens")
 def token_list(ctx: Ctx) -> Response:
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         rows = tokens.everything(connection)
     return answer([_token(row, ctx.clock()) for row in rows])
 
@@ -57,7 +57,7 @@ def revoke_token(ctx: Ctx, caller: Caller, token: str) -> Response:
 
 @router.get("/users")
 def user_list(ctx: Ctx) -> Response:
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         rows = users.everyone(connection)
     return answer(
         [

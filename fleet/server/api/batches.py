@@ -16,7 +16,7 @@ router = APIRouter(prefix="/api/v1", tags=["enrolment"])
 @router.get("/batches")
 def listing(ctx: Ctx) -> Response:
     now = ctx.clock()
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         return answer([_view(found, now) for found in batches.everything(connection)])
 
 

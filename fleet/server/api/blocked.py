@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Response
 from sqlalchemy import Connection
 
 from fleet import api
-from fleet.rules.rollout import Command, Status
+from fleet.rules.rollout import Command, Rollout, Status
 from fleet.server import changes
 from fleet.server.api.admission import Caller
 from fleet.server.api.context import Context, Ctx, answer, body
@@ -18,7 +18,7 @@ router = APIRouter(prefix="/api/v1", tags=["releases"])
 
 @router.get("/blocked")
 def listing(ctx: Ctx) -> Response:
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         return answer(blocked.everything(connection))
 
 
@@ -27,8 +27,10 @@ def block(ctx: Ctx, caller: Caller, wanted: Annotated[api.Block, Depends(body(ap
     """From this transaction on no order names it; running rollouts that would are paused."""
     subject = blocked.checked(wanted.subject)
     with ctx.database.begin() as connection:
+        # Locks in everyone's order: rollouts before the audit log.
+        under_way = [rollouts.load(connection, number) for number in rollouts.active_ids(connection)]
         is_new = blocked.add(connection, subject, wanted.reason, now=ctx.clock(), who=caller.who)
-        _pause(connection, ctx, subject, caller.who)
+        _pause(connection, ctx, subject, under_way, caller.who)
     ctx.wake()
     return answer(api.BlockAnswer(subject, is_changed=is_new), 201 if is_new else 200)
 
@@ -44,8 +46,8 @@ def unblock(
     return answer(api.BlockAnswer(subject, is_changed=True))
 
 
-def _pause(connection: Connection, ctx: Context, subject: str, who: Who) -> None:
-    for rollout in rollouts.active_whole(connection):
+def _pause(connection: Connection, ctx: Context, subject: str, under_way: list[Rollout], who: Who) -> None:
+    for rollout in under_way:
         title = releases.title(rollout.spec.name, rollout.spec.version)
         targets = {member.target for member in rollout.members.values()}
         if rollout.status is Status.RUNNING and (subject == title or subject in targets):

@@ -104,7 +104,7 @@ def _file(ctx: Context, caller: Principal, invitation: Invitation) -> Response:
 @router.get("/waiting")
 def waiting(ctx: Ctx, caller: Caller) -> Response:
     """Who asked to join and waits for a person."""
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         found = [row for row in enrolments.waiting(connection) if caller.reaches(_labels(row))]
     return answer(
         [

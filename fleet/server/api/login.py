@@ -131,7 +131,7 @@ def sign_out(ctx: Ctx, request: Request, given: Form) -> Response:
 @router.get("/", include_in_schema=False)
 def home(ctx: Ctx, request: Request, caller: Caller) -> Response:
     """Who is signed in, and the way out."""
-    with ctx.database.begin() as connection:
+    with ctx.database.read() as connection:
         rows = [row for row in devices.everyone(connection) if caller.reaches(devices.labels_of(row))]
     online = sum(row.is_online for row in rows)
     csrf = csrf_of(session_of(request, ctx))
