@@ -11,7 +11,7 @@ fleet of `bench/fleet`, whose spread is meant to be unkind.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleet.rules import budget, evalues, judge, scores, statistics
 from fleet.rules.evidence import COLD_WINDOWS, COLD_WINDOWS_LATENCY, USUAL_WINDOW_S
@@ -57,7 +57,8 @@ class Cut:
 @dataclass(frozen=True)
 class Sight:
     """What one gate sees in one stage: the smallest harm it finds with `POWER`, after so many seconds of soak, and the
-    chance that a harmless release passes it. `harm` is None where it finds none by itself.
+    chance that a harmless release passes it. `harm` is None where it finds none by itself. `is_counted_out`: there are
+    not enough devices, whatever their traffic and windows are.
     """
 
     gate: Gate
@@ -65,6 +66,7 @@ class Sight:
     after_s: float
     passes: float
     needs: str = ""
+    is_counted_out: bool = False
 
     @property
     def words(self) -> str:
@@ -96,7 +98,7 @@ def foresee(
             sight = _RULES[_rule_of(gate, cut)](gate, cut, usual, soak_s, needed)
             # Later stages are judged together with what earlier ones saw.
             best[gate.text] = max(best.get(gate.text, 0.0), sight.passes)
-            sights.append(Sight(gate, sight.harm, sight.after_s, best[gate.text], sight.needs))
+            sights.append(replace(sight, passes=best[gate.text]))
         stages.append(tuple(sights))
     return tuple(stages)
 
@@ -105,7 +107,7 @@ def hopeless(cuts: Sequence[Cut], stages: Sequence[Sequence[Sight]], usual: Usua
     """Why some gate could never conclude, and what would help; None if all can."""
     for cut, sights in zip(cuts, stages, strict=True):
         for sight in sights:
-            is_known = usual.requests is not None or sight.passes == 0.0
+            is_known = usual.requests is not None or sight.is_counted_out
             if is_known and sight.passes < LEAST_CHANCE:
                 return (
                     f"gate {sight.gate.text!r} could hardly conclude in the stage {cut.words!r}: a harmless release "
@@ -132,7 +134,7 @@ def _compared(gate: Gate, cut: Cut, usual: Usual, soak_s: float, needed: float) 
         return Sight(
             gate, None, soak_s, 0.0,
             f"; it needs {few} devices on the new and {few} on the old release, here are {cut.canaries} and "
-            f"{cut.controls}: use other --stages, --holdback, or an absolute gate",
+            f"{cut.controls}: use other --stages, --holdback, or an absolute gate", is_counted_out=True,
         )  # fmt: skip
 
     def se(windows: float) -> float:
@@ -177,9 +179,8 @@ def _installed(gate: Gate, cut: Cut, _usual: Usual, soak_s: float, needed: float
     found = _counted(gate, cut, soak_s, lambda bad: evalues.of_share(bad, cut.canaries, gate.limit) >= needed)
     if cut.canaries >= gate.minimum:
         return found
-    return Sight(
-        gate, found.harm, soak_s, 0.0, f"; it needs {gate.minimum} devices, this stage has {cut.canaries}"
-    )
+    needs = f"; it needs {gate.minimum} devices, this stage has {cut.canaries}"
+    return replace(found, passes=0.0, needs=needs, is_counted_out=True)
 
 
 def _silenced(gate: Gate, cut: Cut, _usual: Usual, soak_s: float, needed: float) -> Sight:

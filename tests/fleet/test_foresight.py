@@ -66,6 +66,8 @@ def test_where_nothing_is_known_of_the_traffic_only_the_impossible_is_refused() 
     unknown = Usual(window_s=60, requests=None)
     tight = (gates.parse("latency_p95 <= 1.03 * control"),)
     assert hopeless((FIRST,), foresee(tight, (FIRST,), unknown, 1800.0), unknown) is None
+    alone = Cut("1", 1, 99)
+    assert hopeless((alone,), foresee(tight, (alone,), unknown, 1800.0), unknown) is not None
     assert hopeless((FIRST,), foresee(tight, (FIRST,), KNOWN, 1800.0), KNOWN) is not None
     idle = Usual(window_s=60, requests=0.0)
     assert hopeless((FIRST,), foresee(tight, (FIRST,), idle, 1800.0), idle) is not None
