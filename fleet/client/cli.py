@@ -166,6 +166,8 @@ def status(*, place: str | None, as_json: bool) -> None:
         f"{found.fleet}: {found.online} of {found.devices} devices online, {found.active_rollouts} active rollouts"
     )
     click.echo(f"broker {found.broker}: {broker}" + ("; FROZEN" if found.is_frozen else ""))
+    if not found.is_controller:
+        click.echo("this service stands by: another one on the same database is the controller")
     for reason, count in found.dropped.items():
         click.echo(f"dropped {count} messages: {reason}")
 
