@@ -250,6 +250,7 @@ class Play:
                 else None,
                 order=self.order.get(name),
                 is_online=member.is_online,
+                is_fresh=member.stage is None or member.stage == self.world.stage,
             )
         opened = self.opened * WINDOW_S
         return StageEvidence(devices, now=now, judged_from=opened, heard_since=0.0)

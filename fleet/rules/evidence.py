@@ -61,6 +61,7 @@ class DeviceEvidence(msgspec.Struct, frozen=True):
     `installed`: True once it reported the target loaded and committed, False once it failed to or left it again (also
     timed out, rejected, diverged), None on the way. `order` is its place among all that were ordered (0 is the first);
     None for control. `is_excused`: it failed, and the operator resumed all the same.
+    `is_fresh`: it was ordered in this stage, so that its past is of the same hours as that of control.
     `last_report_at` is the newest sign of life, 0 for none; `fell_silent_at` is when it first had missed
     `SILENT_WINDOWS` in this stage and was heard again later, None if that never was (see `silence_of`).
     """
@@ -86,6 +87,7 @@ class DeviceEvidence(msgspec.Struct, frozen=True):
     order: int | None = None
     is_excused: bool = False
     is_online: bool = False
+    is_fresh: bool = True
 
     @property
     def patience_s(self) -> float:

@@ -147,8 +147,8 @@ def _limited(gate: Gate, present: Stage) -> Opinion:
 
 
 def _compared(gate: Gate, present: Stage) -> Opinion:
-    """A gate against control."""
-    canary = present.canary.take(scores.usable(gate, present.canary))
+    """A gate against control. Devices of earlier stages have a past of other hours, and are left out."""
+    canary = _fresh(gate, present)
     control = present.control.take(scores.usable(gate, present.control))
     if present.is_closing and len(control) < SMALLEST_ARM:
         return _after_holdback(gate, canary)
@@ -164,6 +164,10 @@ def _compared(gate: Gate, present: Stage) -> Opinion:
     if found.worst:
         figure += f"; profile {found.worst} is beyond it"
     return _concluded(gate, found, figure, present, found.e)
+
+
+def _fresh(gate: Gate, present: Stage) -> Rows:
+    return present.canary.take(scores.usable(gate, present.canary) & present.canary.flag("is_fresh"))
 
 
 def _concluded(gate: Gate, found: Finding, figure: str, present: Stage, e: float) -> Opinion:
@@ -189,7 +193,7 @@ def _after_holdback(gate: Gate, canary: Rows) -> Opinion:
 
 def _remembered(gate: Gate, present: Stage) -> Opinion:
     """A gate against the devices' own past."""
-    canary = present.canary.take(scores.usable(gate, present.canary))
+    canary = _fresh(gate, present)
     if not len(canary):
         return _waits(gate, "too little data: no device has a past and a present to compare")
     found = statistics.against_before(gate, canary)

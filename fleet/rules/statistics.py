@@ -35,6 +35,11 @@ ERROR_TAU = 0.01
 # Error rates closer than a tenth of a point are not told apart.
 ERROR_MARGIN = 0.001
 _WINSOR_SDS = 4.0
+# What trimming takes from the deviation of a normal sample.
+_TRIMMED = 1.15
+# So many devices show what is usual; a variance of fewer degrees of freedom than this is half the common one.
+_ENOUGH_TO_KNOW = 20
+_SHRINK = 24
 Z_PASS = evalues.NORMAL.inv_cdf(1 - PASS_CHANCE)
 _Z_PLAIN = evalues.NORMAL.inv_cdf(0.95)
 Z_SURE = evalues.NORMAL.inv_cdf(0.999)
@@ -187,14 +192,9 @@ class _Part:
 
 def _contrast(canary: Scores, control: Scores, tau: float, margin: float, names: Sequence[str]) -> Finding:
     """Canary minus control, in the gate's unit; half of the evidence is that of profiles on their own."""
-    reach = _reach(control)
-    # Around their own median: a real shift of all canaries must not be cut off.
-    everyone = _part(
-        _tamed(canary, reach),
-        _tamed(control, reach),
-        tau,
-    )
-    parts = _profiles(canary, control, tau, names)
+    usual = _usual_spread(canary, control)
+    everyone = _part(canary, control, usual, tau)
+    parts = _profiles(canary, control, usual, tau, names)
     apart = {name: part.counted(margin) for name, part in parts.items()}
     e = everyone.counted(margin)
     if apart:
@@ -213,31 +213,57 @@ def _contrast(canary: Scores, control: Scores, tau: float, margin: float, names:
     )
 
 
-def _profiles(canary: Scores, control: Scores, tau: float, names: Sequence[str]) -> dict[str, _Part]:
-    """The profiles with enough devices in both arms, each with its own idea of what is usual."""
+def _profiles(
+    canary: Scores, control: Scores, usual: float, tau: float, names: Sequence[str]
+) -> dict[str, _Part]:
+    """The profiles with enough devices in both arms; with control enough, each has its own idea of what is usual."""
     parts = {}
     for at, name in enumerate(names):
         left, right = canary.take(canary.profile == at), control.take(control.profile == at)
         if min(len(left), len(right)) >= SMALLEST_PROFILE_ARM:
-            reach = _reach(right) if len(right) >= SMALLEST_ARM else _reach(control)
-            parts[name] = _part(_tamed(left, reach), _tamed(right, reach), tau)
+            own = _usual_spread(left, right) if len(right) >= _ENOUGH_TO_KNOW else usual
+            parts[name] = _part(left, right, own, tau)
     return parts if len(parts) > 1 else {}
 
 
-def _part(canary: Scores, control: Scores, tau: float) -> _Part:
-    left, right = canary.score, control.score
-    freedom = len(left) + len(right) - 2
-    squares = float(((left - left.mean()) ** 2).sum() + ((right - right.mean()) ** 2).sum())
-    noise = float(np.concatenate([canary.noise, control.noise]).mean())
-    variance = max(squares / max(1, freedom), noise)
-    slope, se = float(canary.slope.mean()), math.sqrt(variance * (1 / len(left) + 1 / len(right)))
+def _part(canary: Scores, control: Scores, usual: float, tau: float) -> _Part:
+    """Both arms in the gate's own unit, so that one that was seen for longer weighs no more."""
+    left, right = _in_unit(canary, usual), _in_unit(control, usual)
+    n, m = len(left), len(right)
+    freedom = n + m - 2
+    squares = (float(((left - left.mean()) ** 2).sum()), float(((right - right.mean()) ** 2).sum()))
+    pooled = sum(squares) / max(1, freedom)
+    # The arms were not seen for equally long, and so do not vary alike: each has its own variance, drawn to the common.
+    variance = [
+        max((own + _SHRINK * pooled) / (count - 1 + _SHRINK), _noise(arm))
+        for own, count, arm in ((squares[0], n, canary), (squares[1], m, control))
+    ]
+    se = math.sqrt(variance[0] / n + variance[1] / m)
     difference = float(left.mean() - right.mean())
-    z = evalues.permutation_score(left, right, difference / se)
-    return _Part(difference / slope, se / slope, evalues.of_normal(z, tau * slope, se), freedom)
+    z = evalues.normal_score(difference / se, freedom)
+    if pooled > 0 and z > 0:
+        z *= evalues.skew_factor(left, right, difference / math.sqrt(pooled * (1 / n + 1 / m)))
+    return _Part(difference, se, evalues.of_normal(z, tau, se), freedom)
 
 
-def _tamed(own: Scores, reach: float) -> Scores:
-    return replace(own, score=_winsorized(own.score, reach))
+def _in_unit(own: Scores, usual: float) -> Floats:
+    """Scores in the gate's unit, pulled in around their own median: a real shift of all must not be cut off."""
+    reach = _WINSOR_SDS * max(usual, math.sqrt(_noise(own)))
+    return _winsorized(own.score / float(own.slope.mean()), reach)
+
+
+def _noise(own: Scores) -> float:
+    return float(own.noise.mean()) / float(own.slope.mean()) ** 2
+
+
+def _usual_spread(canary: Scores, control: Scores) -> float:
+    """The usual deviation in the gate's unit: control's, or that of both arms where control alone is too small to know.
+
+    The outermost devices have no say in it.
+    """
+    arms = [control] if len(control) >= _ENOUGH_TO_KNOW else [canary, control]
+    inner = [own.score / float(own.slope.mean()) for own in arms]
+    return _trimmed_sd(np.concatenate([values - np.median(values) for values in inner]))
 
 
 def _alone(own: Scores, tau: float) -> Finding:
@@ -275,11 +301,14 @@ def few_se(limit: float, requests: float) -> float:
 
 
 def _reach(own: Scores) -> float:
-    """Four usual deviations; what is usual does not come from the outermost devices."""
-    count = len(own)
+    return _WINSOR_SDS * max(_trimmed_sd(own.score), math.sqrt(float(own.noise.mean())))
+
+
+def _trimmed_sd(values: Floats) -> float:
+    """The standard deviation without the outermost two percent of each side, at least one device."""
+    count = len(values)
     cut = max(1, count // 50) if count >= SMALLEST_ARM else 0
-    inner = np.sort(own.score)[cut : count - cut]
-    return _WINSOR_SDS * max(float(inner.std()) * 1.15, math.sqrt(float(own.noise.mean())))
+    return float(np.sort(values)[cut : count - cut].std()) * _TRIMMED
 
 
 def _winsorized(values: Floats, reach: float) -> Floats:

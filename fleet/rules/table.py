@@ -34,6 +34,7 @@ _COLUMNS = (
     "installed",
     "order",
     "is_online",
+    "is_fresh",
     "profile",
 )
 _AT = {name: place for place, name in enumerate(_COLUMNS)}
@@ -117,6 +118,7 @@ class Table:
             -1 if device.installed is None else device.installed,
             math.inf if device.order is None else device.order,
             device.is_online,
+            device.is_fresh,
             self._profiles.setdefault(device.profile, len(self._profiles)),
         ]
         for gate in self._gates:

@@ -144,6 +144,7 @@ class Watched:
             order=self._places.get(member.device),
             is_excused=member.is_excused,
             is_online=member.is_online,
+            is_fresh=member.stage is None or member.stage == self.rollout.stage,
         )
 
 
