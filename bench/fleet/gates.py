@@ -36,13 +36,16 @@ class Case:
     part: float = 1.0  # of the runs: a large fleet is slow to play
 
 
-def _first(canaries: int, n: int, soak: int = 30) -> Wanted:
+TIGHT = ("error_rate <= control + 0.5%", "latency_p95 <= 1.06 * control")
+
+
+def _first(canaries: int, n: int, soak: int = 30, gates: tuple[str, ...] = GATES) -> Wanted:
     """Stages are cut per profile and rounded up; the count is asked so that so many devices move, not more."""
     parts = [part for part in np.bincount(profiles_of(n)) if part]
     asked = next(
         c for c in range(canaries, 0, -1) if sum(math.ceil(c / n * part) for part in parts) <= canaries
     )
-    return Wanted(n, GATES, f"{asked},50%,100%", soak=soak, last_stage=0)
+    return Wanted(n, gates, f"{asked},50%,100%", soak=soak, last_stage=0)
 
 
 GOOD = Release()
@@ -59,6 +62,8 @@ CASES = (
     Case("first-100: +0.5 point of errors", _first(100, 600), Release(errors=0.005), None, 0.5),
     Case("first-100: +1 point of errors", _first(100, 600), Release(errors=0.01), 0.98, 0.5),
     Case("first-100: +10 % p95", _first(100, 600), Release(slower=1.10), 0.98, 0.5),
+    Case("first-100: +10 % p95, gate 1.06", _first(100, 600, gates=TIGHT), Release(slower=1.10), 0.98, 0.5),
+    Case("first-100: good, gate 1.06", _first(100, 600, gates=TIGHT), GOOD, 0.95, 0.5),
     Case("first-100: 20 % crash", _first(100, 600), Release(crashing=0.2, exact_crashes=True), 0.98, 0.5),
     Case(
         "5 % profile: +5 points of errors",

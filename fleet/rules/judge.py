@@ -29,8 +29,8 @@ from fleet.rules.text import show_percent
 DEFAULT_LOST = Gate("lost <= 5%", "lost", is_strict=False, limit=0.05)
 # Devices fail to install a good release, too: a full disk, a power cut.
 DEFAULT_INSTALLS = Gate("install_failures <= 2%", "install_failures", is_strict=False, limit=0.02)
-# As many bad devices as come by chance in one of ten stages do not hold a rollout up, where there are devices enough.
-_LUCK = 0.1
+# As many bad devices as come by chance in one of seven stages do not hold a rollout up, where there are devices enough.
+_LUCK = 0.15
 _ENOUGH_DEVICES = 20
 _ENOUGH_WINDOWS = 3
 

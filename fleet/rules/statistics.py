@@ -28,7 +28,7 @@ from fleet.rules.table import Rows
 SMALLEST_ARM = 5
 SMALLEST_PROFILE_ARM = 3
 # A release at the limit passes with at most this chance at one look; there are several between one soak and two.
-PASS_CHANCE = 0.02
+PASS_CHANCE = 0.005
 # Harms worth finding: ten percent of latency, one point of errors (or as much again as an absolute limit).
 LATENCY_TAU = 0.10
 ERROR_TAU = 0.01
