@@ -85,17 +85,24 @@ def test_an_unknown_label_is_refused_with_those_that_exist() -> None:
             "install_failures < 5% min 20 devices",
             "devices that failed to install below 5 %, judged on at least 20 devices",
         ),
-        ("drift_psi < 0.2", "the drift of inputs (PSI against the reference) below 0.2, judged on at least 3 windows"),
+        (
+            "drift_psi < 0.2",
+            "the drift of inputs (PSI against the reference) below 0.2, judged on at least 3 windows",
+        ),
         ("metric:sold >= 0.8", "sold at least 0.8, judged on at least 3 windows"),
         (
             "error_rate <= control + 0.5%",
-            "errors per accepted request at most 0.5 points above that of devices still on the old release, device by "
-            "device, each against its own past",
+            (
+                "errors per accepted request at most 0.5 points above that of devices still on the old release, device by "
+                "device, each against its own past"
+            ),
         ),
         (
             "metric:sold >= 0.95 * before",
-            "sold at least 0.95 times what the same devices had before (the hour may confound this: it pauses, and "
-            "never rolls back)",
+            (
+                "sold at least 0.95 times what the same devices had before (the hour may confound this: it pauses, and "
+                "never rolls back)"
+            ),
         ),
         ("lost <= 10%", "devices lost to the move at most 10 %, judged on at least 1 devices"),
     ],
