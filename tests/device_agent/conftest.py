@@ -337,6 +337,16 @@ def make_bundle(tmp_path: Path) -> Callable[..., Built]:
     return lambda **wanted: build(folder, **wanted)
 
 
+@pytest.fixture
+def first(make_bundle: Callable[..., Built]) -> Built:
+    return make_bundle(version="1.0.0", seed=1)
+
+
+@pytest.fixture
+def second(make_bundle: Callable[..., Built]) -> Built:
+    return make_bundle(version="2.0.0", seed=2)
+
+
 def staged(folder: DeploymentFolder, built: Built, name: slots.SlotName = "A") -> Path:
     """A slot as the updater leaves it."""
     folder.root.mkdir(parents=True, exist_ok=True)
@@ -385,6 +395,12 @@ class Client:
         return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
 
 
+def predict(agent: Any) -> str | int:
+    """The version that answers at an agent's port, or the status of its refusal."""
+    answer = Client(agent.port).post("/predict", {"input": digit_images(1)[0].tolist()})
+    return str(answer.json.get("version")) if answer.status == 200 else answer.status
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -416,6 +432,7 @@ class Tools:
     staged = staticmethod(staged)
     digit_images = staticmethod(digit_images)
     free_port = staticmethod(free_port)
+    predict = staticmethod(predict)
     wait_until = staticmethod(wait_until)
 
 

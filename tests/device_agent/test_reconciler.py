@@ -122,16 +122,6 @@ def bench(tmp_path, stage):
     return Bench(tmp_path, stage)
 
 
-@pytest.fixture
-def first(make_bundle):
-    return make_bundle(version="1.0.0", seed=1)
-
-
-@pytest.fixture
-def second(make_bundle):
-    return make_bundle(version="2.0.0", seed=2)
-
-
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("turns", range(6))
 def test_an_end_that_comes_together_with_an_event_is_an_end(turns, bench):

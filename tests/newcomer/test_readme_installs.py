@@ -30,6 +30,7 @@ PROMISES = {
     "audio": "import soundfile",
     "fleet": "import fleet.server.service; from iotcore import Broker",
     "postgres": "import psycopg",
+    "pkcs11": "import pkcs11",
     "onnxruntime": "from edgekit.engines import _trial; _trial.attempt('onnxruntime')",
     "openvino": "from edgekit.engines import _trial; _trial.attempt('openvino')",
     "litert": "from edgekit.engines import _trial; _trial.attempt('litert'); import ai_edge_litert",

@@ -555,3 +555,12 @@ def make_agent(tmp_path: Path, tools: Any) -> Iterator[Callable[..., AgentProces
     for agent in made:
         if hasattr(agent, "process"):
             agent.kill_tree()
+
+
+@pytest.fixture
+def settled(fleet: Fleet, make_agent: Callable[..., AgentProcess], first: Any, tools: Any) -> AgentProcess:
+    """An agent that has committed the first release."""
+    agent = make_agent(fleet)
+    fleet.order(fleet.publish(first))
+    tools.wait_until(lambda: fleet.runs(first), "the first release is committed")
+    return agent

@@ -14,11 +14,6 @@ def own(brokers, broker_folder, tools):
     broker.stop()
 
 
-def predict(tools, agent):
-    answer = tools.Client(agent.port).post("/predict", {"input": tools.digit_images(1)[0].tolist()})
-    return answer.json.get("version") if answer.status == 200 else answer.status
-
-
 def test_a_release_after_which_the_link_is_lost_is_left_and_tried_again_when_the_old_one_brings_it_back(
     own, make_fleet, make_agent, make_bundle, tools
 ):
@@ -29,9 +24,9 @@ def test_a_release_after_which_the_link_is_lost_is_left_and_tried_again_when_the
     tools.wait_until(lambda: fleet.runs(first), "the first release is committed")
     fleet.order(fleet.publish(second), options=OrderOptions(probation_s=60))
     tools.wait_until(lambda: fleet.deployment().state.value == "probation", "the second is on trial")
-    assert predict(tools, agent) == "2.0.0"
+    assert tools.predict(agent) == "2.0.0"
     own.stop()
-    tools.wait_until(lambda: predict(tools, agent) == "1.0.0", "the old one serves while the link is away")
+    tools.wait_until(lambda: tools.predict(agent) == "1.0.0", "the old one serves while the link is away")
     assert agent.process.poll() is None
     own.start()
     [told] = tools.wait_until(
@@ -40,7 +35,7 @@ def test_a_release_after_which_the_link_is_lost_is_left_and_tried_again_when_the
     assert told.code == "update-waiting"
     said = fleet.deployment()
     assert (said.digest, said.committed) == (first.sha256, first.sha256)
-    assert predict(tools, agent) == "1.0.0"
+    assert tools.predict(agent) == "1.0.0"
 
 
 def test_a_release_that_does_not_fit_into_memory_waits_and_says_with_which_figures(
@@ -58,6 +53,6 @@ def test_a_release_that_does_not_fit_into_memory_waits_and_says_with_which_figur
     )
     assert "needs 1000000000 MB beside the " in told.detail
     assert len(fleet.requests) == fetched
-    assert predict(tools, agent) == "1.0.0"
+    assert tools.predict(agent) == "1.0.0"
     fleet.order(ordered)
     tools.wait_until(lambda: fleet.runs(second), "with a figure that fits it arrives")

@@ -5,39 +5,14 @@ import os
 import signal
 import time
 
-import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgekit.manifest import Contract
 from edgekit.wire.messages import OrderOptions
 
 
-@pytest.fixture
-def first(make_bundle):
-    return make_bundle(version="1.0.0", seed=1)
-
-
-@pytest.fixture
-def second(make_bundle):
-    return make_bundle(version="2.0.0", seed=2)
-
-
-@pytest.fixture
-def settled(fleet, make_agent, first, tools):
-    """An agent that has committed the first release."""
-    agent = make_agent(fleet)
-    fleet.order(fleet.publish(first))
-    tools.wait_until(lambda: fleet.runs(first), "the first release is committed")
-    return agent
-
-
-def predict(tools, agent):
-    answer = tools.Client(agent.port).post("/predict", {"input": tools.digit_images(1)[0].tolist()})
-    return answer.json.get("version") if answer.status == 200 else answer.status
-
-
 def test_a_release_is_fetched_tested_switched_to_and_committed(fleet, settled, first, tools):
-    assert predict(tools, settled) == "1.0.0"
+    assert tools.predict(settled) == "1.0.0"
     assert fleet.enrolled[0].device == fleet.device
     assert fleet.now.order_counter == fleet.counter
     assert "probation" in fleet.states()
@@ -61,12 +36,12 @@ def test_what_an_agent_was_given_is_kept_to_itself(settled):
 def test_the_next_release_replaces_it_and_going_back_fetches_nothing(fleet, settled, first, second, tools):
     fleet.order(fleet.publish(second))
     tools.wait_until(lambda: fleet.runs(second), "the second release is committed")
-    assert predict(tools, settled) == "2.0.0"
+    assert tools.predict(settled) == "2.0.0"
     fetched = len(fleet.requests)
     fleet.order(fleet.publish(first))
     tools.wait_until(lambda: fleet.runs(first), "the first release is back")
     assert len(fleet.requests) == fetched
-    assert predict(tools, settled) == "1.0.0"
+    assert tools.predict(settled) == "1.0.0"
 
 
 def test_an_order_without_the_deployment_stops_the_model(fleet, settled, first, tools):
@@ -105,7 +80,7 @@ def test_what_the_publisher_did_not_sign_never_runs(fleet, settled, first, make_
         )
         assert said.digest == said.committed == first.sha256
         assert said.state.value in ("failed", "fetch")
-        assert predict(tools, settled) == "1.0.0"
+        assert tools.predict(settled) == "1.0.0"
         assert not (settled.state / "deployments" / "digits" / "B").exists()
 
 
@@ -185,7 +160,7 @@ def test_a_bundle_above_its_latency_contract_fails_the_self_test(fleet, settled,
         lambda: fleet.deployment().state.value == "failed" and fleet.deployment(), "refused"
     )
     assert "latency p95" in said.reason
-    assert predict(tools, settled) == "1.0.0"
+    assert tools.predict(settled) == "1.0.0"
 
 
 def test_errors_in_probation_roll_back(fleet, settled, first, second, tools):
@@ -207,7 +182,7 @@ def test_errors_in_probation_roll_back(fleet, settled, first, second, tools):
     )
     assert "5 of 5 requests failed" in said.reason
     assert said.committed == first.sha256
-    assert predict(tools, settled) == "1.0.0"
+    assert tools.predict(settled) == "1.0.0"
 
 
 def test_a_worker_that_keeps_dying_in_probation_rolls_back(fleet, settled, first, second, tools):
@@ -216,7 +191,7 @@ def test_a_worker_that_keeps_dying_in_probation_rolls_back(fleet, settled, first
     tools.wait_until(lambda: len(settled.children()) == 1, "the old worker has ended")
     for death in range(3):
         (worker,) = tools.wait_until(settled.children, "a worker")
-        tools.wait_until(lambda: predict(tools, settled) == "2.0.0", f"it serves before death {death + 1}")
+        tools.wait_until(lambda: tools.predict(settled) == "2.0.0", f"it serves before death {death + 1}")
         assert fleet.deployment().state.value == "probation"
         os.kill(worker, signal.SIGKILL)
         tools.wait_until(lambda worker=worker: worker not in settled.children(), "it is gone")
@@ -296,7 +271,7 @@ def test_a_killed_worker_is_replaced_and_counted(fleet, settled, first, tools):
     (old,) = settled.children()
     os.kill(old, signal.SIGKILL)
     tools.wait_until(
-        lambda: settled.children() not in ([], [old]) and predict(tools, settled) == "1.0.0", "replaced"
+        lambda: settled.children() not in ([], [old]) and tools.predict(settled) == "1.0.0", "replaced"
     )
     tools.wait_until(
         lambda: sum(window.worker_deaths for report in fleet.reports for window in report.deployments) == 1,
@@ -317,10 +292,10 @@ def test_a_committed_bundle_that_was_damaged_on_disk_is_fetched_again(fleet, set
         lambda: fleet.deployment().digest == first.sha256 and fleet.deployment(), "the first serves meanwhile"
     )
     assert said.state.value == "fetch"
-    assert predict(tools, settled) == "1.0.0"
+    assert tools.predict(settled) == "1.0.0"
     fleet.artifacts[second.sha256] = withheld
     tools.wait_until(lambda: fleet.runs(second), "the second is back, without an order", 30)
-    assert predict(tools, settled) == "2.0.0"
+    assert tools.predict(settled) == "2.0.0"
 
 
 def test_order_keys_rotate_without_enrolling_again(fleet, settled, first, second, tools):

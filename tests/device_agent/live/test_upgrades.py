@@ -3,27 +3,11 @@
 import hashlib
 import json
 
-import pytest
 from msgspec.structs import replace
 
 from device_agent.folder import StateFolder
 from device_agent.record import Record
 from device_agent.update.machine import Machine
-
-
-@pytest.fixture
-def first(make_bundle):
-    return make_bundle(version="1.0.0", seed=1)
-
-
-@pytest.fixture
-def second(make_bundle):
-    return make_bundle(version="2.0.0", seed=2)
-
-
-def predict(tools, agent):
-    answer = tools.Client(agent.port).post("/predict", {"input": tools.digit_images(1)[0].tolist()})
-    return answer.json.get("version") if answer.status == 200 else answer.status
 
 
 def commit(fleet, tools, *wanted):
@@ -65,7 +49,7 @@ def test_what_passes_under_another_engine_serves_on_and_is_not_tested_twice(flee
     agent.stop()
     now = upgrade(agent)
     agent.start()
-    tools.wait_until(lambda: predict(tools, agent) == "1.0.0", "it serves")
+    tools.wait_until(lambda: tools.predict(agent) == "1.0.0", "it serves")
     agent.stop()
     record = Record(StateFolder(agent.state).deployment("digits").machine, Machine, copies=1)
     assert record.load().proved[first.sha256]["onnxruntime"] == now
@@ -83,7 +67,7 @@ def test_what_fails_under_another_engine_is_left_for_the_one_before_and_the_flee
     said = tools.wait_until(
         lambda: fleet.deployment().digest == first.sha256 and fleet.deployment(), "the first serves again"
     )
-    assert predict(tools, agent) == "1.0.0"
+    assert tools.predict(agent) == "1.0.0"
     assert said.state.value == "diverged"
     assert said.committed == first.sha256
     assert f"engine changed: onnxruntime 1.0 -> {now}: " in said.reason
@@ -104,5 +88,5 @@ def test_with_nothing_to_fall_back_to_it_serves_only_if_told_to(fleet, make_agen
     agent.stop()
     agent.words("--serve-despite-engine-change")
     agent.start()
-    tools.wait_until(lambda: predict(tools, agent) == "1.0.0", "it serves as told")
+    tools.wait_until(lambda: tools.predict(agent) == "1.0.0", "it serves as told")
     tools.wait_until(lambda: engine_changed(fleet).endswith("it serves all the same, as told"), "and says so")
