@@ -31,7 +31,7 @@ _SIGN = 1 << 63
 
 
 class DeltaError(BundleError):
-    """This is no delta from that file to one of that length."""
+    """No delta from that file to one of that length."""
 
 
 class Base(Protocol):

@@ -17,6 +17,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from edgekit import manifest as manifests
 from edgekit.manifest import MANIFEST_NAME
@@ -55,7 +56,7 @@ class Extracted:
         end = _END.pack(b"PK\x05\x06", 0, 0, len(members), len(members), len(central), self.size, 0)
         self._add(central + end)
 
-    def __enter__(self) -> "Extracted":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -94,7 +94,7 @@ def _steps(old: Region | None, new: Region) -> list[Step]:
 
 
 def _searched(old: Region, new: Region) -> Iterator[Step]:
-    """bsdiff's own, window by window."""
+    """Of bsdiff, window by window."""
     from bsdiff4 import core
 
     for start in range(0, len(new.data), WINDOW_BYTES):

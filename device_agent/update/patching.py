@@ -14,7 +14,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from device_agent import confined, parent
@@ -31,15 +31,24 @@ _LOOK_S = 0.2
 _PIECE_BYTES = 256 * 1024
 
 
-def patched(state: Path, slot: Path, patch: Path, length: int, stopping: Stopper) -> Iterator[bytes]:
+def patched(
+    state: Path, slot: Path, patch: Path, length: int, stopping: Stopper
+) -> Generator[bytes, None, None]:
     """What the child makes of the bundle in `slot`; ends early if it fails, takes too long, or is to stop.
 
     Blocking. The thread must not end before this does: the child ends with it. Raises: OSError if no process can be had.
     """
-    bounds = confined.Bounds(
-        hidden=(state,), readable=(slot, patch), writable=(), memory_bytes=MEMORY_BYTES
+    bounds = confined.Bounds(hidden=(state,), readable=(slot, patch), writable=(), memory_bytes=MEMORY_BYTES)
+    words = (
+        "--parent",
+        str(os.getpid()),
+        "--slot",
+        str(slot),
+        "--delta",
+        str(patch),
+        "--length",
+        str(length),
     )
-    words = ("--parent", str(os.getpid()), "--slot", str(slot), "--delta", str(patch), "--length", str(length))
     child = subprocess.Popen(
         confined.command("device_agent.update.patching", bounds, *words),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, env=confined.environment(),

@@ -1,6 +1,7 @@
 """Deltas: what one side makes gives the file on the other, and what is wrong with one is found without harm."""
 
 import bz2
+import contextlib
 import io
 import random
 import tracemalloc
@@ -156,10 +157,8 @@ def test_a_damaged_delta_ends_in_a_refusal_or_in_a_file_of_the_signed_length(cho
     good = bytearray(bsdiff4.diff(OLD, tuned(OLD)))
     for _ in range(choose.draw(st.integers(1, 4))):
         good[choose.draw(st.integers(0, len(good) - 1))] = choose.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(DeltaError):
         assert len(applied(OLD, bytes(good), len(OLD))) == len(OLD)
-    except DeltaError:
-        pass
 
 
 def test_a_bomb_takes_no_more_memory_than_a_piece() -> None:
