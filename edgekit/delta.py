@@ -47,6 +47,12 @@ def path(target: str, base: Sha256, sha256: Sha256) -> str:
     return f"{target.rpartition('/')[0]}/{base}-{sha256}.delta"
 
 
+def is_to(path: str, target: str) -> bool:
+    """Whether the target path `path` names a delta to the bundle of the target path `target`."""
+    folder, _, file = target.rpartition("/")
+    return path.startswith(f"{folder}/") and path.endswith(f"-{file.removesuffix('.edgekit')}.delta")
+
+
 def apply(base: Base, patch: BinaryIO, length: int) -> Iterator[bytes]:
     """The new file of `length` bytes, piece by piece. Raises: DeltaError, in the middle too; OSError."""
     control, differences, news = _blocks(patch, length)
