@@ -20,7 +20,9 @@ from device_agent.tuf.question import Listed
 from device_agent.update import patching
 from device_agent.update.fetch import FetchError, Received, Source
 from device_agent.update.shortcut import Offer, Shortcuts
+from edgekit import delta
 from edgekit.delta import HEADER, MAGIC, TRIPLE
+from edgekit.extracted import Extracted
 from edgekit.wire.messages import OrderedBundle
 
 
@@ -88,13 +90,13 @@ class Device:
         self.shortcuts = Shortcuts(self.folder, source)
 
     def bring(
-        self, delta: bytes | None = None, *, given: bool = True, stopping: Stopper | None = None
+        self, patch: bytes | None = None, *, given: bool = True, stopping: Stopper | None = None
     ) -> None:
-        """Fetch, with `delta` signed; the server has it if it is `given`. In the end the bundle must be right."""
-        delta = self.delta if delta is None else delta
+        """Fetch, with `patch` signed as the delta; the server has it if it is `given`. In the end the bundle must be right."""
+        patch = self.delta if patch is None else patch
         if given:
-            self.server.add(delta)
-        listed = Listed(len(delta), hashlib.sha256(delta).hexdigest(), self.first.sha256, "bsdiff40")
+            self.server.add(patch)
+        listed = Listed(len(patch), hashlib.sha256(patch).hexdigest(), self.first.sha256, "bsdiff40")
         offers = [Offer(self.slot, self.first.sha256, listed)]
         bundle = self.shortcuts.bring(self.wanted, offers, stopping or Stopper(), self.received)
         assert bundle.path.read_bytes() == self.second.path.read_bytes()
@@ -217,12 +219,18 @@ def test_where_less_is_missing_of_the_bundle_that_goes_on(device: Device) -> Non
     assert device.server.asked == [(device.second.sha256, f"bytes={have}-")]
 
 
-def test_where_the_power_fails_the_bundle_comes_after_all(device: Device) -> None:
+def test_where_the_power_fails_the_bundle_comes_after_all(device: Device, monkeypatch: Any) -> None:
     """Cut before each of the changes that the short way makes to the disk; what the next start finds, it copes with."""
 
     class PowerCutError(BaseException):
         pass
 
+    def patched(_state: Path, slot: Path, patch: Path, length: int, _stopping: Stopper) -> Any:
+        """Without a process, which is the same for all of them."""
+        with Extracted(slot) as base, patch.open("rb") as data:
+            yield from delta.apply(base, data, length)
+
+    monkeypatch.setattr("device_agent.update.shortcut.patched", patched)
     changes: list[durable.Operation] = []
     with durable.watched(changes.append):
         device.bring()
