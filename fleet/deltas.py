@@ -21,8 +21,10 @@ from edgekit import delta
 from edgekit.delta import HEADER, MAGIC, TRIPLE, number, word
 
 WINDOW_BYTES = 64 << 20
-# A member compared at its place that comes to more than this share of its length is searched as well.
+# A member compared at its place that comes to more than this share of its length is searched as well, unless so many of
+# its bytes are what they were that it cannot have moved: float weights that all changed, which no search makes smaller.
 GOOD = 0.3
+IN_PLACE = 0.2
 # A delta that saves less than half is not worth a second download that may fail.
 WORTH = 0.5
 
@@ -87,7 +89,8 @@ def _steps(old: Region | None, new: Region) -> list[Step]:
         return list(_searched(old, new))
     placed = [Step(old.start, _differences(old.data, new.data), b"")]
     size = _size(placed)
-    if size <= GOOD * len(new.data):
+    equal = placed[0].differences.count(0)
+    if size <= GOOD * len(new.data) or equal >= IN_PLACE * len(new.data):
         return placed
     searched = list(_searched(old, new))
     return searched if _size(searched) < size else placed
