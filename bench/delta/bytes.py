@@ -46,11 +46,14 @@ print(took, int(most[1]) / 1024)
 """
 
 
-def bundle(folder: Path, name: str, version: str, model: bytes) -> Bundle:
-    """A bundle of 32 golden inputs' size; only its bytes matter here."""
+def bundle(folder: Path, name: str, version: str, model: bytes, outputs: int) -> Bundle:
+    """Golden inputs of 8 kB, the same for each version, and two records of `outputs` bytes, which are not."""
+    files: dict[str, bytes | Path] = {
+        "model/model.onnx": model,
+        GOLDEN[0]: random.Random(name).randbytes(8192),
+    }
     chance = random.Random(version)
-    files: dict[str, bytes | Path] = {"model/model.onnx": model}
-    files |= {path: chance.randbytes(20_000) for path in GOLDEN}
+    files |= {path: chance.randbytes(outputs) for path in GOLDEN[1:]}
     manifest = Manifest(
         format=1, name=name, version=version, profile="any", source_sha256="0" * 64, recipe="onnxruntime/int8",
         engine=EngineSpec("onnxruntime", ">=1.20", "model/model.onnx"),
@@ -95,7 +98,7 @@ def digits(folder: Path) -> Iterator[tuple[str, Bundle, Bundle]]:
         torch.onnx.export(net, (x[:1],), path, input_names=["x"], dynamo=False, opset_version=17)
         small = path.with_suffix(".int8.onnx")
         quantize_static(path, small, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
-        made.append(bundle(folder, "digits", version, small.read_bytes()))
+        made.append(bundle(folder, "digits", version, small.read_bytes(), 32 * 10 * 4))
     yield "digits, int8", made[0], made[1]
 
 
@@ -151,7 +154,11 @@ def sentences(folder: Path, steps: int) -> Iterator[tuple[str, Bundle, Bundle]]:
     after = saved("1.1.0")
     for kind, old, new in zip(("int8", "float32"), before, after, strict=True):
         title = f"sentences, {kind}"
-        yield title, bundle(folder, kind, "1.0.0", old), bundle(folder, kind, "1.1.0", new)
+        pair = [
+            bundle(folder, kind, version, model, 32 * 384 * 4)
+            for version, model in (("1.0.0", old), ("1.1.0", new))
+        ]
+        yield title, pair[0], pair[1]
 
 
 def _pair(chance: random.Random) -> tuple[str, str]:
