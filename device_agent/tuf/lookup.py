@@ -6,7 +6,7 @@ Imports nothing of `tuf`. What a child writes is whole or not at all, so it may 
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -15,6 +15,8 @@ from device_agent.clock import Clock
 from device_agent.tuf.question import Answer, Listed, Question
 from device_agent.update.events import Cause
 from device_agent.update.fetch import FetchError
+from edgekit import delta
+from edgekit.manifest import Sha256
 from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire.enrolment import EnrolmentFile
 from edgekit.wire.messages import OrderedBundle
@@ -73,9 +75,14 @@ class Lookup:
         await self._heard(told.order_keys)
         return told.listed
 
-    async def check(self, wanted: OrderedBundle) -> None:
-        """That the publisher signed just this bundle. Raises: FetchError, OSError."""
-        listed = (await self.look(wanted.target)).get(wanted.target)
+    async def check(self, wanted: OrderedBundle, bases: Iterable[Sha256]) -> dict[Sha256, Listed]:
+        """That the publisher signed just this bundle; the deltas to it that he signed too, by their base.
+
+        Raises: FetchError, OSError.
+        """
+        paths = {base: delta.path(wanted.target, base, wanted.sha256) for base in bases}
+        found = await self.look(wanted.target, *paths.values())
+        listed = found.get(wanted.target)
         if listed is None:
             raise FetchError(f"{wanted.target} is not among what the publisher signed", Cause.ORDER)
         if (listed.sha256, listed.length) != (wanted.sha256, wanted.length):
@@ -84,3 +91,5 @@ class Lookup:
                 f" publisher signed {listed.length} bytes, sha256 {listed.sha256[:12]}…",
                 Cause.ORDER,
             )
+        offered = {base: found[path] for base, path in paths.items() if path in found}
+        return {base: one for base, one in offered.items() if (one.base, one.method) == (base, delta.METHOD)}

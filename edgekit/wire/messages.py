@@ -83,10 +83,18 @@ class Order(msgspec.Struct, frozen=True):
     version: int = VERSION
 
 
+class Fetched(msgspec.Struct, frozen=True):
+    """What the network brought until the bundle `sha256` was whole, all tries since the agent started together."""
+
+    sha256: Sha256
+    size_bytes: Count
+    by_delta: bool = False
+
+
 class DeploymentReport(msgspec.Struct, frozen=True):
     """One deployment as the device has it. `digest` is what the worker loaded, never what was asked for.
 
-    `memory_mb` is what its serving worker takes now.
+    `memory_mb` is what its serving worker takes now, `fetched` the newest bundle that came since the agent started.
     """
 
     state: AgentState
@@ -97,6 +105,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     model_version: str = ""
     reason: Text = ""
     memory_mb: Annotated[float, Meta(ge=0)] | None = None
+    fetched: Fetched | None = None
 
 
 class Condition(msgspec.Struct, frozen=True):

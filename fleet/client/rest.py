@@ -1,5 +1,6 @@
 """The REST client: one method per thing a person does. Errors of the service come back as the same classes."""
 
+import hashlib
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,6 +116,16 @@ class Client:
                     progress(len(piece))
 
         self._send("PUT", f"/uploads/{sha256}", content=pieces())
+
+    def upload_bytes(self, data: bytes, sha256: str) -> None:
+        self._send("PUT", f"/uploads/{sha256}", content=data)
+
+    def file(self, sha256: str, length: int) -> bytes:
+        """A published bundle's file. Raises: FleetError if it is not just that."""
+        data = self._send("GET", f"/files/{sha256}", content=None).content
+        if len(data) != length or hashlib.sha256(data).hexdigest() != sha256:
+            raise FleetError(f"the fleet sent another file than {sha256[:12]}…")
+        return data
 
     def register(self, bundle: api.NewBundle) -> api.PublishAnswer:
         return self._call("POST", "/bundles", api.PublishAnswer, bundle)

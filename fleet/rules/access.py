@@ -103,6 +103,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("POST", "/api/v1/blocked/{subject}/remove"): _OPERATE_FLEET,
     # Releases.
     ("PUT", "/api/v1/uploads/{sha256}"): _PUBLISH,
+    ("GET", "/api/v1/files/{sha256}"): _PUBLISH,
     ("POST", "/api/v1/bundles"): _PUBLISH,
     ("POST", "/api/v1/metadata"): _PUBLISH,
     ("POST", "/api/v1/metadata/online-key"): _PUBLISH,

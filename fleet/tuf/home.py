@@ -11,19 +11,19 @@ Always true
  3. Nothing is signed that was not made here or shown: adding a signature to a pending document changes nothing else.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from securesystemslib.signer import Key
-from tuf.api.metadata import Root, Targets
+from tuf.api.metadata import Root, TargetFile, Targets
 
 from edgekit.errors import ConflictError, NotFoundError, UsageError
 from edgekit.trust import orderkeys
 from edgekit.trust.orderkeys import OrderKeys
-from edgekit.trust.target import Target
+from edgekit.trust.target import DeltaTarget, Target
 from fleet.tuf import documents, static
 from fleet.tuf.documents import FLEET, ONLINE, ROOT, TARGETS, Document, Documents, model_role
 from fleet.tuf.ring import Ring
@@ -184,14 +184,23 @@ class Home:
         self._change(role, made, whole, targets)
         self._change(TARGETS, targets, whole)
 
-    def add(self, target: Target, now: datetime) -> bool:
-        """List a bundle in its model's role, which is made if the key of the targets is here; whether that was new."""
+    def listed(self, name: str) -> Mapping[str, TargetFile]:
+        """The targets of a model, by path."""
+        role = self.documents().roles.get(model_role(name))
+        return role.signed.targets if role is not None else {}
+
+    def add(self, target: Target, now: datetime, deltas: Iterable[DeltaTarget] = ()) -> bool:
+        """List a bundle, and deltas to it, in its model's role, which is made if the key of the targets is here.
+
+        Returns whether anything was new.
+        """
         if model_role(target.name) not in self.documents().delegated:
             self.delegate(target.name, now)
         whole = self.documents()
         role = model_role(target.name)
         document = deepcopy(whole.roles[role])
-        if not documents.add_target(document.signed, target):
+        news = [documents.add_target(document.signed, one) for one in deltas]
+        if not documents.add_target(document.signed, target) and not any(news):
             return False
         documents.renew(document, now)
         if not self._change(role, document, whole):

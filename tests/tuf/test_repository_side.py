@@ -12,9 +12,11 @@ from lying_repository import Device as BaseDevice
 from lying_repository import Repository
 from securesystemslib.signer import CryptoSigner
 
+from device_agent.tuf import child
 from device_agent.tuf.kept import Kept
+from device_agent.tuf.question import Listed, Question
 from edgekit.errors import ConflictError, NotFoundError, SignatureRefusedError, UsageError
-from edgekit.trust.target import Target
+from edgekit.trust.target import DeltaTarget, Target
 from fleet.tuf import documents, ring
 from fleet.tuf.home import Home
 from fleet.tuf.online import Online
@@ -409,3 +411,24 @@ def test_a_token_without_its_library_is_told_in_a_sentence(world, monkeypatch):
         world.home.ring.make("root", "hsm:yubikey")
     with pytest.raises(UsageError, match="hsm:"):
         world.home.ring.make("root", "file:x")
+
+
+def test_a_delta_is_listed_beside_its_bundle_and_given_to_who_is_to_run_that(world):
+    world.start()
+    first, second = world.publish(version="1.0.0"), bundle("digits", "2.0.0")
+    made = DeltaTarget(second, first.sha256, 10, "d" * 64)
+    assert world.home.add(second, world.now, [made])
+    assert not world.home.add(second, world.now, [made])
+    world.upload()
+    assert world.device().finds(made.path)
+    told = child.answer(
+        Question(
+            str(world.folder / "asking"), world.online.root(), f"{world.mirror.url}/metadata", ("127.0.0.1",), "",
+            now=world.now, known=None, paths=(second.path, made.path),
+        )
+    )  # fmt: skip
+    assert told.listed[made.path] == Listed(10, "d" * 64, first.sha256, "bsdiff40")
+    assert world.online.is_delta("d" * 64, "digits", second.path)
+    assert not world.online.is_delta("d" * 64, "digits", first.path)
+    assert not world.online.is_delta("e" * 64, "digits", second.path)
+    assert not world.online.is_delta("d" * 64, "speech", second.path)
