@@ -413,6 +413,8 @@ class NewPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UserView(msgspec.Struct, frozen=True):
+    """`kind` is password or oidc, `state` good or blocked; `subject` is the issuer and who they are to it."""
+
     name: str
     role: str
     scope: str
@@ -420,6 +422,9 @@ class UserView(msgspec.Struct, frozen=True):
     created_by: str
     last_used: datetime | None
     last_used_from: str
+    kind: str
+    state: str
+    subject: str
 
 
 class Changed(msgspec.Struct, frozen=True):

@@ -11,7 +11,16 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from edgekit.distribution import extra
 from edgekit.errors import UsageError
-from fleet.client import access_cli, audit_cli, batch_cli, config, device_cli, publishing, render
+from fleet.client import (
+    access_cli,
+    audit_cli,
+    batch_cli,
+    config,
+    device_cli,
+    login_cli,
+    publishing,
+    render,
+)
 from fleet.client.options import FLEET_HELP, connected, with_fleet
 from fleet.client.rollout_cli import rollout
 
@@ -70,8 +79,9 @@ def fleet(ctx: click.Context, *, place: str | None) -> None:
 
 
 fleet.add_command(rollout)
-for command in (*device_cli.COMMANDS, *batch_cli.COMMANDS, *access_cli.COMMANDS, *audit_cli.COMMANDS):
-    fleet.add_command(command)
+for module in (device_cli, batch_cli, access_cli, login_cli, audit_cli):
+    for command in module.COMMANDS:
+        fleet.add_command(command)
 
 
 @fleet.command()

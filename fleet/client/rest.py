@@ -16,6 +16,7 @@ from edgekit.wire.enrolment import EnrolmentFile
 from fleet import api
 from fleet.audit_entry import Entry
 from fleet.client.config import Access
+from fleet.terminal import MadeTerminal, NewTerminal
 
 T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
@@ -35,7 +36,7 @@ class Client:
         self._access = access
         self._http = httpx.Client(
             base_url=f"{access.url}/api/v1",
-            headers={"Authorization": f"Bearer {access.token}"},
+            headers={"Authorization": f"Bearer {access.token}"} if access.token else {},
             timeout=_TIMEOUT,
             # The service is where the file says; a proxy set for the web has no part in it.
             trust_env=False,
@@ -176,6 +177,16 @@ class Client:
 
     def set_password(self, name: str, new: api.NewPassword) -> api.Changed:
         return self._call("POST", f"/users/{name}/password", api.Changed, new)
+
+    def set_blocked(self, name: str, reason: str, *, is_blocked: bool) -> api.Changed:
+        verb = "block" if is_blocked else "unblock"
+        return self._call("POST", f"/users/{name}/{verb}", api.Changed, api.Reason(reason))
+
+    def begin_terminal(self, new: NewTerminal) -> MadeTerminal:
+        return self._call("POST", "/session/terminal", MadeTerminal, new)
+
+    def end_terminal(self) -> api.Changed:
+        return self._call("POST", "/session/end", api.Changed)
 
     def audit(self, after: int | None, limit: int) -> list[Entry]:
         """Entries above `after`, in order; with None the newest, the newest first."""

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgekit.errors import ConflictError, FleetError, UsageError
 from fleet.publish import make_key, write_private
+from fleet.rules.people import Oidc
 from fleet.server import ca
 from fleet.server.ca import Authority
 from fleet.server.database import Database, sqlite_url
@@ -54,6 +55,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls_key: str = ""
     tls_ca: str = ""
     database: str = ""
+    oidc: Oidc | None = None
     format: int = FORMAT
 
     @property

@@ -19,7 +19,7 @@ from types import FrameType
 import uvicorn
 
 from edgekit.errors import FleetError, UsageError
-from fleet.server import broker_config, home, tls
+from fleet.server import broker_config, home, signin, tls
 from fleet.server.api.app import make_app
 from fleet.server.api.context import Context
 from fleet.server.broker import Broker, EmbeddedBroker, Mosquitto, check_free
@@ -32,6 +32,7 @@ from fleet.server.ingest import Ingest
 from fleet.server.link import Link, Login
 from fleet.server.notary import Notary
 from fleet.server.places import EMBEDDED, MOSQUITTO, Address, Places, Wanted, settle
+from fleet.server.signin import SignIns
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store.orders import Issuer
 from fleet.tuf.online import Chore, Online
@@ -145,6 +146,7 @@ def _start(
     stack.callback(database.close)
     home.check_database(database, config)
     trust = _trust(options, config, places, folder)
+    sign_ins = SignIns(signin.provider(config.oidc, options.state, places.url) if config.oidc else None)
     tuf = Online(folder.path / "tuf")
     broker = _broker(places, folder, trust, config)
     certificates = Certificates(
@@ -190,6 +192,7 @@ def _start(
         tuf=tuf,
         notary=notary,
         dropped=ingest.dropped,
+        sign_ins=sign_ins,
     )
     stack.callback(controller.stop)
     controller.start()

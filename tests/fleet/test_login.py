@@ -165,6 +165,27 @@ def test_a_session_ends_with_its_user_or_their_password(inside: Inside, verb: st
     assert sign_in(client, "bob").status_code == 401
 
 
+def test_who_is_blocked_is_told_so_once_they_have_shown_who_they_are(inside: Inside) -> None:
+    client = inside.client()
+    sign_in(client, "bob")
+    with inside.database.begin() as connection:
+        users.set_blocked(connection, "bob", is_blocked=True, reason="left", now=NOW, who=audit.FLEET)
+    assert client.get("/api/v1/status").status_code == 401
+    refused = sign_in(inside.client(), "bob")
+    assert (refused.status_code, "you are blocked here" in refused.text) == (403, True)
+    assert sign_in(inside.client(), "bob", "wrong password").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("then", "goes"), [("//evil.example/", "/"), ("https://evil.example/", "/"), ("/x?y=1", "/x?y=1")]
+)
+def test_after_signing_in_nobody_is_sent_to_another_site(inside: Inside, then: str, goes: str) -> None:
+    client = inside.client()
+    [token] = re.findall(r'name="csrf" value="([0-9a-f]+)"', client.get("/login", params={"next": then}).text)
+    given = {"csrf": token, "name": "ann", "password": PASSWORD, "next": then}
+    assert client.post("/login", data=given).headers["location"] == goes
+
+
 def test_a_wrong_name_and_a_wrong_password_are_answered_alike_and_logged_without_either(
     inside: Inside, caplog: pytest.LogCaptureFixture
 ) -> None:

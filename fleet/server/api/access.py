@@ -10,8 +10,8 @@ from fleet import api
 from fleet.rules.access import Scope, role
 from fleet.rules.text import duration
 from fleet.server import passwords
-from fleet.server.api.admission import Caller
-from fleet.server.api.context import Ctx, answer, body
+from fleet.server.api.admission import Caller, Principal
+from fleet.server.api.context import Context, Ctx, answer, body
 from fleet.server.store import tokens, users
 from fleet.server.store.tokens import Grant, TokenRow
 
@@ -69,6 +69,9 @@ def user_list(ctx: Ctx) -> Response:
                 row.created_by,
                 _moment_or_none(row.last_used_at),
                 row.last_used_from,
+                "password" if row.subject is None else "oidc",
+                "good" if row.blocked_at is None else "blocked",
+                row.subject or "",
             )
             for row in rows
         ]
@@ -92,6 +95,30 @@ def remove_user(ctx: Ctx, caller: Caller, user: str) -> Response:
     with ctx.database.begin() as connection:
         users.remove(connection, user, now=ctx.clock(), who=caller.who)
     return answer(api.Changed(user))
+
+
+@router.post("/users/{user}/block")
+def block_user(
+    ctx: Ctx, caller: Caller, user: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
+) -> Response:
+    return _set_blocked(ctx, caller, user, why, is_blocked=True)
+
+
+@router.post("/users/{user}/unblock")
+def unblock_user(
+    ctx: Ctx, caller: Caller, user: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
+) -> Response:
+    return _set_blocked(ctx, caller, user, why, is_blocked=False)
+
+
+def _set_blocked(
+    ctx: Context, caller: Principal, user: str, why: api.Reason, *, is_blocked: bool
+) -> Response:
+    with ctx.database.begin() as connection:
+        is_changed = users.set_blocked(
+            connection, user, is_blocked=is_blocked, reason=why.reason, now=ctx.clock(), who=caller.who
+        )
+    return answer(api.Changed(user, is_changed))
 
 
 @router.post("/users/{user}/password")

@@ -92,7 +92,7 @@ def csrf_of(secret: str) -> str:
 def _by_session(secret: str, request: Request, ctx: Context) -> Principal:
     with ctx.database.begin() as connection:
         try:
-            row = sessions.user_of(connection, secret, ctx.clock())
+            row = sessions.user_of(connection, secret, ctx.clock(), origin(request))
         except AuthError as error:
             raise UnauthenticatedError(str(error)) from error
     if request.method not in _SAFE:
@@ -103,6 +103,9 @@ def _by_session(secret: str, request: Request, ctx: Context) -> Principal:
 
 
 def _by_token(secret: str, request: Request, ctx: Context) -> Principal:
+    """A machine's token, or the session of a person's terminal."""
+    if secret.startswith(sessions.TERMINAL.prefix):
+        return _by_terminal(secret, request, ctx)
     with ctx.database.begin() as connection:
         try:
             row = tokens.find(connection, secret, ctx.clock())
@@ -110,6 +113,15 @@ def _by_token(secret: str, request: Request, ctx: Context) -> Principal:
             raise UnauthenticatedError(str(error)) from error
         tokens.used(connection, row, origin(request), ctx.clock())
     return Principal(Who(f"token:{row.name}", origin(request)), access.role(row.role), Scope(row.scope))
+
+
+def _by_terminal(secret: str, request: Request, ctx: Context) -> Principal:
+    with ctx.database.begin() as connection:
+        try:
+            row = sessions.user_of(connection, secret, ctx.clock(), origin(request), sessions.TERMINAL)
+        except AuthError as error:
+            raise UnauthenticatedError(str(error)) from error
+    return Principal(Who(f"user:{row.name}", origin(request)), access.role(row.role), Scope(row.scope))
 
 
 def principal(request: Request) -> Principal:

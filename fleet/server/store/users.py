@@ -1,8 +1,9 @@
-"""People: added, listed, removed, their passwords changed. How one signs in is `sessions`'.
+"""People: added, listed, blocked, removed, their passwords changed. How one signs in is `sessions`'.
 
 Always true
  1. A password is kept as `fleet.server.passwords` hashes it, never otherwise.
- 2. With a user, or with their old password, end their sessions.
+ 2. With a user, with their old password, or once they are blocked, end their sessions.
+ 3. A name is one person's: nobody whom a provider vouches for comes in under the name of somebody else.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from edgekit.errors import ConflictError, NotFoundError
+from fleet.rules.people import Person
 from fleet.server.schema import sessions, users
 from fleet.server.store import audit
 from fleet.server.store.audit import Who
@@ -38,6 +40,44 @@ def add(connection: Connection, name: str, kept: str, grant: Grant, *, now: floa
     audit.append(connection, now, who, "user.add", name, after=grant.shown)
 
 
+def arrive(connection: Connection, person: Person, grant: Grant, *, now: float, who: Who) -> str:
+    """Somebody whom the provider vouches for is here, with the role that follows from it this time; their name here.
+
+    They keep the name under which they came first. Raises: ConflictError if it is somebody else's.
+    """
+    known = of_subject(connection, person.subject)
+    values = {"role": grant.role.word, "scope": grant.scope.text}
+    if known is not None:
+        before = {"role": known.role, "scope": known.scope}
+        if before != values:
+            connection.execute(update(users).where(users.c.name == known.name).values(**values))
+            audit.append(connection, now, who, "user.role", known.name, before=before, after=values)
+        return str(known.name)
+    if find(connection, person.name) is not None:
+        raise ConflictError(
+            f"the name {person.name} is another user's here; if that one is gone, an admin of the fleet makes room: "
+            f"edgekit fleet user remove {person.name}"
+        )
+    made = {"name": person.name, "password": "", "subject": person.subject, **values}
+    connection.execute(insert(users).values(**made, created_at=now, created_by=who.name))
+    after = {**grant.shown, "subject": person.subject}
+    audit.append(connection, now, who, "user.add", person.name, after=after)
+    return person.name
+
+
+def turn_away(connection: Connection, person: Person, why: str, *, now: float, who: Who) -> None:
+    """The provider vouches for them, and they have nothing to do here (any more): their sessions end."""
+    known = of_subject(connection, person.subject)
+    if known is not None:
+        _end_sessions(connection, known.name)
+    name = known.name if known is not None else person.name
+    audit.append(connection, now, who, "session.refuse", name, why)
+
+
+def of_subject(connection: Connection, subject: str) -> UserRow | None:
+    return connection.execute(select(users).where(users.c.subject == subject)).one_or_none()
+
+
 def find(connection: Connection, name: str) -> UserRow | None:
     return connection.execute(select(users).where(users.c.name == name)).one_or_none()
 
@@ -63,12 +103,27 @@ def remove(connection: Connection, name: str, *, now: float, who: Who) -> None:
 
 
 def set_password(connection: Connection, name: str, kept: str, *, now: float, who: Who) -> None:
-    """Raises: NotFoundError."""
-    get(connection, name)
+    """Raises: NotFoundError; ConflictError for whom a provider vouches for."""
+    if get(connection, name).subject is not None:
+        raise ConflictError(f"{name} signs in through the provider, and has no password here")
     _end_sessions(connection, name)
     change = update(users).where(users.c.name == name)
     connection.execute(change.values(password=kept))
     audit.append(connection, now, who, "user.password", name)
+
+
+def set_blocked(
+    connection: Connection, name: str, *, is_blocked: bool, reason: str, now: float, who: Who
+) -> bool:
+    """False if it was so before. Raises: NotFoundError."""
+    row = get(connection, name)
+    if (row.blocked_at is not None) is is_blocked:
+        return False
+    _end_sessions(connection, name)
+    change = update(users).where(users.c.name == name)
+    connection.execute(change.values(blocked_at=now if is_blocked else None))
+    audit.append(connection, now, who, "user.block" if is_blocked else "user.unblock", name, reason)
+    return True
 
 
 def _end_sessions(connection: Connection, name: str) -> None:
