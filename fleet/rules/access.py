@@ -113,6 +113,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("POST", "/api/v1/tokens/{token}/revoke"): _ADMIN,
     ("GET", "/api/v1/users"): _ADMIN,
     ("POST", "/api/v1/users"): _ADMIN,
+    ("POST", "/api/v1/users/{user}"): _ADMIN,
     ("POST", "/api/v1/users/{user}/remove"): _ADMIN,
     ("POST", "/api/v1/users/{user}/password"): _ADMIN,
     ("GET", "/api/v1/audit"): _ADMIN,

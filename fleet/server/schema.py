@@ -56,6 +56,7 @@ users = Table(
     Column("created_by", String(100), nullable=False),
     Column("last_used_at", Float),
     Column("last_used_from", String(64), nullable=False, default=""),
+    Column("expires_at", Float),
 )
 
 # Who is signed in to the page: only the sha256 of the cookie's secret is kept.

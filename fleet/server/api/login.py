@@ -108,7 +108,7 @@ def _checked(ctx: Context, name: str, password: str, who: Who, now: float) -> st
         return None
     with ctx.database.begin() as connection:
         again = users.find(connection, name)
-        if row is None or again is None or again.password != row.password:
+        if row is None or again is None or again.password != row.password or users.is_over(again, now):
             return None
         return sessions.begin(connection, name, now=now, who=who)
 

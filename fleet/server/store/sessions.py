@@ -2,7 +2,8 @@
 
 Always true
  1. Only the sha256 of a session's secret is kept; the secret is in the browser's cookie and nowhere else.
- 2. A session ends after `LIFE_S`, after `IDLE_S` without use, on signing out, and with its user or their password.
+ 2. A session ends after `LIFE_S`, after `IDLE_S` without use, on signing out, and with its user, their time or their
+    password.
  3. What a user may do is asked of their row each time, not of the session.
 """
 
@@ -13,6 +14,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from edgekit.errors import AuthError
 from fleet.server.schema import sessions, users
 from fleet.server.store import audit
+from fleet.server.store import users as users_store
 from fleet.server.store.audit import Who
 from fleet.server.store.settings import new_secret, secret_hash
 
@@ -50,7 +52,7 @@ def user_of(connection: Connection, secret: str, now: float) -> Row[Any]:
     user = None
     if session is not None and not is_over:
         user = connection.execute(select(users).where(users.c.name == session.name)).one_or_none()
-    if session is None or user is None:
+    if session is None or user is None or users_store.is_over(user, now):
         raise AuthError("you are not signed in, or your session is over; sign in again")
     if now - session.last_used_at >= _USE_NOTED_EVERY_S:
         connection.execute(update(sessions).where(of_secret).values(last_used_at=now))
