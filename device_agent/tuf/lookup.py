@@ -7,6 +7,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -61,11 +62,14 @@ class Lookup:
 
         Raises: FetchError, of which nobody's bundle is the cause; OSError.
         """
+        return await self._look(self._clock.trusted(), *paths)
+
+    async def _look(self, now: datetime, *paths: str) -> dict[str, Listed]:
         file = self._file
         async with self._turn:
             question = Question(
                 str(self._folder), file.tuf_root, file.metadata_url, file.allowed_hosts, file.ca,
-                now=self._clock.trusted(), known=self._clock.known(), paths=paths,
+                now=now, known=self._clock.known(), paths=paths,
             )  # fmt: skip
             told = await in_child(question)
         if told.trouble:
@@ -74,8 +78,14 @@ class Lookup:
         return told.listed
 
     async def check(self, wanted: OrderedBundle) -> None:
-        """That the publisher signed just this bundle. Raises: FetchError, OSError."""
-        listed = (await self.look(wanted.target)).get(wanted.target)
+        """That the publisher signed just this bundle, by what has not expired. Raises: FetchError, OSError."""
+        now = self._clock.for_updates()
+        if now is None:
+            # By a clock of last year, metadata that somebody held back would be good still.
+            raise FetchError(
+                "updates wait until the time is known: nothing synchronizes this clock, and no order came since the start"
+            )
+        listed = (await self._look(now, wanted.target)).get(wanted.target)
         if listed is None:
             raise FetchError(f"{wanted.target} is not among what the publisher signed", Cause.ORDER)
         if (listed.sha256, listed.length) != (wanted.sha256, wanted.length):
