@@ -341,9 +341,7 @@ async def test_updates_wait_for_a_synchronized_clock_or_an_order_of_this_run(des
     await book.receive(envelope)
     found = desk.clock.for_updates()
     assert found is not None
-    assert found > datetime.now(UTC) - HOUR, (
-        "what expired before this order was signed has expired"
-    )
+    assert found > datetime.now(UTC) - HOUR, "what expired before this order was signed has expired"
 
 
 @running
