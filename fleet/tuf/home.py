@@ -131,7 +131,7 @@ class Home:
         """
         if self.exists or self._waiting():
             raise ConflictError(f"{self.folder}: there is a root already; 'edgekit keys status' shows it")
-        own = [self.ring.make("root", token) for token in tokens] or [self.ring.make("root")]
+        own = [self.ring.make("root", token, again=True) for token in tokens] or [self.ring.make("root")]
         targets_key = self.ring.make(TARGETS)
         root, targets = documents.first([*own, *others], targets_key, online, threshold=threshold, now=now)
         self._sign(root, ROOT, [root.signed])

@@ -82,8 +82,9 @@ class Ring:
         except msgspec.DecodeError as error:
             raise UsageError(f"{self.folder / 'ring.json'}: damaged ({error})") from error
 
-    def make(self, label: str, token: str = "") -> Key:
-        """A new ed25519 key in a file; or, where `token` is `hsm:[LABEL][;id=N]`, that of a PKCS#11 token.
+    def make(self, label: str, token: str = "", *, again: bool = False) -> Key:
+        """A new ed25519 key in a file; or, where `token` is `hsm:[LABEL][;id=N]`, that of a PKCS#11 token;
+        with `again` one that the ring has already is taken too, as an attempt that failed left it.
 
         Raises: UsageError, OSError.
         """
@@ -96,6 +97,8 @@ class Ring:
             self._write(name, private.private_bytes_raw())
             uri = f"file:{name}"
         if public.keyid in self.held:
+            if again:
+                return public
             raise ConflictError(
                 f"{self.folder}: this key is in the ring already, as {self.held[public.keyid].label}"
             )
@@ -237,7 +240,7 @@ def _ask_pin() -> str:
         return given
     if file := os.environ.get(PIN_FILE):
         return _first_line(Path(file), "the PIN").decode()
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         return getpass.getpass("PIN of the token: ")
     raise UsageError(f"the token's PIN? set {PIN_FILE} to a file that holds it, or {PIN}")
 

@@ -30,13 +30,14 @@ def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tokens:
 
 
 def publisher(folder: Path) -> Home:
+    (folder / "publisher").mkdir(exist_ok=True)
     return Home(Ring(folder / "publisher", lambda: b""))
 
 
-def whole(home: Home) -> tuple[tuple[bytes, ...], dict[str, bytes]]:
+def whole(home: Home, above: int = 0) -> tuple[tuple[bytes, ...], dict[str, bytes]]:
     found = home.documents()
     return (
-        tuple(documents.encode(one) for one in found.roots),
+        tuple(documents.encode(one) for one in found.roots if one.signed.version > above),
         {role: documents.encode(one) for role, one in found.roles.items()},
     )
 
@@ -53,7 +54,7 @@ def test_root_and_publisher_role_sign_in_the_token_and_a_fleet_takes_it(tokens, 
     monkeypatch.setenv(ring.PIN_FILE, str(tmp_path / "pin"))
     home = publisher(tmp_path)
     assert home.sign(["root", "model.digits"], NOW) == []
-    online.offer(*whole(home), NOW)
+    online.offer(*whole(home, above=1), NOW)
     found = online.documents()
     assert found is not None
     for role in ("root", "model.digits"):
@@ -78,6 +79,8 @@ def test_what_is_not_there_is_a_sentence(tokens, tmp_path, token, said):
         publisher(tmp_path).ring.make("root", token)
 
 
+# securesystemslib leaves a search of python-pkcs11's unfinished in a session that is closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_second_key_of_the_same_address_is_a_sentence(tokens, tmp_path):
     tokens.make_key("key 2 again", key_id=bytes([2]), token="publisher")
     with pytest.raises(UsageError, match="multiple"):
@@ -91,7 +94,16 @@ def test_a_wrong_pin_signs_nothing_and_is_a_sentence(tokens, tmp_path, monkeypat
         home.init(Online(tmp_path / "fleet").key, NOW, tokens=["hsm:publisher"])
     assert "not-the-pin" not in str(caught.value)
     assert not home.exists
-    monkeypatch.delenv(ring.PIN)
+    monkeypatch.setenv(ring.PIN, PIN)
+    home = publisher(tmp_path)
+    home.init(Online(tmp_path / "fleet").key, NOW, tokens=["hsm:publisher"])
+    assert home.exists
+
+
+def test_where_nobody_can_be_asked_the_pin_s_place_is_said(tmp_path, monkeypatch):
+    monkeypatch.delenv(ring.PIN, raising=False)
+    monkeypatch.delenv(ring.PIN_FILE, raising=False)
+    monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(UsageError, match="the token's PIN"):
         publisher(tmp_path).ring._pin("pin")
 
