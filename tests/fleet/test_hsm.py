@@ -13,11 +13,18 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from fleet_support import make_device_key
 from softhsm import PIN, Tokens, needed
+from sqlalchemy import insert
 
 from edgekit.errors import HardwareKeyError, UsageError
 from fleet.server import ca, hsm, hsm_uri
+from fleet.server.broker import Mosquitto
+from fleet.server.certificates import Certificates
+from fleet.server.database import Database, sqlite_url
 from fleet.server.hsm import TokenKey
 from fleet.server.hsm_uri import KeyAddress
+from fleet.server.places import Wanted, settle
+from fleet.server.schema import devices
+from fleet.server.store import certificates
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -242,3 +249,61 @@ def test_a_wrong_signature_is_never_given_out(tokens, monkeypatch):
     monkeypatch.setattr(hsm._Session, "sign", lambda *_: bytes([1]) * 96)
     with pytest.raises(HardwareKeyError, match="96 bytes"):
         ca.create("fleet-1", NOW, key)
+
+
+# -- a service whose token is away -------------------------------------------------------------------------------------
+
+
+class _Away(TokenKey):
+    """Signs while `is_there`."""
+
+    def __init__(self) -> None:
+        self.private, self.is_there = make_device_key(), True
+
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        return self.private.public_key()
+
+    def sign(self, data, signature_algorithm):
+        if not self.is_there:
+            raise HardwareKeyError("the PKCS#11 token is not there")
+        return self.private.sign(data, signature_algorithm)
+
+
+class _Broker(Mosquitto):
+    def __init__(self) -> None:
+        self.reloads = 0
+
+    def reload(self) -> None:
+        self.reloads += 1
+
+
+def test_a_revocation_reaches_the_brokers_list_when_the_token_is_back(tmp_path, caplog):
+    key, broker, now = _Away(), _Broker(), NOW.timestamp()
+    authority = ca.create("fleet-1", NOW, key)
+    (tmp_path / "keys").mkdir()
+    database = Database(sqlite_url(tmp_path))
+    places = settle(Wanted(public_url="https://localhost:1", mqtt_public="mqtts://localhost:1"))
+    service = Certificates(database, authority, "fleet-1", tmp_path / "keys", places, broker=broker,
+                           broker_files=None, is_api_ours=False)  # fmt: skip
+    service.keep_fresh(now)
+    certificate = authority.device(make_device_key().public_key(), "board-7", "fleet-1", NOW)
+    with database.begin() as connection:
+        connection.execute(
+            insert(devices).values(id="board-7", created_at=now, labels="{}", deployments="[]")
+        )
+        certificates.add(connection, certificate, "board-7", 1, now)
+        certificates.revoke(connection, "board-7", "stolen", now)
+    key.is_there, reloads = False, broker.reloads
+    with pytest.raises(HardwareKeyError, match="board-7 is revoked here, but not yet at the broker"):
+        service.revoked("board-7", now)
+    service.keep_fresh(now + 61)  # raises nothing: rollouts go on
+    assert "tried again in a minute" in caplog.text
+    assert broker.reloads == reloads
+    key.is_there = True
+    service.keep_fresh(now + 90)
+    assert broker.reloads == reloads, "not more than once a minute"
+    service.keep_fresh(now + 122)
+    assert broker.reloads > reloads
+    listed = x509.load_pem_x509_crl((tmp_path / "keys" / "crl.pem").read_bytes())
+    assert listed.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+    database.close()
