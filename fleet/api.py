@@ -392,15 +392,24 @@ class TokenView(msgspec.Struct, frozen=True):
 
 
 class NewUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /users`."""
+    """`POST /users`. Without `expires` (a duration) they stay until they are removed."""
 
     name: AccessName
     password: Text
     role: Text
     scope: ScopeText = ""
+    expires: Text = ""
 
     def __repr__(self) -> str:
         return f"NewUser({self.name!r})"
+
+
+class UserChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /users/NAME`: what is None stays as it is. `expires` is a duration from now on; empty is no end."""
+
+    role: Text | None = None
+    scope: ScopeText | None = None
+    expires: Text | None = None
 
 
 class NewPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -420,6 +429,7 @@ class UserView(msgspec.Struct, frozen=True):
     scope: str
     created: datetime
     created_by: str
+    expires: datetime | None
     last_used: datetime | None
     last_used_from: str
     kind: str

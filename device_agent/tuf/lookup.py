@@ -7,6 +7,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -63,11 +64,14 @@ class Lookup:
 
         Raises: FetchError, of which nobody's bundle is the cause; OSError.
         """
+        return await self._look(self._clock.trusted(), *paths)
+
+    async def _look(self, now: datetime, *paths: str) -> dict[str, Listed]:
         file = self._file
         async with self._turn:
             question = Question(
                 str(self._folder), file.tuf_root, file.metadata_url, file.allowed_hosts, file.ca,
-                now=self._clock.trusted(), known=self._clock.known(), paths=paths,
+                now=now, known=self._clock.known(), paths=paths,
             )  # fmt: skip
             told = await in_child(question)
         if told.trouble:
@@ -76,12 +80,19 @@ class Lookup:
         return told.listed
 
     async def check(self, wanted: OrderedBundle, bases: Iterable[Sha256]) -> dict[Sha256, Listed]:
-        """That the publisher signed just this bundle; the deltas to it that he signed too, by their base.
+        """That the publisher signed just this bundle, by what has not expired; the deltas to it that he signed too, by
+        their base.
 
         Raises: FetchError, OSError.
         """
+        now = self._clock.for_updates()
+        if now is None:
+            # By a clock of last year, metadata that somebody held back would be good still.
+            raise FetchError(
+                "updates wait until the time is known: nothing synchronizes this clock, and no order came since the start"
+            )
         paths = {base: delta.path(wanted.target, base, wanted.sha256) for base in bases}
-        found = await self.look(wanted.target, *paths.values())
+        found = await self._look(now, wanted.target, *paths.values())
         listed = found.get(wanted.target)
         if listed is None:
             raise FetchError(f"{wanted.target} is not among what the publisher signed", Cause.ORDER)

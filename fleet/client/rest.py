@@ -172,6 +172,9 @@ class Client:
     def add_user(self, new: api.NewUser) -> api.Changed:
         return self._call("POST", "/users", api.Changed, new)
 
+    def change_user(self, name: str, change: api.UserChange) -> api.Changed:
+        return self._call("POST", f"/users/{name}", api.Changed, change)
+
     def remove_user(self, name: str) -> api.Changed:
         return self._call("POST", f"/users/{name}/remove", api.Changed)
 

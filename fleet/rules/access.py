@@ -114,6 +114,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("POST", "/api/v1/tokens/{token}/revoke"): _ADMIN,
     ("GET", "/api/v1/users"): _ADMIN,
     ("POST", "/api/v1/users"): _ADMIN,
+    ("POST", "/api/v1/users/{user}"): _ADMIN,
     ("POST", "/api/v1/users/{user}/remove"): _ADMIN,
     ("POST", "/api/v1/users/{user}/password"): _ADMIN,
     ("POST", "/api/v1/users/{user}/block"): _ADMIN,

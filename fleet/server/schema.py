@@ -59,6 +59,7 @@ users = Table(
     Column("last_used_from", String(64), nullable=False, default=""),
     Column("subject", String(460), unique=True),
     Column("blocked_at", Float),
+    Column("expires_at", Float),
 )
 
 # Who is signed in, on the page or at a terminal (`kind`): only the sha256 of the secret is kept.

@@ -228,7 +228,7 @@ def _make_home(options: Options, places: Places) -> Config:
 
 
 def _trust(options: Options, config: Config, places: Places, folder: StateFolder) -> _Trust:
-    authority = home.authority(folder.keys_folder, options.ca_passphrase)
+    authority = home.authority(folder.keys_folder, config, options.ca_passphrase)
     bundle = (
         [authority.pem] if places.has_tls or places.announced.tls or places.url.startswith("https:") else []
     )

@@ -162,6 +162,17 @@ def add_target(targets: Targets, target: Target | DeltaTarget) -> bool:
     return True
 
 
+def blocked_of(targets: Targets, subjects: Iterable[str]) -> dict[str, str]:
+    """Path of each bundle that is listed though a block list names its release (NAME@VERSION) or its sha256 → which."""
+    wanted, found = set(subjects), {}
+    for path, listed in targets.targets.items():
+        name, _, rest = path.partition("/")
+        for subject in (listed.hashes.get("sha256", ""), f"{name}@{rest.partition('/')[0]}"):
+            if subject in wanted:
+                found[path] = subject
+    return found
+
+
 def set_order_keys(targets: Targets, keys: OrderKeys) -> bool:
     """List whose orders devices follow, in the role `fleet`; whether that was not listed before."""
     listed = TargetFile.from_data(orderkeys.PATH, orderkeys.write(keys), ["sha256"])

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,32 @@ def sign_in(client: Any, name: str = "ann", password: str = PASSWORD) -> Any:
 def page_token(client: Any) -> str:
     [token] = re.findall(r'name="csrf-token" content="([0-9a-f]+)"', client.get("/").text)
     return token
+
+
+def test_a_user_whose_time_is_over_is_out_and_stays_out_until_it_is_prolonged(inside: Inside) -> None:
+    client = inside.client()
+    sign_in(client, "bob")
+
+    def ends(at: float | None) -> None:
+        with inside.database.begin() as connection:
+            users.change(connection, "bob", lambda old: replace(old, expires_at=at), now=NOW, who=audit.FLEET)
+
+    ends(NOW + 10)
+    assert client.get("/api/v1/whoami").status_code == 200
+    inside.clock.now += 10
+    assert client.get("/api/v1/whoami").status_code == 401
+    assert sign_in(inside.client(), "bob").status_code == 401
+    ends(None)
+    assert sign_in(inside.client(), "bob").status_code == 303
+
+
+def test_a_role_that_was_changed_holds_from_the_next_request_on(inside: Inside) -> None:
+    client = inside.client()
+    sign_in(client, "ann")
+    assert client.get("/api/v1/users").status_code == 200
+    with inside.database.begin() as connection:
+        users.change(connection, "ann", lambda old: replace(old, role=Role.VIEWER), now=NOW, who=audit.FLEET)
+    assert client.get("/api/v1/users").status_code == 403
 
 
 def test_who_is_not_signed_in_is_shown_the_form_and_nothing_else(inside: Inside) -> None:

@@ -213,6 +213,20 @@ def test_who_is_blocked_stays_out_until_let_in_again(scene: Scene) -> None:
     assert scene.sign_in(browser).status_code == 303
 
 
+def test_a_role_that_follows_from_groups_is_not_changed_here_but_an_end_may_be_set(scene: Scene) -> None:
+    browser = scene.browser()
+    scene.sign_in(browser)
+    admin = scene.inside.client(scene.inside.token(f"r-{id(scene)}", Role.ADMIN))
+    path = "/api/v1/users/ann@example.com"
+    refused = admin.post(path, json={"role": "admin"})
+    assert (refused.status_code, "from their groups" in refused.text) == (409, True)
+    assert admin.post(path, json={"expires": "1h"}).status_code == 200
+    assert browser.get("/api/v1/status").status_code == 200
+    scene.inside.clock.now += 3601
+    assert browser.get("/api/v1/status").status_code == 401
+    assert "Your time here is over" in scene.sign_in(browser).text
+
+
 def test_nobody_comes_in_under_the_name_of_somebody_else(scene: Scene) -> None:
     with scene.inside.database.begin() as connection:
         kept = passwords.hashed("correct horse battery staple")

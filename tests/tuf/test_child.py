@@ -4,6 +4,7 @@ import asyncio
 import functools
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,7 @@ def test_trouble_is_told_and_nothing_else(listing, changed, words):
 class _Clock:
     def __init__(self, now: datetime) -> None:
         self.trusted = lambda: now
+        self.for_updates: Callable[[], datetime | None] = lambda: now
         self.known = lambda: None
 
 
@@ -186,6 +188,22 @@ async def test_a_real_child_checks_an_orders_bundle(listing):
     with pytest.raises(FetchError, match="not among what the publisher signed") as refused:
         await look.check(OrderedBundle(PATH.replace("1.0.0", "3.0.0"), SHA, 100), ())
     assert refused.value.cause is Cause.ORDER
+
+
+@running
+async def test_no_update_is_looked_for_before_the_time_is_known_and_order_keys_are(listing, monkeypatch):
+    list_order_keys(listing, NEW)
+    heard: list[OrderKeys | None] = []
+    look = make_lookup(listing, heard)
+    monkeypatch.setattr(look._clock, "for_updates", lambda: None)
+    with pytest.raises(FetchError, match="updates wait until the time is known") as waits:
+        await look.check(OrderedBundle(PATH, SHA, 100))
+    assert (waits.value.cause, heard) == (Cause.PASSING, [])
+    await look.look()
+    assert heard == [OrderKeys(NEW)], "or a rotated key would keep the order away that tells the time"
+    monkeypatch.setattr(look._clock, "for_updates", lambda: datetime(2099, 1, 1, tzinfo=UTC))
+    with pytest.raises(FetchError, match="expired"):
+        await look.check(OrderedBundle(PATH, SHA, 100))
 
 
 @running

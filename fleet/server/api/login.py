@@ -56,7 +56,7 @@ def sign_in(ctx: Ctx, request: Request, given: Form) -> Response:
 
 
 def _checked(ctx: Context, name: str, password: str, who: Who, now: float) -> str | None:
-    """A new session's secret, if name and password are right. Raises: AuthError if their user is blocked."""
+    """A new session's secret, if name and password are right. Raises: AuthError for whom may not come in."""
     with ctx.database.begin() as connection:
         row = users.find(connection, name) if NAME.match(name) else None
     # Outside the transaction: this takes long on purpose.

@@ -96,9 +96,8 @@ def _session(ctx: Context, provider: Provider, person: Person, claims: people.Cl
         if granted is None:
             refused = _nothing_granted(provider, claims)
             users.turn_away(connection, person, "nothing is granted to them", now=now, who=who)
-        elif known is not None and known.blocked_at is not None:
-            refused = "you are blocked here; ask an admin of the fleet"
-            users.turn_away(connection, person, "blocked", now=now, who=who)
+        elif known is not None and (refused := users.refusal(known, now)):
+            users.turn_away(connection, person, refused, now=now, who=who)
         else:
             users.arrive(connection, person, Grant(*granted), now=now, who=who)
             return sessions.begin(connection, name, now=now, who=who, how="oidc")

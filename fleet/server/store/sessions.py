@@ -3,8 +3,8 @@
 Always true
  1. Only the sha256 of a session's secret is kept; the secret is in the browser's cookie, or in the terminal's client
     file, and nowhere else. One is worth nothing in the other's place.
- 2. A session ends after its kind's life, without use, on signing out, and with its user, their password, or their being
-    blocked.
+ 2. A session ends after its kind's life, without use, on signing out, and with its user, their time, their password, or
+    their being blocked.
  3. What a user may do is asked of their row each time, not of the session.
 """
 
@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from edgekit.errors import AuthError
 from fleet.server.schema import sessions, users
 from fleet.server.store import audit
+from fleet.server.store import users as users_store
 from fleet.server.store.audit import Who
 from fleet.server.store.settings import new_secret, secret_hash
 from fleet.terminal import PREFIX
@@ -45,10 +46,9 @@ TERMINAL = Kind("terminal", 8 * 3600.0, 8 * 3600.0, "sign in again: edgekit flee
 def begin(
     connection: Connection, user: str, *, now: float, who: Who, kind: Kind = PAGE, how: str = "password"
 ) -> str:
-    """A new session of a user who has shown who they are; its secret. Raises: AuthError if they are blocked."""
-    blocked_at = connection.execute(select(users.c.blocked_at).where(users.c.name == user)).scalar_one()
-    if blocked_at is not None:
-        raise AuthError("you are blocked here; ask an admin of the fleet")
+    """A new session of a user who has shown who they are; its secret. Raises: AuthError for whom may not come in."""
+    if refused := users_store.refusal(users_store.get(connection, user), now):
+        raise AuthError(refused)
     secret = kind.prefix + new_secret()
     connection.execute(delete(sessions).where(sessions.c.expires_at <= now))
     connection.execute(
@@ -74,7 +74,7 @@ def user_of(connection: Connection, secret: str, now: float, origin: str = "", k
     user = None
     if session is not None and not is_over:
         user = connection.execute(select(users).where(users.c.name == session.name)).one_or_none()
-    if session is None or user is None or user.blocked_at is not None:
+    if session is None or user is None or users_store.refusal(user, now):
         raise AuthError(f"you are not signed in, or your session is over; {kind.advice}")
     if now - session.last_used_at >= _USE_NOTED_EVERY_S:
         connection.execute(update(sessions).where(of_secret).values(last_used_at=now))

@@ -1,16 +1,19 @@
-"""People: added, listed, blocked, removed, their passwords changed. How one signs in is `sessions`'.
+"""People: added, listed, changed, blocked, removed. How one signs in is `sessions`'.
 
 Always true
  1. A password is kept as `fleet.server.passwords` hashes it, never otherwise.
  2. With a user, with their old password, or once they are blocked, end their sessions.
  3. A name is one person's: nobody whom a provider vouches for comes in under the name of somebody else.
+ 4. A user whose time is over is signed in no longer, and cannot sign in.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from edgekit.errors import ConflictError, NotFoundError
+from fleet.rules.access import Scope, role
 from fleet.rules.people import Person
 from fleet.server.schema import sessions, users
 from fleet.server.store import audit
@@ -35,6 +38,7 @@ def add(connection: Connection, name: str, kept: str, grant: Grant, *, now: floa
             scope=grant.scope.text,
             created_at=now,
             created_by=who.name,
+            expires_at=grant.expires_at,
         )
     )
     audit.append(connection, now, who, "user.add", name, after=grant.shown)
@@ -94,12 +98,53 @@ def everyone(connection: Connection) -> list[UserRow]:
     return list(connection.execute(select(users).order_by(users.c.name)))
 
 
+def grant_of(row: UserRow) -> Grant:
+    return Grant(role(row.role), Scope(row.scope), row.expires_at)
+
+
+def refusal(row: UserRow, now: float) -> str:
+    """Why this user may not come in, in a sentence to them; empty if they may."""
+    if row.blocked_at is not None:
+        return "you are blocked here; ask an admin of the fleet"
+    if row.expires_at is not None and now >= row.expires_at:
+        return "your time here is over; ask an admin of the fleet"
+    return ""
+
+
+def change(
+    connection: Connection, name: str, changed: Callable[[Grant], Grant], *, now: float, who: Who
+) -> bool:
+    """Give the user what `changed` makes of their grant, from their next request on; whether that is another one.
+
+    Raises: NotFoundError; ConflictError for the role or scope of whom a provider vouches for.
+    """
+    # Locked: of two changes at once each is made to what the other left.
+    row = connection.execute(select(users).where(users.c.name == name).with_for_update()).one_or_none()
+    row = row if row is not None else get(connection, name)
+    before = grant_of(row)
+    after = changed(before)
+    if row.subject is not None and (after.role, after.scope) != (before.role, before.scope):
+        raise ConflictError(
+            f"{name} signs in through the provider, and gets role and scope from their groups each time: change "
+            "[[oidc.grants]] in fleet.toml"
+        )
+    if after.shown == before.shown:
+        return False
+    connection.execute(
+        update(users)
+        .where(users.c.name == name)
+        .values(role=after.role.word, scope=after.scope.text, expires_at=after.expires_at)
+    )
+    audit.append(connection, now, who, "user.change", name, before=before.shown, after=after.shown)
+    return True
+
+
 def remove(connection: Connection, name: str, *, now: float, who: Who) -> None:
     """Raises: NotFoundError."""
     row = get(connection, name)
     _end_sessions(connection, name)
     connection.execute(delete(users).where(users.c.name == name))
-    audit.append(connection, now, who, "user.remove", name, before={"role": row.role, "scope": row.scope})
+    audit.append(connection, now, who, "user.remove", name, before=grant_of(row).shown)
 
 
 def set_password(connection: Connection, name: str, kept: str, *, now: float, who: Who) -> None:
@@ -107,8 +152,7 @@ def set_password(connection: Connection, name: str, kept: str, *, now: float, wh
     if get(connection, name).subject is not None:
         raise ConflictError(f"{name} signs in through the provider, and has no password here")
     _end_sessions(connection, name)
-    change = update(users).where(users.c.name == name)
-    connection.execute(change.values(password=kept))
+    connection.execute(update(users).where(users.c.name == name).values(password=kept))
     audit.append(connection, now, who, "user.password", name)
 
 
