@@ -64,7 +64,8 @@ def test_a_user_whose_time_is_over_is_out_and_stays_out_until_it_is_prolonged(in
     assert client.get("/api/v1/whoami").status_code == 200
     inside.clock.now += 10
     assert client.get("/api/v1/whoami").status_code == 401
-    assert sign_in(inside.client(), "bob").status_code == 401
+    refused = sign_in(inside.client(), "bob")
+    assert (refused.status_code, "Your time here is over" in refused.text) == (403, True)
     ends(None)
     assert sign_in(inside.client(), "bob").status_code == 303
 

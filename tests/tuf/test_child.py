@@ -197,13 +197,13 @@ async def test_no_update_is_looked_for_before_the_time_is_known_and_order_keys_a
     look = make_lookup(listing, heard)
     monkeypatch.setattr(look._clock, "for_updates", lambda: None)
     with pytest.raises(FetchError, match="updates wait until the time is known") as waits:
-        await look.check(OrderedBundle(PATH, SHA, 100))
+        await look.check(OrderedBundle(PATH, SHA, 100), ())
     assert (waits.value.cause, heard) == (Cause.PASSING, [])
     await look.look()
     assert heard == [OrderKeys(NEW)], "or a rotated key would keep the order away that tells the time"
     monkeypatch.setattr(look._clock, "for_updates", lambda: datetime(2099, 1, 1, tzinfo=UTC))
     with pytest.raises(FetchError, match="expired"):
-        await look.check(OrderedBundle(PATH, SHA, 100))
+        await look.check(OrderedBundle(PATH, SHA, 100), ())
 
 
 @running
@@ -262,10 +262,10 @@ async def test_deltas_count_only_from_what_is_here_and_by_a_way_that_is_known(li
     look = make_lookup(listing, [])
     asked: list[str] = []
 
-    async def told(*names: str) -> dict[str, Listed]:
+    async def told(_now: datetime, *names: str) -> dict[str, Listed]:
         asked.extend(names)
         return {name: said[name] for name in names if name in said}
 
-    monkeypatch.setattr(look, "look", told)
+    monkeypatch.setattr(look, "_look", told)
     assert await look.check(wanted, bases[:5]) == {bases[0]: said[paths[0]]}
     assert asked == [PATH, *paths[:5]]

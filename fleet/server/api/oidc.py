@@ -81,7 +81,7 @@ def end(ctx: Ctx, request: Request) -> Response:
         return _done(ctx, pages.form(ctx, _sentence(error), 503, then=started.then))
     except (AuthError, ConflictError) as error:
         log.warning("a sign-in from %s through the provider was refused: %s", address, error)
-        return _done(ctx, pages.form(ctx, f"{_upper(str(error))}.", 403, then=started.then))
+        return _done(ctx, pages.form(ctx, f"{error}.", 403, then=started.then))
     return _done(ctx, pages.signed_in(ctx, secret, started.then))
 
 
@@ -135,8 +135,4 @@ def _done(ctx: Context, response: Response) -> Response:
 
 
 def _sentence(error: ProviderError) -> str:
-    return f"{_upper(str(error))}. Try again in a moment; who has a password here signs in with that."
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return f"{error}. Try again in a moment; who has a password here signs in with that."

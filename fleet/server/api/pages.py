@@ -71,7 +71,8 @@ def form(ctx: Context, said: str = "", status: int = 200, *, then: str = "/") ->
     """The form for name and password, and the way to the provider if there is one."""
     carried = secrets.token_urlsafe(32)
     then = local(then)
-    told = f'<p role="alert">{html.escape(said)}</p>' if said else ""
+    # An error's words begin with a small letter.
+    told = f'<p role="alert">{html.escape(said[:1].upper() + said[1:])}</p>' if said else ""
     elsewhere = ""
     if ctx.sign_ins.provider is not None:
         label = html.escape(ctx.sign_ins.provider.oidc.label)
