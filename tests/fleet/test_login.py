@@ -200,7 +200,7 @@ def test_who_is_blocked_is_told_so_once_they_have_shown_who_they_are(inside: Ins
         users.set_blocked(connection, "bob", is_blocked=True, reason="left", now=NOW, who=audit.FLEET)
     assert client.get("/api/v1/status").status_code == 401
     refused = sign_in(inside.client(), "bob")
-    assert (refused.status_code, "you are blocked here" in refused.text) == (403, True)
+    assert (refused.status_code, "You are blocked here" in refused.text) == (403, True)
     assert sign_in(inside.client(), "bob", "wrong password").status_code == 401
 
 
