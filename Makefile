@@ -12,12 +12,12 @@ demo: $(READY)
 
 # Most tests wait more than they compute; the end-to-end ones measure, and have the machine to themselves.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e --ignore tests/proofs
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e
 	$(BIN)/python -m pytest tests/e2e
 
-# Large models through whole builds: many minutes.
+# Whole builds and long roads, one after the other: many minutes.
 proofs: $(READY)
-	$(BIN)/python -m pytest tests/proofs
+	$(BIN)/python -m pytest -m proof --ignore tests/e2e
 
 # Every disk state after a power cut at every point, every failing write, every sync left out in turn; hundreds of
 # random faults over real processes; as root, a fleet over a bad network with a man in the middle: many minutes.

@@ -2,7 +2,8 @@
 
 Always true
  1. `trusted` is never before the system clock; what has expired by it is expired.
- 2. `known` is a time only while something of this run confirms the system clock: the kernel says that it is
+ 2. No update begins before something of this run confirmed the time (`for_updates`); serving never waits for that.
+ 3. `known` is a time only while something of this run confirms the system clock: the kernel says that it is
     synchronized, or it lies within the life of an order that the fleet sent since. What a disk says confirms nothing:
     a board that lay in a drawer for a year starts with the time it was put there.
 """
@@ -42,6 +43,7 @@ class Clock:
         self._synchronized = synchronized
         self._signed: tuple[datetime, ...] = ()
         self._heard_at = time.monotonic()
+        self._order_at = self._heard_at
         self._heard: tuple[datetime, datetime] | None = None
 
     def remember(self, signed: tuple[datetime, ...]) -> None:
@@ -50,7 +52,7 @@ class Clock:
 
     def hear(self, issued: datetime, expires: datetime) -> None:
         """The fleet has just sent an order of this life, and its signature is good."""
-        self._heard = issued, expires
+        self._heard, self._order_at = (issued, expires), time.monotonic()
 
     def trusted(self, issued: datetime | None = None) -> datetime:
         """The time; for judging a newer order, without what its own time `issued` disproves."""
@@ -66,6 +68,19 @@ class Clock:
         if self._synchronized() or (self._heard and self._heard[0] - clock.SLACK <= now <= self._heard[1]):
             return max(now, self.trusted())
         return None
+
+    def for_updates(self) -> datetime | None:
+        """The time by which an update's metadata have expired or not; None while updates wait for it.
+
+        Where nothing synchronizes the system clock, what the order heard last says counts besides, even if it is the
+        only one: were it a wrong 2099, updates would wait for the next order, and nothing more.
+        """
+        if self._system() >= AGENT_BUILT and self._synchronized():
+            return self.trusted()
+        if self._heard is None:
+            return None
+        passed = timedelta(seconds=time.monotonic() - self._order_at)
+        return max(self.trusted(), self._heard[0] + passed)
 
     def doubt(self) -> str:
         """Why the system clock is not to be believed; empty where nothing speaks against it."""

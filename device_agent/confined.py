@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-MODULES = ("device_agent.worker", "device_agent.update.selftest")
+MODULES = ("device_agent.worker", "device_agent.update.selftest", "device_agent.update.patching")
 
 # linux/landlock.h; the numbers of the calls are the same on every architecture (since Linux 5.13).
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446

@@ -179,6 +179,9 @@ def render(view: StatusView) -> str:
         lines += ["", f"{name}: {runs}", f"  update   {deployment.state.value}"]
         for title, digest in (("ordered", deployment.ordered), ("committed", deployment.committed)):
             lines.append(f"  {title:8} {digest[:12] if digest else '-'}")
+        if (got := deployment.fetched) is not None:
+            way = "as a delta" if got.by_delta else "whole"
+            lines.append(f"  fetched  {got.sha256[:12]} {way}, {got.size_bytes} bytes")
         if deployment.reason:
             lines.append(f"  reason   {deployment.reason}")
         lines += [

@@ -182,6 +182,13 @@ class FleetError(EdgeKitError):
     exit_code = 5
 
 
+class HardwareKeyError(FleetError):
+    """A key's token is away or does not sign: later it may."""
+
+    code = "hardware-key"
+    http_status = 503
+
+
 class NotFoundError(FleetError):
     """There is no such device, release or rollout."""
 

@@ -406,15 +406,24 @@ class TokenView(msgspec.Struct, frozen=True):
 
 
 class NewUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /users`."""
+    """`POST /users`. Without `expires` (a duration) they stay until they are removed."""
 
     name: AccessName
     password: Text
     role: Text
     scope: ScopeText = ""
+    expires: Text = ""
 
     def __repr__(self) -> str:
         return f"NewUser({self.name!r})"
+
+
+class UserChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /users/NAME`: what is None stays as it is. `expires` is a duration from now on; empty is no end."""
+
+    role: Text | None = None
+    scope: ScopeText | None = None
+    expires: Text | None = None
 
 
 class NewPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -427,13 +436,19 @@ class NewPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UserView(msgspec.Struct, frozen=True):
+    """`kind` is password or oidc, `state` good or blocked; `subject` is the issuer and who they are to it."""
+
     name: str
     role: str
     scope: str
     created: datetime
     created_by: str
+    expires: datetime | None
     last_used: datetime | None
     last_used_from: str
+    kind: str
+    state: str
+    subject: str
 
 
 class Changed(msgspec.Struct, frozen=True):

@@ -45,7 +45,9 @@ def answer(question: Question) -> Answer:
         for path in question.paths:
             target = client.find(path)
             if target is not None and "sha256" in target.hashes:
-                listed[path] = Listed(target.length, target.hashes["sha256"])
+                custom = target.custom if isinstance(target.custom, dict) else {}
+                base, method = str(custom.get("base", "")), str(custom.get("method", ""))
+                listed[path] = Listed(target.length, target.hashes["sha256"], base, method)
         return Answer(listed, _order_keys(client, web, question.metadata_url))
     except (EdgeKitError, OSError) as error:
         return Answer(trouble=str(error) or type(error).__name__)

@@ -6,7 +6,8 @@ Imports nothing of `tuf`. What a child writes is whole or not at all, so it may 
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,8 @@ from device_agent.clock import Clock
 from device_agent.tuf.question import Answer, Listed, Question
 from device_agent.update.events import Cause
 from device_agent.update.fetch import FetchError
+from edgekit import delta
+from edgekit.manifest import Sha256
 from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire.enrolment import EnrolmentFile
 from edgekit.wire.messages import OrderedBundle
@@ -61,11 +64,14 @@ class Lookup:
 
         Raises: FetchError, of which nobody's bundle is the cause; OSError.
         """
+        return await self._look(self._clock.trusted(), *paths)
+
+    async def _look(self, now: datetime, *paths: str) -> dict[str, Listed]:
         file = self._file
         async with self._turn:
             question = Question(
                 str(self._folder), file.tuf_root, file.metadata_url, file.allowed_hosts, file.ca,
-                now=self._clock.trusted(), known=self._clock.known(), paths=paths,
+                now=now, known=self._clock.known(), paths=paths,
             )  # fmt: skip
             told = await in_child(question)
         if told.trouble:
@@ -73,9 +79,21 @@ class Lookup:
         await self._heard(told.order_keys)
         return told.listed
 
-    async def check(self, wanted: OrderedBundle) -> None:
-        """That the publisher signed just this bundle. Raises: FetchError, OSError."""
-        listed = (await self.look(wanted.target)).get(wanted.target)
+    async def check(self, wanted: OrderedBundle, bases: Iterable[Sha256]) -> dict[Sha256, Listed]:
+        """That the publisher signed just this bundle, by what has not expired; the deltas to it that he signed too, by
+        their base.
+
+        Raises: FetchError, OSError.
+        """
+        now = self._clock.for_updates()
+        if now is None:
+            # By a clock of last year, metadata that somebody held back would be good still.
+            raise FetchError(
+                "updates wait until the time is known: nothing synchronizes this clock, and no order came since the start"
+            )
+        paths = {base: delta.path(wanted.target, base, wanted.sha256) for base in bases}
+        found = await self._look(now, wanted.target, *paths.values())
+        listed = found.get(wanted.target)
         if listed is None:
             raise FetchError(f"{wanted.target} is not among what the publisher signed", Cause.ORDER)
         if (listed.sha256, listed.length) != (wanted.sha256, wanted.length):
@@ -84,3 +102,5 @@ class Lookup:
                 f" publisher signed {listed.length} bytes, sha256 {listed.sha256[:12]}…",
                 Cause.ORDER,
             )
+        offered = {base: found[path] for base, path in paths.items() if path in found}
+        return {base: one for base, one in offered.items() if (one.base, one.method) == (base, delta.METHOD)}

@@ -25,10 +25,12 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Listed(msgspec.Struct, frozen=True):
-    """What the publisher signed of one target."""
+    """What the publisher signed of one target; of a delta also from which bundle it leads, and how."""
 
     length: int
     sha256: Sha256
+    base: str = ""
+    method: str = ""
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ Blocking; the reconciler calls it in a thread and sets `stopping` to end it.
 import http.client
 import re
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,12 @@ from urllib.parse import urlsplit
 from device_agent import durable
 from device_agent.blocking import Stopper
 from device_agent.network import Access
+from device_agent.tuf.question import Listed
 from device_agent.update.events import Cause
 from edgekit import bundle as bundles
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, EdgeKitError, ManifestError, UsageError
+from edgekit.manifest import Sha256
 from edgekit.protocol import room
 from edgekit.wire.messages import OrderedBundle
 
@@ -35,8 +37,9 @@ CHUNK_BYTES = 256 * 1024
 # How much of a download a power cut may cost.
 SYNC_BYTES = 4 << 20
 
-# Ends well if the publisher signed just this bundle (`tuf.lookup`). Raises: FetchError, OSError.
-CheckSigned = Callable[[OrderedBundle], Awaitable[None]]
+# Ends well if the publisher signed just this bundle (`tuf.lookup`), with what he signed of deltas to it from any of
+# these, by the base's digest. Raises: FetchError, OSError.
+CheckSigned = Callable[[OrderedBundle, Iterable[Sha256]], Awaitable[Mapping[Sha256, Listed]]]
 # A request for the file that is received, with these headers beside the usual ones.
 Ask = Callable[[Mapping[str, str]], AbstractContextManager[http.client.HTTPResponse]]
 
@@ -51,6 +54,20 @@ class FetchError(EdgeKitError):
         self.cause = cause
 
 
+class WithheldError(FetchError):
+    """The server answered, but not with the file."""
+
+
+@dataclass
+class Received:
+    """What the network brought for the bundle `sha256`, all tries together."""
+
+    sha256: Sha256
+    size: int = 0
+    by_delta: bool = False
+    is_whole: bool = False
+
+
 @dataclass(frozen=True)
 class Source:
     """Where artifacts come from, as the enrolment pinned it."""
@@ -60,7 +77,9 @@ class Source:
     check_signed: CheckSigned
 
 
-def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: Stopper) -> Bundle:
+def fetch(
+    source: Source, wanted: OrderedBundle, folder: Path, stopping: Stopper, received: Received
+) -> Bundle:
     """The checked bundle, at `folder/<sha256>.edgekit`.
 
     Raises: FetchError; OSError if the disk takes it not.
@@ -72,18 +91,37 @@ def fetch(source: Source, wanted: OrderedBundle, folder: Path, stopping: Stopper
             durable.remove(stale)
     if not final.is_file():
         part = Part.find(folder, wanted.sha256, wanted.length)
-        _check_space(folder, wanted.length, part.synced)
-
-        def ask(headers: Mapping[str, str]) -> AbstractContextManager[http.client.HTTPResponse]:
-            return _asking(source, wanted.sha256, headers, stopping)
-
-        receive(ask, wanted.target, wanted.length, part, stopping)
+        check_space(folder, wanted.length, part.synced)
+        download(
+            source, wanted.sha256, wanted.target, wanted.length, part, stopping=stopping, received=received
+        )
         _check_download(wanted, part.path)
         durable.rename(part.path, final)
     return opened(wanted, folder)
 
 
-def _check_space(folder: Path, length: int, have: int) -> None:
+def download(
+    source: Source,
+    sha256: Sha256,
+    name: str,
+    length: int,
+    part: "Part",
+    *,
+    stopping: Stopper,
+    received: Received,
+) -> None:
+    """Fill `part` with one artifact, whose digest is not looked at yet. Raises: FetchError, OSError."""
+
+    def ask(headers: Mapping[str, str]) -> AbstractContextManager[http.client.HTTPResponse]:
+        return _asking(source, sha256, headers, stopping)
+
+    try:
+        receive(ask, name, length, part, stopping)
+    finally:
+        received.size += part.received
+
+
+def check_space(folder: Path, length: int, have: int) -> None:
     if refusal := room.refusal(shutil.disk_usage(folder).free, length, have):
         raise FetchError(refusal)
 
@@ -94,6 +132,8 @@ class Part:
 
     path: Path
     synced: int
+    # What came over the network, kept or not.
+    received: int = 0
 
     @classmethod
     def find(cls, folder: Path, key: str, length: int) -> "Part":
@@ -136,6 +176,7 @@ class Part:
             chunk = _read(response, min(CHUNK_BYTES, left))
             if not chunk:
                 break
+            self.received += len(chunk)
             sink.write(chunk)
             left -= len(chunk)
             if sink.position - self.synced >= SYNC_BYTES:
@@ -172,10 +213,10 @@ def _check_offer(response: http.client.HTTPResponse, name: str, start: int, leng
     """What is announced must be the file: a proxy's page is not written over what came already."""
     told = response.headers.get("Content-Range", "")
     if response.status == 206 and told != f"bytes {start}-{length - 1}/{length}":
-        raise FetchError(f"{name}: the server answered another range ({told or 'none'})")
+        raise WithheldError(f"{name}: the server answered another range ({told or 'none'})")
     offered = response.length
     if offered is not None and offered != length - start:
-        raise FetchError(f"{name}: the server has {offered} bytes, {length - start} are due")
+        raise WithheldError(f"{name}: the server has {offered} bytes, {length - start} are due")
 
 
 def _check_download(wanted: OrderedBundle, path: Path) -> None:
@@ -244,4 +285,4 @@ def _read(response: http.client.HTTPResponse, length: int) -> bytes:
 
 def _expect(response: http.client.HTTPResponse, statuses: tuple[int, ...], what: str) -> None:
     if response.status not in statuses:
-        raise FetchError(f"{what}: the artifact server answered {response.status} {response.reason}")
+        raise WithheldError(f"{what}: the artifact server answered {response.status} {response.reason}")

@@ -11,9 +11,11 @@ from device_agent.blocking import Stopper, run_blocking
 from device_agent.folder import DeploymentFolder
 from device_agent.update import selftest, slots
 from device_agent.update.events import Cause, Fetch, Job, Recheck, SelfTest, SlotRef, Stage, Wait
-from device_agent.update.fetch import FetchError, Source, fetch, opened
+from device_agent.update.fetch import FetchError, Received, Source, opened
+from device_agent.update.shortcut import Offer, Shortcuts
 from edgekit.errors import BundleError, EdgeKitError
 from edgekit.protocol import room
+from edgekit.wire.messages import Fetched
 
 # A thread that still connects writes nothing once it is told to stop, so it need not be waited for longer.
 STOP_PATIENCE_S = 5.0
@@ -45,6 +47,14 @@ class Jobs:
         self._source = source
         self._memory = memory
         self._staging = threading.Lock()
+        self._shortcuts = Shortcuts(folder, source)
+        self._received: Received | None = None
+
+    @property
+    def fetched(self) -> Fetched | None:
+        """What the newest bundle that came since the agent started took of the network."""
+        got = self._received
+        return Fetched(got.sha256, got.size, got.by_delta) if got is not None and got.is_whole else None
 
     async def do(self, job: Job) -> None:
         """Raises: JobError, OSError."""
@@ -66,8 +76,14 @@ class Jobs:
         if told := room.memory_refusal(memory.free_mb, peak_mb, memory.running_mb, overlap=memory.overlap):
             raise JobError(told, Cause.PASSING)
         try:
-            await self._source.check_signed(job.bundle)
-            await _in_thread(lambda stop: fetch(self._source, job.bundle, self._folder.fetch, stop))
+            held = await run_blocking(lambda: slots.held(self._folder))
+            bases = {one.sha256: self._folder.slot(name) for name, one in held.items()}
+            deltas = await self._source.check_signed(job.bundle, bases)
+            if self._received is None or self._received.sha256 != job.bundle.sha256:
+                self._received = Received(job.bundle.sha256)
+            received = self._received
+            offers = [Offer(bases[base], base, listed) for base, listed in deltas.items()]
+            await _in_thread(lambda stop: self._shortcuts.bring(job.bundle, offers, stop, received))
         except FetchError as error:
             raise JobError(str(error), error.cause) from error
 

@@ -103,6 +103,7 @@ class Reconciler:
             model_version=ready.version if ready is not None else "",
             reason=reason[:2000],
             memory_mb=health.tree_memory_mb([serving.pid]) if serving is not None else None,
+            fetched=self._jobs.fetched,
         )
 
     def conditions(self) -> dict[str, str]:

@@ -104,10 +104,18 @@ class Order(msgspec.Struct, frozen=True):
     version: int = VERSION
 
 
+class Fetched(msgspec.Struct, frozen=True):
+    """What the network brought until the bundle `sha256` was whole, all tries since the agent started together."""
+
+    sha256: Sha256
+    size_bytes: Count
+    by_delta: bool = False
+
+
 class DeploymentReport(msgspec.Struct, frozen=True):
     """One deployment as the device has it. `digest` is what the worker loaded, never what was asked for.
 
-    `memory_mb` is what its serving worker takes now.
+    `memory_mb` is what its serving worker takes now, `fetched` the newest bundle that came since the agent started.
     """
 
     state: AgentState
@@ -118,6 +126,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     model_version: Plain = ""
     reason: Text = ""
     memory_mb: Megabytes | None = None
+    fetched: Fetched | None = None
 
 
 class Condition(msgspec.Struct, frozen=True):

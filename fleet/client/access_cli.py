@@ -125,7 +125,7 @@ def revoke_token(*, name: str, place: str | None, as_json: bool) -> None:
 
 @click.group()
 def user() -> None:
-    """People who sign in to the page."""
+    """People who sign in."""
 
 
 _with_password_file = click.option(
@@ -142,19 +142,54 @@ _with_password_file = click.option(
 @click.option(
     "--scope", default="", metavar="SELECTOR", help="Only devices with these labels, e.g. site=lab."
 )
+@click.option(
+    "--expires", default="", metavar="DURATION", help="How long they may.  [default: until removed]"
+)
 @_with_password_file
 @with_fleet
 def add_user(
-    *, name: str, role: str, scope: str, password_file: Path | None, place: str | None, as_json: bool
+    *,
+    name: str,
+    role: str,
+    scope: str,
+    expires: str,
+    password_file: Path | None,
+    place: str | None,
+    as_json: bool,
 ) -> None:
     """Add the user NAME."""
     password = _password(password_file)
     with connected(place) as client:
-        done = client.add_user(api.NewUser(name, password, role, scope))
+        done = client.add_user(api.NewUser(name, password, role, scope, expires))
     if as_json:
         render.show_json(done)
     else:
         click.echo(f"{name}: may sign in as {role}" + (f", for {scope}" if scope else ""))
+
+
+@user.command("change")
+@click.argument("name")
+@click.option("--role", type=ROLES, default=None, help="What they may do from now on (docs/access.md).")
+@click.option(
+    "--scope",
+    default=None,
+    metavar="SELECTOR",
+    help="Only devices with these labels from now on; '' is the whole fleet.",
+)
+@click.option("--expires", default=None, metavar="DURATION", help="How long from now on; 'never' for no end.")
+@with_fleet
+def change_user(
+    *, name: str, role: str | None, scope: str | None, expires: str | None, place: str | None, as_json: bool
+) -> None:
+    """Give the user NAME another role, scope or end; it holds from their next request on."""
+    if role is None and scope is None and expires is None:
+        raise UsageError("what is to change? give --role, --scope or --expires")
+    with connected(place) as client:
+        done = client.change_user(name, api.UserChange(role, scope, "" if expires == "never" else expires))
+    if as_json:
+        render.show_json(done)
+    else:
+        click.echo(f"{name}: changed" if done.is_changed else f"{name}: was so already")
 
 
 @user.command("list")
@@ -166,10 +201,13 @@ def list_users(*, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
         return
-    table = render.table("user", "role", "scope", "last there", "from", "added by")
+    table = render.table(
+        "user", "kind", "role", "scope", "state", "expires", "last there", "from", "added by"
+    )
     for one in found:
-        last = _day(one.last_used, "never")
-        table.add_row(one.name, one.role, one.scope, last, one.last_used_from, one.created_by)
+        ends, last = _day(one.expires, "never"), _day(one.last_used, "never")
+        words = (one.name, one.kind, one.role, one.scope, one.state)
+        table.add_row(*words, ends, last, one.last_used_from, one.created_by)
     render.show(table)
 
 
@@ -177,13 +215,41 @@ def list_users(*, place: str | None, as_json: bool) -> None:
 @click.argument("name")
 @with_fleet
 def remove_user(*, name: str, place: str | None, as_json: bool) -> None:
-    """Remove the user NAME and end their sessions."""
+    """Remove the user NAME and end their sessions. Whom a provider vouches for may come again: 'block' keeps them out."""
     with connected(place) as client:
         done = client.remove_user(name)
     if as_json:
         render.show_json(done)
     else:
         click.echo(f"{name}: removed")
+
+
+@user.command("block")
+@click.argument("name")
+@click.option("--reason", default="", help="For the audit log.")
+@with_fleet
+def block_user(*, name: str, reason: str, place: str | None, as_json: bool) -> None:
+    """Keep the user NAME out, and end their sessions; also whom a provider vouches for."""
+    _set_blocked(name, reason, place, is_blocked=True, as_json=as_json)
+
+
+@user.command("unblock")
+@click.argument("name")
+@click.option("--reason", default="", help="For the audit log.")
+@with_fleet
+def unblock_user(*, name: str, reason: str, place: str | None, as_json: bool) -> None:
+    """Let the user NAME sign in again."""
+    _set_blocked(name, reason, place, is_blocked=False, as_json=as_json)
+
+
+def _set_blocked(name: str, reason: str, place: str | None, *, is_blocked: bool, as_json: bool) -> None:
+    with connected(place) as client:
+        done = client.set_blocked(name, reason, is_blocked=is_blocked)
+    if as_json:
+        render.show_json(done)
+    else:
+        was = "" if done.is_changed else ", as before"
+        click.echo(f"{name}: {'blocked' if is_blocked else 'may sign in'}{was}")
 
 
 @user.command("passwd")

@@ -11,7 +11,16 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from edgekit.distribution import extra
 from edgekit.errors import UsageError
-from fleet.client import access_cli, audit_cli, batch_cli, config, device_cli, publishing, render
+from fleet.client import (
+    access_cli,
+    audit_cli,
+    batch_cli,
+    config,
+    device_cli,
+    login_cli,
+    publishing,
+    render,
+)
 from fleet.client.options import FLEET_HELP, connected, with_fleet
 from fleet.client.rollout_cli import rollout
 
@@ -70,8 +79,9 @@ def fleet(ctx: click.Context, *, place: str | None) -> None:
 
 
 fleet.add_command(rollout)
-for command in (*device_cli.COMMANDS, *batch_cli.COMMANDS, *access_cli.COMMANDS, *audit_cli.COMMANDS):
-    fleet.add_command(command)
+for module in (device_cli, batch_cli, access_cli, login_cli, audit_cli):
+    for command in module.COMMANDS:
+        fleet.add_command(command)
 
 
 @fleet.command()
@@ -113,8 +123,17 @@ def releases(*, place: str | None, as_json: bool) -> None:
     default=None,
     help="Publisher's folder of 'edgekit keys'; the one in the state folder unless set.",
 )
+@click.option(
+    "--deltas",
+    type=click.IntRange(0, 20),
+    default=3,
+    show_default=True,
+    help="Make deltas from so many releases before, where they save half or more; 0 for none.",
+)
 @with_fleet
-def publish(*, bundles: tuple[Path, ...], custody: Path | None, place: str | None, as_json: bool) -> None:
+def publish(
+    *, bundles: tuple[Path, ...], custody: Path | None, deltas: int, place: str | None, as_json: bool
+) -> None:
     """Check BUNDLES, sign them here, and upload them with their evidence.
 
     A folder means the bundles of a build in it. What their evidence calls an alternate lies beside the release's own
@@ -139,7 +158,8 @@ def publish(*, bundles: tuple[Path, ...], custody: Path | None, place: str | Non
         ) as progress:
             for found in checked:
                 task = progress.add_task(found.bundle.manifest.title, total=found.bundle.size_bytes)
-                answers.append(publishing.publish(client, found, custody, partial(progress.advance, task)))
+                moved = partial(progress.advance, task)
+                answers.append(publishing.publish(client, found, custody, moved, deltas=deltas))
     if as_json:
         render.show_json(answers)
         return
@@ -150,6 +170,11 @@ def publish(*, bundles: tuple[Path, ...], custody: Path | None, place: str | Non
         done = "was published already, nothing changed" if answer.was_there else "published"
         evidence = "" if answer.bundle.has_evidence else " (without evidence: no file beside the bundle)"
         click.echo(f"{what}: {done}, sha256 {answer.bundle.sha256[:12]}…{evidence}")
+        for delta in answer.deltas:
+            share = 100 * delta.length / answer.bundle.length
+            click.echo(
+                f"  delta from {delta.base[:12]}…: {delta.length} bytes, {share:.1f} % of the bundle's"
+            )
 
 
 @fleet.command()

@@ -40,7 +40,7 @@ def find(given: str | None) -> Access:
         return _read(Path(place))
     url, token = os.environ.get(URL), os.environ.get(TOKEN)
     if url and token:
-        return _safe(Access(url.rstrip("/"), token, ca=_ca_file()))
+        return safe(Access(url.rstrip("/"), token, ca=_ca_file()))
     raise UsageError(
         f"which fleet? give --fleet DIR (the --state folder of 'edgekit fleet up', or its client.toml), "
         f"or set {FLEET}, or {URL} and {TOKEN}"
@@ -63,7 +63,7 @@ def _read(place: Path) -> Access:
     ca = table.get("ca", "")
     if not isinstance(ca, str):
         raise UsageError(f"{path}: 'ca' must be PEM text, as 'edgekit fleet up' writes it")
-    return _safe(Access(url.rstrip("/"), token, path.parent, ca))
+    return safe(Access(url.rstrip("/"), token, path.parent, ca))
 
 
 def _ca_file() -> str:
@@ -99,7 +99,8 @@ def read_secret(path: Path, what: str) -> str:
     return lines[0]
 
 
-def _safe(access: Access) -> Access:
+def safe(access: Access) -> Access:
+    """Raises: UsageError where a secret would go in the clear to another machine."""
     parts = urlsplit(access.url)
     if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
         raise UsageError(

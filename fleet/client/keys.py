@@ -1,12 +1,13 @@
 """A publisher's folder and a fleet: what the one has is brought to the other."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import msgspec
 from securesystemslib.signer import Key
 
 from edgekit.errors import UsageError
-from edgekit.trust.target import Target
+from edgekit.trust.target import DeltaTarget, Target
 from fleet import api
 from fleet.client.rest import Client
 from fleet.tuf import documents
@@ -61,8 +62,8 @@ def upload(client: Client, home: Home) -> tuple[str, ...]:
     return (*([ROOT] if roots else []), *roles)
 
 
-def publish(client: Client, home: Home, target: Target) -> None:
-    """Make a bundle a target of its model's role, and bring that to the fleet."""
+def publish(client: Client, home: Home, target: Target, deltas: Iterable[DeltaTarget] = ()) -> None:
+    """Make a bundle, and deltas to it, targets of its model's role, and bring that to the fleet."""
     refresh(client, home)
-    home.add(target, datetime.now(UTC))
+    home.add(target, datetime.now(UTC), deltas)
     upload(client, home)

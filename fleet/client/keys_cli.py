@@ -11,7 +11,7 @@ import click
 import msgspec
 from securesystemslib.signer import Key
 
-from edgekit.errors import UsageError
+from edgekit.errors import FleetError, UsageError
 from edgekit.trust.orderkeys import OrderKeys
 from fleet import api
 from fleet.client import config, keys, render
@@ -26,6 +26,7 @@ Examples:
   edgekit keys status publisher
   edgekit keys sign publisher root targets --fleet client.toml
   edgekit keys rotate publisher model.digits --fleet client.toml
+  edgekit keys withdraw publisher --fleet client.toml
 """
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -98,7 +99,9 @@ def _told(client: Client | None, home: Home, waiting: list[str]) -> None:
     "--root-key", "others", type=FILE, multiple=True, help="Public key of another person; repeatable."
 )
 @click.option("--threshold", default=1, show_default=True, help="How many root keys must sign.")
-@click.option("--token", "tokens", multiple=True, help="Root key in a PKCS#11 token: hsm:LABEL; repeatable.")
+@click.option(
+    "--token", "tokens", multiple=True, help="Root key in a PKCS#11 token: hsm:LABEL[;id=N]; repeatable."
+)
 @with_fleet
 def init(
     *, folder: Path, passphrase_file: Path | None, no_passphrase: bool, online_key: Path | None,
@@ -134,9 +137,11 @@ def init(
 def status(
     *, folder: Path, passphrase_file: Path | None, no_passphrase: bool, place: str | None, as_json: bool
 ) -> None:
-    """Versions, keys and expiry; ends with 3 if something must be signed within 30 days."""
-    del place
-    rows = _home(folder, passphrase_file, no_passphrase=no_passphrase).status(datetime.now(UTC))
+    """Versions, keys, expiry, and what is listed though it is blocked; ends with 3 if something must be signed within 30
+    days, or withdrawn.
+    """
+    home = _home(folder, passphrase_file, no_passphrase=no_passphrase)
+    rows = home.status(datetime.now(UTC), _blocked(place))
     if as_json:
         render.show_json([msgspec.to_builtins(row) for row in rows])
     else:
@@ -144,6 +149,18 @@ def status(
             click.echo(line)
     if any(row.remark for row in rows):
         raise click.exceptions.Exit(3)
+
+
+def _blocked(place: str | None) -> list[str]:
+    """What the fleet's block list names; nothing where no fleet is named or the one of the environment is away."""
+    try:
+        with _fleet(place) as client:
+            return [row.subject for row in client.blocked()] if client is not None else []
+    except FleetError as error:
+        if place is not None:
+            raise
+        click.echo(f"what is blocked is not known: {error}", err=True)
+        return []
 
 
 def _lines(rows: list[RoleStatus]) -> list[str]:
@@ -188,7 +205,7 @@ def sign(
 @click.option("--add", type=FILE, multiple=True, help="Public key of another person; repeatable.")
 @click.option("--remove", multiple=True, metavar="KEYID", help="A key that is no longer trusted; repeatable.")
 @click.option("--threshold", type=int, default=None, help="How many must sign.")
-@click.option("--token", default="", help="The new key is in a PKCS#11 token: hsm:LABEL.")
+@click.option("--token", default="", help="The new key is in a PKCS#11 token: hsm:LABEL[;id=N].")
 @with_fleet
 def rotate(
     *, folder: Path, passphrase_file: Path | None, no_passphrase: bool, role: str, add: tuple[Path, ...],
@@ -247,8 +264,44 @@ def delegate(
 
 @main.command()
 @with_home
+@click.argument("subjects", nargs=-1, metavar="[NAME@VERSION|SHA256]...")
+@click.option("--yes", is_flag=True, help="All that the fleet has blocked, without being asked.")
+@with_fleet
+def withdraw(
+    *, folder: Path, passphrase_file: Path | None, no_passphrase: bool, subjects: tuple[str, ...], yes: bool,
+    place: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Take blocked releases out of the targets: no device takes them from then on, whoever orders it.
+
+    Without names: what the fleet's block list names, once you have seen it.
+    """
+    home, now = _home(folder, passphrase_file, no_passphrase=no_passphrase), datetime.now(UTC)
+    with _fleet(place) as client:
+        if client is not None:
+            keys.refresh(client, home)
+        wanted = subjects
+        if not wanted:
+            if client is None:
+                raise UsageError("which fleet's block list? give --fleet, or say what to withdraw")
+            wanted = tuple(row.subject for row in client.blocked())
+        found = sorted(path for paths in home.still_listed(wanted).values() for path in paths)
+        for path in found:
+            click.echo(path, err=as_json)
+        if found and not subjects and not yes:
+            # The block list is the fleet's word; what devices may run is the publisher's.
+            click.confirm(f"Take these {len(found)} out of the targets?", abort=True, err=True)
+        waiting = home.withdraw(wanted, now)
+        if as_json:
+            render.show_json({"withdrawn": found, "waiting": waiting})
+        elif not found:
+            click.echo("nothing of that is listed")
+        _told(client, home, waiting)
+
+
+@main.command()
+@with_home
 @click.argument("label")
-@click.option("--token", default="", help="The key is in a PKCS#11 token: hsm:LABEL.")
+@click.option("--token", default="", help="The key is in a PKCS#11 token: hsm:LABEL[;id=N].")
 @click.option("--out", type=FILE, required=True, help="Where to write the public half.")
 def new(
     *, folder: Path, passphrase_file: Path | None, no_passphrase: bool, label: str, token: str, out: Path

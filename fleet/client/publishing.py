@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from edgekit import bundle as bundles
 from edgekit import evidence
 from edgekit.bundle import Bundle
 from edgekit.errors import ConflictError, NotFoundError, UsageError
+from edgekit.trust.target import DeltaTarget
 from fleet import api
 from fleet.client.rest import Client
 
@@ -86,20 +89,40 @@ def _is_there(client: Client, sha256: str) -> bool:
     return any(known.sha256 == sha256 for release in client.releases() for known in release.alternates)
 
 
+class Published(msgspec.Struct, frozen=True):
+    """What became of a bundle; `deltas` were made now, each from one that the fleet had."""
+
+    bundle: api.BundleView
+    was_there: bool
+    deltas: tuple[DeltaTarget, ...] = ()
+
+
 def publish(
-    client: Client, checked: Checked, keys: Path, progress: Callable[[int], None]
-) -> api.PublishAnswer:
+    client: Client, checked: Checked, keys: Path, progress: Callable[[int], None], *, deltas: int = 0
+) -> Published:
     """Upload, list and register one checked bundle, with the keys in the publisher's folder.
 
-    Raises: UsageError for the keys; what the service refuses.
+    At most `deltas` deltas are made, from the newest releases before it; no device is ordered to run an alternate, so
+    there are none to those. Raises: UsageError for the keys; what the service refuses.
     """
     # cryptography and tuf belong to signing only; the other commands do without them.
     from fleet.client import keys as custody
+    from fleet.client import shortcuts
     from fleet.publish import target_of
     from fleet.tuf.home import Home
     from fleet.tuf.ring import Ring, passphrase
 
     if not checked.was_there:
         client.upload(checked.bundle.path, checked.bundle.sha256, progress)
-    custody.publish(client, Home(Ring(keys, passphrase(None))), target_of(checked.bundle))
-    return client.register(api.NewBundle(checked.bundle.sha256, checked.statement, checked.is_alternate))
+    home, target = Home(Ring(keys, passphrase(None))), target_of(checked.bundle)
+    custody.refresh(client, home)
+    made = []
+    if deltas > 0 and not checked.is_alternate:
+        for one, data in shortcuts.made(
+            client, target, checked.bundle.path, home.listed(target.name), deltas
+        ):
+            client.upload_bytes(data, one.sha256)
+            made.append(one)
+    custody.publish(client, home, target, made)
+    answer = client.register(api.NewBundle(checked.bundle.sha256, checked.statement, checked.is_alternate))
+    return Published(answer.bundle, answer.was_there, tuple(made))

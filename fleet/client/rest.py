@@ -1,5 +1,6 @@
 """The REST client: one method per thing a person does. Errors of the service come back as the same classes."""
 
+import hashlib
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from edgekit.wire.enrolment import EnrolmentFile
 from fleet import api
 from fleet.audit_entry import Entry
 from fleet.client.config import Access
+from fleet.terminal import MadeTerminal, NewTerminal
 
 T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
@@ -34,7 +36,7 @@ class Client:
         self._access = access
         self._http = httpx.Client(
             base_url=f"{access.url}/api/v1",
-            headers={"Authorization": f"Bearer {access.token}"},
+            headers={"Authorization": f"Bearer {access.token}"} if access.token else {},
             timeout=_TIMEOUT,
             # The service is where the file says; a proxy set for the web has no part in it.
             trust_env=False,
@@ -116,6 +118,16 @@ class Client:
 
         self._send("PUT", f"/uploads/{sha256}", content=pieces())
 
+    def upload_bytes(self, data: bytes, sha256: str) -> None:
+        self._send("PUT", f"/uploads/{sha256}", content=data)
+
+    def file(self, sha256: str, length: int) -> bytes:
+        """A published bundle's file. Raises: FleetError if it is not just that."""
+        data = self._send("GET", f"/files/{sha256}", content=None).content
+        if len(data) != length or hashlib.sha256(data).hexdigest() != sha256:
+            raise FleetError(f"the fleet sent another file than {sha256[:12]}…")
+        return data
+
     def register(self, bundle: api.NewBundle) -> api.PublishAnswer:
         return self._call("POST", "/bundles", api.PublishAnswer, bundle)
 
@@ -160,11 +172,24 @@ class Client:
     def add_user(self, new: api.NewUser) -> api.Changed:
         return self._call("POST", "/users", api.Changed, new)
 
+    def change_user(self, name: str, change: api.UserChange) -> api.Changed:
+        return self._call("POST", f"/users/{name}", api.Changed, change)
+
     def remove_user(self, name: str) -> api.Changed:
         return self._call("POST", f"/users/{name}/remove", api.Changed)
 
     def set_password(self, name: str, new: api.NewPassword) -> api.Changed:
         return self._call("POST", f"/users/{name}/password", api.Changed, new)
+
+    def set_blocked(self, name: str, reason: str, *, is_blocked: bool) -> api.Changed:
+        verb = "block" if is_blocked else "unblock"
+        return self._call("POST", f"/users/{name}/{verb}", api.Changed, api.Reason(reason))
+
+    def begin_terminal(self, new: NewTerminal) -> MadeTerminal:
+        return self._call("POST", "/session/terminal", MadeTerminal, new)
+
+    def end_terminal(self) -> api.Changed:
+        return self._call("POST", "/session/end", api.Changed)
 
     def audit(self, after: int | None, limit: int) -> list[Entry]:
         """Entries above `after`, in order; with None the newest, the newest first."""

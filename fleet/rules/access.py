@@ -103,6 +103,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("POST", "/api/v1/blocked/{subject}/remove"): _OPERATE_FLEET,
     # Releases.
     ("PUT", "/api/v1/uploads/{sha256}"): _PUBLISH,
+    ("GET", "/api/v1/files/{sha256}"): _PUBLISH,
     ("POST", "/api/v1/bundles"): _PUBLISH,
     ("POST", "/api/v1/metadata"): _PUBLISH,
     ("POST", "/api/v1/metadata/online-key"): _PUBLISH,
@@ -113,8 +114,11 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("POST", "/api/v1/tokens/{token}/revoke"): _ADMIN,
     ("GET", "/api/v1/users"): _ADMIN,
     ("POST", "/api/v1/users"): _ADMIN,
+    ("POST", "/api/v1/users/{user}"): _ADMIN,
     ("POST", "/api/v1/users/{user}/remove"): _ADMIN,
     ("POST", "/api/v1/users/{user}/password"): _ADMIN,
+    ("POST", "/api/v1/users/{user}/block"): _ADMIN,
+    ("POST", "/api/v1/users/{user}/unblock"): _ADMIN,
     ("GET", "/api/v1/audit"): _ADMIN,
     ("GET", "/api/v1/audit/heads"): _ADMIN,
     ("GET", "/api/v1/audit/verdict"): _ADMIN,
@@ -123,6 +127,14 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/login"): Open("only shows a form"),
     ("POST", "/login"): Open("name and password are asked for, and attempts limited"),
     ("POST", "/logout"): Open("ends only the session whose cookie and page token are shown"),
+    ("GET", "/login/oidc"): Open("only sends a browser to the provider, and attempts are limited"),
+    ("GET", "/login/oidc/callback"): Open("what the provider vouches for is proven, and attempts limited"),
+    ("GET", "/login/terminal"): Open("asks for the page's session itself, and only shows a form"),
+    ("POST", "/login/terminal"): Open("asks for the page's session and its token itself"),
+    ("POST", "/api/v1/session/terminal"): Open(
+        "a code that opens once, and its verifier; attempts are limited"
+    ),
+    ("POST", "/api/v1/session/end"): _VIEW_SHARED,
     # Devices, mirrors, and whoever asks what this is.
     ("POST", "/v1/enrol"): _DEVICE,
     ("POST", "/v1/renew"): _DEVICE,

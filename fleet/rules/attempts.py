@@ -68,16 +68,29 @@ class Attempts:
 
 @dataclass
 class Limits:
-    """Attempts to sign in; of this process only, which is the one that serves the form."""
+    """Attempts to sign in; of this process only, which is the one that serves the form.
+
+    Going to a provider, and coming back from it, count apart from the form: who uses the one up has the other.
+    """
 
     names: Attempts = field(default_factory=lambda: Attempts(PER_NAME))
     addresses: Attempts = field(default_factory=lambda: Attempts(PER_ADDRESS))
+    begun: Attempts = field(default_factory=lambda: Attempts(PER_ADDRESS))
+    ended: Attempts = field(default_factory=lambda: Attempts(PER_ADDRESS))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def wait_s(self, name: str, address: str, now: float) -> float:
         """Count an attempt; 0 if it may be made, otherwise how long to wait."""
         with self._lock:
             return self.addresses.wait_s(_network(address), now) or self.names.wait_s(name, now)
+
+    def wait_to_begin_s(self, address: str, now: float) -> float:
+        with self._lock:
+            return self.begun.wait_s(_network(address), now)
+
+    def wait_to_end_s(self, address: str, now: float) -> float:
+        with self._lock:
+            return self.ended.wait_s(_network(address), now)
 
     def succeeded(self, name: str) -> None:
         with self._lock:

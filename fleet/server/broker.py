@@ -2,7 +2,8 @@
 
 Always true
  1. A broker that does not know who a client is listens on loopback only (`places` sees to it).
- 2. It ends with the service, even if the service is killed: both children watch a pipe to it.
+ 2. It ends with the service, even if the service is killed: both children watch a pipe to it. mosquitto ends with its
+    keeper besides, whoever kills that.
 """
 
 import logging
@@ -114,6 +115,8 @@ class Mosquitto:
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        if self._child is not None:
+            self._wait_for_port()
         check_free(self.address, "--mqtt")
         command = [sys.executable, "-m", "fleet.server.keeper", self._program, "-c", str(self._config)]
         with _interrupts_wait():
@@ -128,13 +131,20 @@ class Mosquitto:
             f"mosquitto did not start on {self.address}; see its message above, or run it by hand"
         )
 
+    def _wait_for_port(self) -> None:
+        """A mosquitto whose keeper was killed may still be on its way out."""
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline and _answers(self.address):
+            time.sleep(0.05)
+
     def stop(self) -> None:
         if self._child is None:
             return
         assert self._child.stdin is not None
         self._child.stdin.close()
         try:
-            self._child.wait(5)
+            # The keeper kills what does not stop within 5 s.
+            self._child.wait(8)
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait(5)

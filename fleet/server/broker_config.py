@@ -82,8 +82,6 @@ def in_home(folder: Path, files: Tls, places: Places) -> str:
     rules.write_text(acl(), encoding="utf-8")
     rules.chmod(0o600)
     host = "" if places.mqtt.host in ("0.0.0.0", "::") else places.mqtt.host
-    # As root it would become the user mosquitto, who may not read the home.
-    user = "root" if os.geteuid() == 0 else ""
     return mosquitto(
         Mosquitto(
             host=host,
@@ -95,9 +93,14 @@ def in_home(folder: Path, files: Tls, places: Places) -> str:
             revocations=keys / "crl.pem",
             acl=rules,
             data=data,
-            user=user,
+            user=_same_user(),
         )
     )
+
+
+def _same_user() -> str:
+    """As root mosquitto would become a user of its own, who may not read the home, and would outlive its keeper."""
+    return "root" if os.geteuid() == 0 else ""
 
 
 def _tls(wanted: Mosquitto) -> list[str]:
@@ -133,6 +136,7 @@ def plain(host: str, port: int) -> str:
     """A mosquitto on loopback that asks nobody who they are."""
     return f"""\
 # Written by 'edgekit fleet up' at each start.
+{f"user {_same_user()}" if _same_user() else "# As whoever started it."}
 listener {port} {host}
 allow_anonymous true
 persistence false

@@ -210,9 +210,9 @@ class Authority:
         return builder.sign(self.key, hashes.SHA256())
 
 
-def create(fleet: str, now: datetime) -> Authority:
-    """A new authority, signed by itself; it signs end certificates only."""
-    key = make_key()
+def create(fleet: str, now: datetime, key: ec.EllipticCurvePrivateKey | None = None) -> Authority:
+    """A new authority, signed by itself, on a new key unless there is one (`hsm`); it signs end certificates only."""
+    key = key if key is not None else make_key()
     name = _name("EdgeKit fleet CA", fleet)
     certificate = (
         x509.CertificateBuilder()

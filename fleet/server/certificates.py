@@ -14,6 +14,7 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
+from edgekit.errors import HardwareKeyError
 from fleet.publish import write_private
 from fleet.server import broker_folder, ca, home
 from fleet.server.broker import Broker, Mosquitto
@@ -27,6 +28,8 @@ from fleet.server.store import certificates as store
 log = logging.getLogger(__name__)
 
 _LOOK_S = 3600.0
+# After a token did not sign.
+_TRY_S = 60.0
 # After a revocation: when a connection is ended at a broker that reads its list in its own time.
 _LET_GO_S = (0.0, 10.0, 90.0)
 
@@ -56,6 +59,8 @@ class Certificates:
         # The folder of a broker that is not ours (`broker_folder`).
         self._broker_files = broker_files
         self._to_let_go: list[tuple[float, str]] = []
+        # Revoked, and in no list of the broker's yet.
+        self._unlisted: set[str] = set()
         self._is_api_ours = is_api_ours
         self._service_context: ssl.SSLContext | None = None
         self._looked_at = 0.0
@@ -83,9 +88,23 @@ class Certificates:
     def revoked(self, device: str, now: float) -> None:
         """After a device's certificates were revoked in the database: the broker learns it, and lets go of the device.
 
-        Whatever fails here is made good by the next start; the service itself asks the database each time.
+        The service itself asks the database each time. Whatever else fails here is made good within a minute.
+
+        Raises: HardwareKeyError while the token with the CA's key is away.
         """
-        self.write_revocations(now)
+        try:
+            self.write_revocations(now)
+        except HardwareKeyError as error:
+            self._unlisted.add(device)
+            self._looked_at = now - _LOOK_S + _TRY_S
+            raise HardwareKeyError(
+                f"{device} is revoked here, but not yet at the broker: its list cannot be signed ({error}); it is "
+                "tried again once a minute"
+            ) from error
+        self._left_out(device, now)
+
+    def _left_out(self, device: str, now: float) -> None:
+        """The list without `device` is written: the broker reads it, and lets go of the device."""
         if not self._places.has_mqtt_tls:
             return
         if isinstance(self._broker, Mosquitto):
@@ -108,7 +127,16 @@ class Certificates:
         if 0 <= now - self._looked_at < _LOOK_S:
             return
         self._looked_at = now
+        try:
+            self._renew(now)
+        except HardwareKeyError as error:
+            self._looked_at = now - _LOOK_S + _TRY_S
+            log.error("the CA's key does not sign, tried again in a minute: %s", error)  # noqa: TRY400  # the message says it all
+
+    def _renew(self, now: float) -> None:
         self.write_revocations(now)
+        while self._unlisted:
+            self._left_out(self._unlisted.pop(), now)
         if self._is_api_ours or self._places.has_mqtt_tls:
             files = home.server_files(self._keys, self.authority, self.fleet, self._places.hosts, now)
             if files.is_new:
@@ -132,7 +160,7 @@ class Certificates:
     def _let_go(self, device: str, now: float) -> None:
         try:
             end_session(self._places.mqtt, self._context_as(device, now), device)
-        except OSError as error:
+        except (OSError, HardwareKeyError) as error:
             log.warning("the connection of %s could not be ended: %s", device, error)
 
     def _context_as(self, device: str, now: float) -> ssl.SSLContext:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from edgekit.errors import UsageError
 from fleet.server import broker_config as configs
-from fleet.server import broker_folder, home, service
+from fleet.server import broker_folder, home, hsm_uri, service
 from fleet.server.places import MOSQUITTO, Wanted, settle
 from fleet.tuf.ring import PASSPHRASE as KEYS_PASSPHRASE
 
@@ -22,6 +22,7 @@ INIT_EPILOG = """\b
 Examples:
   edgekit fleet init /srv/fleet --public-url https://fleet.example:8443 --mqtt-public mqtts://fleet.example:8883 \\
       --ca-passphrase-file /root/ca.passphrase
+  edgekit fleet init /srv/fleet ... --ca-key 'pkcs11:token=fleet;object=ca' --ca-passphrase-file /root/token.pin
   edgekit fleet init fleet-state        # for this machine only
 """
 
@@ -92,7 +93,11 @@ _PLACES: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     (
         "--ca-passphrase-file",
-        {"type": _FILE, "default": None, "help": f"Passphrase of the CA's key; or set {home.PASSPHRASE}."},
+        {
+            "type": _FILE,
+            "default": None,
+            "help": f"Passphrase of the CA's key, or the PIN of its token; or set {home.PASSPHRASE}.",
+        },
     ),
 )
 
@@ -119,6 +124,12 @@ def _wanted(given: dict[str, Any]) -> Wanted:
 @click.argument("folder", type=click.Path(path_type=Path))
 @_place_options
 @click.option(
+    "--ca-key",
+    default="",
+    metavar="URI",
+    help="The CA's key is in a PKCS#11 token, or is made there: pkcs11:token=LABEL;object=NAME (RFC 7512).",
+)
+@click.option(
     "--keys-passphrase-file",
     type=_FILE,
     default=None,
@@ -135,6 +146,7 @@ def init(
     no_publisher: bool,
     keys_passphrase_file: Path | None,
     ca_passphrase_file: Path | None,
+    ca_key: str,
     **given: Any,
 ) -> None:
     """Make a fleet's home in FOLDER, once: keys, certificate authority, database, settings."""
@@ -146,7 +158,9 @@ def init(
         )
     places = settle(_wanted(given))
     passphrase = home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase")
-    if passphrase is None and not places.is_local:
+    if ca_key:
+        hsm_uri.parse(ca_key)
+    if passphrase is None and not places.is_local and not ca_key:
         raise UsageError(
             "the CA's key of a fleet on a network needs a passphrase: give --ca-passphrase-file FILE, or set "
             f"{home.PASSPHRASE}"
@@ -165,16 +179,21 @@ def init(
         name: str(path.absolute()) for name in ("tls_cert", "tls_key", "tls_ca") if (path := given[name])
     }
     made = home.create(
-        folder, {**kept, **files}, given["database"], passphrase, time.time(), publisher=publisher
+        folder,
+        {**kept, **files, "ca_key": ca_key},
+        given["database"],
+        passphrase,
+        time.time(),
+        publisher=publisher,
     )
     where = "the database " if given["database"] else "fleet.db, "
     click.echo(f"{folder}: the home of {made.fleet}")
     click.echo(
-        f"Back up, where nobody else reads it: {folder}/keys, {folder}/fleet.toml, {where}and the CA's passphrase"
+        f"Back up, where nobody else reads it: {folder}/keys, {folder}/fleet.toml, {where}and the CA's "
+        + ("PIN; its key by the token's own means" if ca_key else "passphrase")
     )
-    click.echo(
-        "  without keys/ca.key no device can join or renew; without keys/order.key none follows orders;"
-    )
+    key = "the CA's key in the token" if ca_key else "keys/ca.key"
+    click.echo(f"  without {key} no device can join or renew; without keys/order.key none follows orders;")
     click.echo("  without the database nobody knows the devices")
     if publisher is None:
         click.echo(
@@ -301,7 +320,7 @@ def _announce(console: Console, found: service.Announcement) -> None:
     "--ca-passphrase-file",
     type=_FILE,
     default=None,
-    help=f"Passphrase of the CA's key; or set {home.PASSPHRASE}.",
+    help=f"Passphrase of the CA's key, or the PIN of its token; or set {home.PASSPHRASE}.",
 )
 def broker_config(
     *,
@@ -321,7 +340,9 @@ def broker_config(
     if out.exists() and not refresh:
         raise UsageError(f"{out}: exists already; renew what is in it with --refresh, or choose another name")
     keys = state / "keys"
-    authority = home.authority(keys, home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase"))
+    authority = home.authority(
+        keys, config, home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase")
+    )
     source = broker_folder.Source(keys, authority, config.fleet, places)
     place = Path(at) if at else out.absolute()
     try:

@@ -27,9 +27,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from edgekit.errors import ConflictError, FleetError, UsageError
 from edgekit.trust.orderkeys import OrderKeys
 from fleet.publish import make_key, write_private
-from fleet.server import ca
+from fleet.rules.people import Oidc
+from fleet.server import ca, hsm, hsm_uri
 from fleet.server.ca import Authority
 from fleet.server.database import Database, sqlite_url
+from fleet.server.hsm_uri import KeyAddress
 from fleet.server.places import Wanted
 from fleet.server.store import audit, settings
 from fleet.tuf import together
@@ -55,6 +57,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls_key: str = ""
     tls_ca: str = ""
     database: str = ""
+    oidc: Oidc | None = None
+    ca_key: str = ""
     format: int = FORMAT
 
     @property
@@ -120,8 +124,7 @@ def _fill(
     online = Online(folder / "tuf")
     if publisher is not None:
         together.start(folder, online, datetime.fromtimestamp(now, UTC), publisher)
-    authority = ca.create(config.fleet, datetime.fromtimestamp(now, UTC))
-    write_private(keys / "ca.key", ca.key_pem(authority.key, passphrase))
+    authority = _new_authority(keys, config, passphrase, datetime.fromtimestamp(now, UTC))
     (keys / "ca.pem").write_text(authority.pem, encoding="utf-8")
     (keys / "crl.pem").write_bytes(authority.revocations((), datetime.fromtimestamp(now, UTC)))
     database = Database(config.database or sqlite_url(folder))
@@ -138,6 +141,16 @@ def _fill(
     finally:
         database.close()
     write_private(folder / CONFIG_FILE, _toml(config).encode())
+
+
+def _new_authority(keys: Path, config: Config, secret: bytes | None, now: datetime) -> Authority:
+    """On a key in a file, or in a token, where an attempt that fails later leaves it for the next."""
+    if config.ca_key:
+        address = hsm_uri.parse(config.ca_key)
+        return ca.create(config.fleet, now, hsm.find_or_make(address, _pin(address, secret)))
+    made = ca.create(config.fleet, now)
+    write_private(keys / "ca.key", ca.key_pem(made.key, secret))
+    return made
 
 
 def _toml(config: Config) -> str:
@@ -213,13 +226,40 @@ class Tls:
     is_new: bool = False
 
 
-def authority(keys: Path, passphrase: bytes | None) -> Authority:
-    """The certificate authority. Raises: UsageError if its key cannot be used."""
-    path = keys / "ca.key"
+def authority(keys: Path, config: Config, secret: bytes | None) -> Authority:
+    """The certificate authority; `secret` is the passphrase of its key's file, or the PIN of its token.
+
+    Raises: UsageError if its key cannot be used; HardwareKeyError if its token does not answer.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate((keys / "ca.pem").read_bytes())
+    except OSError as error:
+        raise UsageError(f"{keys / 'ca.pem'}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UsageError(f"{keys / 'ca.pem'}: no PEM certificate ({error})") from error
+    if not config.ca_key:
+        return Authority(_key_of_file(keys / "ca.key", certificate, secret), certificate)
+    address, public = hsm_uri.parse(config.ca_key), certificate.public_key()
+    if not isinstance(public, ec.EllipticCurvePublicKey):
+        raise UsageError(f"{keys / 'ca.pem'}: its key is not EC P-256")
+    return Authority(hsm.open_key(address, _pin(address, secret), public), certificate)
+
+
+def _pin(address: KeyAddress, secret: bytes | None) -> str:
+    if secret is None:
+        raise UsageError(f"{address.where}: its PIN? give --ca-passphrase-file FILE, or set {PASSPHRASE}")
+    try:
+        return secret.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{address.where}: a PIN is UTF-8 text") from error
+
+
+def _key_of_file(
+    path: Path, certificate: x509.Certificate, passphrase: bytes | None
+) -> ec.EllipticCurvePrivateKey:
     data = read_private(path, "the CA's key")
     try:
         key = ca.load_key(data, passphrase)
-        certificate = x509.load_pem_x509_certificate((keys / "ca.pem").read_bytes())
     except TypeError as error:
         why = (
             f"is encrypted; give its passphrase with --ca-passphrase-file or {PASSPHRASE}"
@@ -231,11 +271,9 @@ def authority(keys: Path, passphrase: bytes | None) -> Authority:
         raise UsageError(
             f"{path}: the CA's key cannot be read; is the passphrase right? ({error})"
         ) from error
-    except OSError as error:
-        raise UsageError(f"{keys / 'ca.pem'}: cannot be read ({error.strerror})") from error
     if certificate.public_key() != key.public_key():
         raise UsageError(f"{path}: not the key of the certificate beside it; restore both from one backup")
-    return Authority(key, certificate)
+    return key
 
 
 def server_files(keys: Path, issuer: Authority, fleet: str, hosts: Iterable[str], now: float) -> Tls:

@@ -50,6 +50,7 @@ users = Table(
     "users",
     metadata,
     Column("name", String(64), primary_key=True),
+    # Empty for people whom an OpenID provider vouches for; they have a `subject`: its issuer, and who they are to it.
     Column("password", String(200), nullable=False),
     Column("role", String(16), nullable=False),
     Column("scope", String(200), nullable=False),
@@ -57,9 +58,12 @@ users = Table(
     Column("created_by", String(100), nullable=False),
     Column("last_used_at", Float),
     Column("last_used_from", String(64), nullable=False, default=""),
+    Column("subject", String(460), unique=True),
+    Column("blocked_at", Float),
+    Column("expires_at", Float),
 )
 
-# Who is signed in to the page: only the sha256 of the cookie's secret is kept.
+# Who is signed in, on the page or at a terminal (`kind`): only the sha256 of the secret is kept.
 sessions = Table(
     "sessions",
     metadata,
@@ -68,6 +72,7 @@ sessions = Table(
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
     Column("last_used_at", Float, nullable=False),
+    Column("kind", String(8), nullable=False),
 )
 
 devices = Table(

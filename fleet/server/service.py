@@ -19,7 +19,7 @@ from types import FrameType
 import uvicorn
 
 from edgekit.errors import FleetError, UsageError
-from fleet.server import broker_config, home, tls
+from fleet.server import broker_config, home, signin, tls
 from fleet.server.api.app import make_app
 from fleet.server.api.context import Context
 from fleet.server.broker import Broker, EmbeddedBroker, Mosquitto, check_free
@@ -33,6 +33,7 @@ from fleet.server.ingest import Ingest
 from fleet.server.link import Link, Login
 from fleet.server.notary import Notary
 from fleet.server.places import EMBEDDED, MOSQUITTO, Address, Places, Wanted, settle
+from fleet.server.signin import SignIns
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store.orders import Issuer
 from fleet.tuf.online import Chore, Online
@@ -146,6 +147,7 @@ def _start(
     stack.callback(database.close)
     home.check_database(database, config)
     trust = _trust(options, config, places, folder)
+    sign_ins = SignIns(signin.provider(config.oidc, options.state, places.url) if config.oidc else None)
     tuf = Online(folder.path / "tuf")
     broker = _broker(places, folder, trust, config)
     certificates = Certificates(
@@ -207,6 +209,7 @@ def _start(
         dropped=ingest.dropped,
         time=clock,
         is_controller=lambda: controller.is_leading,
+        sign_ins=sign_ins,
     )
     # On the way out the lock is the last to go: who takes over finds nobody else at the broker.
     stack.callback(controller.stop)
@@ -242,7 +245,7 @@ def _make_home(options: Options, places: Places) -> Config:
 
 
 def _trust(options: Options, config: Config, places: Places, folder: StateFolder) -> _Trust:
-    authority = home.authority(folder.keys_folder, options.ca_passphrase)
+    authority = home.authority(folder.keys_folder, config, options.ca_passphrase)
     bundle = (
         [authority.pem] if places.has_tls or places.announced.tls or places.url.startswith("https:") else []
     )

@@ -33,7 +33,7 @@ from tuf.api.serialization.json import JSONSerializer
 from edgekit.errors import ConflictError, SignatureRefusedError
 from edgekit.trust import distinct, orderkeys
 from edgekit.trust.orderkeys import OrderKeys
-from edgekit.trust.target import Target
+from edgekit.trust.target import DeltaTarget, Target
 
 ROOT, TARGETS, SNAPSHOT, TIMESTAMP = Root.type, Targets.type, Snapshot.type, Timestamp.type
 ONLINE = (SNAPSHOT, TIMESTAMP)
@@ -151,13 +151,26 @@ def delegate(targets: Targets, role: str, key: Key, now: datetime) -> Metadata[T
     return Metadata(Targets(version=1, expires=life(now)))
 
 
-def add_target(targets: Targets, target: Target) -> bool:
-    """List a bundle; whether it was not listed before."""
+def add_target(targets: Targets, target: Target | DeltaTarget) -> bool:
+    """List a bundle or a delta; whether it was not listed before."""
     listed = TargetFile(target.length, {"sha256": target.sha256}, target.path)
+    if isinstance(target, DeltaTarget):
+        listed.unrecognized_fields["custom"] = {"base": target.base, "method": target.method}
     if targets.targets.get(target.path) == listed:
         return False
     targets.targets[target.path] = listed
     return True
+
+
+def blocked_of(targets: Targets, subjects: Iterable[str]) -> dict[str, str]:
+    """Path of each bundle that is listed though a block list names its release (NAME@VERSION) or its sha256 → which."""
+    wanted, found = set(subjects), {}
+    for path, listed in targets.targets.items():
+        name, _, rest = path.partition("/")
+        for subject in (listed.hashes.get("sha256", ""), f"{name}@{rest.partition('/')[0]}"):
+            if subject in wanted:
+                found[path] = subject
+    return found
 
 
 def set_order_keys(targets: Targets, keys: OrderKeys) -> bool:

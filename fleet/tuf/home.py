@@ -11,20 +11,21 @@ Always true
  3. Nothing is signed that was not made here or shown: adding a signature to a pending document changes nothing else.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from securesystemslib.signer import Key
-from tuf.api.metadata import Root, Targets
+from tuf.api.exceptions import UnsignedMetadataError
+from tuf.api.metadata import Root, TargetFile, Targets
 
 from edgekit.errors import ConflictError, NotFoundError, UsageError
 from edgekit.trust import orderkeys
 from edgekit.trust.orderkeys import OrderKeys
-from edgekit.trust.target import Target
-from fleet.tuf import documents, static
+from edgekit.trust.target import DeltaTarget, Target
+from fleet.tuf import documents, ring, static
 from fleet.tuf.documents import FLEET, ONLINE, ROOT, TARGETS, Document, Documents, model_role
 from fleet.tuf.ring import Ring
 
@@ -40,6 +41,8 @@ class RoleStatus:
     keys: int
     here: int
     remark: str
+    # Targets that are listed though the fleet's block list names them.
+    blocked: tuple[str, ...] = ()
 
 
 class Home:
@@ -69,7 +72,9 @@ class Home:
                 roles[role] = documents.parse(data, role)
         return Documents(tuple(documents.parse(data, ROOT) for data in roots), roles)
 
-    def status(self, now: datetime) -> list[RoleStatus]:
+    def status(self, now: datetime, blocked: Iterable[str] = ()) -> list[RoleStatus]:
+        """`blocked` are the subjects of the fleet's block list."""
+        listed = self.still_listed(blocked)
         whole = self.documents()
         held = self.ring.held
         rows = []
@@ -77,13 +82,28 @@ class Home:
             document = whole.document(role)
             found = whole.delegator(role).get_delegated_role(role)
             here = len([keyid for keyid in found.keyids if keyid in held])
+            gone = listed.get(role, {})
+            remarks = [self._remark(role, document.signed.expires, now)]
+            if gone:
+                subjects = ", ".join(sorted(set(gone.values())))
+                remarks.append(f"lists what is blocked, {subjects}: 'edgekit keys withdraw {self.folder}'")
             rows.append(
                 RoleStatus(
                     role, document.signed.version, document.signed.expires, found.threshold, len(found.keyids), here,
-                    self._remark(role, document.signed.expires, now),
+                    "; ".join(remark for remark in remarks if remark), tuple(sorted(gone)),
                 )
             )  # fmt: skip
         return rows
+
+    def still_listed(self, subjects: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Role → path → subject, of the bundles that are targets still though `subjects` name them."""
+        wanted, whole = frozenset(subjects), self.documents()
+        found = {
+            role: documents.blocked_of(whole.roles[role].signed, wanted)
+            for role in sorted(whole.delegated)
+            if role != FLEET and role in whole.roles
+        }
+        return {role: paths for role, paths in found.items() if paths}
 
     def _remark(self, role: str, expires: datetime, now: datetime) -> str:
         if list(self.pending.glob(f"*.{role}.json")):
@@ -111,7 +131,7 @@ class Home:
         """
         if self.exists or self._waiting():
             raise ConflictError(f"{self.folder}: there is a root already; 'edgekit keys status' shows it")
-        own = [self.ring.make("root", token) for token in tokens] or [self.ring.make("root")]
+        own = [self.ring.make("root", token, again=True) for token in tokens] or [self.ring.make("root")]
         targets_key = self.ring.make(TARGETS)
         root, targets = documents.first([*own, *others], targets_key, online, threshold=threshold, now=now)
         self._sign(root, ROOT, [root.signed])
@@ -184,14 +204,23 @@ class Home:
         self._change(role, made, whole, targets)
         self._change(TARGETS, targets, whole)
 
-    def add(self, target: Target, now: datetime) -> bool:
-        """List a bundle in its model's role, which is made if the key of the targets is here; whether that was new."""
+    def listed(self, name: str) -> Mapping[str, TargetFile]:
+        """The targets of a model, by path."""
+        role = self.documents().roles.get(model_role(name))
+        return role.signed.targets if role is not None else {}
+
+    def add(self, target: Target, now: datetime, deltas: Iterable[DeltaTarget] = ()) -> bool:
+        """List a bundle, and deltas to it, in its model's role, which is made if the key of the targets is here.
+
+        Returns whether anything was new.
+        """
         if model_role(target.name) not in self.documents().delegated:
             self.delegate(target.name, now)
         whole = self.documents()
         role = model_role(target.name)
         document = deepcopy(whole.roles[role])
-        if not documents.add_target(document.signed, target):
+        news = [documents.add_target(document.signed, one) for one in deltas]
+        if not documents.add_target(document.signed, target) and not any(news):
             return False
         documents.renew(document, now)
         if not self._change(role, document, whole):
@@ -199,6 +228,21 @@ class Home:
                 f"{target.path}: {role} needs signatures that are not here; 'edgekit keys status {self.folder}'"
             )
         return True
+
+    def withdraw(self, subjects: Iterable[str], now: datetime) -> list[str]:
+        """Take bundles out of the targets by release (NAME@VERSION) or sha256: no device takes them from then on, whoever
+        orders it; the roles that still wait for others' signatures.
+        """
+        waiting = []
+        for role, paths in self.still_listed(subjects).items():
+            whole = self.documents()
+            document = deepcopy(whole.roles[role])
+            for path in paths:
+                del document.signed.targets[path]
+            documents.renew(document, now)
+            if not self._change(role, document, whole):
+                waiting.append(role)
+        return waiting
 
     def set_order_keys(self, keys: OrderKeys, now: datetime) -> list[str]:
         """List whose orders devices follow from now on; the role, if it still waits for others' signatures."""
@@ -307,8 +351,15 @@ class Home:
         keyids = {keyid: None for by in delegators for keyid in by.get_delegated_role(role).keyids}
         for keyid in keyids:
             signer = self.ring.signer(keyid) if keyid not in document.signatures else None
-            if signer is not None:
+            if signer is None:
+                continue
+            try:
                 document.sign(signer, append=True)
+            except UnsignedMetadataError as error:
+                why = error.__cause__ or error
+                raise UsageError(
+                    f"{role} cannot be signed with {self.ring.held[keyid].uri} ({ring.said(why)})"
+                ) from error
 
     def _put(self, role: str, document: Document, *, is_complete: bool) -> None:
         file = f"{document.signed.version}.{role}.json"

@@ -20,6 +20,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import Metadata, Root, Snapshot, Timestamp
 
+from edgekit import delta
 from edgekit.errors import ConflictError, SignatureRefusedError
 from edgekit.trust import orderkeys
 from edgekit.trust.orderkeys import OrderKeys
@@ -89,6 +90,14 @@ class Online:
             raise SignatureRefusedError(
                 f"{target.path} is not listed in the fleet's metadata; publish it with the publisher's folder: --keys DIR"
             )
+
+    def is_delta(self, sha256: str, name: str, target: str) -> bool:
+        """Whether the publisher listed a file of this digest as a delta to the bundle `target` of the model `name`."""
+        data = static.newest(self.metadata, documents.model_role(name))
+        listed = documents.parse(data, documents.model_role(name)).signed.targets if data is not None else {}
+        return any(
+            one.hashes.get("sha256") == sha256 and delta.is_to(path, target) for path, one in listed.items()
+        )
 
     def order_keys(self) -> OrderKeys | None:
         """Whose orders devices follow, as the publisher lists it; None if he never did."""

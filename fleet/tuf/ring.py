@@ -30,6 +30,8 @@ from edgekit.errors import ConflictError, UsageError
 from fleet.publish import write_private
 
 PASSPHRASE = "EDGEKIT_KEYS_PASSPHRASE"  # noqa: S105  # the name of a variable, not a secret
+# A token's PIN, or the file whose first line it is.
+PIN, PIN_FILE = "EDGEKIT_KEYS_PIN", "EDGEKIT_KEYS_PIN_FILE"
 SCRYPT_N, SCRYPT_R, SCRYPT_P = 1 << 16, 8, 1
 _TOKEN = "hsm:"  # noqa: S105  # the beginning of an address
 
@@ -63,6 +65,7 @@ class Ring:
         self.folder = folder
         self._passphrase = passphrase
         self._given: bytes | None = None
+        self._pin_given: str | None = None
         self._signers: dict[str, Signer] = {}
 
     @property
@@ -79,13 +82,14 @@ class Ring:
         except msgspec.DecodeError as error:
             raise UsageError(f"{self.folder / 'ring.json'}: damaged ({error})") from error
 
-    def make(self, label: str, token: str = "") -> Key:
-        """A new ed25519 key in a file; or, where `token` is `hsm:[LABEL]`, the one that a PKCS#11 token holds.
+    def make(self, label: str, token: str = "", *, again: bool = False) -> Key:
+        """A new ed25519 key in a file; or, where `token` is `hsm:[LABEL][;id=N]`, that of a PKCS#11 token;
+        with `again` one that the ring has already is taken too, as an attempt that failed left it.
 
         Raises: UsageError, OSError.
         """
         if token:
-            uri, public = _of_token(token)
+            uri, public = _of_token(token, self._pin)
         else:
             private = Ed25519PrivateKey.generate()
             public = SSlibKey.from_crypto(private.public_key())
@@ -93,6 +97,8 @@ class Ring:
             self._write(name, private.private_bytes_raw())
             uri = f"file:{name}"
         if public.keyid in self.held:
+            if again:
+                return public
             raise ConflictError(
                 f"{self.folder}: this key is in the ring already, as {self.held[public.keyid].label}"
             )
@@ -112,7 +118,7 @@ class Ring:
             private = Ed25519PrivateKey.from_private_bytes(self._read(held.uri.removeprefix("file:")))
             made: Signer = CryptoSigner(private, public)
         else:
-            made = _token_signer(held.uri, public)
+            made = _token_signer(held.uri, public, self._pin)
         self._signers[keyid] = made
         return made
 
@@ -169,6 +175,12 @@ class Ring:
             return False
         return bool(boxes) and not any(box.kdf for box in boxes)
 
+    def _pin(self, _what: str) -> str:
+        """Asked for once."""
+        if self._pin_given is None:
+            self._pin_given = _ask_pin()
+        return self._pin_given
+
     def _asked(self) -> bytes:
         if self._given is None:
             self._given = self._passphrase()
@@ -184,28 +196,53 @@ def _derived(box: _Box, passphrase: bytes) -> bytes:
 # -- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def _of_token(token: str) -> tuple[str, SSlibKey]:
-    if not token.startswith(_TOKEN):
-        raise UsageError(f"{token!r}: a key in a token is named hsm: or hsm:LABEL")
+def _of_token(token: str, pin: Callable[[str], str]) -> tuple[str, SSlibKey]:
+    """Address and public half of a key in a token: `hsm:[LABEL][;id=N]`, N being 2 unless it is said (PIV's slot 9c)."""
+    label, _, rest = token.removeprefix(_TOKEN).partition(";")
+    name, _, number = rest.partition("=")
+    if not token.startswith(_TOKEN) or (rest and (name != "id" or not number.isdecimal())):
+        raise UsageError(f"{token!r}: a key in a token is named hsm:, hsm:LABEL or hsm:LABEL;id=N")
     try:
-        return HSMSigner.import_(token_label=token.removeprefix(_TOKEN) or None)
+        return HSMSigner.import_(int(number) if number else None, label or None, pin)
     except UnsupportedLibraryError as error:
         raise UsageError(f"{token}: needs the extra 'pkcs11' ({error})") from error
-    except ValueError as error:
-        raise UsageError(f"{token}: {error}") from error
+    # python-pkcs11's errors are RuntimeErrors.
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"{token}: {said(error)}") from error
 
 
-def _token_signer(uri: str, public: Key) -> Signer:
+def _token_signer(uri: str, public: Key, pin: Callable[[str], str]) -> Signer:
     try:
-        return Signer.from_priv_key_uri(uri, public, _pin)
+        return Signer.from_priv_key_uri(uri, public, pin)
     except UnsupportedLibraryError as error:
         raise UsageError(f"{uri}: needs another extra of securesystemslib ({error})") from error
     except (ValueError, OSError) as error:
         raise UsageError(f"{uri}: {error}") from error
 
 
-def _pin(what: str) -> str:
-    return getpass.getpass(f"{what}: ")
+# What the names of PKCS#11's errors say to whom it concerns.
+_SAID = {
+    "PinIncorrect": "the PIN is not the token's; after a few wrong ones it locks itself",
+    "PinLocked": "the token is locked after too many wrong PINs; its maker's tool unlocks it",
+    "PinLenRange": "the PIN is too short or too long for this token",
+}
+
+
+def said(error: BaseException) -> str:
+    """PKCS#11 errors carry their name and seldom a text."""
+    name = type(error).__name__
+    return _SAID.get(name) or str(error) or name
+
+
+def _ask_pin() -> str:
+    """From the environment, a file that it names, or the terminal. Raises: UsageError."""
+    if given := os.environ.get(PIN):
+        return given
+    if file := os.environ.get(PIN_FILE):
+        return _first_line(Path(file), "the PIN").decode()
+    if sys.stdin is not None and sys.stdin.isatty():
+        return getpass.getpass("PIN of the token: ")
+    raise UsageError(f"the token's PIN? set {PIN_FILE} to a file that holds it, or {PIN}")
 
 
 # -- passphrases -----------------------------------------------------------------------------------------------------
@@ -218,7 +255,7 @@ def passphrase(path: Path | None, *, none: bool = False) -> Passphrase:
         if none:
             return b""
         if path is not None:
-            return _from_file(path)
+            return _first_line(path, "the passphrase")
         given = os.environ.get(PASSPHRASE, "")
         if given:
             return given.encode()
@@ -229,11 +266,11 @@ def passphrase(path: Path | None, *, none: bool = False) -> Passphrase:
     return ask
 
 
-def _from_file(path: Path) -> bytes:
+def _first_line(path: Path, what: str) -> bytes:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise UsageError(f"{path}: the passphrase cannot be read ({error.strerror})") from error
+        raise UsageError(f"{path}: {what} cannot be read ({error.strerror})") from error
     if not lines or not lines[0]:
-        raise UsageError(f"{path}: the passphrase stands on the first line, which is empty")
+        raise UsageError(f"{path}: {what} stands on the first line, which is empty")
     return lines[0]

@@ -161,7 +161,7 @@ def test_the_second_build_converts_nothing_and_gives_the_same_bytes(digits, run_
     assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "litert"])
 def test_two_conversions_in_two_folders_and_processes_give_the_same_bytes(
     digits, run_build, tmp_path, engine

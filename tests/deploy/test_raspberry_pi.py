@@ -20,7 +20,7 @@ import readme
 from desk import Desk, free_port
 from readme import ROOT
 
-pytestmark = [pytest.mark.broker, pytest.mark.slow]
+pytestmark = pytest.mark.broker
 PAGE = (ROOT / "docs" / "raspberry-pi.md").read_text(encoding="utf-8")
 UNIT = "edgekit-agent.service"
 # Folders of the board that a line may name.
@@ -237,6 +237,7 @@ def test_every_line_of_the_page_has_an_entry_and_every_entry_a_line() -> None:
     assert {patterns[0] for patterns in met.values()} == LINES.keys()
 
 
+@pytest.mark.proof
 def test_from_an_empty_card_to_a_served_request(home: Home) -> None:
     for line in lines(PAGE):
         (run,) = (entry for pattern, entry in LINES.items() if re.match(pattern, line))

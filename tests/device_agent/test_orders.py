@@ -317,6 +317,72 @@ async def test_a_repeat_confirms_the_time_too(desk):
     assert desk.clock.known() is not None
 
 
+CONFIRMED = {
+    # what the system clock says, whether the kernel says that it is synchronized → whether that alone is believed
+    "right, synchronized": (None, True, True),
+    "right, nothing synchronizes it": (None, False, False),
+    "1970": (UNSET, False, False),
+    "1970, called synchronized": (UNSET, True, False),
+    "2099": (datetime(2099, 1, 1, tzinfo=UTC), False, False),
+    "last year's, from a drawer": (NOW - 365 * DAY, False, False),
+}
+
+
+@running
+@pytest.mark.parametrize("case", CONFIRMED)
+async def test_updates_wait_for_a_synchronized_clock_or_an_order_of_this_run(desk, case):
+    envelope = signed(1)
+    book = await desk.open()
+    await book.receive(envelope)
+    desk.now, desk.is_synchronized, is_enough = CONFIRMED[case]
+    desk.start()
+    book = await desk.open()
+    assert (desk.clock.for_updates() is not None) is is_enough, "an order that a disk kept confirms nothing"
+    await book.receive(envelope)
+    found = desk.clock.for_updates()
+    assert found is not None
+    assert found > datetime.now(UTC) - HOUR, "what expired before this order was signed has expired"
+
+
+@running
+@pytest.mark.parametrize("begins", [None, UNSET])
+async def test_after_an_order_of_2099_updates_wait_for_the_next_one_and_no_longer(desk, begins):
+    desk.now = begins
+    book = await desk.open()
+    await book.receive(signed(1, datetime(2099, 1, 1, tzinfo=UTC)))
+    assert desk.clock.for_updates() >= datetime(2099, 1, 1, tzinfo=UTC)
+    assert desk.clock.trusted() < datetime.now(UTC) + 2 * DAY, "order keys are looked for by this"
+    await book.receive(signed(2))
+    assert desk.clock.for_updates() < datetime.now(UTC) + 2 * DAY
+
+
+@running
+async def test_an_order_of_somebody_else_confirms_no_time(desk):
+    book = await desk.open()
+    await book.receive(signed(1)[:-3])
+    desk.me = Identity("lab", "other", 7, ("x86-64-v3",), ("digits",))
+    await (await desk.open()).receive(signed(1))
+    assert desk.clock.for_updates() is None
+
+
+@running
+@pytest.mark.parametrize("jump", [-20 * DAY, 400 * DAY, UNSET - NOW, datetime(2099, 1, 1, tzinfo=UTC) - NOW])
+async def test_a_clock_that_jumps_in_the_middle_of_a_run_deafens_nobody(desk, jump):
+    book = await desk.open()
+    await book.receive(signed(1))
+    desk.now = datetime.now(UTC) + jump
+    followed = await book.receive(signed(2))
+    assert (followed is None) is (jump > timedelta(0)), "by a later clock it has expired"
+    found = desk.clock.for_updates()
+    assert found is not None
+    assert found > datetime.now(UTC) - HOUR
+    desk.now = None
+    if book.is_late_no_more:
+        assert (await book.try_again()).counter == 2
+    assert (await book.receive(signed(3))).counter == 3
+    assert desk.clock.doubt() == ""
+
+
 @running
 async def test_another_device_s_order_says_nothing_of_the_time(desk):
     book = await desk.open()

@@ -22,8 +22,8 @@ from edgekit.wire.messages import OrderedBundle, OrderOptions
 from edgekit.wire.states import AgentState as Step
 
 
-async def signed(_bundle: OrderedBundle) -> None:
-    pass
+async def signed(_bundle: OrderedBundle, _bases: object) -> dict[str, object]:
+    return {}
 
 
 SOURCE = Source("http://127.0.0.1:1/artifacts", Access("", ("127.0.0.1",), lambda: None), signed)

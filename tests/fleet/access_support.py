@@ -16,6 +16,7 @@ from fleet.server.api.context import Context
 from fleet.server.database import Database, sqlite_url
 from fleet.server.notary import Notary
 from fleet.server.places import Wanted, settle
+from fleet.server.signin import SignIns
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store import audit, settings, tokens
 from fleet.server.store.orders import Issuer
@@ -41,6 +42,7 @@ class Inside:
     path: Path
     clock: Clock = field(default_factory=Clock)
     wanted: Wanted = field(default_factory=Wanted)
+    sign_ins: SignIns = field(default_factory=SignIns)
 
     def __post_init__(self) -> None:
         self.folder = StateFolder(self.path)
@@ -70,6 +72,7 @@ class Inside:
             tuf=tuf,
             notary=Notary(self.database, "fleet-1", keys.audit, self.path),
             clock=self.clock,
+            sign_ins=self.sign_ins,
         )
         self.app: FastAPI = make_app(self.context)
 

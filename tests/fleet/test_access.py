@@ -1,5 +1,6 @@
 """Who may do what: the table against the application, roles, scopes, tokens and users."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -310,6 +311,51 @@ def test_a_user_is_added_listed_given_another_password_and_removed(inside: Insid
     assert admin.post("/api/v1/users/ann/remove").status_code == 200
     assert admin.get("/api/v1/users").json() == []
     assert admin.post("/api/v1/users/ann/remove").status_code == 404
+
+
+def test_a_change_of_a_user_leaves_the_rest_as_it_was_and_says_before_and_after(inside: Inside) -> None:
+    admin = inside.client(inside.token("admin", Role.ADMIN))
+    new = {"name": "ann", "password": PASSWORD, "role": "operator", "scope": "site=lab"}
+    admin.post("/api/v1/users", json=new)
+
+    def change(**wanted: str) -> tuple[Any, ...]:
+        done = admin.post("/api/v1/users/ann", json=wanted)
+        assert done.status_code == 200, done.text
+        [ann] = admin.get("/api/v1/users").json()
+        return done.json()["is_changed"], ann["role"], ann["scope"], ann["expires"] is not None
+
+    assert change(role="viewer") == (True, "viewer", "site=lab", False)
+    assert change(role="viewer") == (False, "viewer", "site=lab", False)
+    assert change(expires="30d") == (True, "viewer", "site=lab", True)
+    assert change(scope="", role="admin") == (True, "admin", "", True)
+    assert change(expires="") == (True, "admin", "", False)
+    entries = [entry for entry in admin.get("/api/v1/audit").json() if entry["action"] == "user.change"]
+    assert len(entries) == 4
+    first = entries[-1]
+    assert json.loads(first["before"]) == {"role": "operator", "scope": "site=lab", "expires_at": None}
+    assert json.loads(first["after"]) == {"role": "viewer", "scope": "site=lab", "expires_at": None}
+    assert (first["actor"], first["subject"]) == ("token:admin", "ann")
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status"),
+    [
+        ("ann", {}, 400),
+        ("ann", {"role": "owner"}, 400),
+        ("ann", {"expires": "0s"}, 400),
+        ("ann", {"expires": "soon"}, 400),
+        ("ann", {"scope": "=="}, 400),
+        ("nobody", {"role": "viewer"}, 404),
+    ],
+)
+def test_a_change_that_makes_no_sense_changes_nothing(
+    inside: Inside, name: str, body: dict[str, str], status: int
+) -> None:
+    admin = inside.client(inside.token("admin", Role.ADMIN))
+    admin.post("/api/v1/users", json={"name": "ann", "password": PASSWORD, "role": "operator"})
+    before = admin.get("/api/v1/users").json()
+    assert admin.post(f"/api/v1/users/{name}", json=body).status_code == status
+    assert admin.get("/api/v1/users").json() == before
 
 
 @pytest.mark.parametrize("password", ["short", "a" * 20, "annann" * 3, "x" * 300])

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,33 @@ def sign_in(client: Any, name: str = "ann", password: str = PASSWORD) -> Any:
 def page_token(client: Any) -> str:
     [token] = re.findall(r'name="csrf-token" content="([0-9a-f]+)"', client.get("/").text)
     return token
+
+
+def test_a_user_whose_time_is_over_is_out_and_stays_out_until_it_is_prolonged(inside: Inside) -> None:
+    client = inside.client()
+    sign_in(client, "bob")
+
+    def ends(at: float | None) -> None:
+        with inside.database.begin() as connection:
+            users.change(connection, "bob", lambda old: replace(old, expires_at=at), now=NOW, who=audit.FLEET)
+
+    ends(NOW + 10)
+    assert client.get("/api/v1/whoami").status_code == 200
+    inside.clock.now += 10
+    assert client.get("/api/v1/whoami").status_code == 401
+    refused = sign_in(inside.client(), "bob")
+    assert (refused.status_code, "Your time here is over" in refused.text) == (403, True)
+    ends(None)
+    assert sign_in(inside.client(), "bob").status_code == 303
+
+
+def test_a_role_that_was_changed_holds_from_the_next_request_on(inside: Inside) -> None:
+    client = inside.client()
+    sign_in(client, "ann")
+    assert client.get("/api/v1/users").status_code == 200
+    with inside.database.begin() as connection:
+        users.change(connection, "ann", lambda old: replace(old, role=Role.VIEWER), now=NOW, who=audit.FLEET)
+    assert client.get("/api/v1/users").status_code == 403
 
 
 def test_who_is_not_signed_in_is_shown_the_form_and_nothing_else(inside: Inside) -> None:
@@ -163,6 +191,27 @@ def test_a_session_ends_with_its_user_or_their_password(inside: Inside, verb: st
     assert admin.post(f"/api/v1/users/bob/{verb}", json=body).status_code == 200
     assert client.get("/api/v1/status").status_code == 401
     assert sign_in(client, "bob").status_code == 401
+
+
+def test_who_is_blocked_is_told_so_once_they_have_shown_who_they_are(inside: Inside) -> None:
+    client = inside.client()
+    sign_in(client, "bob")
+    with inside.database.begin() as connection:
+        users.set_blocked(connection, "bob", is_blocked=True, reason="left", now=NOW, who=audit.FLEET)
+    assert client.get("/api/v1/status").status_code == 401
+    refused = sign_in(inside.client(), "bob")
+    assert (refused.status_code, "You are blocked here" in refused.text) == (403, True)
+    assert sign_in(inside.client(), "bob", "wrong password").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("then", "goes"), [("//evil.example/", "/"), ("https://evil.example/", "/"), ("/x?y=1", "/x?y=1")]
+)
+def test_after_signing_in_nobody_is_sent_to_another_site(inside: Inside, then: str, goes: str) -> None:
+    client = inside.client()
+    [token] = re.findall(r'name="csrf" value="([0-9a-f]+)"', client.get("/login", params={"next": then}).text)
+    given = {"csrf": token, "name": "ann", "password": PASSWORD, "next": then}
+    assert client.post("/login", data=given).headers["location"] == goes
 
 
 def test_a_wrong_name_and_a_wrong_password_are_answered_alike_and_logged_without_either(

@@ -1,5 +1,6 @@
 """`edgekit fleet up` as a process: starting, stopping, being killed, being started where it cannot work."""
 
+import os
 import signal
 import socket
 import stat
@@ -24,7 +25,10 @@ def refused(service: Service, *more: str) -> tuple[int, str]:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Of all its threads: whichever started them."""
+    return [
+        int(one) for file in Path(f"/proc/{pid}/task").glob("*/children") for one in file.read_text().split()
+    ]
 
 
 def is_alive(pid: int) -> bool:
@@ -170,9 +174,18 @@ def test_debians_mosquitto_serves_as_well(service: Service) -> None:
     service.start()
     assert service.client().status().is_connected
     assert service.process is not None
-    [broker] = children(service.process.pid)
+    pid = service.process.pid
+    [keeper] = children(pid)
+    [broker] = children(keeper)
+    os.kill(keeper, signal.SIGKILL)
+    wait_until(lambda: not is_alive(broker), "mosquitto ends with its keeper")
+    wait_until(lambda: children(pid) not in ([], [keeper]), "another is started")
+    [keeper] = children(pid)
+    wait_until(lambda: children(keeper), "with its mosquitto")
+    [broker] = children(keeper)
+    wait_until(lambda: service.client().status().is_connected, "on the same port")
     service.stop(signal.SIGKILL)
-    wait_until(lambda: not is_alive(broker), "mosquitto ends with its parent")
+    wait_until(lambda: not is_alive(keeper) and not is_alive(broker), "both end with the service")
 
 
 def test_without_a_token_nothing_is_told(running: Service) -> None:

@@ -31,6 +31,7 @@ PROMISES = {
     "fleet": "import fleet.server.service; from iotcore import Broker",
     "postgres": "import psycopg",
     "pkcs11": "import pkcs11",
+    "oidc": "import fleet.server.oidc",
     "onnxruntime": "from edgekit.engines import _trial; _trial.attempt('onnxruntime')",
     "openvino": "from edgekit.engines import _trial; _trial.attempt('openvino')",
     "litert": "from edgekit.engines import _trial; _trial.attempt('litert'); import ai_edge_litert",

@@ -175,6 +175,32 @@ def test_who_waits_for_approval_gets_nothing_before_it(tls_fleet: TlsFleet, tmp_
     assert bad.ask_to_enrol().status_code == 403
 
 
+def test_a_board_that_waits_takes_over_nobody_who_came_meanwhile(tls_fleet: TlsFleet, tmp_path: Path) -> None:
+    files = []
+    for name in ("one.json", "two.json"):
+        asked(
+            tls_fleet,
+            "enroll",
+            "--count",
+            "9",
+            "--approve",
+            "--deployment",
+            "digits",
+            "--out",
+            tmp_path / name,
+        )
+        files.append(msgspec.json.decode((tmp_path / name).read_bytes(), type=EnrolmentFile))
+    waits = FakeDevice(files[0], serial="gate-4")
+    assert waits.ask_to_enrol().status_code == 202
+    other = FakeDevice(files[1], serial="gate-4").ask_to_enrol()
+    assert (other.status_code, "by another file" in other.text) == (409, True)
+    asked(tls_fleet, "approve", "gate-4")
+    settled = tls_fleet.joined("gate-4")
+    late = waits.ask_to_enrol()
+    assert (late.status_code, "takes none over" in late.text) == (409, True)
+    assert settled.fetch("0" * 64).status_code == 404  # its identity is still good
+
+
 def test_a_certificate_is_renewed_for_a_new_key_and_the_answer_may_be_lost(tls_fleet: TlsFleet) -> None:
     device = tls_fleet.joined("renewing")
     key = make_device_key()

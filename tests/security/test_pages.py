@@ -19,6 +19,7 @@ HEADINGS = (
     "In the fleet's database",
     "On one device",
     "Holding an online key",
+    "Between people and the service",
     "A lying mirror",
 )
 

@@ -1,6 +1,7 @@
 """A real agent and a real fleet, with TLS from end to end: they were written side by side, and meet here."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,15 @@ def test_a_board_joins_serves_what_is_rolled_out_renews_and_is_revoked(
     board: Any, operator: Operator, tls_fleet: TlsFleet, tmp_path: Path
 ) -> None:
     for number in (1, 2):
-        operator.types("publish", made.build(tmp_path, version=f"{number}.0.0", seed=number).path)
+        said = operator.types("publish", made.build(tmp_path, version=f"{number}.0.0", seed=1).path)
+    assert "delta from" in said
     user = Asker(lambda: made.Client(board.port))
     for number in (1, 2):
         rollout = operator.rolls_out(f"digits@{number}.0.0", "site=real", "--stages", "100%")
         operator.types("rollout", "watch", rollout, "--timeout", "90")
         assert user.version == f"{number}.0.0"
+    ways = re.findall(r"fetched .* way=(\w+)", board.log)
+    assert ways == ["whole", "delta"]
     operator.types("rollout", "rollback", rollout)
     wait_until(lambda: user.version == "1.0.0", "it is back", 60)
     assert "certificate renewed" in board.log

@@ -37,7 +37,9 @@ class TlsFleet:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Of whichever thread: the first broker is started by another than those after it."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for thread in threads for child in thread.read_text().split()]
 
 
 def edgekit(*words: str | Path, passphrase: Path | None = None) -> "subprocess.CompletedProcess[str]":

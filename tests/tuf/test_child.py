@@ -4,6 +4,7 @@ import asyncio
 import functools
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from lying_repository import NOW, Repository
 from tuf.api.metadata import TargetFile
 
 from device_agent.tuf import child, lookup
-from device_agent.tuf.question import Question
+from device_agent.tuf.question import Listed, Question
 from device_agent.update.events import Cause
 from device_agent.update.fetch import FetchError
+from edgekit import delta
 from edgekit.trust import orderkeys
 from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire.enrolment import BrokerAddress, EnrolmentFile
@@ -156,6 +158,7 @@ def test_trouble_is_told_and_nothing_else(listing, changed, words):
 class _Clock:
     def __init__(self, now: datetime) -> None:
         self.trusted = lambda: now
+        self.for_updates: Callable[[], datetime | None] = lambda: now
         self.known = lambda: None
 
 
@@ -177,21 +180,37 @@ async def test_a_real_child_checks_an_orders_bundle(listing):
     list_order_keys(listing, NEW)
     heard: list[OrderKeys | None] = []
     look = make_lookup(listing, heard)
-    await look.check(OrderedBundle(PATH, SHA, 100))
+    await look.check(OrderedBundle(PATH, SHA, 100), ())
     assert heard == [OrderKeys(NEW)]
     with pytest.raises(FetchError, match="the publisher signed 100 bytes") as refused:
-        await look.check(OrderedBundle(PATH, SHA, 101))
+        await look.check(OrderedBundle(PATH, SHA, 101), ())
     assert refused.value.cause is Cause.ORDER
     with pytest.raises(FetchError, match="not among what the publisher signed") as refused:
-        await look.check(OrderedBundle(PATH.replace("1.0.0", "3.0.0"), SHA, 100))
+        await look.check(OrderedBundle(PATH.replace("1.0.0", "3.0.0"), SHA, 100), ())
     assert refused.value.cause is Cause.ORDER
+
+
+@running
+async def test_no_update_is_looked_for_before_the_time_is_known_and_order_keys_are(listing, monkeypatch):
+    list_order_keys(listing, NEW)
+    heard: list[OrderKeys | None] = []
+    look = make_lookup(listing, heard)
+    monkeypatch.setattr(look._clock, "for_updates", lambda: None)
+    with pytest.raises(FetchError, match="updates wait until the time is known") as waits:
+        await look.check(OrderedBundle(PATH, SHA, 100), ())
+    assert (waits.value.cause, heard) == (Cause.PASSING, [])
+    await look.look()
+    assert heard == [OrderKeys(NEW)], "or a rotated key would keep the order away that tells the time"
+    monkeypatch.setattr(look._clock, "for_updates", lambda: datetime(2099, 1, 1, tzinfo=UTC))
+    with pytest.raises(FetchError, match="expired"):
+        await look.check(OrderedBundle(PATH, SHA, 100), ())
 
 
 @running
 async def test_a_fleet_that_is_away_is_nobodys_fault(listing):
     listing.close()
     with pytest.raises(FetchError) as failed:
-        await make_lookup(listing, []).check(OrderedBundle(PATH, SHA, 100))
+        await make_lookup(listing, []).check(OrderedBundle(PATH, SHA, 100), ())
     assert failed.value.cause is Cause.PASSING
 
 
@@ -227,3 +246,26 @@ def test_only_the_child_loads_tuf():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert Path(child.__file__).name == "child.py"
+
+
+@running
+async def test_deltas_count_only_from_what_is_here_and_by_a_way_that_is_known(listing, monkeypatch):
+    wanted, bases = OrderedBundle(PATH, SHA, 100), [digit * 64 for digit in "123456"]
+    paths = [delta.path(PATH, base, SHA) for base in bases]
+    said = {
+        PATH: Listed(100, SHA),
+        paths[0]: Listed(10, SHA, bases[0], "bsdiff40"),
+        paths[1]: Listed(10, SHA, bases[1], "another"),
+        paths[2]: Listed(10, SHA, bases[0], "bsdiff40"),
+        paths[3]: Listed(10, SHA),
+    }
+    look = make_lookup(listing, [])
+    asked: list[str] = []
+
+    async def told(_now: datetime, *names: str) -> dict[str, Listed]:
+        asked.extend(names)
+        return {name: said[name] for name in names if name in said}
+
+    monkeypatch.setattr(look, "_look", told)
+    assert await look.check(wanted, bases[:5]) == {bases[0]: said[paths[0]]}
+    assert asked == [PATH, *paths[:5]]

@@ -4,17 +4,23 @@ import hashlib
 import os
 import shutil
 import stat
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from lying_repository import Device as BaseDevice
 from lying_repository import Repository
 from securesystemslib.signer import CryptoSigner
 
+from device_agent.tuf import child
 from device_agent.tuf.kept import Kept
+from device_agent.tuf.question import Listed, Question
 from edgekit.errors import ConflictError, NotFoundError, SignatureRefusedError, UsageError
-from edgekit.trust.target import Target
+from edgekit.trust.target import DeltaTarget, Target
+from fleet import api
+from fleet.client import keys_cli
 from fleet.tuf import documents, ring
 from fleet.tuf.home import Home
 from fleet.tuf.online import Online
@@ -285,6 +291,105 @@ def test_a_fleet_says_once_a_day_what_expires(world, caplog):
     assert len([record for record in caplog.records if "root expires" in record.message]) == 2
 
 
+# -- what is blocked ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_withdrawn_no_device_finds_any_more_and_the_rest_it_does(world):
+    world.start()
+    old, gone, other = world.publish(), world.publish(version="1.1.0"), world.publish("speech", "1.1.0")
+    device = world.device()
+    assert device.finds(gone.path)
+    before = world.home.documents().roles["model.speech"].signed.version
+    assert world.home.withdraw(["digits@1.1.0", "digits@9.9.9", "speech@1.1"], world.now) == []
+    world.upload()
+    assert [device.finds(target.path) for target in (old, gone, other)] == [True, False, True]
+    assert world.home.documents().roles["model.speech"].signed.version == before, (
+        "signed only where it must be"
+    )
+    world.publish(version="1.1.0")
+    assert device.finds(gone.path), "what was a mistake is published again"
+
+
+def test_one_bundle_is_withdrawn_by_its_digest(world):
+    world.start()
+    old, gone = world.publish(), world.publish(version="1.1.0")
+    assert world.home.still_listed([gone.sha256, "0" * 64]) == {"model.digits": {gone.path: gone.sha256}}
+    world.home.withdraw([gone.sha256], world.now)
+    assert [*world.home.documents().roles["model.digits"].signed.targets] == [old.path]
+    assert world.home.still_listed([gone.sha256]) == {}
+
+
+def test_the_status_names_what_is_blocked_and_listed_still(world):
+    world.start()
+    gone = world.publish()
+    world.publish("speech", "1.0.0")
+    assert not any(row.remark for row in world.home.status(world.now, ["digits@9.9.9"]))
+    rows = {row.role: row for row in world.home.status(world.now, ["digits@1.0.0"])}
+    assert rows["model.digits"].blocked == (gone.path,)
+    assert "lists what is blocked, digits@1.0.0" in rows["model.digits"].remark
+    assert [row.role for row in rows.values() if row.remark] == ["model.digits"]
+    world.home.withdraw(["digits@1.0.0"], world.now)
+    assert not any(row.remark for row in world.home.status(world.now, ["digits@1.0.0"]))
+
+
+class _Fleet:
+    """What `edgekit keys` asks of a fleet."""
+
+    def __init__(self, world: World, *blocked: str) -> None:
+        self.world = world
+        self.blocked = lambda: [api.BlockedView(subject, "", "user:ada", NOW) for subject in blocked]
+
+    def metadata(self) -> api.MetadataView:
+        whole = self.world.online.documents()
+        roles = {role: documents.encode(one).decode() for role, one in whole.roles.items()}
+        roots = tuple(documents.encode(one).decode() for one in whole.roots)
+        return api.MetadataView(api.PublicKey("", {}), roots, roles)
+
+    def offer(self, new: api.NewMetadata) -> None:
+        roles = {role: text.encode() for role, text in new.roles.items()}
+        self.world.online.offer(tuple(text.encode() for text in new.roots), roles, self.world.now)
+
+
+@pytest.fixture
+def keys(world, monkeypatch):
+    """`edgekit keys` on this world's folder and a fleet that has blocked digits@1.0.0."""
+    world.now = datetime.now(UTC)
+    monkeypatch.setenv(ring.PASSPHRASE, "correct horse")
+    monkeypatch.setattr(keys_cli, "_fleet", lambda _: nullcontext(_Fleet(world, "digits@1.0.0")))
+
+    def run(*words: str, **more: str) -> Result:
+        return CliRunner().invoke(keys_cli.main, [words[0], str(world.folder / "home"), *words[1:]], **more)
+
+    return run
+
+
+def test_withdrawing_shows_what_goes_and_asks(world, keys):
+    world.start()
+    gone = world.publish()
+    device = world.device()
+    told = keys("status")
+    assert (told.exit_code, "digits@1.0.0" in told.output) == (3, True)
+    refused = keys("withdraw", input="n\n")
+    assert (refused.exit_code, gone.path in refused.output) == (1, True)
+    assert device.finds(gone.path)
+    done = keys("withdraw", input="y\n")
+    assert (done.exit_code, "the fleet has model.digits" in done.output) == (0, True)
+    assert not device.finds(gone.path)
+    assert keys("status").exit_code == 0
+    assert "nothing of that is listed" in keys("withdraw").output
+
+
+def test_withdrawing_by_name_or_with_yes_asks_nothing(world, keys):
+    world.start()
+    named, blocked = world.publish(version="1.1.0"), world.publish()
+    device = world.device()
+    assert keys("withdraw", "digits@1.1.0").exit_code == 0
+    assert not device.finds(named.path)
+    assert device.finds(blocked.path)
+    assert keys("withdraw", "--yes").exit_code == 0
+    assert not device.finds(blocked.path)
+
+
 # -- what a fleet refuses --------------------------------------------------------------------------------------------
 
 
@@ -409,3 +514,24 @@ def test_a_token_without_its_library_is_told_in_a_sentence(world, monkeypatch):
         world.home.ring.make("root", "hsm:yubikey")
     with pytest.raises(UsageError, match="hsm:"):
         world.home.ring.make("root", "file:x")
+
+
+def test_a_delta_is_listed_beside_its_bundle_and_given_to_who_is_to_run_that(world):
+    world.start()
+    first, second = world.publish(version="1.0.0"), bundle("digits", "2.0.0")
+    made = DeltaTarget(second, first.sha256, 10, "d" * 64)
+    assert world.home.add(second, world.now, [made])
+    assert not world.home.add(second, world.now, [made])
+    world.upload()
+    assert world.device().finds(made.path)
+    told = child.answer(
+        Question(
+            str(world.folder / "asking"), world.online.root(), f"{world.mirror.url}/metadata", ("127.0.0.1",), "",
+            now=world.now, known=None, paths=(second.path, made.path),
+        )
+    )  # fmt: skip
+    assert told.listed[made.path] == Listed(10, "d" * 64, first.sha256, "bsdiff40")
+    assert world.online.is_delta("d" * 64, "digits", second.path)
+    assert not world.online.is_delta("d" * 64, "digits", first.path)
+    assert not world.online.is_delta("e" * 64, "digits", second.path)
+    assert not world.online.is_delta("d" * 64, "speech", second.path)

@@ -1,7 +1,8 @@
 """Tokens of machines and users: for admins only."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 
@@ -10,8 +11,8 @@ from fleet import api
 from fleet.rules.access import Scope, role
 from fleet.rules.text import duration
 from fleet.server import passwords
-from fleet.server.api.admission import Caller
-from fleet.server.api.context import Ctx, answer, body
+from fleet.server.api.admission import Caller, Principal
+from fleet.server.api.context import Context, Ctx, answer, body
 from fleet.server.store import tokens, users
 from fleet.server.store.tokens import Grant, TokenRow
 
@@ -30,8 +31,7 @@ def add_token(
     ctx: Ctx, caller: Caller, wanted: Annotated[api.NewToken, Depends(body(api.NewToken))]
 ) -> Response:
     now = ctx.clock()
-    expires_at = now + _lifetime_s(wanted.expires) if wanted.expires else None
-    grant = Grant(role(wanted.role), Scope(wanted.scope), expires_at)
+    grant = Grant(role(wanted.role), Scope(wanted.scope), _end(wanted.expires, now))
     with ctx.database.begin() as connection:
         secret = tokens.make(connection, wanted.name, grant, now=now, who=caller.who)
     ca = ctx.ca_bundle if ctx.places.url.startswith("https:") else ""
@@ -40,12 +40,14 @@ def add_token(
     return made
 
 
-def _lifetime_s(text: str) -> float:
-    """Raises: UsageError."""
+def _end(text: str, now: float) -> float | None:
+    """When access ends; None where `text` is empty. Raises: UsageError."""
+    if not text:
+        return None
     found = duration(text, "--expires")
     if found <= 0:
         raise UsageError(f"--expires {text}: must be longer than nothing, e.g. 90d")
-    return found
+    return now + found
 
 
 @router.post("/tokens/{token}/revoke")
@@ -67,8 +69,12 @@ def user_list(ctx: Ctx) -> Response:
                 row.scope,
                 _moment(row.created_at),
                 row.created_by,
+                _moment_or_none(row.expires_at),
                 _moment_or_none(row.last_used_at),
                 row.last_used_from,
+                "password" if row.subject is None else "oidc",
+                "good" if row.blocked_at is None else "blocked",
+                row.subject or "",
             )
             for row in rows
         ]
@@ -79,12 +85,34 @@ def user_list(ctx: Ctx) -> Response:
 def add_user(
     ctx: Ctx, caller: Caller, wanted: Annotated[api.NewUser, Depends(body(api.NewUser))]
 ) -> Response:
-    grant = Grant(role(wanted.role), Scope(wanted.scope))
+    now = ctx.clock()
+    grant = Grant(role(wanted.role), Scope(wanted.scope), _end(wanted.expires, now))
     passwords.check_new(wanted.password, wanted.name)
     kept = passwords.hashed(wanted.password)
     with ctx.database.begin() as connection:
-        users.add(connection, wanted.name, kept, grant, now=ctx.clock(), who=caller.who)
+        users.add(connection, wanted.name, kept, grant, now=now, who=caller.who)
     return answer(api.Changed(wanted.name), 201)
+
+
+@router.post("/users/{user}")
+def change_user(
+    ctx: Ctx, caller: Caller, user: str, wanted: Annotated[api.UserChange, Depends(body(api.UserChange))]
+) -> Response:
+    now = ctx.clock()
+    parts: dict[str, Any] = {}
+    if wanted.role is not None:
+        parts["role"] = role(wanted.role)
+    if wanted.scope is not None:
+        parts["scope"] = Scope(wanted.scope)
+    if wanted.expires is not None:
+        parts["expires_at"] = _end(wanted.expires, now)
+    if not parts:
+        raise UsageError("what is to change? say role, scope or expires")
+    with ctx.database.begin() as connection:
+        is_changed = users.change(
+            connection, user, lambda grant: replace(grant, **parts), now=now, who=caller.who
+        )
+    return answer(api.Changed(user, is_changed))
 
 
 @router.post("/users/{user}/remove")
@@ -92,6 +120,30 @@ def remove_user(ctx: Ctx, caller: Caller, user: str) -> Response:
     with ctx.database.begin() as connection:
         users.remove(connection, user, now=ctx.clock(), who=caller.who)
     return answer(api.Changed(user))
+
+
+@router.post("/users/{user}/block")
+def block_user(
+    ctx: Ctx, caller: Caller, user: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
+) -> Response:
+    return _set_blocked(ctx, caller, user, why, is_blocked=True)
+
+
+@router.post("/users/{user}/unblock")
+def unblock_user(
+    ctx: Ctx, caller: Caller, user: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
+) -> Response:
+    return _set_blocked(ctx, caller, user, why, is_blocked=False)
+
+
+def _set_blocked(
+    ctx: Context, caller: Principal, user: str, why: api.Reason, *, is_blocked: bool
+) -> Response:
+    with ctx.database.begin() as connection:
+        is_changed = users.set_blocked(
+            connection, user, is_blocked=is_blocked, reason=why.reason, now=ctx.clock(), who=caller.who
+        )
+    return answer(api.Changed(user, is_changed))
 
 
 @router.post("/users/{user}/password")

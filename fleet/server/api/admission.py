@@ -8,6 +8,7 @@ Always true
 
 import contextlib
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -92,19 +93,30 @@ def csrf_of(secret: str) -> str:
 
 
 def _by_session(secret: str, request: Request, ctx: Context) -> Principal:
-    with ctx.database.read() as connection:
-        try:
-            row = sessions.user_of(connection, secret, ctx.clock())
-        except AuthError as error:
-            raise UnauthenticatedError(str(error)) from error
+    found = _of_session(secret, request, ctx, sessions.PAGE)
     if request.method not in _SAFE:
         shown = request.headers.get("x-csrf-token", "")
         if not hmac.compare_digest(shown.encode(), csrf_of(secret).encode()):
             raise AuthError("this did not come from a page of this fleet; nothing was done")
-    return Principal(Who(f"user:{row.name}", origin(request)), access.role(row.role), Scope(row.scope))
+    return found
+
+
+def _of_session(secret: str, request: Request, ctx: Context, kind: sessions.Kind) -> Principal:
+    now = ctx.clock()
+    with ctx.database.read() as connection:
+        try:
+            user, is_use_due = sessions.user_of(connection, secret, now, kind)
+        except AuthError as error:
+            raise UnauthenticatedError(str(error)) from error
+    if is_use_due:
+        _note(ctx, lambda connection: sessions.used(connection, secret, user.name, origin(request), now))
+    return Principal(Who(f"user:{user.name}", origin(request)), access.role(user.role), Scope(user.scope))
 
 
 def _by_token(secret: str, request: Request, ctx: Context) -> Principal:
+    """A machine's token, or the session of a person's terminal."""
+    if secret.startswith(sessions.TERMINAL.prefix):
+        return _of_session(secret, request, ctx, sessions.TERMINAL)
     now = ctx.clock()
     with ctx.database.read() as connection:
         try:
@@ -112,10 +124,14 @@ def _by_token(secret: str, request: Request, ctx: Context) -> Principal:
         except AuthError as error:
             raise UnauthenticatedError(str(error)) from error
     if tokens.is_use_due(row, now):
-        # Whoever only reads does not wait for a writer; it is noted the next time.
-        with contextlib.suppress(OperationalError), ctx.database.begin_at_once() as connection:
-            tokens.used(connection, row, origin(request), now)
+        _note(ctx, lambda connection: tokens.used(connection, row, origin(request), now))
     return Principal(Who(f"token:{row.name}", origin(request)), access.role(row.role), Scope(row.scope))
+
+
+def _note(ctx: Context, use: Callable[[Connection], None]) -> None:
+    """Whoever only reads does not wait for a writer: a use can as well be noted the next time."""
+    with contextlib.suppress(OperationalError), ctx.database.begin_at_once() as connection:
+        use(connection)
 
 
 def principal(request: Request) -> Principal:

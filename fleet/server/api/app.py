@@ -21,8 +21,10 @@ from fleet.server.api import (
     fleet,
     login,
     metadata,
+    oidc,
     releases,
     rollouts,
+    terminal,
 )
 from fleet.server.api.admission import admit
 from fleet.server.api.context import Context, UnauthenticatedError, answer
@@ -41,9 +43,22 @@ def make_app(context: Context) -> FastAPI:
         dependencies=[Depends(admit)],
     )
     app.state.context = context
-    for module in (fleet, access, audit, enrolment, batches, devices, metadata, releases, blocked, rollouts):
+    for module in (
+        fleet,
+        access,
+        audit,
+        enrolment,
+        batches,
+        devices,
+        metadata,
+        releases,
+        blocked,
+        rollouts,
+        terminal,
+    ):
         app.include_router(module.router)
-    app.include_router(login.router)
+    for pages in (login.router, oidc.router, terminal.page_router):
+        app.include_router(pages)
     app.include_router(enrolment.device_router)
     app.include_router(releases.artifact_router)
     app.include_router(metadata.static_router)

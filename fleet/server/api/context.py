@@ -22,6 +22,7 @@ from fleet.server.database import Database
 from fleet.server.link import Link
 from fleet.server.notary import Notary
 from fleet.server.places import Places
+from fleet.server.signin import SignIns
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store.enrolments import Registrar
 from fleet.server.store.orders import Issuer
@@ -48,6 +49,7 @@ class Context:
     notary: Notary
     dropped: Counter[str] = field(default_factory=Counter)
     limits: Limits = field(default_factory=Limits)
+    sign_ins: SignIns = field(default_factory=SignIns)
     # The wall clock, for what people and signatures are told; `time` has steady time as well.
     clock: Callable[[], float] = wall.time
     time: Clock = field(default_factory=Clock)

@@ -9,102 +9,58 @@ Always true
     the name exists.
 """
 
-import hmac
 import html
 import logging
-import re
-import secrets
-from typing import Annotated
-from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi import APIRouter, Request, Response
 
 from edgekit.errors import AuthError
+from fleet.rules.people import NAME
 from fleet.server import passwords
+from fleet.server.api import pages
 from fleet.server.api.admission import Caller, csrf_of, origin, session_cookie, session_of
-from fleet.server.api.context import Context, Ctx, read_body
+from fleet.server.api.context import Context, Ctx
+from fleet.server.api.pages import FORM_COOKIE, Form, page, same
 from fleet.server.store import devices, sessions, users
 from fleet.server.store.audit import Who
 
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["page"])
 
-_MAX_FORM_BYTES = 4096
-_NAME = re.compile(r"^[a-z0-9][a-z0-9._@-]{0,47}$")
-_FORM_COOKIE = "edgekit-form"
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'",
-    "X-Frame-Options": "DENY",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-}
-
-
-Fields = dict[str, str]
-
-
-async def fields_of(request: Request) -> Fields:
-    """The fields of a submitted form; of those that come twice the first. Raises: TooLargeError."""
-    data = await read_body(request, _MAX_FORM_BYTES)
-    found = parse_qs(data.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=16)
-    return {name: values[0] for name, values in found.items()}
-
-
-Form = Annotated[Fields, Depends(fields_of)]
-
 
 @router.get("/login", include_in_schema=False)
-def form(ctx: Ctx) -> Response:
-    return _form(ctx)
+def form(ctx: Ctx, request: Request) -> Response:
+    return pages.form(ctx, then=request.query_params.get("next", "/"))
 
 
 @router.post("/login", include_in_schema=False)
 def sign_in(ctx: Ctx, request: Request, given: Form) -> Response:
-    carried = request.cookies.get(_FORM_COOKIE, "")
-    if not carried or not _same(given.get("csrf", ""), csrf_of(carried)):
-        return _form(ctx, "This form was too old. Please try again.", 403)
-    name, password, address, now = (
-        given.get("name", "").strip().lower(),
-        given.get("password", ""),
-        origin(request),
-        ctx.clock(),
-    )
+    carried, then = request.cookies.get(FORM_COOKIE, ""), given.get("next", "/")
+    if not carried or not same(given.get("csrf", ""), csrf_of(carried)):
+        return pages.form(ctx, "This form was too old. Please try again.", 403, then=then)
+    name, password = given.get("name", "").strip().lower(), given.get("password", "")
+    address, now = origin(request), ctx.clock()
     wait_s = ctx.limits.wait_s(name[:64], address, now)
     if wait_s > 0:
-        log.warning("too many attempts to sign in from %s", address)
-        refused = _form(ctx, f"Too many attempts. Try again in {wait_s:.0f} s.", 429)
-        refused.headers["Retry-After"] = str(int(wait_s) + 1)
-        return refused
-    secret = _checked(ctx, name, password, Who(f"user:{name}", address), now)
+        return pages.too_many(ctx, address, wait_s, then=then)
+    try:
+        secret = _checked(ctx, name, password, Who(f"user:{name}", address), now)
+    except AuthError as error:
+        return pages.form(ctx, f"{error}.", 403, then=then)
     if secret is None:
         # The name is not logged: now and then it is a password, typed into the wrong field.
         log.warning("an attempt to sign in from %s was refused", address)
-        return _form(ctx, "Name or password is wrong.", 401)
+        return pages.form(ctx, "Name or password is wrong.", 401, then=then)
     ctx.limits.succeeded(name)
-    done = RedirectResponse("/", 303, headers=_HEADERS)
-    is_tls = ctx.places.url.startswith("https:")
-    done.set_cookie(
-        session_cookie(ctx),
-        secret,
-        max_age=int(sessions.LIFE_S),
-        secure=is_tls,
-        httponly=True,
-        samesite="lax",
-        path="/",
-    )
-    done.delete_cookie(_FORM_COOKIE, path="/login")
-    return done
+    return pages.signed_in(ctx, secret, then)
 
 
 def _checked(ctx: Context, name: str, password: str, who: Who, now: float) -> str | None:
-    """A new session's secret, if name and password are right."""
+    """A new session's secret, if name and password are right. Raises: AuthError for whom may not come in."""
     with ctx.database.begin() as connection:
-        row = users.find(connection, name) if _NAME.match(name) else None
+        row = users.find(connection, name) if NAME.match(name) else None
     # Outside the transaction: this takes long on purpose.
-    if not passwords.is_right(password[: passwords.MAX_LENGTH + 1], row.password if row else None):
+    if not passwords.is_right(password[: passwords.MAX_LENGTH + 1], (row.password or None) if row else None):
         return None
     with ctx.database.begin() as connection:
         again = users.find(connection, name)
@@ -117,14 +73,12 @@ def _checked(ctx: Context, name: str, password: str, who: Who, now: float) -> st
 def sign_out(ctx: Ctx, request: Request, given: Form) -> Response:
     secret = session_of(request, ctx)
     if secret:
-        if not _same(given.get("csrf", ""), csrf_of(secret)):
+        if not same(given.get("csrf", ""), csrf_of(secret)):
             raise AuthError("this did not come from a page of this fleet; nothing was done")
         with ctx.database.begin() as connection:
             sessions.end(connection, secret, now=ctx.clock(), address=origin(request))
-    done = RedirectResponse("/login", 303, headers=_HEADERS)
-    done.delete_cookie(
-        session_cookie(ctx), path="/", secure=ctx.places.url.startswith("https:"), httponly=True
-    )
+    done = pages.redirect("/login")
+    done.delete_cookie(session_cookie(ctx), path="/", secure=pages.is_tls(ctx), httponly=True)
     return done
 
 
@@ -137,7 +91,7 @@ def home(ctx: Ctx, request: Request, caller: Caller) -> Response:
     csrf = csrf_of(session_of(request, ctx))
     name = html.escape(caller.who.name.partition(":")[2])
     scope = f", for {html.escape(caller.scope.text)}" if caller.scope.is_limited else ""
-    return _page(
+    return page(
         ctx,
         ctx.issuer.fleet,
         f"<p>{online} of {len(rows)} devices are online.</p>"
@@ -146,47 +100,3 @@ def home(ctx: Ctx, request: Request, caller: Caller) -> Response:
         "<button>Sign out</button></form>",
         meta=f'<meta name="csrf-token" content="{csrf}">',
     )
-
-
-def _form(ctx: Context, said: str = "", status: int = 200) -> Response:
-    carried = secrets.token_urlsafe(32)
-    told = f'<p role="alert">{html.escape(said)}</p>' if said else ""
-    response = _page(
-        ctx,
-        "Sign in",
-        f'{told}<form method="post" action="/login"><input type="hidden" name="csrf" value="{csrf_of(carried)}">'
-        '<p><label>Name<br><input name="name" autocomplete="username" required autofocus></label></p>'
-        '<p><label>Password<br><input name="password" type="password" autocomplete="current-password" required>'
-        "</label></p><button>Sign in</button></form>",
-        status=status,
-    )
-    response.set_cookie(
-        _FORM_COOKIE,
-        carried,
-        max_age=3600,
-        path="/login",
-        secure=ctx.places.url.startswith("https:"),
-        httponly=True,
-        samesite="strict",
-    )
-    return response
-
-
-def _page(ctx: Context, title: str, content: str, *, status: int = 200, meta: str = "") -> Response:
-    shown = html.escape(title)
-    headers = dict(_HEADERS)
-    if ctx.places.url.startswith("https:"):
-        headers["Strict-Transport-Security"] = "max-age=31536000"
-    return HTMLResponse(
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">{meta}<title>{shown}</title>'
-        "<style>body{font:1rem/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}"
-        "input,button{font:inherit;padding:.4rem .6rem}</style></head>"
-        f"<body><h1>{shown}</h1>{content}</body></html>",
-        status,
-        headers=headers,
-    )
-
-
-def _same(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode(), other.encode())

@@ -3,7 +3,7 @@
 Always true
  1. A file becomes an artifact under its own digest, whole, or not at all.
  2. A release is registered only once exactly its bundle is a target of the fleet's TUF metadata: the publisher signed it.
- 3. A device may fetch what it is ordered to run, nothing else: models are property.
+ 3. A device may fetch what it is ordered to run, and deltas to that, nothing else: models are property.
 """
 
 import hashlib
@@ -106,9 +106,18 @@ def publish(
     return answer(api.PublishAnswer(view, was_there), 200 if was_there else 201)
 
 
+@router.get("/files/{sha256}")
+def file(ctx: Ctx, sha256: str) -> Response:
+    """A published bundle's file, for who makes deltas from it."""
+    _check_digest(sha256)
+    with ctx.database.begin() as connection:
+        releases.bundle(connection, sha256)
+    return FileResponse(_present(ctx, sha256), media_type="application/octet-stream")
+
+
 @artifact_router.get("/artifacts/{sha256}")
 def artifact(request: Request, ctx: Ctx, sha256: str) -> Response:
-    """The bundle file; ranges are served, so an interrupted download goes on."""
+    """The file of a bundle or delta; ranges are served, so an interrupted download goes on."""
     with ctx.database.begin() as connection:
         _check_allowed(connection, request, ctx, sha256)
     return FileResponse(_present(ctx, sha256), media_type="application/octet-stream")
@@ -134,5 +143,7 @@ def _check_allowed(connection: Connection, request: Request, ctx: Context, sha25
     device = identity.device_of(connection, request, ctx.clock())
     enrolments.confirm(connection, device)
     wanted = orders.desired_of(connection, device.id)
-    if not any(row.sha256 == sha256 for row in wanted.values()):
+    if any(row.sha256 == sha256 for row in wanted.values()):
+        return
+    if not any(ctx.tuf.is_delta(sha256, row.name, orders.target_path(row)) for row in wanted.values()):
         raise NotFoundError(f"{device.id} is not ordered to run {sha256[:12]}…")

@@ -190,14 +190,7 @@ def _first_use(
         ).scalar_one()
         if taken >= token.max_uses:
             raise AuthError(f"all {token.max_uses} places of this batch are taken; make a new file")
-        if (
-            connection.execute(select(devices.c.id).where(devices.c.id == request.device)).scalar()
-            is not None
-        ):
-            raise ConflictError(
-                f"there is a device {request.device!r} already, and a batch takes none over; "
-                f"for this board make a file of its own with 'edgekit fleet enroll {request.device}'"
-            )
+        _check_free(connection, token, request.device)
     state = WAITING if token.needs_approval else APPROVED
     connection.execute(
         insert(enrolment_uses).values(
@@ -214,6 +207,23 @@ def _first_use(
     return found
 
 
+def _check_free(connection: Connection, token: TokenRow, device: str) -> None:
+    """Whether a batch may give this name away. Raises: ConflictError."""
+    if connection.execute(select(devices.c.id).where(devices.c.id == device)).scalar() is not None:
+        raise ConflictError(
+            f"there is a device {device!r} already, and a batch takes none over; "
+            f"for this board make a file of its own with 'edgekit fleet enroll {device}'"
+        )
+    others = select(enrolment_uses.c.token).where(
+        enrolment_uses.c.device == device,
+        enrolment_uses.c.token != token.id,
+        enrolment_uses.c.state.in_((WAITING, APPROVED)),
+    )
+    if connection.execute(others).first() is not None:
+        # An operator says yes to a name: there must be only one who bears it.
+        raise ConflictError(f"another board asks to join as {device!r} already, by another file")
+
+
 def _give(
     connection: Connection,
     registrar: Registrar,
@@ -226,6 +236,9 @@ def _give(
 ) -> EnrolAnswer:
     device = request.device
     row = connection.execute(select(devices).where(devices.c.id == device).with_for_update()).one_or_none()
+    if not token.device:
+        # Once more: it may have waited long, and the name was given by another file meanwhile.
+        _check_free(connection, token, device)
     if row is None:
         connection.execute(insert(devices).values(id=device, created_at=now, labels="{}", deployments="[]"))
     enrolment = (row.enrolment if row is not None else 0) + 1

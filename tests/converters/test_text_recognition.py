@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from edgekit import detect
 from edgekit.cli import cli
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.proof
 HERE = Path(__file__).parents[1] / "e2e" / "real_data"
 TARGET = "x86-64-v4-vnni"
 LIMIT = 0.01
