@@ -2,8 +2,9 @@
 
 Always true
  1. A device is told to move to the release only if it was selected and its key lies within the open stage's threshold.
- 2. Orders are given out a bounded number at a time (`MOVES_AT_ONCE`): what is due follows from the state alone, so that
-    it goes on wherever it was interrupted.
+ 2. Orders are given out a bounded number at a time (`MOVES_AT_ONCE`), and forward no faster than the rollout's pace
+    allows: what is due follows from the state and the time alone, so that it goes on wherever it was interrupted.
+ 3. Nothing holds back an order to go back.
 """
 
 import heapq
@@ -12,11 +13,14 @@ from datetime import datetime
 
 import msgspec
 
-from fleet.rules.members import SETTLED, Member
+from fleet.rules import pace
+from fleet.rules.members import BAD, SETTLED, Member
+from fleet.rules.pace import Pace
 from fleet.rules.rollout import RETURNING, Move, Rollout, Status, Step
 
 # Orders of one step, so of one transaction.
 MOVES_AT_ONCE = 200
+_ANY_PACE = Pace()
 
 
 def is_allowed(rollout: Rollout, member: Member) -> bool:
@@ -26,39 +30,73 @@ def is_allowed(rollout: Rollout, member: Member) -> bool:
     return member.key <= rollout.thresholds.get(member.profile, "")
 
 
-def is_due(rollout: Rollout) -> Iterator[Member]:
-    """Who is to get an order: forward into the open stage while it runs, back while the rollout turns back."""
+def waiting(rollout: Rollout) -> Iterator[Member]:
+    """Who is to get an order, now or as soon as the pace allows: forward into the open stage while the rollout runs, back
+    while it turns back.
+
+    Where only devices that are online are told, one that is away is not waited for; nor is one of a stopped profile.
+    """
     if rollout.status is Status.RUNNING:
-        return (m for m in rollout.members.values() if not m.order_counter and is_allowed(rollout, m))
+        needs_presence = rollout.spec.pace.needs_presence
+        return (
+            m
+            for m in rollout.members.values()
+            if not m.order_counter
+            and (m.is_online or not needs_presence)
+            and m.profile not in rollout.stopped
+            and is_allowed(rollout, m)
+        )
     if rollout.status in RETURNING:
         return (m for m in rollout.members.values() if m.is_leaving)
     return iter(())
 
 
-def with_due(step: Step) -> Step:
+def with_due(step: Step, now: datetime, wall: datetime) -> Step:
     """The step, and the next orders that are due after it, in the order in which devices move."""
     rollout, effects = step
-    some = heapq.nsmallest(MOVES_AT_ONCE, is_due(rollout), key=lambda m: m.key)
-    moves = [Move(m.device, m.previous if m.is_leaving else m.target) for m in some]
+    moves = [Move(m.device, m.previous if m.is_leaving else m.target) for m in _due(rollout, now, wall)]
     return rollout, [*moves, *effects]
 
 
+def _due(rollout: Rollout, now: datetime, wall: datetime) -> list[Member]:
+    spec = rollout.spec
+    if rollout.status is not Status.RUNNING or spec.pace == _ANY_PACE:
+        return heapq.nsmallest(MOVES_AT_ONCE, waiting(rollout), key=lambda m: m.key)
+    return pace.admit(
+        spec.pace,
+        waiting(rollout),
+        rollout.members.values(),
+        rollout.given,
+        MOVES_AT_ONCE,
+        deadline_s=spec.deadline_s,
+        now=now,
+        wall=wall,
+    )
+
+
 def with_stand_ins(rollout: Rollout) -> Rollout:
-    """Where all that a stage has of a profile is away, the next device in order that is there stands in (rule 1)."""
+    """Where nothing that a stage has of a profile can show the release, the next device in order that is there stands in:
+    all are away, or failed and the operator went on all the same.
+    """
     if rollout.current.is_closing:
         return rollout
-    asked: set[str] = set()
+    there: set[str] = set()
     nobody: set[str] = set()
     for member in rollout.members.values():
-        if member.order_counter:
-            is_there = member.is_online or member.state in SETTLED
-            (asked if is_there else nobody).add(member.profile)
+        if is_allowed(rollout, member):
+            is_excused = member.is_excused and member.state in BAD
+            is_there = (member.is_online or member.state in SETTLED) and not is_excused
+            (there if is_there else nobody).add(member.profile)
     grown = {}
-    for profile in nobody - asked:
+    for profile in nobody - there - set(rollout.stopped):
         keys = [
             m.key
             for m in rollout.members.values()
-            if m.profile == profile and m.is_online and not m.order_counter and not m.is_held
+            if m.profile == profile
+            and m.is_online
+            and not m.order_counter
+            and not m.is_held
+            and not is_allowed(rollout, m)
         ]
         if keys:
             grown[profile] = max(min(keys), rollout.thresholds.get(profile, ""))
@@ -82,6 +120,13 @@ def ordered(rollout: Rollout, counters: Mapping[str, int], now: datetime) -> Rol
                 is_returning=is_returning,
             )
         )
+    given = (
+        rollout.given
+        if is_returning
+        else pace.note(rollout.given, rollout.spec.pace.rate, len(counters), now)
+    )
+    if given is not rollout.given:
+        rollout = msgspec.structs.replace(rollout, given=given)
     return replace_members(rollout, changed)
 
 

@@ -1,6 +1,6 @@
 """What a rollout is: what was asked for, where it stands, what can happen to it, and what follows from that."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
@@ -10,10 +10,14 @@ from fleet.rules.budget import Spent
 from fleet.rules.evidence import StageEvidence
 from fleet.rules.gates import Gate, Verdict
 from fleet.rules.members import Member, Word
+from fleet.rules.pace import Given, Pace
 from fleet.rules.stages import Stage
 
 
 class Status(StrEnum):
+    """A queued one waits until others that it shares devices with have ended, and is planned afresh then."""
+
+    QUEUED = "queued"
     RUNNING = "running"
     PAUSED = "paused"
     ROLLING_BACK = "rolling_back"
@@ -24,6 +28,7 @@ class Status(StrEnum):
 
 
 ACTIVE = frozenset({Status.RUNNING, Status.PAUSED, Status.ROLLING_BACK, Status.ABORTING})
+Verb = Literal["pause", "resume", "abort", "rollback", "approve", "hold", "release"]
 RETURNING = {Status.ROLLING_BACK: Status.ROLLED_BACK, Status.ABORTING: Status.ABORTED}
 
 
@@ -41,12 +46,17 @@ class Spec(msgspec.Struct, frozen=True):
     deadline_s: float
     finish_by_s: float
     probation_s: float | None = None
+    pace: Pace = Pace()
 
 
 class Rollout(msgspec.Struct, frozen=True):
     """`thresholds` are the open stage's, per profile; data counts from `judged_from`; `soak_from` is None until
     the stage's reachable devices have settled. `finish_from`: the operator gave it that much longer. `spent` is what
     closed stages have used of the rollout's error budget.
+
+    `finish_s` is the time that an operator gave it instead of the spec's. `given` are the latest orders forward, for the
+    rate. `approved` is the last stage that an operator let begin, `awaits` the one that waits for it. Devices of
+    `stopped` profiles get no orders.
     """
 
     id: int
@@ -61,9 +71,20 @@ class Rollout(msgspec.Struct, frozen=True):
     soak_from: datetime | None = None
     turned_at: datetime | None = None
     finish_from: datetime | None = None
+    finish_s: float | None = None
     spent: Spent = Spent()
     verdicts: tuple[Verdict, ...] = ()
     reason: str = ""
+    given: tuple[Given, ...] = ()
+    approved: int = -1
+    awaits: int | None = None
+    stopped: tuple[str, ...] = ()
+
+    @property
+    def finish_at(self) -> datetime:
+        """When it pauses if it is not done."""
+        seconds = self.spec.finish_by_s if self.finish_s is None else self.finish_s
+        return (self.finish_from or self.created_at) + timedelta(seconds=seconds)
 
     @property
     def label(self) -> str:
@@ -110,10 +131,12 @@ class Ordered(msgspec.Struct, frozen=True):
 
 
 class Command(msgspec.Struct, frozen=True):
-    """What an operator asks for."""
+    """What an operator asks for. `profile` is whom a hold or release is about; `finish_by_s` goes with resume."""
 
-    verb: Literal["pause", "resume", "abort", "rollback"]
+    verb: Verb
     reason: str = ""
+    profile: str = ""
+    finish_by_s: float | None = None
 
 
 class Move(msgspec.Struct, frozen=True):
