@@ -67,7 +67,9 @@ class Jobs:
             raise JobError(told, Cause.PASSING)
         try:
             await self._source.check_signed(job.bundle)
-            await _in_thread(lambda stop: fetch(self._source, job.bundle, self._folder.fetch, stop))
+            await _in_thread(
+                lambda stop: fetch(self._source, job.bundle, self._folder.fetch, stop, job.bytes_s)
+            )
         except FetchError as error:
             raise JobError(str(error), error.cause) from error
 
