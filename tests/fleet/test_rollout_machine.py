@@ -270,7 +270,7 @@ class Machine(RuleBasedStateMachine):
             assert how == "arrive"
             assert counter > 0
 
-    @rule(passes=st.floats(0, 200), kind=st.sampled_from(["good", "none", "bad"]))
+    @rule(passes=st.floats(0, 200), kind=st.sampled_from(["good"] * 6 + ["none", "bad"]))
     def time_passes(self, passes: float, kind: str) -> None:
         self.now += seconds(passes)
         seen = {"good": (0, 1000), "none": (0, 0), "bad": (500, 1000)}[kind]
@@ -307,8 +307,9 @@ class Machine(RuleBasedStateMachine):
     def more_is_due(self) -> None:
         self.step(Due())
 
+    # Turning back has rules of its own: rollouts that live longer see more.
     @rule(
-        verb=st.sampled_from(["pause", "resume", "abort", "rollback", "approve", "hold", "release"]),
+        verb=st.sampled_from(["pause", "resume", "resume", "approve", "approve", "hold", "release"]),
         profile=st.sampled_from(["p0", "p1"]),
         finish_by_s=st.sampled_from([None, 1e6]),
     )
@@ -317,6 +318,11 @@ class Machine(RuleBasedStateMachine):
         self.step(Command(verb, profile=profile, finish_by_s=finish_by_s))
         if verb == "approve" and awaits is not None and self.world.awaits is None:
             self.approved.add(awaits)
+
+    @rule(verb=st.sampled_from(["abort", "rollback"]), is_meant=st.integers(0, 5))
+    def the_operator_turns_back(self, verb: Verb, is_meant: int) -> None:
+        if not is_meant:
+            self.step(Command(verb))
 
     @rule()
     def the_service_restarts(self) -> None:
@@ -561,6 +567,137 @@ def test_resuming_after_its_time_takes_a_new_time() -> None:
     assert world.status is Status.RUNNING
     world, _ = advance(world, Tick(data(world)), T0 + seconds(550))
     assert world.status is Status.PAUSED
+
+
+def asking(world: Rollout, text: str) -> Rollout:
+    cut = stages.with_approvals(world.spec.stages, text)
+    return replace(world, spec=replace(world.spec, stages=cut))
+
+
+def test_a_stage_waits_for_its_approval_and_is_judged_meanwhile() -> None:
+    world, effects = start(asking(rollout(), "2"), T0)
+    world, effects, now = run_stage(order(world, effects, T0), T0, 1)
+    assert (world.stage, world.awaits, effects) == (0, 1, [])
+    assert "stage 2 of 3 (50 %) waits for approval" in world.reason
+    assert advance(world, Tick(data(world, errors=900)), now)[0].status is Status.ROLLING_BACK
+    waits, _ = advance(world, Tick(data(world, requests=0)), now + seconds(9 * SOAK_S))
+    assert waits.status is Status.RUNNING, "it waits for a person, not for data"
+    approved, _ = advance(waits, Command("approve"), now)
+    assert advance(approved, Command("approve"), now)[0] is approved
+    world, effects = advance(approved, Tick(data(world)), now)
+    assert (world.stage, world.reason, len(effects)) == (1, "", 4)
+
+
+def test_nobody_is_told_before_the_first_stage_is_approved() -> None:
+    world, effects = start(asking(rollout(finish_by_s=100.0), "all"), T0)
+    assert (world.stage, world.awaits, effects) == (-1, 0, [])
+    assert advance(world, Left(("d1",)), T0)[1] == []
+    assert advance(world, Tick(StageEvidence()), T0)[1] == []
+    late, _ = advance(world, Tick(StageEvidence()), T0 + seconds(100))
+    assert (late.status, "stage 1 still waits for approval" in late.reason) == (Status.PAUSED, True)
+    gone, _ = advance(world, Command("abort"), T0)
+    assert advance(gone, Tick(StageEvidence()), T0)[0].status is Status.ABORTED
+    world, _ = advance(world, Command("approve"), T0)
+    world, effects = advance(world, Tick(StageEvidence()), T0)
+    assert (world.stage, len(effects)) == (0, 2)
+
+
+def test_a_held_profile_gets_no_orders_and_the_rollout_does_not_complete_without_it() -> None:
+    world, effects = start(rollout(4, "100%"), T0)
+    held, effects = advance(world, Command("hold", profile="p0"), T0)
+    assert {effect.device for effect in effects if isinstance(effect, Move)} == {"d1", "d3"}
+    world, effects, now = run_stage(order(held, effects, T0), T0, 1)
+    assert (world.status, effects) == (Status.RUNNING, [])
+    assert "profile p0, which is held" in world.reason
+    world, effects = advance(world, Command("release", profile="p0"), now)
+    assert {effect.device for effect in effects if isinstance(effect, Move)} == {"d0", "d2"}
+    world, effects, _ = run_stage(order(world, effects, now), now, 1)
+    assert (world.status, world.reason) == (Status.COMPLETED, "")
+
+
+def test_where_the_only_canary_fails_a_resumed_rollout_tries_another_device() -> None:
+    world, effects = start(rollout(4, "1,100%", on_violation="pause"), T0)
+    first = {effect.device for effect in effects if isinstance(effect, Move)}
+    world = order(world, effects, T0)
+    failed = DeploymentReport(AgentState.FAILED, OLD, OLD, NEW, reason="dead flash")
+    words = tuple(
+        Word(d, is_online=True, seen=(1, 1, 1), order_counter=1, deployments={"m": failed})
+        for d in sorted(first)
+    )
+    world, _ = advance(world, Heard(words), T0)
+    world, _ = advance(world, Tick(data(world)), T0)
+    assert world.status is Status.PAUSED
+    world, _ = advance(world, Command("resume"), T0)
+    world, effects = advance(world, Tick(data(world)), T0)
+    others = {effect.device for effect in effects if isinstance(effect, Move)}
+    assert (world.status, len(others), others & first) == (Status.RUNNING, len(first), set())
+
+
+def test_where_nobody_is_left_to_stand_in_the_operator_is_told_what_to_do() -> None:
+    world = rollout(1, "100%")
+    world, effects = start(world, T0)
+    world = order(world, effects, T0)
+    world, _ = advance(world, Heard((Word("d0", is_online=False),)), T0)
+    for _ in range(2):
+        now = (world.turned_at or T0) + seconds(DEADLINE_S)
+        world, _ = advance(world, Tick(data(world)), now)
+        assert world.status is Status.PAUSED
+        assert "all 1 devices of this stage are offline" in world.reason
+        assert "bring one back and resume, take the dead ones out of service, or abort" in world.reason
+        world, _ = advance(world, Command("resume"), now)
+        world, _ = advance(world, Tick(data(world)), now + seconds(1))
+        assert world.status is Status.RUNNING, "it gets its time again"
+
+
+def test_who_is_away_all_the_while_holds_no_paced_stage_up() -> None:
+    world = rollout(4, "100%", pace=Pace(per_site=4))
+    away = replace(world.members["d0"], online_since=None)
+    world, effects = start(replace(world, members=world.members | {"d0": away}), T0)
+    assert {effect.device for effect in effects if isinstance(effect, Move)} == {"d1", "d2", "d3"}
+    world, effects, _ = run_stage(order(world, effects, T0), T0, 1)
+    assert (world.status, effects) == (Status.COMPLETED, [Assign()])
+
+
+def test_late_joiners_wait_for_the_rate_like_all() -> None:
+    world, effects = start(rollout(2, "100%", pace=Pace(rate=parse_rate("2/min"))), T0)
+    told = [effect.device for effect in effects if isinstance(effect, Move)]
+    assert len(told) == 1
+    world = order(world, effects, T0)
+    world, effects = advance(world, Joined(tuple(member(f"late{n}", profile="p0") for n in range(4))), T0)
+    assert effects == []
+    world, effects = advance(world, Due(), T0 + seconds(5))
+    assert len(effects) == 1
+    world = order(world, effects, T0 + seconds(5))
+    assert advance(world, Due(), T0 + seconds(59))[1] == []
+    assert len(advance(world, Due(), T0 + seconds(60))[1]) == 1
+
+
+def test_going_back_waits_for_nothing() -> None:
+    tight = Pace(parse_rate("1/d"), 1, 1, WINDOWS)
+    world, effects = start(rollout(6, "100%"), T0)
+    world = order(world, effects, T0)
+    world = replace(world, spec=replace(world.spec, pace=tight))
+    _, back = advance(world, Command("rollback"), T0 + seconds(30 * 60))
+    assert len(back) == 6
+
+
+def test_an_abort_when_all_have_the_release_keeps_what_is_there() -> None:
+    world, effects = start(rollout(4, "100%"), T0)
+    world = order(world, effects, T0)
+    words = tuple(succeeded(m.device, 1, 1) for m in world.members.values())
+    world, _ = advance(world, Heard(words), T0)
+    world, effects = advance(world, Command("abort"), T0)
+    assert effects == []
+    world, effects = advance(world, Tick(StageEvidence()), T0)
+    assert (world.status, effects) == (Status.ABORTED, [])
+    assert {m.state for m in world.members.values()} == {FleetState.SUCCEEDED}
+
+
+def test_a_queued_rollout_can_only_be_taken_out_of_the_queue() -> None:
+    queued = replace(rollout(), status=Status.QUEUED)
+    for event in (Tick(StageEvidence()), Due(), Command("pause"), Command("resume"), Command("rollback")):
+        assert advance(queued, event, T0) == (queued, [])
+    assert advance(queued, Command("abort"), T0)[0].status is Status.ABORTED
 
 
 def test_where_the_only_canary_of_a_profile_is_away_the_next_device_stands_in() -> None:
