@@ -66,8 +66,6 @@ def plan(
     selected = [row for row in everyone if selector.matches(devices.labels_of(row))]
     choices = [choose(row, bundles, deployment, present.get((row.id, deployment))) for row in selected]
     rollout_id = rollout_id or rollouts.next_id(connection)
-    eligible = [choice for choice in choices if choice.bundle is not None]
-    ineligible = tuple(api.Ineligible(c.device.id, c.reason) for c in choices if c.bundle is None)
     concerned = {
         choice.device.id for choice in choices if choice.bundle is not None or choice.reason == _THERE
     }
@@ -76,6 +74,11 @@ def plan(
         raise ConflictError(
             f"{in_the_way}; let it finish, abort it or roll it back first, or wait with --queue"
         )
+    if in_the_way:
+        # What they are to run by now is not what they will run then.
+        choices = [choose(row, bundles, deployment, None) for row in selected]
+    eligible = [choice for choice in choices if choice.bundle is not None]
+    ineligible = tuple(api.Ineligible(c.device.id, c.reason) for c in choices if c.bundle is None)
     if not eligible:
         raise UsageError(_nobody(wanted.to, ineligible))
     held_count = stages.parse_holdback(wanted.holdback, len(eligible))
