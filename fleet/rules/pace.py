@@ -11,6 +11,7 @@ Always true
     the device may take (the deadline).
 """
 
+import heapq
 import math
 import re
 from collections import Counter
@@ -161,18 +162,21 @@ def admit(  # the two clocks, and what both limits look at
     if count <= 0:
         return []
     is_open = {name: windows.left_s(pace.windows, name, wall) >= deadline_s for name in _zones(pace, members)}
+    ready = (
+        member
+        for member in waiting
+        if (member.is_online or not pace.needs_presence)
+        and (not pace.windows or is_open.get(member.zone or pace.zone, False))
+    )
+    if pace.per_site is None:
+        return heapq.nsmallest(count, ready, key=lambda m: m.key)
     found: list[Member] = []
-    for member in sorted(waiting, key=lambda m: m.key):
-        if pace.needs_presence and not member.is_online:
-            continue
-        if pace.windows and not is_open.get(member.zone or pace.zone, False):
-            continue
-        if pace.per_site is not None and sites[member.site] >= pace.per_site:
-            continue
-        sites[member.site] += 1
-        found.append(member)
-        if len(found) == count:
-            break
+    for member in sorted(ready, key=lambda m: m.key):
+        if sites[member.site] < pace.per_site:
+            sites[member.site] += 1
+            found.append(member)
+            if len(found) == count:
+                break
     return found
 
 
