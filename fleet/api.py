@@ -211,7 +211,10 @@ class BlockedView(msgspec.Struct, frozen=True):
 
 
 class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /rollouts`. Empty `stages` and `holdback` mean the defaults that the plan then states in words."""
+    """`POST /rollouts`, and the file that `rollout start --file` reads and `rollout show --toml` writes.
+
+    Empty `stages` and `holdback` mean the defaults that the plan then states in words; an empty or zero limit is none.
+    """
 
     release: Text
     to: Text
@@ -224,7 +227,23 @@ class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     holdback: Text = ""
     deployment: Text = ""
     probation: Text = ""
+    approve: Text = ""
+    rate: Text = ""
+    at_once: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    per_site: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    windows: Annotated[tuple[Text, ...], Meta(max_length=32)] = ()
+    time_zone: Text = ""
+    site_bandwidth: Text = ""
+    jitter: Text = ""
+    queue: bool = False
     dry_run: bool = False
+
+
+class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /rollouts/ID/VERB`: `profile` for hold and release, `finish_by` (a duration) for resume."""
+
+    profile: Text = ""
+    finish_by: Text = ""
 
 
 class Ineligible(msgspec.Struct, frozen=True):
@@ -270,6 +289,10 @@ class MemberView(msgspec.Struct, frozen=True):
 
 
 class RolloutView(msgspec.Struct, frozen=True):
+    """`awaits` is the stage (from 1) that waits for approval; `waiting` counts the devices of the open stage that are not
+    told yet; orders for `held_profiles` are held.
+    """
+
     id: str
     release: str
     deployment: str
@@ -283,6 +306,10 @@ class RolloutView(msgspec.Struct, frozen=True):
     members: tuple[MemberView, ...]
     created: datetime
     soak_ends: datetime | None
+    finish_by: datetime | None = None
+    awaits: int | None = None
+    held_profiles: tuple[str, ...] = ()
+    waiting: int = 0
 
 
 class RolloutAnswer(msgspec.Struct, frozen=True):

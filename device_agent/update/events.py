@@ -154,9 +154,12 @@ Event = (
 
 
 class Fetch(msgspec.Struct, frozen=True):
+    """It takes at most `bytes_s` of the line, if that is set."""
+
     id: int
     pause_s: float
     bundle: OrderedBundle
+    bytes_s: float | None = None
 
 
 class Stage(msgspec.Struct, frozen=True):

@@ -15,9 +15,10 @@ Blocking; the reconciler calls it in a thread and sets `stopping` to end it.
 import http.client
 import re
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -34,6 +35,8 @@ from edgekit.protocol import room
 from edgekit.wire.messages import OrderedBundle
 
 CHUNK_BYTES = 256 * 1024
+# How often a download that waits for its share of the line looks whether it is still wanted.
+_LOOK_S = 0.2
 # How much of a download a power cut may cost.
 SYNC_BYTES = 4 << 20
 
@@ -60,12 +63,13 @@ class WithheldError(FetchError):
 
 @dataclass
 class Received:
-    """What the network brought for the bundle `sha256`, all tries together."""
+    """What the network brought for the bundle `sha256`, all tries together; with at most `bytes_s` on average."""
 
     sha256: Sha256
     size: int = 0
     by_delta: bool = False
     is_whole: bool = False
+    bytes_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ def download(
     def ask(headers: Mapping[str, str]) -> AbstractContextManager[http.client.HTTPResponse]:
         return _asking(source, sha256, headers, stopping)
 
+    part.throttle = Throttle(received.bytes_s)
     try:
         receive(ask, name, length, part, stopping)
     finally:
@@ -127,6 +132,32 @@ def check_space(folder: Path, length: int, have: int) -> None:
 
 
 @dataclass
+class Throttle:
+    """Keeps the average of what is taken at `bytes_s`; None is as fast as it comes."""
+
+    bytes_s: float | None = None
+    taken: int = 0
+    since: float | None = None
+
+    @property
+    def piece(self) -> int:
+        """How many bytes to take at once: a quarter of a second's, so that the line is used evenly."""
+        return CHUNK_BYTES if self.bytes_s is None else max(1024, min(CHUNK_BYTES, int(self.bytes_s / 4)))
+
+    def took(self, count: int, stopping: Stopper) -> None:
+        """Wait until that much may have been taken; no longer than until `stopping` is set."""
+        if self.bytes_s is None:
+            return
+        self.since = self.since if self.since is not None else time.monotonic()
+        self.taken += count
+        while not stopping.is_set:
+            ahead_s = self.taken / self.bytes_s - (time.monotonic() - self.since)
+            if ahead_s <= 0:
+                return
+            time.sleep(min(ahead_s, _LOOK_S))
+
+
+@dataclass
 class Part:
     """A download under way; `synced` bytes of `path` are on the medium, and its name says so."""
 
@@ -134,6 +165,7 @@ class Part:
     synced: int
     # What came over the network, kept or not.
     received: int = 0
+    throttle: Throttle = field(default_factory=Throttle)
 
     @classmethod
     def find(cls, folder: Path, key: str, length: int) -> "Part":
@@ -173,12 +205,13 @@ class Part:
         self, sink: durable.Writer, response: http.client.HTTPResponse, left: int, stopping: Stopper
     ) -> int:
         while left and not stopping.is_set:
-            chunk = _read(response, min(CHUNK_BYTES, left))
+            chunk = _read(response, min(self.throttle.piece, left))
             if not chunk:
                 break
             self.received += len(chunk)
             sink.write(chunk)
             left -= len(chunk)
+            self.throttle.took(len(chunk), stopping)
             if sink.position - self.synced >= SYNC_BYTES:
                 self._sync(sink)
         return left

@@ -82,6 +82,7 @@ class Jobs:
             if self._received is None or self._received.sha256 != job.bundle.sha256:
                 self._received = Received(job.bundle.sha256)
             received = self._received
+            received.bytes_s = job.bytes_s
             offers = [Offer(bases[base], base, listed) for base, listed in deltas.items()]
             await _in_thread(lambda stop: self._shortcuts.bring(job.bundle, offers, stop, received))
         except FetchError as error:

@@ -137,7 +137,9 @@ def job(machine: Machine) -> Job | None:
         return None
     pause = _pause(machine.failures + machine.setbacks, FIRST_PAUSE_S, LONGEST_PAUSE_S)
     if machine.step is Step.FETCH:
-        return Fetch(machine.job_id, pause, ref.bundle)
+        # The first try waits for its turn among the devices of its site; later ones have their own pauses.
+        pause = pause or machine.options.fetch_after_s
+        return Fetch(machine.job_id, pause, ref.bundle, machine.options.fetch_bytes_s)
     if machine.step is Step.STAGE:
         return Stage(machine.job_id, pause, ref)
     if machine.step is Step.SELFTEST:

@@ -76,13 +76,16 @@ class OrderedBundle(msgspec.Struct, frozen=True):
 class OrderOptions(msgspec.Struct, frozen=True):
     """How the device goes about it. `None` leaves the agent's own setting.
 
-    `retry` clears what the device holds against the ordered bundles, so that they are tried once more.
+    `retry` clears what the device holds against the ordered bundles, so that they are tried once more. A download begins
+    `fetch_after_s` after the order came, and takes at most `fetch_bytes_s`, so that the devices of a site share its line.
     """
 
     probation_s: Annotated[float, Meta(ge=0)] | None = None
     probation_requests: Count | None = None
     window_s: Annotated[float, Meta(gt=0)] | None = None
     retry: bool = False
+    fetch_after_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    fetch_bytes_s: Annotated[float, Meta(gt=0)] | None = None
 
 
 class Order(msgspec.Struct, frozen=True):

@@ -36,7 +36,8 @@ TARGETS = (PROFILE, "raspberry-pi-5", "intel-core-ultra-npu")
 # The median, which a busy machine moves least: these boards share two cores with everything else here. What is good
 # takes a fraction of this even so, and what is far heavier several times as much even alone.
 LATENCY_GATE = "latency_p50 <= 5ms min 30 requests"
-ERROR_GATE = "error_rate < 1% min 30 requests"
+# One device proves no less with these few requests; a release that fails each twentieth one is what it finds.
+ERROR_GATE = "error_rate < 5% min 30 requests"
 SOAK = "6s"
 PATIENCE_S = 120
 

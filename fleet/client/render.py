@@ -21,6 +21,7 @@ _COLOURS = {
     "paused": "yellow",
     "inconclusive": "yellow",
     "waiting": "dim",
+    "queued": "dim",
     "pending": "dim",
 }
 _MOVING = {"notified", "fetching", "staged", "probation", "rolling_back", "aborting"}
@@ -153,6 +154,10 @@ def rollout(found: api.RolloutView, *, most: int = 20) -> Group:
             escape(member.reason),
         )
     parts: list[RenderableType] = [Text.from_markup(head), Text.from_markup(stage + soak)]
+    if found.waiting:
+        parts.append(Text(f"{found.waiting} devices of this stage wait for their turn"))
+    if found.held_profiles:
+        parts.append(Text(f"held: {', '.join(found.held_profiles)}"))
     if found.reason:
         parts.append(Text.from_markup(f"[bold]why[/bold] {escape(found.reason)}"))
     if found.gates:

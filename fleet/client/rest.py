@@ -151,8 +151,12 @@ class Client:
     def rollout(self, rollout_id: str) -> api.RolloutView:
         return self._call("GET", f"/rollouts/{rollout_id}", api.RolloutView)
 
-    def turn(self, rollout_id: str, verb: str) -> api.RolloutView:
-        return self._call("POST", f"/rollouts/{rollout_id}/{verb}", api.RolloutView)
+    def wanted(self, rollout_id: str) -> api.NewRollout:
+        """What a rollout was started with."""
+        return self._call("GET", f"/rollouts/{rollout_id}/wanted", api.NewRollout)
+
+    def turn(self, rollout_id: str, verb: str, how: api.Turn | None = None) -> api.RolloutView:
+        return self._call("POST", f"/rollouts/{rollout_id}/{verb}", api.RolloutView, how)
 
     def whoami(self) -> api.Whoami:
         return self._call("GET", "/whoami", api.Whoami)

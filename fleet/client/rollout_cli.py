@@ -1,13 +1,16 @@
 """`edgekit fleet rollout …`."""
 
 import time
+from pathlib import Path
+from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 from rich.live import Live
 
 from fleet import api
-from fleet.client import render
+from fleet.client import render, rollout_file
 from fleet.client.options import connected, with_fleet
 from fleet.client.rest import Client
 
@@ -32,6 +35,7 @@ Examples:
   edgekit fleet rollout start digits@1.1.0 --to 'site=lab and profile=raspberry-pi-5' \\
       --stages 1%,10%,100% --soak 30m --gate 'error_rate < 1%' --gate 'latency_p95 <= 20ms'
   edgekit fleet rollout start digits@1.1.0 --to all --stages 1,100% --gate 'error_rate < 1%' --dry-run
+  edgekit fleet rollout start --file nightly.toml --per-site 2 --window '22:00-05:00' --rate 60/min
 """
 
 
@@ -41,73 +45,81 @@ def rollout() -> None:
 
 
 @rollout.command(epilog=START_EPILOG)
-@click.argument("release", metavar="NAME@VERSION")
+@click.argument("release", metavar="[NAME@VERSION]", required=False)
 @click.option(
-    "--to",
-    "selector",
-    required=True,
-    help="Which devices: 'site=lab and profile=…', 'device in (a, b)', all.",
+    "--file",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A rollout as a TOML file ('rollout show --toml' writes one); options given beside it hold.",
 )
-@click.option(
-    "--stages", default="", help="Shares or counts, e.g. 1%,10%,100%. Chosen by the fleet's size unless set."
-)
-@click.option("--soak", default="30m", show_default=True, help="How long each stage is watched.")
+@click.option("--to", help="Which devices: 'site=lab and profile=…', 'device in (a, b)', all.")
+@click.option("--stages", help="Shares or counts, e.g. 1%,10%,100%. Chosen by the fleet's size unless set.")
+@click.option("--soak", help="How long each stage is watched.  [default: 30m]")
 @click.option("--gate", "gates", multiple=True, help="A condition between stages; repeatable.")
 @click.option(
-    "--on-violation", type=click.Choice(["rollback", "pause", "abort"]), default="rollback", show_default=True
+    "--on-violation", type=click.Choice(["rollback", "pause", "abort"]), help="  [default: rollback]"
 )
+@click.option("--deadline", help="A device's time from accepting the order.  [default: 10m]")
+@click.option("--finish-by", help="The rollout's time; then it pauses.  [default: 2d]")
+@click.option("--holdback", help="Devices that stay on the old release as control: 10 or 2%.")
+@click.option("--approve", help="Stages that begin only after 'rollout approve': 2,3 or all.")
+@click.option("--rate", help="Orders given out at most, e.g. 60/min.")
+@click.option("--at-once", type=click.IntRange(1), help="Devices that move at the same time, at most.")
+@click.option("--per-site", type=click.IntRange(1), help="The same of each site (label site).")
 @click.option(
-    "--deadline", default="10m", show_default=True, help="A device's time from accepting the order."
+    "--window",
+    "windows",
+    multiple=True,
+    help="When devices may move, by their own clocks (label tz), e.g. 'mon-fri 22:00-05:00'; repeatable.",
 )
-@click.option("--finish-by", default="2d", show_default=True, help="The rollout's time; then it pauses.")
-@click.option("--holdback", default="", help="Devices that stay on the old release as control: 10 or 2%.")
-@click.option("--deployment", default="", help="The model slot; the release's name unless set.")
-@click.option("--probation", default="", help="How long a device tries the release on live traffic, e.g. 5s.")
+@click.option("--time-zone", help="Of devices without a label tz.  [default: UTC]")
+@click.option("--site-bandwidth", help="What the devices of a site fetch with together, e.g. 10Mbit/s.")
+@click.option("--jitter", help="Each device begins to fetch within this time, e.g. 2m.")
+@click.option("--deployment", help="The model slot; the release's name unless set.")
+@click.option("--probation", help="How long a device tries the release on live traffic, e.g. 5s.")
+@click.option("--queue", is_flag=True, help="Wait for rollouts that have some of these devices, then begin.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @with_fleet
-def start(  # noqa: PLR0917  # click passes by keyword
-    release: str,
-    selector: str,
-    stages: str,
-    soak: str,
-    gates: tuple[str, ...],
-    on_violation: api.OnViolation,
-    deadline: str,
-    finish_by: str,
-    holdback: str,
-    deployment: str,
-    probation: str,
-    dry_run: bool,
-    place: str | None,
-    as_json: bool,
-) -> None:
+def start(path: Path | None, place: str | None, *, as_json: bool, **given: Any) -> None:
     """Plan a rollout, show the plan, and start it."""
-    wanted = api.NewRollout(
-        release=release,
-        to=selector,
-        stages=stages,
-        soak=soak,
-        gates=gates,
-        on_violation=on_violation,
-        deadline=deadline,
-        finish_by=finish_by,
-        holdback=holdback,
-        deployment=deployment,
-        probation=probation,
-        dry_run=dry_run,
-    )
     with connected(place) as client:
-        answer = client.start(wanted)
+        answer = client.start(_wanted(path, given))
     if as_json:
         render.show_json(answer)
         return
     render.show(render.plan(answer.plan))
     if answer.rollout is None:
         click.echo("dry run: nothing was started")
+        return
+    began = "queued" if answer.rollout.status == "queued" else "started"
+    click.echo(
+        f"{began} {answer.rollout.id}; follow it with: edgekit fleet rollout watch {answer.rollout.id}"
+    )
+
+
+def _wanted(path: Path | None, given: dict[str, Any]) -> api.NewRollout:
+    """The file's rollout with the options that were given, or one of these alone. Raises: UsageError."""
+    options = {name: value for name, value in given.items() if value not in (None, (), False)}
+    if path is not None:
+        return msgspec.structs.replace(rollout_file.read(path), **options)
+    for name, flag in (("release", "NAME@VERSION"), ("to", "--to")):
+        if name not in options:
+            raise click.UsageError(f"{flag} is missing, or a --file that says it")
+    return api.NewRollout(**options)
+
+
+@rollout.command()
+@click.argument("rollout_id", metavar="ID")
+@click.option("--toml", "as_toml", is_flag=True, help="As the file that starts another one like it.")
+@with_fleet
+def show(*, rollout_id: str, as_toml: bool, place: str | None, as_json: bool) -> None:
+    """What a rollout was started with."""
+    with connected(place) as client:
+        found = client.wanted(rollout_id)
+    if as_json and not as_toml:
+        render.show_json(found)
     else:
-        click.echo(
-            f"started {answer.rollout.id}; follow it with: edgekit fleet rollout watch {answer.rollout.id}"
-        )
+        click.echo(rollout_file.write(found), nl=False)
 
 
 @rollout.command("list")
@@ -192,9 +204,11 @@ def _is_past(deadline: float | None) -> bool:
     return deadline is not None and time.monotonic() >= deadline
 
 
-def _turn(rollout_id: str, verb: str, place: str | None, *, as_json: bool) -> None:
+def _turn(
+    rollout_id: str, verb: str, place: str | None, how: api.Turn | None = None, *, as_json: bool
+) -> None:
     with connected(place) as client:
-        found = client.turn(rollout_id, verb)
+        found = client.turn(rollout_id, verb, how)
     if as_json:
         render.show_json(found)
     else:
@@ -205,16 +219,45 @@ def _turn(rollout_id: str, verb: str, place: str | None, *, as_json: bool) -> No
 @click.argument("rollout_id", metavar="ID")
 @with_fleet
 def pause(*, rollout_id: str, place: str | None, as_json: bool) -> None:
-    """No new orders; devices that are moving finish."""
+    """No new orders; devices that are moving finish, and are judged."""
     _turn(rollout_id, "pause", place, as_json=as_json)
 
 
 @rollout.command()
 @click.argument("rollout_id", metavar="ID")
+@click.option(
+    "--finish-by", default="", help="The time that it has from now on; needed once its time is over."
+)
 @with_fleet
-def resume(*, rollout_id: str, place: str | None, as_json: bool) -> None:
-    """Go on; failures so far are excused, and the stage is judged afresh."""
-    _turn(rollout_id, "resume", place, as_json=as_json)
+def resume(*, rollout_id: str, finish_by: str, place: str | None, as_json: bool) -> None:
+    """Go on; failures so far are excused, what was spent of the error budget is not."""
+    _turn(rollout_id, "resume", place, api.Turn(finish_by=finish_by), as_json=as_json)
+
+
+@rollout.command()
+@click.argument("rollout_id", metavar="ID")
+@with_fleet
+def approve(*, rollout_id: str, place: str | None, as_json: bool) -> None:
+    """Let the stage begin that waits for approval."""
+    _turn(rollout_id, "approve", place, as_json=as_json)
+
+
+@rollout.command()
+@click.argument("rollout_id", metavar="ID")
+@click.option("--profile", required=True, help="Of the release's bundles, as the plan shows them.")
+@with_fleet
+def hold(*, rollout_id: str, profile: str, place: str | None, as_json: bool) -> None:
+    """No more orders for devices of one profile; the others go on."""
+    _turn(rollout_id, "hold", place, api.Turn(profile), as_json=as_json)
+
+
+@rollout.command()
+@click.argument("rollout_id", metavar="ID")
+@click.option("--profile", required=True, help="One that is held.")
+@with_fleet
+def release(*, rollout_id: str, profile: str, place: str | None, as_json: bool) -> None:
+    """Let a profile go on that was held."""
+    _turn(rollout_id, "release", place, api.Turn(profile), as_json=as_json)
 
 
 @rollout.command()
@@ -229,5 +272,5 @@ def abort(*, rollout_id: str, place: str | None, as_json: bool) -> None:
 @click.argument("rollout_id", metavar="ID")
 @with_fleet
 def rollback(*, rollout_id: str, place: str | None, as_json: bool) -> None:
-    """Order all devices back, each to what it ran before."""
+    """Order all devices back, each to what it ran before; those that came since, to what is assigned then."""
     _turn(rollout_id, "rollback", place, as_json=as_json)

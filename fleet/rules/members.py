@@ -26,6 +26,7 @@ class Member(msgspec.Struct, frozen=True):
     """A selected device. `target` and `previous` are digests; `order_counter` 0 means that it was not told anything.
 
     `is_held` devices move in the closing stage only. `is_excused`: it failed, and the operator resumed all the same.
+    `site` and `zone` are its labels of those names, empty where it has none.
     `is_leaving`: it is to go back, and its order to do so is still to be written; `is_returning`: it was written.
     """
 
@@ -35,6 +36,8 @@ class Member(msgspec.Struct, frozen=True):
     target: str
     previous: str | None
     previous_title: str
+    site: str = ""
+    zone: str = ""
     is_held: bool = False
     state: FleetState = FleetState.PENDING
     reason: str = ""

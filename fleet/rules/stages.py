@@ -28,11 +28,15 @@ _COUNT = re.compile(r"^\d+$")
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """`share` of the eligible devices that are not held. The closing stage also takes the held ones."""
+    """`share` of the eligible devices that are not held. The closing stage also takes the held ones.
+
+    With `needs_approval` it opens only after an operator said so.
+    """
 
     share: float
     words: str
     is_closing: bool = False
+    needs_approval: bool = False
 
 
 def key(rollout: str, device: str) -> str:
@@ -57,6 +61,21 @@ def parse(text: str, eligible: int) -> tuple[Stage, ...]:
     if stages[-1].share != 1.0:
         raise UsageError(f"stages: {text!r} must end with 100%")
     return tuple(stages)
+
+
+def with_approvals(cut: tuple[Stage, ...], text: str) -> tuple[Stage, ...]:
+    """The stages that `2,3` (counted from 1) or `all` names wait for an approval; empty is none. Raises: UsageError."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if words == ["all"]:
+        return tuple(msgspec.structs.replace(stage, needs_approval=True) for stage in cut)
+    for word in words:
+        if not word.isdigit() or not 1 <= int(word) <= len(cut):
+            raise UsageError(f"approve: {word!r} is no stage; write numbers from 1 to {len(cut)}, or all")
+    chosen = {int(word) - 1 for word in words}
+    return tuple(
+        msgspec.structs.replace(stage, needs_approval=True) if number in chosen else stage
+        for number, stage in enumerate(cut)
+    )
 
 
 def _share(part: str, eligible: int, text: str) -> float:

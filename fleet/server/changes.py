@@ -7,36 +7,59 @@ Always true
     last.
 """
 
+from collections import Counter
+from collections.abc import Collection
+
 from sqlalchemy import Connection
 
 from edgekit.wire.messages import OrderOptions
-from fleet.rules.rollout import (
-    Assign,
-    Command,
-    Effect,
-    Event,
-    Move,
-    Rollout,
-    Unassign,
-    advance,
-    ordered,
-    start,
-    stays,
-)
+from fleet.api import NewRollout
+from fleet.rules import pace
+from fleet.rules.machine import advance, start
+from fleet.rules.moving import ordered, stays
+from fleet.rules.rollout import RETURNING, Assign, Command, Effect, Event, Move, Rollout, Status, Unassign
 from fleet.server.clock import Now
 from fleet.server.store import audit, orders, rollouts
 from fleet.server.store.audit import Who
 from fleet.server.store.orders import Issuer
 
 
-def begin(connection: Connection, issuer: Issuer, rollout: Rollout, *, now: Now, who: Who) -> Rollout:
-    """Store a planned rollout and open its first stage."""
-    rollouts.add(connection, rollout, now.wall)
-    opened, effects = start(rollout, rollouts.moment(now.steady))
+def begin(
+    connection: Connection,
+    issuer: Issuer,
+    rollout: Rollout,
+    *,
+    now: Now,
+    who: Who,
+    wanted: NewRollout | None = None,
+) -> Rollout:
+    """Store a planned rollout and open its first stage; one that is to wait for others is only stored."""
+    rollouts.add(connection, rollout, now.wall, wanted)
+    if rollout.status is Status.QUEUED:
+        audit.append(
+            connection, now.wall, who, "rollout.queue", rollout.label, _about(rollout), after=rollout.spec
+        )
+        return rollout
+    return _open(connection, issuer, rollout, now=now, who=who)
+
+
+def leave_queue(connection: Connection, issuer: Issuer, rollout: Rollout, *, now: Now) -> Rollout:
+    """Begin with a rollout that waited, as it was planned just now."""
+    rollouts.replan(connection, rollout, now.wall)
+    return _open(connection, issuer, rollout, now=now, who=audit.FLEET)
+
+
+def _open(connection: Connection, issuer: Issuer, rollout: Rollout, *, now: Now, who: Who) -> Rollout:
+    opened, effects = start(rollout, rollouts.moment(now.steady), rollouts.moment(now.wall))
     opened = _carry_out(connection, issuer, rollout, opened, effects, now=now)
-    detail = f"{rollout.spec.name}@{rollout.spec.version} to {rollout.spec.selector}, {len(rollout.members)} devices"
-    audit.append(connection, now.wall, who, "rollout.start", rollout.label, detail, after=rollout.spec)
+    audit.append(
+        connection, now.wall, who, "rollout.start", rollout.label, _about(rollout), after=rollout.spec
+    )
     return opened
+
+
+def _about(rollout: Rollout) -> str:
+    return f"{rollout.spec.name}@{rollout.spec.version} to {rollout.spec.selector}, {len(rollout.members)} devices"
 
 
 def apply(
@@ -49,7 +72,7 @@ def apply(
     who: Who = audit.FLEET,
 ) -> Rollout:
     """One step of a loaded rollout; stored only if it changed anything."""
-    changed, effects = advance(rollout, event, rollouts.moment(now.steady))
+    changed, effects = advance(rollout, event, rollouts.moment(now.steady), rollouts.moment(now.wall))
     if changed is rollout and not effects:
         return rollout
     stored = _carry_out(connection, issuer, rollout, changed, effects, now=now)
@@ -69,7 +92,12 @@ def apply(
 
 
 def _shown(rollout: Rollout) -> dict[str, object]:
-    return {"status": rollout.status.value, "stage": rollout.stage + 1}
+    shown: dict[str, object] = {"status": rollout.status.value, "stage": rollout.stage + 1}
+    if rollout.stopped:
+        shown["held profiles"] = rollout.stopped
+    if rollout.approved >= 0:
+        shown["approved"] = rollout.approved + 1
+    return shown
 
 
 def _carry_out(
@@ -84,7 +112,7 @@ def _carry_out(
     spec = rollout.spec
     moves = {effect.device: effect.sha256 for effect in effects if isinstance(effect, Move)}
     if moves:
-        options = OrderOptions(probation_s=spec.probation_s)
+        options = _options(rollout, moves)
         because = f"rollout {rollout.label}"
         counters = orders.move(
             connection, issuer, spec.deployment, moves, because=because, now=now.wall, options=options
@@ -100,3 +128,20 @@ def _carry_out(
                 rollouts.unassign(connection, rollout)
     rollouts.save(connection, rollout, before, now.wall)
     return rollout
+
+
+def _options(rollout: Rollout, moves: Collection[str]) -> dict[str, OrderOptions]:
+    """How each device goes about its order; on the way back nothing waits."""
+    spec = rollout.spec
+    if rollout.status in RETURNING or not (spec.pace.site_bytes_s or spec.pace.jitter_s):
+        return dict.fromkeys(moves, OrderOptions(probation_s=spec.probation_s))
+    sites = Counter(member.site for member in rollout.members.values())
+    found: dict[str, OrderOptions] = {}
+    for device in moves:
+        member = rollout.members[device]
+        found[device] = OrderOptions(
+            probation_s=spec.probation_s,
+            fetch_after_s=pace.fetch_after_s(spec.pace, member.key),
+            fetch_bytes_s=pace.fetch_bytes_s(spec.pace, sites[member.site]),
+        )
+    return found

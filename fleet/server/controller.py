@@ -18,8 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from edgekit.wire import topics
 from fleet.rules import selectors
+from fleet.rules.evidence import StageEvidence
 from fleet.rules.rollout import RETURNING, Command, Due, Heard, Joined, Left, Rollout, Status, Tick
-from fleet.server import changes, planning
+from fleet.server import changes, following, planning, queue
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
 from fleet.server.link import Link
@@ -77,8 +78,9 @@ class Controller:
         self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
         self._watched: dict[int, Watched] = {}
-        # What the assignments were followed for last: another state of theirs concerns every device.
-        self._followed: object = None
+        self._followed = following.Kept()
+        # The rollouts, under way and queued, for which no queued one could begin.
+        self._waited: object = None
         self._last: dict[str, float] = {}
 
     @property
@@ -121,7 +123,7 @@ class Controller:
             )
             self._lock.release()
             return False
-        self._watched, self._followed, self._last = {}, None, {}
+        self._watched, self._followed, self._waited, self._last = {}, following.Kept(), None, {}
         self._is_leading = True
         self._told = ""
         log.info("this service is the controller of %s", self._database.shown_url)
@@ -149,7 +151,7 @@ class Controller:
             except LostError:
                 self._lose()
             except Exception as error:
-                self._watched = {}
+                self._watched, self._waited = {}, None
                 # The same failure again and again is one line, not a traceback a second.
                 if self._tell(f"a controller tick failed ({error}); going on with the next"):
                     log.exception("its traceback")
@@ -181,6 +183,7 @@ class Controller:
             self._step(rollout_id, fresh, is_frozen=is_frozen, now=now)
         if not is_frozen:
             self._follow_assignments(fresh, now)
+            self._leave_queue(active, now)
         self._upkeep(now)
         self._publish(now)
 
@@ -225,10 +228,13 @@ class Controller:
             if kept.rollout.status is Status.RUNNING:
                 kept.rollout = self._join(connection, kept.rollout, fresh, now)
                 kept.read(connection, fresh - set(concerned))
-            evidence = kept.evidence(
-                connection, concerned, deaf=self._clock.deaf, heard_since=connected, now=now.steady
-            )
-            event = Tick(evidence)
+            event = Tick(StageEvidence())
+            if kept.rollout.judged_from is not None:
+                event = Tick(
+                    kept.evidence(
+                        connection, concerned, deaf=self._clock.deaf, heard_since=connected, now=now.steady
+                    )
+                )
             kept.rollout = changes.apply(connection, self._issuer, kept.rollout, event, now=now)
         elif kept.rollout.status in RETURNING:
             kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Due(), now=now)
@@ -267,9 +273,13 @@ class Controller:
         bundles = blocked.usable(connection, spec.name, spec.version)
         present = orders.desired_of(connection, devices=[row.id for row in new])
         taken = rollouts.busy(connection)
+        assignments = following.Assignments(connection)
         joining = []
         for row in new:
             now_runs = present.get((row.id, spec.deployment))
+            if now_runs is None and assignments.of(row, spec.deployment)[1] is not None:
+                # First what is assigned: that it runs until its turn comes, and goes back to.
+                continue
             choice = planning.choose(row, bundles, spec.deployment, now_runs)
             if choice.bundle is not None and (row.id, spec.deployment) not in taken:
                 moment = rollouts.moment(now.steady)
@@ -279,40 +289,20 @@ class Controller:
         return changes.apply(connection, self._issuer, rollout, Joined(tuple(joining)), now=now)
 
     def _follow_assignments(self, fresh: News, now: Now) -> None:
-        """A device that is to run nothing, and is in no rollout, gets what is assigned."""
         with self._lock.begin() as connection:
-            assigned = rollouts.all_assignments(connection)
-            state = ([row.id for row in assigned], rollouts.active_ids(connection))
-            if not assigned:
-                return
-            if fresh is None or state != self._followed:
-                rows = devices.everyone(connection)
-                present = orders.desired_of(connection)
-            else:
-                rows = devices.some(connection, sorted(fresh))
-                present = orders.desired_of(connection, devices=sorted(fresh))
-            busy = rollouts.busy(connection)
-            gets: dict[str, list[tuple[str, str, str]]] = {}
-            for row in rows:
-                for deployment in devices.deployments_of(row):
-                    if (row.id, deployment) in present or (row.id, deployment) in busy:
-                        continue
-                    found = rollouts.assigned(assigned, row, deployment)
-                    if found is None:
-                        continue
-                    bundles = blocked.usable(connection, found.name, found.version)
-                    choice = planning.choose(row, bundles, deployment, None)
-                    if choice.bundle is not None:
-                        because = f"assignment {found.name}@{found.version}"
-                        gets.setdefault(row.id, []).append((deployment, choice.bundle.sha256, because))
-            some = sorted(gets)[:PUBLISH_AT_ONCE]
-            locked = known.lock(connection, some)
-            for device in locked:
-                for deployment, sha256, because in gets[device]:
-                    orders.set_desired(connection, device, deployment, sha256, because=because, now=now.wall)
-            orders.issue_all(connection, self._issuer, locked, now.wall)
-        # More than go at once: every device is looked at again.
-        self._followed = state if len(some) == len(gets) else None
+            kept = following.follow(connection, self._issuer, fresh, self._followed, now)
+        self._followed = kept
+
+    def _leave_queue(self, active: list[int], now: Now) -> None:
+        """Rollouts that waited begin. They are looked at when another one came or ended: only that lets one begin."""
+        with self._lock.begin() as connection:
+            waiting = [rollout.id for rollout in rollouts.queued(connection)]
+        if not waiting or (state := (tuple(active), tuple(waiting))) == self._waited:
+            return
+        for rollout_id in waiting:
+            with self._lock.begin() as connection:
+                queue.leave(connection, self._issuer, rollout_id, now)
+        self._waited = state
 
     def _upkeep(self, now: Now) -> None:
         if self._is_due("reconcile", RECONCILE_S):

@@ -3,7 +3,8 @@
 Always true
  1. Every rule is parsed before anything is stored; a plan that cannot work is refused with the reason.
  2. A rollout is judged: it has a control group and a gate against it, or an absolute gate.
- 3. Two active rollouts never share a (device, deployment).
+ 3. Two active rollouts never share a (device, deployment); one that would waits in the queue if it may, behind those
+    that came before it.
 """
 
 import functools
@@ -20,10 +21,11 @@ from edgekit import profile as profiles
 from edgekit.errors import ConflictError, ProfileError, UsageError
 from edgekit.protocol import room
 from fleet import api
-from fleet.rules import gates, judge, selectors, stages, statistics
+from fleet.rules import gates, judge, pace, selectors, stages, statistics, windows
 from fleet.rules.gates import Gate
 from fleet.rules.members import Member
-from fleet.rules.rollout import Rollout, Spec
+from fleet.rules.pace import Pace
+from fleet.rules.rollout import Rollout, Spec, Status
 from fleet.rules.stages import Stage
 from fleet.rules.text import duration, show_duration
 from fleet.server import outlook
@@ -45,10 +47,12 @@ class Choice:
     reason: str = ""
 
 
-def plan(connection: Connection, wanted: api.NewRollout, now: Now) -> tuple[Rollout, api.Plan]:
-    """The rollout as it would start, and the same in words; nothing is stored.
+def plan(
+    connection: Connection, wanted: api.NewRollout, now: Now, rollout_id: int | None = None
+) -> tuple[Rollout, api.Plan]:
+    """The rollout as it would start, and the same in words; nothing is stored. `rollout_id` is for one that has waited.
 
-    Raises: UsageError, NotFoundError, ConflictError.
+    Its status is QUEUED if it has to wait. Raises: UsageError, NotFoundError, ConflictError.
     """
     name, version = releases.parse_title(wanted.release)
     blocked.check_release(connection, name, version)
@@ -61,13 +65,20 @@ def plan(connection: Connection, wanted: api.NewRollout, now: Now) -> tuple[Roll
     present = orders.desired_of(connection)
     selected = [row for row in everyone if selector.matches(devices.labels_of(row))]
     choices = [choose(row, bundles, deployment, present.get((row.id, deployment))) for row in selected]
-    rollout_id = rollouts.next_id(connection)
-    eligible = [choice for choice in choices if choice.bundle is not None]
-    ineligible = tuple(api.Ineligible(c.device.id, c.reason) for c in choices if c.bundle is None)
+    rollout_id = rollout_id or rollouts.next_id(connection)
     concerned = {
         choice.device.id for choice in choices if choice.bundle is not None or choice.reason == _THERE
     }
-    _check_conflicts(connection, deployment, concerned)
+    in_the_way = _conflict(connection, deployment, concerned, rollout_id)
+    if in_the_way and not wanted.queue:
+        raise ConflictError(
+            f"{in_the_way}; let it finish, abort it or roll it back first, or wait with --queue"
+        )
+    if in_the_way:
+        # What they are to run by now is not what they will run then.
+        choices = [choose(row, bundles, deployment, None) for row in selected]
+    eligible = [choice for choice in choices if choice.bundle is not None]
+    ineligible = tuple(api.Ineligible(c.device.id, c.reason) for c in choices if c.bundle is None)
     if not eligible:
         raise UsageError(_nobody(wanted.to, ineligible))
     held_count = stages.parse_holdback(wanted.holdback, len(eligible))
@@ -82,9 +93,14 @@ def plan(connection: Connection, wanted: api.NewRollout, now: Now) -> tuple[Roll
         for choice in eligible
     }
     rollout = Rollout(id=rollout_id, spec=spec, members=chosen, created_at=moment)
+    _check_fetching(rollout, {c.bundle.sha256: c.bundle.length for c in eligible if c.bundle})
     seen, warnings = outlook.outlook(connection, rollout)
     told = _in_words(rollout, ineligible)
-    return rollout, msgspec.structs.replace(told, outlook=seen, notes=(*told.notes, *warnings))
+    notes = (*told.notes, *warnings)
+    if in_the_way:
+        rollout = msgspec.structs.replace(rollout, status=Status.QUEUED, reason=f"waits: {in_the_way}")
+        notes = (f"it waits, and is planned afresh then: {in_the_way}", *notes)
+    return rollout, msgspec.structs.replace(told, outlook=seen, notes=notes)
 
 
 def choose(
@@ -142,6 +158,8 @@ def member_of(
     reported = devices.reported_of(row)
     assert bundle is not None
     assert reported is not None
+    labels = devices.labels_of(row)
+    zone = labels.get(pace.ZONE) or reported.labels.get(pace.ZONE, "")
     return Member(
         device=row.id,
         profile=bundle.profile,
@@ -149,6 +167,8 @@ def member_of(
         target=bundle.sha256,
         previous=present.sha256 if present is not None else None,
         previous_title=releases.title(present.name, present.version) if present is not None else "no model",
+        site=labels.get(pace.SITE, "")[:64],
+        zone=zone if zone and windows.zone(zone) is not None else "",
         is_held=row.id in held,
         online_since=now if row.is_online else None,
         seen=(row.enrolment, row.incarnation, row.reported_seq),
@@ -171,17 +191,19 @@ def _in_range(version: str, versions: str) -> bool:
         return False
 
 
-def _check_conflicts(connection: Connection, deployment: str, chosen: set[str]) -> None:
-    for other in rollouts.active(connection):
-        if other.spec.deployment != deployment:
+def _conflict(connection: Connection, deployment: str, chosen: set[str], rollout_id: int) -> str:
+    """The rollout that has to end first: under way, or queued before this one; empty if there is none."""
+    queued = (other for other in rollouts.queued(connection) if other.id < rollout_id)
+    for other in (*rollouts.active(connection), *queued):
+        if other.spec.deployment != deployment or other.id == rollout_id:
             continue
         shared = chosen & members.of(connection, other.id).keys()
         if shared:
-            raise ConflictError(
+            return (
                 f"rollout {other.label} of {other.spec.name}@{other.spec.version} is {other.status} on "
-                f"{len(shared)} of these devices ({', '.join(sorted(shared)[:3])}…); "
-                "let it finish, abort it or roll it back first"
+                f"{len(shared)} of these devices ({', '.join(sorted(shared)[:3])}…)"
             )
+    return ""
 
 
 def _spec(
@@ -192,19 +214,62 @@ def _spec(
     _check_gates(parsed, eligible, held)
     if held:
         cut = (*cut, Stage(share=1.0, words="the held-back devices", is_closing=True))
+    deadline_s = duration(wanted.deadline, "deadline")
     return Spec(
         name=release[0],
         version=release[1],
         deployment=deployment,
         selector=wanted.to,
-        stages=cut,
+        stages=stages.with_approvals(cut, wanted.approve),
         gates=parsed,
         soak_s=duration(wanted.soak, "soak"),
         on_violation=wanted.on_violation,
-        deadline_s=duration(wanted.deadline, "deadline"),
+        deadline_s=deadline_s,
         finish_by_s=duration(wanted.finish_by, "finish-by"),
         probation_s=duration(wanted.probation, "probation") if wanted.probation else None,
+        pace=_pace(wanted, deadline_s),
     )
+
+
+def _pace(wanted: api.NewRollout, deadline_s: float) -> Pace:
+    spans = tuple(windows.parse(text) for text in wanted.windows)
+    if windows.longest_s(spans) < deadline_s:
+        raise UsageError(
+            f"windows: none is as long as a device may take ({show_duration(deadline_s)}), so that nobody would ever be "
+            "told; use a longer window, or a shorter --deadline"
+        )
+    jitter_s = duration(wanted.jitter, "jitter") if wanted.jitter else 0.0
+    if jitter_s > deadline_s / 2:
+        raise UsageError(
+            f"jitter: {wanted.jitter} is more than half of the time that a device has ({wanted.deadline}); use a longer "
+            "--deadline"
+        )
+    return Pace(
+        rate=pace.parse_rate(wanted.rate) if wanted.rate else None,
+        at_once=wanted.at_once or None,
+        per_site=wanted.per_site or None,
+        windows=spans,
+        zone=windows.parse_zone(wanted.time_zone) if wanted.time_zone else pace.UTC,
+        site_bytes_s=pace.parse_bandwidth(wanted.site_bandwidth) if wanted.site_bandwidth else None,
+        jitter_s=jitter_s,
+    )
+
+
+def _check_fetching(rollout: Rollout, lengths: dict[str, int]) -> None:
+    """Raises: UsageError if devices could not fetch the release within their deadline."""
+    spec = rollout.spec
+    sites = Counter(member.site for member in rollout.members.values())
+    for site, count in sites.most_common(1):
+        bytes_s = pace.fetch_bytes_s(spec.pace, count)
+        if bytes_s is None:
+            continue
+        needed_s = max(lengths.values()) / bytes_s + spec.pace.jitter_s
+        if needed_s > spec.deadline_s / 2:
+            raise UsageError(
+                f"site bandwidth: a device of site {site or '(none)'!r} would have {bytes_s / 1e6:.3g} MB/s, and fetch for "
+                f"{show_duration(needed_s)}, of {show_duration(spec.deadline_s)} that it has in all; use --per-site, so "
+                "that fewer share the line, or a longer --deadline"
+            )
 
 
 def _check_gates(parsed: tuple[Gate, ...], eligible: int, held: int) -> None:
@@ -248,6 +313,8 @@ def _in_words(rollout: Rollout, ineligible: tuple[api.Ineligible, ...]) -> api.P
         f"a device has {show_duration(spec.deadline_s)} from accepting the order",
         f"the rollout pauses after {show_duration(spec.finish_by_s)}",
         f"when a gate is violated: {spec.on_violation}",
+        *pace.words(spec.pace, spec.deadline_s),
+        *_pace_notes(rollout),
     ]
     if held:
         notes.append(f"{held} devices stay on the old release until the last soak has passed, then follow")
@@ -264,6 +331,30 @@ def _in_words(rollout: Rollout, ineligible: tuple[api.Ineligible, ...]) -> api.P
         gates=gate_words(spec.gates),
         notes=tuple(notes),
     )
+
+
+def _pace_notes(rollout: Rollout) -> list[str]:
+    """What the pace means for these devices."""
+    spec, found = rollout.spec, []
+    waits = [str(number) for number, stage in enumerate(spec.stages, 1) if stage.needs_approval]
+    if waits:
+        found.append(
+            f"stage {', '.join(waits)} begins only after 'edgekit fleet rollout approve {rollout.label}'"
+        )
+    if spec.pace.rate is not None:
+        least_s = len(rollout.members) / spec.pace.rate.count * spec.pace.rate.per_s
+        found.append(f"at that rate it takes at least {show_duration(least_s)} until all are told")
+        if least_s > spec.finish_by_s:
+            found.append(
+                f"that is longer than --finish-by ({show_duration(spec.finish_by_s)}): it would pause before"
+            )
+    if spec.pace.per_site is not None and (homeless := sum(not m.site for m in rollout.members.values())):
+        found.append(f"{homeless} devices have no label {pace.SITE!r}, and count as one site")
+    if spec.pace.windows and (zoneless := sum(not m.zone for m in rollout.members.values())):
+        found.append(
+            f"{zoneless} devices have no label {pace.ZONE!r} with a time zone; theirs is taken to be {spec.pace.zone}"
+        )
+    return found
 
 
 def gate_words(parsed: tuple[Gate, ...]) -> tuple[str, ...]:

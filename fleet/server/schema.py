@@ -243,7 +243,8 @@ assignments = Table(
 )
 
 # `state` is the rollout without its members. What ingest needs to know of an open stage stands beside it: `judged_from`
-# (steady) is None while none is open. `revision` goes up with every change, of members too.
+# (steady) is None while none is open. `revision` goes up with every change, of members too. `wanted` is the request
+# (`fleet.api.NewRollout`) that it was planned from; one that waits in the queue is planned from it again.
 rollouts = Table(
     "rollouts",
     metadata,
@@ -255,6 +256,7 @@ rollouts = Table(
     Column("cold_windows", Integer, nullable=False, server_default="1"),
     Column("revision", BigInteger, nullable=False, server_default="0"),
     Column("state", LargeBinary, nullable=False),
+    Column("wanted", Text, nullable=False, server_default=""),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
 )
@@ -270,6 +272,8 @@ members = Table(
     Column("target", String(64), nullable=False),
     Column("previous", String(64)),
     Column("previous_title", String(200), nullable=False),
+    Column("site", String(64), nullable=False, server_default=""),
+    Column("zone", String(64), nullable=False, server_default=""),
     Column("is_held", Boolean, nullable=False),
     Column("state", String(20), nullable=False),
     Column("reason", Text, nullable=False),

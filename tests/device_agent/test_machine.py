@@ -113,6 +113,14 @@ def test_the_straight_way(device):
     assert (machine.step, machine.committed, machine.candidate) == (Step.IDLE, IN_A, None)
 
 
+def test_a_download_waits_for_its_turn_and_takes_its_share_of_the_line(device):
+    device.order(A, fetch_after_s=40.0, fetch_bytes_s=1000.0)
+    assert job(device.machine) == m.Fetch(device.machine.job_id, 40.0, A, 1000.0)
+    again = job(device.failed().machine)
+    assert (again.pause_s, again.bytes_s) == (1.0, 1000.0), "a second try has its own pause"
+    assert job(device.done().machine) == m.Stage(device.machine.job_id, 0.0, IN_A), "only the download waits"
+
+
 def test_the_next_release_takes_the_other_slot_and_keeps_the_last(device):
     machine = device.committed(A, B).machine
     assert (machine.committed, machine.previous) == (IN_B, IN_A)

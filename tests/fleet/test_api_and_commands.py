@@ -206,6 +206,14 @@ def test_a_dry_run_says_who_moves_who_does_not_and_why(
         ({"--soak": "long"}, "is no duration"),
         ({"--holdback": "100%"}, "leaves none to move"),
         ({"--on-violation": "cry"}, "is not one of"),
+        ({"--rate": "fast"}, "write orders per time"),
+        ({"--window": "22-05"}, "write 22:00-05:00"),
+        ({"--window": "22:00-22:05"}, "nobody would ever be told"),
+        ({"--time-zone": "Mars/Base"}, "is none that this machine knows"),
+        ({"--approve": "4"}, "write numbers from 1 to"),
+        ({"--jitter": "1h"}, "more than half of the time that a device has"),
+        ({"--site-bandwidth": "0.001kB/s"}, "of 10m that it has in all"),
+        ({"--file": "/nowhere/at/all.toml"}, "cannot be read"),
     ],
 )
 def test_a_rollout_that_cannot_work_is_refused(
@@ -307,6 +315,64 @@ def test_the_commands_of_a_rollout(shared: Service, first: Path, devices: dict[s
     assert (code, "is to run this bundle already" in err) == (2, True)
     assert edgekit(shared, "rollout", "rollback", rollout)[0] == 0
     assert edgekit(shared, "rollout", "watch", rollout)[0] == 5
+
+
+def test_a_rollout_is_a_file_that_starts_another_like_it(
+    shared: Service, first: Path, devices: dict[str, FakeDevice], tmp_path: Path
+) -> None:
+    """It waits for approval all the while, so nobody moves."""
+    assert first
+    assert devices
+    words = (
+        "--to",
+        "device=lab-1",
+        "--stages",
+        "100%",
+        "--approve",
+        "all",
+        "--per-site",
+        "2",
+        "--rate",
+        "60/min",
+    )
+    limits = (*words, "--window", "00:00-24:00", "--finish-by", "2s", *GATE)
+    started = asked(shared, "rollout", "start", "digits@1.0.0", *limits)
+    rollout = started["rollout"]["id"]
+    assert started["rollout"]["awaits"] == 1
+    notes = " | ".join(started["plan"]["notes"])
+    for told in (
+        "60/min",
+        "per site",
+        "of their own time (UTC",
+        f"rollout approve {rollout}",
+        "no label 'tz'",
+    ):
+        assert told in notes
+    code, text, _ = edgekit(shared, "rollout", "show", rollout, "--toml")
+    assert (code, "per_site = 2" in text, 'windows = ["00:00-24:00"]' in text) == (0, True, True)
+    path = tmp_path / "again.toml"
+    path.write_text(text)
+    queued = asked(shared, "rollout", "start", "--file", path, "--queue", "--finish-by", "1d")["rollout"]
+    assert (queued["status"], rollout in queued["reason"]) == ("queued", True)
+    assert asked(shared, "rollout", "show", queued["id"]) == asked(shared, "rollout", "show", rollout) | {
+        "queue": True, "finish_by": "1d",
+    }  # fmt: skip
+    wait_until(lambda: shared.client().rollout(rollout).status == "paused", "its time is over")
+    code, _, err = edgekit(shared, "rollout", "resume", rollout)
+    assert (code, "resume it with --finish-by" in err) == (5, True)
+    resumed = asked(shared, "rollout", "resume", rollout, "--finish-by", "1d")
+    assert (resumed["status"], resumed["awaits"]) == ("running", 1)
+    code, _, err = edgekit(shared, "rollout", "hold", rollout, "--profile", "p")
+    assert (code, "has devices of x86-64-v3" in err) == (2, True)
+    code, _, err = edgekit(shared, "rollout", "release", rollout, "--profile", "x86-64-v3")
+    assert (code, "is not held" in err) == (5, True)
+    held = asked(shared, "rollout", "hold", rollout, "--profile", "x86-64-v3")
+    assert held["held_profiles"] == ["x86-64-v3"]
+    assert asked(shared, "rollout", "abort", queued["id"])["status"] == "aborted"
+    assert edgekit(shared, "rollout", "abort", rollout)[0] == 0
+    wait_until(lambda: shared.client().rollout(rollout).status == "aborted", "nobody had moved")
+    log = asked(shared, "audit", "list")
+    assert {f"rollout.{verb}" for verb in ("queue", "resume", "hold", "abort")} <= {e["action"] for e in log}
 
 
 def test_artifacts_are_for_the_device_that_is_ordered_to_run_them(

@@ -199,6 +199,32 @@ def test_an_operator_pauses_resumes_and_aborts(fleet: Fleet) -> None:
     assert sorted(fleet.versions().values()) == ["1.0.0", "1.0.0", "2.0.0"], "the committed one stays"
 
 
+def test_one_device_of_a_site_at_a_time_with_approval_and_the_next_rollout_in_the_queue(fleet: Fleet) -> None:
+    fleet.add("a", "b", "c")
+    install_first(fleet)
+    fleet.publish("2.0.0")
+    # Nobody reports that it arrived before the test has seen who was told.
+    deaf = {name: device._order for name, device in fleet.devices.items()}
+    heard: dict[str, list[bytes]] = {name: [] for name in deaf}
+    for name, device in fleet.devices.items():
+        device._order = heard[name].append  # type: ignore[method-assign]  # keeps the order for later
+    rollout = fleet.roll_out("2.0.0", stages="2,100%", approve="2", per_site=1, deadline="1m")
+    wait_until(lambda: any(heard.values()), "the first is told")
+    assert fleet.client.rollout(rollout.id).waiting == 1, "the second waits for the first"
+    for name, device in fleet.devices.items():
+        device._order = deaf[name]  # type: ignore[method-assign]
+        for order in heard[name]:
+            device._order(order)
+    wait_until(lambda: fleet.client.rollout(rollout.id).awaits == 2, "the second stage waits for approval")
+    assert sorted(fleet.versions().values()) == ["1.0.0", "2.0.0", "2.0.0"]
+    back = fleet.roll_out("1.0.0", stages="100%", queue=True)
+    assert back.status == "queued"
+    assert fleet.client.turn(rollout.id, "approve").awaits is None
+    assert fleet.wait_for(rollout, "completed", "paused", "rolled_back").status == "completed"
+    assert fleet.wait_for(back, "completed", "paused", "rolled_back").status == "completed"
+    assert set(fleet.versions().values()) == {"1.0.0"}
+
+
 def test_a_completed_rollout_can_be_rolled_back_and_so_is_its_assignment(fleet: Fleet) -> None:
     fleet.add("a", "b")
     install_first(fleet)

@@ -102,6 +102,16 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     return b"".join(chunks)
 
 
+def body_or(default: T) -> Callable[[Request], Awaitable[T]]:
+    """The same for a body that may be left out."""
+    read_given = body(type(default))
+
+    async def read(request: Request) -> T:
+        return default if request.headers.get("content-length", "0") == "0" else await read_given(request)
+
+    return read
+
+
 def body(kind: type[T]) -> Callable[[Request], Awaitable[T]]:
     """A dependency that reads and validates a JSON body. Raises: UsageError naming the field."""
 

@@ -1,7 +1,7 @@
-"""Rollouts: planning, starting, watching, and the operator's four verbs."""
+"""Rollouts: planning, starting, watching, and what an operator may do with one."""
 
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Depends, Response
@@ -9,21 +9,28 @@ from sqlalchemy import Connection
 
 from edgekit.errors import ConflictError, NotFoundError, UsageError
 from fleet import api
-from fleet.rules.rollout import Command, Rollout, Status
+from fleet.rules import moving
+from fleet.rules.rollout import ACTIVE, Command, Rollout, Status, Verb
+from fleet.rules.text import duration
 from fleet.server import changes, planning
 from fleet.server.api.admission import Caller, Principal
-from fleet.server.api.context import Ctx, answer, body
+from fleet.server.api.context import Ctx, answer, body, body_or
 from fleet.server.clock import Now
 from fleet.server.store import blocked, devices, orders, releases, rollouts, settings
 
 router = APIRouter(prefix="/api/v1", tags=["rollouts"])
 
+_HOW = body_or(api.Turn())
 # From which states a verb makes sense; anything else is a mistake worth telling.
-_ALLOWED = {
+_UNDER_WAY = {Status.RUNNING, Status.PAUSED}
+_ALLOWED: dict[Verb, set[Status]] = {
     "pause": {Status.RUNNING},
     "resume": {Status.PAUSED},
-    "abort": {Status.RUNNING, Status.PAUSED},
-    "rollback": {Status.RUNNING, Status.PAUSED, Status.COMPLETED},
+    "abort": {*_UNDER_WAY, Status.QUEUED},
+    "rollback": {*_UNDER_WAY, Status.COMPLETED},
+    "approve": _UNDER_WAY,
+    "hold": _UNDER_WAY,
+    "release": _UNDER_WAY,
 }
 
 
@@ -41,7 +48,7 @@ def start(
             return answer(api.RolloutAnswer(plan))
         if settings.is_frozen(connection):
             raise ConflictError("the fleet is frozen; 'edgekit fleet unfreeze' first")
-        rollout = changes.begin(connection, ctx.issuer, rollout, now=now, who=caller.who)
+        rollout = changes.begin(connection, ctx.issuer, rollout, now=now, who=caller.who, wanted=wanted)
     ctx.wake()
     return answer(api.RolloutAnswer(plan, view(rollout, now)), 201)
 
@@ -61,10 +68,19 @@ def show(ctx: Ctx, caller: Caller, rollout_id: str) -> Response:
         return answer(view(_within(connection, caller, found), ctx.time.now()))
 
 
+@router.get("/rollouts/{rollout_id}/wanted")
+def asked(ctx: Ctx, caller: Caller, rollout_id: str) -> Response:
+    """What it was started with; the same again starts another one like it."""
+    with ctx.database.read() as connection:
+        found = _within(connection, caller, rollouts.get(connection, rollouts.parse_id(rollout_id)))
+        return answer(rollouts.wanted(connection, found.id))
+
+
 @router.post("/rollouts/{rollout_id}/{verb}")
 def turn(
-    ctx: Ctx, caller: Caller, rollout_id: str, verb: Literal["pause", "resume", "abort", "rollback"]
+    ctx: Ctx, caller: Caller, rollout_id: str, verb: Verb, how: Annotated[api.Turn, Depends(_HOW)]
 ) -> Response:
+    now = ctx.time.now()
     with ctx.database.begin() as connection:
         rollout = _within(connection, caller, rollouts.load(connection, rollouts.parse_id(rollout_id)))
         if rollout.status not in _ALLOWED[verb]:
@@ -75,10 +91,33 @@ def turn(
             blocked.check_release(connection, rollout.spec.name, rollout.spec.version)
         if rollout.status is Status.COMPLETED:
             _check_still_its_own(connection, rollout)
-        command = Command(verb, f"{verb} asked for by {caller.who}")
-        rollout = changes.apply(connection, ctx.issuer, rollout, command, now=ctx.time.now(), who=caller.who)
+        command = _command(rollout, verb, how, f"{verb} asked for by {caller.who}", now)
+        rollout = changes.apply(connection, ctx.issuer, rollout, command, now=now, who=caller.who)
     ctx.wake()
     return answer(view(rollout, ctx.time.now()))
+
+
+def _command(rollout: Rollout, verb: Verb, how: api.Turn, reason: str, now: Now) -> Command:
+    """Raises: UsageError, ConflictError where it would change nothing, and says why."""
+    finish_by_s = duration(how.finish_by, "finish-by") if how.finish_by else None
+    if verb == "resume" and finish_by_s is None and rollouts.moment(now.steady) >= rollout.finish_at:
+        raise ConflictError(
+            f"the time of rollout {rollout.label} is over, and it would pause again at once; resume it with --finish-by "
+            "and the time that it has from now on, e.g. 1d"
+        )
+    if verb == "approve" and rollout.awaits is None:
+        raise ConflictError(f"rollout {rollout.label} waits for no approval now")
+    if verb in ("hold", "release"):
+        profiles = sorted({member.profile for member in rollout.members.values()})
+        if how.profile not in profiles:
+            raise UsageError(
+                f"profile {how.profile!r}: rollout {rollout.label} has devices of {', '.join(profiles)}"
+            )
+        if (how.profile in rollout.stopped) == (verb == "hold"):
+            held = "held already" if verb == "hold" else "not held"
+            raise ConflictError(f"the profile {how.profile} of rollout {rollout.label} is {held}")
+        reason = f"{reason}: {how.profile}"
+    return Command(verb, reason, how.profile, finish_by_s)
 
 
 def reaches_all(connection: Connection, caller: Principal, rollout: Rollout) -> bool:
@@ -156,4 +195,8 @@ def view(rollout: Rollout, now: Now) -> api.RolloutView:
         ),
         created=rollout.created_at + ahead,
         soak_ends=soak_ends,
+        finish_by=rollout.finish_at + ahead if rollout.status in ACTIVE else None,
+        awaits=rollout.awaits + 1 if rollout.awaits is not None else None,
+        held_profiles=rollout.stopped,
+        waiting=sum(1 for _ in moving.waiting(rollout)) if rollout.status is Status.RUNNING else 0,
     )

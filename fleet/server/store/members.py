@@ -12,7 +12,7 @@ from fleet.server.schema import members
 from fleet.server.store.upsert import chunks, upsert
 
 _SAME = (
-    "device", "profile", "key", "target", "previous", "previous_title", "is_held", "reason", "stage",
+    "device", "profile", "key", "target", "previous", "previous_title", "site", "zone", "is_held", "reason", "stage",
     "order_counter", "refused_before", "is_excused", "is_leaving", "is_returning",
 )  # fmt: skip
 _TIMES = ("ordered_at", "notified_at", "online_since")

@@ -92,10 +92,10 @@ def move(
     *,
     because: str,
     now: float,
-    options: OrderOptions | None = None,
+    options: Mapping[str, OrderOptions] | None = None,
 ) -> dict[str, int]:
     """Change what one deployment of many devices is to run (device → digest, None is no model), and order it; device →
-    counter of its order. Those out of service get none.
+    counter of its order. Those out of service get none. `options` are by device.
 
     Raises: BlockedError for a bundle that is blocked.
     """
@@ -127,7 +127,7 @@ def issue(
     rows = known.lock(connection, [device])
     if not rows:
         device_store.get(connection, device)
-    return issue_all(connection, issuer, rows, now, options)[device]
+    return issue_all(connection, issuer, rows, now, {device: options} if options else None)[device]
 
 
 def issue_all(
@@ -135,7 +135,7 @@ def issue_all(
     issuer: Issuer,
     rows: Mapping[str, Known],
     now: float,
-    options: OrderOptions | None = None,
+    options: Mapping[str, OrderOptions] | None = None,
 ) -> dict[str, int]:
     """The same for devices whose rows are locked; device → counter."""
     if not rows:
@@ -148,7 +148,7 @@ def issue_all(
     signed: list[dict[str, Any]] = []
     for device, row in rows.items():
         counter = max(int(row.get("order_counter")) + 1, int(now * 1000))
-        envelope = _signed(issuer, row, wanted[device], counter, now, options)
+        envelope = _signed(issuer, row, wanted[device], counter, now, (options or {}).get(device))
         counters[device] = counter
         signed.append({"device": device, "counter": counter, "envelope": envelope})
         row.change(order_counter=counter)

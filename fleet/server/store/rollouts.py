@@ -1,5 +1,6 @@
 """Rollouts, their members as rows of their own (`members`), and the assignments that completed ones leave."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -7,7 +8,9 @@ import msgspec
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from edgekit.errors import NotFoundError
+from fleet.api import NewRollout
 from fleet.rules.evidence import COLD_WINDOWS, COLD_WINDOWS_LATENCY
+from fleet.rules.pace import Pace
 from fleet.rules.rollout import ACTIVE, Rollout, Status
 from fleet.server.schema import assignments, rollouts
 from fleet.server.schema import members as member_rows
@@ -65,10 +68,12 @@ def revision(connection: Connection, rollout_id: int) -> int:
     )
 
 
-def add(connection: Connection, rollout: Rollout, now: float) -> None:
+def add(connection: Connection, rollout: Rollout, now: float, wanted: NewRollout | None = None) -> None:
+    """A new one, with the request that it was planned from."""
+    asked = msgspec.json.encode(wanted).decode() if wanted is not None else ""
     connection.execute(
         insert(rollouts).values(
-            id=rollout.id, revision=0, created_at=now, updated_at=now, **_columns(rollout)
+            id=rollout.id, revision=0, wanted=asked, created_at=now, updated_at=now, **_columns(rollout)
         )
     )
     members.write(connection, rollout.id, rollout.members.values())
@@ -86,6 +91,25 @@ def save(connection: Connection, rollout: Rollout, before: Rollout, now: float) 
         .where(rollouts.c.id == rollout.id)
         .values(revision=rollouts.c.revision + 1, updated_at=now, **_columns(rollout))
     )
+
+
+def wanted(connection: Connection, rollout_id: int) -> NewRollout:
+    """What the operator asked for. Raises: NotFoundError."""
+    text = connection.execute(select(rollouts.c.wanted).where(rollouts.c.id == rollout_id)).scalar()
+    if text is None:
+        raise NotFoundError(_NOT_FOUND.format(rollout_id))
+    if not text:
+        raise NotFoundError(
+            f"r{rollout_id} was started by an older version, which did not keep what was asked for"
+        )
+    return msgspec.json.decode(text, type=NewRollout)
+
+
+def replan(connection: Connection, rollout: Rollout, now: float) -> None:
+    """A queued rollout as it is planned by now takes the place of its older plan."""
+    old = members.of(connection, rollout.id)
+    members.remove(connection, rollout.id, sorted(old.keys() - rollout.members.keys()))
+    save(connection, rollout, msgspec.structs.replace(rollout, members={}), now)
 
 
 def _columns(rollout: Rollout) -> dict[str, Any]:
@@ -116,6 +140,18 @@ def everything(connection: Connection) -> list[Rollout]:
         msgspec.structs.replace(_decoded(state), members=members.of(connection, number))
         for number, state in connection.execute(query).all()
     ]
+
+
+def queued(connection: Connection) -> list[Rollout]:
+    """Those that wait for others, without their members, first come first."""
+    query = select(rollouts.c.state).where(rollouts.c.status == Status.QUEUED.value).order_by(rollouts.c.id)
+    return [_decoded(state) for state in connection.execute(query).scalars()]
+
+
+def paces(connection: Connection, numbers: Iterable[int]) -> dict[int, Pace]:
+    """How fast each of these rollouts was to go."""
+    query = select(rollouts.c.id, rollouts.c.state).where(rollouts.c.id.in_(sorted(numbers)))
+    return {number: _decoded(state).spec.pace for number, state in connection.execute(query)}
 
 
 def active(connection: Connection) -> list[Rollout]:

@@ -1,0 +1,142 @@
+"""Which devices of a rollout are to get an order now, and what it means that they got one.
+
+Always true
+ 1. A device is told to move to the release only if it was selected and its key lies within the open stage's threshold.
+ 2. Orders are given out a bounded number at a time (`MOVES_AT_ONCE`), and forward no faster than the rollout's pace
+    allows: what is due follows from the state and the time alone, so that it goes on wherever it was interrupted.
+ 3. Nothing holds back an order to go back.
+"""
+
+import heapq
+from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime
+
+import msgspec
+
+from fleet.rules import pace
+from fleet.rules.members import BAD, SETTLED, Member
+from fleet.rules.pace import Pace
+from fleet.rules.rollout import RETURNING, Move, Rollout, Status, Step
+
+# Orders of one step, so of one transaction.
+MOVES_AT_ONCE = 200
+_ANY_PACE = Pace()
+
+
+def is_allowed(rollout: Rollout, member: Member) -> bool:
+    """Whether the open stage takes this device (rule 1)."""
+    if rollout.stage < 0 or (member.is_held and not rollout.current.is_closing):
+        return False
+    return member.key <= rollout.thresholds.get(member.profile, "")
+
+
+def waiting(rollout: Rollout) -> Iterator[Member]:
+    """Who is to get an order, now or as soon as the pace allows: forward into the open stage while the rollout runs, back
+    while it turns back.
+
+    Where only devices that are online are told, one that is away is not waited for; nor is one of a stopped profile.
+    """
+    if rollout.status is Status.RUNNING:
+        needs_presence = rollout.spec.pace.needs_presence
+        return (
+            m
+            for m in rollout.members.values()
+            if not m.order_counter
+            and (m.is_online or not needs_presence)
+            and m.profile not in rollout.stopped
+            and is_allowed(rollout, m)
+        )
+    if rollout.status in RETURNING:
+        return (m for m in rollout.members.values() if m.is_leaving)
+    return iter(())
+
+
+def with_due(step: Step, now: datetime, wall: datetime) -> Step:
+    """The step, and the next orders that are due after it, in the order in which devices move."""
+    rollout, effects = step
+    moves = [Move(m.device, m.previous if m.is_leaving else m.target) for m in _due(rollout, now, wall)]
+    return rollout, [*moves, *effects]
+
+
+def _due(rollout: Rollout, now: datetime, wall: datetime) -> list[Member]:
+    spec = rollout.spec
+    if rollout.status is not Status.RUNNING or spec.pace == _ANY_PACE:
+        return heapq.nsmallest(MOVES_AT_ONCE, waiting(rollout), key=lambda m: m.key)
+    return pace.admit(
+        spec.pace,
+        waiting(rollout),
+        rollout.members.values(),
+        rollout.given,
+        MOVES_AT_ONCE,
+        deadline_s=spec.deadline_s,
+        now=now,
+        wall=wall,
+    )
+
+
+def with_stand_ins(rollout: Rollout) -> Rollout:
+    """Where nothing that a stage has of a profile can show the release, the next device in order that is there stands in:
+    all are away, or failed and the operator went on all the same.
+    """
+    if rollout.current.is_closing:
+        return rollout
+    there: set[str] = set()
+    nobody: set[str] = set()
+    for member in rollout.members.values():
+        if is_allowed(rollout, member):
+            is_excused = member.is_excused and member.state in BAD
+            is_there = (member.is_online or member.state in SETTLED) and not is_excused
+            (there if is_there else nobody).add(member.profile)
+    grown = {}
+    for profile in nobody - there - set(rollout.stopped):
+        keys = [
+            m.key
+            for m in rollout.members.values()
+            if m.profile == profile
+            and m.is_online
+            and not m.order_counter
+            and not m.is_held
+            and not is_allowed(rollout, m)
+        ]
+        if keys:
+            grown[profile] = max(min(keys), rollout.thresholds.get(profile, ""))
+    return msgspec.structs.replace(rollout, thresholds=rollout.thresholds | grown) if grown else rollout
+
+
+def ordered(rollout: Rollout, counters: Mapping[str, int], now: datetime) -> Rollout:
+    """The orders that `Move`s asked for are signed and stored, device → counter."""
+    is_returning = rollout.status in RETURNING
+    changed: list[Member | None] = []
+    for device, counter in counters.items():
+        member = rollout.members[device]
+        changed.append(
+            msgspec.structs.replace(
+                member,
+                order_counter=counter,
+                ordered_at=now,
+                notified_at=None if not is_returning else member.notified_at,
+                stage=member.stage if is_returning else rollout.stage,
+                is_leaving=False,
+                is_returning=is_returning,
+            )
+        )
+    given = (
+        rollout.given
+        if is_returning
+        else pace.note(rollout.given, rollout.spec.pace.rate, len(counters), now)
+    )
+    if given is not rollout.given:
+        rollout = msgspec.structs.replace(rollout, given=given)
+    return replace_members(rollout, changed)
+
+
+def stays(rollout: Rollout, devices: Collection[str]) -> Rollout:
+    """These could not be ordered back: there is nobody to tell."""
+    return replace_members(
+        rollout, [msgspec.structs.replace(rollout.members[device], is_leaving=False) for device in devices]
+    )
+
+
+def replace_members(rollout: Rollout, members: "list[Member | None] | list[Member]") -> Rollout:
+    changed = {m.device: m for m in members if m is not None and rollout.members[m.device] is not m}
+    return msgspec.structs.replace(rollout, members=rollout.members | changed) if changed else rollout
