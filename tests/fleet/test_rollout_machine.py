@@ -19,7 +19,7 @@ from fleet.rules.evidence import Arm, DeviceEvidence, StageEvidence
 from fleet.rules.gates import Outcome
 from fleet.rules.machine import advance, start
 from fleet.rules.members import BAD, Member, Word, hear, time_out
-from fleet.rules.moving import is_allowed
+from fleet.rules.moving import is_allowed, waits_for
 from fleet.rules.pace import Pace, parse_rate
 from fleet.rules.rollout import (
     ACTIVE,
@@ -680,6 +680,21 @@ def test_who_is_away_all_the_while_holds_no_paced_stage_up() -> None:
     assert {effect.device for effect in effects if isinstance(effect, Move)} == {"d1", "d2", "d3"}
     world, effects, _ = run_stage(order(world, effects, T0), T0, 1)
     assert (world.status, effects) == (Status.COMPLETED, [Assign()])
+
+
+def test_why_a_device_is_not_told_yet_can_be_said() -> None:
+    world, _ = start(rollout(2, "1,100%", pace=Pace(per_site=1, windows=WINDOWS)), T0)
+    first = next(m for m in world.members.values() if is_allowed(world, m))
+    later = replace(first, key="f" * 64)
+    for m, changed, told in (
+        (later, {}, "stage has not come"),
+        (first, {"status": Status.PAUSED}, "is paused"),
+        (first, {"stopped": (first.profile,)}, "is held"),
+        (replace(first, online_since=None), {}, "is offline"),
+        (replace(first, zone="Asia/Kolkata"), {}, "window is closed, or nearly over (Asia/Kolkata)"),
+        (first, {}, "others are before it"),
+    ):
+        assert told in waits_for(replace(world, **changed), m, T0)
 
 
 def test_late_joiners_wait_for_the_rate_like_all() -> None:
