@@ -13,7 +13,7 @@ from datetime import datetime
 
 import msgspec
 
-from fleet.rules import pace
+from fleet.rules import pace, windows
 from fleet.rules.members import BAD, SETTLED, Member
 from fleet.rules.pace import Pace
 from fleet.rules.rollout import RETURNING, Move, Rollout, Status, Step
@@ -49,6 +49,23 @@ def waiting(rollout: Rollout) -> Iterator[Member]:
     if rollout.status in RETURNING:
         return (m for m in rollout.members.values() if m.is_leaving)
     return iter(())
+
+
+def waits_for(rollout: Rollout, member: Member, wall: datetime) -> str:
+    """Why a device was not told to move yet, in words."""
+    limits = rollout.spec.pace
+    if not is_allowed(rollout, member):
+        return "its stage has not come yet"
+    if rollout.status is not Status.RUNNING:
+        return f"the rollout is {rollout.status}"
+    if member.profile in rollout.stopped:
+        return f"the profile {member.profile} is held"
+    if limits.needs_presence and not member.is_online:
+        return "it is offline, and only devices that are online are told"
+    zone = member.zone or limits.zone
+    if windows.left_s(limits.windows, zone, wall) < rollout.spec.deadline_s:
+        return f"its maintenance window is closed, or nearly over ({zone})"
+    return "others are before it: the rate, or as many devices as may move at once"
 
 
 def with_due(step: Step, now: datetime, wall: datetime) -> Step:

@@ -19,7 +19,7 @@ from fleet.rules.evidence import Arm, DeviceEvidence, StageEvidence
 from fleet.rules.gates import Outcome
 from fleet.rules.machine import advance, start
 from fleet.rules.members import BAD, Member, Word, hear, time_out
-from fleet.rules.moving import is_allowed
+from fleet.rules.moving import is_allowed, waits_for
 from fleet.rules.pace import Pace, parse_rate
 from fleet.rules.rollout import (
     ACTIVE,
@@ -157,16 +157,20 @@ class Machine(RuleBasedStateMachine):
         self.ever: dict[str, set[str]] = {"p0": set(), "p1": set()}
         self.approved: set[int] = set()
 
-    @initialize(pace=st.sampled_from(sorted(PACES)), approve=st.sampled_from(["", "2", "all"]))
-    def it_starts(self, pace: str, approve: str) -> None:
+    @initialize(
+        pace=st.sampled_from(sorted(PACES)),
+        cut=st.sampled_from(["1,25%,100%", "1,100%", "100%"]),
+        approve=st.sampled_from(["", "1", "all"]),
+    )
+    def it_starts(self, pace: str, cut: str, approve: str) -> None:
         SEEN[f"pace {pace}"] += 1
-        made = rollout(12, "1,25%,100%", pace=PACES[pace])
-        cut = stages.with_approvals(made.spec.stages, approve)
+        made = rollout(12, cut, pace=PACES[pace])
+        asked = stages.with_approvals(made.spec.stages, approve)
         where = {
             name: replace(m, site=f"s{n % 3}", zone="Asia/Kolkata" if n % 4 == 0 else "")
             for n, (name, m) in enumerate(made.members.items())
         }
-        self.world = replace(made, members=where, spec=replace(made.spec, stages=cut))
+        self.world = replace(made, members=where, spec=replace(made.spec, stages=asked))
         for m in where.values():
             self.ever[m.profile].add(m.device)
         self.carry_out(*start(self.world, self.now))
@@ -270,7 +274,18 @@ class Machine(RuleBasedStateMachine):
             assert how == "arrive"
             assert counter > 0
 
-    @rule(passes=st.floats(0, 200), kind=st.sampled_from(["good"] * 6 + ["none", "bad"]))
+    @rule(how=st.sampled_from(["away", "fail", "arrive"]), pick=st.integers(0, 3))
+    def one_that_was_told_speaks(self, how: str, pick: int) -> None:
+        told = sorted(
+            (m.order_counter, m.device)
+            for m in self.world.members.values()
+            if m.order_counter and m.device.startswith("d") and m.state not in BAD
+        )
+        if told:
+            self.a_device_speaks(int(told[pick % len(told)][1][1:]), how)
+            self.time_passes(1.0, "good")
+
+    @rule(passes=st.floats(0, 200), kind=st.sampled_from(["good"] * 4 + ["none"] * 3 + ["bad"]))
     def time_passes(self, passes: float, kind: str) -> None:
         self.now += seconds(passes)
         seen = {"good": (0, 1000), "none": (0, 0), "bad": (500, 1000)}[kind]
@@ -278,6 +293,7 @@ class Machine(RuleBasedStateMachine):
         self.step(Tick(data(before, errors=seen[0], requests=seen[1])))
         after = self.world
         opens = after.stage > before.stage
+        SEEN["stood in"] += after.thresholds != before.thresholds and not opens
         if opens:
             SEEN["stages opened"] += 1
             assert after.stage - before.stage == 1
@@ -294,17 +310,20 @@ class Machine(RuleBasedStateMachine):
             SEEN["completed"] += 1
             assert all(m.profile not in after.stopped for m in after.members.values() if not m.order_counter)
 
-    @rule()
-    def a_stage_goes_well(self) -> None:
-        """All that were told and are there arrive, and their soak passes."""
+    @rule(kind=st.sampled_from(["good", "none"]))
+    def a_stage_settles(self, kind: str) -> None:
+        """All that were told and are there arrive, and their soak passes, after the word that it waits for."""
+        if self.world.awaits is not None:
+            self.the_operator_acts("approve", "", None)
         for m in list(self.world.members.values()):
             if m.order_counter and not m.is_returning and m.is_online and m.device.startswith("d"):
                 self.a_device_speaks(int(m.device[1:]), "arrive")
-        for _ in range(3):
-            self.time_passes(SOAK_S, "good")
+        self.time_passes(1.0, "good")
+        self.time_passes(SOAK_S, kind)
 
-    @rule()
-    def more_is_due(self) -> None:
+    @rule(passes=st.floats(0, 10))
+    def more_is_due(self, passes: float) -> None:
+        self.now += seconds(passes)
         self.step(Due())
 
     # Turning back has rules of its own: rollouts that live longer see more.
@@ -343,13 +362,18 @@ class Machine(RuleBasedStateMachine):
             self.ever[new.profile].add(new.device)
         self.step(Joined((new,)))
 
-    @rule(names=st.sets(st.sampled_from([*(f"d{n}" for n in range(12)), "late100", "late101"]), max_size=4))
-    def devices_are_taken_out_of_service(self, names: set[str]) -> None:
-        for name in names & self.world.members.keys():
-            self.stood_in[self.world.members[name].profile].add(name)
-        self.step(Left(tuple(names)))
+    @rule(
+        name=st.sampled_from([*(f"d{n}" for n in range(12)), "late100", "late101"]),
+        is_meant=st.integers(0, 4),
+    )
+    def a_device_is_taken_out_of_service(self, name: str, is_meant: int) -> None:
+        if is_meant:
+            return
+        if (m := self.world.members.get(name)) is not None:
+            self.stood_in[m.profile].add(name)
+        self.step(Left((name,)))
         if self.world.status in ACTIVE:
-            assert not names & self.world.members.keys()
+            assert name not in self.world.members
 
     @invariant()
     def nobody_runs_ahead_of_the_stage(self) -> None:
@@ -389,7 +413,7 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
@@ -656,6 +680,21 @@ def test_who_is_away_all_the_while_holds_no_paced_stage_up() -> None:
     assert {effect.device for effect in effects if isinstance(effect, Move)} == {"d1", "d2", "d3"}
     world, effects, _ = run_stage(order(world, effects, T0), T0, 1)
     assert (world.status, effects) == (Status.COMPLETED, [Assign()])
+
+
+def test_why_a_device_is_not_told_yet_can_be_said() -> None:
+    world, _ = start(rollout(2, "1,100%", pace=Pace(per_site=1, windows=WINDOWS)), T0)
+    first = next(m for m in world.members.values() if is_allowed(world, m))
+    later = replace(first, key="f" * 64)
+    for m, changed, told in (
+        (later, {}, "stage has not come"),
+        (first, {"status": Status.PAUSED}, "is paused"),
+        (first, {"stopped": (first.profile,)}, "is held"),
+        (replace(first, online_since=None), {}, "is offline"),
+        (replace(first, zone="Asia/Kolkata"), {}, "window is closed, or nearly over (Asia/Kolkata)"),
+        (first, {}, "others are before it"),
+    ):
+        assert told in waits_for(replace(world, **changed), m, T0)
 
 
 def test_late_joiners_wait_for_the_rate_like_all() -> None:

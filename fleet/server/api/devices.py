@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row
 from edgekit.sketch import Sketch, merge
 from edgekit.wire import topics
 from fleet import api
+from fleet.rules import moving
 from fleet.server.api.admission import Caller
 from fleet.server.api.context import Ctx, answer, body
 from fleet.server.clock import Now
@@ -49,7 +50,7 @@ def explain(ctx: Ctx, caller: Caller, device: str) -> Response:
         row = caller.device(connection, device)
         wanted, seen = orders.desired_of(connection, device), telemetry.totals_of(connection, device)
         shown = view(row, wanted, seen, now)
-        return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, now.steady))))
+        return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, now))))
 
 
 @router.post("/devices/{device}/deployments")
@@ -153,13 +154,13 @@ def _summary(rows: list[Row[Any] | None]) -> api.Telemetry:
     )
 
 
-def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, now: float) -> list[str]:
+def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, now: Now) -> list[str]:
     if not shown.enrolled:
         return ["It has not enrolled yet: carry its enrolment file to it and start the agent there."]
     lines = [
         f"It is {'online' if shown.online else 'offline'}"
         + (
-            f", last heard of {now - row.last_seen_at:.0f} s ago."
+            f", last heard of {now.steady - row.last_seen_at:.0f} s ago."
             if row.last_seen_at
             else ", never heard of."
         ),
@@ -186,7 +187,8 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
     for rollout in rollouts.of_device(connection, row.id):
         member = rollout.members[row.id]
         why = f" ({member.reason})" if member.reason else ""
-        told = f"in stage {member.stage + 1}" if member.stage is not None else "not told to move yet"
+        waits = f"not told to move yet: {moving.waits_for(rollout, member, rollouts.moment(now.wall))}"
+        told = f"in stage {member.stage + 1}" if member.stage is not None else waits
         lines.append(f"Rollout {rollout.label} ({rollout.status}): {member.state}{why}, {told}.")
     return lines
 
