@@ -19,12 +19,23 @@ from sqlalchemy.exc import SQLAlchemyError
 from edgekit.wire import topics
 from fleet.rules import selectors
 from fleet.rules.rollout import RETURNING, Command, Due, Heard, Joined, Left, Rollout, Status, Tick
-from fleet.server import changes, planning
+from fleet.server import changes, parting, placing, planning
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
 from fleet.server.link import Link
 from fleet.server.lock import Lock, LostError
-from fleet.server.store import blocked, devices, known, news, orders, rollouts, settings, telemetry
+from fleet.server.placing import Placer
+from fleet.server.store import (
+    blocked,
+    devices,
+    groups,
+    known,
+    news,
+    orders,
+    rollouts,
+    settings,
+    telemetry,
+)
 from fleet.server.store.blocked import BlockedError
 from fleet.server.store.orders import Issuer
 from fleet.server.watched import Watched
@@ -77,8 +88,7 @@ class Controller:
         self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
         self._watched: dict[int, Watched] = {}
-        # What the assignments were followed for last: another state of theirs concerns every device.
-        self._followed: object = None
+        self._placer = Placer()
         self._last: dict[str, float] = {}
 
     @property
@@ -121,7 +131,7 @@ class Controller:
             )
             self._lock.release()
             return False
-        self._watched, self._followed, self._last = {}, None, {}
+        self._watched, self._placer, self._last = {}, Placer(), {}
         self._is_leading = True
         self._told = ""
         log.info("this service is the controller of %s", self._database.shown_url)
@@ -216,7 +226,11 @@ class Controller:
         gone = tuple(device for device in concerned if device not in kept.rows)
         if gone:
             kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Left(gone), now=now)
-            concerned = [device for device in concerned if device in kept.rollout.members]
+        if changed := groups.marked_of(connection, concerned, head.spec.deployment):
+            kept.rollout = parting.part(
+                connection, self._issuer, kept.rollout, changed, now=now, is_frozen=is_frozen
+            )
+        concerned = [device for device in concerned if device in kept.rollout.members]
         words = kept.words(connection, concerned)
         if words:
             kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Heard(words), now=now)
@@ -257,7 +271,7 @@ class Controller:
         return kept.rollout is not before
 
     def _join(self, connection: Connection, rollout: Rollout, fresh: set[str], now: Now) -> Rollout:
-        """Devices that match only now (enrolled since, or relabelled)."""
+        """Devices that match only now (enrolled since, or relabelled), once they have what is assigned to them."""
         spec = rollout.spec
         selector = selectors.parse(spec.selector)
         strangers = sorted(fresh - rollout.members.keys())
@@ -266,12 +280,13 @@ class Controller:
             return rollout
         bundles = blocked.usable(connection, spec.name, spec.version)
         present = orders.desired_of(connection, devices=[row.id for row in new])
-        taken = rollouts.busy(connection)
+        taken = rollouts.busy(connection, [row.id for row in new])
+        first = placing.gets_first(connection, new, spec.deployment, present)
         joining = []
         for row in new:
             now_runs = present.get((row.id, spec.deployment))
             choice = planning.choose(row, bundles, spec.deployment, now_runs)
-            if choice.bundle is not None and (row.id, spec.deployment) not in taken:
+            if choice.bundle is not None and (row.id, spec.deployment) not in taken and row.id not in first:
                 moment = rollouts.moment(now.steady)
                 joining.append(planning.member_of(choice, rollout.label, now_runs, frozenset(), moment))
         if not joining:
@@ -279,40 +294,9 @@ class Controller:
         return changes.apply(connection, self._issuer, rollout, Joined(tuple(joining)), now=now)
 
     def _follow_assignments(self, fresh: News, now: Now) -> None:
-        """A device that is to run nothing, and is in no rollout, gets what is assigned."""
+        """A device gets what is assigned to where it is, where no rollout has it (`placing`)."""
         with self._lock.begin() as connection:
-            assigned = rollouts.all_assignments(connection)
-            state = ([row.id for row in assigned], rollouts.active_ids(connection))
-            if not assigned:
-                return
-            if fresh is None or state != self._followed:
-                rows = devices.everyone(connection)
-                present = orders.desired_of(connection)
-            else:
-                rows = devices.some(connection, sorted(fresh))
-                present = orders.desired_of(connection, devices=sorted(fresh))
-            busy = rollouts.busy(connection)
-            gets: dict[str, list[tuple[str, str, str]]] = {}
-            for row in rows:
-                for deployment in devices.deployments_of(row):
-                    if (row.id, deployment) in present or (row.id, deployment) in busy:
-                        continue
-                    found = rollouts.assigned(assigned, row, deployment)
-                    if found is None:
-                        continue
-                    bundles = blocked.usable(connection, found.name, found.version)
-                    choice = planning.choose(row, bundles, deployment, None)
-                    if choice.bundle is not None:
-                        because = f"assignment {found.name}@{found.version}"
-                        gets.setdefault(row.id, []).append((deployment, choice.bundle.sha256, because))
-            some = sorted(gets)[:PUBLISH_AT_ONCE]
-            locked = known.lock(connection, some)
-            for device in locked:
-                for deployment, sha256, because in gets[device]:
-                    orders.set_desired(connection, device, deployment, sha256, because=because, now=now.wall)
-            orders.issue_all(connection, self._issuer, locked, now.wall)
-        # More than go at once: every device is looked at again.
-        self._followed = state if len(some) == len(gets) else None
+            self._placer.follow(connection, self._issuer, fresh, now)
 
     def _upkeep(self, now: Now) -> None:
         if self._is_due("reconcile", RECONCILE_S):

@@ -91,7 +91,7 @@ def choose(
     row: DeviceRow, bundles: dict[str, BundleRow], deployment: str, present: DesiredRow | None
 ) -> Choice:
     """The most specific bundle of the device's profile chain that it can run."""
-    bundle = next((bundles[profile] for profile in _chain(row.profile) if profile in bundles), None)
+    bundle = next((bundles[profile] for profile in chain_of(row.profile) if profile in bundles), None)
     reason = _unfit(row, deployment)
     if reason is None and bundle is None:
         reason = f"no bundle for profile {row.profile} (there is {', '.join(sorted(bundles)) or 'none that is not blocked'})"
@@ -157,7 +157,8 @@ def member_of(
 
 
 @functools.lru_cache(maxsize=256)
-def _chain(profile: str) -> tuple[str, ...]:
+def chain_of(profile: str) -> tuple[str, ...]:
+    """The profiles whose bundles a device of this one can run, the most specific first."""
     try:
         return profiles.load(profile).chain
     except ProfileError:

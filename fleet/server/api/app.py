@@ -13,6 +13,7 @@ from edgekit.errors import EdgeKitError
 from fleet.api import ErrorAnswer, ErrorBody
 from fleet.server.api import (
     access,
+    assignments,
     audit,
     batches,
     blocked,
@@ -22,6 +23,7 @@ from fleet.server.api import (
     login,
     metadata,
     releases,
+    retry,
     rollouts,
 )
 from fleet.server.api.admission import admit
@@ -41,7 +43,9 @@ def make_app(context: Context) -> FastAPI:
         dependencies=[Depends(admit)],
     )
     app.state.context = context
-    for module in (fleet, access, audit, enrolment, batches, devices, metadata, releases, blocked, rollouts):
+    rooms = (fleet, access, audit, enrolment, batches, devices, metadata, releases, blocked, assignments)
+    # `retry` stands before the verbs of a rollout, whose path would take it in.
+    for module in (*rooms, retry, rollouts):
         app.include_router(module.router)
     app.include_router(login.router)
     app.include_router(enrolment.device_router)

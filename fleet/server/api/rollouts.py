@@ -58,7 +58,7 @@ def listing(ctx: Ctx, caller: Caller) -> Response:
 def show(ctx: Ctx, caller: Caller, rollout_id: str) -> Response:
     with ctx.database.read() as connection:
         found = rollouts.get(connection, rollouts.parse_id(rollout_id))
-        return answer(view(_within(connection, caller, found), ctx.time.now()))
+        return answer(view(within(connection, caller, found), ctx.time.now()))
 
 
 @router.post("/rollouts/{rollout_id}/{verb}")
@@ -66,7 +66,7 @@ def turn(
     ctx: Ctx, caller: Caller, rollout_id: str, verb: Literal["pause", "resume", "abort", "rollback"]
 ) -> Response:
     with ctx.database.begin() as connection:
-        rollout = _within(connection, caller, rollouts.load(connection, rollouts.parse_id(rollout_id)))
+        rollout = within(connection, caller, rollouts.load(connection, rollouts.parse_id(rollout_id)))
         if rollout.status not in _ALLOWED[verb]:
             raise ConflictError(f"rollout {rollout.label} is {rollout.status}; it cannot {verb} now")
         if verb == "resume" and settings.is_frozen(connection):
@@ -90,7 +90,7 @@ def reaches_all(connection: Connection, caller: Principal, rollout: Rollout) -> 
     return bool(members) and all(found is not None and caller.reaches(found) for found in members)
 
 
-def _within(connection: Connection, caller: Principal, rollout: Rollout) -> Rollout:
+def within(connection: Connection, caller: Principal, rollout: Rollout) -> Rollout:
     """A rollout within the scope; any other is not there. Raises: NotFoundError."""
     if not reaches_all(connection, caller, rollout):
         raise NotFoundError(

@@ -1,0 +1,191 @@
+"""Devices get what is assigned to where they are.
+
+Always true
+ 1. What is decided is `fleet.rules.placing`'s; here it is carried out in the caller's transaction.
+ 2. A mark goes only once its deployment is settled: in no rollout, and as it is assigned.
+ 3. One pass gives out a bounded number of orders, and looks at a bounded number of marked devices; it goes on where it
+    was, and forgets nothing that the database does not hold.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from fleet.rules import placing as rules
+from fleet.rules.placing import Assignments
+from fleet.server import planning
+from fleet.server.clock import Now
+from fleet.server.store import (
+    assignments,
+    blocked,
+    devices,
+    groups,
+    known,
+    news,
+    orders,
+    rollouts,
+)
+from fleet.server.store.devices import DeviceRow
+from fleet.server.store.groups import Mark
+from fleet.server.store.orders import DesiredRow, Issuer
+from fleet.server.store.releases import BundleRow
+
+AT_ONCE = 500
+# Where a device is: whoever changes one of these marks it.
+_WHERE = ("labels", "deployments", "enrolment", "profile")
+
+
+@dataclass
+class Bundles:
+    """Usable bundles of releases by profile, read once each in a transaction."""
+
+    connection: Connection
+    _known: dict[tuple[str, str], dict[str, BundleRow]] = field(default_factory=dict)
+
+    def of(self, name: str, version: str) -> dict[str, BundleRow]:
+        if (name, version) not in self._known:
+            self._known[name, version] = blocked.usable(self.connection, name, version)
+        return self._known[name, version]
+
+    def fit(self, name: str, version: str, profile: str) -> BundleRow | None:
+        """The release's bundle for this hardware."""
+        found = self.of(name, version)
+        return next((found[one] for one in planning.chain_of(profile) if one in found), None)
+
+    def assigned(
+        self, all_of_them: Assignments, row: DeviceRow, deployment: str
+    ) -> tuple[BundleRow | None, str]:
+        """What is assigned to a deployment of this device and would run there, and why not or on whose account."""
+        found = all_of_them.holding(devices.labels_of(row), deployment)
+        if found is None:
+            return None, ""
+        choice = planning.choose(row, self.of(found.name, found.version), deployment, None)
+        if choice.bundle is None:
+            return None, f"{found.title} is assigned to it, but it {choice.reason}"
+        return choice.bundle, f"assignment {found.title}"
+
+
+@dataclass(frozen=True)
+class _Get:
+    deployment: str
+    sha256: str
+    because: str
+
+
+class Placer:
+    """Remembers only how far it has come."""
+
+    def __init__(self) -> None:
+        # What everybody was looked at for last: another state of it concerns every device.
+        self._followed: object = None
+        self._after = ("", 0)
+
+    def follow(self, connection: Connection, issuer: Issuer, fresh: Collection[str] | None, now: Now) -> None:
+        """Devices that are to run nothing, or that are to be placed again, get what is assigned."""
+        all_of_them = assignments.newest_first(connection)
+        state = (all_of_them.ids, tuple(rollouts.active_ids(connection)))
+        is_whole = bool(all_of_them.ids) and (fresh is None or state != self._followed)
+        marks = groups.marked(connection, self._after, AT_ONCE)
+        self._after = (marks[-1].device, marks[-1].id) if len(marks) == AT_ONCE else ("", 0)
+        names = sorted({*(fresh or () if all_of_them.ids else ()), *(mark.device for mark in marks)})
+        rows = devices.everyone(connection) if is_whole else devices.some(connection, names)
+        look = _Look(
+            all_of_them,
+            Bundles(connection),
+            orders.desired_of(connection, devices=None if is_whole else names),
+            rollouts.busy(connection, None if is_whole else names),
+            {(mark.device, mark.deployment) for mark in marks},
+        )
+        found = {row.id: look.at(row) for row in rows}
+        gets = {name: looked.gets for name, looked in found.items() if looked.gets}
+        some = sorted(gets)[:AT_ONCE]
+        settled = [
+            mark
+            for mark in marks
+            if (mark.device, mark.deployment) not in look.busy
+            and (mark.device not in gets or mark.device in some)
+            and (mark.device not in found or mark.deployment not in found[mark.device].waits)
+        ]
+        _carry_out(connection, issuer, _Step(rows, {name: gets[name] for name in some}, settled), now)
+        # More than go at once: every device is looked at again.
+        self._followed = state if len(some) == len(gets) else None
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What a device gets, and for which deployments something is assigned that it cannot run yet."""
+
+    gets: list[_Get]
+    waits: set[str]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What is known in one pass."""
+
+    all_of_them: Assignments
+    bundles: Bundles
+    present: Mapping[tuple[str, str], DesiredRow]
+    busy: Collection[tuple[str, str]]
+    marked: Collection[tuple[str, str]]
+
+    def at(self, row: DeviceRow) -> _Looked:
+        looked = _Looked([], set())
+        for deployment in devices.deployments_of(row):
+            key = (row.id, deployment)
+            has = self.present[key].sha256 if key in self.present else None
+            again = key in self.marked
+            if key in self.busy or (has is not None and not again):
+                continue
+            bundle, why = self.bundles.assigned(self.all_of_them, row, deployment)
+            assigned = bundle.sha256 if bundle is not None else None
+            wanted = rules.next_bundle(has, assigned, is_busy=False, again=again)
+            if wanted is not None:
+                looked.gets.append(_Get(deployment, wanted, why))
+            elif bundle is None and why:
+                looked.waits.add(deployment)
+        return looked
+
+
+@dataclass(frozen=True)
+class _Step:
+    rows: Sequence[DeviceRow]
+    gets: dict[str, list[_Get]]
+    settled: list[Mark]
+
+
+def _carry_out(connection: Connection, issuer: Issuer, step: _Step, now: Now) -> None:
+    """Orders for who gets something, and no mark where it is settled."""
+    was = {row.id: row for row in step.rows}
+    locked = known.lock(connection, {*step.gets, *(mark.device for mark in step.settled)})
+    # Who changed between the look and the lock is looked at again: its mark is there still.
+    changed = {
+        name
+        for name, one in locked.items()
+        if name in was and any(one.get(column) != getattr(was[name], column) for column in _WHERE)
+    }
+    ordering = {name: one for name, one in locked.items() if name in step.gets and name not in changed}
+    for name in ordering:
+        for get in step.gets[name]:
+            orders.set_desired(
+                connection, name, get.deployment, get.sha256, because=get.because, now=now.wall
+            )
+    groups.settle(connection, [mark for mark in step.settled if mark.device not in changed])
+    orders.issue_all(connection, issuer, ordering, now.wall)
+    # A rollout may take them in from here on.
+    news.note(connection, ordering.keys())
+
+
+def gets_first(
+    connection: Connection,
+    rows: Sequence[DeviceRow],
+    deployment: str,
+    present: dict[tuple[str, str], DesiredRow],
+) -> set[str]:
+    """Which of these, that a rollout would take in, get what is assigned before it does."""
+    empty = [row for row in rows if (row.id, deployment) not in present]
+    if not empty:
+        return set()
+    all_of_them, bundles = assignments.newest_first(connection), Bundles(connection)
+    return {row.id for row in empty if bundles.assigned(all_of_them, row, deployment)[0] is not None}
