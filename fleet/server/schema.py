@@ -117,6 +117,8 @@ to_place = Table(
     Column("id", Integer, primary_key=True),
     Column("device", String(64), ForeignKey("devices.id"), nullable=False, index=True),
     Column("deployment", String(64), nullable=False),
+    # Numbers of rows that are gone never come again.
+    sqlite_autoincrement=True,
 )
 
 # Who may enrol: one device by name, or with an empty `device` a batch. Only the sha256 of the secret is kept.

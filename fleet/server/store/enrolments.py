@@ -266,6 +266,7 @@ def _give(
     if row is not None and _has_changed(row, token, request):
         had, gets = (msgspec.json.decode(one.deployments, type=tuple[str, ...]) for one in (row, token))
         groups.mark(connection, [device], {*had, *gets})
+        news.note(connection, [device])
     kept = row.fingerprint if row is not None else ""
     hardware.compare(
         connection, device, kept, request.fingerprint, verb="enrolled again", now=now, origin=origin

@@ -19,6 +19,7 @@ def upgrade() -> None:
         sa.Column('id', sa.Integer(), primary_key=True),
         sa.Column('device', sa.String(64), sa.ForeignKey('devices.id'), nullable=False),
         sa.Column('deployment', sa.String(64), nullable=False),
+        sqlite_autoincrement=True,
     )
     op.create_index('ix_to_place_device', 'to_place', ['device'])
 
