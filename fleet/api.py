@@ -244,6 +244,7 @@ class NewAssignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     release: Text
     to: Text
     deployment: Text = ""
+    probation: Text = ""
     dry_run: bool = False
 
 

@@ -17,17 +17,25 @@ Examples:
 @click.argument("release", metavar="NAME@VERSION")
 @click.option("--to", "selector", required=True, help="Which devices: 'site=lab', 'device in (a, b)', all.")
 @click.option("--deployment", default="", help="The model slot; the release's name unless set.")
+@click.option("--probation", default="", help="How long a device tries the release on live traffic, e.g. 5s.")
 @click.option("--dry-run", is_flag=True, help="Show who would move and stop.")
 @with_fleet
 def assign(
-    *, release: str, selector: str, deployment: str, dry_run: bool, place: str | None, as_json: bool
+    *,
+    release: str,
+    selector: str,
+    deployment: str,
+    probation: str,
+    dry_run: bool,
+    place: str | None,
+    as_json: bool,
 ) -> None:
     """Have devices run a release from now on, all at once: no stage, no gate, nobody goes back by itself.
 
     Devices that match later get it too. For more than a handful, 'edgekit fleet rollout start' is the way.
     """
     with connected(place) as client:
-        found = client.assign(api.NewAssignment(release, selector, deployment, dry_run))
+        found = client.assign(api.NewAssignment(release, selector, deployment, probation, dry_run))
     if as_json:
         render.show_json(found)
         return

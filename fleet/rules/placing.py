@@ -6,7 +6,8 @@ Always true
  1. The newest assignment whose selector matches a device holds for it.
  2. A device that runs something keeps it, unless it is to be placed again: its labels, its deployments or its hardware
     changed, or somebody assigned something else to where it is.
- 3. A device that runs nothing gets what is assigned, and before any rollout takes it in.
+ 3. A device that runs nothing gets what is assigned, and comes to rest with it before any rollout takes it in: it has
+    something to go back to.
  4. A device is in a rollout only while the rollout's selector matches it, it has the deployment, and the bundle that it
     would get there is one for its hardware. A rollout that turns back finishes with whom it moved.
 """
@@ -16,6 +17,8 @@ from enum import StrEnum
 
 import msgspec
 
+from edgekit.wire.messages import DeploymentReport
+from edgekit.wire.states import AgentState
 from fleet.rules import selectors
 from fleet.rules.members import Member
 from fleet.rules.rollout import RETURNING, Status
@@ -31,6 +34,7 @@ class Assignment(msgspec.Struct, frozen=True):
     name: str
     version: str
     rollout: int = 0
+    probation_s: float | None = None
 
     @property
     def title(self) -> str:
@@ -57,6 +61,20 @@ def next_bundle(has: str | None, assigned: str | None, *, is_busy: bool, again: 
     if assigned is None or assigned == has or is_busy:
         return None
     return assigned if has is None or again else None
+
+
+_AT_REST = frozenset({AgentState.FAILED, AgentState.DIVERGED})
+
+
+def is_at_rest(has: str | None, report: DeploymentReport | None) -> bool:
+    """Whether a device that is ordered `has` has done with that what it could, for better or worse."""
+    if has is None:
+        return True
+    if report is None:
+        return False
+    if report.digest == report.committed == has or report.state in _AT_REST:
+        return True
+    return report.state is AgentState.IDLE and bool(report.reason)
 
 
 class Standing(StrEnum):

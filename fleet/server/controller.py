@@ -271,7 +271,7 @@ class Controller:
         return kept.rollout is not before
 
     def _join(self, connection: Connection, rollout: Rollout, fresh: set[str], now: Now) -> Rollout:
-        """Devices that match only now (enrolled since, or relabelled), once they have what is assigned to them."""
+        """Devices that match only now (enrolled since, or relabelled), once they are at rest with what is assigned to them."""
         spec = rollout.spec
         selector = selectors.parse(spec.selector)
         strangers = sorted(fresh - rollout.members.keys())
@@ -281,12 +281,12 @@ class Controller:
         bundles = blocked.usable(connection, spec.name, spec.version)
         present = orders.desired_of(connection, devices=[row.id for row in new])
         taken = rollouts.busy(connection, [row.id for row in new])
-        first = placing.gets_first(connection, new, spec.deployment, present)
+        waits = placing.not_yet(connection, new, spec.deployment, present)
         joining = []
         for row in new:
             now_runs = present.get((row.id, spec.deployment))
             choice = planning.choose(row, bundles, spec.deployment, now_runs)
-            if choice.bundle is not None and (row.id, spec.deployment) not in taken and row.id not in first:
+            if choice.bundle is not None and (row.id, spec.deployment) not in taken and row.id not in waits:
                 moment = rollouts.moment(now.steady)
                 joining.append(planning.member_of(choice, rollout.label, now_runs, frozenset(), moment))
         if not joining:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
+from edgekit.wire.messages import OrderOptions
 from fleet.rules import placing as rules
 from fleet.rules.placing import Assignments
 from fleet.server import planning
@@ -28,6 +29,7 @@ from fleet.server.store import (
 )
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.groups import Mark
+from fleet.server.store.known import Known
 from fleet.server.store.orders import DesiredRow, Issuer
 from fleet.server.store.releases import BundleRow
 
@@ -71,6 +73,7 @@ class _Get:
     deployment: str
     sha256: str
     because: str
+    probation_s: float | None
 
 
 class Placer:
@@ -142,7 +145,9 @@ class _Look:
             assigned = bundle.sha256 if bundle is not None else None
             wanted = rules.next_bundle(has, assigned, is_busy=False, again=again)
             if wanted is not None:
-                looked.gets.append(_Get(deployment, wanted, why))
+                holding = self.all_of_them.holding(devices.labels_of(row), deployment)
+                probation_s = holding.probation_s if holding is not None else None
+                looked.gets.append(_Get(deployment, wanted, why, probation_s))
             elif bundle is None and why:
                 looked.waits.add(deployment)
         return looked
@@ -172,20 +177,41 @@ def _carry_out(connection: Connection, issuer: Issuer, step: _Step, now: Now) ->
                 connection, name, get.deployment, get.sha256, because=get.because, now=now.wall
             )
     groups.settle(connection, [mark for mark in step.settled if mark.device not in changed])
-    orders.issue_all(connection, issuer, ordering, now.wall)
+    # Devices that go about it in the same way get their orders together.
+    ways: dict[float | None, dict[str, Known]] = {}
+    for name, one in ordering.items():
+        ways.setdefault(_probation_s(step.gets[name]), {})[name] = one
+    for probation_s, some in ways.items():
+        options = OrderOptions(probation_s=probation_s) if probation_s is not None else None
+        orders.issue_all(connection, issuer, some, now.wall, options)
     # A rollout may take them in from here on.
     news.note(connection, ordering.keys())
 
 
-def gets_first(
+def _probation_s(gets: Sequence[_Get]) -> float | None:
+    """The longest that is asked for; None leaves it as the device was told last."""
+    return max((get.probation_s for get in gets if get.probation_s is not None), default=None)
+
+
+def not_yet(
     connection: Connection,
     rows: Sequence[DeviceRow],
     deployment: str,
     present: dict[tuple[str, str], DesiredRow],
 ) -> set[str]:
-    """Which of these, that a rollout would take in, get what is assigned before it does."""
-    empty = [row for row in rows if (row.id, deployment) not in present]
-    if not empty:
-        return set()
+    """Which of these, that a rollout would take in, are first to get what is assigned, or to come to rest with it."""
     all_of_them, bundles = assignments.newest_first(connection), Bundles(connection)
-    return {row.id for row in empty if bundles.assigned(all_of_them, row, deployment)[0] is not None}
+    found: set[str] = set()
+    for row in rows:
+        if (has := present.get((row.id, deployment))) is None:
+            is_ready = bundles.assigned(all_of_them, row, deployment)[0] is None
+        else:
+            reported = devices.reported_of(row)
+            has_heard = reported is not None and (
+                reported.order_counter >= row.order_counter or bool(reported.refused)
+            )
+            said = reported.deployments.get(deployment) if reported is not None else None
+            is_ready = has_heard and rules.is_at_rest(has.sha256, said)
+        if not is_ready:
+            found.add(row.id)
+    return found

@@ -251,6 +251,7 @@ assignments = Table(
     Column("name", String(64), nullable=False),
     Column("version", String(64), nullable=False),
     Column("rollout", Integer, nullable=False),
+    Column("probation_s", Float),
     Column("set_at", Float, nullable=False),
 )
 

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from edgekit.wire.states import FleetState
+from edgekit.wire.messages import DeploymentReport
+from edgekit.wire.states import AgentState, FleetState
 from fleet.rules import gates, placing, retry, stages
 from fleet.rules.members import Member, Word, hear
 from fleet.rules.placing import Assignment, Assignments, Standing, next_bundle, standing
@@ -57,6 +58,25 @@ def test_what_a_device_gets_where_no_rollout_has_the_say(
     has: str | None, assigned: str | None, is_busy: bool, again: bool, gets: str | None
 ) -> None:
     assert next_bundle(has, assigned, is_busy=is_busy, again=again) == gets
+
+
+@pytest.mark.parametrize(
+    ("has", "report", "rests"),
+    [
+        (None, None, True),
+        (OLD, None, False),
+        (OLD, DeploymentReport(AgentState.IDLE, OLD, OLD), True),
+        (OLD, DeploymentReport(AgentState.PROBATION, OLD, None), False),
+        (OLD, DeploymentReport(AgentState.IDLE), False),
+        (OLD, DeploymentReport(AgentState.FETCH), False),
+        (OLD, DeploymentReport(AgentState.IDLE, reason="self-test failed"), True),
+        (OLD, DeploymentReport(AgentState.FAILED, NEW, NEW), True),
+    ],
+)
+def test_who_joins_a_rollout_has_come_to_rest_before(
+    has: str | None, report: DeploymentReport | None, rests: bool
+) -> None:
+    assert placing.is_at_rest(has, report) == rests
 
 
 def member(device: str = "d", **more: object) -> Member:

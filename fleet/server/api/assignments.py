@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 from edgekit.errors import ConflictError, UsageError
 from fleet import api
 from fleet.rules import selectors
+from fleet.rules.text import duration
 from fleet.server import planning
 from fleet.server.api.admission import Caller
 from fleet.server.api.context import Ctx, answer, body
@@ -40,6 +41,7 @@ def assign(
     deployment = wanted.deployment or name
     if len(to := caller.scope.narrow(wanted.to)) > api.MAX_TEXT:
         raise UsageError(f"the selector is too long: at most {api.MAX_TEXT} characters with your scope")
+    probation_s = duration(wanted.probation, "probation") if wanted.probation else None
     with ctx.database.begin() as connection:
         plan = _plan(connection, (name, version), to, deployment)
         if wanted.dry_run:
@@ -50,7 +52,15 @@ def assign(
         waiting = [other.device for other in plan.others]
         groups.mark(connection, [*moving, *waiting], [deployment])
         label = assignments.add(
-            connection, name, version, to, deployment, moves=len(moving), now=ctx.clock(), who=caller.who
+            connection,
+            name,
+            version,
+            to,
+            deployment,
+            moves=len(moving),
+            probation_s=probation_s,
+            now=ctx.clock(),
+            who=caller.who,
         )
     ctx.wake()
     return answer(api.Assigned(label, plan.release, deployment, plan.moves, plan.there, plan.others), 201)

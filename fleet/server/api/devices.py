@@ -100,6 +100,7 @@ def revoke(
         caller.device(connection, device)
         count = removal.revoke(connection, device, reason=why.reason, now=now, who=caller.who)
     ctx.certificates.revoked(device, now)
+    ctx.wake()
     return answer(api.Done(device, is_changed=count > 0))
 
 

@@ -16,7 +16,9 @@ def newest_first(connection: Connection) -> Assignments:
     query = select(assignments).order_by(assignments.c.id.desc())
     return Assignments(
         [
-            Assignment(row.id, row.deployment, row.selector, row.name, row.version, row.rollout)
+            Assignment(
+                row.id, row.deployment, row.selector, row.name, row.version, row.rollout, row.probation_s
+            )
             for row in connection.execute(query)
         ]
     )
@@ -45,12 +47,17 @@ def add(
     deployment: str,
     *,
     moves: int,
+    probation_s: float | None = None,
     now: float,
     who: Who,
 ) -> str:
     """A person's own; its id. `moves` devices are to change by it."""
     values = {"deployment": deployment, "selector": selector, "name": name, "version": version}
-    row = insert(assignments).values(**values, rollout=0, set_at=now).returning(assignments.c.id)
+    row = (
+        insert(assignments)
+        .values(**values, rollout=0, probation_s=probation_s, set_at=now)
+        .returning(assignments.c.id)
+    )
     label = f"a{connection.execute(row).scalar_one()}"
     after = {"release": f"{name}@{version}", "to": selector, "deployment": deployment, "moves": moves}
     audit.append(connection, now, who, "assignment.add", label, after=after)

@@ -14,6 +14,8 @@ def upgrade() -> None:
         table.add_column(sa.Column('deleted_at', sa.Float(), nullable=True))
         table.add_column(sa.Column('former_enrolment', sa.Integer(), nullable=False, server_default='0'))
         table.add_column(sa.Column('former_at', sa.Float(), nullable=True))
+    with op.batch_alter_table('assignments') as table:
+        table.add_column(sa.Column('probation_s', sa.Float(), nullable=True))
     op.create_table(
         'to_place',
         sa.Column('id', sa.Integer(), primary_key=True),
@@ -26,6 +28,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table('to_place')
+    with op.batch_alter_table('assignments') as table:
+        table.drop_column('probation_s')
     with op.batch_alter_table('devices') as table:
         for name in ('former_at', 'former_enrolment', 'deleted_at'):
             table.drop_column(name)
