@@ -14,7 +14,6 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edgekit.errors import FleetError
 from fleet.publish import write_private
 from fleet.server import broker_folder, ca, home
 from fleet.server.broker import Broker, Mosquitto
@@ -60,7 +59,6 @@ class Certificates:
         self._is_api_ours = is_api_ours
         self._service_context: ssl.SSLContext | None = None
         self._looked_at = 0.0
-        self._must_restart = False
         self._lock = threading.Lock()
 
     def service_context(self) -> ssl.SSLContext:
@@ -82,51 +80,28 @@ class Certificates:
             if self._broker_files is not None:
                 self._refresh(self._broker_files, now)
 
-    def revoked(self, device: str, now: float, *, shut_out: bool = True) -> None:
+    def revoked(self, device: str, now: float) -> None:
         """After a device's certificates were revoked in the database: the broker learns it, and lets go of the device.
 
-        `shut_out`: whoever holds them may come at once (`shut_out`). Whatever fails here is made good by the next start;
-        the service itself asks the database each time.
+        Whatever fails here is made good by the next start; the service itself asks the database each time.
         """
         self.write_revocations(now)
         if not self._places.has_mqtt_tls:
             return
         if isinstance(self._broker, Mosquitto):
             self._broker.reload()
-            if shut_out:
-                self.shut_out()
             self._let_go(device, now)
         elif self._broker_files is not None:
             with self._lock:
                 self._to_let_go += [(now + delay, device) for delay in _LET_GO_S]
 
-    def shut_out(self) -> None:
-        """Somebody with a revoked certificate comes, or may: with the next `keep_fresh` a mosquitto of ours that speaks
-        WebSockets is started anew. It takes a new list there only then (2.0.11: after a SIGHUP it refuses a revoked
-        certificate on its other listeners always, and on this one sometimes).
-        """
-        self._must_restart = self._places.websocket_listener is not None
-
-    def _restart(self) -> None:
-        self._must_restart = False
-        if not isinstance(self._broker, Mosquitto) or not self._broker.is_running:
-            return
-        log.info("mosquitto is started anew: its WebSockets take the list of revocations only so")
-        self._broker.stop()
-        try:
-            self._broker.start()
-        except FleetError as error:
-            log.error("%s", error)  # noqa: TRY400  # the message says it all; the service tries again
-
     def keep_fresh(self, now: float) -> None:
-        """Often: ends connections that are to be ended, and starts a broker anew that must be. Once an hour: writes the list anew, and renews what the service
+        """Often: ends connections that are to be ended. Once an hour: writes the list anew, and renews what the service
         shows itself where two thirds of its life are over.
         """
         with self._lock:
             due = {device for at, device in self._to_let_go if at <= now}
             self._to_let_go = [(at, device) for at, device in self._to_let_go if at > now]
-        if self._must_restart:
-            self._restart()
         for device in due:
             # A broker that does not answer holds up nothing else.
             threading.Thread(target=self._let_go, args=(device, now), daemon=True).start()
@@ -138,7 +113,6 @@ class Certificates:
             files = home.server_files(self._keys, self.authority, self.fleet, self._places.hosts, now)
             if files.is_new:
                 log.warning("the service's certificate was renewed")
-                self.shut_out()
                 if self.api_context is not None and self._is_api_ours:
                     self.api_context.load_cert_chain(files.certificate, files.key)
         if self._broker is not None:

@@ -54,7 +54,7 @@ class Inside:
             inbox=SimpleNamespace(overflowed=0),
             publish=lambda *_, **__: None,
         )
-        certificates: Any = SimpleNamespace(revoked=lambda *_, **__: None, shut_out=lambda: None)
+        certificates: Any = SimpleNamespace(revoked=lambda *_: None)
         tuf = Online(self.path / "tuf")
         together.start(self.path, tuf, datetime.fromtimestamp(NOW, UTC))
         self.context = Context(

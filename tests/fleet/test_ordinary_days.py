@@ -491,8 +491,6 @@ def test_an_older_board_that_asks_to_renew_is_marked_too(day: Day) -> None:
 
     day.have("a")
     day.enrol("a", "digits")
-    with day.database.begin() as connection:
-        enrolments.confirm(connection, devices.get(connection, "a"))
     for later in (0.0, 1.0):
         with day.database.begin() as connection:
             store.asked(connection, devices.get(connection, "a"), 1, NOW + later, "192.0.2.9")

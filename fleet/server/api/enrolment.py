@@ -192,7 +192,7 @@ def enrol(ctx: Ctx, http: Request, request: Annotated[EnrolRequest, Depends(body
         return response
     if was_enrolled:
         # Whoever still runs with the identity before this one is let go by the broker.
-        ctx.certificates.revoked(request.device, now, shut_out=False)
+        ctx.certificates.revoked(request.device, now)
     ctx.wake()
     return answer(given)
 
@@ -210,12 +210,8 @@ def renew(
     except enrolments.NotGoodError as error:
         with ctx.database.begin() as connection:
             row = devices.find(connection, error.held.device)
-            is_new = row is not None and former.asked(
-                connection, row, error.held.enrolment, now, origin(request)
-            )
-        if is_new:
-            ctx.certificates.shut_out()
-            ctx.wake()
+            if row is not None:
+                former.asked(connection, row, error.held.enrolment, now, origin(request))
         raise
     return answer(given)
 

@@ -41,17 +41,16 @@ def note(connection: Connection, known: Iterable[Known], now: float) -> None:
             _tell(connection, one.id, one.get("former_enrolment"), one.get("enrolment"), now)
 
 
-def asked(connection: Connection, row: DeviceRow, enrolment: int, now: float, origin: str) -> bool:
-    """It showed its certificate to this service; whether that is new."""
-    if not 0 < enrolment < row.enrolment or not row.is_confirmed:
-        return False
+def asked(connection: Connection, row: DeviceRow, enrolment: int, now: float, origin: str) -> None:
+    """It showed its certificate to this service."""
+    if not 0 < enrolment < row.enrolment:
+        return
     if row.former_at is not None and now < row.former_at + _AGAIN_S:
-        return False
+        return
     values = {"former_enrolment": enrolment, "former_at": now}
     connection.execute(update(devices).where(devices.c.id == row.id).values(**values))
     if row.former_at is None:
         _tell(connection, row.id, enrolment, row.enrolment, now, origin)
-    return row.former_at is None
 
 
 def _tell(  # noqa: PLR0917  # who, what it was, what it is
