@@ -7,7 +7,8 @@ Always true
     `on_up` sends everything retained again, since a broker may have forgotten it.
  4. Where the broker speaks MQTT over WebSockets too, tries take turns between that and plain MQTT until one has come
     through, and begin with that one from then on: a network that lets only HTTPS out stops nothing.
- 5. The client id is the certificate's name: a broker can hold the one against the other.
+ 5. The client id is the certificate's name: a broker can hold the one against the other. Where there is no certificate
+    it names the enrolment too, so that an older board that still comes does not end the connection of the newer one.
 
 paho's network loop runs in a thread of its own; every callback is passed into the event loop.
 """
@@ -189,7 +190,7 @@ class Link:
         """Raises: OSError."""
         client = _Client(
             CallbackAPIVersion.VERSION2,
-            client_id=self._device,
+            client_id=self._device if self._is_tls else f"{self._device}.{self._boot.enrolment}",
             protocol=mqtt.MQTTv5,
             transport="websockets" if way.path else "tcp",
             reconnect_on_failure=False,

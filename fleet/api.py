@@ -89,6 +89,32 @@ class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Text = ""
 
 
+class NewLabels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /devices/ID/labels`: some to set, some to take away; the others stay."""
+
+    labels: dict[Label, Label] = {}
+    remove: Annotated[tuple[Label, ...], Meta(max_length=64)] = ()
+
+
+class Replacement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /devices/ID/replace`: a new enrolment file with the labels and deployments that the device has."""
+
+    expires: Text = ""
+    needs_approval: bool = False
+
+
+class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /rollouts/ID/retry`: these of its failed devices, or with none all of them."""
+
+    devices: Annotated[tuple[DeviceId, ...], Meta(max_length=100_000)] = ()
+
+
+class Retried(msgspec.Struct, frozen=True):
+    """Who was told to try again."""
+
+    devices: tuple[str, ...]
+
+
 class NewDeployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /devices/ID/deployments`."""
 
@@ -143,6 +169,8 @@ class DeviceView(msgspec.Struct, frozen=True):
     refused: str
     deployments: dict[str, DeploymentView]
     telemetry: Telemetry
+    # An older board comes under this name, with an identity that another enrolment has taken the place of.
+    former_seen: datetime | None = None
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -208,6 +236,38 @@ class BlockedView(msgspec.Struct, frozen=True):
     reason: str
     actor: str
     at: datetime
+
+
+class NewAssignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /assignments`: what devices run from now on, all at once and judged by nobody."""
+
+    release: Text
+    to: Text
+    deployment: Text = ""
+    probation: Text = ""
+    dry_run: bool = False
+
+
+class AssignmentView(msgspec.Struct, frozen=True):
+    """`because` is the rollout that left it, or `assigned`. Of those that match a device the newest holds."""
+
+    id: str
+    release: str
+    to: str
+    deployment: str
+    because: str
+    at: datetime
+
+
+class Assigned(msgspec.Struct, frozen=True):
+    """Who moves, by profile, who runs it already, and who does not follow and why. `id` is empty after a dry run."""
+
+    id: str
+    release: str
+    deployment: str
+    moves: dict[str, tuple[str, ...]]
+    there: tuple[str, ...]
+    others: "tuple[Ineligible, ...]"
 
 
 class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

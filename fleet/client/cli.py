@@ -13,6 +13,7 @@ from edgekit.distribution import extra
 from edgekit.errors import UsageError
 from fleet.client import (
     access_cli,
+    assign_cli,
     audit_cli,
     batch_cli,
     config,
@@ -79,8 +80,8 @@ def fleet(ctx: click.Context, *, place: str | None) -> None:
 
 
 fleet.add_command(rollout)
-for module in (device_cli, batch_cli, access_cli, login_cli, audit_cli):
-    for command in module.COMMANDS:
+for room in (device_cli, assign_cli, batch_cli, access_cli, login_cli, audit_cli):
+    for command in room.COMMANDS:
         fleet.add_command(command)
 
 

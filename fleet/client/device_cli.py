@@ -7,6 +7,7 @@ import click
 import msgspec
 
 from edgekit.errors import UsageError
+from edgekit.wire.enrolment import EnrolmentFile
 from fleet import api
 from fleet.client import render
 from fleet.client.options import connected, with_fleet
@@ -60,10 +61,7 @@ def enroll(
     as_json: bool,
 ) -> None:
     """Write the file by which DEVICE joins; or, with --count or --serials, one file for a batch."""
-    if out.exists():
-        raise UsageError(f"{out}: exists already; remove it or choose another name")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent}: there is no such folder")
+    _check_out(out)
     if (device is None) == (count is None and serials is None):
         raise UsageError("name one DEVICE, or make a file for a batch with --count N or --serials FILE")
     given = _labels(labels)
@@ -74,6 +72,20 @@ def enroll(
             names = _serials(serials)
             wanted = api.NewBatch(count or len(names), deployments, given, expires, names, approve)
             file = client.batch(wanted)
+    _write(file, out, device or "each board", as_json=as_json)
+    if approve and not as_json:
+        click.echo("who joins by it waits for you: edgekit fleet waiting, edgekit fleet approve DEVICE")
+
+
+def _check_out(out: Path) -> None:
+    """Raises: UsageError."""
+    if out.exists():
+        raise UsageError(f"{out}: exists already; remove it or choose another name")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent}: there is no such folder")
+
+
+def _write(file: EnrolmentFile, out: Path, where: str, *, as_json: bool) -> None:
     write_secret(out, msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n")
     if as_json:
         render.show_json(
@@ -81,11 +93,8 @@ def enroll(
         )
         return
     click.echo(
-        f"{out}: carry it to {device or 'each board'} and run there: "
-        f"edgekit agent run --enrolment {out.name} --state DIR"
+        f"{out}: carry it to {where} and run there: edgekit agent run --enrolment {out.name} --state DIR"
     )
-    if approve:
-        click.echo("who joins by it waits for you: edgekit fleet waiting, edgekit fleet approve DEVICE")
 
 
 def write_secret(path: Path, data: bytes) -> None:
@@ -207,6 +216,68 @@ def decommission(*, device: str, reason: str, place: str | None, as_json: bool) 
         render.show_json(done)
     else:
         click.echo(f"{device}: out of service; 'edgekit fleet enroll {device} …' would bring the name back")
+
+
+@device.command()
+@click.argument("device")
+@click.option("--reason", default="", help="For the audit log.")
+@with_fleet
+def delete(*, device: str, reason: str, place: str | None, as_json: bool) -> None:
+    """Forget DEVICE: out of service, its history gone, its name free. The audit log keeps what it says."""
+    with connected(place) as client:
+        done = client.delete(device, reason)
+    if as_json:
+        render.show_json(done)
+    else:
+        click.echo(f"{device}: deleted; the name is free")
+
+
+@device.command(epilog="\b\nExamples:\n  edgekit fleet device label roof-1 site=attic floor-")
+@click.argument("device")
+@click.argument("changes", nargs=-1, required=True, metavar="KEY=VALUE|KEY-…")
+@with_fleet
+def label(*, device: str, changes: tuple[str, ...], place: str | None, as_json: bool) -> None:
+    """Set labels of DEVICE, or take them away with KEY-. It leaves its old group and follows what the new one runs."""
+    gone = tuple(word[:-1] for word in changes if word.endswith("-") and "=" not in word)
+    wanted = api.NewLabels(_labels(tuple(word for word in changes if word[:-1] not in gone)), gone)
+    with connected(place) as client:
+        done = client.label(device, wanted)
+    if as_json:
+        render.show_json(done)
+    else:
+        click.echo(f"{device}: labelled" if done.is_changed else f"{device}: has these labels already")
+
+
+@device.command()
+@click.argument("device")
+@click.option("--expires", default="", metavar="DURATION", help="How long the file works.  [default: 7d]")
+@click.option("--approve", is_flag=True, help="The new board waits for 'edgekit fleet approve'.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Where to write the enrolment file."
+)
+@with_fleet
+def replace(*, device: str, expires: str, approve: bool, out: Path, place: str | None, as_json: bool) -> None:
+    """Write a new enrolment file for DEVICE as it is: for a card written anew, or another board in its place.
+
+    It keeps labels, deployments and what it is to run. The old board is refused once the new one has joined.
+    """
+    _check_out(out)
+    with connected(place) as client:
+        file = client.replace(device, api.Replacement(expires, approve))
+    _write(file, out, device, as_json=as_json)
+
+
+@device.command()
+@click.argument("device")
+@with_fleet
+def retry(*, device: str, place: str | None, as_json: bool) -> None:
+    """Tell DEVICE to try once more what it has given up: after a full disk, a broken link, a fixed sensor."""
+    with connected(place) as client:
+        done = client.retry_device(device)
+    if as_json:
+        render.show_json(done)
+    else:
+        click.echo(f"{device}: tries again; follow it with: edgekit fleet device explain {device}")
 
 
 @click.group()

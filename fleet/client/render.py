@@ -52,6 +52,8 @@ def devices(found: Iterable[api.DeviceView]) -> Table:
     made = table("device", "profile", "", "deployment", "should run", "runs", "state", "labels")
     for device in found:
         where = "not enrolled" if not device.enrolled else "online" if device.online else "offline"
+        if device.former_seen:
+            where += ", an older board comes too"
         labels = ", ".join(f"{k}={v}" for k, v in device.labels.items() if k not in ("device", "profile"))
         first = True
         for name, deployment in device.deployments.items() or {"": api.DeploymentView()}.items():
@@ -97,13 +99,7 @@ def plan(found: api.Plan) -> Group:
     for profile, names in found.eligible.items():
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         lines.append(f"  {profile}: {len(names)} ({escape(shown)})")
-    if found.ineligible:
-        lines.append(f"[bold]not eligible[/bold] {len(found.ineligible)}")
-        reasons: dict[str, list[str]] = {}
-        for item in found.ineligible:
-            reasons.setdefault(item.reason, []).append(item.device)
-        for reason, those in sorted(reasons.items(), key=lambda entry: -len(entry[1])):
-            lines.append(f"  {escape(reason)}: {len(those)} ({escape(', '.join(those[:4]))})")
+    lines += _ineligible(found.ineligible, "not eligible")
     lines.append(f"[bold]stages[/bold] {' → '.join(found.stages)}")
     lines.append("[bold]gates[/bold]")
     lines += [f"  {escape(words)}" for words in found.gates]
@@ -113,6 +109,41 @@ def plan(found: api.Plan) -> Group:
         lines += [f"  {escape(words)}" for words in stage.sees]
     lines += [f"[dim]{escape(note)}[/dim]" for note in found.notes]
     return Group(*(Text.from_markup(line) for line in lines))
+
+
+def assigned(found: api.Assigned) -> Group:
+    """What an assignment does."""
+    total = sum(len(names) for names in found.moves.values())
+    lines = [
+        f"[bold]{found.release}[/bold] to deployment {found.deployment}, at once",
+        f"[bold]move[/bold] {total}",
+    ]
+    for profile, names in found.moves.items():
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        lines.append(f"  {profile}: {len(names)} ({escape(shown)})")
+    lines.append(f"[bold]are to run it already[/bold] {len(found.there)}")
+    lines += _ineligible(found.others, "do not follow now")
+    return Group(*(Text.from_markup(line) for line in lines))
+
+
+def _ineligible(found: Iterable[api.Ineligible], title: str) -> list[str]:
+    """Who and why, the most common reason first."""
+    reasons: dict[str, list[str]] = {}
+    for item in found:
+        reasons.setdefault(item.reason, []).append(item.device)
+    count = sum(len(those) for those in reasons.values())
+    lines = [f"[bold]{title}[/bold] {count}"] if count else []
+    for reason, those in sorted(reasons.items(), key=lambda entry: -len(entry[1])):
+        lines.append(f"  {escape(reason)}: {len(those)} ({escape(', '.join(those[:4]))})")
+    return lines
+
+
+def assignments(found: Iterable[api.AssignmentView]) -> Table:
+    made = table("id", "release", "deployment", "to", "because", "since")
+    for one in found:
+        since = f"{one.at:%Y-%m-%d %H:%M}"
+        made.add_row(one.id, one.release, one.deployment, escape(one.to), one.because, since)
+    return made
 
 
 def rollouts(found: Iterable[api.RolloutView]) -> Table:

@@ -91,6 +91,30 @@ class Client:
     def decommission(self, device: str, reason: str) -> api.Done:
         return self._call("POST", f"/devices/{device}/decommission", api.Done, api.Reason(reason))
 
+    def delete(self, device: str, reason: str) -> api.Done:
+        return self._call("POST", f"/devices/{device}/delete", api.Done, api.Reason(reason))
+
+    def label(self, device: str, labels: api.NewLabels) -> api.Done:
+        return self._call("POST", f"/devices/{device}/labels", api.Done, labels)
+
+    def replace(self, device: str, wanted: api.Replacement) -> EnrolmentFile:
+        return self._call("POST", f"/devices/{device}/replace", EnrolmentFile, wanted)
+
+    def retry_device(self, device: str) -> api.Retried:
+        return self._call("POST", f"/devices/{device}/retry", api.Retried)
+
+    def retry(self, rollout_id: str, devices: tuple[str, ...] = ()) -> api.Retried:
+        return self._call("POST", f"/rollouts/{rollout_id}/retry", api.Retried, api.Retry(devices))
+
+    def assignments(self) -> list[api.AssignmentView]:
+        return self._call("GET", "/assignments", list[api.AssignmentView])
+
+    def assign(self, wanted: api.NewAssignment) -> api.Assigned:
+        return self._call("POST", "/assignments", api.Assigned, wanted)
+
+    def unassign(self, assignment: str, reason: str) -> api.Changed:
+        return self._call("POST", f"/assignments/{assignment}/remove", api.Changed, api.Reason(reason))
+
     def add_deployment(self, device: str, deployment: str) -> api.Done:
         return self._call("POST", f"/devices/{device}/deployments", api.Done, api.NewDeployment(deployment))
 

@@ -262,6 +262,20 @@ def release(*, rollout_id: str, profile: str, place: str | None, as_json: bool) 
 
 @rollout.command()
 @click.argument("rollout_id", metavar="ID")
+@click.argument("devices", nargs=-1)
+@with_fleet
+def retry(*, rollout_id: str, devices: tuple[str, ...], place: str | None, as_json: bool) -> None:
+    """Tell failed DEVICES (all that failed, unless named) to try again; their failures count no more."""
+    with connected(place) as client:
+        done = client.retry(rollout_id, devices)
+    if as_json:
+        render.show_json(done)
+    else:
+        click.echo(f"{rollout_id}: {', '.join(done.devices)} try again")
+
+
+@rollout.command()
+@click.argument("rollout_id", metavar="ID")
 @with_fleet
 def abort(*, rollout_id: str, place: str | None, as_json: bool) -> None:
     """Order devices back that have not committed; those that have stay."""

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from edgekit.wire.messages import OrderOptions
 from fleet.api import NewRollout
 from fleet.rules import pace
+from fleet.rules import retry as rules
 from fleet.rules.machine import advance, start
 from fleet.rules.moving import ordered, stays
 from fleet.rules.rollout import RETURNING, Assign, Command, Effect, Event, Move, Rollout, Status, Unassign
@@ -89,6 +90,38 @@ def apply(
             after=_shown(changed),
         )
     return stored
+
+
+def retry(
+    connection: Connection,
+    issuer: Issuer,
+    rollout: Rollout,
+    devices: Collection[str],
+    *,
+    now: Now,
+    who: Who,
+) -> tuple[str, ...]:
+    """Order those of `devices` that failed in a loaded rollout to try again; who was told."""
+    tried = {name: rollout.members[name] for name in rules.failed(rollout) if name in devices}
+    after, moves = rules.again(rollout, tried)
+    if not moves:
+        return ()
+    options = OrderOptions(probation_s=rollout.spec.probation_s, retry=True)
+    counters = orders.move(
+        connection,
+        issuer,
+        rollout.spec.deployment,
+        {move.device: move.sha256 for move in moves},
+        because=f"rollout {rollout.label}",
+        now=now.wall,
+        options=dict.fromkeys((move.device for move in moves), options),
+    )
+    after = ordered(after, counters, rollouts.moment(now.steady))
+    rollouts.save(connection, after, rollout, now.wall)
+    before = {name: {"state": member.state, "reason": member.reason} for name, member in tried.items()}
+    shown = {name: {"state": after.members[name].state, "order": counters[name]} for name in counters}
+    audit.append(connection, now.wall, who, "rollout.retry", rollout.label, before=before, after=shown)
+    return tuple(sorted(counters))
 
 
 def _shown(rollout: Rollout) -> dict[str, object]:

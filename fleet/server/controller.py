@@ -20,12 +20,23 @@ from edgekit.wire import topics
 from fleet.rules import selectors
 from fleet.rules.evidence import StageEvidence
 from fleet.rules.rollout import RETURNING, Command, Due, Heard, Joined, Left, Rollout, Status, Tick
-from fleet.server import changes, following, planning, queue
+from fleet.server import changes, parting, placing, planning, queue
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
 from fleet.server.link import Link
 from fleet.server.lock import Lock, LostError
-from fleet.server.store import blocked, devices, known, news, orders, rollouts, settings, telemetry
+from fleet.server.placing import Placer
+from fleet.server.store import (
+    blocked,
+    devices,
+    groups,
+    known,
+    news,
+    orders,
+    rollouts,
+    settings,
+    telemetry,
+)
 from fleet.server.store.blocked import BlockedError
 from fleet.server.store.orders import Issuer
 from fleet.server.watched import Watched
@@ -78,7 +89,7 @@ class Controller:
         self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
         self._watched: dict[int, Watched] = {}
-        self._followed = following.Kept()
+        self._placer = Placer()
         # The rollouts, under way and queued, for which no queued one could begin.
         self._waited: object = None
         self._last: dict[str, float] = {}
@@ -123,7 +134,7 @@ class Controller:
             )
             self._lock.release()
             return False
-        self._watched, self._followed, self._waited, self._last = {}, following.Kept(), None, {}
+        self._watched, self._placer, self._waited, self._last = {}, Placer(), None, {}
         self._is_leading = True
         self._told = ""
         log.info("this service is the controller of %s", self._database.shown_url)
@@ -219,7 +230,11 @@ class Controller:
         gone = tuple(device for device in concerned if device not in kept.rows)
         if gone:
             kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Left(gone), now=now)
-            concerned = [device for device in concerned if device in kept.rollout.members]
+        if changed := groups.marked_of(connection, concerned, head.spec.deployment):
+            kept.rollout = parting.part(
+                connection, self._issuer, kept.rollout, changed, now=now, is_frozen=is_frozen
+            )
+        concerned = [device for device in concerned if device in kept.rollout.members]
         words = kept.words(connection, concerned)
         if words:
             kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Heard(words), now=now)
@@ -263,7 +278,7 @@ class Controller:
         return kept.rollout is not before
 
     def _join(self, connection: Connection, rollout: Rollout, fresh: set[str], now: Now) -> Rollout:
-        """Devices that match only now (enrolled since, or relabelled)."""
+        """Devices that match only now (enrolled since, or relabelled), once they are at rest with what is assigned to them."""
         spec = rollout.spec
         selector = selectors.parse(spec.selector)
         strangers = sorted(fresh - rollout.members.keys())
@@ -272,16 +287,13 @@ class Controller:
             return rollout
         bundles = blocked.usable(connection, spec.name, spec.version)
         present = orders.desired_of(connection, devices=[row.id for row in new])
-        taken = rollouts.busy(connection)
-        assignments = following.Assignments(connection)
+        taken = rollouts.busy(connection, [row.id for row in new])
+        waits = placing.not_yet(connection, new, spec.deployment, present)
         joining = []
         for row in new:
             now_runs = present.get((row.id, spec.deployment))
-            if now_runs is None and assignments.of(row, spec.deployment)[1] is not None:
-                # First what is assigned: that it runs until its turn comes, and goes back to.
-                continue
             choice = planning.choose(row, bundles, spec.deployment, now_runs)
-            if choice.bundle is not None and (row.id, spec.deployment) not in taken:
+            if choice.bundle is not None and (row.id, spec.deployment) not in taken and row.id not in waits:
                 moment = rollouts.moment(now.steady)
                 joining.append(planning.member_of(choice, rollout.label, now_runs, frozenset(), moment))
         if not joining:
@@ -289,9 +301,9 @@ class Controller:
         return changes.apply(connection, self._issuer, rollout, Joined(tuple(joining)), now=now)
 
     def _follow_assignments(self, fresh: News, now: Now) -> None:
+        """A device gets what is assigned to where it is, where no rollout has it (`placing`)."""
         with self._lock.begin() as connection:
-            kept = following.follow(connection, self._issuer, fresh, self._followed, now)
-        self._followed = kept
+            self._placer.follow(connection, self._issuer, fresh, now)
 
     def _leave_queue(self, active: list[int], now: Now) -> None:
         """Rollouts that waited begin. They are looked at when another one came or ended: only that lets one begin."""

@@ -28,7 +28,7 @@ from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
 from fleet.server.inbox import Message
 from fleet.server.link import Link
-from fleet.server.store import devices, known, news, telemetry
+from fleet.server.store import devices, former, known, news, telemetry
 from fleet.server.store.known import Known
 
 log = logging.getLogger(__name__)
@@ -209,13 +209,13 @@ def _store(connection: Connection, said: list[_Said], taken: Taken, now: Now, de
     arrived: list[telemetry.Arrived] = []
     heard: set[str] = set()
     for one in said:
+        received = now.steady if one.message.received is None else one.message.received
         try:
-            row, content = _believed(rows, one)
+            row, content = _believed(rows, one, received + now.wall - now.steady)
         except DroppedError as error:
             taken.drop(one.message, error, is_known=one.device in rows)
             continue
         heard.add(row.id)
-        received = now.steady if one.message.received is None else one.message.received
         if isinstance(content, Report):
             arrived.append(telemetry.Arrived(row, content, received))
             taken.acks.setdefault((one.device, content.boot), []).append(content.seq)
@@ -226,10 +226,13 @@ def _store(connection: Connection, said: list[_Said], taken: Taken, now: Now, de
     telemetry.record(connection, arrived, now, deaf)
     news.note(connection, heard)
     devices.note_clones(connection, rows.values(), now.wall)
+    former.note(connection, rows.values(), now.wall)
     known.write(connection, rows.values())
 
 
-def _believed(rows: dict[str, Known], one: _Said) -> tuple[Known, Report | Reported | Status]:
+def _believed(
+    rows: dict[str, Known], one: _Said, received: float
+) -> tuple[Known, Report | Reported | Status]:
     content = one.content
     if content is None:
         raise DroppedError(one.wrong, is_poison=True)
@@ -239,6 +242,9 @@ def _believed(rows: dict[str, Known], one: _Said) -> tuple[Known, Report | Repor
     if row is None:
         raise DroppedError("unknown device")
     if content.boot.enrolment != row.get("enrolment") or row.get("enrolment") == 0:
+        if isinstance(content, Report):
+            # A report is never kept on its topic: whoever sent it is there.
+            former.heard(row, content.boot.enrolment, received)
         raise DroppedError("of another enrolment")
     if row.get("decommissioned_at") is not None:
         raise DroppedError("of a device out of service")

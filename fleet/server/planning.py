@@ -107,7 +107,7 @@ def choose(
     row: DeviceRow, bundles: dict[str, BundleRow], deployment: str, present: DesiredRow | None
 ) -> Choice:
     """The most specific bundle of the device's profile chain that it can run."""
-    bundle = next((bundles[profile] for profile in _chain(row.profile) if profile in bundles), None)
+    bundle = next((bundles[profile] for profile in chain_of(row.profile) if profile in bundles), None)
     reason = _unfit(row, deployment)
     if reason is None and bundle is None:
         reason = f"no bundle for profile {row.profile} (there is {', '.join(sorted(bundles)) or 'none that is not blocked'})"
@@ -159,7 +159,6 @@ def member_of(
     assert bundle is not None
     assert reported is not None
     labels = devices.labels_of(row)
-    zone = labels.get(pace.ZONE) or reported.labels.get(pace.ZONE, "")
     return Member(
         device=row.id,
         profile=bundle.profile,
@@ -168,7 +167,7 @@ def member_of(
         previous=present.sha256 if present is not None else None,
         previous_title=releases.title(present.name, present.version) if present is not None else "no model",
         site=labels.get(pace.SITE, "")[:64],
-        zone=zone if zone and windows.zone(zone) is not None else "",
+        zone=zone_of(row),
         is_held=row.id in held,
         online_since=now if row.is_online else None,
         seen=(row.enrolment, row.incarnation, row.reported_seq),
@@ -176,8 +175,16 @@ def member_of(
     )
 
 
+def zone_of(row: DeviceRow) -> str:
+    """The device's time zone, as its operator says, or else as it does itself; "" where neither names one."""
+    reported = devices.reported_of(row)
+    zone = devices.labels_of(row).get(pace.ZONE) or (reported.labels.get(pace.ZONE, "") if reported else "")
+    return zone if zone and windows.zone(zone) is not None else ""
+
+
 @functools.lru_cache(maxsize=256)
-def _chain(profile: str) -> tuple[str, ...]:
+def chain_of(profile: str) -> tuple[str, ...]:
+    """The profiles whose bundles a device of this one can run, the most specific first."""
     try:
         return profiles.load(profile).chain
     except ProfileError:

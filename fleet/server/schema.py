@@ -91,6 +91,11 @@ devices = Table(
     Column("credential_hash", String(64), index=True),
     Column("fingerprint", String(64), nullable=False, default="", server_default=""),
     Column("decommissioned_at", Float),
+    # A deleted one is only its name, what its identities and orders counted up to, and their revocation.
+    Column("deleted_at", Float),
+    # An older board was heard under this name, with the identity of `former_enrolment`.
+    Column("former_enrolment", Integer, nullable=False, default=0, server_default="0"),
+    Column("former_at", Float),
     Column("profile", String(64), nullable=False, default=""),
     Column("agent_version", String(200), nullable=False, default=""),
     # What it says of itself, and the (incarnation, nonce, seq) of the message that said so.
@@ -108,6 +113,17 @@ devices = Table(
     Column("window_s", Float),
     # The counter of the newest order issued to it.
     Column("order_counter", BigInteger, nullable=False, default=0),
+)
+
+# Deployments of devices that are to be placed again, although they run something (`fleet.rules.placing`).
+to_place = Table(
+    "to_place",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("device", String(64), ForeignKey("devices.id"), nullable=False, index=True),
+    Column("deployment", String(64), nullable=False),
+    # Numbers of rows that are gone never come again.
+    sqlite_autoincrement=True,
 )
 
 # Who may enrol: one device by name, or with an empty `device` a batch. Only the sha256 of the secret is kept.
@@ -230,6 +246,7 @@ desired = Table(
 )
 
 # The newest row whose selector matches a device holds; taking a rollout's rows away brings the older ones back.
+# `rollout` is 0 where a person assigned it.
 assignments = Table(
     "assignments",
     metadata,
@@ -239,6 +256,7 @@ assignments = Table(
     Column("name", String(64), nullable=False),
     Column("version", String(64), nullable=False),
     Column("rollout", Integer, nullable=False),
+    Column("probation_s", Float),
     Column("set_at", Float, nullable=False),
 )
 

@@ -90,6 +90,9 @@ class Watched:
             changed = set(concerned)
             if before.members is not rollout.members:
                 changed |= {m.device for m in rollout.members.values() if was.get(m.device) is not m}
+                for device in was.keys() - rollout.members.keys():
+                    self._evidence.pop(device, None)
+            changed &= rollout.members.keys()
         self._place(changed)
         judged_from = rollout.judged_from.timestamp()
         for device in changed:

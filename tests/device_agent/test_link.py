@@ -71,6 +71,14 @@ def test_a_broker_that_ends_connections_is_tried_again_over_both_ways(monkeypatc
     assert f"Host: {shown}:{mute.port}\r\n".encode() in web[0]
 
 
-def test_the_client_id_is_the_device_s_name(monkeypatch):
+def test_without_a_certificate_the_client_id_names_the_enrolment_too(monkeypatch):
+    """An older board that still comes does not end the connection of the newer one."""
     mute = meet(monkeypatch, "127.0.0.1")
-    assert all(b"\x00\x05board" in told for told in mute.heard)
+    assert all(b"\x00\x07board.1" in told for told in mute.heard)
+
+
+def test_with_a_certificate_the_client_id_is_its_name():
+    hooks = LinkHooks(lambda: None, lambda: None, lambda _leaf, _payload: None, lambda: None)
+    address = BrokerAddress("127.0.0.1", 1, tls=True)
+    made = Link(address, Access("", (), lambda: None), "board", Boot(1, 2, "n"), hooks)
+    assert made._make_client(link._Way(1, ""))._client_id == b"board"

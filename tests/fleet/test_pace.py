@@ -1,4 +1,4 @@
-"""How fast a rollout may go: windows, rates and limits as rules; the file of a rollout; who follows an assignment."""
+"""How fast a rollout may go: windows, rates and limits as rules; the file of a rollout."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -11,8 +11,7 @@ from edgekit.errors import UsageError
 from edgekit.wire.states import FleetState
 from fleet import api
 from fleet.client import rollout_file
-from fleet.rules import following, pace, stages, windows
-from fleet.rules.following import Assigned, Has
+from fleet.rules import pace, stages, windows
 from fleet.rules.members import Member
 from fleet.rules.pace import Given, Pace, parse_rate
 
@@ -177,32 +176,6 @@ def test_stages_wait_for_approval_where_that_was_asked_for() -> None:
     for text in ("0", "4", "second"):
         with pytest.raises(UsageError, match="approve"):
             stages.with_approvals(cut, text)
-
-
-NEW, OLD = "a" * 64, "b" * 64
-
-
-@pytest.mark.parametrize(
-    ("has", "assigned", "changes"),
-    [
-        (None, None, (False, None)),
-        (None, Assigned(None, 5), (False, None)),
-        (None, Assigned(NEW, 5), (True, NEW)),
-        (Has(OLD, "assignment m@1", 9), Assigned(NEW, 5), (True, NEW)),
-        (Has(OLD, "assignment m@1", 1), None, (True, None)),
-        (Has(OLD, "assignment m@1", 1), Assigned(None, 5), (False, OLD)),
-        (Has(NEW, "assignment m@1", 1), Assigned(NEW, 5), (False, NEW)),
-        (Has(OLD, "rollout r1", 9), Assigned(NEW, 5), (False, NEW)),
-        (Has(OLD, "rollout r1", 1), Assigned(NEW, 5), (True, NEW)),
-        (Has(OLD, "rollout r1", 1), None, (False, None)),
-    ],
-)
-def test_who_follows_an_assignment(
-    has: Has | None, assigned: Assigned | None, changes: tuple[bool, str | None]
-) -> None:
-    is_change, wanted = following.change(has, assigned)
-    assert is_change == changes[0]
-    assert not is_change or wanted == changes[1]
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

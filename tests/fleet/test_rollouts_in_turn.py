@@ -22,7 +22,7 @@ from fleet.server.clock import Clock, same
 from fleet.server.controller import Controller
 from fleet.server.database import Database
 from fleet.server.link import Link
-from fleet.server.store import audit, blocked, orders, rollouts
+from fleet.server.store import audit, blocked, devices, orders, rollouts
 from fleet.server.store.orders import Issuer
 
 DEADLINE_S = 600.0
@@ -143,6 +143,9 @@ def test_who_joins_in_the_middle_first_gets_what_is_assigned_and_would_go_back_t
     leading.tick(same(NOW + 2))
     assert runs(database, "late") == (OLD, "assignment digits@1")
     assert "late" not in shown(database, 1).members
+    with database.read() as connection:
+        counter = devices.get(connection, "late").order_counter
+    ingest.take_in(database, [said("late", 2, counter=counter, digest=OLD)], same(NOW + 3))
     leading.tick(same(NOW + 3))
     joined = shown(database, 1).members["late"]
     assert (joined.previous, joined.previous_title, joined.order_counter) == (OLD, "digits@1", 0)

@@ -13,6 +13,7 @@ from edgekit.errors import EdgeKitError
 from fleet.api import ErrorAnswer, ErrorBody
 from fleet.server.api import (
     access,
+    assignments,
     audit,
     batches,
     blocked,
@@ -23,6 +24,7 @@ from fleet.server.api import (
     metadata,
     oidc,
     releases,
+    retry,
     rollouts,
     terminal,
 )
@@ -43,6 +45,7 @@ def make_app(context: Context) -> FastAPI:
         dependencies=[Depends(admit)],
     )
     app.state.context = context
+    # `retry` stands before the verbs of a rollout, whose path would take it in.
     for module in (
         fleet,
         access,
@@ -53,6 +56,8 @@ def make_app(context: Context) -> FastAPI:
         metadata,
         releases,
         blocked,
+        assignments,
+        retry,
         rollouts,
         terminal,
     ):

@@ -12,20 +12,24 @@ from edgekit.wire import topics
 from fleet import api
 from fleet.rules import moving
 from fleet.server.api.admission import Caller
-from fleet.server.api.context import Ctx, answer, body
+from fleet.server.api.context import Context, Ctx, answer, body
 from fleet.server.clock import Now
+from fleet.server.placing import Bundles
 from fleet.server.store import (
+    assignments,
     certificates,
     devices,
-    enrolments,
+    groups,
     hardware,
     orders,
     releases,
+    removal,
     rollouts,
     telemetry,
 )
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.orders import DesiredRow
+from fleet.server.store.releases import BundleRow
 
 Wanted = dict[tuple[str, str], DesiredRow]
 Seen = dict[tuple[str, str, str], Row[Any]]
@@ -71,6 +75,22 @@ def add_deployment(
     return answer(api.Done(device, is_changed=is_new), 201 if is_new else 200)
 
 
+@router.post("/devices/{device}/labels")
+def relabel(
+    ctx: Ctx, caller: Caller, device: str, wanted: Annotated[api.NewLabels, Depends(body(api.NewLabels))]
+) -> Response:
+    """It leaves what is about its old place, and follows what is about the new one."""
+    with ctx.database.begin() as connection:
+        caller.device(connection, device)
+        is_changed = groups.relabel(
+            connection, device, wanted.labels, wanted.remove, now=ctx.clock(), who=caller.who
+        )
+        # Nobody moves a device out of their own reach.
+        caller.check_reach(devices.labels_of(devices.get(connection, device)))
+    ctx.wake()
+    return answer(api.Done(device, is_changed=is_changed))
+
+
 @router.post("/devices/{device}/revoke")
 def revoke(
     ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
@@ -79,8 +99,9 @@ def revoke(
     now = ctx.clock()
     with ctx.database.begin() as connection:
         caller.device(connection, device)
-        count = enrolments.revoke(connection, device, reason=why.reason, now=now, who=caller.who)
+        count = removal.revoke(connection, device, reason=why.reason, now=now, who=caller.who)
     ctx.certificates.revoked(device, now)
+    ctx.wake()
     return answer(api.Done(device, is_changed=count > 0))
 
 
@@ -92,13 +113,31 @@ def decommission(
     now = ctx.clock()
     with ctx.database.begin() as connection:
         caller.device(connection, device)
-        enrolments.revoke(connection, device, reason=why.reason or "decommissioned", now=now, who=caller.who)
+        removal.revoke(connection, device, reason=why.reason or "decommissioned", now=now, who=caller.who)
         devices.decommission(connection, device, now=now, who=caller.who)
+    _gone(ctx, device, now)
+    return answer(api.Done(device, is_changed=True))
+
+
+@router.post("/devices/{device}/delete")
+def delete(
+    ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
+) -> Response:
+    """Out of service, and forgotten: only the audit log and ended rollouts still name it. The name is free."""
+    now = ctx.clock()
+    with ctx.database.begin() as connection:
+        caller.device(connection, device)
+        removal.revoke(connection, device, reason=why.reason or "deleted", now=now, who=caller.who)
+        removal.forget(connection, device, why.reason, now=now, who=caller.who)
+    _gone(ctx, device, now)
+    return answer(api.Done(device, is_changed=True))
+
+
+def _gone(ctx: Context, device: str, now: float) -> None:
     ctx.certificates.revoked(device, now)
     for leaf in (topics.DESIRED, topics.REPORTED, topics.STATUS):
         ctx.link.publish(device, leaf, b"", qos=1, retain=True)
     ctx.wake()
-    return answer(api.Done(device, is_changed=True))
 
 
 def view(row: DeviceRow, wanted: Wanted, seen: Seen, now: Now) -> api.DeviceView:
@@ -133,6 +172,7 @@ def view(row: DeviceRow, wanted: Wanted, seen: Seen, now: Now) -> api.DeviceView
         reported_counter=reported.order_counter if reported else 0,
         refused=reported.refused if reported else "",
         deployments=deployments,
+        former_seen=datetime.fromtimestamp(row.former_at, UTC) if row.former_at else None,
         telemetry=_summary(
             [
                 seen.get((row.id, name, entry.digest or ""))
@@ -176,14 +216,21 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
         lines.append(
             "Two machines speak under its name (a cloned card): it stays out of rollouts until it enrols again."
         )
+    if shown.former_seen:
+        lines.append(
+            f"An older board comes under its name too, with the identity of enrolment {row.former_enrolment} (this one is"
+            f" {row.enrolment}), last at {shown.former_seen:%Y-%m-%d %H:%M} UTC. It is not believed; switch it off."
+        )
     if shown.refused:
         lines.append(f"It refused its newest order: {shown.refused}")
     elif shown.reported_counter < shown.order_counter:
         lines.append(
             f"It has not accepted order {shown.order_counter} yet (its newest is {shown.reported_counter})."
         )
+    all_of_them, bundles = assignments.newest_first(connection), Bundles(connection)
     for name, deployment in shown.deployments.items():
         lines.append(_sentence(name, deployment))
+        lines += _assigned(name, deployment, *bundles.assigned(all_of_them, row, name))
     for rollout in rollouts.of_device(connection, row.id):
         member = rollout.members[row.id]
         why = f" ({member.reason})" if member.reason else ""
@@ -191,6 +238,17 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
         told = f"in stage {member.stage + 1}" if member.stage is not None else waits
         lines.append(f"Rollout {rollout.label} ({rollout.status}): {member.state}{why}, {told}.")
     return lines
+
+
+def _assigned(name: str, deployment: api.DeploymentView, bundle: BundleRow | None, why: str) -> list[str]:
+    """Where what holds for its place is not what it is ordered: why."""
+    if bundle is None:
+        nothing = not deployment.should_digest and not why
+        return [f"{name}: {why}."] if why else [f"{name}: nothing is assigned to it."] if nothing else []
+    if bundle.sha256 == deployment.should_digest:
+        return []
+    title = releases.title(bundle.name, bundle.version)
+    return [f"{name}: {title} is assigned to where it is; 'edgekit fleet assign' would move it there."]
 
 
 def _sentence(name: str, deployment: api.DeploymentView) -> str:

@@ -13,10 +13,11 @@ from edgekit.errors import ConflictError, UsageError
 from edgekit.wire.enrolment import FORMAT, EnrolmentFile, EnrolRequest, RenewRequest, unprotected
 from fleet import api
 from fleet.rules.text import duration
+from fleet.server import parting
 from fleet.server.api import identity
 from fleet.server.api.admission import Caller, Principal, origin
 from fleet.server.api.context import Context, Ctx, answer, body
-from fleet.server.store import blocked, devices, enrolments, orders
+from fleet.server.store import approvals, blocked, devices, enrolments, former, orders
 from fleet.server.store.enrolments import DEFAULT_LIFETIME_S, Invitation, WaitsForApprovalError
 
 router = APIRouter(prefix="/api/v1", tags=["enrolment"])
@@ -35,6 +36,23 @@ def invite(
         wanted.device,
         wanted.labels,
         wanted.deployments,
+        ctx.clock() + _lifetime_s(wanted.expires),
+        needs_approval=wanted.needs_approval,
+    )
+    return _file(ctx, caller, invitation)
+
+
+@router.post("/devices/{device}/replace")
+def replace(
+    ctx: Ctx, caller: Caller, device: str, wanted: Annotated[api.Replacement, Depends(body(api.Replacement))]
+) -> Response:
+    """The file of a device that there is, for a new card or a new board: what it has by the old one it has again."""
+    with ctx.database.read() as connection:
+        row = caller.device(connection, device)
+    invitation = Invitation(
+        device,
+        msgspec.json.decode(row.labels, type=dict[str, str]),
+        devices.deployments_of(row),
         ctx.clock() + _lifetime_s(wanted.expires),
         needs_approval=wanted.needs_approval,
     )
@@ -105,7 +123,7 @@ def _file(ctx: Context, caller: Principal, invitation: Invitation) -> Response:
 def waiting(ctx: Ctx, caller: Caller) -> Response:
     """Who asked to join and waits for a person."""
     with ctx.database.read() as connection:
-        found = [row for row in enrolments.waiting(connection) if caller.reaches(_labels(row))]
+        found = [row for row in approvals.waiting(connection) if caller.reaches(_labels(row))]
     return answer(
         [
             api.Waiting(
@@ -132,10 +150,10 @@ def reject(ctx: Ctx, caller: Caller, device: str) -> Response:
 
 def _decide(ctx: Context, caller: Principal, device: str, *, is_approved: bool) -> Response:
     with ctx.database.begin() as connection:
-        for row in enrolments.waiting(connection):
+        for row in approvals.waiting(connection):
             if row.device == device:
                 caller.check_reach(_labels(row))
-        enrolments.decide(connection, device, is_approved=is_approved, now=ctx.clock(), who=caller.who)
+        approvals.decide(connection, device, is_approved=is_approved, now=ctx.clock(), who=caller.who)
     return answer(api.Done(device, is_changed=True))
 
 
@@ -164,8 +182,9 @@ def enrol(ctx: Ctx, http: Request, request: Annotated[EnrolRequest, Depends(body
         else:
             was_enrolled = 0 < before < given.enrolment
             if given.enrolment > before and orders.has_any(connection, request.device):
-                # A re-flashed card: its orders must name the new enrolment.
+                # A re-flashed card, or other hardware: its orders must name the new enrolment, and what runs there.
                 blocked.withdraw(connection, request.device)
+                parting.refit(connection, request.device, request.profile)
                 orders.issue(connection, ctx.issuer, request.device, now)
     if waits is not None:
         response = answer(waits, 202)
@@ -184,9 +203,16 @@ def renew(
 ) -> Response:
     """A new certificate for a device that holds one which is good, or ran out less than 90 days ago."""
     now = ctx.clock()
-    with ctx.database.begin() as connection:
-        held = identity.held_by(connection, request, wanted.csr, wanted.proof)
-        given = enrolments.renew(connection, ctx.registrar, held, wanted, now, origin=origin(request))
+    try:
+        with ctx.database.begin() as connection:
+            held = identity.held_by(connection, request, wanted.csr, wanted.proof)
+            given = enrolments.renew(connection, ctx.registrar, held, wanted, now, origin=origin(request))
+    except enrolments.NotGoodError as error:
+        with ctx.database.begin() as connection:
+            row = devices.find(connection, error.held.device)
+            if row is not None:
+                former.asked(connection, row, error.held.enrolment, now, origin(request))
+        raise
     return answer(given)
 
 

@@ -9,7 +9,7 @@ from fleet import api
 from fleet.server.api.admission import Caller, Principal
 from fleet.server.api.context import Context, Ctx, answer, body
 from fleet.server.api.rollouts import reaches_all
-from fleet.server.store import audit, devices, rollouts, settings
+from fleet.server.store import audit, devices, news, rollouts, settings
 
 router = APIRouter(prefix="/api/v1", tags=["fleet"])
 
@@ -43,6 +43,8 @@ def freeze(ctx: Ctx, caller: Caller, wanted: Annotated[api.Freeze, Depends(body(
     with ctx.database.begin() as connection:
         was_frozen = settings.is_frozen(connection)
         settings.set_frozen(connection, wanted.is_frozen)
+        # What changed meanwhile waits for nobody to report.
+        news.anyone(connection)
         action = "fleet.freeze" if wanted.is_frozen else "fleet.unfreeze"
         audit.append(
             connection,

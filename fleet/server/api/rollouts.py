@@ -65,14 +65,14 @@ def listing(ctx: Ctx, caller: Caller) -> Response:
 def show(ctx: Ctx, caller: Caller, rollout_id: str) -> Response:
     with ctx.database.read() as connection:
         found = rollouts.get(connection, rollouts.parse_id(rollout_id))
-        return answer(view(_within(connection, caller, found), ctx.time.now()))
+        return answer(view(within(connection, caller, found), ctx.time.now()))
 
 
 @router.get("/rollouts/{rollout_id}/wanted")
 def asked(ctx: Ctx, caller: Caller, rollout_id: str) -> Response:
     """What it was started with; the same again starts another one like it."""
     with ctx.database.read() as connection:
-        found = _within(connection, caller, rollouts.get(connection, rollouts.parse_id(rollout_id)))
+        found = within(connection, caller, rollouts.get(connection, rollouts.parse_id(rollout_id)))
         return answer(rollouts.wanted(connection, found.id))
 
 
@@ -82,7 +82,7 @@ def turn(
 ) -> Response:
     now = ctx.time.now()
     with ctx.database.begin() as connection:
-        rollout = _within(connection, caller, rollouts.load(connection, rollouts.parse_id(rollout_id)))
+        rollout = within(connection, caller, rollouts.load(connection, rollouts.parse_id(rollout_id)))
         if rollout.status not in _ALLOWED[verb]:
             raise ConflictError(f"rollout {rollout.label} is {rollout.status}; it cannot {verb} now")
         if verb == "resume" and settings.is_frozen(connection):
@@ -129,7 +129,7 @@ def reaches_all(connection: Connection, caller: Principal, rollout: Rollout) -> 
     return bool(members) and all(found is not None and caller.reaches(found) for found in members)
 
 
-def _within(connection: Connection, caller: Principal, rollout: Rollout) -> Rollout:
+def within(connection: Connection, caller: Principal, rollout: Rollout) -> Rollout:
     """A rollout within the scope; any other is not there. Raises: NotFoundError."""
     if not reaches_all(connection, caller, rollout):
         raise NotFoundError(

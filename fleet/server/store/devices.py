@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, delete, func, select, update
 
 from edgekit.errors import AuthError, ConflictError, NotFoundError
 from edgekit.wire.messages import Boot, Reported, Status
-from fleet.server.schema import desired, devices, outbox
+from fleet.server.schema import desired, devices, outbox, to_place
 from fleet.server.store import audit, news
 from fleet.server.store.audit import Who
 from fleet.server.store.known import Known
@@ -50,7 +50,7 @@ def get(connection: Connection, device: str, *, lock: bool = False) -> DeviceRow
     """One device; with `lock` nobody else changes it before this transaction ends. Raises: NotFoundError."""
     query = select(devices).where(devices.c.id == device)
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
-    if row is None:
+    if row is None or row.deleted_at is not None:
         raise NotFoundError(
             f"there is no device {device!r} in this fleet; 'edgekit fleet devices' lists them"
         )
@@ -58,6 +58,7 @@ def get(connection: Connection, device: str, *, lock: bool = False) -> DeviceRow
 
 
 def find(connection: Connection, device: str) -> DeviceRow | None:
+    """Also one that was deleted, whose row only counts."""
     return connection.execute(select(devices).where(devices.c.id == device)).one_or_none()
 
 
@@ -169,6 +170,7 @@ def decommission(connection: Connection, device: str, *, now: float, who: Who) -
     row = get(connection, device, lock=True)
     connection.execute(delete(desired).where(desired.c.device == device))
     connection.execute(delete(outbox).where(outbox.c.device == device))
+    connection.execute(delete(to_place).where(to_place.c.device == device))
     connection.execute(
         update(devices).where(devices.c.id == device).values(decommissioned_at=now, is_online=False)
     )

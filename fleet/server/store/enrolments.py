@@ -19,12 +19,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from edgekit.errors import AuthError, ConflictError, NotFoundError
+from edgekit.errors import AuthError, ConflictError
 from edgekit.wire.enrolment import EnrolAnswer, EnrolRequest, RenewRequest
 from fleet.server import ca
 from fleet.server.ca import Authority, Standing
 from fleet.server.schema import desired, devices, enrolment_tokens, enrolment_uses
-from fleet.server.store import audit, certificates, hardware
+from fleet.server.store import audit, certificates, groups, hardware, news
 from fleet.server.store import devices as device_store
 from fleet.server.store.audit import Who
 from fleet.server.store.certificates import CertificateRow
@@ -44,6 +44,16 @@ class Registrar:
     authority: Authority
     fleet: str
     credential: Callable[[str, int], str]
+
+
+class NotGoodError(AuthError):
+    """The certificate `held` gives nothing any more."""
+
+    def __init__(self, held: CertificateRow) -> None:
+        super().__init__(
+            f"the certificate of {held.device!r} is revoked or has run out for good; enrol again"
+        )
+        self.held = held
 
 
 class WaitsForApprovalError(Exception):
@@ -69,11 +79,7 @@ def invite(connection: Connection, invitation: Invitation, *, now: float, who: W
 
     Raises: ConflictError if a label is one of the built-in names.
     """
-    for reserved in ("device", "profile"):
-        if reserved in invitation.labels:
-            raise ConflictError(
-                f"label {reserved!r} is built in (it is the device's own); choose another name"
-            )
+    groups.check_free(invitation.labels)
     token = new_secret()
     device, before = invitation.device, None
     labels = msgspec.json.encode(invitation.labels).decode()
@@ -96,6 +102,9 @@ def invite(connection: Connection, invitation: Invitation, *, now: float, who: W
             # What it has by its present enrolment stays until it enrols again.
             later = {} if known.enrolment else {"deployments": deployments}
             connection.execute(update(devices).where(devices.c.id == device).values(labels=labels, **later))
+            if known.enrolment and known.labels != labels:
+                groups.mark(connection, [device], device_store.deployments_of(known))
+                news.note(connection, [device])
     connection.execute(
         insert(enrolment_tokens).values(
             hash=secret_hash(token),
@@ -209,7 +218,8 @@ def _first_use(
 
 def _check_free(connection: Connection, token: TokenRow, device: str) -> None:
     """Whether a batch may give this name away. Raises: ConflictError."""
-    if connection.execute(select(devices.c.id).where(devices.c.id == device)).scalar() is not None:
+    there = devices.c.id == device, devices.c.deleted_at.is_(None)
+    if connection.execute(select(devices.c.id).where(*there)).scalar() is not None:
         raise ConflictError(
             f"there is a device {device!r} already, and a batch takes none over; "
             f"for this board make a file of its own with 'edgekit fleet enroll {device}'"
@@ -255,6 +265,9 @@ def _give(
             is_confirmed=False,
             credential_hash=secret_hash(credential),
             decommissioned_at=None,
+            deleted_at=None,
+            former_enrolment=0,
+            former_at=None,
             profile=request.profile,
             agent_version=request.agent_version,
             is_online=False,
@@ -266,6 +279,10 @@ def _give(
             reported_counter=0,
         )
     )
+    if row is not None and _has_changed(row, token, request):
+        had, gets = (msgspec.json.decode(one.deployments, type=tuple[str, ...]) for one in (row, token))
+        groups.mark(connection, [device], {*had, *gets})
+        news.note(connection, [device])
     kept = row.fingerprint if row is not None else ""
     hardware.compare(
         connection, device, kept, request.fingerprint, verb="enrolled again", now=now, origin=origin
@@ -292,6 +309,12 @@ def _give(
         after={"enrolment": enrolment, "profile": request.profile, "serial": ca.serial_text(certificate)},
     )
     return _answer(registrar, device, enrolment, ca.pem(certificate), certificate.not_valid_after_utc)
+
+
+def _has_changed(row: DeviceRow, token: TokenRow, request: EnrolRequest) -> bool:
+    """Whether what decides over a device's place is another than before; a card that is only written again is not."""
+    was = (row.labels, row.deployments, row.profile)
+    return bool(row.enrolment) and was != (token.labels, token.deployments, request.profile)
 
 
 def _again(
@@ -331,10 +354,10 @@ def renew(
     """A new certificate for who holds one that is good or may still renew; the old one runs out by itself.
 
     A request for the same key as before gets the newest certificate of that key again in the first half of its life, so
-    that a lost answer does not make more. A device that renews asks later than that. Raises: AuthError, UsageError.
+    that a lost answer does not make more. A device that renews asks later than that. Raises: NotGoodError, UsageError.
     """
     if certificates.standing(connection, held, now) is Standing.NOTHING:
-        raise AuthError(f"the certificate of {held.device!r} is revoked or has run out for good; enrol again")
+        raise NotGoodError(held)
     row = device_store.get(connection, held.device, lock=True)
     key = ca.read_request(request.csr, row.id)
     digest = ca.key_digest(key)
@@ -372,49 +395,3 @@ def confirm(connection: Connection, row: DeviceRow) -> None:
     """The device has used what it got: its token is used up."""
     if not row.is_confirmed:
         connection.execute(update(devices).where(devices.c.id == row.id).values(is_confirmed=True))
-
-
-def waiting(connection: Connection) -> list[Row[Any]]:
-    """Who asked to join and waits for a person, oldest first: device, profile, public_key, first_at, labels."""
-    query = (
-        select(enrolment_uses, enrolment_tokens.c.labels)
-        .join(enrolment_tokens, enrolment_tokens.c.id == enrolment_uses.c.token)
-        .where(enrolment_uses.c.state == WAITING)
-        .order_by(enrolment_uses.c.first_at)
-    )
-    return list(connection.execute(query))
-
-
-def decide(connection: Connection, device: str, *, is_approved: bool, now: float, who: Who) -> None:
-    """Let a device that waits join, or not. Raises: NotFoundError if none of this name waits."""
-    state = APPROVED if is_approved else REJECTED
-    waits = (enrolment_uses.c.device == device) & (enrolment_uses.c.state == WAITING)
-    if connection.execute(update(enrolment_uses).where(waits).values(state=state)).rowcount == 0:
-        raise NotFoundError(
-            f"no device {device!r} waits for approval; 'edgekit fleet waiting' lists who does"
-        )
-    verb = "device.approve" if is_approved else "device.reject"
-    audit.append(connection, now, who, verb, device, before={"state": WAITING}, after={"state": state})
-
-
-def revoke(connection: Connection, device: str, *, reason: str, now: float, who: Who) -> int:
-    """Take the device's identity away: certificates, credential, tokens that were not used. How many certificates.
-
-    It stays in the registry; with a new enrolment file it joins again. Raises: NotFoundError.
-    """
-    device_store.get(connection, device, lock=True)
-    count = certificates.revoke(connection, device, reason[:64] or "revoked", now)
-    connection.execute(
-        update(devices)
-        .where(devices.c.id == device)
-        .values(credential_hash=None, is_confirmed=True, is_online=False)
-    )
-    connection.execute(
-        update(enrolment_tokens)
-        .where(enrolment_tokens.c.device == device, enrolment_tokens.c.revoked_at.is_(None))
-        .values(revoked_at=now)
-    )
-    audit.append(
-        connection, now, who, "device.revoke", device, reason, before={"certificates": count}, after={}
-    )
-    return count

@@ -5,18 +5,25 @@ Always true
  2. counter = max(last + 1, unix milliseconds): a restored database cannot fall behind what devices accepted.
  3. No bundle that is blocked becomes desired.
  4. The outbox holds one row per device, the newest; publishing it twice does no harm.
+ 5. An order that is only said again (renewed, signed by another key, for a new enrolment) asks for the same way of going
+    about it as the one before; a retry is asked for once.
 """
 
+import base64
+import binascii
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, Row, Select, bindparam, delete, insert, select, update
 
-from edgekit.trust.dsse import ORDER_TYPE
-from edgekit.wire.messages import Order, OrderedBundle, OrderOptions, encode
+from edgekit.errors import MessageError
+from edgekit.trust.dsse import ORDER_TYPE, Envelope
+from edgekit.wire.messages import Order, OrderedBundle, OrderOptions, decode, encode
 from fleet.publish import SigningKey, sign
 from fleet.server.schema import bundles, desired, devices, orders, outbox
 from fleet.server.store import blocked, known
@@ -95,7 +102,7 @@ def move(
     options: Mapping[str, OrderOptions] | None = None,
 ) -> dict[str, int]:
     """Change what one deployment of many devices is to run (device → digest, None is no model), and order it; device →
-    counter of its order. Those out of service get none. `options` are by device.
+    counter of its order. Those out of service get none. `options` as in `issue_all`.
 
     Raises: BlockedError for a bundle that is blocked.
     """
@@ -137,7 +144,9 @@ def issue_all(
     now: float,
     options: Mapping[str, OrderOptions] | None = None,
 ) -> dict[str, int]:
-    """The same for devices whose rows are locked; device → counter."""
+    """The same for devices whose rows are locked; device → counter. A device that `options` does not name goes about it
+    as it was told before.
+    """
     if not rows:
         return {}
     wanted: dict[str, dict[str, OrderedBundle]] = {device: {} for device in rows}
@@ -146,9 +155,12 @@ def issue_all(
             wanted[found.device][found.deployment] = _ordered(found)
     counters: dict[str, int] = {}
     signed: list[dict[str, Any]] = []
+    named = options or {}
+    as_before = _options_of(connection, sorted(rows.keys() - named.keys()))
     for device, row in rows.items():
         counter = max(int(row.get("order_counter")) + 1, int(now * 1000))
-        envelope = _signed(issuer, row, wanted[device], counter, now, (options or {}).get(device))
+        how = named.get(device) or as_before.get(device, OrderOptions())
+        envelope = _signed(issuer, row, wanted[device], counter, now, how)
         counters[device] = counter
         signed.append({"device": device, "counter": counter, "envelope": envelope})
         row.change(order_counter=counter)
@@ -169,7 +181,7 @@ def _signed(  # noqa: PLR0917  # what an order says, in its order
     deployments: dict[str, OrderedBundle],
     counter: int,
     now: float,
-    options: OrderOptions | None,
+    options: OrderOptions,
 ) -> bytes:
     issued = datetime.fromtimestamp(now, UTC)
     order = Order(
@@ -180,10 +192,28 @@ def _signed(  # noqa: PLR0917  # what an order says, in its order
         counter=counter,
         issued=issued,
         expires=issued + timedelta(seconds=LIFETIME_S),
-        options=options or OrderOptions(),
+        options=options,
         added=device_store.added_of(row.row),
     )
     return sign(encode(order), ORDER_TYPE, issuer.key)
+
+
+def options_of(connection: Connection, device: str) -> OrderOptions:
+    """How the device was last told to go about an order."""
+    return _options_of(connection, [device]).get(device, OrderOptions())
+
+
+def _options_of(connection: Connection, names: Sequence[str]) -> dict[str, OrderOptions]:
+    query = select(outbox.c.device, outbox.c.payload)
+    found: dict[str, OrderOptions] = {}
+    for some in chunks(names):
+        for row in connection.execute(query.where(outbox.c.device.in_(some))):
+            # An order of an older format is said again without them.
+            with contextlib.suppress(msgspec.DecodeError, binascii.Error, MessageError):
+                envelope = msgspec.json.decode(row.payload, type=Envelope)
+                options = decode(base64.b64decode(envelope.payload), Order).options
+                found[row.device] = msgspec.structs.replace(options, retry=False)
+    return found
 
 
 def _ordered(row: DesiredRow) -> OrderedBundle:

@@ -1,6 +1,6 @@
 """Rollouts, their members as rows of their own (`members`), and the assignments that completed ones leave."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,9 +15,8 @@ from fleet.rules.rollout import ACTIVE, Rollout, Status
 from fleet.server.schema import assignments, rollouts
 from fleet.server.schema import members as member_rows
 from fleet.server.store import members
-from fleet.server.store.devices import DeviceRow, deployments_of, labels_of
+from fleet.server.store.upsert import chunks
 
-AssignmentRow = Row[Any]
 _NOT_FOUND = "there is no rollout r{}; 'edgekit fleet rollout list' shows them"
 _ACTIVE = [status.value for status in ACTIVE]
 
@@ -180,14 +179,23 @@ def judged(connection: Connection) -> list[Row[Any]]:
     return list(connection.execute(query))
 
 
-def busy(connection: Connection) -> dict[tuple[str, str], int]:
-    """(device, deployment) → the rollout under way that has it."""
+def busy(connection: Connection, devices: Sequence[str] | None = None) -> dict[tuple[str, str], int]:
+    """(device, deployment) → the rollout under way that has it; of all, or of some devices."""
     query = (
         select(member_rows.c.device, rollouts.c.deployment, rollouts.c.id)
         .join(rollouts, rollouts.c.id == member_rows.c.rollout)
         .where(rollouts.c.status.in_(_ACTIVE))
     )
-    return {(device, deployment): number for device, deployment, number in connection.execute(query)}
+    queries = (
+        [query]
+        if devices is None
+        else [query.where(member_rows.c.device.in_(some)) for some in chunks(devices)]
+    )
+    return {
+        (device, deployment): number
+        for part in queries
+        for device, deployment, number in connection.execute(part)
+    }
 
 
 def of_device(connection: Connection, device: str) -> list[Rollout]:
@@ -215,19 +223,3 @@ def assign(connection: Connection, rollout: Rollout, now: float) -> None:
 
 def unassign(connection: Connection, rollout: Rollout) -> None:
     connection.execute(delete(assignments).where(assignments.c.rollout == rollout.id))
-
-
-def all_assignments(connection: Connection) -> list[AssignmentRow]:
-    """Newest first: the first that matches holds."""
-    return list(connection.execute(select(assignments).order_by(assignments.c.id.desc())))
-
-
-def assigned(rows: list[AssignmentRow], device: DeviceRow, deployment: str) -> AssignmentRow | None:
-    """The assignment that holds for a device's deployment."""
-    from fleet.rules import selectors
-
-    if deployment not in deployments_of(device):
-        return None
-    labels = labels_of(device)
-    matching = (r for r in rows if r.deployment == deployment and selectors.parse(r.selector).matches(labels))
-    return next(matching, None)
