@@ -25,7 +25,7 @@ from fleet.rules import stages
 from fleet.rules.evidence import StageEvidence
 from fleet.rules.gates import Outcome
 from fleet.rules.judge import Judgement, judge
-from fleet.rules.members import BAD, Member, Word, hear, is_settled, time_out
+from fleet.rules.members import BAD, Member, Word, hear, time_out
 from fleet.rules.moving import is_due, ordered, replace_members, with_due, with_stand_ins
 from fleet.rules.rollout import (
     ACTIVE,
@@ -77,7 +77,7 @@ def _tick(rollout: Rollout, data: StageEvidence, now: datetime) -> Step:
         return converge(rollout, now), []
     if rollout.status not in (Status.RUNNING, Status.PAUSED):
         return rollout, []
-    late = [time_out(m, now, rollout.spec.deadline_s) for m in rollout.members.values() if not is_settled(m)]
+    late = [time_out(m, now, rollout.spec.deadline_s) for m in rollout.roster.moving.values()]
     rollout = replace_members(rollout, late)
     judgement = _judgement(rollout, data)
     rollout = msgspec.structs.replace(rollout, verdicts=judgement.verdicts)
@@ -112,8 +112,8 @@ def _judgement(rollout: Rollout, data: StageEvidence) -> Judgement:
 def _soak(rollout: Rollout, judgement: Judgement, now: datetime) -> Step:
     """Nothing stops the stage: it settles, soaks, and passes once every gate is satisfied."""
     soak = timedelta(seconds=rollout.spec.soak_s)
-    has_settled = next(is_due(rollout), None) is None and all(
-        is_settled(m) or not m.is_reachable for m in rollout.members.values() if m.order_counter
+    has_settled = next(is_due(rollout), None) is None and not any(
+        m.is_reachable for m in rollout.roster.moving.values()
     )
     if not has_settled:
         return rollout, []
@@ -177,14 +177,14 @@ def _joined(rollout: Rollout, members: tuple[Member, ...]) -> Step:
 
 def _left(rollout: Rollout, devices: tuple[str, ...], now: datetime) -> Step:
     """Who is left goes on without them; a running stage that lost everybody it had moved takes the next ones."""
-    rest = {device: member for device, member in rollout.members.items() if device not in devices}
+    rest = rollout.roster.without(devices)
     if rollout.status not in ACTIVE or len(rest) == len(rollout.members):
         return rollout, []
     rollout = msgspec.structs.replace(rollout, members=rest)
     if not rest:
         reason = "every device of it was taken out of service"
         return msgspec.structs.replace(rollout, status=Status.ABORTED, turned_at=now, reason=reason), []
-    if rollout.status is not Status.RUNNING or any(m.order_counter for m in rest.values()):
+    if rollout.status is not Status.RUNNING or any(rest.asked.values()):
         return rollout, []
     return _open(rollout, rollout.stage, now)
 

@@ -9,10 +9,11 @@ Always true
 import heapq
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
+from itertools import islice
 
 import msgspec
 
-from fleet.rules.members import SETTLED, Member
+from fleet.rules.members import Member
 from fleet.rules.rollout import RETURNING, Move, Rollout, Status, Step
 
 # Orders of one step, so of one transaction.
@@ -27,18 +28,26 @@ def is_allowed(rollout: Rollout, member: Member) -> bool:
 
 
 def is_due(rollout: Rollout) -> Iterator[Member]:
-    """Who is to get an order: forward into the open stage while it runs, back while the rollout turns back."""
-    if rollout.status is Status.RUNNING:
-        return (m for m in rollout.members.values() if not m.order_counter and is_allowed(rollout, m))
+    """Who is to get an order, in the order in which devices move: forward into the open stage while it runs, back while
+    the rollout turns back.
+    """
+    if rollout.status is Status.RUNNING and rollout.stage >= 0:
+        roster = rollout.roster
+        queues = [
+            roster.waiting(profile, is_held=is_held, until=threshold)
+            for profile, threshold in rollout.thresholds.items()
+            for is_held in ((False, True) if rollout.current.is_closing else (False,))
+        ]
+        return heapq.merge(*queues, key=lambda m: m.key)
     if rollout.status in RETURNING:
-        return (m for m in rollout.members.values() if m.is_leaving)
+        return iter(sorted(rollout.roster.leaving.values(), key=lambda m: m.key))
     return iter(())
 
 
 def with_due(step: Step) -> Step:
     """The step, and the next orders that are due after it, in the order in which devices move."""
     rollout, effects = step
-    some = heapq.nsmallest(MOVES_AT_ONCE, is_due(rollout), key=lambda m: m.key)
+    some = islice(is_due(rollout), MOVES_AT_ONCE)
     moves = [Move(m.device, m.previous if m.is_leaving else m.target) for m in some]
     return rollout, [*moves, *effects]
 
@@ -47,21 +56,13 @@ def with_stand_ins(rollout: Rollout) -> Rollout:
     """Where all that a stage has of a profile is away, the next device in order that is there stands in (rule 1)."""
     if rollout.current.is_closing:
         return rollout
-    asked: set[str] = set()
-    nobody: set[str] = set()
-    for member in rollout.members.values():
-        if member.order_counter:
-            is_there = member.is_online or member.state in SETTLED
-            (asked if is_there else nobody).add(member.profile)
-    grown = {}
-    for profile in nobody - asked:
-        keys = [
-            m.key
-            for m in rollout.members.values()
-            if m.profile == profile and m.is_online and not m.order_counter and not m.is_held
-        ]
-        if keys:
-            grown[profile] = max(min(keys), rollout.thresholds.get(profile, ""))
+    roster, grown = rollout.roster, {}
+    for profile, asked in roster.asked.items():
+        if not asked or roster.there.get(profile):
+            continue
+        found = next((m.key for m in roster.waiting(profile, is_held=False) if m.is_online), None)
+        if found is not None:
+            grown[profile] = max(found, rollout.thresholds.get(profile, ""))
     return msgspec.structs.replace(rollout, thresholds=rollout.thresholds | grown) if grown else rollout
 
 

@@ -10,6 +10,7 @@ from fleet.rules.budget import Spent
 from fleet.rules.evidence import StageEvidence
 from fleet.rules.gates import Gate, Verdict
 from fleet.rules.members import Member, Word
+from fleet.rules.roster import Roster
 from fleet.rules.stages import Stage
 
 
@@ -64,6 +65,16 @@ class Rollout(msgspec.Struct, frozen=True):
     spent: Spent = Spent()
     verdicts: tuple[Verdict, ...] = ()
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.members, Roster):
+            msgspec.structs.force_setattr(self, "members", Roster(self.members))
+
+    @property
+    def roster(self) -> Roster:
+        """The members, and who of them stands where."""
+        assert isinstance(self.members, Roster)
+        return self.members
 
     @property
     def label(self) -> str:

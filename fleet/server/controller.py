@@ -266,7 +266,7 @@ class Controller:
             return rollout
         bundles = blocked.usable(connection, spec.name, spec.version)
         present = orders.desired_of(connection, devices=[row.id for row in new])
-        taken = rollouts.busy(connection)
+        taken = rollouts.busy(connection, [row.id for row in new])
         joining = []
         for row in new:
             now_runs = present.get((row.id, spec.deployment))
@@ -285,13 +285,11 @@ class Controller:
             state = ([row.id for row in assigned], rollouts.active_ids(connection))
             if not assigned:
                 return
-            if fresh is None or state != self._followed:
-                rows = devices.everyone(connection)
-                present = orders.desired_of(connection)
-            else:
-                rows = devices.some(connection, sorted(fresh))
-                present = orders.desired_of(connection, devices=sorted(fresh))
-            busy = rollouts.busy(connection)
+            is_all = fresh is None or state != self._followed
+            rows = devices.lacking(connection, None if is_all else sorted(fresh or ()))
+            names = [row.id for row in rows]
+            present = orders.desired_of(connection, devices=names)
+            busy = rollouts.busy(connection, names)
             gets: dict[str, list[tuple[str, str, str]]] = {}
             for row in rows:
                 for deployment in devices.deployments_of(row):

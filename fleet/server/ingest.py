@@ -42,6 +42,11 @@ _KINDS: dict[str, Callable[[bytes], Report | Reported | Status]] = {
     topics.REPORTED: lambda payload: decode(payload, Reported),
     topics.STATUS: lambda payload: decode(payload, Status),
 }
+# What ingest needs of a device's row, which holds its whole self-description besides.
+_COLUMNS = (
+    "id", "enrolment", "decommissioned_at", "profile", "is_confirmed", "window_s", "incarnation", "nonce", "is_online",
+    "offline_at", "is_duplicate", "reported_seq", "last_report_at",
+)  # fmt: skip
 _CANNOT_BE_STORED = "cannot be stored"
 
 
@@ -205,7 +210,7 @@ def _read(message: Message, taken: Taken) -> _Said | None:
 
 
 def _store(connection: Connection, said: list[_Said], taken: Taken, now: Now, deaf: Deaf) -> None:
-    rows = known.lock(connection, (one.device for one in said))
+    rows = known.lock(connection, (one.device for one in said), _COLUMNS)
     arrived: list[telemetry.Arrived] = []
     heard: set[str] = set()
     for one in said:

@@ -86,10 +86,7 @@ class Watched:
             self._evidence = {}
             changed = set(rollout.members)
         else:
-            was = before.members
-            changed = set(concerned)
-            if before.members is not rollout.members:
-                changed |= {m.device for m in rollout.members.values() if was.get(m.device) is not m}
+            changed = {*concerned, *(m.device for m in rollout.roster.changed_since(before.members))}
         self._place(changed)
         judged_from = rollout.judged_from.timestamp()
         for device in changed:

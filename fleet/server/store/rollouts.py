@@ -1,5 +1,6 @@
 """Rollouts, their members as rows of their own (`members`), and the assignments that completed ones leave."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from fleet.server.schema import assignments, rollouts
 from fleet.server.schema import members as member_rows
 from fleet.server.store import members
 from fleet.server.store.devices import DeviceRow, deployments_of, labels_of
+from fleet.server.store.upsert import among
 
 AssignmentRow = Row[Any]
 _NOT_FOUND = "there is no rollout r{}; 'edgekit fleet rollout list' shows them"
@@ -77,7 +79,7 @@ def add(connection: Connection, rollout: Rollout, now: float) -> None:
 def save(connection: Connection, rollout: Rollout, before: Rollout, now: float) -> None:
     """What differs from `before`, which is the rollout as it was loaded or saved last in this transaction."""
     was = before.members
-    members.write(connection, rollout.id, (m for m in rollout.members.values() if was.get(m.device) is not m))
+    members.write(connection, rollout.id, rollout.roster.changed_since(was))
     # Members come and go in steps of their own; a step that adds some takes none away.
     if len(rollout.members) < len(was):
         members.remove(connection, rollout.id, sorted(was.keys() - rollout.members.keys()))
@@ -144,12 +146,12 @@ def judged(connection: Connection) -> list[Row[Any]]:
     return list(connection.execute(query))
 
 
-def busy(connection: Connection) -> dict[tuple[str, str], int]:
-    """(device, deployment) → the rollout under way that has it."""
+def busy(connection: Connection, devices: Sequence[str]) -> dict[tuple[str, str], int]:
+    """(device, deployment) → the rollout under way that has it, of these devices."""
     query = (
         select(member_rows.c.device, rollouts.c.deployment, rollouts.c.id)
         .join(rollouts, rollouts.c.id == member_rows.c.rollout)
-        .where(rollouts.c.status.in_(_ACTIVE))
+        .where(rollouts.c.status.in_(_ACTIVE), among(connection, member_rows.c.device, devices))
     )
     return {(device, deployment): number for device, deployment, number in connection.execute(query)}
 
