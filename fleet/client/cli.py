@@ -19,6 +19,7 @@ from fleet.client.rollout_cli import rollout
 _LAZY: Mapping[str, tuple[str, str]] = {
     "init": ("fleet.server.cli:init", "Make a fleet's home, once: keys, authority, database, settings."),
     "up": ("fleet.server.cli:up", "Start the broker and the fleet service; Ctrl-C stops both."),
+    "worker": ("fleet.server.cli:worker", "Take reports in, beside the service; any number share them."),
     "broker-config": (
         "fleet.server.cli:broker_config",
         "Write the configuration of a broker that knows every device.",

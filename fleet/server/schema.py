@@ -351,6 +351,17 @@ totals = Table(
     Column("recent", Text, nullable=False, server_default="{}"),
 )
 
+# The workers that take reports in (`fleet.server.worker`), by a name of their own; times are steady.
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("seen_at", Float, nullable=False),
+    Column("is_hearing", Boolean, nullable=False),
+    Column("stored", BigInteger, nullable=False),
+)
+
 # See `fleet.audit`.
 audit = Table(
     "audit",

@@ -171,7 +171,8 @@ def newest(connection: Connection, names: Sequence[str] | None = None) -> list[D
     query = select(*columns).where(devices.c.decommissioned_at.is_(None))
     if names is not None:
         query = query.where(among(connection, devices.c.id, names))
-    return list(connection.execute(query).all())
+    found: list[DeviceRow] = [*connection.execute(query).all()]
+    return found
 
 
 def some(connection: Connection, names: Sequence[str]) -> list[DeviceRow]:
