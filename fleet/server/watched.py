@@ -19,7 +19,7 @@ from fleet.rules.members import BAD, Member, Word
 from fleet.rules.rollout import Rollout
 from fleet.rules.sums import Deaf, StageSums
 from fleet.server.store import devices, members, telemetry
-from fleet.server.store.devices import DeviceRow
+from fleet.server.store.devices import DeviceRow, Newest
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Watched:
 
     rollout: Rollout
     revision: int
-    rows: dict[str, DeviceRow] = field(default_factory=dict)
+    rows: dict[str, Newest] = field(default_factory=dict)
     _sums: dict[str, StageSums] = field(default_factory=dict)
     _evidence: dict[str, DeviceEvidence] = field(default_factory=dict)
     # Device → its place among all that were ordered.

@@ -162,17 +162,25 @@ def note_clones(connection: Connection, known: Iterable[Known], now: float) -> N
             audit.append(connection, now, audit.FLEET, "device.duplicate", one.id, detail)
 
 
-def newest(connection: Connection, names: Sequence[str] | None = None) -> list[DeviceRow]:
-    """What a tick looks at, of all devices in service or of some of them, without what they said of themselves."""
-    columns = (
-        devices.c.id, devices.c.enrolment, devices.c.incarnation, devices.c.reported_seq, devices.c.is_online,
-        devices.c.last_report_at, devices.c.window_s,
-    )  # fmt: skip
+class Newest(msgspec.Struct, frozen=True, gc=False):
+    """What a tick looks at of a device, without what it said of itself."""
+
+    id: str
+    enrolment: int
+    incarnation: int
+    reported_seq: int
+    is_online: bool
+    last_report_at: float | None
+    window_s: float | None
+
+
+def newest(connection: Connection, names: Sequence[str] | None = None) -> list[Newest]:
+    """Of all devices in service, or of some of them."""
+    columns = [devices.c[name] for name in Newest.__struct_fields__]
     query = select(*columns).where(devices.c.decommissioned_at.is_(None))
     if names is not None:
         query = query.where(among(connection, devices.c.id, names))
-    found: list[DeviceRow] = [*connection.execute(query).all()]
-    return found
+    return [Newest(*row) for row in connection.execute(query).all()]
 
 
 def some(connection: Connection, names: Sequence[str]) -> list[DeviceRow]:
