@@ -1,34 +1,29 @@
 """Workers that share the reports: one that is killed loses nothing, and the fleet knows whether it hears."""
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
-from fleet_support import Service, free_port, wait_until
+from fleet_support import Service, wait_until
 from sqlalchemy import func, select
-from store_support import NOW, enrolled
+from store_support import NOW
 
 from edgekit.errors import UsageError
-from fleet.server import schema, worker
+from fleet.server import schema
 from fleet.server.clock import BRIDGE_S, Clock
 from fleet.server.crew import Crew
 from fleet.server.database import Database, sqlite_url
-from fleet.server.inbox import Inbox, Message
 from fleet.server.places import EMBEDDED, Wanted, settle
 from fleet.server.service import Options
 from fleet.server.store import workers
 
-needs_mosquitto = pytest.mark.skipif(not shutil.which("mosquitto", path="/usr/sbin:/usr/bin"), reason="no mosquitto")
+needs_mosquitto = pytest.mark.skipif(
+    not shutil.which("mosquitto", path="/usr/sbin:/usr/bin"), reason="no mosquitto"
+)
 
 
 def stored(database: Database) -> int:

@@ -1,0 +1,380 @@
+"""One virtual device: it reports, follows orders by the real rules, and has no model.
+
+Always true
+ 1. An order counts only if the fleet's key signed it and `edgekit.protocol.orders` accepts it.
+ 2. A report is kept, and sent again with back-off, until its exact number is acknowledged; at each reconnect at once.
+ 3. What it says of itself goes out after every change, and after every connect.
+"""
+
+import asyncio
+import math
+import random
+import ssl
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from edgekit.errors import MessageError, OrderRefusedError, SignatureRefusedError
+from edgekit.protocol import orders
+from edgekit.trust import dsse
+from edgekit.wire import topics
+from edgekit.wire.enrolment import EnrolmentFile
+from edgekit.wire.messages import (
+    Ack,
+    Boot,
+    DeploymentReport,
+    Order,
+    OrderedBundle,
+    Report,
+    Reported,
+    Status,
+    decode,
+    encode,
+)
+from edgekit.wire.states import AgentState
+from fleet.simulate import mqtt
+from fleet.simulate.behaviour import Windows, World
+from fleet.simulate.line import Hooks, Line
+from fleet.simulate.tally import Tally
+
+# As the agent's.
+FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 300.0
+KEEPALIVE_S = 120
+MOST_KEPT = 1000
+
+
+class Identity(NamedTuple):
+    """What a device got by enrolling. `certificate` is a PEM chain with its key, empty on a plain fleet."""
+
+    name: str
+    enrolment: int
+    profile: str
+    incarnation: int
+    certificate: str = ""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all devices of a run have in common. `order_keys` are those of the enrolment file."""
+
+    file: EnrolmentFile
+    world: World
+    windows: Windows
+    tally: Tally
+    engines: Mapping[str, str]
+    random: random.Random
+    chain: Mapping[str, tuple[str, ...]]
+
+
+@dataclass
+class _Kept:
+    """A report that is not acknowledged yet."""
+
+    payload: bytes
+    first_sent: float
+    due: float
+    pause_s: float = FIRST_RETRY_S
+
+
+@dataclass
+class _Slot:
+    """One deployment."""
+
+    state: AgentState = AgentState.IDLE
+    digest: str | None = None
+    ordered: str | None = None
+    title: tuple[str, str] = ("", "")
+    reason: str = ""
+    is_silent: bool = False
+    refused: set[str] = field(default_factory=set)
+    task: asyncio.TimerHandle | None = None
+
+
+class Device:
+    """`start` connects; from then on everything happens by itself in the event loop until `stop`."""
+
+    def __init__(self, identity: Identity, shared: Shared, source: str | None = None) -> None:
+        self.identity, self._shared, self._source = identity, shared, source
+        self._loop = asyncio.get_running_loop()
+        self._line: Line | None = None
+        self._is_up = self._is_ending = False
+        self._incarnation, self._nonce = identity.incarnation, _nonce(shared.random)
+        self._seq = self._said = 0
+        self._followed = orders.Followed()
+        self._refused = ""
+        self._slots: dict[str, _Slot] = {name: _Slot() for name in shared.file.deployments}
+        self._kept: dict[tuple[Boot, int], _Kept] = {}
+        self._level = shared.windows.level()
+        self._topic = {leaf: topics.of(identity.name, leaf) for leaf in _LEAVES}
+
+    @property
+    def waiting(self) -> int:
+        """Reports that are not acknowledged."""
+        return len(self._kept)
+
+    async def start(self) -> None:
+        """Connect, and report from some moment of the first window on."""
+        phase = self._shared.random.random() * self._shared.world.window_s
+        self._loop.call_later(phase, self._window)
+        self._plan_drop()
+        await self._connect()
+
+    def end(self) -> None:
+        """No further reports and drops; what is kept is still sent until it is acknowledged."""
+        self._is_ending = True
+
+    def stop(self) -> None:
+        """Say goodbye."""
+        self._is_ending = True
+        if self._line is not None and self._is_up:
+            self._line.publish(
+                self._topic[topics.STATUS], encode(Status(online=False, boot=self._boot)), retain=True
+            )
+            self._line.goodbye()
+
+    @property
+    def _boot(self) -> Boot:
+        return Boot(self.identity.enrolment, self._incarnation, self._nonce)
+
+    async def _connect(self) -> None:
+        will = mqtt.Will(self._topic[topics.STATUS], encode(Status(online=False, boot=self._boot)))
+        greeting = mqtt.connect(self.identity.name, will, KEEPALIVE_S)
+        broker = self._shared.file.broker
+        local = (self._source, 0) if self._source else None
+        line = Line(greeting, Hooks(self._up, self._message, self._lost))
+        try:
+            await self._loop.create_connection(
+                lambda: line,
+                broker.host,
+                broker.port,
+                ssl=self._tls() if broker.tls else None,
+                local_addr=local,
+            )
+        except OSError:
+            self._shared.tally.refused_connections += 1
+            self._again(1.0 + 4.0 * self._shared.random.random())
+            return
+        self._line = line
+
+    def _tls(self) -> ssl.SSLContext:
+        return tls_context(self._shared.file, self.identity.certificate)
+
+    def _again(self, after_s: float) -> None:
+        if not self._is_ending or self._kept:
+            self._loop.call_later(after_s, lambda: asyncio.ensure_future(self._connect()))
+
+    def _up(self) -> None:
+        assert self._line is not None
+        self._is_up = True
+        self._shared.tally.connected += 1
+        self._shared.tally.connections += 1
+        self._line.subscribe((self._topic[topics.DESIRED], 1), (self._topic[topics.ACK], 0))
+        online = encode(Status(online=True, boot=self._boot))
+        self._line.publish(self._topic[topics.STATUS], online, retain=True)
+        self._say()
+        for kept in self._kept.values():
+            kept.due = 0.0
+        self._send_kept()
+
+    def _lost(self) -> None:
+        if self._is_up:
+            self._shared.tally.connected -= 1
+        self._line, self._is_up = None, False
+        self._again(self._shared.random.expovariate(1 / min(5.0, self._shared.world.away_s)))
+
+    def _message(self, topic: str, payload: bytes) -> None:
+        try:
+            if topic == self._topic[topics.ACK]:
+                self._acknowledged(decode(payload, Ack))
+            elif topic == self._topic[topics.DESIRED] and payload:
+                self._ordered(payload)
+        except (MessageError, SignatureRefusedError, OrderRefusedError) as error:
+            self._shared.tally.orders_refused += 1
+            self._refused = str(error)
+            self._say()
+
+    def _ordered(self, data: bytes) -> None:
+        payload = dsse.verify(data, dsse.ORDER_TYPE, self._shared.file.order_keys)
+        order = decode(payload, Order)
+        profile = self.identity.profile
+        chain = self._shared.chain.get(profile, (profile,))
+        me = orders.Identity(
+            self._shared.file.fleet, self.identity.name, self.identity.enrolment, chain, tuple(self._slots)
+        )
+        followed = orders.accept(order, payload, me, self._followed, datetime.now(UTC))
+        if followed is None:
+            return
+        self._followed, self._refused = followed, ""
+        self._shared.tally.orders_followed += 1
+        for name in order.added:
+            self._slots.setdefault(name, _Slot())
+        for name, slot in self._slots.items():
+            if order.options.retry:
+                slot.refused.clear()
+            probation_s = order.options.probation_s
+            self._follow(slot, order.deployments.get(name), probation_s)
+        self._say()
+
+    def _follow(self, slot: _Slot, wanted: OrderedBundle | None, probation_s: float | None) -> None:
+        if slot.task is not None:
+            slot.task.cancel()
+            slot.task = None
+        slot.ordered, slot.reason = (wanted.sha256 if wanted else None), ""
+        if wanted is None:
+            slot.state, slot.digest, slot.title, slot.is_silent = AgentState.IDLE, None, ("", ""), False
+        elif wanted.sha256 == slot.digest:
+            slot.state = AgentState.IDLE
+        elif wanted.sha256 in slot.refused:
+            slot.state, slot.reason = AgentState.IDLE, "this device has refused it before"
+        else:
+            slot.state = AgentState.FETCH
+            pause_s = self._shared.random.expovariate(1 / max(0.001, self._shared.world.fetch_s))
+            slot.task = self._loop.call_later(pause_s, self._fetched, slot, wanted, probation_s)
+
+    def _fetched(self, slot: _Slot, wanted: OrderedBundle, probation_s: float | None) -> None:
+        release = self._shared.world.release(wanted.target.split("/")[1])
+        if self._shared.random.random() < release.install_failures:
+            slot.state, slot.reason = AgentState.IDLE, "self-test: other outputs than the golden ones"
+            slot.refused.add(wanted.sha256)
+            self._shared.tally.installs_failed += 1
+        else:
+            slot.state = AgentState.PROBATION
+            wait_s = self._shared.world.probation_s if probation_s is None else probation_s
+            slot.task = self._loop.call_later(wait_s, self._committed, slot, wanted)
+        self._say()
+
+    def _committed(self, slot: _Slot, wanted: OrderedBundle) -> None:
+        name, version, *_ = wanted.target.split("/")
+        slot.state, slot.digest, slot.title, slot.task = AgentState.IDLE, wanted.sha256, (name, version), None
+        slot.is_silent = self._shared.random.random() < self._shared.world.release(version).silent
+        self._shared.tally.updates += 1
+        self._say()
+
+    def _say(self) -> None:
+        if self._line is None or not self._is_up:
+            return
+        self._said += 1
+        reported = Reported(
+            device=self.identity.name,
+            boot=self._boot,
+            seq=self._said,
+            order_counter=self._followed.counter,
+            deployments={name: _report_of(slot) for name, slot in self._slots.items()},
+            profile=self.identity.profile,
+            isa=(),
+            engines=dict(self._shared.engines),
+            agent_version="simulated",
+            bundle_format=1,
+            free_bytes=16 << 30,
+            free_memory_mb=2048.0,
+            refused=self._refused,
+        )
+        self._line.publish(self._topic[topics.REPORTED], encode(reported), retain=True)
+
+    def _window(self) -> None:
+        """A window ended."""
+        if self._is_ending:
+            return
+        window_s = self._shared.world.window_s
+        self._loop.call_later(window_s, self._window)
+        if any(slot.is_silent for slot in self._slots.values()):
+            return
+        self._seq += 1
+        report = Report(
+            device=self.identity.name,
+            boot=self._boot,
+            seq=self._seq,
+            started=datetime.now(UTC) - timedelta(seconds=window_s),
+            length_s=window_s,
+            clock_ok=True,
+            deployments=tuple(
+                self._shared.windows.window(name, slot.digest, slot.title[1], self._level)
+                for name, slot in self._slots.items()
+                if slot.digest is not None
+            ),
+        )
+        now = self._loop.time()
+        if len(self._kept) >= MOST_KEPT:
+            self._kept.pop(next(iter(self._kept)))
+            self._shared.tally.reports_lost += 1
+        self._kept[self._boot, self._seq] = _Kept(encode(report), now, 0.0)
+        self._shared.tally.reports_made += 1
+        self._send_kept()
+
+    def _send_kept(self) -> None:
+        """Send what is due, and come back when the next is."""
+        if self._line is None or not self._is_up or not self._kept:
+            return
+        now, soonest = self._loop.time(), math.inf
+        for kept in self._kept.values():
+            if kept.due <= now:
+                self._line.publish(self._topic[topics.TELEMETRY], kept.payload)
+                self._shared.tally.sent(is_first=kept.due == 0.0 and kept.first_sent == now)
+                kept.due = now + kept.pause_s
+                kept.pause_s = min(2 * kept.pause_s, LONGEST_RETRY_S)
+            soonest = min(soonest, kept.due)
+        self._loop.call_at(soonest + 0.01, self._send_due)
+
+    def _send_due(self) -> None:
+        if any(kept.due <= self._loop.time() for kept in self._kept.values()):
+            self._send_kept()
+
+    def _acknowledged(self, ack: Ack) -> None:
+        now = self._loop.time()
+        for seq in ack.seqs:
+            kept = self._kept.pop((ack.boot, seq), None)
+            if kept is not None:
+                self._shared.tally.acknowledged(now - kept.first_sent)
+
+    def _plan_drop(self) -> None:
+        if self._shared.world.drops_per_hour > 0:
+            pause_s = self._shared.random.expovariate(self._shared.world.drops_per_hour / 3600.0)
+            self._loop.call_later(min(pause_s, 1e6), self._drop)
+
+    def _drop(self) -> None:
+        """The connection goes, without a word; half of the time because the device starts anew."""
+        if self._is_ending:
+            return
+        self._plan_drop()
+        if self._line is None or not self._is_up:
+            return
+        self._shared.tally.drops += 1
+        if self._shared.random.random() < 0.5:
+            # Two a start, as the agent's (`device_agent.start`): clean and unclean ones differ.
+            self._incarnation, self._nonce = self._incarnation + 2, _nonce(self._shared.random)
+            self._seq = self._said = 0
+        self._line.cut()
+
+
+_LEAVES = (topics.DESIRED, topics.ACK, topics.STATUS, topics.REPORTED, topics.TELEMETRY)
+
+
+def _nonce(source: random.Random) -> str:
+    return f"{source.getrandbits(64):016x}"
+
+
+def _report_of(slot: _Slot) -> DeploymentReport:
+    name, version = slot.title
+    return DeploymentReport(
+        slot.state,
+        digest=slot.digest,
+        committed=slot.digest,
+        ordered=slot.ordered,
+        model=name,
+        model_version=version,
+        reason=slot.reason,
+        memory_mb=64.0 if slot.digest else None,
+    )
+
+
+def tls_context(file: EnrolmentFile, certificate: str) -> ssl.SSLContext:
+    """Pinned by the file, showing the device's certificate if there is one."""
+    made = ssl.create_default_context(cadata=file.ca)
+    if certificate:
+        with tempfile.NamedTemporaryFile("w", suffix=".pem") as both:
+            both.write(certificate)
+            both.flush()
+            made.load_cert_chain(both.name)
+    return made
