@@ -92,6 +92,7 @@ def simulate(  # an option each
     fetch: float,
     probation: float,
     ramp: float,
+    per_connection: int,
     settle: float,
     seed: int,
 ) -> None:
@@ -118,6 +119,7 @@ def simulate(  # an option each
         duration_s=duration,
         settle_s=settle,
         ramp=ramp,
+        per_connection=per_connection,
         seed=seed,
     )
     with connected(place) as client:

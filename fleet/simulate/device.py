@@ -9,8 +9,6 @@ Always true
 import asyncio
 import math
 import random
-import ssl
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -36,12 +34,11 @@ from edgekit.wire.messages import (
 from edgekit.wire.states import AgentState
 from fleet.simulate import mqtt
 from fleet.simulate.behaviour import Windows, World
-from fleet.simulate.line import Hooks, Line
+from fleet.simulate.line import Line
 from fleet.simulate.tally import Tally
 
 # As the agent's.
 FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 300.0
-KEEPALIVE_S = 120
 MOST_KEPT = 1000
 
 
@@ -73,9 +70,10 @@ class _Kept:
     """A report that is not acknowledged yet."""
 
     payload: bytes
-    first_sent: float
+    made: float
     due: float
     pause_s: float = FIRST_RETRY_S
+    was_sent: bool = False
 
 
 @dataclass
@@ -93,13 +91,13 @@ class _Slot:
 
 
 class Device:
-    """`start` connects; from then on everything happens by itself in the event loop until `stop`."""
+    """From `start` on everything happens by itself in the event loop until `stop`; who connects it is `carrier`'s."""
 
-    def __init__(self, identity: Identity, shared: Shared, source: str | None = None) -> None:
-        self.identity, self._shared, self._source = identity, shared, source
+    def __init__(self, identity: Identity, shared: Shared) -> None:
+        self.identity, self._shared = identity, shared
         self._loop = asyncio.get_running_loop()
         self._line: Line | None = None
-        self._is_up = self._is_ending = False
+        self._is_ending = False
         self._incarnation, self._nonce = identity.incarnation, _nonce(shared.random)
         self._seq = self._said = 0
         self._followed = orders.Followed()
@@ -114,12 +112,9 @@ class Device:
         """Reports that are not acknowledged."""
         return len(self._kept)
 
-    async def start(self) -> None:
-        """Connect, and report from some moment of the first window on."""
-        phase = self._shared.random.random() * self._shared.world.window_s
-        self._loop.call_later(phase, self._window)
-        self._plan_drop()
-        await self._connect()
+    def start(self) -> None:
+        """Report from some moment of the first window on."""
+        self._loop.call_later(self._shared.random.random() * self._shared.world.window_s, self._window)
 
     def end(self) -> None:
         """No further reports and drops; what is kept is still sent until it is acknowledged."""
@@ -128,63 +123,42 @@ class Device:
     def stop(self) -> None:
         """Say goodbye."""
         self._is_ending = True
-        if self._line is not None and self._is_up:
-            self._line.publish(
-                self._topic[topics.STATUS], encode(Status(online=False, boot=self._boot)), retain=True
-            )
-            self._line.goodbye()
+        self._status(is_online=False)
+
+    def starts_anew(self) -> None:
+        """It is another run from now on; what the one before it kept is still to be sent."""
+        # Two a start, as the agent's (`device_agent.start`): clean and unclean ones differ.
+        self._incarnation, self._nonce = self._incarnation + 2, _nonce(self._shared.random)
+        self._seq = self._said = 0
+
+    @property
+    def will(self) -> mqtt.Will:
+        return mqtt.Will(self._topic[topics.STATUS], encode(Status(online=False, boot=self._boot)))
 
     @property
     def _boot(self) -> Boot:
         return Boot(self.identity.enrolment, self._incarnation, self._nonce)
 
-    async def _connect(self) -> None:
-        will = mqtt.Will(self._topic[topics.STATUS], encode(Status(online=False, boot=self._boot)))
-        greeting = mqtt.connect(self.identity.name, will, KEEPALIVE_S)
-        broker = self._shared.file.broker
-        local = (self._source, 0) if self._source else None
-        line = Line(greeting, Hooks(self._up, self._message, self._lost))
-        try:
-            await self._loop.create_connection(
-                lambda: line,
-                broker.host,
-                broker.port,
-                ssl=self._tls() if broker.tls else None,
-                local_addr=local,
-            )
-        except OSError:
-            self._shared.tally.refused_connections += 1
-            self._again(1.0 + 4.0 * self._shared.random.random())
-            return
+    def up(self, line: Line) -> None:
+        """There is a connection."""
         self._line = line
-
-    def _tls(self) -> ssl.SSLContext:
-        return tls_context(self._shared.file, self.identity.certificate)
-
-    def _again(self, after_s: float) -> None:
-        if not self._is_ending or self._kept:
-            self._loop.call_later(after_s, lambda: asyncio.ensure_future(self._connect()))
-
-    def _up(self) -> None:
-        assert self._line is not None
-        self._is_up = True
-        self._shared.tally.connected += 1
-        self._shared.tally.connections += 1
-        self._line.subscribe((self._topic[topics.DESIRED], 1), (self._topic[topics.ACK], 0))
-        online = encode(Status(online=True, boot=self._boot))
-        self._line.publish(self._topic[topics.STATUS], online, retain=True)
+        line.subscribe((self._topic[topics.DESIRED], 1), (self._topic[topics.ACK], 0))
+        self._status(is_online=True)
         self._say()
         for kept in self._kept.values():
             kept.due = 0.0
         self._send_kept()
 
-    def _lost(self) -> None:
-        if self._is_up:
-            self._shared.tally.connected -= 1
-        self._line, self._is_up = None, False
-        self._again(self._shared.random.expovariate(1 / min(5.0, self._shared.world.away_s)))
+    def lost(self) -> None:
+        """There is none any more."""
+        self._line = None
 
-    def _message(self, topic: str, payload: bytes) -> None:
+    def _status(self, *, is_online: bool) -> None:
+        if self._line is not None:
+            status = encode(Status(online=is_online, boot=self._boot))
+            self._line.publish(self._topic[topics.STATUS], status, retain=True)
+
+    def message(self, topic: str, payload: bytes) -> None:
         try:
             if topic == self._topic[topics.ACK]:
                 self._acknowledged(decode(payload, Ack))
@@ -253,7 +227,7 @@ class Device:
         self._say()
 
     def _say(self) -> None:
-        if self._line is None or not self._is_up:
+        if self._line is None:
             return
         self._said += 1
         reported = Reported(
@@ -305,13 +279,14 @@ class Device:
 
     def _send_kept(self) -> None:
         """Send what is due, and come back when the next is."""
-        if self._line is None or not self._is_up or not self._kept:
+        if self._line is None or not self._kept:
             return
         now, soonest = self._loop.time(), math.inf
         for kept in self._kept.values():
             if kept.due <= now:
                 self._line.publish(self._topic[topics.TELEMETRY], kept.payload)
-                self._shared.tally.sent(is_first=kept.due == 0.0 and kept.first_sent == now)
+                self._shared.tally.reports_resent += kept.was_sent
+                kept.was_sent = True
                 kept.due = now + kept.pause_s
                 kept.pause_s = min(2 * kept.pause_s, LONGEST_RETRY_S)
             soonest = min(soonest, kept.due)
@@ -326,26 +301,7 @@ class Device:
         for seq in ack.seqs:
             kept = self._kept.pop((ack.boot, seq), None)
             if kept is not None:
-                self._shared.tally.acknowledged(now - kept.first_sent)
-
-    def _plan_drop(self) -> None:
-        if self._shared.world.drops_per_hour > 0:
-            pause_s = self._shared.random.expovariate(self._shared.world.drops_per_hour / 3600.0)
-            self._loop.call_later(min(pause_s, 1e6), self._drop)
-
-    def _drop(self) -> None:
-        """The connection goes, without a word; half of the time because the device starts anew."""
-        if self._is_ending:
-            return
-        self._plan_drop()
-        if self._line is None or not self._is_up:
-            return
-        self._shared.tally.drops += 1
-        if self._shared.random.random() < 0.5:
-            # Two a start, as the agent's (`device_agent.start`): clean and unclean ones differ.
-            self._incarnation, self._nonce = self._incarnation + 2, _nonce(self._shared.random)
-            self._seq = self._said = 0
-        self._line.cut()
+                self._shared.tally.acknowledged(now - kept.made)
 
 
 _LEAVES = (topics.DESIRED, topics.ACK, topics.STATUS, topics.REPORTED, topics.TELEMETRY)
@@ -367,14 +323,3 @@ def _report_of(slot: _Slot) -> DeploymentReport:
         reason=slot.reason,
         memory_mb=64.0 if slot.digest else None,
     )
-
-
-def tls_context(file: EnrolmentFile, certificate: str) -> ssl.SSLContext:
-    """Pinned by the file, showing the device's certificate if there is one."""
-    made = ssl.create_default_context(cadata=file.ca)
-    if certificate:
-        with tempfile.NamedTemporaryFile("w", suffix=".pem") as both:
-            both.write(certificate)
-            both.flush()
-            made.load_cert_chain(both.name)
-    return made

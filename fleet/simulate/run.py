@@ -18,6 +18,7 @@ from fleet import api
 from fleet.client.rest import Client
 from fleet.simulate import joining
 from fleet.simulate.behaviour import Windows, World
+from fleet.simulate.carrier import Carrier
 from fleet.simulate.device import Device, Shared
 from fleet.simulate.joining import Book
 from fleet.simulate.tally import Tally, Told
@@ -29,7 +30,7 @@ _SPARE_FILES = 200
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run is to be. `duration_s` None: until it is interrupted; `settle_s` is how long it waits at the end for
+    """What a run is to be. `per_connection` devices share a connection. `duration_s` None: until it is interrupted; `settle_s` is how long it waits at the end for
     acknowledgements; `ramp` are connections begun per second.
     """
 
@@ -43,14 +44,19 @@ class Wanted:
     duration_s: float | None = None
     settle_s: float = 30.0
     ramp: float = 500.0
+    per_connection: int = 1
     seed: int = 1
 
 
 def run(wanted: Wanted, client: Client, progress: Callable[[str], None]) -> Told:
     """Raises: UsageError, FleetError."""
-    _allow_files(wanted.devices)
+    _allow_files(-(-wanted.devices // wanted.per_connection))
     tally = Tally()
     book = _book(wanted, client)
+    if book.file.broker.tls and wanted.per_connection > 1:
+        raise UsageError(
+            "--per-connection: a broker with TLS lets each connection speak for one device only; leave it out"
+        )
     new = _names(wanted, book)
     return asyncio.run(_run(wanted, book, new, tally, progress))
 
@@ -108,45 +114,50 @@ async def _run(
         random=random.Random(wanted.seed),  # noqa: S311  # a simulation, not a secret
         chain={name: _chain(name) for name in {one.profile for one in book.devices}},
     )
-    many = is_loopback(book.file.broker.host) and ":" not in book.file.broker.host
-    devices = [
-        Device(one, shared, f"127.0.0.{2 + at // _PER_ADDRESS}" if many else None)
-        for at, one in enumerate(book.devices[: wanted.devices])
+    is_here = is_loopback(book.file.broker.host) and ":" not in book.file.broker.host
+    devices = [Device(one, shared) for one in book.devices[: wanted.devices]]
+    carriers = [
+        Carrier(
+            devices[at : at + wanted.per_connection],
+            shared,
+            f"127.0.0.{2 + at // wanted.per_connection // _PER_ADDRESS}" if is_here else None,
+        )
+        for at in range(0, len(devices), wanted.per_connection)
     ]
     started = time.monotonic()
-    telling = asyncio.ensure_future(_tell(devices, tally, wanted, progress))
-    await _start(devices, wanted.ramp, stopping)
+    telling = asyncio.ensure_future(_tell(len(devices), len(carriers), tally, wanted, progress))
+    await _start(carriers, wanted.ramp, stopping)
     with contextlib.suppress(TimeoutError):
         rest = None if wanted.duration_s is None else wanted.duration_s - (time.monotonic() - started)
         await asyncio.wait_for(stopping.wait(), None if rest is None else max(0.01, rest))
     seconds = time.monotonic() - started
-    for device in devices:
-        device.end()
+    for carrier in carriers:
+        carrier.end()
     deadline = time.monotonic() + wanted.settle_s
-    while any(device.waiting for device in devices) and time.monotonic() < deadline:  # noqa: ASYNC110  # a look at each now and then is cheaper than an event in each
+    while any(carrier.waiting for carrier in carriers) and time.monotonic() < deadline:  # noqa: ASYNC110  # a look at each now and then is cheaper than an event in each
         await asyncio.sleep(0.1)
     made = tally.told(
         devices=len(devices),
         seconds=seconds,
         window_s=wanted.world.window_s,
-        waiting=sum(device.waiting for device in devices),
+        waiting=sum(carrier.waiting for carrier in carriers),
     )
-    for device in devices:
-        device.stop()
+    for carrier in carriers:
+        carrier.stop()
     telling.cancel()
     await asyncio.sleep(0.5)
     joining.save(wanted.state, book)
     return made
 
 
-async def _start(devices: list[Device], ramp: float, stopping: asyncio.Event) -> None:
+async def _start(carriers: list[Carrier], ramp: float, stopping: asyncio.Event) -> None:
     """Connect them one after another, so many a second."""
     began = time.monotonic()
     tasks: set[asyncio.Task[None]] = set()
-    for at, device in enumerate(devices):
+    for at, carrier in enumerate(carriers):
         if stopping.is_set():
             break
-        task = asyncio.ensure_future(device.start())
+        task = asyncio.ensure_future(carrier.start())
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         ahead_s = at / ramp - (time.monotonic() - began)
@@ -155,14 +166,16 @@ async def _start(devices: list[Device], ramp: float, stopping: asyncio.Event) ->
     await asyncio.gather(*tasks)
 
 
-async def _tell(devices: list[Device], tally: Tally, wanted: Wanted, progress: Callable[[str], None]) -> None:
+async def _tell(
+    devices: int, connections: int, tally: Tally, wanted: Wanted, progress: Callable[[str], None]
+) -> None:
     while True:
         before = tally.reports_made
         await asyncio.sleep(1)
         waiting = tally.reports_made - tally.reports_acknowledged - tally.reports_lost
         progress(
-            f"{tally.connected} of {len(devices)} connected, {tally.reports_made - before} reports/s of "
-            f"{len(devices) / wanted.world.window_s:.0f}, {tally.reports_acknowledged} acknowledged, {waiting} waiting, "
+            f"{tally.connected} of {connections} connected, {tally.reports_made - before} reports/s of "
+            f"{devices / wanted.world.window_s:.0f}, {tally.reports_acknowledged} acknowledged, {waiting} waiting, "
             f"{tally.orders_followed} orders followed"
         )
 

@@ -8,8 +8,8 @@ from edgekit.sketch import SketchBuilder
 
 
 class Told(msgspec.Struct, frozen=True):
-    """A run's figures. Reports count once, however often they were sent (`reports_resent`); delays are from a report's
-    first sending to its acknowledgement, which follows the fleet's commit.
+    """A run's figures. Reports count once, however often they were sent (`reports_resent`); delays are from when
+    a report was due to its acknowledgement, which follows the fleet's commit.
     """
 
     devices: int
@@ -52,9 +52,6 @@ class Tally:
     updates: int = 0
     installs_failed: int = 0
     delays_ms: SketchBuilder = field(default_factory=SketchBuilder)
-
-    def sent(self, *, is_first: bool) -> None:
-        self.reports_resent += not is_first
 
     def acknowledged(self, delay_s: float) -> None:
         self.reports_acknowledged += 1

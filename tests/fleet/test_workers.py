@@ -7,17 +7,24 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import paho.mqtt.client as mqtt
 import pytest
-from fleet_support import Service, wait_until
+from fleet_support import Service, free_port, wait_until
+from paho.mqtt.enums import CallbackAPIVersion
 from sqlalchemy import func, select
 from store_support import NOW
 
 from edgekit.errors import UsageError
-from fleet.server import schema
+from edgekit.wire import topics
+from fleet.server import broker_config, schema
+from fleet.server.broker import Mosquitto
 from fleet.server.clock import BRIDGE_S, Clock
 from fleet.server.crew import Crew
 from fleet.server.database import Database, sqlite_url
-from fleet.server.places import EMBEDDED, Wanted, settle
+from fleet.server.inbox import Message
+from fleet.server.intake import RECEIVE_MAXIMUM, Intake
+from fleet.server.link import Login
+from fleet.server.places import EMBEDDED, Address, Wanted, settle
 from fleet.server.service import Options
 from fleet.server.store import workers
 
@@ -108,3 +115,38 @@ def test_who_was_not_heard_of_lately_is_not_there(database: Database) -> None:
         assert [row.name for row in workers.there(connection, NOW + workers.GONE_S + 2)] == ["b"]
         workers.leave(connection, "b")
         assert not workers.there(connection, NOW + workers.GONE_S + 2)
+
+
+@needs_mosquitto
+def test_a_broker_whose_worker_stores_nothing_sends_it_a_bounded_number_of_reports(tmp_path: Path) -> None:
+    config = tmp_path / "mosquitto.conf"
+    port = free_port()
+    config.write_text(broker_config.plain("127.0.0.1", port))
+    broker = Mosquitto(Address("127.0.0.1", port), config)
+    broker.start()
+    intake = Intake(broker.address, "group", Login(), Clock())
+    intake.start()
+    wait_until(lambda: intake.is_connected, "the worker is connected")
+    sender = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    sender.connect("127.0.0.1", port)
+    sender.loop_start()
+    try:
+        more = RECEIVE_MAXIMUM + 300
+        sent = [sender.publish(topics.of("d1", topics.TELEMETRY), str(n), qos=1) for n in range(more)]
+        sent[-1].wait_for_publish(20)
+        got: list[Message] = []
+        wait_until(
+            lambda: got.extend(intake.take(10_000, timeout_s=0.1)) or len(got) >= RECEIVE_MAXIMUM,
+            "it is full",
+        )
+        assert not intake.take(10_000, timeout_s=0.3)
+        assert len(got) == RECEIVE_MAXIMUM
+        intake.confirm(got)
+        wait_until(
+            lambda: got.extend(intake.take(10_000, timeout_s=0.1)) or len(got) >= more, "the rest has come"
+        )
+        assert sorted(int(message.payload) for message in got) == list(range(more))
+    finally:
+        sender.loop_stop()
+        intake.stop()
+        broker.stop()
