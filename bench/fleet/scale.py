@@ -497,7 +497,7 @@ def _everybody(controller: Controller, database: Database, passing: SimpleNamesp
     """All that were ordered say that they are there, and all report once."""
     with database.read() as connection:
         columns = (schema.members.c.device, schema.members.c.order_counter)
-        counters = dict(connection.execute(select(*columns)))
+        counters = dict(connection.execute(select(*columns)).tuples().all())
     said = [
         Message(
             topics.of(crowd.name(n), topics.REPORTED),
@@ -557,33 +557,18 @@ def _page(database: Database, folder: Path) -> float:
     from fleet.rules.access import Role
 
     inside = Inside(folder / "inside")
-    token = inside.token("bench", Role.ADMIN)
-    real = inside.context.database
-    client = inside.client(token)
+    inside.database.close()
+    inside.database = database
+    inside.context.__dict__["database"] = database
+    client = inside.client(inside.token("bench", Role.ADMIN))
     spent = []
-    original = type(real).read
-    try:
-        inside.context.__dict__["database"] = _Both(real, database)
-        for _ in range(5):
-            response, seconds = _clocked(lambda: client.get("/api/v1/devices?after=sim-000400"))
-            assert response.status_code == 200, response.text
-            assert len(response.json()) == 500
-            spent.append(1000 * seconds)
-    finally:
-        inside.context.__dict__["database"] = real
-        assert type(real).read is original
-        inside.close()
+    for _ in range(5):
+        response, seconds = _clocked(lambda: client.get("/api/v1/devices?after=sim-000400"))
+        assert response.status_code == 200, response.text
+        assert len(response.json()) == 500
+        spent.append(1000 * seconds)
+    inside.folder.close()
     return round(sorted(spent)[2], 1)
-
-
-class _Both:
-    """Who may look stands in one database, what there is to see in the other."""
-
-    def __init__(self, who: Database, what: Database) -> None:
-        self._who, self.read = who, what.read
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._who, name)
 
 
 def main() -> None:

@@ -69,6 +69,13 @@ def seconds(_ctx: click.Context, parameter: click.Parameter, text: str | None) -
 @click.option("--probation", default="10s", show_default=True, callback=seconds, help="An update's trial.")
 @click.option("--ramp", default=500.0, show_default=True, help="Connections begun per second.")
 @click.option(
+    "--per-connection",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Devices that share one connection, on a broker without TLS: where this machine has too few.",
+)
+@click.option(
     "--settle", default="30s", show_default=True, callback=seconds, help="Wait for the last answers."
 )
 @click.option("--seed", default=1, show_default=True)
