@@ -30,6 +30,8 @@ class Carrier:
         self._loop = asyncio.get_running_loop()
         self._line: Line | None = None
         self._is_up = self._is_ending = False
+        # How long it is away, where it was not the broker that went.
+        self._away_s: float | None = None
 
     async def start(self) -> None:
         for device in self.devices:
@@ -93,7 +95,8 @@ class Carrier:
         self._line, self._is_up = None, False
         for device in self.devices:
             device.lost()
-        self._again(self._shared.random.expovariate(1 / self._shared.world.away_s))
+        away_s, self._away_s = self._away_s, None
+        self._again(1.0 + 4.0 * self._shared.random.random() if away_s is None else away_s)
 
     def _message(self, topic: str, payload: bytes) -> None:
         place = topics.parse(topic)
@@ -122,6 +125,7 @@ class Carrier:
         if self._shared.random.random() < 0.5:
             for device in self.devices:
                 device.starts_anew()
+        self._away_s = self._shared.random.expovariate(1 / self._shared.world.away_s)
         self._line.cut()
 
 

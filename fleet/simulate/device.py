@@ -43,13 +43,17 @@ MOST_KEPT = 1000
 
 
 class Identity(NamedTuple):
-    """What a device got by enrolling. `certificate` is a PEM chain with its key, empty on a plain fleet."""
+    """What a device got by enrolling, and has kept since. `certificate` is a PEM chain with its key, empty on a plain
+    fleet; `runs` are (deployment, digest, name, version), `followed` the newest order.
+    """
 
     name: str
     enrolment: int
     profile: str
     incarnation: int
     certificate: str = ""
+    runs: tuple[tuple[str, str, str, str], ...] = ()
+    followed: orders.Followed = orders.Followed()
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,22 @@ class Device:
         self._is_ending = False
         self._incarnation, self._nonce = identity.incarnation, _nonce(shared.random)
         self._seq = self._said = 0
-        self._followed = orders.Followed()
+        self._followed = identity.followed
         self._refused = ""
         self._slots: dict[str, _Slot] = {name: _Slot() for name in shared.file.deployments}
+        for name, digest, model, version in identity.runs:
+            self._slots[name] = _Slot(digest=digest, ordered=digest, title=(model, version))
         self._kept: dict[tuple[Boot, int], _Kept] = {}
         self._level = shared.windows.level()
         self._topic = {leaf: topics.of(identity.name, leaf) for leaf in _LEAVES}
+
+    @property
+    def kept(self) -> Identity:
+        """What outlives the run."""
+        runs = tuple(
+            (name, slot.digest, *slot.title) for name, slot in self._slots.items() if slot.digest is not None
+        )
+        return self.identity._replace(incarnation=self._incarnation, runs=runs, followed=self._followed)
 
     @property
     def waiting(self) -> int:

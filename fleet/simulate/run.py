@@ -146,6 +146,7 @@ async def _run(
         carrier.stop()
     telling.cancel()
     await asyncio.sleep(0.5)
+    book.devices[: len(devices)] = [device.kept for device in devices]
     joining.save(wanted.state, book)
     return made
 
