@@ -106,5 +106,5 @@ class Line(asyncio.Protocol):
         return self._number
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
