@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test chaos proofs lint format bench conformance clean
+.PHONY: demo test chaos proofs lint format bench bench-scale conformance clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -36,6 +36,10 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/agent/overhead.py
+
+# PostgreSQL, mosquitto, a fleet and a hundred thousand virtual devices on this machine: half an hour, and all of it.
+bench-scale: $(READY)
+	$(BIN)/python -m bench.fleet.scale
 
 # Every operator and architecture test there is, through every engine; writes docs/operators.md and docs/models.md.
 conformance: $(READY)

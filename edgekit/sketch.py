@@ -25,7 +25,7 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 Sum = Annotated[float, Meta(ge=0, le=1e18)]
 
 
-class Sketch(msgspec.Struct, frozen=True):
+class Sketch(msgspec.Struct, frozen=True, gc=False):
     """Counts by bin index, the number of values at or below `SMALLEST`, and the exact sum and maximum."""
 
     bins: dict[Bin, Count] = {}

@@ -177,7 +177,7 @@ class Status(msgspec.Struct, frozen=True):
     version: int = VERSION
 
 
-class Moments(msgspec.Struct, frozen=True):
+class Moments(msgspec.Struct, frozen=True, gc=False):
     """How often something was observed, and the sum of what was."""
 
     count: Count = 0

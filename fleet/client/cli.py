@@ -29,6 +29,11 @@ from fleet.client.rollout_cli import rollout
 _LAZY: Mapping[str, tuple[str, str]] = {
     "init": ("fleet.server.cli:init", "Make a fleet's home, once: keys, authority, database, settings."),
     "up": ("fleet.server.cli:up", "Start the broker and the fleet service; Ctrl-C stops both."),
+    "worker": ("fleet.server.cli:worker", "Take reports in, beside the service; any number share them."),
+    "simulate": (
+        "fleet.simulate.cli:simulate",
+        "Virtual devices that behave as real ones, to size a set-up.",
+    ),
     "broker-config": (
         "fleet.server.cli:broker_config",
         "Write the configuration of a broker that knows every device.",

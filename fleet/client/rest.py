@@ -119,7 +119,14 @@ class Client:
         return self._call("POST", f"/devices/{device}/deployments", api.Done, api.NewDeployment(deployment))
 
     def devices(self) -> list[api.DeviceView]:
-        return self._call("GET", "/devices", list[api.DeviceView])
+        """All of them, page by page."""
+        found: list[api.DeviceView] = []
+        path = "/devices"
+        while path:
+            response = self._send("GET", path, None)
+            found += self._read(response, "GET", path, list[api.DeviceView])
+            path = response.links.get("next", {}).get("url", "").removeprefix("/api/v1")
+        return found
 
     def explain(self, device: str) -> api.Explanation:
         return self._call("GET", f"/devices/{device}/explain", api.Explanation)
@@ -232,7 +239,9 @@ class Client:
 
     def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         content = msgspec.json.encode(body) if body is not None else None
-        response = self._send(method, path, content=content)
+        return self._read(self._send(method, path, content=content), method, path, kind)
+
+    def _read(self, response: httpx.Response, method: str, path: str, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(response.content, type=kind)
         except msgspec.DecodeError as error:

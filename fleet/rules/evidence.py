@@ -11,6 +11,9 @@ Always true
     in none of the sums, though it is a sign of life.
  5. A device about which nothing new is known keeps the very same object from tick to tick, so that what is worked out
     of one may be cached by its identity.
+
+Records that are kept by the hundred thousand from tick to tick hold no reference to themselves, so the garbage collector
+is told not to look at them (`gc=False`): its full round over them made a tick of 0.2 s one of 1.7 s.
 """
 
 from collections.abc import Mapping
@@ -37,7 +40,7 @@ class Arm(StrEnum):
     CONTROL = "control"
 
 
-class Sums(msgspec.Struct, frozen=True):
+class Sums(msgspec.Struct, frozen=True, gc=False):
     """Windows added up. `requests` and `errors` are of all of them, `infer_ms` of those that are warm enough.
 
     `metrics` are those that gates may name: `drift_psi` and `metric:NAME`.
@@ -51,7 +54,7 @@ class Sums(msgspec.Struct, frozen=True):
     metrics: Mapping[str, Moments] = {}
 
 
-class DeviceEvidence(msgspec.Struct, frozen=True):
+class DeviceEvidence(msgspec.Struct, frozen=True, gc=False):
     """One device of one stage.
 
     `windows`, `requests`, `errors` leave out the first `COLD_WINDOWS` on the judged release; `sketch` (engine

@@ -28,7 +28,7 @@ from fleet.rules.budget import Spent
 from fleet.rules.evidence import StageEvidence
 from fleet.rules.gates import Outcome
 from fleet.rules.judge import Judgement, judge
-from fleet.rules.members import BAD, Member, Word, hear, is_settled, time_out
+from fleet.rules.members import BAD, Member, Word, hear, time_out
 from fleet.rules.moving import is_allowed, ordered, replace_members, waiting, with_due, with_stand_ins
 from fleet.rules.rollout import (
     ACTIVE,
@@ -87,7 +87,7 @@ def _tick(rollout: Rollout, data: StageEvidence, now: datetime) -> Step:
         return rollout, []
     if rollout.stage < 0:
         return _before_the_first(rollout, now)
-    late = [time_out(m, now, rollout.spec.deadline_s) for m in rollout.members.values() if not is_settled(m)]
+    late = [time_out(m, now, rollout.spec.deadline_s) for m in rollout.roster.moving.values()]
     rollout = replace_members(rollout, late)
     judgement = _judgement(rollout, data)
     rollout = msgspec.structs.replace(rollout, verdicts=judgement.verdicts)
@@ -139,8 +139,8 @@ def _judgement(rollout: Rollout, data: StageEvidence) -> Judgement:
 def _soak(rollout: Rollout, judgement: Judgement, now: datetime) -> Step:
     """Nothing stops the stage: it settles, soaks, and passes once every gate is satisfied."""
     soak = timedelta(seconds=rollout.spec.soak_s)
-    has_settled = next(waiting(rollout), None) is None and all(
-        is_settled(m) or not m.is_reachable for m in rollout.members.values() if m.order_counter
+    has_settled = next(waiting(rollout), None) is None and not any(
+        m.is_reachable for m in rollout.roster.moving.values()
     )
     if not has_settled:
         return rollout, []
@@ -235,14 +235,14 @@ def _joined(rollout: Rollout, members: tuple[Member, ...]) -> Step:
 
 def _left(rollout: Rollout, devices: tuple[str, ...], now: datetime) -> Step:
     """Who is left goes on without them; a running stage that lost everybody it had moved takes the next ones."""
-    rest = {device: member for device, member in rollout.members.items() if device not in devices}
+    rest = rollout.roster.without(devices)
     if rollout.status not in ACTIVE or len(rest) == len(rollout.members):
         return rollout, []
     rollout = msgspec.structs.replace(rollout, members=rest)
     if not rest:
         reason = "every device of it was taken out of service"
         return msgspec.structs.replace(rollout, status=Status.ABORTED, turned_at=now, reason=reason), []
-    has_moved = any(m.order_counter for m in rest.values())
+    has_moved = any(rest.asked.values())
     if rollout.status is not Status.RUNNING or rollout.stage < 0 or has_moved:
         return rollout, []
     return _open(rollout, rollout.stage, now), []

@@ -22,7 +22,7 @@ SETTLED = BAD | {FleetState.SUCCEEDED}
 MOVING = frozenset({FleetState.NOTIFIED, FleetState.FETCHING, FleetState.STAGED, FleetState.PROBATION})
 
 
-class Member(msgspec.Struct, frozen=True):
+class Member(msgspec.Struct, frozen=True, gc=False):
     """A selected device. `target` and `previous` are digests; `order_counter` 0 means that it was not told anything.
 
     `is_held` devices move in the closing stage only. `is_excused`: it failed, and the operator resumed all the same.

@@ -10,11 +10,12 @@ Always true
 import heapq
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
+from itertools import islice
 
 import msgspec
 
 from fleet.rules import pace, windows
-from fleet.rules.members import BAD, SETTLED, Member
+from fleet.rules.members import Member
 from fleet.rules.pace import Pace
 from fleet.rules.rollout import RETURNING, Move, Rollout, Status, Step
 
@@ -31,23 +32,22 @@ def is_allowed(rollout: Rollout, member: Member) -> bool:
 
 
 def waiting(rollout: Rollout) -> Iterator[Member]:
-    """Who is to get an order, now or as soon as the pace allows: forward into the open stage while the rollout runs, back
-    while it turns back.
+    """Who is to get an order, now or as soon as the pace allows, in the order in which devices move: forward into the open
+    stage while the rollout runs, back while it turns back.
 
     Where only devices that are online are told, one that is away is not waited for; nor is one of a stopped profile.
     """
-    if rollout.status is Status.RUNNING:
-        needs_presence = rollout.spec.pace.needs_presence
-        return (
-            m
-            for m in rollout.members.values()
-            if not m.order_counter
-            and (m.is_online or not needs_presence)
-            and m.profile not in rollout.stopped
-            and is_allowed(rollout, m)
-        )
+    if rollout.status is Status.RUNNING and rollout.stage >= 0:
+        queues = [
+            rollout.roster.waiting(profile, is_held=is_held, until=threshold)
+            for profile, threshold in rollout.thresholds.items()
+            if profile not in rollout.stopped
+            for is_held in ((False, True) if rollout.current.is_closing else (False,))
+        ]
+        found = heapq.merge(*queues, key=lambda m: m.key)
+        return (m for m in found if m.is_online) if rollout.spec.pace.needs_presence else found
     if rollout.status in RETURNING:
-        return (m for m in rollout.members.values() if m.is_leaving)
+        return iter(sorted(rollout.roster.leaving.values(), key=lambda m: m.key))
     return iter(())
 
 
@@ -78,11 +78,11 @@ def with_due(step: Step, now: datetime, wall: datetime) -> Step:
 def _due(rollout: Rollout, now: datetime, wall: datetime) -> list[Member]:
     spec = rollout.spec
     if rollout.status is not Status.RUNNING or spec.pace == _ANY_PACE:
-        return heapq.nsmallest(MOVES_AT_ONCE, waiting(rollout), key=lambda m: m.key)
+        return list(islice(waiting(rollout), MOVES_AT_ONCE))
     return pace.admit(
         spec.pace,
         waiting(rollout),
-        rollout.members.values(),
+        rollout.roster.moving.values(),
         rollout.given,
         MOVES_AT_ONCE,
         deadline_s=spec.deadline_s,
@@ -97,27 +97,21 @@ def with_stand_ins(rollout: Rollout) -> Rollout:
     """
     if rollout.current.is_closing:
         return rollout
-    there: set[str] = set()
-    nobody: set[str] = set()
-    for member in rollout.members.values():
-        if is_allowed(rollout, member):
-            is_excused = member.is_excused and member.state in BAD
-            is_there = (member.is_online or member.state in SETTLED) and not is_excused
-            (there if is_there else nobody).add(member.profile)
-    grown = {}
-    for profile in nobody - there - set(rollout.stopped):
-        keys = [
-            m.key
-            for m in rollout.members.values()
-            if m.profile == profile
-            and m.is_online
-            and not m.order_counter
-            and not m.is_held
-            and not is_allowed(rollout, m)
-        ]
-        if keys:
-            grown[profile] = max(min(keys), rollout.thresholds.get(profile, ""))
+    roster, grown = rollout.roster, {}
+    for profile in {profile for profile, _ in roster.queues} - set(rollout.stopped):
+        threshold = rollout.thresholds.get(profile, "")
+        if roster.there.get(profile) or not _has_only_absent(rollout, profile, threshold):
+            continue
+        found = next((m.key for m in roster.waiting(profile, is_held=False) if m.is_online), None)
+        if found is not None:
+            grown[profile] = max(found, threshold)
     return msgspec.structs.replace(rollout, thresholds=rollout.thresholds | grown) if grown else rollout
+
+
+def _has_only_absent(rollout: Rollout, profile: str, threshold: str) -> bool:
+    """Whether the stage has devices of a profile, and those that were not told yet are all away."""
+    untold = [m.is_online for m in rollout.roster.waiting(profile, is_held=False, until=threshold)]
+    return bool(untold or rollout.roster.asked.get(profile)) and not any(untold)
 
 
 def ordered(rollout: Rollout, counters: Mapping[str, int], now: datetime) -> Rollout:

@@ -11,12 +11,13 @@ Always true
     the device may take (the deadline).
 """
 
-import heapq
+import functools
 import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
+from itertools import islice
 
 import msgspec
 
@@ -144,7 +145,7 @@ def is_moving(member: Member, now: datetime, deadline_s: float) -> bool:
 def admit(  # the two clocks, and what both limits look at
     pace: Pace,
     waiting: Iterable[Member],
-    members: Collection[Member],
+    moving: Collection[Member],
     given: Iterable[Given],
     most: int,
     *,
@@ -152,36 +153,38 @@ def admit(  # the two clocks, and what both limits look at
     now: datetime,
     wall: datetime,
 ) -> list[Member]:
-    """Of `waiting`, in the order in which they move, those that may be told now: at most `most`."""
+    """Of `waiting`, which is in the order in which they move, those that may be told now: at most `most`. `moving` are
+    all that may be on their way.
+    """
     count = min(most, room(given, pace.rate, now))
     sites: Counter[str] = Counter()
     if pace.at_once is not None or pace.per_site is not None:
-        sites.update(m.site for m in members if is_moving(m, now, deadline_s))
+        sites.update(m.site for m in moving if is_moving(m, now, deadline_s))
     if pace.at_once is not None:
         count = min(count, pace.at_once - sites.total())
     if count <= 0:
         return []
-    is_open = {name: windows.left_s(pace.windows, name, wall) >= deadline_s for name in _zones(pace, members)}
+
+    @functools.cache
+    def is_open(zone: str) -> bool:
+        return windows.left_s(pace.windows, zone, wall) >= deadline_s
+
     ready = (
         member
         for member in waiting
         if (member.is_online or not pace.needs_presence)
-        and (not pace.windows or is_open.get(member.zone or pace.zone, False))
+        and (not pace.windows or is_open(member.zone or pace.zone))
     )
     if pace.per_site is None:
-        return heapq.nsmallest(count, ready, key=lambda m: m.key)
+        return list(islice(ready, count))
     found: list[Member] = []
-    for member in sorted(ready, key=lambda m: m.key):
+    for member in ready:
         if sites[member.site] < pace.per_site:
             sites[member.site] += 1
             found.append(member)
             if len(found) == count:
                 break
     return found
-
-
-def _zones(pace: Pace, members: Iterable[Member]) -> set[str]:
-    return {member.zone or pace.zone for member in members} if pace.windows else set()
 
 
 def fetch_bytes_s(pace: Pace, site_members: int) -> float | None:

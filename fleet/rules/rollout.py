@@ -11,6 +11,7 @@ from fleet.rules.evidence import StageEvidence
 from fleet.rules.gates import Gate, Verdict
 from fleet.rules.members import Member, Word
 from fleet.rules.pace import Given, Pace
+from fleet.rules.roster import Roster
 from fleet.rules.stages import Stage
 
 
@@ -85,6 +86,16 @@ class Rollout(msgspec.Struct, frozen=True):
         """When it pauses if it is not done."""
         seconds = self.spec.finish_by_s if self.finish_s is None else self.finish_s
         return (self.finish_from or self.created_at) + timedelta(seconds=seconds)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.members, Roster):
+            msgspec.structs.force_setattr(self, "members", Roster(self.members))
+
+    @property
+    def roster(self) -> Roster:
+        """The members, and who of them stands where."""
+        assert isinstance(self.members, Roster)
+        return self.members
 
     @property
     def label(self) -> str:

@@ -27,7 +27,7 @@ NOT_DEAF: Deaf = (0.0, 0.0)
 _NONE = Moments()
 
 
-class Recent(msgspec.Struct, frozen=True):
+class Recent(msgspec.Struct, frozen=True, gc=False):
     """A device's newest windows on one bundle, in two blocks: the older one is whole, or empty."""
 
     older: Sums = Sums()
@@ -41,7 +41,7 @@ class Recent(msgspec.Struct, frozen=True):
         return Recent(newer) if newer.windows >= BLOCK else Recent(self.older, newer)
 
 
-class Side(msgspec.Struct, frozen=True):
+class Side(msgspec.Struct, frozen=True, gc=False):
     """What a device did in a stage on one bundle: `seen` windows in all, the first ones cold; `since` when the first
     that counts began.
     """
@@ -61,7 +61,7 @@ class Side(msgspec.Struct, frozen=True):
         )
 
 
-class StageSums(msgspec.Struct, frozen=True):
+class StageSums(msgspec.Struct, frozen=True, gc=False):
     """One device's row of an open stage: `moved` is on the target, `stayed` on what it ran before.
 
     It belongs to `judged_from`: a stage that is judged afresh begins with none.

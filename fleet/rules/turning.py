@@ -15,7 +15,7 @@ import msgspec
 from edgekit.wire.states import FleetState
 from fleet.rules.gates import Outcome
 from fleet.rules.members import BAD, Member
-from fleet.rules.moving import replace_members, waiting
+from fleet.rules.moving import replace_members
 from fleet.rules.rollout import RETURNING, Command, Rollout, Status, Step, Unassign, Verb
 
 _UNDER_WAY = (Status.RUNNING, Status.PAUSED)
@@ -136,10 +136,10 @@ def _turn_back(rollout: Rollout, status: Status, back: list[Member], reason: str
 def converge(rollout: Rollout, now: datetime) -> Rollout:
     """Done when every reachable device is back; one that does not answer keeps its order and follows later."""
     assert rollout.turned_at is not None
-    if next(waiting(rollout), None) is not None:
+    if rollout.roster.leaving:
         return rollout
     is_late = now >= rollout.turned_at + timedelta(seconds=rollout.spec.deadline_s)
-    if is_late or not any(m.is_returning and m.is_online for m in rollout.members.values()):
+    if is_late or not any(m.is_online for m in rollout.roster.returning.values()):
         return msgspec.structs.replace(rollout, status=RETURNING[rollout.status], turned_at=now)
     return rollout
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgekit.wire import topics
 from edgekit.wire.messages import MAX_MESSAGE_BYTES
-from fleet.server.ca import SERVICE_NAME
+from fleet.server.ca import MOST_WORKERS, SERVICE_NAME, worker_name
 from fleet.server.home import Tls
 from fleet.server.places import Places
 
@@ -123,6 +123,17 @@ def acl() -> str:
             "# Written by EdgeKit. What no line allows is refused.",
             f"user {SERVICE_NAME}",
             f"topic readwrite {topics.ROOT}/#",
+            "",
+            "# Workers take reports in and acknowledge them.",
+            *(
+                line
+                for number in range(1, MOST_WORKERS + 1)
+                for line in (
+                    f"user {worker_name(number)}",
+                    f"topic read {topics.ROOT}/+/{topics.TELEMETRY}",
+                    f"topic write {topics.ROOT}/+/{topics.ACK}",
+                )
+            ),
             "",
             "# Every client, by its own name.",
             *(f"pattern read {mine}/{leaf}" for leaf in READS),

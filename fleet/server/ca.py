@@ -38,11 +38,18 @@ from edgekit.wire.enrolment import EXPIRED_MAY_RENEW_S, PROOF_PREFIX, RENEW_AT
 
 # A device id begins with a letter or digit (`edgekit.wire.enrolment.DeviceId`).
 SERVICE_NAME = "_fleet"
+# A broker knows its clients by name, so there is one for each worker that may be.
+MOST_WORKERS = 16
 DEVICE_DAYS = 90
 SERVER_DAYS = 365
 AUTHORITY_DAYS = 20 * 365
 # What is signed is valid a little earlier: clocks differ.
 SKEW = timedelta(minutes=10)
+
+
+def worker_name(number: int) -> str:
+    """The broker's name for a worker, 1 to `MOST_WORKERS`."""
+    return f"_worker-{number}"
 
 
 class Standing(enum.Enum):
@@ -135,10 +142,12 @@ class Authority:
         ends = min(now + timedelta(days=DEVICE_DAYS), self.certificate.not_valid_after_utc)
         return self._issue(_name(device, fleet), key, now, ends, usage=ExtendedKeyUsageOID.CLIENT_AUTH)
 
-    def service(self, key: ec.EllipticCurvePublicKey, fleet: str, now: datetime) -> x509.Certificate:
-        """The service's own, as a client of the broker."""
+    def service(
+        self, key: ec.EllipticCurvePublicKey, fleet: str, now: datetime, name: str = SERVICE_NAME
+    ) -> x509.Certificate:
+        """The service's own, or a worker's, as a client of the broker."""
         ends = min(now + timedelta(days=SERVER_DAYS), self.certificate.not_valid_after_utc)
-        return self._issue(_name(SERVICE_NAME, fleet), key, now, ends, usage=ExtendedKeyUsageOID.CLIENT_AUTH)
+        return self._issue(_name(name, fleet), key, now, ends, usage=ExtendedKeyUsageOID.CLIENT_AUTH)
 
     def server(
         self, key: ec.EllipticCurvePublicKey, hosts: Iterable[str], fleet: str, now: datetime

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ from rich.console import Console
 from edgekit.errors import UsageError
 from fleet.server import broker_config as configs
 from fleet.server import broker_folder, home, hsm_uri, service
-from fleet.server.places import MOSQUITTO, Wanted, settle
+from fleet.server.ca import MOST_WORKERS
+from fleet.server.options import FILE, broker_options, login_of, place_options, wanted_of
+from fleet.server.places import MOSQUITTO, settle
 from fleet.tuf.ring import PASSPHRASE as KEYS_PASSPHRASE
-
-BROKER_PASSWORD = "EDGEKIT_BROKER_PASSWORD"  # noqa: S105  # the name of a variable, not a secret
-_FILE = click.Path(path_type=Path, dir_okay=False)
 
 INIT_EPILOG = """\b
 Examples:
@@ -35,94 +33,16 @@ Examples:
       --broker-password-file broker.password
 """
 
-_PLACES: tuple[tuple[str, dict[str, Any]], ...] = (
-    (
-        "--public-url",
-        {"default": "", "metavar": "URL", "help": "How devices and people reach it: https://HOST:PORT."},
-    ),
-    (
-        "--mqtt-public",
-        {"default": "", "metavar": "URL", "help": "How devices reach the broker: mqtts://HOST:PORT."},
-    ),
-    (
-        "--mqtt-websockets",
-        {
-            "default": "",
-            "metavar": "URL",
-            "help": "The same broker for devices that only get out to 443: wss://HOST:PORT/mqtt.",
-        },
-    ),
-    (
-        "--http",
-        {
-            "default": "",
-            "metavar": "HOST:PORT",
-            "help": "Where the API listens.  [default: the public port, or 127.0.0.1:8080]",
-        },
-    ),
-    (
-        "--mqtt",
-        {
-            "default": "",
-            "metavar": "HOST:PORT",
-            "help": "Where our broker listens.  [default: the public port, or 127.0.0.1:1883]",
-        },
-    ),
-    (
-        "--broker",
-        {
-            "default": "",
-            "metavar": "BROKER",
-            "help": "embedded, mosquitto, or mqtts://USER@HOST:PORT.  [default: embedded; mosquitto with TLS]",
-        },
-    ),
-    (
-        "--plain-http",
-        {"is_flag": True, "help": "A proxy on this machine ends TLS: serve it plain HTTP on loopback."},
-    ),
-    ("--tls-cert", {"type": _FILE, "default": None, "help": "A certificate of your own for the API (PEM)."}),
-    ("--tls-key", {"type": _FILE, "default": None, "help": "Its key."}),
-    ("--tls-ca", {"type": _FILE, "default": None, "help": "Who signed it: what devices pin."}),
-    (
-        "--database",
-        {
-            "default": None,
-            "envvar": "EDGEKIT_FLEET_DATABASE",
-            "help": "SQLAlchemy URL; SQLite in the home unless set.",
-        },
-    ),
-    (
-        "--ca-passphrase-file",
-        {
-            "type": _FILE,
-            "default": None,
-            "help": f"Passphrase of the CA's key, or the PIN of its token; or set {home.PASSPHRASE}.",
-        },
-    ),
-)
-
-
-def _place_options(command: Callable[..., None]) -> Callable[..., None]:
-    for flag, settings in reversed(_PLACES):
-        command = click.option(flag, **settings)(command)
-    return command
-
-
-def _wanted(given: dict[str, Any]) -> Wanted:
-    return Wanted(
-        public_url=given["public_url"],
-        mqtt_public=given["mqtt_public"],
-        websockets=given["mqtt_websockets"],
-        http=given["http"],
-        mqtt=given["mqtt"],
-        broker=given["broker"],
-        plain_http=given["plain_http"],
-    )
+WORKER_EPILOG = """\b
+Examples:
+  edgekit fleet up --state /srv/fleet --workers 2       # brings its workers along
+  edgekit fleet worker --state /srv/fleet --database postgresql+psycopg://edgekit@db.example/fleet
+"""
 
 
 @click.command(epilog=INIT_EPILOG)
 @click.argument("folder", type=click.Path(path_type=Path))
-@_place_options
+@place_options
 @click.option(
     "--ca-key",
     default="",
@@ -131,7 +51,7 @@ def _wanted(given: dict[str, Any]) -> Wanted:
 )
 @click.option(
     "--keys-passphrase-file",
-    type=_FILE,
+    type=FILE,
     default=None,
     help=f"Passphrase of the publisher's keys; or set {KEYS_PASSPHRASE}.",
 )
@@ -156,7 +76,7 @@ def init(
             f"{folder} lies in the git work tree {tree}: private keys do not belong there; choose another folder, "
             "or say --inside-repository"
         )
-    places = settle(_wanted(given))
+    places = settle(wanted_of(given))
     passphrase = home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase")
     if ca_key:
         hsm_uri.parse(ca_key)
@@ -211,19 +131,8 @@ def init(
 @click.option(
     "--state", type=click.Path(path_type=Path), required=True, help="The fleet's home ('edgekit fleet init')."
 )
-@_place_options
-@click.option(
-    "--broker-files",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    default=None,
-    help="The folder of 'broker-config' of a broker that runs apart: says how to reach it, and is kept fresh.",
-)
-@click.option("--broker-ca", type=_FILE, default=None, help="What pins a broker that is not ours (PEM).")
-@click.option("--broker-cert", type=_FILE, default=None, help="What the service shows it.")
-@click.option("--broker-key", type=_FILE, default=None, help="The key of that.")
-@click.option(
-    "--broker-password-file", type=_FILE, default=None, help=f"The user's password; or set {BROKER_PASSWORD}."
-)
+@place_options
+@broker_options
 @click.option(
     "--tick",
     default=1.0,
@@ -231,44 +140,78 @@ def init(
     type=click.FloatRange(0.05, 60),
     help="Seconds between looks at rollouts.",
 )
+@click.option(
+    "--workers",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, MOST_WORKERS),
+    help="Processes of their own that take reports in (docs/scale.md); 0: the service does.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def up(
     *,
     state: Path,
     ca_passphrase_file: Path | None,
     broker_files: Path | None,
-    broker_ca: Path | None,
-    broker_cert: Path | None,
-    broker_key: Path | None,
-    broker_password_file: Path | None,
     tick: float,
+    workers: int,
     verbose: bool,
     **given: Any,
 ) -> None:
     """Start the broker and the fleet service; Ctrl-C stops both."""
+    _log(verbose=verbose)
+    options = service.Options(
+        state=state,
+        wanted=wanted_of(given),
+        database=given["database"],
+        tick_s=tick,
+        tls=service.TlsFiles(given["tls_cert"], given["tls_key"], given["tls_ca"]),
+        broker_login=login_of(given),
+        broker_files=broker_files,
+        ca_passphrase=home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase"),
+        workers=workers,
+    )
+    console = Console(stderr=True)
+    service.run(options, lambda found: _announce(console, found))
+    console.print("stopped")
+
+
+@click.command(epilog=WORKER_EPILOG)
+@click.option(
+    "--state", type=click.Path(path_type=Path), required=True, help="The fleet's home ('edgekit fleet init')."
+)
+@place_options
+@broker_options
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def worker(
+    *,
+    state: Path,
+    ca_passphrase_file: Path | None,
+    broker_files: Path | None,
+    verbose: bool,
+    **given: Any,
+) -> None:
+    """Take reports in, beside 'edgekit fleet up'; any number of workers share them. Ctrl-C stops it."""
+    from fleet.server import worker as process
+
+    _log(verbose=verbose)
+    options = service.Options(
+        state=state,
+        wanted=wanted_of(given),
+        database=given["database"],
+        broker_login=login_of(given),
+        broker_files=broker_files,
+        ca_passphrase=home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase"),
+    )
+    process.run(options, lambda name: click.echo(f"worker {name}: ready", err=True))
+
+
+def _log(*, verbose: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    options = service.Options(
-        state=state,
-        wanted=_wanted(given),
-        database=given["database"],
-        tick_s=tick,
-        tls=service.TlsFiles(given["tls_cert"], given["tls_key"], given["tls_ca"]),
-        broker_login=service.BrokerLogin(
-            broker_ca,
-            broker_cert,
-            broker_key,
-            home.secret(broker_password_file, BROKER_PASSWORD, "the broker's password"),
-        ),
-        broker_files=broker_files,
-        ca_passphrase=home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase"),
-    )
-    console = Console(stderr=True)
-    service.run(options, lambda found: _announce(console, found))
-    console.print("stopped")
 
 
 def _announce(console: Console, found: service.Announcement) -> None:
@@ -318,7 +261,7 @@ def _announce(console: Console, found: service.Announcement) -> None:
 )
 @click.option(
     "--ca-passphrase-file",
-    type=_FILE,
+    type=FILE,
     default=None,
     help=f"Passphrase of the CA's key, or the PIN of its token; or set {home.PASSPHRASE}.",
 )

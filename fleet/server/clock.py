@@ -39,11 +39,14 @@ def same(seconds: float) -> Now:
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """Of the moment it was written. `heard_until` is when the fleet last could hear its devices."""
+    """Of the moment it was written. `heard_until` is when the fleet last could hear its devices, `deaf` when it last
+    could not.
+    """
 
     steady: float
     wall: float
     heard_until: float = 0.0
+    deaf: Deaf = NOT_DEAF
 
 
 class Clock:
@@ -85,13 +88,33 @@ class Clock:
             self._heard_until = kept.heard_until
             self._has_resumed = True
 
+    def follow(self, connection: Connection) -> None:
+        """Go by the time that another process keeps: what it wrote last, and what has passed since. Of two times of
+        deafness, its own and the other's, the one that ended last counts.
+        """
+        text = settings.get(connection, _KEY)
+        if text is None:
+            return
+        kept = msgspec.json.decode(text, type=_Kept)
+        passed = min(max(0.0, self._wall() - kept.wall), BRIDGE_S)
+        with self._lock:
+            self._steady, self._at = kept.steady + passed, self._monotonic()
+            if kept.deaf[1] > self.deaf[1]:
+                self.deaf = kept.deaf
+
+    def hears(self) -> None:
+        """The fleet hears its devices now."""
+        now = self.now()
+        with self._lock:
+            self._heard_until = now.steady
+
     def keep(self, connection: Connection, *, is_hearing: bool) -> None:
         """Write it down; at least every `BRIDGE_S`."""
         now = self.now()
         with self._lock:
             if is_hearing:
                 self._heard_until = now.steady
-            kept = _Kept(now.steady, now.wall, self._heard_until)
+            kept = _Kept(now.steady, now.wall, self._heard_until, self.deaf)
         settings.put(connection, _KEY, msgspec.json.encode(kept).decode())
 
     def hears_again(self) -> None:

@@ -36,6 +36,7 @@ from fleet.server.store import (
     rollouts,
     settings,
     telemetry,
+    workers,
 )
 from fleet.server.store.blocked import BlockedError
 from fleet.server.store.orders import Issuer
@@ -74,7 +75,9 @@ class Controller:
         chores: Callable[[], None] = lambda: None,
         on_lead: Callable[[], None] = lambda: None,
         on_lose: Callable[[], None] = lambda: None,
+        has_workers: bool = False,
     ) -> None:
+        """With `has_workers` others take the reports in: the fleet hears its devices while one of them does."""
         self._database = database
         self._issuer = issuer
         self._link = link
@@ -82,6 +85,8 @@ class Controller:
         self._tick_s = tick_s
         self._chores = chores
         self._on_lead, self._on_lose = on_lead, on_lose
+        self._has_workers = has_workers
+        self._hears_since: float | None = None
         self._lock = Lock(database)
         self._is_leading = False
         self._told = ""
@@ -184,8 +189,9 @@ class Controller:
     def tick(self, now: Now) -> None:
         """One round: rollouts, assignments, orders. Raises: LostError if this service is not the controller any more."""
         with self._lock.begin() as connection:
+            self._listen(connection, now)
             if self._is_due("time", _KEEP_TIME_S):
-                self._clock.keep(connection, is_hearing=self._link.is_connected)
+                self._clock.keep(connection, is_hearing=self._hears_since is not None)
             is_frozen = settings.is_frozen(connection)
             active = rollouts.active_ids(connection)
             fresh = news.take(connection)
@@ -197,6 +203,22 @@ class Controller:
             self._leave_queue(active, now)
         self._upkeep(now)
         self._publish(now)
+
+    def _listen(self, connection: Connection, now: Now) -> None:
+        """Since when the fleet hears its devices; while it does not, nothing is judged."""
+        since = self._link.connected_since
+        if not self._has_workers or since is None:
+            self._hears_since = since
+            return
+        if not any(worker.is_hearing for worker in workers.there(connection, now.steady)):
+            if self._hears_since is not None:
+                log.warning("no worker takes reports in; rollouts wait until one does")
+            self._hears_since = None
+        elif self._hears_since is None:
+            self._clock.hears_again()
+            self._hears_since = now.steady
+        else:
+            self._hears_since = max(self._hears_since, since)
 
     def _step(self, rollout_id: int, fresh: News, *, is_frozen: bool, now: Now) -> None:
         try:
@@ -238,7 +260,7 @@ class Controller:
         words = kept.words(connection, concerned)
         if words:
             kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Heard(words), now=now)
-        connected = self._link.connected_since
+        connected = self._hears_since
         if not is_frozen and connected is not None and now.steady - connected >= LISTEN_FIRST_S:
             if kept.rollout.status is Status.RUNNING:
                 kept.rollout = self._join(connection, kept.rollout, fresh, now)
@@ -335,6 +357,7 @@ class Controller:
         if self._is_due("prune", _PRUNE_S):
             with self._lock.begin() as connection:
                 telemetry.prune(connection, now.steady)
+                workers.prune(connection, now.steady)
 
     def _is_due(self, chore: str, every_s: float) -> bool:
         ticks = time.monotonic()

@@ -302,6 +302,19 @@ def service_files(keys: Path, issuer: Authority, fleet: str, now: float) -> Tls:
     )
 
 
+def worker_files(keys: Path, issuer: Authority, fleet: str, number: int, now: float) -> Tls:
+    """What a worker shows to the broker."""
+    moment, name = datetime.fromtimestamp(now, UTC), ca.worker_name(number)
+    return _current(
+        keys,
+        f"worker-{number}",
+        issuer,
+        moment,
+        is_right=lambda _certificate: True,
+        issue=lambda key: issuer.service(key.public_key(), fleet, moment, name),
+    )
+
+
 def _current(
     keys: Path,
     name: str,

@@ -14,15 +14,20 @@ from edgekit.wire import topics
 
 TELEMETRY = 20_000
 STATES = 50_000
+# How long reports wait for others, so that they are stored together; states wait for nobody.
+LINGER_S = 0.05
 
 
 class Message(NamedTuple):
-    """`received` is steady (None: now); `is_retained` if the broker keeps it on its topic."""
+    """`received` is steady (None: now); `is_retained` if the broker keeps it on its topic. `ticket` is what the broker
+    is told by once the message is stored: (number of the connection, packet identifier), None if it knows already.
+    """
 
     topic: str
     payload: bytes
     received: float | None = None
     is_retained: bool = False
+    ticket: tuple[int, int] | None = None
 
 
 class Inbox:
@@ -51,6 +56,8 @@ class Inbox:
         """Up to `most` messages; empty if none came within `timeout_s`."""
         with self._filled:
             self._filled.wait_for(lambda: self._states or self._telemetry, timeout_s)
+            if self._telemetry and not self._states:
+                self._filled.wait_for(lambda: self._states or len(self._telemetry) >= most, LINGER_S)
             return self._take(most)
 
     def _take(self, most: int) -> list[Message]:

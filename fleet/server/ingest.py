@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
@@ -27,13 +27,12 @@ from fleet.rules.sums import NOT_DEAF, Deaf
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
 from fleet.server.inbox import Message
-from fleet.server.link import Link
 from fleet.server.store import devices, former, known, news, telemetry
 from fleet.server.store.known import Known
 
 log = logging.getLogger(__name__)
 
-BATCH = 200
+BATCH = 500
 RETRY_S = 1.0
 # (device, boot) → sequence numbers to acknowledge.
 Acks = dict[tuple[str, Boot], list[int]]
@@ -42,6 +41,11 @@ _KINDS: dict[str, Callable[[bytes], Report | Reported | Status]] = {
     topics.REPORTED: lambda payload: decode(payload, Reported),
     topics.STATUS: lambda payload: decode(payload, Status),
 }
+# What ingest needs of a device's row, which holds its whole self-description besides.
+_COLUMNS = (
+    "id", "enrolment", "decommissioned_at", "profile", "is_confirmed", "window_s", "incarnation", "nonce", "is_online",
+    "offline_at", "is_duplicate", "reported_seq", "last_report_at", "enrolled_at", "former_enrolment", "former_at",
+)  # fmt: skip
 _CANNOT_BE_STORED = "cannot be stored"
 
 
@@ -83,16 +87,36 @@ class Taken:
         self.poisoned += other.poisoned
 
 
-class Ingest:
-    """Reads the link's inbox in a thread of its own, a transaction per batch."""
+class Source(Protocol):
+    """Where messages come from, and how is said what became of them."""
 
-    def __init__(self, database: Database, link: Link, clock: Clock) -> None:
+    def take(self, most: int, *, timeout_s: float) -> list[Message]:
+        """Up to `most` messages; empty if none came within `timeout_s`."""
+
+    def publish(self, device: str, leaf: str, payload: bytes, *, qos: int, retain: bool) -> object: ...
+
+    def clear(self, topic: str) -> None:
+        """Take the retained message of a topic away."""
+
+    def confirm(self, batch: list[Message]) -> None:
+        """These are stored, or dropped for good: the broker need not keep them any longer."""
+
+
+class Ingest:
+    """Reads a source in a thread of its own, a transaction per batch. `stored` counts the reports acknowledged.
+
+    `late_since` is when (steady) the database began to refuse what is waiting; None while it takes it.
+    """
+
+    def __init__(self, database: Database, source: Source, clock: Clock) -> None:
         self._database = database
-        self._link = link
+        self._source = source
         self._clock = clock
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.dropped: Counter[str] = Counter()
+        self.stored = 0
+        self.late_since: float | None = None
 
     def start(self) -> None:
         self._stopping.clear()
@@ -106,7 +130,7 @@ class Ingest:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            batch = self._link.inbox.take(BATCH, timeout_s=0.25)
+            batch = self._source.take(BATCH, timeout_s=0.25)
             if not batch:
                 continue
             try:
@@ -115,6 +139,7 @@ class Ingest:
                 # Reports come again by themselves; to end here would be to hear nothing ever again.
                 log.exception("a batch of %d messages was given up", len(batch))
                 self.dropped["given up"] += len(batch)
+                self._source.confirm(batch)
 
     def _store(self, batch: list[Message]) -> None:
         """Commit, then acknowledge; a database that is away is tried again, nothing is acknowledged meanwhile."""
@@ -130,14 +155,19 @@ class Ingest:
                         _first_line(error),
                     )
                 was_told = True
+                if self.late_since is None:
+                    self.late_since = self._clock.now().steady
                 self._stopping.wait(RETRY_S)
                 continue
+            self.late_since = None
             self.dropped += taken.dropped
             for (device, boot), seqs in taken.acks.items():
                 ack = encode(Ack(boot=boot, seqs=tuple(seqs)))
-                self._link.publish(device, topics.ACK, ack, qos=0, retain=False)
+                self._source.publish(device, topics.ACK, ack, qos=0, retain=False)
+                self.stored += len(seqs)
             for topic in taken.poisoned:
-                self._link.clear(topic)
+                self._source.clear(topic)
+            self._source.confirm(batch)
             return
 
 
@@ -205,7 +235,7 @@ def _read(message: Message, taken: Taken) -> _Said | None:
 
 
 def _store(connection: Connection, said: list[_Said], taken: Taken, now: Now, deaf: Deaf) -> None:
-    rows = known.lock(connection, (one.device for one in said))
+    rows = known.lock(connection, (one.device for one in said), _COLUMNS)
     arrived: list[telemetry.Arrived] = []
     heard: set[str] = set()
     for one in said:

@@ -52,7 +52,9 @@ class Link:
         clock: Clock,
         *,
         telemetry_group: str | None = None,
+        has_telemetry: bool = True,
     ) -> None:
+        """Without `has_telemetry` others take the reports in (`intake`)."""
         self.address = address
         self.inbox = Inbox()
         self.connected_since: float | None = None
@@ -60,6 +62,7 @@ class Link:
         # Called (from the network thread) after each connect, once subscribed.
         self.on_connect: Callable[[], None] = lambda: None
         self._telemetry_group = telemetry_group
+        self._has_telemetry = has_telemetry
         self._client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=f"edgekit-{fleet}", protocol=mqtt.MQTTv5
         )
@@ -79,7 +82,7 @@ class Link:
 
     def start(self) -> None:
         """Connect in the background; a broker that is down now is tried again until it answers."""
-        self._client.connect_async(_reachable(self.address.host), self.address.port, keepalive=KEEPALIVE_S)
+        self._client.connect_async(reachable(self.address.host), self.address.port, keepalive=KEEPALIVE_S)
         self._client.loop_start()
 
     def stop(self) -> None:
@@ -87,6 +90,12 @@ class Link:
         self._client.disconnect()
         self._client.loop_stop()
         self.connected_since = None
+
+    def take(self, most: int, *, timeout_s: float) -> list[Message]:
+        return self.inbox.take(most, timeout_s=timeout_s)
+
+    def confirm(self, batch: list[Message]) -> None:
+        """Nothing: it was confirmed when it came. Telemetry is sent again until it is acknowledged, states are retained."""
 
     def publish(
         self, device: str, leaf: str, payload: bytes, *, qos: int, retain: bool
@@ -103,17 +112,15 @@ class Link:
         if code.is_failure:
             log.warning("broker %s refused the connection: %s", self.address, code)
             return
-        client.subscribe(
-            [
-                # Retained as published: a poison message is known for retained when it comes, not a restart later.
-                (topics.of_all(topics.REPORTED), SubscribeOptions(qos=1, retainAsPublished=True)),
-                (topics.of_all(topics.STATUS), SubscribeOptions(qos=1, retainAsPublished=True)),
-                (
-                    topics.of_all(topics.TELEMETRY, group=self._telemetry_group),
-                    SubscribeOptions(qos=1),
-                ),
-            ]
-        )
+        wanted = [
+            # Retained as published: a poison message is known for retained when it comes, not a restart later.
+            (topics.of_all(topics.REPORTED), SubscribeOptions(qos=1, retainAsPublished=True)),
+            (topics.of_all(topics.STATUS), SubscribeOptions(qos=1, retainAsPublished=True)),
+        ]
+        if self._has_telemetry:
+            telemetry = topics.of_all(topics.TELEMETRY, group=self._telemetry_group)
+            wanted.append((telemetry, SubscribeOptions(qos=1)))
+        client.subscribe(wanted)
         self._clock.hears_again()
         self.connected_since = self._clock.now().steady
         log.info("connected to broker %s", self.address)
@@ -140,7 +147,7 @@ def end_session(address: Address, tls: ssl.SSLContext, name: str, *, patience_s:
     client.tls_set_context(tls)
     done = threading.Event()
     client.on_connect = lambda *_: done.set()
-    client.connect(_reachable(address.host), address.port, keepalive=KEEPALIVE_S, clean_start=True)
+    client.connect(reachable(address.host), address.port, keepalive=KEEPALIVE_S, clean_start=True)
     client.loop_start()
     try:
         if not done.wait(patience_s):
@@ -150,6 +157,6 @@ def end_session(address: Address, tls: ssl.SSLContext, name: str, *, patience_s:
         client.loop_stop()
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
     """Where to reach a listener on this machine that listens on every address."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -91,7 +91,7 @@ class Placer:
     """Remembers only how far it has come."""
 
     def __init__(self) -> None:
-        # What everybody was looked at for last: another state of it concerns every device.
+        # What everybody was looked at for last: another state of it may concern every device.
         self._followed: object = None
         self._after = ("", 0)
 
@@ -102,13 +102,15 @@ class Placer:
         is_whole = fresh is None or state != self._followed
         marks = groups.marked(connection, self._after, AT_ONCE)
         after = (marks[-1].device, marks[-1].id) if len(marks) == AT_ONCE else ("", 0)
-        names = sorted({*(fresh or () if all_of_them.ids else ()), *(mark.device for mark in marks)})
-        rows = devices.everyone(connection) if is_whole else devices.some(connection, names)
+        names = {mark.device for mark in marks}
+        if is_whole or all_of_them.ids:
+            names |= assignments.concerned(connection, None if is_whole else sorted(fresh or ()))
+        rows = devices.some(connection, sorted(names))
         look = _Look(
             all_of_them,
             Bundles(connection),
-            orders.desired_of(connection, devices=None if is_whole else names),
-            rollouts.busy(connection, None if is_whole else names),
+            orders.desired_of(connection, devices=sorted(names)),
+            rollouts.busy(connection, sorted(names)),
             {(mark.device, mark.deployment) for mark in marks},
             now,
         )

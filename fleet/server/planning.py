@@ -38,13 +38,33 @@ from fleet.server.store.releases import BundleRow
 _THERE = "is to run this bundle already"
 
 
+class _Memory(msgspec.Struct, frozen=True):
+    memory_mb: float | None = None
+
+
+class Ability(msgspec.Struct, frozen=True):
+    """What a device's self-description says that planning needs: a tenth of it, and as much less to read."""
+
+    engines: dict[str, str]
+    bundle_format: int
+    free_bytes: int
+    free_memory_mb: float | None = None
+    overlap: bool = True
+    refused: str = ""
+    deployments: dict[str, _Memory] = {}
+
+
 @dataclass(frozen=True)
 class Choice:
-    """A device's bundle, or why it gets none."""
+    """A device's bundle, or why it gets none. `refused` is what it said it had refused."""
 
     device: DeviceRow
     bundle: BundleRow | None
     reason: str = ""
+    refused: str = ""
+
+
+_ABILITY = msgspec.json.Decoder(Ability)
 
 
 def plan(
@@ -59,11 +79,11 @@ def plan(
     bundles = blocked.usable(connection, name, version)
     deployment = wanted.deployment or name
     selector = selectors.parse(wanted.to)
-    everyone = devices.everyone(connection)
-    known = {label for row in everyone for label in devices.labels_of(row)} | {"device", "profile"}
+    everyone = [(row, devices.labels_of(row)) for row in devices.everyone(connection)]
+    known = {"device", "profile"}.union(*(labels for _, labels in everyone))
     selectors.check_names(selector, known)
     present = orders.desired_of(connection)
-    selected = [row for row in everyone if selector.matches(devices.labels_of(row))]
+    selected = [row for row, labels in everyone if selector.matches(labels)]
     choices = [choose(row, bundles, deployment, present.get((row.id, deployment))) for row in selected]
     rollout_id = rollout_id or rollouts.next_id(connection)
     concerned = {
@@ -108,14 +128,15 @@ def choose(
 ) -> Choice:
     """The most specific bundle of the device's profile chain that it can run."""
     bundle = next((bundles[profile] for profile in chain_of(row.profile) if profile in bundles), None)
-    reason = _unfit(row, deployment)
+    reason, refused = _unfit(row, deployment), ""
     if reason is None and bundle is None:
         reason = f"no bundle for profile {row.profile} (there is {', '.join(sorted(bundles)) or 'none that is not blocked'})"
     if reason is None and bundle is not None:
-        reason = _cannot_run(row, bundle, deployment)
+        ability = _ABILITY.decode(row.reported)
+        reason, refused = _cannot_run(ability, bundle, deployment), ability.refused
         if present is not None and present.sha256 == bundle.sha256:
             reason = _THERE
-    return Choice(row, bundle) if reason is None else Choice(row, None, reason)
+    return Choice(row, bundle, refused=refused) if reason is None else Choice(row, None, reason)
 
 
 def _unfit(row: DeviceRow, deployment: str) -> str | None:
@@ -129,10 +150,8 @@ def _unfit(row: DeviceRow, deployment: str) -> str | None:
     return None if row.reported else "has never reported"
 
 
-def _cannot_run(row: DeviceRow, bundle: BundleRow, deployment: str) -> str | None:
+def _cannot_run(reported: Ability, bundle: BundleRow, deployment: str) -> str | None:
     """Why it could not run this bundle, by what it reported."""
-    reported = devices.reported_of(row)
-    assert reported is not None
     if reported.bundle_format < bundle.format:
         return f"reads bundle format {reported.bundle_format}, this is {bundle.format}; update its agent"
     engine = reported.engines.get(bundle.engine)
@@ -155,9 +174,7 @@ def member_of(
 ) -> Member:
     """The member as it starts; what the device said before is noted, so that it is not taken for an answer."""
     row, bundle = choice.device, choice.bundle
-    reported = devices.reported_of(row)
     assert bundle is not None
-    assert reported is not None
     labels = devices.labels_of(row)
     return Member(
         device=row.id,
@@ -171,7 +188,7 @@ def member_of(
         is_held=row.id in held,
         online_since=now if row.is_online else None,
         seen=(row.enrolment, row.incarnation, row.reported_seq),
-        refused_before=reported.refused,
+        refused_before=choice.refused,
     )
 
 
@@ -191,6 +208,7 @@ def chain_of(profile: str) -> tuple[str, ...]:
         return (profile,)  # a profile file of the user's own, known on the device only
 
 
+@functools.lru_cache(maxsize=1024)
 def _in_range(version: str, versions: str) -> bool:
     try:
         return SpecifierSet(versions).contains(Version(version), prereleases=True)

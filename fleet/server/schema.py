@@ -378,30 +378,13 @@ totals = Table(
     Column("recent", Text, nullable=False, server_default="{}"),
 )
 
-# See `fleet.audit`.
-audit = Table(
-    "audit",
+# The workers that take reports in (`fleet.server.worker`), by a name of their own; times are steady.
+workers = Table(
+    "workers",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("at", Float, nullable=False),
-    Column("actor", String(100), nullable=False),
-    Column("action", String(64), nullable=False),
-    Column("subject", String(200), nullable=False),
-    Column("detail", Text, nullable=False),
-    Column("before", Text, nullable=False, default="", server_default=""),
-    Column("after", Text, nullable=False, default="", server_default=""),
-    Column("origin", String(64), nullable=False, default="", server_default=""),
-    Column("previous", String(64), nullable=False),
-    Column("hash", String(64), nullable=False),
-)
-
-audit_heads = Table(
-    "audit_heads",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("entry", Integer, nullable=False),
-    Column("hash", String(64), nullable=False),
-    Column("count", Integer, nullable=False),
-    Column("at", Float, nullable=False),
-    Column("envelope", LargeBinary, nullable=False),
+    Column("name", String(64), primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("seen_at", Float, nullable=False),
+    Column("is_hearing", Boolean, nullable=False),
+    Column("stored", BigInteger, nullable=False),
 )

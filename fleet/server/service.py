@@ -27,10 +27,12 @@ from fleet.server.ca import Authority
 from fleet.server.certificates import Certificates
 from fleet.server.clock import Clock
 from fleet.server.controller import Controller
+from fleet.server.crew import Crew
 from fleet.server.database import Database, sqlite_url
 from fleet.server.home import Config
 from fleet.server.ingest import Ingest
-from fleet.server.link import Link, Login
+from fleet.server.link import Link
+from fleet.server.logins import BrokerLogin, how_to_log_in, telemetry_group
 from fleet.server.notary import Notary
 from fleet.server.places import EMBEDDED, MOSQUITTO, Address, Places, Wanted, settle
 from fleet.server.signin import SignIns
@@ -53,16 +55,6 @@ class TlsFiles:
 
 
 @dataclass(frozen=True)
-class BrokerLogin:
-    """How the service shows a broker that is not ours who it is; the secrets stay in their files."""
-
-    authorities: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-    password: bytes | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
 class Options:
     """What `edgekit fleet up` was asked for; what is empty here is the home's `fleet.toml`'s to say."""
 
@@ -71,9 +63,10 @@ class Options:
     database: str | None = None
     tick_s: float = 1.0
     tls: TlsFiles = TlsFiles()
-    broker_login: BrokerLogin = BrokerLogin()
+    broker_login: BrokerLogin = field(default_factory=BrokerLogin)
     broker_files: Path | None = None
     ca_passphrase: bytes | None = field(default=None, repr=False)
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,7 @@ def run(options: Options, announce: Callable[[Announcement], None]) -> None:
     Raises: UsageError, ConflictError, FleetError if it cannot start; KeyboardInterrupt if stopped while starting.
     """
     config = home.read_config(options.state) if home.is_home(options.state) else None
-    places = settle(_merged(config, options.wanted))
+    places = settle(merged(config, options.wanted))
     signal.signal(signal.SIGTERM, _interrupt)
     with ExitStack() as stack:
         try:
@@ -111,7 +104,7 @@ def run(options: Options, announce: Callable[[Announcement], None]) -> None:
             _ignore_interrupts()
 
 
-def _merged(config: Config | None, wanted: Wanted) -> Wanted:
+def merged(config: Config | None, wanted: Wanted) -> Wanted:
     """The options of this start, and behind them the home's."""
     if config is None:
         return wanted
@@ -127,6 +120,14 @@ class _Trust:
     authority: Authority
     bundle: str
     api: home.Tls | None
+
+
+def _clock(database: Database) -> Clock:
+    """The fleet's time, as far as the database has it."""
+    clock = Clock()
+    with database.read() as connection:
+        clock.resume(connection)
+    return clock
 
 
 def _start(
@@ -167,17 +168,18 @@ def _start(
     issuer = Issuer(config.fleet, folder.take_order_key(tuf.order_keys(), trust.keys.order))
     home.check_order_key(database, issuer.key.keyid, tuf.order_keys())
     notary = Notary(database, config.fleet, trust.keys.audit, folder.path)
-    group = None if broker is not None else trust.keys.secret_name("telemetry group")
-    login = _login(options, places, certificates)
-    clock = Clock()
-    with database.read() as connection:
-        clock.resume(connection)
-    link = Link(places.mqtt, config.fleet, login, clock, telemetry_group=group)
+    group = None if places.broker == EMBEDDED else telemetry_group(trust.keys.secrets)
+    login = how_to_log_in(options.broker_login, places, options.broker_files, certificates.service_context)
+    clock = _clock(database)
+    has_workers = options.workers > 0
+    link = Link(places.mqtt, config.fleet, login, clock, telemetry_group=group, has_telemetry=not has_workers)
     ingest = Ingest(database, link, clock)
     watch, signing = _BrokerWatch(broker), Chore(tuf)
+    crew = stack.enter_context(Crew(options, places))
 
     def chores() -> None:
         watch()
+        crew.watch()
         certificates.keep_fresh(time.time())
         signing()
         notary.sign_if_due(time.time())
@@ -192,6 +194,7 @@ def _start(
         chores=chores,
         on_lead=link.start,
         on_lose=link.stop,
+        has_workers=has_workers,
     )
     link.on_connect = controller.reconnected
     context = Context(
@@ -310,25 +313,6 @@ def _broker(places: Places, folder: StateFolder, trust: _Trust, config: Config) 
         text = broker_config.plain(places.mqtt.host, places.mqtt.port)
     path.write_text(text, encoding="utf-8")
     return Mosquitto(places.mqtt, path)
-
-
-def _login(options: Options, places: Places, certificates: Certificates) -> Login:
-    if not places.has_mqtt_tls:
-        return Login()
-    given = options.broker_login
-    if places.broker == MOSQUITTO or options.broker_files is not None:
-        return Login(tls=certificates.service_context())
-    try:
-        context = ssl.create_default_context(cafile=given.authorities)
-        if given.certificate is not None:
-            context.load_cert_chain(given.certificate, given.key)
-    except OSError as error:
-        raise UsageError(f"--broker-ca, --broker-cert, --broker-key: cannot be used ({error})") from error
-    if places.user and given.password is None and given.certificate is None:
-        raise UsageError(
-            f"--broker …{places.user}@…: its password? give --broker-password-file, or EDGEKIT_BROKER_PASSWORD"
-        )
-    return Login(context, places.user, given.password.decode() if given.password else None)
 
 
 def _uvicorn(context: Context, trust: _Trust, certificates: Certificates) -> uvicorn.Config:

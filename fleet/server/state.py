@@ -39,19 +39,20 @@ from fleet.server.store.tokens import Grant
 CLIENT_FILE = "client.toml"
 
 
+def secret_name(secrets: SigningKey, purpose: str) -> str:
+    """A name that nobody outside can guess and that is always the same for one purpose: 128 bits in hex, derived
+    by HKDF (RFC 5869).
+    """
+    derived = HKDF(hashes.SHA256(), 32, salt=None, info=f"edgekit {purpose}".encode())
+    return derived.derive(secrets.private.private_bytes_raw()).hex()[:32]
+
+
 @dataclass(frozen=True)
 class Keys:
     """What the service signs with at its start, and what it derives secrets from, which no rotation changes."""
 
     order: SigningKey
     secrets: SigningKey
-
-    def secret_name(self, purpose: str) -> str:
-        """A name that nobody outside can guess and that is always the same for one purpose: 128 bits in hex, derived
-        by HKDF (RFC 5869).
-        """
-        derived = HKDF(hashes.SHA256(), 32, salt=None, info=f"edgekit {purpose}".encode())
-        return derived.derive(self.secrets.private.private_bytes_raw()).hex()[:32]
 
     @property
     def audit(self) -> SigningKey:

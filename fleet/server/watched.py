@@ -19,7 +19,7 @@ from fleet.rules.members import BAD, Member, Word
 from fleet.rules.rollout import Rollout
 from fleet.rules.sums import Deaf, StageSums
 from fleet.server.store import devices, members, telemetry
-from fleet.server.store.devices import DeviceRow
+from fleet.server.store.devices import DeviceRow, Newest
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Watched:
 
     rollout: Rollout
     revision: int
-    rows: dict[str, DeviceRow] = field(default_factory=dict)
+    rows: dict[str, Newest] = field(default_factory=dict)
     _sums: dict[str, StageSums] = field(default_factory=dict)
     _evidence: dict[str, DeviceEvidence] = field(default_factory=dict)
     # Device → its place among all that were ordered.
@@ -86,12 +86,9 @@ class Watched:
             self._evidence = {}
             changed = set(rollout.members)
         else:
-            was = before.members
-            changed = set(concerned)
-            if before.members is not rollout.members:
-                changed |= {m.device for m in rollout.members.values() if was.get(m.device) is not m}
-                for device in was.keys() - rollout.members.keys():
-                    self._evidence.pop(device, None)
+            changed = {*concerned, *(m.device for m in rollout.roster.changed_since(before.members))}
+            for device in rollout.roster.gone_since(before.members):
+                self._evidence.pop(device, None)
             changed &= rollout.members.keys()
         self._place(changed)
         judged_from = rollout.judged_from.timestamp()

@@ -166,6 +166,11 @@ class Service:
     def client(self) -> Client:
         return Client(find(str(self.state)))
 
+    def simulated(self, count: int, *more: str) -> "subprocess.Popen[str]":
+        """`edgekit fleet simulate` with so many devices, which answers as JSON."""
+        command = [sys.executable, *self.program, "fleet", "--fleet", str(self.state), "simulate", "--json"]
+        return subprocess.Popen([*command, "--devices", str(count), *more], stdout=subprocess.PIPE, text=True)
+
 
 DEPLOYMENT = "digits"
 

@@ -13,8 +13,8 @@ from fleet import audit as rules
 from fleet.publish import make_key
 from fleet.rules.access import Role
 from fleet.server.notary import HEAD_FILE, Notary
-from fleet.server.schema import audit as table
-from fleet.server.schema import audit_heads
+from fleet.server.schema_audit import audit as table
+from fleet.server.schema_audit import audit_heads
 from fleet.server.store import audit
 from fleet.server.store.audit import Who
 

@@ -32,8 +32,9 @@ def sums(database: Database, name: str = "d1") -> StageSums:
 
 def recent(database: Database, name: str = "d1", digest: str = OLD) -> Recent:
     with database.read() as connection:
-        row = telemetry.totals_of(connection, name)[name, "digits", digest]
-        return msgspec.json.decode(row.recent, type=Recent)
+        key = (schema.totals.c.device == name) & (schema.totals.c.digest == digest)
+        found = connection.execute(select(schema.totals.c.recent).where(key)).scalar_one()
+        return msgspec.json.decode(found, type=Recent)
 
 
 def opened(database: Database, names: list[str], at: float = NOW) -> None:

@@ -41,3 +41,18 @@ def test_every_page_is_answered_while_a_transaction_writes(tmp_path: Path) -> No
     assert answers == dict.fromkeys(PATHS, 200)
     assert len(shown["members"]) == 2, "as it was before the transaction that still runs"
     inside.close()
+
+
+def test_devices_come_in_pages_that_together_are_all_within_reach(tmp_path: Path) -> None:
+    inside = Inside(tmp_path)
+    client = inside.client(inside.token("all", Role.ADMIN))
+    names = [f"d{n}" for n in range(7)]
+    enrolled(inside.database, names)
+    path, pages = "/api/v1/devices?limit=3", []
+    while path:
+        response = client.get(path)
+        pages.append([found["device"] for found in response.json()])
+        path = response.links.get("next", {}).get("url", "")
+    assert pages == [names[:3], names[3:6], names[6:]]
+    assert client.get("/api/v1/devices?limit=0").status_code == 400
+    inside.close()

@@ -22,6 +22,7 @@ from fleet.server.clock import Clock, same
 from fleet.server.controller import Controller
 from fleet.server.database import Database
 from fleet.server.link import Link
+from fleet.server.schema_audit import audit as log
 from fleet.server.store import audit, blocked, devices, orders, rollouts
 from fleet.server.store.orders import Issuer
 
@@ -98,7 +99,7 @@ def test_a_rollout_in_the_way_is_waited_for_in_order(
     told(database, issuer, 3, Command("abort"), NOW + 700)
     assert shown(database, 3).status is Status.ABORTED
     with database.read() as connection:
-        actions = list(connection.execute(select(schema.audit.c.action)).scalars())
+        actions = list(connection.execute(select(log.c.action)).scalars())
     assert [a for a in actions if a in ("rollout.queue", "rollout.start")] == [
         "rollout.start", "rollout.queue", "rollout.queue", "rollout.start",
     ]  # fmt: skip

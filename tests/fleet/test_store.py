@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from fleet_support import csr_of, make_bundle, make_device_key
 from msgspec.structs import replace
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, insert, select, update
 from store_support import enrolled as enroll_rows
 from store_support import rollout_of
 
@@ -318,7 +318,7 @@ def test_a_report_counts_once_and_is_acknowledged_every_time(database: Database)
         assert taken.acks == {("d1", Boot(1, 1, NONCE)): [7, 7]}
         assert not taken.dropped
     with database.begin() as connection:
-        [total] = telemetry.totals_of(connection).values()
+        [total] = connection.execute(select(schema.totals)).all()
         assert (total.windows, total.requests, total.errors) == (1, 2, 1)
         assert msgspec.json.decode(total.recent, type=Recent).all().requests == 2
         telemetry.prune(connection, NOW + telemetry.KEEP_S + 1)
@@ -434,3 +434,31 @@ def go_back(database: Database, revision: str) -> None:
     with database.engine.connect() as connection, _no_foreign_keys(connection), connection.begin():
         config.attributes["connection"] = connection
         command.downgrade(config, revision)
+
+
+def test_devices_that_lack_something_are_those_with_an_empty_slot(database: Database) -> None:
+    with database.begin() as connection:
+        for name in ("d1", "d2", "d3", "d4"):
+            slots = '["digits", "faces"]' if name != "d4" else "[]"
+            connection.execute(
+                insert(schema.devices).values(id=name, labels="{}", deployments=slots, created_at=NOW)
+            )
+        bundle = {"sha256": "a" * 64, "name": "digits", "version": "1", "profile": "p", "length": 1}
+        bundle |= {"engine": "e", "engine_versions": ">=1", "published_at": NOW}
+        connection.execute(insert(schema.bundles).values(**bundle))
+        wanted = {"sha256": "a" * 64, "because": "", "set_at": NOW}
+        connection.execute(
+            insert(schema.desired),
+            [
+                wanted | {"device": device, "deployment": deployment}
+                # What d2 is to run is none of its slots any more.
+                for device, deployment in (
+                    ("d1", "digits"),
+                    ("d1", "faces"),
+                    ("d2", "digits"),
+                    ("d2", "gone"),
+                )
+            ],
+        )
+        assert [row.id for row in devices.lacking(connection)] == ["d2", "d3"]
+        assert [row.id for row in devices.lacking(connection, ["d1", "d2", "d4"])] == ["d2"]

@@ -87,7 +87,7 @@ def _plan(connection: Connection, release: tuple[str, str], to: str, deployment:
     selectors.check_names(selector, known)
     chosen = [row for row in everyone if selector.matches(devices.labels_of(row))]
     present = orders.desired_of(connection)
-    busy = rollouts.busy(connection)
+    busy = rollouts.busy(connection, [row.id for row in chosen])
     moves: dict[str, list[str]] = {}
     there: list[str] = []
     others: list[api.Ineligible] = []

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Query, Response
 from sqlalchemy import Connection, Row
 
 from edgekit.sketch import Sketch, merge
@@ -33,18 +33,31 @@ from fleet.server.store.releases import BundleRow
 
 Wanted = dict[tuple[str, str], DesiredRow]
 Seen = dict[tuple[str, str, str], Row[Any]]
+# Of a page.
+USUAL_DEVICES, MOST_DEVICES = 500, 5000
 
 router = APIRouter(prefix="/api/v1", tags=["devices"])
 
 
 @router.get("/devices")
-def listing(ctx: Ctx, caller: Caller) -> Response:
+def listing(
+    ctx: Ctx,
+    caller: Caller,
+    after: Annotated[str, Query(max_length=64, description="The name that the page before ended with.")] = "",
+    limit: Annotated[int, Query(ge=1, le=MOST_DEVICES)] = USUAL_DEVICES,
+) -> Response:
+    """A page of devices, by name. Where there may be more, `Link` says where (RFC 8288, relation `next`)."""
     now = ctx.time.now()
     with ctx.database.read() as connection:
-        wanted = orders.desired_of(connection)
-        seen = telemetry.totals_of(connection)
-        rows = [row for row in devices.everyone(connection) if caller.reaches(devices.labels_of(row))]
-        return answer([view(row, wanted, seen, now) for row in rows])
+        page = devices.page(connection, after, limit)
+        rows = [row for row in page if caller.reaches(devices.labels_of(row))]
+        names = [row.id for row in rows]
+        wanted = orders.desired_of(connection, devices=names)
+        seen = telemetry.totals_of(connection, names)
+        response = answer([view(row, wanted, seen, now) for row in rows])
+    if len(page) == limit:
+        response.headers["Link"] = f'</api/v1/devices?after={page[-1].id}&limit={limit}>; rel="next"'
+    return response
 
 
 @router.get("/devices/{device}/explain")
@@ -52,7 +65,7 @@ def explain(ctx: Ctx, caller: Caller, device: str) -> Response:
     now = ctx.time.now()
     with ctx.database.read() as connection:
         row = caller.device(connection, device)
-        wanted, seen = orders.desired_of(connection, device), telemetry.totals_of(connection, device)
+        wanted, seen = orders.desired_of(connection, device), telemetry.totals_of(connection, [device])
         shown = view(row, wanted, seen, now)
         return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, now))))
 

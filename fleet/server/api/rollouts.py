@@ -140,7 +140,7 @@ def within(connection: Connection, caller: Principal, rollout: Rollout) -> Rollo
 
 def _check_still_its_own(connection: Connection, rollout: Rollout) -> None:
     """A completed rollout goes back only while its devices are still where it put them."""
-    present = orders.desired_of(connection)
+    present = orders.desired_of(connection, devices=sorted(rollout.members))
     moved_on = [
         member.device
         for member in rollout.members.values()
@@ -150,8 +150,8 @@ def _check_still_its_own(connection: Connection, rollout: Rollout) -> None:
     ]
     busy = {
         device
-        for device, deployment in rollouts.busy(connection)
-        if deployment == rollout.spec.deployment and device in rollout.members
+        for device, deployment in rollouts.busy(connection, sorted(rollout.members))
+        if deployment == rollout.spec.deployment
     }
     if moved_on or busy:
         raise ConflictError(

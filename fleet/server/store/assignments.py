@@ -1,15 +1,17 @@
 """Assignments: what the devices of a selector run, by a completed rollout or by a person's word."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, exists, insert, literal, or_, select, update
 
 from edgekit.errors import NotFoundError
 from fleet.api import AssignmentView
 from fleet.rules.placing import BY_ASSIGNMENT, Assignment, Assignments
-from fleet.server.schema import assignments, desired
-from fleet.server.store import audit
+from fleet.server.schema import assignments, bundles, desired
+from fleet.server.store import audit, devices
 from fleet.server.store.audit import Who
+from fleet.server.store.upsert import among
 
 
 def newest_first(connection: Connection) -> Assignments:
@@ -29,6 +31,23 @@ def newest_first(connection: Connection) -> Assignments:
             for row in connection.execute(query)
         ]
     )
+
+
+def concerned(connection: Connection, names: Sequence[str] | None) -> set[str]:
+    """Devices, of all or of these, for which `fleet.rules.placing` may find a change that no mark asks for: they lack
+    something, or have something that an assignment gave or that is older than an assignment of another release.
+    """
+    found = {row.id for row in devices.lacking(connection, names)}
+    newer = assignments.c.deployment == desired.c.deployment, assignments.c.set_at > desired.c.set_at
+    other = or_(assignments.c.name != bundles.c.name, assignments.c.version != bundles.c.version)
+    title = literal(BY_ASSIGNMENT) + assignments.c.name + "@" + assignments.c.version
+    same = assignments.c.deployment == desired.c.deployment, title == desired.c.because
+    is_withdrawn = desired.c.because.startswith(BY_ASSIGNMENT, autoescape=True) & ~exists().where(*same)
+    query = select(desired.c.device).join(bundles, bundles.c.sha256 == desired.c.sha256)
+    query = query.where(exists().where(*newer, other) | is_withdrawn)
+    if names is not None:
+        query = query.where(among(connection, desired.c.device, names))
+    return found | set(connection.execute(query).scalars())
 
 
 def everything(connection: Connection) -> list[AssignmentView]:

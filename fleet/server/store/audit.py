@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, insert, select, text
 from fleet import audit as rules
 from fleet.audit import Head
 from fleet.audit_entry import Entry
-from fleet.server.schema import audit, audit_heads
+from fleet.server.schema_audit import audit, audit_heads
 
 _AT_ONCE = 1000
 

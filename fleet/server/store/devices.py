@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, func, select, update
+from sqlalchemy import JSON, Connection, Row, cast, delete, func, select, update
 
 from edgekit.errors import AuthError, ConflictError, NotFoundError
 from edgekit.wire.messages import Boot, Reported, Status
@@ -18,22 +18,24 @@ from fleet.server.store import audit, news
 from fleet.server.store.audit import Who
 from fleet.server.store.known import Known
 from fleet.server.store.settings import secret_hash
-from fleet.server.store.upsert import chunks
+from fleet.server.store.upsert import among
 
 DeviceRow = Row[Any]
 MAX_DEPLOYMENTS = 32
 # By how much the incarnation of a device may jump: it goes up by two a start, and may have been away for long.
 MAX_STARTS = 200_000
+_LABELS = msgspec.json.Decoder(dict[str, str])
+_NAMES = msgspec.json.Decoder(tuple[str, ...])
 
 
 def labels_of(row: DeviceRow) -> dict[str, str]:
     """The labels a selector sees: what the operator gave, and the built-in `device` and `profile`."""
-    given = msgspec.json.decode(row.labels, type=dict[str, str])
+    given = _LABELS.decode(row.labels)
     return {**given, "device": row.id, "profile": row.profile}
 
 
 def deployments_of(row: DeviceRow) -> tuple[str, ...]:
-    return msgspec.json.decode(row.deployments, type=tuple[str, ...])
+    return _NAMES.decode(row.deployments)
 
 
 def added_of(row: DeviceRow) -> tuple[str, ...]:
@@ -65,7 +67,30 @@ def find(connection: Connection, device: str) -> DeviceRow | None:
 def everyone(connection: Connection) -> list[DeviceRow]:
     """All but those that were taken out of service."""
     query = select(devices).where(devices.c.decommissioned_at.is_(None))
-    return list(connection.execute(query.order_by(devices.c.id)))
+    return list(connection.execute(query.order_by(devices.c.id)).all())
+
+
+def page(connection: Connection, after: str, limit: int) -> list[DeviceRow]:
+    """The next devices in service by name, after this one."""
+    query = select(devices).where(devices.c.decommissioned_at.is_(None), devices.c.id > after)
+    return list(connection.execute(query.order_by(devices.c.id).limit(limit)).all())
+
+
+def lacking(connection: Connection, names: Sequence[str] | None = None) -> list[DeviceRow]:
+    """Devices in service, of all or of these, that have a deployment for which nothing is desired."""
+    if connection.dialect.name == "postgresql":
+        given = func.json_array_elements_text(cast(devices.c.deployments, JSON))
+        slots = given.table_valued("value").render_derived()
+    else:
+        slots = func.json_each(devices.c.deployments).table_valued("value")
+    runs = select(desired.c.device).where(
+        desired.c.device == devices.c.id, desired.c.deployment == slots.c.value
+    )
+    empty = select(slots.c.value).where(~runs.correlate(devices, slots).exists()).correlate(devices)
+    query = select(devices).where(devices.c.decommissioned_at.is_(None), empty.exists())
+    if names is not None:
+        query = query.where(among(connection, devices.c.id, names))
+    return list(connection.execute(query.order_by(devices.c.id)).all())
 
 
 def counts(connection: Connection) -> tuple[int, int]:
@@ -138,24 +163,31 @@ def note_clones(connection: Connection, known: Iterable[Known], now: float) -> N
             audit.append(connection, now, audit.FLEET, "device.duplicate", one.id, detail)
 
 
-def newest(connection: Connection, names: Sequence[str] | None = None) -> list[DeviceRow]:
-    """What a tick looks at, of all devices in service or of some of them, without what they said of themselves."""
-    columns = (
-        devices.c.id, devices.c.enrolment, devices.c.incarnation, devices.c.reported_seq, devices.c.is_online,
-        devices.c.last_report_at, devices.c.window_s,
-    )  # fmt: skip
+class Newest(msgspec.Struct, frozen=True, gc=False):
+    """What a tick looks at of a device, without what it said of itself."""
+
+    id: str
+    enrolment: int
+    incarnation: int
+    reported_seq: int
+    is_online: bool
+    last_report_at: float | None
+    window_s: float | None
+
+
+def newest(connection: Connection, names: Sequence[str] | None = None) -> list[Newest]:
+    """Of all devices in service, or of some of them."""
+    columns = [devices.c[name] for name in Newest.__struct_fields__]
     query = select(*columns).where(devices.c.decommissioned_at.is_(None))
-    parts = [query] if names is None else [query.where(devices.c.id.in_(some)) for some in chunks(names)]
-    found: list[DeviceRow] = []
-    for part in parts:
-        found.extend(connection.execute(part))
-    return found
+    if names is not None:
+        query = query.where(among(connection, devices.c.id, names))
+    return [Newest(*row) for row in connection.execute(query).all()]
 
 
 def some(connection: Connection, names: Sequence[str]) -> list[DeviceRow]:
     """Those of these devices that are in service, whole."""
     query = select(devices).where(devices.c.decommissioned_at.is_(None))
-    return [row for part in chunks(names) for row in connection.execute(query.where(devices.c.id.in_(part)))]
+    return list(connection.execute(query.where(among(connection, devices.c.id, names))).all())
 
 
 def all_offline(connection: Connection) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from edgekit.errors import ConflictError, NotFoundError
 from fleet.rules import placing
@@ -17,7 +17,7 @@ from fleet.server.schema import devices, to_place
 from fleet.server.store import audit, news
 from fleet.server.store import devices as device_store
 from fleet.server.store.audit import Who
-from fleet.server.store.upsert import chunks
+from fleet.server.store.upsert import among
 
 BUILT_IN = ("device", "profile")
 MAX_LABELS = 64
@@ -72,29 +72,24 @@ def relabel(
 
 def mark(connection: Connection, names: Sequence[str], deployments: Collection[str]) -> None:
     """What these deployments of these devices are to run is to be looked at again."""
-    for some in chunks(sorted(names)):
-        of_these = to_place.c.device.in_(some) & to_place.c.deployment.in_(deployments)
-        connection.execute(delete(to_place).where(of_these))
-        # A new row each: whoever settles what it read before leaves this one.
-        rows = [{"device": name, "deployment": one} for name in some for one in sorted(deployments)]
-        if rows:
-            connection.execute(insert(to_place), rows)
+    of_these = among(connection, to_place.c.device, names) & to_place.c.deployment.in_(deployments)
+    connection.execute(delete(to_place).where(of_these))
+    # A new row each: whoever settles what it read before leaves this one.
+    rows = [{"device": name, "deployment": one} for name in sorted(names) for one in sorted(deployments)]
+    if rows:
+        connection.execute(insert(to_place), rows)
 
 
 def mark_new(connection: Connection, some: Collection[tuple[str, str]]) -> None:
     """Mark these (device, deployment) where they are not marked yet."""
-    names = sorted({device for device, _ in some})
-    for part in chunks(names):
-        query = select(to_place.c.device, to_place.c.deployment).where(to_place.c.device.in_(part))
-        there = {(row.device, row.deployment) for row in connection.execute(query)}
-        inside = set(part)
-        rows = [
-            {"device": device, "deployment": deployment}
-            for device, deployment in sorted(set(some) - there)
-            if device in inside
-        ]
-        if rows:
-            connection.execute(insert(to_place), rows)
+    if not some:
+        return
+    query = select(to_place.c.device, to_place.c.deployment)
+    query = query.where(among(connection, to_place.c.device, sorted({device for device, _ in some})))
+    new = set(some) - {(row.device, row.deployment) for row in connection.execute(query)}
+    if new:
+        rows = [{"device": device, "deployment": deployment} for device, deployment in sorted(new)]
+        connection.execute(insert(to_place), rows)
 
 
 def marked(connection: Connection, after: tuple[str, int], limit: int) -> list[Mark]:
@@ -110,15 +105,11 @@ def marked_of(connection: Connection, names: Sequence[str], deployment: str) -> 
     if connection.execute(select(to_place.c.id).limit(1)).scalar() is None:
         return []
     query = select(to_place.c.device).where(to_place.c.deployment == deployment)
-    return sorted(
-        {
-            device
-            for some in chunks(names)
-            for device in connection.execute(query.where(to_place.c.device.in_(some))).scalars()
-        }
-    )
+    query = query.where(among(connection, to_place.c.device, names))
+    return sorted(set(connection.execute(query).scalars()))
 
 
 def settle(connection: Connection, marks: Sequence[Mark]) -> None:
-    for some in chunks([mark.id for mark in marks]):
-        connection.execute(delete(to_place).where(to_place.c.id.in_(some)))
+    if marks:
+        gone = delete(to_place).where(to_place.c.id == bindparam("the_id"))
+        connection.execute(gone, [{"the_id": mark.id} for mark in marks])

@@ -10,8 +10,8 @@ import logging
 
 from sqlalchemy import Connection, select, update
 
-from fleet.server.schema import audit as audit_table
 from fleet.server.schema import devices
+from fleet.server.schema_audit import audit as audit_table
 from fleet.server.store import audit
 
 log = logging.getLogger(__name__)

@@ -1,12 +1,12 @@
 """Device rows that a transaction has locked, and what it is about to change of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, select
 
 from fleet.server.schema import devices
-from fleet.server.store.upsert import chunks
+from fleet.server.store.upsert import among, change
 
 
 class Known:
@@ -30,17 +30,16 @@ class Known:
         self.changed |= values
 
 
-def lock(connection: Connection, names: Iterable[str]) -> dict[str, Known]:
-    """The devices of these names that there are, locked in the order of their names.
+def lock(connection: Connection, names: Iterable[str], columns: Sequence[str] = ()) -> dict[str, Known]:
+    """The devices of these names that there are, locked in the order of their names; whole, or some columns of them.
 
     Whoever locks more than one device does it by this function, in one call: two that lock in one order never wait for
     each other in a circle.
     """
-    found: dict[str, Known] = {}
-    for some in chunks(sorted(set(names))):
-        query = select(devices).where(devices.c.id.in_(some)).order_by(devices.c.id).with_for_update()
-        found |= {row.id: Known(row) for row in connection.execute(query)}
-    return found
+    wanted = [devices.c[name] for name in columns] if columns else [devices]
+    query = select(*wanted).where(among(connection, devices.c.id, sorted(set(names))))
+    rows = connection.execute(query.order_by(devices.c.id).with_for_update())
+    return {row.id: Known(row) for row in rows}
 
 
 def write(connection: Connection, known: Iterable[Known]) -> None:
@@ -49,8 +48,7 @@ def write(connection: Connection, known: Iterable[Known]) -> None:
     for one in known:
         if one.changed:
             names = tuple(sorted(one.changed))
-            groups.setdefault(names, []).append({"the_id": one.id, **one.changed})
+            groups.setdefault(names, []).append({"id": one.id, **one.changed})
             one.changed = {}
-    for names, rows in groups.items():
-        change = update(devices).where(devices.c.id == bindparam("the_id"))
-        connection.execute(change.values({name: bindparam(name) for name in names}), rows)
+    for rows in groups.values():
+        change(connection, devices, "id", rows)

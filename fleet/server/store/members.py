@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, delete, select
 from edgekit.wire.states import FleetState
 from fleet.rules.members import Member
 from fleet.server.schema import members
-from fleet.server.store.upsert import chunks, upsert
+from fleet.server.store.upsert import among, upsert
 
 _SAME = (
     "device", "profile", "key", "target", "previous", "previous_title", "site", "zone", "is_held", "reason", "stage",
@@ -21,13 +21,9 @@ _TIMES = ("ordered_at", "notified_at", "online_since")
 def of(connection: Connection, rollout: int, devices: Sequence[str] | None = None) -> dict[str, Member]:
     """All members of a rollout by device, or those of some devices."""
     query = select(members).where(members.c.rollout == rollout)
-    if devices is None:
-        return {row.device: _member(row) for row in connection.execute(query)}
-    return {
-        row.device: _member(row)
-        for some in chunks(devices)
-        for row in connection.execute(query.where(members.c.device.in_(some)))
-    }
+    if devices is not None:
+        query = query.where(among(connection, members.c.device, devices))
+    return {row.device: _member(row) for row in connection.execute(query)}
 
 
 def write(connection: Connection, rollout: int, changed: Iterable[Member]) -> None:
@@ -37,8 +33,8 @@ def write(connection: Connection, rollout: int, changed: Iterable[Member]) -> No
 
 def remove(connection: Connection, rollout: int, devices: Sequence[str]) -> None:
     """These are in the rollout no longer."""
-    for some in chunks(devices):
-        connection.execute(delete(members).where(members.c.rollout == rollout, members.c.device.in_(some)))
+    gone = among(connection, members.c.device, devices)
+    connection.execute(delete(members).where(members.c.rollout == rollout, gone))
 
 
 def _values(rollout: int, member: Member) -> dict[str, Any]:

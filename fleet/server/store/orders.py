@@ -29,7 +29,7 @@ from fleet.server.schema import bundles, desired, devices, orders, outbox
 from fleet.server.store import blocked, known
 from fleet.server.store import devices as device_store
 from fleet.server.store.known import Known
-from fleet.server.store.upsert import chunks, upsert
+from fleet.server.store.upsert import among, upsert
 
 LIFETIME_S = 30 * 86_400.0
 DesiredRow = Row[Any]
@@ -49,10 +49,9 @@ def desired_of(
     """(device, deployment) → what it is to run, with the bundle's own columns: of all, of one, or of some devices."""
     query = _desired_query()
     names = [device] if device is not None else devices
-    queries = (
-        [query] if names is None else [query.where(desired.c.device.in_(some)) for some in chunks(names)]
-    )
-    return {(row.device, row.deployment): row for part in queries for row in connection.execute(part)}
+    if names is not None:
+        query = query.where(among(connection, desired.c.device, names))
+    return {(row.device, row.deployment): row for row in connection.execute(query).all()}
 
 
 def _desired_query() -> Select[Any]:
@@ -110,10 +109,8 @@ def move(
         blocked.check(connection, digest)
     found = known.lock(connection, wanted)
     rows = {device: row for device, row in found.items() if row.get("decommissioned_at") is None}
-    for some in chunks(sorted(rows)):
-        connection.execute(
-            delete(desired).where(desired.c.device.in_(some), desired.c.deployment == deployment)
-        )
+    theirs = among(connection, desired.c.device, sorted(rows))
+    connection.execute(delete(desired).where(theirs, desired.c.deployment == deployment))
     values = [
         {"device": device, "deployment": deployment, "sha256": sha256, "because": because, "set_at": now}
         for device in rows
@@ -150,9 +147,10 @@ def issue_all(
     if not rows:
         return {}
     wanted: dict[str, dict[str, OrderedBundle]] = {device: {} for device in rows}
-    for some in chunks(sorted(rows)):
-        for found in connection.execute(_desired_query().where(desired.c.device.in_(some))):
-            wanted[found.device][found.deployment] = _ordered(found)
+    for found in connection.execute(
+        _desired_query().where(among(connection, desired.c.device, sorted(rows)))
+    ):
+        wanted[found.device][found.deployment] = _ordered(found)
     counters: dict[str, int] = {}
     signed: list[dict[str, Any]] = []
     named = options or {}
@@ -204,15 +202,14 @@ def options_of(connection: Connection, device: str) -> OrderOptions:
 
 
 def _options_of(connection: Connection, names: Sequence[str]) -> dict[str, OrderOptions]:
-    query = select(outbox.c.device, outbox.c.payload)
+    query = select(outbox.c.device, outbox.c.payload).where(among(connection, outbox.c.device, names))
     found: dict[str, OrderOptions] = {}
-    for some in chunks(names):
-        for row in connection.execute(query.where(outbox.c.device.in_(some))):
-            # An order of an older format is said again without them.
-            with contextlib.suppress(msgspec.DecodeError, binascii.Error, MessageError):
-                envelope = msgspec.json.decode(row.payload, type=Envelope)
-                options = decode(base64.b64decode(envelope.payload), Order).options
-                found[row.device] = msgspec.structs.replace(options, retry=False)
+    for row in connection.execute(query) if names else ():
+        # An order of an older format is said again without them.
+        with contextlib.suppress(msgspec.DecodeError, binascii.Error, MessageError):
+            envelope = msgspec.json.decode(row.payload, type=Envelope)
+            options = decode(base64.b64decode(envelope.payload), Order).options
+            found[row.device] = msgspec.structs.replace(options, retry=False)
     return found
 
 
@@ -243,8 +240,7 @@ def publish_again(connection: Connection, devices_behind: Sequence[str] | None =
     if devices_behind is None:
         connection.execute(change)
         return
-    for some in chunks(sorted(devices_behind)):
-        connection.execute(change.where(outbox.c.device.in_(some)))
+    connection.execute(change.where(among(connection, outbox.c.device, sorted(devices_behind))))
 
 
 def behind(connection: Connection, moment: float, limit: int) -> list[str]:

@@ -15,7 +15,7 @@ from fleet.rules.rollout import ACTIVE, Rollout, Status
 from fleet.server.schema import assignments, rollouts
 from fleet.server.schema import members as member_rows
 from fleet.server.store import members
-from fleet.server.store.upsert import chunks
+from fleet.server.store.upsert import among
 
 _NOT_FOUND = "there is no rollout r{}; 'edgekit fleet rollout list' shows them"
 _ACTIVE = [status.value for status in ACTIVE]
@@ -81,7 +81,7 @@ def add(connection: Connection, rollout: Rollout, now: float, wanted: NewRollout
 def save(connection: Connection, rollout: Rollout, before: Rollout, now: float) -> None:
     """What differs from `before`, which is the rollout as it was loaded or saved last in this transaction."""
     was = before.members
-    members.write(connection, rollout.id, (m for m in rollout.members.values() if was.get(m.device) is not m))
+    members.write(connection, rollout.id, rollout.roster.changed_since(was))
     # Members come and go in steps of their own; a step that adds some takes none away.
     if len(rollout.members) < len(was):
         members.remove(connection, rollout.id, sorted(was.keys() - rollout.members.keys()))
@@ -179,23 +179,14 @@ def judged(connection: Connection) -> list[Row[Any]]:
     return list(connection.execute(query))
 
 
-def busy(connection: Connection, devices: Sequence[str] | None = None) -> dict[tuple[str, str], int]:
-    """(device, deployment) → the rollout under way that has it; of all, or of some devices."""
+def busy(connection: Connection, devices: Sequence[str]) -> dict[tuple[str, str], int]:
+    """(device, deployment) → the rollout under way that has it, of these devices."""
     query = (
         select(member_rows.c.device, rollouts.c.deployment, rollouts.c.id)
         .join(rollouts, rollouts.c.id == member_rows.c.rollout)
-        .where(rollouts.c.status.in_(_ACTIVE))
+        .where(rollouts.c.status.in_(_ACTIVE), among(connection, member_rows.c.device, devices))
     )
-    queries = (
-        [query]
-        if devices is None
-        else [query.where(member_rows.c.device.in_(some)) for some in chunks(devices)]
-    )
-    return {
-        (device, deployment): number
-        for part in queries
-        for device, deployment, number in connection.execute(part)
-    }
+    return {(device, deployment): number for device, deployment, number in connection.execute(query)}
 
 
 def of_device(connection: Connection, device: str) -> list[Rollout]:

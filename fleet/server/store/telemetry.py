@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, select, tuple_
+from sqlalchemy import Connection, Row, delete, select
 
 from edgekit.sketch import Sketch, merge
 from edgekit.wire.messages import DeploymentWindow, Report
@@ -20,12 +20,16 @@ from fleet.server.clock import Now
 from fleet.server.schema import members, reports, stage_sums, totals
 from fleet.server.store import rollouts
 from fleet.server.store.known import Known
-from fleet.server.store.upsert import CHUNK, chunks, insert_into, upsert
+from fleet.server.store.upsert import CHUNK, among, among_keys, insert_new, upsert
 
 KEEP_S = 14 * 86_400.0
 # (device, deployment, digest) and (rollout, device).
 TotalKey = tuple[str, str, str]
 SumsKey = tuple[int, str]
+_SKETCH = msgspec.json.Decoder(Sketch)
+_RECENT = msgspec.json.Decoder(Recent)
+_STAGE_SUMS = msgspec.json.Decoder(StageSums)
+_ENCODER = msgspec.json.Encoder()
 
 
 class Arrived(NamedTuple):
@@ -87,11 +91,8 @@ def _new(connection: Connection, arrived: Sequence[Arrived], received_at: float)
     if not by_key:
         return []
     names = ("device", "enrolment", "incarnation", "nonce", "seq")
-    columns = [reports.c[name] for name in names]
     rows = [dict(zip(names, key, strict=True)) | {"received_at": received_at} for key in sorted(by_key)]
-    # RETURNING, because a driver may leave the row count of ON CONFLICT unset (psycopg 3.3 does).
-    statement = insert_into(connection, reports).on_conflict_do_nothing().returning(*columns)
-    inserted = {tuple(row) for row in connection.execute(statement, rows)}
+    inserted = insert_new(connection, reports, rows, names)
     return [item for key, item in by_key.items() if key in inserted]
 
 
@@ -188,8 +189,8 @@ class _Book:
                     "windows": total.windows,
                     "requests": total.requests,
                     "errors": total.errors,
-                    "infer_ms": msgspec.json.encode(total.infer_ms).decode(),
-                    "recent": msgspec.json.encode(total.recent).decode(),
+                    "infer_ms": _ENCODER.encode(total.infer_ms).decode(),
+                    "recent": _ENCODER.encode(total.recent).decode(),
                 }
                 for device, deployment, digest in sorted(self._changed_totals)
                 for total in (self._totals[device, deployment, digest],)
@@ -204,7 +205,7 @@ class _Book:
                     "stage": stage.stage,
                     "device": device,
                     "judged_from": stage.judged_from,
-                    "sums": msgspec.json.encode(self._sums[rollout, device]).decode(),
+                    "sums": _ENCODER.encode(self._sums[rollout, device]).decode(),
                 }
                 for (rollout, device), stage in sorted(self._changed_sums.items())
             ],
@@ -219,29 +220,26 @@ def _stages_of(connection: Connection, devices: Sequence[str]) -> dict[str, list
         return found
     columns = (members.c.rollout, members.c.device, members.c.target, members.c.previous)
     query = select(*columns).where(members.c.rollout.in_(list(open_stages)))
-    for some in chunks(devices):
-        for row in connection.execute(query.where(members.c.device.in_(some))):
-            stage = open_stages[row.rollout]
-            about = (stage.stage, stage.judged_from, stage.cold_windows, stage.deployment)
-            found.setdefault(row.device, []).append(_Stage(row.rollout, *about, row.target, row.previous))
+    for row in connection.execute(query.where(among(connection, members.c.device, devices))):
+        stage = open_stages[row.rollout]
+        about = (stage.stage, stage.judged_from, stage.cold_windows, stage.deployment)
+        found.setdefault(row.device, []).append(_Stage(row.rollout, *about, row.target, row.previous))
     return found
 
 
 def _totals(connection: Connection, keys: Iterable[TotalKey]) -> dict[TotalKey, _Total]:
-    found: dict[TotalKey, _Total] = {}
-    for some in chunks(sorted(keys)):
-        query = select(totals).where(
-            tuple_(totals.c.device, totals.c.deployment, totals.c.digest).in_(list(some))
+    columns = (totals.c.device, totals.c.deployment, totals.c.digest)
+    query = select(totals).where(among_keys(connection, columns, sorted(keys)))
+    return {
+        (row.device, row.deployment, row.digest): _Total(
+            row.windows,
+            row.requests,
+            row.errors,
+            _SKETCH.decode(row.infer_ms),
+            _RECENT.decode(row.recent),
         )
-        for row in connection.execute(query):
-            found[row.device, row.deployment, row.digest] = _Total(
-                row.windows,
-                row.requests,
-                row.errors,
-                msgspec.json.decode(row.infer_ms, type=Sketch),
-                msgspec.json.decode(row.recent, type=Recent),
-            )
-    return found
+        for row in connection.execute(query)
+    }
 
 
 def sums_of(
@@ -249,23 +247,21 @@ def sums_of(
 ) -> dict[SumsKey, StageSums]:
     """(rollout, device) → its row in the rollout's stage; `stages` are rollout → stage. All devices, or some."""
     found: dict[SumsKey, StageSums] = {}
-    decoder = msgspec.json.Decoder(StageSums)
     columns = (stage_sums.c.rollout, stage_sums.c.device, stage_sums.c.sums)
     for rollout, stage in stages.items():
         query = select(*columns).where(stage_sums.c.rollout == rollout, stage_sums.c.stage == stage)
-        some_queries = (
-            [query] if devices is None else [query.where(stage_sums.c.device.in_(s)) for s in chunks(devices)]
-        )
-        for part in some_queries:
-            for row in connection.execute(part):
-                found[row.rollout, row.device] = decoder.decode(row.sums)
+        if devices is not None:
+            query = query.where(among(connection, stage_sums.c.device, devices))
+        for row in connection.execute(query):
+            found[row.rollout, row.device] = _STAGE_SUMS.decode(row.sums)
     return found
 
 
-def totals_of(connection: Connection, device: str | None = None) -> dict[tuple[str, str, str], Row[Any]]:
-    """(device, deployment, digest) → everything that was ever reported of it."""
-    query = select(totals) if device is None else select(totals).where(totals.c.device == device)
-    return {(row.device, row.deployment, row.digest): row for row in connection.execute(query)}
+def totals_of(connection: Connection, names: Sequence[str]) -> dict[TotalKey, Row[Any]]:
+    """(device, deployment, digest) → everything that these devices ever reported of it, but not their recent past."""
+    columns = [column for column in totals.c if column.name != "recent"]
+    query = select(*columns).where(among(connection, totals.c.device, names))
+    return {(row.device, row.deployment, row.digest): row for row in connection.execute(query).all()}
 
 
 def prune(connection: Connection, now: float, limit: int = 20 * CHUNK) -> bool:
