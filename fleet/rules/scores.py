@@ -23,6 +23,8 @@ SPREAD = 0.3
 # A quantile of so few requests, or a level of so few observations, counts half.
 HALF_WEIGHT_REQUESTS = 60
 HALF_WEIGHT_LEVELS = 3
+# A change of traffic that so many requests tell of counts half.
+HALF_WEIGHT_TRAFFIC = 100.0
 # No device speaks for more than so many usual ones.
 MOST_USUAL = 10.0
 
@@ -80,6 +82,19 @@ def level_change(gate: Gate, rows: Rows, centre: float) -> Scores:
     return Scores(
         sign * weight * (now - before - centre), weight, (weight * resolution) ** 2, rows["profile"]
     )
+
+
+def traffic_change(rows: Rows, centre: float = 0.0) -> Floats:
+    """By how much each device's requests per window changed against its own past (logarithm), beyond `centre`.
+
+    Drawn to nothing where few requests tell of it; nothing where a device has no past.
+    """
+    now, past = rows["requests"] + 0.5, rows["past_requests"] + 0.5
+    windows, past_windows = rows["windows"], rows["past_windows"]
+    is_known = (windows > 0) & (past_windows > 0)
+    change = np.log(now / np.maximum(windows, 1)) - np.log(past / np.maximum(past_windows, 1))
+    known = now * past / (now + past)
+    return np.where(is_known, (change - centre) * known / (known + HALF_WEIGHT_TRAFFIC), 0.0)
 
 
 def level_above(gate: Gate, rows: Rows) -> Scores:
