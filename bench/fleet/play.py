@@ -40,7 +40,7 @@ class Wanted:
     cut: str = ""
     holdback: str = ""
     soak: int = 30  # windows
-    look: int = 5  # windows between ticks
+    look: int = 2  # windows between ticks; a controller ticks every second
     last_stage: int | None = None  # stop watching once this stage (from 0) has passed
 
 
@@ -242,7 +242,7 @@ class Play:
                 past=self.old_past.get(i),
                 last_report_at=float(self.last_heard[i]) * WINDOW_S,
                 fell_silent_at=self.fell_silent.get(i),
-                notified_at=0.0 if member.notified_at else None,
+                notified_at=(member.notified_at - T0).total_seconds() if member.notified_at else None,
                 installed=True
                 if member.state is FleetState.SUCCEEDED
                 else False

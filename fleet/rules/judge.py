@@ -257,9 +257,8 @@ def _lost(gate: Gate, present: Stage) -> Opinion:
     beside = f" + {show_percent(usual)} usual silence" if usual else ""
     figure = f"{lost} of {_devices(heard)} lost, limit {show_percent(gate.limit)}{beside}"
     if has_control:
-        e = of_silence(
-            tally.fell_silent, tally.control_fell_silent, (len(present.canary), len(present.control))
-        )
+        at_risk = (len(tally.entered), len(present.control))
+        e = of_silence(tally.fell_silent, tally.control_fell_silent, at_risk, tally.entered)
     else:
         e = of_share(len(tally.silent), heard, min(0.9, gate.limit + usual))
     is_beyond = lost >= 2 and not gate.holds(lost / heard - usual)
