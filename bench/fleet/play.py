@@ -23,8 +23,9 @@ from fleet.rules.evidence import (
     StageEvidence,
     Sums,
 )
+from fleet.rules.machine import advance, start
 from fleet.rules.members import Member, Word, is_settled
-from fleet.rules.rollout import Due, Effect, Heard, Move, Ordered, Rollout, Spec, Status, Tick, advance, start
+from fleet.rules.rollout import Due, Effect, Heard, Move, Ordered, Rollout, Spec, Status, Tick
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW_S = 60.0

@@ -10,19 +10,9 @@ Always true
 from sqlalchemy import Connection
 
 from edgekit.wire.messages import OrderOptions
-from fleet.rules.rollout import (
-    Assign,
-    Command,
-    Effect,
-    Event,
-    Move,
-    Rollout,
-    Unassign,
-    advance,
-    ordered,
-    start,
-    stays,
-)
+from fleet.rules.machine import advance, start
+from fleet.rules.moving import ordered, stays
+from fleet.rules.rollout import Assign, Command, Effect, Event, Move, Rollout, Unassign
 from fleet.server.clock import Now
 from fleet.server.store import audit, orders, rollouts
 from fleet.server.store.audit import Who

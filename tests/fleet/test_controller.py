@@ -13,7 +13,8 @@ from store_support import NEW, NOW, enrolled, report, rollout_of, said
 
 from edgekit.wire.states import FleetState
 from fleet.publish import make_key
-from fleet.rules.rollout import MOVES_AT_ONCE, Command, Rollout, Status
+from fleet.rules.moving import MOVES_AT_ONCE
+from fleet.rules.rollout import Command, Rollout, Status
 from fleet.server import changes, controller, ingest, schema
 from fleet.server.clock import Clock, Now, same
 from fleet.server.controller import Controller

@@ -14,7 +14,9 @@ from edgekit.wire.states import AgentState, FleetState
 from fleet.rules import gates, stages
 from fleet.rules.evidence import Arm, DeviceEvidence, StageEvidence
 from fleet.rules.gates import Outcome
+from fleet.rules.machine import advance, start
 from fleet.rules.members import BAD, Member, Word, hear, time_out
+from fleet.rules.moving import is_allowed
 from fleet.rules.rollout import (
     ACTIVE,
     Assign,
@@ -30,9 +32,6 @@ from fleet.rules.rollout import (
     Status,
     Tick,
     Unassign,
-    advance,
-    is_allowed,
-    start,
 )
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
