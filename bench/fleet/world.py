@@ -17,7 +17,7 @@ PAST_WINDOWS = 60
 PROFILES = (0.26, 0.19, 0.15, 0.11, 0.10, 0.08, 0.06, 0.05)
 BASE_MS, BASE_ERRORS = 8.0, 0.005
 _SAMPLES = 12  # latencies drawn per window at most: a sketch of fewer is noisier, never better
-_BINS, _OFFSET = 900, 300
+BINS, OFFSET = 900, 300
 _AWAY, _BACK = 0.0012, 0.04  # per window: three percent of devices are away at any time
 _HOSTILE_REQUESTS = 10**7
 
@@ -110,12 +110,12 @@ class Fleet:
         cold = 0.4 * np.exp(-age / 1.5)
         centre = self.level + self.cycle * hour + self.load + cold + np.log(self.release.slower) * is_new
         times = centre[:, None] + 0.25 * c.normal(size=(n, _SAMPLES))
-        bins = np.clip(np.ceil(times / _LOG_GAMMA), 1 - _OFFSET, _BINS - _OFFSET - 1).astype(np.int16)
-        bins[np.arange(_SAMPLES)[None, :] >= requests[:, None]] = -_OFFSET
+        bins = np.clip(np.ceil(times / _LOG_GAMMA), 1 - OFFSET, BINS - OFFSET - 1).astype(np.int16)
+        bins[np.arange(_SAMPLES)[None, :] >= requests[:, None]] = -OFFSET
         self._lie(requests, errors, bins)
         up = self.is_up()
         requests[~up], errors[~up] = -1, 0
-        bins[~up] = -_OFFSET
+        bins[~up] = -OFFSET
         self.log.append((requests, errors, bins))
         self.now += 1
 
@@ -146,7 +146,7 @@ class Tally:
         self.requests = np.zeros(n)
         self.errors = np.zeros(n)
         self.warm = np.zeros(n, int)
-        self.bins = np.zeros((n, _BINS), np.int32)
+        self.bins = np.zeros((n, BINS), np.int32)
 
     def add(
         self,
@@ -161,16 +161,21 @@ class Tally:
         self.requests += np.where(counted, requests, 0)
         self.errors += np.where(counted, errors, 0)
         self.warm += warm
-        rows, columns = np.nonzero((bins > -_OFFSET) & warm[:, None])
-        flat = rows * _BINS + bins[rows, columns] + _OFFSET
-        self.bins += np.bincount(flat, minlength=self.bins.size).astype(np.int32).reshape(self.bins.shape)
+        rows, columns = np.nonzero((bins > -OFFSET) & warm[:, None])
+        np.add.at(self.bins, (rows, bins[rows, columns] + OFFSET), 1)
+
+    def forget(self, device: int) -> None:
+        """What it does on the new release is another sum."""
+        for sums in (self.windows, self.requests, self.errors, self.warm):
+            sums[device] = 0
+        self.bins[device] = 0
 
     def sketches(self) -> list[Sketch]:
         """One per device."""
         rows, columns = np.nonzero(self.bins)
         counts = self.bins[rows, columns].tolist()
         ends = np.searchsorted(rows, np.arange(len(self.bins) + 1)).tolist()
-        indices = (columns - _OFFSET).tolist()
+        indices = (columns - OFFSET).tolist()
         return [
             Sketch(dict(zip(indices[a:b], counts[a:b], strict=True)), 0, 1.0, 1e12)
             for a, b in itertools.pairwise(ends)

@@ -108,7 +108,7 @@ def with_always(gates: Sequence[Gate]) -> tuple[Gate, ...]:
 
 
 def _arms(gates: Sequence[Gate], data: StageEvidence, spent: Spent, *, is_closing: bool) -> Stage:
-    table = _tables.of(gates, data)
+    table = tables.of(gates, data)
     rows = table.read(data)
     is_canary, at_risk = rows.flag("is_canary"), rows.flag("at_risk")
     canary = rows.take(is_canary & at_risk & ~rows.flag("is_excused"))
@@ -312,4 +312,4 @@ _COUNTED: Mapping[str, _Rule] = {"install_failures": _install_failures, "lost": 
 _BY_REFERENCE: Mapping[str, _Rule] = {"": _limited, "control": _compared, "before": _remembered}
 
 # What is read of records that have not changed since the last tick.
-_tables = Tables()
+tables = Tables()

@@ -2,6 +2,7 @@
 different speeds and traffic, load that wanders, an hour that slows everyone, and looks at every window.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -313,10 +314,17 @@ def test_an_e_value_has_a_mean_of_one_while_nothing_is_wrong() -> None:
     share = sum(
         math.comb(40, k) * 0.05**k * 0.95 ** (40 - k) * evalues.of_share(k, 40, 0.05) for k in range(41)
     )
-    arms = [chance.random(60) < 0.3 for _ in range(1500)]
-    silence = np.mean(
-        [evalues.of_silence(list(np.nonzero(a[:20])[0]), list(np.nonzero(a[20:])[0]), (20, 40)) for a in arms]
-    )
+    silence = 0.0
+    for arms in itertools.product((0, 1), repeat=5):
+        # Of 6 canaries (the last of which comes to be at risk only after the second event) and 9 control devices.
+        chance_of, left = 1.0, [9, 5]
+        for at, arm in enumerate(arms):
+            left[1] += at == 2
+            chance_of *= left[arm] / sum(left)
+            left[arm] -= 1
+        moments = [[float(at) for at, arm in enumerate(arms) if arm == which] for which in (0, 1)]
+        entered = np.array([-1.0] * 5 + [1.5])
+        silence += chance_of * evalues.of_silence(moments[1], moments[0], (6, 9), entered)
     assert normal <= 1.1
     assert share == pytest.approx(1)
-    assert silence == pytest.approx(1, abs=0.4)
+    assert silence == pytest.approx(1)
