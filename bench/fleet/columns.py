@@ -79,7 +79,9 @@ def matrix(
     for place, gate in enumerate(gates):
         at = len(COLUMNS) + PER_GATE * place
         if gate.about.kind == "share":
-            made[:, at : at + 4] = np.stack([tally.errors, tally.requests, past.errors, past.requests], axis=1)
+            made[:, at : at + 4] = np.stack(
+                [tally.errors, tally.requests, past.errors, past.requests], axis=1
+            )
         elif gate.about.kind == "ratio":
             assert gate.reference, "only comparisons are played"
             assert gate.about.quantile is not None, "only quantiles are played"

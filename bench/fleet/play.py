@@ -29,6 +29,7 @@ from fleet.rules.evidence import (
 from fleet.rules.machine import advance, start
 from fleet.rules.members import Member, Word, is_settled
 from fleet.rules.rollout import Due, Effect, Heard, Move, Ordered, Rollout, Spec, Status, Tick
+from fleet.rules.sums import BLOCK
 from fleet.rules.table import Flags
 
 # The rules read what is played as columns, beside records.
@@ -76,6 +77,7 @@ class Play:
         self.wanted = wanted
         self.is_fast = is_fast
         self.on_look: Callable[[], None] = lambda: None
+        self.on_window: Callable[[], None] = lambda: None
         self.fleet = Fleet(wanted.n, release, np.random.default_rng(seed))
         for _ in range(PAST_WINDOWS):
             self.fleet.step()
@@ -173,7 +175,9 @@ class Play:
         self.counter += 1
         self.world, _ = advance(self.world, Ordered(device, self.counter), self.now())
         self.arrives[self.place[device]] = 0
+        # What it does on the new release is another sum.
         self.tally.forget(self.place[device])
+        self.seen[self.place[device]] = 0
         self.order[device] = len(self.order)
 
     def _open(self) -> None:
@@ -183,10 +187,8 @@ class Play:
         self.tally = Tally(n)
         self.fell_silent: dict[int, float] = {}
         self.at_risk = self.last_heard >= fleet.now - SILENT_WINDOWS
-        past = Tally(n)
-        everyone = np.ones(n, bool)
-        for window in fleet.log[-PAST_WINDOWS:]:
-            past.add(window, everyone, everyone)
+        self.seen = np.zeros(n, int)
+        past = self._recent()
         renewed = (fleet.moved_at < 0) & (past.windows > 0)
         self.past.renew(past, renewed)
         if self.is_fast and self.opened > PAST_WINDOWS:
@@ -195,6 +197,19 @@ class Play:
         for i in np.nonzero(renewed)[0].tolist():
             counts = int(past.windows[i]), int(past.requests[i]), int(past.errors[i]), int(past.warm[i])
             self.old_past[i] = Sums(*counts, sketches[i])
+
+    def _recent(self) -> Tally:
+        """What ingest keeps of the newest windows: a whole block and what came after it (`fleet.rules.sums`)."""
+        heard = sum((window[0] >= 0 for window in self.fleet.log), np.zeros(self.wanted.n, int))
+        left = np.where(heard < BLOCK, heard, BLOCK + heard % BLOCK)
+        past = Tally(self.wanted.n)
+        for window in reversed(self.fleet.log):
+            counted = (window[0] >= 0) & (left > 0)
+            past.add(window, counted, counted)
+            left -= counted
+            if not left.any():
+                break
+        return past
 
     def _window(self) -> None:
         fleet = self.fleet
@@ -207,14 +222,13 @@ class Play:
         fleet.step()
         window = fleet.log[-1]
         heard = window[0] >= 0
+        since = np.maximum(self.last_heard, self.opened)
+        for i in np.nonzero(fleet.now - since > SILENT_WINDOWS)[0]:
+            self.fell_silent.setdefault(int(i), float(since[i] + SILENT_WINDOWS) * WINDOW_S)
         self.last_heard[heard] = fleet.now
-        ordered = self.arrives >= 0
-        age = np.where(fleet.moved_at >= 0, fleet.now - 1 - fleet.moved_at, -1)
-        counted = np.where(ordered, age >= COLD_WINDOWS, True)
-        warm = np.where(ordered, age >= COLD_WINDOWS_LATENCY, True)
-        self.tally.add(window, counted, warm)
-        for i in np.nonzero(fleet.now - np.maximum(self.last_heard, self.opened) > SILENT_WINDOWS)[0]:
-            self.fell_silent.setdefault(int(i), fleet.now * WINDOW_S)
+        self.seen += heard & ((self.arrives < 0) | (fleet.moved_at >= 0))
+        self.tally.add(window, self.seen > COLD_WINDOWS, self.seen > COLD_WINDOWS_LATENCY)
+        self.on_window()
 
     def _say(self) -> None:
         """What devices report of themselves: connections, and the release loaded and committed."""

@@ -165,7 +165,7 @@ class Tally:
         np.add.at(self.bins, (rows, bins[rows, columns] + OFFSET), 1)
 
     def forget(self, device: int) -> None:
-        """What it does on the new release is another sum."""
+        """Its sums begin anew."""
         for sums in (self.windows, self.requests, self.errors, self.warm):
             sums[device] = 0
         self.bins[device] = 0

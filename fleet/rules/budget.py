@@ -18,8 +18,8 @@ ALPHA = 0.05
 STOP = 1 / ALPHA
 # A harm shows in the first stage that has it; each later stage has fewer of the surprises left.
 STAGE_RATIO = 0.45
-_WEIGHTS = {"error_rate": 0.25, "lost": 0.35, "install_failures": 0.10}
-_USUAL_WEIGHT = 0.30
+_WEIGHTS = {"error_rate": 0.22, "lost": 0.40, "install_failures": 0.10}
+_USUAL_WEIGHT = 0.28
 
 
 class Spent(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 NORMAL = NormalDist()
 # How much more often a broken release may fall silent, and shares of devices that may fail to install it.
 # With the weights of a mixture: what kills a fifth of devices within minutes kills some fifteen times as many as usual.
-HAZARDS = {4.0: 0.15, 15.0: 0.7, 50.0: 0.15}
+HAZARDS = {4.0: 0.1, 15.0: 0.75, 50.0: 0.15}
 SHARES = (0.1, 0.3, 0.6, 0.95)
 _HIGHEST = 500.0
 # A permutation's pool is thinned to so many representative scores; a mean is normal without help beyond `_LARGE`.

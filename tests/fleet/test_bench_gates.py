@@ -4,16 +4,19 @@ import numpy as np
 import pytest
 
 from bench.fleet.play import Play, Wanted
+from bench.fleet.through import through
 from bench.fleet.world import Release
 from fleet.rules import judge
-from fleet.rules.rollout import Tick
 from fleet.rules.machine import advance
+from fleet.rules.rollout import Tick
 
 GATES = ("error_rate <= control + 0.5%", "latency_p95 <= 1.1 * control")
 WANTED = Wanted(80, GATES, "24,100%", soak=6, look=3)
 
 
-@pytest.mark.parametrize("release", [Release(), Release(errors=0.05, crashing=0.3), Release(hostile="accuses")])
+@pytest.mark.parametrize(
+    "release", [Release(), Release(errors=0.05, crashing=0.3), Release(hostile="accuses")]
+)
 def test_columns_say_what_records_say(release: Release) -> None:
     played = Play(WANTED, release, 7, is_fast=False)
     gates = judge.with_always(played.world.spec.gates)
@@ -33,3 +36,13 @@ def test_columns_say_what_records_say(release: Release) -> None:
     played.on_look = compare
     played.run()
     assert looks >= 2
+
+
+@pytest.mark.parametrize(
+    ("release", "status"), [(Release(), "completed"), (Release(errors=0.3, crashing=0.3), "rolling_back")]
+)
+def test_the_tables_come_to_the_same_verdicts_as_the_play(release: Release, status: str) -> None:
+    wanted = Wanted(40, ("error_rate <= control + 5%",), "24,100%", holdback="6", soak=9)
+    ended, looks = through(wanted, release, 3)
+    assert looks >= 3
+    assert ended == status
