@@ -86,6 +86,7 @@ class Play:
         self.place = {name: i for i, name in enumerate(self.names)}
         self.last_heard = np.full(n, -(10**6))
         self.arrives = np.full(n, -1)
+        self.has_failed = np.zeros(n, bool)
         self.counter = 0
         self.seq = 0
         self.order: dict[str, int] = {}
@@ -218,7 +219,9 @@ class Play:
         waiting = (self.arrives >= 0) & (fleet.moved_at < 0) & up
         self.arrives[waiting & (self.arrives == 0)] = fleet.now + fleet.chance.integers(1, 4)
         ready = waiting & (self.arrives > 0) & (self.arrives <= fleet.now)
-        fleet.move(np.nonzero(ready)[0])
+        if fleet.release.failing:
+            self.has_failed |= ready & (fleet.chance.random(len(ready)) < fleet.release.failing)
+        fleet.move(np.nonzero(ready & ~self.has_failed)[0])
         fleet.step()
         window = fleet.log[-1]
         heard = window[0] >= 0
@@ -247,6 +250,8 @@ class Play:
     def _word(self, name: str, member: Member, *, has_moved: bool) -> Word:
         at_rest = DeploymentReport(AgentState.IDLE, NEW, NEW, NEW)
         fetching = DeploymentReport(AgentState.FETCH, OLD, OLD, NEW)
+        if self.has_failed[self.place[name]]:
+            fetching = DeploymentReport(AgentState.IDLE, OLD, OLD, NEW, reason="its self-test failed")
         return Word(
             name,
             is_online=True,

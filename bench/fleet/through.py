@@ -139,7 +139,7 @@ class Through(Play):
         will = encode(Status(False, _BOOT))
         self._take([Message(topics.of(name, topics.STATUS), will, now.steady) for name in names], now)
 
-    def _said(self, name: str, counter: int, has_moved: bool) -> Message:  # noqa: FBT001  # a fact
+    def _said(self, name: str, counter: int, has_moved: bool) -> Message:  # a fact
         self._seqs += 1
         at_rest = DeploymentReport(AgentState.IDLE, NEW, NEW, NEW)
         fetching = DeploymentReport(AgentState.FETCH, OLD, OLD, NEW if counter else OLD)

@@ -33,7 +33,9 @@ def profiles_of(n: int) -> NDArray[np.int64]:
 class Release:
     """What the new release does to a device that runs it: errors added (a share), latency multiplied, and the share of
     devices that it kills within minutes (`exact_crashes`: exactly that share of those that moved, otherwise each with
-    that chance). `profile`: to this one only. `hostile` is how one canary lies, if one does.
+    that chance). `profile`: to this one only. `hostile` is how one canary lies, if one does. `failing` is each device's
+    chance to go back to the old release at once. `traffic` multiplies the requests that it gets (callers that try
+    again); with `is_traffic_apart` the world's requests say nothing of its load.
     """
 
     errors: float = 0.0
@@ -42,6 +44,9 @@ class Release:
     profile: int | None = None
     hostile: str = ""
     exact_crashes: bool = False
+    failing: float = 0.0
+    traffic: float = 1.0
+    is_traffic_apart: bool = False
 
 
 @dataclass
@@ -104,7 +109,9 @@ class Fleet:
         is_new = (self.moved_at >= 0) & self.touched
         age = np.where(self.moved_at >= 0, self.now - self.moved_at, 10**6)
         self._come_and_go(is_new)
-        requests = c.poisson(self.traffic * (1 + 0.5 * hour) * np.exp(self.load)).astype(float)
+        busy = np.ones(n) if self.release.is_traffic_apart else np.exp(self.load)
+        busy *= np.where(is_new, self.release.traffic, 1.0)
+        requests = c.poisson(self.traffic * (1 + 0.5 * hour) * busy).astype(float)
         rate = np.minimum(1.0, self.error_rate * np.exp(2 * self.load) + self.release.errors * is_new)
         errors = c.binomial(requests.astype(int), rate).astype(float)
         cold = 0.4 * np.exp(-age / 1.5)
