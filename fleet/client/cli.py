@@ -12,6 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from edgekit.distribution import extra
 from edgekit.errors import UsageError
 from fleet.client import access_cli, audit_cli, batch_cli, config, device_cli, publishing, render
+from fleet.client.experiment_cli import experiment
 from fleet.client.options import FLEET_HELP, connected, with_fleet
 from fleet.client.rollout_cli import rollout
 
@@ -70,6 +71,7 @@ def fleet(ctx: click.Context, *, place: str | None) -> None:
 
 
 fleet.add_command(rollout)
+fleet.add_command(experiment)
 for command in (*device_cli.COMMANDS, *batch_cli.COMMANDS, *access_cli.COMMANDS, *audit_cli.COMMANDS):
     fleet.add_command(command)
 

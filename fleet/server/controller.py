@@ -19,12 +19,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from edgekit.wire import topics
 from fleet.rules import selectors
 from fleet.rules.rollout import RETURNING, Command, Due, Heard, Joined, Left, Rollout, Status, Tick
-from fleet.server import changes, planning
+from fleet.server import changes, planning, trials
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
 from fleet.server.link import Link
 from fleet.server.lock import Lock, LostError
-from fleet.server.store import blocked, devices, known, news, orders, rollouts, settings, telemetry
+from fleet.server.store import (
+    blocked,
+    devices,
+    experiments,
+    known,
+    news,
+    orders,
+    rollouts,
+    settings,
+    telemetry,
+)
 from fleet.server.store.blocked import BlockedError
 from fleet.server.store.orders import Issuer
 from fleet.server.watched import Watched
@@ -180,6 +190,7 @@ class Controller:
         for rollout_id in active:
             self._step(rollout_id, fresh, is_frozen=is_frozen, now=now)
         if not is_frozen:
+            self._try(fresh, now)
             self._follow_assignments(fresh, now)
         self._upkeep(now)
         self._publish(now)
@@ -266,7 +277,7 @@ class Controller:
             return rollout
         bundles = blocked.usable(connection, spec.name, spec.version)
         present = orders.desired_of(connection, devices=[row.id for row in new])
-        taken = rollouts.busy(connection)
+        taken = rollouts.busy(connection).keys() | experiments.busy(connection).keys()
         joining = []
         for row in new:
             now_runs = present.get((row.id, spec.deployment))
@@ -277,6 +288,14 @@ class Controller:
         if not joining:
             return rollout
         return changes.apply(connection, self._issuer, rollout, Joined(tuple(joining)), now=now)
+
+    def _try(self, fresh: News, now: Now) -> None:
+        """Experiments: who joins, and orders that are due."""
+        for _ in range(CHUNKS_AT_ONCE):
+            with self._lock.begin() as connection:
+                if not trials.step(connection, self._issuer, fresh, now):
+                    break
+            fresh = set()
 
     def _follow_assignments(self, fresh: News, now: Now) -> None:
         """A device that is to run nothing, and is in no rollout, gets what is assigned."""
@@ -291,7 +310,7 @@ class Controller:
             else:
                 rows = devices.some(connection, sorted(fresh))
                 present = orders.desired_of(connection, devices=sorted(fresh))
-            busy = rollouts.busy(connection)
+            busy = rollouts.busy(connection).keys() | experiments.busy(connection).keys()
             gets: dict[str, list[tuple[str, str, str]]] = {}
             for row in rows:
                 for deployment in devices.deployments_of(row):

@@ -28,7 +28,7 @@ from fleet.rules.stages import Stage
 from fleet.rules.text import duration, show_duration
 from fleet.server import outlook
 from fleet.server.clock import Now
-from fleet.server.store import blocked, devices, members, orders, releases, rollouts
+from fleet.server.store import blocked, devices, experiments, members, orders, releases, rollouts
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.orders import DesiredRow
 from fleet.server.store.releases import BundleRow
@@ -91,7 +91,7 @@ def choose(
     row: DeviceRow, bundles: dict[str, BundleRow], deployment: str, present: DesiredRow | None
 ) -> Choice:
     """The most specific bundle of the device's profile chain that it can run."""
-    bundle = next((bundles[profile] for profile in _chain(row.profile) if profile in bundles), None)
+    bundle = bundle_for(row, bundles)
     reason = _unfit(row, deployment)
     if reason is None and bundle is None:
         reason = f"no bundle for profile {row.profile} (there is {', '.join(sorted(bundles)) or 'none that is not blocked'})"
@@ -100,6 +100,11 @@ def choose(
         if present is not None and present.sha256 == bundle.sha256:
             reason = _THERE
     return Choice(row, bundle) if reason is None else Choice(row, None, reason)
+
+
+def bundle_for(row: DeviceRow, bundles: dict[str, BundleRow]) -> BundleRow | None:
+    """The most specific one of the device's profile chain."""
+    return next((bundles[profile] for profile in _chain(row.profile) if profile in bundles), None)
 
 
 def _unfit(row: DeviceRow, deployment: str) -> str | None:
@@ -172,6 +177,12 @@ def _in_range(version: str, versions: str) -> bool:
 
 
 def _check_conflicts(connection: Connection, deployment: str, chosen: set[str]) -> None:
+    for (device, held), number in experiments.busy(connection).items():
+        if held == deployment and device in chosen:
+            raise ConflictError(
+                f"experiment {experiments.label(number)} has some of these devices ({device}…); stop it or adopt one of "
+                "its releases first"
+            )
     for other in rollouts.active(connection):
         if other.spec.deployment != deployment:
             continue

@@ -18,6 +18,7 @@ from fleet.server.api import (
     blocked,
     devices,
     enrolment,
+    experiments,
     fleet,
     login,
     metadata,
@@ -41,7 +42,19 @@ def make_app(context: Context) -> FastAPI:
         dependencies=[Depends(admit)],
     )
     app.state.context = context
-    for module in (fleet, access, audit, enrolment, batches, devices, metadata, releases, blocked, rollouts):
+    for module in (
+        fleet,
+        access,
+        audit,
+        enrolment,
+        batches,
+        devices,
+        metadata,
+        releases,
+        blocked,
+        rollouts,
+        experiments,
+    ):
         app.include_router(module.router)
     app.include_router(login.router)
     app.include_router(enrolment.device_router)

@@ -18,7 +18,7 @@ from fleet.rules import sums as rules
 from fleet.rules.sums import Deaf, Recent, StageSums
 from fleet.server.clock import Now
 from fleet.server.schema import members, reports, stage_sums, totals
-from fleet.server.store import rollouts
+from fleet.server.store import experiments, rollouts
 from fleet.server.store.known import Known
 from fleet.server.store.upsert import CHUNK, chunks, insert_into, upsert
 
@@ -75,6 +75,7 @@ def record(connection: Connection, arrived: Sequence[Arrived], now: Now, deaf: D
             book.enter(item)
         _alive(item, now)
     book.write(connection)
+    experiments.record(connection, new, now)
 
 
 def _new(connection: Connection, arrived: Sequence[Arrived], received_at: float) -> list[Arrived]:
