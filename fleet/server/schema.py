@@ -330,7 +330,7 @@ units = Table(
     Column("windows", BigInteger, nullable=False, server_default="0"),
     Column("requests", BigInteger, nullable=False, server_default="0"),
     Column("errors", BigInteger, nullable=False, server_default="0"),
-    Column("count", Float, nullable=False, server_default="0"),
+    Column("observed", Float, nullable=False, server_default="0"),
     Column("total", Float, nullable=False, server_default="0"),
 )
 

@@ -1,27 +1,36 @@
 """Experiments through the tables: who takes part, their orders, what is added up, and how they end."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import msgspec
 import pytest
+from access_support import Inside
+from click.testing import CliRunner
 from sqlalchemy import select
-from store_support import NEW, NONCE, NOW, OLD, WINDOW_S, enrolled, said, topic
+from store_support import NEW, NONCE, NOW, OLD, WINDOW_S, enrolled, rollout_of, said, topic
 
 from edgekit.errors import ConflictError, UsageError
 from edgekit.wire.messages import Boot, DeploymentWindow, Moments, Report, encode
 from fleet import api
+from fleet.client import experiment_cli
+from fleet.client.rest import Client
 from fleet.publish import make_key
+from fleet.rules import gates
+from fleet.rules.access import Role
 from fleet.rules.experiment import Outcome, Verdict
-from fleet.server import ingest, planning, schema, trials
+from fleet.rules.rollout import Status
+from fleet.server import changes, ingest, planning, schema, trials
 from fleet.server.clock import Clock, same
 from fleet.server.controller import Controller
 from fleet.server.database import Database
 from fleet.server.inbox import Message
 from fleet.server.link import Link
-from fleet.server.store import audit, experiments, orders, settings
+from fleet.server.store import audit, experiments, orders, rollouts, settings
 from fleet.server.store.orders import Issuer
 
 NAMES = [f"d{n:02}" for n in range(48)]
@@ -161,9 +170,85 @@ def test_a_frozen_fleet_gets_no_orders(database: Database, controller: Controlle
 def test_too_few_devices_and_two_equal_releases_are_refused(database: Database) -> None:
     enrolled(database, NAMES[:5])
     ingest.take_in(database, [said(name, 1) for name in NAMES[:5]], same(NOW))
-    with database.begin() as connection:
-        with pytest.raises(UsageError, match="5 devices could take part, 20 are needed"):
-            trials.start(connection, WANTED, now=same(NOW), who=audit.FLEET)
+    with (
+        database.begin() as connection,
+        pytest.raises(UsageError, match="5 devices could take part, 20 are needed"),
+    ):
+        trials.start(connection, WANTED, now=same(NOW), who=audit.FLEET)
     equal = api.NewExperiment(a="digits@1", b="digits@1", to="all", goal="metric:sold")
     with database.begin() as connection, pytest.raises(UsageError, match="are the same"):
         trials.start(connection, equal, now=same(NOW), who=audit.FLEET)
+
+
+def test_the_commands_speak_to_the_service_and_say_the_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Inside(tmp_path)
+    enrolled(service.database, NAMES)
+    ingest.take_in(service.database, [said(name, 1) for name in NAMES], same(NOW))
+    speaking = Client.__new__(Client)
+    speaking._http = service.client(
+        service.token("ci", Role.OPERATOR), base_url="http://127.0.0.1:8080/api/v1"
+    )
+
+    @contextmanager
+    def connected(_place: str | None) -> Iterator[Client]:
+        yield speaking
+
+    monkeypatch.setattr(experiment_cli, "connected", connected)
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(experiment_cli.experiment, words)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "no experiments yet" in run("list")
+    said_back = run(
+        "start", "digits@1", "digits@2", "--to", "all", "--goal", "metric:sold", "--split", "70/30"
+    )
+    assert "e1 to all, goal metric:sold: running" in said_back
+    assert "too early: 0 and 0 devices have reported metric:sold" in said_back
+    assert "70%" in said_back
+    assert "digits@1 against digits@2  running" in run("list")
+    assert "running" in run("status", "e1")
+    assert "adopted (B (digits@2) adopted by token:ci" in run("adopt", "e1", "B")
+    refused = CliRunner().invoke(experiment_cli.experiment, ["stop", "e1"])
+    assert isinstance(refused.exception, ConflictError)
+    service.close()
+
+
+def test_a_gate_on_what_the_application_reports_is_judged_from_the_tables(
+    database: Database, controller: Controller
+) -> None:
+    """From the wire to the verdict: sums of ingest, evidence, gate."""
+    enrolled(database, NAMES)
+    names = NAMES[:30]
+    gate = gates.parse("metric:sold >= 0.9 * control")
+    rollout = rollout_of(NAMES, "30,100%")
+    spec = msgspec.structs.replace(rollout.spec, gates=(gate,))
+    issuer = Issuer("fleet-1", controller._issuer.key)
+    # What devices sold before: their past.
+    past = [window(name, 1, NOW - 5, OLD, 0.5 + 0.01 * at) for at, name in enumerate(NAMES)]
+    ingest.take_in(database, past, same(NOW - 5))
+    with database.begin() as connection:
+        started = changes.begin(
+            connection, issuer, msgspec.structs.replace(rollout, spec=spec), now=same(NOW), who=audit.FLEET
+        )
+    moved = {m.device for m in started.members.values() if m.order_counter}
+    assert len(moved) == len(names)
+    counters = {m.device: m.order_counter for m in started.members.values()}
+    ingest.take_in(
+        database, [said(n, 2, counter=counters[n], digest=NEW) for n in sorted(moved)], same(NOW + 1)
+    )
+    for minute in range(1, 13):
+        batch = [
+            window(n, 10 + minute, NOW + 61 + 60 * minute, NEW if n in moved else OLD,
+                   (0.3 if n in moved else 0.5) + 0.01 * at + 0.001 * (minute % 3))
+            for at, n in enumerate(NAMES)
+        ]  # fmt: skip
+        ingest.take_in(database, batch, same(NOW + 61 + 60 * minute))
+    controller.tick(same(NOW + 800))
+    with database.read() as connection:
+        found = rollouts.get(connection, 1)
+    assert found.status is Status.ROLLING_BACK
+    assert found.reason.startswith("metric:sold >= 0.9 * control: 0.2 lower than control's change")

@@ -133,7 +133,9 @@ def rows_of(connection: Connection, number: int) -> list[Row[Any]]:
 
 def units_of(connection: Connection, number: int) -> list[Unit]:
     return [
-        Unit(row.device, row.arm, row.joined_at, row.windows, row.requests, row.errors, row.count, row.total)
+        Unit(
+            row.device, row.arm, row.joined_at, row.windows, row.requests, row.errors, row.observed, row.total
+        )
         for row in rows_of(connection, number)
     ]
 
@@ -163,13 +165,13 @@ def record(connection: Connection, new: Iterable[Any], now: Now) -> None:
             if added["w"]:
                 changes.append({"e": row.experiment, "d": row.device} | added)
     if changes:
-        sums = {"windows": "w", "requests": "r", "errors": "f", "count": "n", "total": "t"}
+        sums = {"windows": "w", "requests": "r", "errors": "f", "observed": "n", "total": "t"}
         change = update(units).where(units.c.experiment == bindparam("e"), units.c.device == bindparam("d"))
         values = {name: units.c[name] + bindparam(short) for name, short in sums.items()}
         connection.execute(change.values(**values), changes)
 
 
-def _added(unit: Row[Any], experiment: ExperimentRow, items: Iterable[Any], now: Now) -> dict[str, float]:
+def _added(unit: Any, experiment: Any, items: Iterable[Any], now: Now) -> dict[str, float]:
     goal = parse_goal(experiment.goal)
     added = {"w": 0, "r": 0, "f": 0, "n": 0.0, "t": 0.0}
     for item in items:

@@ -40,7 +40,7 @@ def upgrade() -> None:
         sa.Column('windows', sa.BigInteger(), nullable=False, server_default='0'),
         sa.Column('requests', sa.BigInteger(), nullable=False, server_default='0'),
         sa.Column('errors', sa.BigInteger(), nullable=False, server_default='0'),
-        sa.Column('count', sa.Float(), nullable=False, server_default='0'),
+        sa.Column('observed', sa.Float(), nullable=False, server_default='0'),
         sa.Column('total', sa.Float(), nullable=False, server_default='0'),
     )
 
