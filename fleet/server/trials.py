@@ -55,8 +55,7 @@ def start(connection: Connection, wanted: api.NewExperiment, *, now: Now, who: W
             f"{f' ({because})' if because else ''}"
         )
     experiments.join(connection, number, new, now.steady)
-    update = schema.experiments.update().where(schema.experiments.c.id == number)
-    connection.execute(update.values(planned=len(new)))
+    experiments.plan(connection, number, len(new))
     detail = (
         f"{wanted.a} against {wanted.b} to {wanted.to}, {wanted.split}, {wanted.goal}, {len(new)} devices"
     )

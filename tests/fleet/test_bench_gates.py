@@ -39,10 +39,11 @@ def test_columns_say_what_records_say(release: Release) -> None:
 
 
 @pytest.mark.parametrize(
-    ("release", "status"), [(Release(), "completed"), (Release(errors=0.3, crashing=0.3), "rolling_back")]
+    ("release", "status"),
+    [(Release(), "completed"), (Release(slower=2.5), "rolling_back"), (Release(crashing=0.4), "paused")],
 )
 def test_the_tables_come_to_the_same_verdicts_as_the_play(release: Release, status: str) -> None:
-    wanted = Wanted(40, ("error_rate <= control + 5%",), "24,100%", holdback="6", soak=9)
-    ended, looks = through(wanted, release, 3)
+    gates = ("error_rate <= control + 5%", "latency_p95 <= 1.5 * control")
+    ended, looks = through(Wanted(40, gates, "24,100%", holdback="6", soak=12), release, 3)
     assert looks >= 3
     assert ended == status

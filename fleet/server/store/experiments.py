@@ -14,7 +14,7 @@ from edgekit.errors import NotFoundError
 from fleet.rules.experiment import Unit, observed, parse_goal
 from fleet.rules.sums import filed_at
 from fleet.server.clock import Now
-from fleet.server.schema import experiments, units
+from fleet.server.schema_experiments import experiments, units
 from fleet.server.store.upsert import chunks
 
 RUNNING, STOPPED, ADOPTED = "running", "stopped", "adopted"
@@ -71,6 +71,11 @@ def everything(connection: Connection) -> list[ExperimentRow]:
 def running(connection: Connection) -> list[ExperimentRow]:
     query = select(experiments).where(experiments.c.status == RUNNING)
     return list(connection.execute(query.order_by(experiments.c.id)))
+
+
+def plan(connection: Connection, number: int, devices: int) -> None:
+    """How many devices it begins with."""
+    connection.execute(update(experiments).where(experiments.c.id == number).values(planned=devices))
 
 
 def turn(connection: Connection, number: int, status: str, reason: str, now: float) -> None:
