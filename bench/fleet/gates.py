@@ -59,6 +59,13 @@ CASES = (
         0.95,
         0.3,
     ),
+    Case(
+        "good, 240 devices, one accuses modestly",
+        Wanted(240, GATES),
+        Release(hostile="accuses modestly"),
+        None,
+        0.5,
+    ),
     Case("good, 1000 devices, 5 stages", Wanted(1000, GATES), GOOD, 0.95, 0.5),
     Case("first-24: +1 point of errors", _first(24, 400), Release(errors=0.01), 0.95),
     Case("first-24: +1 point, one hides", _first(24, 400), Release(errors=0.01, hostile="hides"), 0.95, 0.5),

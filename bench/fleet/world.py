@@ -140,9 +140,12 @@ class Fleet:
         if self.hostile < 0:
             return
         at = self.hostile
-        requests[at] = _HOSTILE_REQUESTS
-        errors[at] = _HOSTILE_REQUESTS if self.release.hostile == "accuses" else 0
-        bins[at] = 500 if self.release.hostile == "accuses" else -250
+        # One that knows the rules stays within what it may claim.
+        claim = 20 * requests[at] if self.release.hostile == "accuses modestly" else _HOSTILE_REQUESTS
+        accuses = self.release.hostile != "hides"
+        requests[at] = claim
+        errors[at] = claim if accuses else 0
+        bins[at] = 500 if accuses else -250
 
 
 class Tally:

@@ -2,7 +2,8 @@
 
 Always true
  1. Each device has one score, and no score grows without bound with the traffic that the device claims.
- 2. A device's own past, where there is one, is taken off: its speed, its load and its hour do not enter.
+ 2. One that claims fifty times the requests it ever had is compared with nobody.
+ 3. A device's own past, where there is one, is taken off: its speed, its load and its hour do not enter.
 
 `slope` turns the mean score back into the gate's own unit; `noise` is the variance that a score has for the few
 requests behind it alone, so that equal scores (no error anywhere) are not taken for certainty.
@@ -25,6 +26,9 @@ HALF_WEIGHT_REQUESTS = 60
 HALF_WEIGHT_LEVELS = 3
 # A change of traffic that so many requests tell of counts half.
 HALF_WEIGHT_TRAFFIC = 100.0
+# A device that claims so many times the requests that it ever had, where it had enough to say so, is not believed.
+INCREDIBLE_RISE = 50.0
+_KNOWN_REQUESTS = 30
 # No device speaks for more than so many usual ones.
 MOST_USUAL = 10.0
 
@@ -46,9 +50,17 @@ class Scores:
 
 
 def usable(gate: Gate, rows: Rows) -> Flags:
-    """Who has data for this gate, and a past where the gate asks for one."""
+    """Who has data for this gate, and a past where the gate asks for one that makes it credible."""
     _, weight, _, past_weight = rows.of(gate)
-    return (weight > 0) & (past_weight > 0) if gate.reference else weight > 0
+    if not gate.reference:
+        return weight > 0
+    return (weight > 0) & (past_weight > 0) & ~_is_incredible(rows)
+
+
+def _is_incredible(rows: Rows) -> Flags:
+    usual = rows["past_requests"] / np.maximum(rows["past_windows"], 1)
+    now = rows["requests"] / np.maximum(rows["windows"], 1)
+    return (rows["past_requests"] >= _KNOWN_REQUESTS) & (now > INCREDIBLE_RISE * usual)
 
 
 def share_above(gate: Gate, limit: float, rows: Rows) -> Scores:

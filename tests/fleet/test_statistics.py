@@ -216,6 +216,20 @@ def test_a_device_that_claims_ten_million_errors_accuses_nobody() -> None:
     assert verdict(ERRORS, [liar, *honest, *control]).outcome is Outcome.SATISFIED
 
 
+def test_a_device_that_claims_far_more_traffic_than_it_ever_had_is_compared_with_nobody() -> None:
+    past = Sums(60, 600, 3, 60)
+
+    def one(name: str, arm: Arm, errors: int, requests: int) -> DeviceEvidence:
+        return device(name, arm, 30, requests, errors, Sketch(), past)
+
+    honest = [one(f"n{i}", Arm.CANARY, 1 + i % 3, 300) for i in range(11)]
+    control = [one(f"c{i}", Arm.CONTROL, 1 + i % 3, 300) for i in range(20)]
+    busier = verdict(ERRORS, [one("liar", Arm.CANARY, 0, 14_000), *honest, *control])
+    incredible = verdict(ERRORS, [one("liar", Arm.CANARY, 0, 16_000), *honest, *control])
+    assert "(12 canaries" in busier.words
+    assert "(11 canaries" in incredible.words
+
+
 def test_a_liar_among_control_does_not_blind_the_comparison() -> None:
     liar = flat("liar", Arm.CONTROL, errors=10**7, requests=10**7)
     bad = [flat(f"n{i}", Arm.CANARY, errors=200) for i in range(24)]
