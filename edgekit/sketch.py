@@ -41,6 +41,11 @@ class Sketch(msgspec.Struct, frozen=True, gc=False):
     def mean(self) -> float | None:
         return self.total / self.count if self.count else None
 
+    def log_total(self) -> tuple[float, float]:
+        """How many values are above `SMALLEST`, and the sum of their logarithms."""
+        logs = math.fsum(n * math.log(middle_of(at)) for at, n in self.bins.items())
+        return float(sum(self.bins.values())), logs
+
     def quantile(self, q: float) -> float | None:
         """The q-quantile (0 ≤ q ≤ 1) within a relative error of `ACCURACY`; None without values."""
         count = self.count

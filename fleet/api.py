@@ -379,6 +379,48 @@ class RolloutAnswer(msgspec.Struct, frozen=True):
     rollout: RolloutView | None = None
 
 
+class NewExperiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /experiments`: releases `a` and `b` on a fixed split of the devices."""
+
+    a: Text
+    b: Text
+    to: Text
+    goal: Text
+    split: Text = "50/50"
+    deployment: Text = ""
+
+
+class ArmView(msgspec.Struct, frozen=True):
+    """`assigned` devices, those that report, those that reported the goal, and the mean of these."""
+
+    release: str
+    share: float
+    assigned: int
+    reporting: int
+    measured: int
+    mean: float | None
+    error_rate: float | None
+
+
+class ExperimentView(msgspec.Struct, frozen=True):
+    """`outcome`: waiting, mismatch, open, A or B. `difference` is B - A, with its interval (of latency_mean: relative)."""
+
+    id: str
+    status: str
+    reason: str
+    deployment: str
+    to: str
+    goal: str
+    outcome: str
+    words: str
+    a: ArmView
+    b: ArmView
+    difference: float | None
+    low: float | None
+    high: float | None
+    created: datetime
+
+
 class FleetView(msgspec.Struct, frozen=True):
     """`GET /status`: the service at a glance. `dropped` counts messages that were refused, by reason.
 

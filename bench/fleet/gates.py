@@ -52,13 +52,42 @@ GOOD = Release()
 CASES = (
     Case("good, 240 devices, 4 stages", Wanted(240, GATES), GOOD, 0.95),
     Case("good, 240 devices, one accuses", Wanted(240, GATES), Release(hostile="accuses"), 0.95, 0.5),
+    Case(
+        "good, 240 devices, traffic tells nothing",
+        Wanted(240, GATES),
+        Release(is_traffic_apart=True),
+        0.95,
+        0.3,
+    ),
+    Case(
+        "good, 240 devices, one accuses modestly",
+        Wanted(240, GATES),
+        Release(hostile="accuses modestly"),
+        None,
+        0.5,
+    ),
     Case("good, 1000 devices, 5 stages", Wanted(1000, GATES), GOOD, 0.95, 0.5),
     Case("first-24: +1 point of errors", _first(24, 400), Release(errors=0.01), 0.95),
     Case("first-24: +1 point, one hides", _first(24, 400), Release(errors=0.01, hostile="hides"), 0.95, 0.5),
     Case("first-24: +10 % p95", _first(24, 400), Release(slower=1.10), 0.80),
+    Case(
+        "first-24: +10 % p95, traffic tells nothing",
+        _first(24, 400),
+        Release(slower=1.10, is_traffic_apart=True),
+        None,
+        0.5,
+    ),
+    Case(
+        "first-24: +10 % p95, a fifth more requests",
+        _first(24, 400),
+        Release(slower=1.10, traffic=1.2),
+        None,
+        0.5,
+    ),
     Case("first-24: +15 % p95", _first(24, 400), Release(slower=1.15), None, 0.5),
     Case("first-24: 20 % crash", _first(24, 400), Release(crashing=0.2, exact_crashes=True), 0.95),
     Case("first-24: each crashes at 20 %", _first(24, 400), Release(crashing=0.2), None, 0.5),
+    Case("first-24: each fails at 20 %", _first(24, 400), Release(failing=0.2), None, 0.5),
     Case("first-100: +0.5 point of errors", _first(100, 600), Release(errors=0.005), None, 0.5),
     Case("first-100: +1 point of errors", _first(100, 600), Release(errors=0.01), 0.98, 0.5),
     Case("first-100: +10 % p95", _first(100, 600), Release(slower=1.10), 0.98, 0.5),
@@ -99,7 +128,7 @@ def main() -> None:
     lines = []
     with ProcessPoolExecutor(args.workers) as pool:
         for at, case in enumerate(CASES):
-            if args.only not in case.name:
+            if not any(part in case.name for part in args.only.split(",")):
                 continue
             runs = max(10, round(args.runs * case.part))
             began = time.monotonic()
@@ -118,7 +147,11 @@ def summary(case: Case, endings: Iterable[Ending]) -> dict[str, object]:
     runs = len(endings)
     stopped = sum(e.status in ("rolling_back", "rolled_back") for e in endings)
     held = sum(e.status == "paused" for e in endings)
-    is_good = case.release.errors == 0 and case.release.slower == 1 and not case.release.crashing
+    is_good = (
+        case.release.errors == 0
+        and case.release.slower == 1
+        and not (case.release.crashing or case.release.failing)
+    )
     well = runs - stopped - held if is_good else stopped
     reasons: dict[str, int] = {}
     for ending in endings:

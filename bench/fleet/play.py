@@ -3,17 +3,20 @@
 Only the tables are left out: the evidence is what ingest keeps for a rollout (`fleet.rules.evidence`), summed here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import numpy as np
 
+from bench.fleet.columns import Columns, ColumnTables, Past, matrix
 from bench.fleet.peers import Peers
 from bench.fleet.world import PAST_WINDOWS, Fleet, Release, Tally
 from edgekit.wire.messages import DeploymentReport
 from edgekit.wire.states import AgentState, FleetState
-from fleet.rules import gates, stages
+from fleet.rules import gates, judge, stages
+from fleet.rules.evalues import Floats
 from fleet.rules.evidence import (
     COLD_WINDOWS,
     COLD_WINDOWS_LATENCY,
@@ -26,9 +29,15 @@ from fleet.rules.evidence import (
 from fleet.rules.machine import advance, start
 from fleet.rules.members import Member, Word, is_settled
 from fleet.rules.rollout import Due, Effect, Heard, Move, Ordered, Rollout, Spec, Status, Tick
+from fleet.rules.sums import BLOCK
+from fleet.rules.table import Flags
 
+# The rules read what is played as columns, beside records.
+judge.tables = ColumnTables()
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW_S = 60.0
+# The usual judges look every five windows of a first stage.
+PEERS_LOOK = 5
 NEW, OLD = "a" * 64, "b" * 64
 
 
@@ -41,7 +50,7 @@ class Wanted:
     cut: str = ""
     holdback: str = ""
     soak: int = 30  # windows
-    look: int = 5  # windows between ticks
+    look: int = 1  # windows between ticks; a controller ticks every second
     last_stage: int | None = None  # stop watching once this stage (from 0) has passed
 
 
@@ -64,8 +73,11 @@ class Ending:
 class Play:
     """One rollout on one fleet."""
 
-    def __init__(self, wanted: Wanted, release: Release, seed: int) -> None:
+    def __init__(self, wanted: Wanted, release: Release, seed: int, *, is_fast: bool = True) -> None:
         self.wanted = wanted
+        self.is_fast = is_fast
+        self.on_look: Callable[[], None] = lambda: None
+        self.on_window: Callable[[], None] = lambda: None
         self.fleet = Fleet(wanted.n, release, np.random.default_rng(seed))
         for _ in range(PAST_WINDOWS):
             self.fleet.step()
@@ -74,10 +86,12 @@ class Play:
         self.place = {name: i for i, name in enumerate(self.names)}
         self.last_heard = np.full(n, -(10**6))
         self.arrives = np.full(n, -1)
+        self.has_failed = np.zeros(n, bool)
         self.counter = 0
         self.seq = 0
         self.order: dict[str, int] = {}
         self.old_past: dict[int, Sums] = {}
+        self.past = Past(n)
         self.world = self._planned(seed)
 
     def _planned(self, seed: int) -> Rollout:
@@ -125,9 +139,11 @@ class Play:
             for _ in range(self.wanted.look):
                 self._window()
                 self._say()
-            seen = self.evidence()
-            if stage == 0 and self.fleet.now - first <= self.wanted.soak:
-                peers.look(seen)
+            passed = self.fleet.now - first
+            if stage == 0 and passed <= self.wanted.soak and passed % PEERS_LOOK == 0:
+                peers.look(self.evidence())
+            self.on_look()
+            seen = self.columns() if self.is_fast else self.evidence()
             self._carry_out(*advance(self.world, Tick(seen), self.now()))
         ordered = [m for m in self.world.members.values() if m.order_counter]
         touched = np.array([self.fleet.touched[self.place[m.device]] for m in ordered])
@@ -160,6 +176,9 @@ class Play:
         self.counter += 1
         self.world, _ = advance(self.world, Ordered(device, self.counter), self.now())
         self.arrives[self.place[device]] = 0
+        # What it does on the new release is another sum.
+        self.tally.forget(self.place[device])
+        self.seen[self.place[device]] = 0
         self.order[device] = len(self.order)
 
     def _open(self) -> None:
@@ -169,14 +188,29 @@ class Play:
         self.tally = Tally(n)
         self.fell_silent: dict[int, float] = {}
         self.at_risk = self.last_heard >= fleet.now - SILENT_WINDOWS
-        past = Tally(n)
-        everyone = np.ones(n, bool)
-        for window in fleet.log[-PAST_WINDOWS:]:
-            past.add(window, everyone, everyone)
+        self.seen = np.zeros(n, int)
+        past = self._recent()
+        renewed = (fleet.moved_at < 0) & (past.windows > 0)
+        self.past.renew(past, renewed)
+        if self.is_fast and self.opened > PAST_WINDOWS:
+            return  # records are for the peers' looks, in the first stage
         sketches = past.sketches()
-        for i in np.nonzero((fleet.moved_at < 0) & (past.windows > 0))[0].tolist():
+        for i in np.nonzero(renewed)[0].tolist():
             counts = int(past.windows[i]), int(past.requests[i]), int(past.errors[i]), int(past.warm[i])
             self.old_past[i] = Sums(*counts, sketches[i])
+
+    def _recent(self) -> Tally:
+        """What ingest keeps of the newest windows: a whole block and what came after it (`fleet.rules.sums`)."""
+        heard = sum((window[0] >= 0 for window in self.fleet.log), np.zeros(self.wanted.n, int))
+        left = np.where(heard < BLOCK, heard, BLOCK + heard % BLOCK)
+        past = Tally(self.wanted.n)
+        for window in reversed(self.fleet.log):
+            counted = (window[0] >= 0) & (left > 0)
+            past.add(window, counted, counted)
+            left -= counted
+            if not left.any():
+                break
+        return past
 
     def _window(self) -> None:
         fleet = self.fleet
@@ -185,18 +219,19 @@ class Play:
         waiting = (self.arrives >= 0) & (fleet.moved_at < 0) & up
         self.arrives[waiting & (self.arrives == 0)] = fleet.now + fleet.chance.integers(1, 4)
         ready = waiting & (self.arrives > 0) & (self.arrives <= fleet.now)
-        fleet.move(np.nonzero(ready)[0])
+        if fleet.release.failing:
+            self.has_failed |= ready & (fleet.chance.random(len(ready)) < fleet.release.failing)
+        fleet.move(np.nonzero(ready & ~self.has_failed)[0])
         fleet.step()
         window = fleet.log[-1]
         heard = window[0] >= 0
+        since = np.maximum(self.last_heard, self.opened)
+        for i in np.nonzero(fleet.now - since > SILENT_WINDOWS)[0]:
+            self.fell_silent.setdefault(int(i), float(since[i] + SILENT_WINDOWS) * WINDOW_S)
         self.last_heard[heard] = fleet.now
-        ordered = self.arrives >= 0
-        age = np.where(fleet.moved_at >= 0, fleet.now - 1 - fleet.moved_at, -1)
-        counted = np.where(ordered, age >= COLD_WINDOWS, True)
-        warm = np.where(ordered, age >= COLD_WINDOWS_LATENCY, True)
-        self.tally.add(window, counted, warm)
-        for i in np.nonzero(fleet.now - np.maximum(self.last_heard, self.opened) > SILENT_WINDOWS)[0]:
-            self.fell_silent.setdefault(int(i), fleet.now * WINDOW_S)
+        self.seen += heard & ((self.arrives < 0) | (fleet.moved_at >= 0))
+        self.tally.add(window, self.seen > COLD_WINDOWS, self.seen > COLD_WINDOWS_LATENCY)
+        self.on_window()
 
     def _say(self) -> None:
         """What devices report of themselves: connections, and the release loaded and committed."""
@@ -215,6 +250,8 @@ class Play:
     def _word(self, name: str, member: Member, *, has_moved: bool) -> Word:
         at_rest = DeploymentReport(AgentState.IDLE, NEW, NEW, NEW)
         fetching = DeploymentReport(AgentState.FETCH, OLD, OLD, NEW)
+        if self.has_failed[self.place[name]]:
+            fetching = DeploymentReport(AgentState.IDLE, OLD, OLD, NEW, reason="its self-test failed")
         return Word(
             name,
             is_online=True,
@@ -223,7 +260,40 @@ class Play:
             deployments={"m": at_rest if has_moved else fetching} if member.order_counter else {},
         )
 
+    def columns(self) -> Columns:
+        """The evidence as columns at once: the same numbers as those of `evidence`."""
+        nan, n = np.nan, self.wanted.n
+        members = [self.world.members[name] for name in self.names]
+        gates = judge.with_always(self.world.spec.gates)
+        common: dict[str, Floats | Flags] = {
+            "is_canary": np.array([bool(m.order_counter) for m in members]),
+            "at_risk": self.at_risk,
+            "is_excused": np.zeros(n),
+            "last_report_at": self.last_heard * WINDOW_S,
+            "patience_s": np.full(n, SILENT_WINDOWS * WINDOW_S),
+            "fell_silent_at": np.array([self.fell_silent.get(i, nan) for i in range(n)]),
+            "notified_at": np.array([nan if (at := _notified(m)) is None else at for m in members]),
+            "window_s": np.full(n, WINDOW_S),
+            "installed": np.array([-1 if (has := _installed(m)) is None else has for m in members]),
+            "order": np.array([self.order.get(name, np.inf) for name in self.names]),
+            "is_online": np.array([m.is_online for m in members]),
+            "is_fresh": np.array([self._is_fresh(m) for m in members]),
+            "profile": self.fleet.profile,
+        }
+        opened, now = self.opened * WINDOW_S, self.fleet.now * WINDOW_S
+        return Columns(
+            now=now,
+            judged_from=opened,
+            matrix=matrix(gates, common, self.tally, self.past),
+            names=tuple(self.names),
+            profiles=tuple(f"p{at}" for at in range(int(self.fleet.profile.max()) + 1)),
+        )
+
+    def _is_fresh(self, member: Member) -> bool:
+        return member.stage is None or member.stage == self.world.stage
+
     def evidence(self) -> StageEvidence:
+        """Records, as the tables would give them."""
         now = self.fleet.now * WINDOW_S
         tally, sketches = self.tally, self.tally.sketches()
         devices = {}
@@ -243,18 +313,22 @@ class Play:
                 past=self.old_past.get(i),
                 last_report_at=float(self.last_heard[i]) * WINDOW_S,
                 fell_silent_at=self.fell_silent.get(i),
-                notified_at=0.0 if member.notified_at else None,
-                installed=True
-                if member.state is FleetState.SUCCEEDED
-                else False
-                if is_settled(member)
-                else None,
+                notified_at=_notified(member),
+                installed=_installed(member),
                 order=self.order.get(name),
                 is_online=member.is_online,
-                is_fresh=member.stage is None or member.stage == self.world.stage,
+                is_fresh=self._is_fresh(member),
             )
         opened = self.opened * WINDOW_S
         return StageEvidence(devices, now=now, judged_from=opened, heard_since=0.0)
+
+
+def _notified(member: Member) -> float | None:
+    return (member.notified_at - T0).total_seconds() if member.notified_at else None
+
+
+def _installed(member: Member) -> bool | None:
+    return True if member.state is FleetState.SUCCEEDED else False if is_settled(member) else None
 
 
 def play(wanted: Wanted, release: Release, seed: int) -> Ending:

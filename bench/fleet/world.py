@@ -17,7 +17,7 @@ PAST_WINDOWS = 60
 PROFILES = (0.26, 0.19, 0.15, 0.11, 0.10, 0.08, 0.06, 0.05)
 BASE_MS, BASE_ERRORS = 8.0, 0.005
 _SAMPLES = 12  # latencies drawn per window at most: a sketch of fewer is noisier, never better
-_BINS, _OFFSET = 900, 300
+BINS, OFFSET = 900, 300
 _AWAY, _BACK = 0.0012, 0.04  # per window: three percent of devices are away at any time
 _HOSTILE_REQUESTS = 10**7
 
@@ -33,7 +33,9 @@ def profiles_of(n: int) -> NDArray[np.int64]:
 class Release:
     """What the new release does to a device that runs it: errors added (a share), latency multiplied, and the share of
     devices that it kills within minutes (`exact_crashes`: exactly that share of those that moved, otherwise each with
-    that chance). `profile`: to this one only. `hostile` is how one canary lies, if one does.
+    that chance). `profile`: to this one only. `hostile` is how one canary lies, if one does. `failing` is each device's
+    chance to go back to the old release at once. `traffic` multiplies the requests that it gets (callers that try
+    again); with `is_traffic_apart` the world's requests say nothing of its load.
     """
 
     errors: float = 0.0
@@ -42,6 +44,9 @@ class Release:
     profile: int | None = None
     hostile: str = ""
     exact_crashes: bool = False
+    failing: float = 0.0
+    traffic: float = 1.0
+    is_traffic_apart: bool = False
 
 
 @dataclass
@@ -104,18 +109,20 @@ class Fleet:
         is_new = (self.moved_at >= 0) & self.touched
         age = np.where(self.moved_at >= 0, self.now - self.moved_at, 10**6)
         self._come_and_go(is_new)
-        requests = c.poisson(self.traffic * (1 + 0.5 * hour) * np.exp(self.load)).astype(float)
+        busy = np.ones(n) if self.release.is_traffic_apart else np.exp(self.load)
+        busy *= np.where(is_new, self.release.traffic, 1.0)
+        requests = c.poisson(self.traffic * (1 + 0.5 * hour) * busy).astype(float)
         rate = np.minimum(1.0, self.error_rate * np.exp(2 * self.load) + self.release.errors * is_new)
         errors = c.binomial(requests.astype(int), rate).astype(float)
         cold = 0.4 * np.exp(-age / 1.5)
         centre = self.level + self.cycle * hour + self.load + cold + np.log(self.release.slower) * is_new
         times = centre[:, None] + 0.25 * c.normal(size=(n, _SAMPLES))
-        bins = np.clip(np.ceil(times / _LOG_GAMMA), 1 - _OFFSET, _BINS - _OFFSET - 1).astype(np.int16)
-        bins[np.arange(_SAMPLES)[None, :] >= requests[:, None]] = -_OFFSET
+        bins = np.clip(np.ceil(times / _LOG_GAMMA), 1 - OFFSET, BINS - OFFSET - 1).astype(np.int16)
+        bins[np.arange(_SAMPLES)[None, :] >= requests[:, None]] = -OFFSET
         self._lie(requests, errors, bins)
         up = self.is_up()
         requests[~up], errors[~up] = -1, 0
-        bins[~up] = -_OFFSET
+        bins[~up] = -OFFSET
         self.log.append((requests, errors, bins))
         self.now += 1
 
@@ -133,9 +140,12 @@ class Fleet:
         if self.hostile < 0:
             return
         at = self.hostile
-        requests[at] = _HOSTILE_REQUESTS
-        errors[at] = _HOSTILE_REQUESTS if self.release.hostile == "accuses" else 0
-        bins[at] = 500 if self.release.hostile == "accuses" else -250
+        # One that knows the rules stays within what it may claim.
+        claim = 20 * requests[at] if self.release.hostile == "accuses modestly" else _HOSTILE_REQUESTS
+        accuses = self.release.hostile != "hides"
+        requests[at] = claim
+        errors[at] = claim if accuses else 0
+        bins[at] = 500 if accuses else -250
 
 
 class Tally:
@@ -146,7 +156,7 @@ class Tally:
         self.requests = np.zeros(n)
         self.errors = np.zeros(n)
         self.warm = np.zeros(n, int)
-        self.bins = np.zeros((n, _BINS), np.int32)
+        self.bins = np.zeros((n, BINS), np.int32)
 
     def add(
         self,
@@ -161,16 +171,21 @@ class Tally:
         self.requests += np.where(counted, requests, 0)
         self.errors += np.where(counted, errors, 0)
         self.warm += warm
-        rows, columns = np.nonzero((bins > -_OFFSET) & warm[:, None])
-        flat = rows * _BINS + bins[rows, columns] + _OFFSET
-        self.bins += np.bincount(flat, minlength=self.bins.size).astype(np.int32).reshape(self.bins.shape)
+        rows, columns = np.nonzero((bins > -OFFSET) & warm[:, None])
+        np.add.at(self.bins, (rows, bins[rows, columns] + OFFSET), 1)
+
+    def forget(self, device: int) -> None:
+        """Its sums begin anew."""
+        for sums in (self.windows, self.requests, self.errors, self.warm):
+            sums[device] = 0
+        self.bins[device] = 0
 
     def sketches(self) -> list[Sketch]:
         """One per device."""
         rows, columns = np.nonzero(self.bins)
         counts = self.bins[rows, columns].tolist()
         ends = np.searchsorted(rows, np.arange(len(self.bins) + 1)).tolist()
-        indices = (columns - _OFFSET).tolist()
+        indices = (columns - OFFSET).tolist()
         return [
             Sketch(dict(zip(indices[a:b], counts[a:b], strict=True)), 0, 1.0, 1e12)
             for a, b in itertools.pairwise(ends)

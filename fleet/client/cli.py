@@ -22,6 +22,7 @@ from fleet.client import (
     publishing,
     render,
 )
+from fleet.client.experiment_cli import experiment
 from fleet.client.options import FLEET_HELP, connected, with_fleet
 from fleet.client.rollout_cli import rollout
 
@@ -85,6 +86,7 @@ def fleet(ctx: click.Context, *, place: str | None) -> None:
 
 
 fleet.add_command(rollout)
+fleet.add_command(experiment)
 for room in (device_cli, assign_cli, batch_cli, access_cli, login_cli, audit_cli):
     for command in room.COMMANDS:
         fleet.add_command(command)

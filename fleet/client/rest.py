@@ -189,6 +189,19 @@ class Client:
     def turn(self, rollout_id: str, verb: str, how: api.Turn | None = None) -> api.RolloutView:
         return self._call("POST", f"/rollouts/{rollout_id}/{verb}", api.RolloutView, how)
 
+    def start_experiment(self, experiment: api.NewExperiment) -> api.ExperimentView:
+        return self._call("POST", "/experiments", api.ExperimentView, experiment)
+
+    def experiments(self) -> list[api.ExperimentView]:
+        return self._call("GET", "/experiments", list[api.ExperimentView])
+
+    def experiment(self, experiment: str) -> api.ExperimentView:
+        return self._call("GET", f"/experiments/{quote(experiment)}", api.ExperimentView)
+
+    def end_experiment(self, experiment: str, adopt: str = "") -> api.ExperimentView:
+        how = f"adopt/{adopt}" if adopt else "stop"
+        return self._call("POST", f"/experiments/{quote(experiment)}/{how}", api.ExperimentView)
+
     def whoami(self) -> api.Whoami:
         return self._call("GET", "/whoami", api.Whoami)
 

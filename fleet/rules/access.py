@@ -64,6 +64,7 @@ class Open:
 
 _VIEW = Rule(Role.VIEWER, Reach.DEVICES)
 _VIEW_SHARED = Rule(Role.VIEWER, Reach.SHARED)
+_VIEW_FLEET = Rule(Role.VIEWER, Reach.FLEET)
 _OPERATE = Rule(Role.OPERATOR, Reach.DEVICES)
 _OPERATE_FLEET = Rule(Role.OPERATOR, Reach.FLEET)
 _PUBLISH = Rule(Role.PUBLISHER, Reach.FLEET)
@@ -106,6 +107,11 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("POST", "/api/v1/rollouts"): _OPERATE,
     ("POST", "/api/v1/rollouts/{rollout_id}/retry"): _OPERATE,
     ("POST", "/api/v1/rollouts/{rollout_id}/{verb}"): _OPERATE,
+    ("GET", "/api/v1/experiments"): _VIEW_FLEET,
+    ("GET", "/api/v1/experiments/{experiment}"): _VIEW_FLEET,
+    ("POST", "/api/v1/experiments"): _OPERATE_FLEET,
+    ("POST", "/api/v1/experiments/{experiment}/stop"): _OPERATE_FLEET,
+    ("POST", "/api/v1/experiments/{experiment}/adopt/{arm}"): _OPERATE_FLEET,
     ("POST", "/api/v1/freeze"): _OPERATE_FLEET,
     ("GET", "/api/v1/blocked"): _VIEW_SHARED,
     ("POST", "/api/v1/blocked"): _OPERATE_FLEET,

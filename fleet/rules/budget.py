@@ -17,9 +17,9 @@ from fleet.rules.gates import Gate
 ALPHA = 0.05
 STOP = 1 / ALPHA
 # A harm shows in the first stage that has it; each later stage has fewer of the surprises left.
-STAGE_RATIO = 0.6
-_WEIGHTS = {"error_rate": 0.25, "lost": 0.30, "install_failures": 0.10}
-_USUAL_WEIGHT = 0.35
+STAGE_RATIO = 0.45
+_WEIGHTS = {"error_rate": 0.22, "lost": 0.40, "install_failures": 0.10}
+_USUAL_WEIGHT = 0.28
 
 
 class Spent(msgspec.Struct, frozen=True):

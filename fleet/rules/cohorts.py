@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
+from fleet.rules.evalues import Floats
 from fleet.rules.evidence import StageEvidence
 from fleet.rules.table import Flags, Rows, Table
 
@@ -15,7 +16,8 @@ class Tally(msgspec.Struct, frozen=True):
     """`asked` have an order and can be reached, `heard` accepted it, `failures` did not install or left the release again
     while they could be heard, `moving` are reachable and not there yet; `reached` and `not_reached` count by profile.
     `untried` profiles have devices waiting, and nobody of theirs in the stage either reached the release or failed to.
-    `silent` are silent now, `fell_silent` are the moments at which devices first did. Devices whose failure the operator
+    `silent` are silent now, `fell_silent` are the moments at which devices first did; `entered`, sorted, those from which
+    a canary's silence counts: before it accepted its order it is at risk of nothing that the release does. Devices whose failure the operator
     excused are in none of them.
     """
 
@@ -25,6 +27,7 @@ class Tally(msgspec.Struct, frozen=True):
     failures: frozenset[str]
     silent: frozenset[str]
     fell_silent: tuple[float, ...]
+    entered: Floats
     control_silent: int
     control_fell_silent: tuple[float, ...]
     first_failures: int
@@ -46,7 +49,7 @@ def tally_of(table: Table, rows: Rows, data: StageEvidence) -> Tally:
     is_canary = rows.flag("is_canary")
     ordered, control = is_canary & ~rows.flag("is_excused"), ~is_canary
     installed, is_online = rows["installed"], rows.flag("is_online")
-    is_notified = rows.flag("is_notified")
+    is_notified = ~np.isnan(rows["notified_at"])
     has_failed = installed == 0
     heard = ordered & (is_notified | has_failed)
     silent_s = np.maximum(
@@ -64,6 +67,9 @@ def tally_of(table: Table, rows: Rows, data: StageEvidence) -> Tally:
         rows["fell_silent_at"],
     )
     fell = at_risk & ~np.isnan(moments)
+    # Of a device that goes at the very moment of accepting, the next report is missed a window later.
+    from_then = rows["notified_at"] + rows["patience_s"] - rows["window_s"]
+    counted = ordered & at_risk & is_notified & ~(fell & (moments < from_then))
     profiles = _Profiles(rows)
     tried = profiles.of(heard & (installed >= 0))
     waiting = profiles.of(control & is_online)
@@ -73,7 +79,8 @@ def tally_of(table: Table, rows: Rows, data: StageEvidence) -> Tally:
         settled=int((heard & (installed == 1)).sum()) + int(failures.sum()),
         failures=table.names(failures),
         silent=table.names(ordered & is_silent),
-        fell_silent=tuple(moments[ordered & fell].tolist()),
+        fell_silent=tuple(moments[counted & fell].tolist()),
+        entered=np.sort(from_then[counted]),
         control_silent=int((control & is_silent).sum()),
         control_fell_silent=tuple(moments[control & fell].tolist()),
         first_failures=int((failures & (rows["order"] < FIRST_DEVICES)).sum()),

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 NORMAL = NormalDist()
 # How much more often a broken release may fall silent, and shares of devices that may fail to install it.
-# With the weights of a mixture: most of what kills devices kills some, not all.
-HAZARDS = {3.0: 0.25, 10.0: 0.5, 30.0: 0.25}
+# With the weights of a mixture: what kills a fifth of devices within minutes kills some fifteen times as many as usual.
+HAZARDS = {4.0: 0.1, 15.0: 0.75, 50.0: 0.15}
 SHARES = (0.1, 0.3, 0.6, 0.95)
 _HIGHEST = 500.0
 # A permutation's pool is thinned to so many representative scores; a mean is normal without help beyond `_LARGE`.
@@ -61,21 +61,25 @@ def _likelihood_ratio(bad: float, total: float, share: float, limit: float) -> f
     return math.exp(min(log, _HIGHEST))
 
 
-def of_silence(canary: Sequence[float], control: Sequence[float], at_risk: tuple[int, int]) -> float:
+def of_silence(
+    canary: Sequence[float], control: Sequence[float], at_risk: tuple[int, int], entered: Floats | None = None
+) -> float:
     """The safe log-rank test: evidence that canaries fall silent more often than control.
 
-    `canary` and `control` are the moments at which devices fell silent, `at_risk` how many of each could have.
+    `canary` and `control` are the moments at which devices fell silent, `at_risk` how many of each could have. Canaries
+    that move one after another are at risk each from its own moment: `entered`, sorted (None: all from the beginning).
     """
     events = sorted([(moment, 0) for moment in control] + [(moment, 1) for moment in canary])
-    left = [at_risk[1], at_risk[0]]
+    gone = [0, 0]
     logs = [0.0] * len(HAZARDS)
-    for _, arm in events:
-        if not (left[0] and left[1]):
-            break
-        for at, hazard in enumerate(HAZARDS):
-            whole = hazard * left[1] + left[0]
-            logs[at] += math.log((hazard if arm else 1.0) * (left[0] + left[1]) / whole)
-        left[arm] -= 1
+    for moment, arm in events:
+        there = at_risk[0] if entered is None else int(np.searchsorted(entered, moment, side="right"))
+        canaries, controls = there - gone[1], at_risk[1] - gone[0]
+        if canaries > 0 and controls > 0:
+            for at, hazard in enumerate(HAZARDS):
+                whole = hazard * canaries + controls
+                logs[at] += math.log((hazard if arm else 1.0) * (canaries + controls) / whole)
+        gone[arm] += 1
     weighted = zip(HAZARDS.values(), logs, strict=True)
     return math.fsum(weight * math.exp(min(log, _HIGHEST)) for weight, log in weighted)
 

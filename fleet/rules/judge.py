@@ -108,7 +108,7 @@ def with_always(gates: Sequence[Gate]) -> tuple[Gate, ...]:
 
 
 def _arms(gates: Sequence[Gate], data: StageEvidence, spent: Spent, *, is_closing: bool) -> Stage:
-    table = _tables.of(gates, data)
+    table = tables.of(gates, data)
     rows = table.read(data)
     is_canary, at_risk = rows.flag("is_canary"), rows.flag("at_risk")
     canary = rows.take(is_canary & at_risk & ~rows.flag("is_excused"))
@@ -257,9 +257,8 @@ def _lost(gate: Gate, present: Stage) -> Opinion:
     beside = f" + {show_percent(usual)} usual silence" if usual else ""
     figure = f"{lost} of {_devices(heard)} lost, limit {show_percent(gate.limit)}{beside}"
     if has_control:
-        e = of_silence(
-            tally.fell_silent, tally.control_fell_silent, (len(present.canary), len(present.control))
-        )
+        at_risk = (len(tally.entered), len(present.control))
+        e = of_silence(tally.fell_silent, tally.control_fell_silent, at_risk, tally.entered)
     else:
         e = of_share(len(tally.silent), heard, min(0.9, gate.limit + usual))
     is_beyond = lost >= 2 and not gate.holds(lost / heard - usual)
@@ -313,4 +312,4 @@ _COUNTED: Mapping[str, _Rule] = {"install_failures": _install_failures, "lost": 
 _BY_REFERENCE: Mapping[str, _Rule] = {"": _limited, "control": _compared, "before": _remembered}
 
 # What is read of records that have not changed since the last tick.
-_tables = Tables()
+tables = Tables()

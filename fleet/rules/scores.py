@@ -2,7 +2,8 @@
 
 Always true
  1. Each device has one score, and no score grows without bound with the traffic that the device claims.
- 2. A device's own past, where there is one, is taken off: its speed, its load and its hour do not enter.
+ 2. One that claims fifty times the requests it ever had is compared with nobody.
+ 3. A device's own past, where there is one, is taken off: its speed, its load and its hour do not enter.
 
 `slope` turns the mean score back into the gate's own unit; `noise` is the variance that a score has for the few
 requests behind it alone, so that equal scores (no error anywhere) are not taken for certainty.
@@ -23,6 +24,11 @@ SPREAD = 0.3
 # A quantile of so few requests, or a level of so few observations, counts half.
 HALF_WEIGHT_REQUESTS = 60
 HALF_WEIGHT_LEVELS = 3
+# A change of traffic that so many requests tell of counts half.
+HALF_WEIGHT_TRAFFIC = 100.0
+# A device that claims so many times the requests that it ever had, where it had enough to say so, is not believed.
+INCREDIBLE_RISE = 50.0
+_KNOWN_REQUESTS = 30
 # No device speaks for more than so many usual ones.
 MOST_USUAL = 10.0
 
@@ -44,9 +50,17 @@ class Scores:
 
 
 def usable(gate: Gate, rows: Rows) -> Flags:
-    """Who has data for this gate, and a past where the gate asks for one."""
+    """Who has data for this gate, and a past where the gate asks for one that makes it credible."""
     _, weight, _, past_weight = rows.of(gate)
-    return (weight > 0) & (past_weight > 0) if gate.reference else weight > 0
+    if not gate.reference:
+        return weight > 0
+    return (weight > 0) & (past_weight > 0) & ~_is_incredible(rows)
+
+
+def _is_incredible(rows: Rows) -> Flags:
+    usual = rows["past_requests"] / np.maximum(rows["past_windows"], 1)
+    now = rows["requests"] / np.maximum(rows["windows"], 1)
+    return (rows["past_requests"] >= _KNOWN_REQUESTS) & (now > INCREDIBLE_RISE * usual)
 
 
 def share_above(gate: Gate, limit: float, rows: Rows) -> Scores:
@@ -80,6 +94,19 @@ def level_change(gate: Gate, rows: Rows, centre: float) -> Scores:
     return Scores(
         sign * weight * (now - before - centre), weight, (weight * resolution) ** 2, rows["profile"]
     )
+
+
+def traffic_change(rows: Rows, centre: float = 0.0) -> Floats:
+    """By how much each device's requests per window changed against its own past (logarithm), beyond `centre`.
+
+    Drawn to nothing where few requests tell of it; nothing where a device has no past.
+    """
+    now, past = rows["requests"] + 0.5, rows["past_requests"] + 0.5
+    windows, past_windows = rows["windows"], rows["past_windows"]
+    is_known = (windows > 0) & (past_windows > 0)
+    change = np.log(now / np.maximum(windows, 1)) - np.log(past / np.maximum(past_windows, 1))
+    known = now * past / (now + past)
+    return np.where(is_known, (change - centre) * known / (known + HALF_WEIGHT_TRAFFIC), 0.0)
 
 
 def level_above(gate: Gate, rows: Rows) -> Scores:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
-from fleet.rules import evalues, scores
+from fleet.rules import evalues, scores, traffic
 from fleet.rules.evalues import Floats
 from fleet.rules.gates import Gate
 from fleet.rules.scores import Scores
@@ -117,6 +117,8 @@ def against_control(gate: Gate, canary: Rows, control: Rows) -> Finding:
         return replace(found, rate=now, se=max(found.se, least))
     usual = _robust_mean(scores.level_change(msgspec.structs.replace(gate, at_least=False), control, 0.0))
     moved, stayed = scores.level_change(gate, canary, usual), scores.level_change(gate, control, usual)
+    if gate.about.kind == "ratio":
+        moved, stayed = traffic.taken_off(moved, stayed, traffic.changes(canary, control))
     found = _contrast(moved, stayed, tau_of(gate, control), margin_of(gate, control), canary.profiles)
     return replace(found, rate=usual)
 

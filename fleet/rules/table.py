@@ -18,27 +18,29 @@ from fleet.rules.gates import Gate
 
 Flags = NDArray[np.bool_]
 # What every gate may need; then, for each gate: value, weight, past value, past weight (NaN where there is none).
-_COLUMNS = (
+COLUMNS = (
     "is_canary",
     "at_risk",
     "is_excused",
     "windows",
     "requests",
     "errors",
+    "past_windows",
     "past_requests",
     "past_errors",
     "last_report_at",
     "patience_s",
     "fell_silent_at",
-    "is_notified",
+    "notified_at",
+    "window_s",
     "installed",
     "order",
     "is_online",
     "is_fresh",
     "profile",
 )
-_AT = {name: place for place, name in enumerate(_COLUMNS)}
-_PER_GATE = 4
+_AT = {name: place for place, name in enumerate(COLUMNS)}
+PER_GATE = 4
 _NOTHING = Sums()
 
 
@@ -46,16 +48,16 @@ class Rows:
     """Some of a table's devices. `profile` are indices into `profiles`; `installed` is 1, 0, or -1 on the way."""
 
     def __init__(self, gates: Sequence[Gate], matrix: Floats, profiles: Sequence[str]) -> None:
-        self._places = {gate.text: len(_COLUMNS) + _PER_GATE * at for at, gate in enumerate(gates)}
+        self._places = {gate.text: len(COLUMNS) + PER_GATE * at for at, gate in enumerate(gates)}
         self._gates = gates
-        self._matrix = matrix
+        self.matrix = matrix
         self.profiles = profiles
 
     def __len__(self) -> int:
-        return len(self._matrix)
+        return len(self.matrix)
 
     def __getitem__(self, name: str) -> Floats:
-        return self._matrix[:, _AT[name]]
+        return self.matrix[:, _AT[name]]
 
     def flag(self, name: str) -> Flags:
         return self[name] > 0
@@ -63,14 +65,14 @@ class Rows:
     def of(self, gate: Gate) -> tuple[Floats, Floats, Floats, Floats]:
         """The gate's value, weight, past value and past weight."""
         at = self._places[gate.text]
-        return tuple(self._matrix[:, at + k] for k in range(_PER_GATE))  # type: ignore[return-value]  # four of them
+        return tuple(self.matrix[:, at + k] for k in range(PER_GATE))  # type: ignore[return-value]  # four of them
 
     def take(self, which: Flags) -> "Rows":
-        return Rows(self._gates, self._matrix[which], self.profiles)
+        return Rows(self._gates, self.matrix[which], self.profiles)
 
     def beside(self, other: "Rows") -> "Rows":
         """These and the others, of the same table."""
-        return Rows(self._gates, np.concatenate([self._matrix, other._matrix]), self.profiles)  # noqa: SLF001  # its own class
+        return Rows(self._gates, np.concatenate([self.matrix, other.matrix]), self.profiles)
 
 
 class Table:
@@ -79,8 +81,8 @@ class Table:
     def __init__(self, gates: Sequence[Gate]) -> None:
         self._gates = tuple(gates)
         self._seen: list[DeviceEvidence] = []
-        self._width = len(_COLUMNS) + _PER_GATE * len(self._gates)
-        self._matrix = np.zeros((0, self._width))
+        self._width = len(COLUMNS) + PER_GATE * len(self._gates)
+        self.matrix = np.zeros((0, self._width))
         self._profiles: dict[str, int] = {}
 
     def read(self, data: StageEvidence) -> Rows:
@@ -90,18 +92,20 @@ class Table:
         if len(present) != known:
             matrix = np.zeros((len(present), self._width))
             common = min(known, len(present))
-            matrix[:common] = self._matrix[:common]
-            self._matrix = matrix
+            matrix[:common] = self.matrix[:common]
+            self.matrix = matrix
         if changed:
-            self._matrix[changed] = [self._row(present[at]) for at in changed]
+            self.matrix[changed] = [self._row(present[at], at) for at in changed]
         self._seen = present
-        return Rows(self._gates, self._matrix, tuple(self._profiles))
+        return Rows(self._gates, self.matrix, tuple(self._profiles))
 
     def names(self, which: Flags) -> frozenset[str]:
         return frozenset(self._seen[at].device for at in np.nonzero(which)[0].tolist())
 
-    def _row(self, device: DeviceEvidence) -> list[float]:
+    def _row(self, device: DeviceEvidence, at: int) -> list[float]:
         past = device.past or _NOTHING
+        # A past stays as it was when the stage opened, and its quantiles are dear.
+        before = self.matrix[at] if at < len(self._seen) and self._seen[at].past is device.past else None
         row = [
             device.arm is Arm.CANARY,
             device.at_risk,
@@ -109,48 +113,59 @@ class Table:
             device.windows,
             device.requests,
             device.errors,
+            past.windows,
             past.requests,
             past.errors,
             device.last_report_at,
             device.patience_s,
             math.nan if device.fell_silent_at is None else device.fell_silent_at,
-            device.notified_at is not None,
+            math.nan if device.notified_at is None else device.notified_at,
+            device.window_s,
             -1 if device.installed is None else device.installed,
             math.inf if device.order is None else device.order,
             device.is_online,
             device.is_fresh,
             self._profiles.setdefault(device.profile, len(self._profiles)),
         ]
-        for gate in self._gates:
-            row += _values(gate, device, past)
+        for place, gate in enumerate(self._gates):
+            row += _now(gate, device)
+            if before is None or not gate.reference:
+                row += _before(gate, device, past)
+            else:
+                own = len(COLUMNS) + PER_GATE * place
+                row += before[own + 2 : own + 4].tolist()
         return row
 
 
-def _values(gate: Gate, device: DeviceEvidence, past: Sums) -> tuple[float, float, float, float]:
-    kind = gate.about.kind
-    if kind == "level":
-        now, before = device.metrics.get(gate.metric), past.metrics.get(gate.metric)
-        return (
-            now.mean if now is not None else math.nan,
-            now.count if now is not None else 0,
-            before.mean if before is not None else math.nan,
-            before.count if before is not None else 0,
-        )
-    if kind == "share":
-        return device.errors, device.requests, past.errors, past.requests
-    if kind == "count":
-        return 0.0, 0.0, 0.0, 0.0
+def _now(gate: Gate, device: DeviceEvidence) -> tuple[float, float]:
+    """The gate's value and weight."""
+    about = gate.about
+    if about.kind == "level":
+        now = device.metrics.get(gate.metric)
+        return (now.mean, now.count) if now is not None else (math.nan, 0)
+    if about.kind == "share":
+        return device.errors, device.requests
+    if about.kind == "count":
+        return 0.0, 0.0
     if not gate.reference:
         edge = index_of(gate.limit) if gate.limit > 0 else -(10**9)
-        above = sum(count for at, count in device.sketch.bins.items() if at > edge)
-        return above, device.sketch.count, _log_level(device.sketch, gate.about.quantile), 0.0
-    quantile = gate.about.quantile
-    return (
-        _log_level(device.sketch, quantile),
-        device.sketch.count,
-        _log_level(past.infer_ms, quantile),
-        past.infer_ms.count,
-    )
+        return sum(count for at, count in device.sketch.bins.items() if at > edge), device.sketch.count
+    return _log_level(device.sketch, about.quantile), device.sketch.count
+
+
+def _before(gate: Gate, device: DeviceEvidence, past: Sums) -> tuple[float, float]:
+    """The gate's past value and past weight; of a latency with a number as its limit its quantile now."""
+    about = gate.about
+    if about.kind == "level":
+        before = past.metrics.get(gate.metric)
+        return (before.mean, before.count) if before is not None else (math.nan, 0)
+    if about.kind == "share":
+        return past.errors, past.requests
+    if about.kind == "count":
+        return 0.0, 0.0
+    if not gate.reference:
+        return _log_level(device.sketch, about.quantile), 0.0
+    return _log_level(past.infer_ms, about.quantile), past.infer_ms.count
 
 
 def _log_level(sketch: Sketch, quantile: float | None) -> float:

@@ -17,18 +17,17 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from edgekit.wire import topics
-from fleet.rules import selectors
 from fleet.rules.evidence import StageEvidence
-from fleet.rules.rollout import RETURNING, Command, Due, Heard, Joined, Left, Rollout, Status, Tick
-from fleet.server import changes, parting, placing, planning, queue
+from fleet.rules.rollout import RETURNING, Command, Due, Heard, Left, Status, Tick
+from fleet.server import changes, joining, parting, queue, trials
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
 from fleet.server.link import Link
 from fleet.server.lock import Lock, LostError
 from fleet.server.placing import Placer
 from fleet.server.store import (
-    blocked,
     devices,
+    experiments,
     groups,
     known,
     news,
@@ -199,6 +198,7 @@ class Controller:
         for rollout_id in active:
             self._step(rollout_id, fresh, is_frozen=is_frozen, now=now)
         if not is_frozen:
+            self._try(fresh, now)
             self._follow_assignments(fresh, now)
             self._leave_queue(active, now)
         self._upkeep(now)
@@ -263,7 +263,7 @@ class Controller:
         connected = self._hears_since
         if not is_frozen and connected is not None and now.steady - connected >= LISTEN_FIRST_S:
             if kept.rollout.status is Status.RUNNING:
-                kept.rollout = self._join(connection, kept.rollout, fresh, now)
+                kept.rollout = joining.join(connection, self._issuer, kept.rollout, fresh, now)
                 kept.read(connection, fresh - set(concerned))
             event = Tick(StageEvidence())
             if kept.rollout.judged_from is not None:
@@ -299,28 +299,13 @@ class Controller:
         self._watched[rollout_id] = kept
         return kept.rollout is not before
 
-    def _join(self, connection: Connection, rollout: Rollout, fresh: set[str], now: Now) -> Rollout:
-        """Devices that match only now (enrolled since, or relabelled), once they are at rest with what is assigned to them."""
-        spec = rollout.spec
-        selector = selectors.parse(spec.selector)
-        strangers = sorted(fresh - rollout.members.keys())
-        new = [row for row in devices.some(connection, strangers) if selector.matches(devices.labels_of(row))]
-        if not new:
-            return rollout
-        bundles = blocked.usable(connection, spec.name, spec.version)
-        present = orders.desired_of(connection, devices=[row.id for row in new])
-        taken = rollouts.busy(connection, [row.id for row in new])
-        waits = placing.not_yet(connection, new, spec.deployment, present)
-        joining = []
-        for row in new:
-            now_runs = present.get((row.id, spec.deployment))
-            choice = planning.choose(row, bundles, spec.deployment, now_runs)
-            if choice.bundle is not None and (row.id, spec.deployment) not in taken and row.id not in waits:
-                moment = rollouts.moment(now.steady)
-                joining.append(planning.member_of(choice, rollout.label, now_runs, frozenset(), moment))
-        if not joining:
-            return rollout
-        return changes.apply(connection, self._issuer, rollout, Joined(tuple(joining)), now=now)
+    def _try(self, fresh: News, now: Now) -> None:
+        """Experiments: who joins, and orders that are due."""
+        for _ in range(CHUNKS_AT_ONCE):
+            with self._lock.begin() as connection:
+                if not trials.step(connection, self._issuer, fresh, now):
+                    break
+            fresh = set()
 
     def _follow_assignments(self, fresh: News, now: Now) -> None:
         """A device gets what is assigned to where it is, where no rollout has it (`placing`)."""
@@ -328,10 +313,13 @@ class Controller:
             self._placer.follow(connection, self._issuer, fresh, now)
 
     def _leave_queue(self, active: list[int], now: Now) -> None:
-        """Rollouts that waited begin. They are looked at when another one came or ended: only that lets one begin."""
+        """Rollouts that waited begin. They are looked at when another rollout or an experiment came or ended: only that
+        lets one begin.
+        """
         with self._lock.begin() as connection:
             waiting = [rollout.id for rollout in rollouts.queued(connection)]
-        if not waiting or (state := (tuple(active), tuple(waiting))) == self._waited:
+            tried = [found.id for found in experiments.running(connection)] if waiting else []
+        if not waiting or (state := (tuple(active), tuple(waiting), tuple(tried))) == self._waited:
             return
         for rollout_id in waiting:
             with self._lock.begin() as connection:

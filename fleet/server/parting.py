@@ -15,7 +15,7 @@ from fleet.rules import selectors
 from fleet.rules.members import Member
 from fleet.rules.placing import Standing
 from fleet.rules.rollout import Left, Rollout
-from fleet.server import changes, planning
+from fleet.server import changes, fitting
 from fleet.server.clock import Now
 from fleet.server.placing import Bundles
 from fleet.server.store import assignments, devices, orders, releases, rollouts
@@ -48,7 +48,7 @@ def part(
             rollout.status,
             is_selected=selector.matches(devices.labels_of(row)),
             has_deployment=has_deployment,
-            chain=planning.chain_of(row.profile),
+            chain=fitting.chain_of(row.profile),
         )
         if standing is Standing.EXCHANGED:
             after = _exchanged(connection, bundles, rollout, member, row)
@@ -112,7 +112,7 @@ def refit(connection: Connection, device: str, profile: str) -> None:
     no such bundle. An order must follow.
     """
     bundles = Bundles(connection)
-    chain = planning.chain_of(profile)
+    chain = fitting.chain_of(profile)
     for (_, deployment), row in orders.desired_of(connection, device).items():
         if row.profile in chain:
             continue

@@ -18,12 +18,13 @@ from edgekit.wire.messages import OrderOptions
 from fleet.rules import placing as rules
 from fleet.rules.pace import Pace
 from fleet.rules.placing import BY_ASSIGNMENT, Assignments, Given, Has
-from fleet.server import planning
+from fleet.server import fitting
 from fleet.server.clock import Now
 from fleet.server.store import (
     assignments,
     blocked,
     devices,
+    experiments,
     groups,
     known,
     news,
@@ -62,7 +63,7 @@ class Bundles:
     def fit(self, name: str, version: str, profile: str) -> BundleRow | None:
         """The release's bundle for this hardware."""
         found = self.of(name, version)
-        return next((found[one] for one in planning.chain_of(profile) if one in found), None)
+        return next((found[one] for one in fitting.chain_of(profile) if one in found), None)
 
     def assigned(
         self, all_of_them: Assignments, row: DeviceRow, deployment: str
@@ -71,7 +72,7 @@ class Bundles:
         found = all_of_them.holding(devices.labels_of(row), deployment)
         if found is None:
             return None, ""
-        choice = planning.choose(row, self.of(found.name, found.version), deployment, None)
+        choice = fitting.choose(row, self.of(found.name, found.version), deployment, None)
         if choice.bundle is None:
             return None, f"{found.title} is assigned to it, but it {choice.reason}"
         return choice.bundle, f"{BY_ASSIGNMENT}{found.title}"
@@ -98,7 +99,8 @@ class Placer:
     def follow(self, connection: Connection, issuer: Issuer, fresh: Collection[str] | None, now: Now) -> None:
         """Devices that are to run nothing, or that are to be placed again, get what is assigned."""
         all_of_them = assignments.newest_first(connection)
-        state = (all_of_them.ids, tuple(rollouts.active_ids(connection)))
+        tried = tuple(found.id for found in experiments.running(connection))
+        state = (all_of_them.ids, tuple(rollouts.active_ids(connection)), tried)
         is_whole = fresh is None or state != self._followed
         marks = groups.marked(connection, self._after, AT_ONCE)
         after = (marks[-1].device, marks[-1].id) if len(marks) == AT_ONCE else ("", 0)
@@ -110,7 +112,8 @@ class Placer:
             all_of_them,
             Bundles(connection),
             orders.desired_of(connection, devices=sorted(names)),
-            rollouts.busy(connection, sorted(names)),
+            rollouts.busy(connection, sorted(names)).keys()
+            | experiments.busy(connection, sorted(names)).keys(),
             {(mark.device, mark.deployment) for mark in marks},
             now,
         )
@@ -161,7 +164,7 @@ class _Look:
         return looked
 
     def _at(self, row: DeviceRow, deployment: str, looked: _Looked) -> None:
-        has = self._has(row, deployment)
+        has = _has(self.all_of_them, deployment, self.present.get((row.id, deployment)))
         holding = self.all_of_them.holding(devices.labels_of(row), deployment)
         if holding is None:
             if rules.changes(has, None, is_marked=False):
@@ -187,13 +190,19 @@ class _Look:
         pace = self.bundles.pace(rollout)
         if pace is None:
             return True
-        return row.is_online and rules.is_open(pace, planning.zone_of(row), rollouts.moment(self.now.wall))
+        return row.is_online and rules.is_open(pace, fitting.zone_of(row), rollouts.moment(self.now.wall))
 
-    def _has(self, row: DeviceRow, deployment: str) -> Has | None:
-        if (found := self.present.get((row.id, deployment))) is None:
-            return None
-        withdrawn = self.all_of_them.withdrew(deployment, found.because)
-        return Has(found.sha256, found.set_at, withdrawn)
+
+def _has(all_of_them: Assignments, deployment: str, found: DesiredRow | None) -> Has | None:
+    if found is None:
+        return None
+    return Has(found.sha256, found.set_at, all_of_them.withdrew(deployment, found.because))
+
+
+def will_follow(all_of_them: Assignments, row: DeviceRow, deployment: str, found: DesiredRow | None) -> bool:
+    """Whether what holds for a deployment of this device is to take the place of what it has, without a mark."""
+    holding = all_of_them.holding(devices.labels_of(row), deployment)
+    return holding is not None and rules.may_change(_has(all_of_them, deployment, found), holding)
 
 
 @dataclass(frozen=True)

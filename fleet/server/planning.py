@@ -7,64 +7,22 @@ Always true
     that came before it.
 """
 
-import functools
 from collections import Counter
-from dataclasses import dataclass
-from datetime import datetime
 
 import msgspec
-from packaging.specifiers import SpecifierSet
-from packaging.version import InvalidVersion, Version
 from sqlalchemy import Connection
 
-from edgekit import profile as profiles
-from edgekit.errors import ConflictError, ProfileError, UsageError
-from edgekit.protocol import room
+from edgekit.errors import ConflictError, UsageError
 from fleet import api
 from fleet.rules import gates, judge, pace, selectors, stages, statistics, windows
 from fleet.rules.gates import Gate
-from fleet.rules.members import Member
 from fleet.rules.pace import Pace
 from fleet.rules.rollout import Rollout, Spec, Status
 from fleet.rules.stages import Stage
 from fleet.rules.text import duration, show_duration
-from fleet.server import outlook
+from fleet.server import fitting, outlook
 from fleet.server.clock import Now
-from fleet.server.store import blocked, devices, members, orders, releases, rollouts
-from fleet.server.store.devices import DeviceRow
-from fleet.server.store.orders import DesiredRow
-from fleet.server.store.releases import BundleRow
-
-_THERE = "is to run this bundle already"
-
-
-class _Memory(msgspec.Struct, frozen=True):
-    memory_mb: float | None = None
-
-
-class Ability(msgspec.Struct, frozen=True):
-    """What a device's self-description says that planning needs: a tenth of it, and as much less to read."""
-
-    engines: dict[str, str]
-    bundle_format: int
-    free_bytes: int
-    free_memory_mb: float | None = None
-    overlap: bool = True
-    refused: str = ""
-    deployments: dict[str, _Memory] = {}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A device's bundle, or why it gets none. `refused` is what it said it had refused."""
-
-    device: DeviceRow
-    bundle: BundleRow | None
-    reason: str = ""
-    refused: str = ""
-
-
-_ABILITY = msgspec.json.Decoder(Ability)
+from fleet.server.store import blocked, devices, experiments, members, orders, releases, rollouts
 
 
 def plan(
@@ -84,10 +42,12 @@ def plan(
     selectors.check_names(selector, known)
     present = orders.desired_of(connection)
     selected = [row for row, labels in everyone if selector.matches(labels)]
-    choices = [choose(row, bundles, deployment, present.get((row.id, deployment))) for row in selected]
+    choices = [
+        fitting.choose(row, bundles, deployment, present.get((row.id, deployment))) for row in selected
+    ]
     rollout_id = rollout_id or rollouts.next_id(connection)
     concerned = {
-        choice.device.id for choice in choices if choice.bundle is not None or choice.reason == _THERE
+        choice.device.id for choice in choices if choice.bundle is not None or choice.reason == fitting.THERE
     }
     in_the_way = _conflict(connection, deployment, concerned, rollout_id)
     if in_the_way and not wanted.queue:
@@ -96,7 +56,7 @@ def plan(
         )
     if in_the_way:
         # What they are to run by now is not what they will run then.
-        choices = [choose(row, bundles, deployment, None) for row in selected]
+        choices = [fitting.choose(row, bundles, deployment, None) for row in selected]
     eligible = [choice for choice in choices if choice.bundle is not None]
     ineligible = tuple(api.Ineligible(c.device.id, c.reason) for c in choices if c.bundle is None)
     if not eligible:
@@ -109,7 +69,9 @@ def plan(
         {c.device.id: c.bundle.profile for c in eligible if c.bundle}, label, held_count
     )
     chosen = {
-        choice.device.id: member_of(choice, label, present.get((choice.device.id, deployment)), held, moment)
+        choice.device.id: fitting.member_of(
+            choice, label, present.get((choice.device.id, deployment)), held, moment
+        )
         for choice in eligible
     }
     rollout = Rollout(id=rollout_id, spec=spec, members=chosen, created_at=moment)
@@ -123,101 +85,14 @@ def plan(
     return rollout, msgspec.structs.replace(told, outlook=seen, notes=notes)
 
 
-def choose(
-    row: DeviceRow, bundles: dict[str, BundleRow], deployment: str, present: DesiredRow | None
-) -> Choice:
-    """The most specific bundle of the device's profile chain that it can run."""
-    bundle = next((bundles[profile] for profile in chain_of(row.profile) if profile in bundles), None)
-    reason, refused = _unfit(row, deployment), ""
-    if reason is None and bundle is None:
-        reason = f"no bundle for profile {row.profile} (there is {', '.join(sorted(bundles)) or 'none that is not blocked'})"
-    if reason is None and bundle is not None:
-        ability = _ABILITY.decode(row.reported)
-        reason, refused = _cannot_run(ability, bundle, deployment), ability.refused
-        if present is not None and present.sha256 == bundle.sha256:
-            reason = _THERE
-    return Choice(row, bundle, refused=refused) if reason is None else Choice(row, None, reason)
-
-
-def _unfit(row: DeviceRow, deployment: str) -> str | None:
-    """Why this device takes part in no rollout of this deployment."""
-    if row.enrolment == 0:
-        return "has not enrolled yet"
-    if row.is_duplicate:
-        return "is a duplicate: two machines speak under its name; enrol it again"
-    if deployment not in devices.deployments_of(row):
-        return f"is not enrolled for deployment {deployment}"
-    return None if row.reported else "has never reported"
-
-
-def _cannot_run(reported: Ability, bundle: BundleRow, deployment: str) -> str | None:
-    """Why it could not run this bundle, by what it reported."""
-    if reported.bundle_format < bundle.format:
-        return f"reads bundle format {reported.bundle_format}, this is {bundle.format}; update its agent"
-    engine = reported.engines.get(bundle.engine)
-    if engine is None:
-        return f"has no engine {bundle.engine}"
-    if not _in_range(engine, bundle.engine_versions):
-        return f"{bundle.engine} {engine} is outside {bundle.engine_versions}"
-    if told := room.refusal(reported.free_bytes, bundle.length):
-        return told
-    present = reported.deployments.get(deployment)
-    running_mb = (present.memory_mb if present is not None else None) or 0.0
-    told = room.memory_refusal(
-        reported.free_memory_mb, bundle.peak_memory_mb, running_mb, overlap=reported.overlap
-    )
-    return told or None
-
-
-def member_of(
-    choice: Choice, rollout: str, present: DesiredRow | None, held: frozenset[str], now: datetime
-) -> Member:
-    """The member as it starts; what the device said before is noted, so that it is not taken for an answer."""
-    row, bundle = choice.device, choice.bundle
-    assert bundle is not None
-    labels = devices.labels_of(row)
-    return Member(
-        device=row.id,
-        profile=bundle.profile,
-        key=stages.key(rollout, row.id),
-        target=bundle.sha256,
-        previous=present.sha256 if present is not None else None,
-        previous_title=releases.title(present.name, present.version) if present is not None else "no model",
-        site=labels.get(pace.SITE, "")[:64],
-        zone=zone_of(row),
-        is_held=row.id in held,
-        online_since=now if row.is_online else None,
-        seen=(row.enrolment, row.incarnation, row.reported_seq),
-        refused_before=choice.refused,
-    )
-
-
-def zone_of(row: DeviceRow) -> str:
-    """The device's time zone, as its operator says, or else as it does itself; "" where neither names one."""
-    reported = devices.reported_of(row)
-    zone = devices.labels_of(row).get(pace.ZONE) or (reported.labels.get(pace.ZONE, "") if reported else "")
-    return zone if zone and windows.zone(zone) is not None else ""
-
-
-@functools.lru_cache(maxsize=256)
-def chain_of(profile: str) -> tuple[str, ...]:
-    """The profiles whose bundles a device of this one can run, the most specific first."""
-    try:
-        return profiles.load(profile).chain
-    except ProfileError:
-        return (profile,)  # a profile file of the user's own, known on the device only
-
-
-@functools.lru_cache(maxsize=1024)
-def _in_range(version: str, versions: str) -> bool:
-    try:
-        return SpecifierSet(versions).contains(Version(version), prereleases=True)
-    except InvalidVersion:
-        return False
-
-
 def _conflict(connection: Connection, deployment: str, chosen: set[str], rollout_id: int) -> str:
-    """The rollout that has to end first: under way, or queued before this one; empty if there is none."""
+    """What has to end first: a rollout under way, or queued before this one, or an experiment; empty if there is none."""
+    for (device, held), number in experiments.busy(connection, sorted(chosen)).items():
+        if held == deployment:
+            return (
+                f"experiment {experiments.label(number)} has some of these devices ({device}…) until it is stopped, or one "
+                "of its releases is adopted"
+            )
     queued = (other for other in rollouts.queued(connection) if other.id < rollout_id)
     for other in (*rollouts.active(connection), *queued):
         if other.spec.deployment != deployment or other.id == rollout_id:

@@ -80,7 +80,7 @@ class Watched:
         rollout = self.rollout
         assert rollout.judged_from is not None
         before = self._built_for
-        if before is None or not self._is_same_stage(before):
+        if before is None or not self._is_same_stage(rollout):
             found = telemetry.sums_of(connection, {rollout.id: rollout.stage})
             self._sums = {device: sums for (_, device), sums in found.items()}
             self._evidence = {}

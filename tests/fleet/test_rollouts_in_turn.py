@@ -17,13 +17,13 @@ from fleet.publish import make_key
 from fleet.rules import windows
 from fleet.rules.pace import Pace
 from fleet.rules.rollout import Command, Rollout, Status
-from fleet.server import changes, ingest, planning, schema
+from fleet.server import changes, ingest, placing, planning, schema
 from fleet.server.clock import Clock, same
 from fleet.server.controller import Controller
 from fleet.server.database import Database
 from fleet.server.link import Link
 from fleet.server.schema_audit import audit as log
-from fleet.server.store import audit, blocked, devices, orders, rollouts
+from fleet.server.store import assignments, audit, blocked, devices, groups, orders, rollouts
 from fleet.server.store.orders import Issuer
 
 DEADLINE_S = 600.0
@@ -218,3 +218,45 @@ def test_orders_say_how_devices_of_a_site_share_its_line(database: Database, iss
     assert all(0 <= o.fetch_after_s <= 60 for o in options.values())
     back = changes._options(replace(rollout, status=Status.ROLLING_BACK), ["d1"])
     assert (back["d1"].fetch_after_s, back["d1"].fetch_bytes_s) == (0.0, None)
+
+
+def test_who_is_one_too_many_or_waits_for_its_window_is_marked_and_not_forgotten(
+    database: Database, issuer: Issuer, leading: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing, "AT_ONCE", 1)
+    enrolled(database, ["a", "b", "c"])
+    speak(database, "a", "b", "c")
+    opens = datetime.fromtimestamp(NOW, UTC) + timedelta(hours=2)
+    span = windows.parse(f"{opens:%H:%M}-{opens + timedelta(hours=1):%H:%M}")
+    rollout = rollout_of(["a"])
+    rollout = replace(
+        rollout, spec=replace(rollout.spec, pace=Pace(windows=(span,))), status=Status.COMPLETED
+    )
+    with database.begin() as connection:
+        rollouts.add(connection, rollout, NOW)
+        for device in ("a", "b"):
+            orders.set_desired(connection, device, "digits", OLD, because="rollout r0", now=NOW - 50)
+    assigned(database, "2", NOW, rollout=1)
+    leading.tick(same(NOW + 1))
+    assert runs(database, "c") == (NEW, "assignment digits@2"), "who runs nothing waits for nothing"
+    with database.read() as connection:
+        assert {mark.device for mark in groups.marked(connection, ("", 0), 10)} == {"a", "b"}
+    for seconds in range(4):
+        leading.tick(same(NOW + 7300 + seconds))
+    assert {runs(database, device) for device in ("a", "b")} == {(NEW, "assignment digits@2")}
+    with database.read() as connection:
+        assert groups.marked(connection, ("", 0), 10) == []
+
+
+def test_an_assignment_that_a_person_takes_away_leaves_devices_what_they_have(
+    database: Database, issuer: Issuer, leading: Controller
+) -> None:
+    enrolled(database, ["d1"])
+    assigned(database, "2", NOW - 50)
+    speak(database, "d1")
+    leading.tick(same(NOW + 1))
+    assert runs(database, "d1") == (NEW, "assignment digits@2")
+    with database.begin() as connection:
+        assignments.remove(connection, "a1", "a mistake", now=NOW + 2, who=audit.FLEET)
+    leading.tick(same(NOW + 3))
+    assert runs(database, "d1") == (NEW, "kept digits@2")

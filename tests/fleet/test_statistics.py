@@ -2,6 +2,7 @@
 different speeds and traffic, load that wanders, an hour that slows everyone, and looks at every window.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -215,6 +216,20 @@ def test_a_device_that_claims_ten_million_errors_accuses_nobody() -> None:
     assert verdict(ERRORS, [liar, *honest, *control]).outcome is Outcome.SATISFIED
 
 
+def test_a_device_that_claims_far_more_traffic_than_it_ever_had_is_compared_with_nobody() -> None:
+    past = Sums(60, 600, 3, 60)
+
+    def one(name: str, arm: Arm, errors: int, requests: int) -> DeviceEvidence:
+        return device(name, arm, 30, requests, errors, Sketch(), past)
+
+    honest = [one(f"n{i}", Arm.CANARY, 1 + i % 3, 300) for i in range(11)]
+    control = [one(f"c{i}", Arm.CONTROL, 1 + i % 3, 300) for i in range(20)]
+    busier = verdict(ERRORS, [one("liar", Arm.CANARY, 0, 14_000), *honest, *control])
+    incredible = verdict(ERRORS, [one("liar", Arm.CANARY, 0, 16_000), *honest, *control])
+    assert "(12 canaries" in busier.words
+    assert "(11 canaries" in incredible.words
+
+
 def test_a_liar_among_control_does_not_blind_the_comparison() -> None:
     liar = flat("liar", Arm.CONTROL, errors=10**7, requests=10**7)
     bad = [flat(f"n{i}", Arm.CANARY, errors=200) for i in range(24)]
@@ -313,10 +328,17 @@ def test_an_e_value_has_a_mean_of_one_while_nothing_is_wrong() -> None:
     share = sum(
         math.comb(40, k) * 0.05**k * 0.95 ** (40 - k) * evalues.of_share(k, 40, 0.05) for k in range(41)
     )
-    arms = [chance.random(60) < 0.3 for _ in range(1500)]
-    silence = np.mean(
-        [evalues.of_silence(list(np.nonzero(a[:20])[0]), list(np.nonzero(a[20:])[0]), (20, 40)) for a in arms]
-    )
+    silence = 0.0
+    for arms in itertools.product((0, 1), repeat=5):
+        # Of 6 canaries (the last of which comes to be at risk only after the second event) and 9 control devices.
+        chance_of, left = 1.0, [9, 5]
+        for at, arm in enumerate(arms):
+            left[1] += at == 2
+            chance_of *= left[arm] / sum(left)
+            left[arm] -= 1
+        moments = [[float(at) for at, arm in enumerate(arms) if arm == which] for which in (0, 1)]
+        entered = np.array([-1.0] * 5 + [1.5])
+        silence += chance_of * evalues.of_silence(moments[1], moments[0], (6, 9), entered)
     assert normal <= 1.1
     assert share == pytest.approx(1)
-    assert silence == pytest.approx(1, abs=0.4)
+    assert silence == pytest.approx(1)

@@ -40,7 +40,7 @@ from edgekit.wire.messages import (
 from edgekit.wire.states import AgentState
 from fleet.publish import SigningKey, make_key
 from fleet.rules.sums import Recent
-from fleet.server import ca, ingest, planning, schema
+from fleet.server import ca, fitting, ingest, schema
 from fleet.server.clock import same
 from fleet.server.database import Database, _no_foreign_keys
 from fleet.server.inbox import Message
@@ -209,7 +209,7 @@ def test_an_order_says_what_the_bundle_takes_and_a_device_without_that_gets_none
         for name, message in {"both": said, "instead": replace(said, overlap=False)}.items():
             connection.execute(update(schema.devices).values(reported=encode(message).decode()))
             row = devices.get(connection, "d1")
-            told[name] = planning.choose(row, rows, "digits", None).reason
+            told[name] = fitting.choose(row, rows, "digits", None).reason
     payload = dsse.verify(waiting.payload, dsse.ORDER_TYPE, {issuer.key.keyid: issuer.key.public_hex})
     assert decode(payload, Order).deployments["digits"].peak_memory_mb == 480
     assert told["both"].endswith("needs 480 MB beside the 300 MB of what runs, 479 MB are free")

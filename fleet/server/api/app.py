@@ -19,6 +19,7 @@ from fleet.server.api import (
     blocked,
     devices,
     enrolment,
+    experiments,
     fleet,
     login,
     metadata,
@@ -59,6 +60,7 @@ def make_app(context: Context) -> FastAPI:
         assignments,
         retry,
         rollouts,
+        experiments,
         terminal,
     ):
         app.include_router(module.router)

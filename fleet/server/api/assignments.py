@@ -9,7 +9,7 @@ from edgekit.errors import ConflictError, UsageError
 from fleet import api
 from fleet.rules import selectors
 from fleet.rules.text import duration
-from fleet.server import planning
+from fleet.server import fitting
 from fleet.server.api.admission import Caller
 from fleet.server.api.context import Ctx, answer, body
 from fleet.server.store import (
@@ -97,7 +97,7 @@ def _plan(connection: Connection, release: tuple[str, str], to: str, deployment:
                 api.Ineligible(row.id, f"is in rollout r{number}, which has the say until it is over")
             )
             continue
-        choice = planning.choose(row, bundles, deployment, None)
+        choice = fitting.choose(row, bundles, deployment, None)
         has = present.get((row.id, deployment))
         if choice.bundle is None:
             others.append(api.Ineligible(row.id, choice.reason))

@@ -14,7 +14,7 @@ from fleet.rules import moving
 from fleet.server.api.admission import Caller
 from fleet.server.api.context import Context, Ctx, answer, body
 from fleet.server.clock import Now
-from fleet.server.placing import Bundles
+from fleet.server.placing import Bundles, will_follow
 from fleet.server.store import (
     assignments,
     certificates,
@@ -241,9 +241,11 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
             f"It has not accepted order {shown.order_counter} yet (its newest is {shown.reported_counter})."
         )
     all_of_them, bundles = assignments.newest_first(connection), Bundles(connection)
+    ordered = orders.desired_of(connection, row.id)
     for name, deployment in shown.deployments.items():
         lines.append(_sentence(name, deployment))
-        lines += _assigned(name, deployment, *bundles.assigned(all_of_them, row, name))
+        follows = will_follow(all_of_them, row, name, ordered.get((row.id, name)))
+        lines += _assigned(name, deployment, *bundles.assigned(all_of_them, row, name), follows=follows)
     for rollout in rollouts.of_device(connection, row.id):
         member = rollout.members[row.id]
         why = f" ({member.reason})" if member.reason else ""
@@ -253,7 +255,9 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
     return lines
 
 
-def _assigned(name: str, deployment: api.DeploymentView, bundle: BundleRow | None, why: str) -> list[str]:
+def _assigned(
+    name: str, deployment: api.DeploymentView, bundle: BundleRow | None, why: str, *, follows: bool
+) -> list[str]:
     """Where what holds for its place is not what it is ordered: why."""
     if bundle is None:
         nothing = not deployment.should_digest and not why
@@ -261,6 +265,13 @@ def _assigned(name: str, deployment: api.DeploymentView, bundle: BundleRow | Non
     if bundle.sha256 == deployment.should_digest:
         return []
     title = releases.title(bundle.name, bundle.version)
+    if follows:
+        return [
+            (
+                f"{name}: {title} is assigned to where it is; it gets that once no rollout has it, it is online, and the "
+                "maintenance window of that release is open."
+            )
+        ]
     return [f"{name}: {title} is assigned to where it is; 'edgekit fleet assign' would move it there."]
 
 

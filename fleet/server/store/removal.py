@@ -22,7 +22,7 @@ from fleet.server.schema import (
     to_place,
     totals,
 )
-from fleet.server.store import audit, news
+from fleet.server.store import audit, experiments, news
 from fleet.server.store import certificates as certificate_store
 from fleet.server.store import devices as device_store
 from fleet.server.store.audit import Who
@@ -76,6 +76,7 @@ def forget(connection: Connection, device: str, reason: str, *, now: float, who:
     row = device_store.get(connection, device, lock=True)
     for table in _OF_DEVICE:
         connection.execute(delete(table).where(table.c.device == device))
+    experiments.forget(connection, device)
     connection.execute(
         update(enrolment_tokens)
         .where(enrolment_tokens.c.device == device, enrolment_tokens.c.revoked_at.is_(None))

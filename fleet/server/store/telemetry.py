@@ -18,9 +18,9 @@ from fleet.rules import sums as rules
 from fleet.rules.sums import Deaf, Recent, StageSums
 from fleet.server.clock import Now
 from fleet.server.schema import members, reports, stage_sums, totals
-from fleet.server.store import rollouts
+from fleet.server.store import experiments, rollouts
 from fleet.server.store.known import Known
-from fleet.server.store.upsert import CHUNK, among, among_keys, insert_new, upsert
+from fleet.server.store.upsert import among, among_keys, insert_new, upsert
 
 KEEP_S = 14 * 86_400.0
 # (device, deployment, digest) and (rollout, device).
@@ -79,6 +79,7 @@ def record(connection: Connection, arrived: Sequence[Arrived], now: Now, deaf: D
             book.enter(item)
         _alive(item, now)
     book.write(connection)
+    experiments.record(connection, new, now)
 
 
 def _new(connection: Connection, arrived: Sequence[Arrived], received_at: float) -> list[Arrived]:
@@ -264,7 +265,7 @@ def totals_of(connection: Connection, names: Sequence[str]) -> dict[TotalKey, Ro
     return {(row.device, row.deployment, row.digest): row for row in connection.execute(query).all()}
 
 
-def prune(connection: Connection, now: float, limit: int = 20 * CHUNK) -> bool:
+def prune(connection: Connection, now: float, limit: int = 10_000) -> bool:
     """Drop unique keys older than two weeks (steady), spools are shorter; whether there may be more."""
     old = select(reports.c.received_at).where(reports.c.received_at < now - KEEP_S)
     edge = connection.execute(old.order_by(reports.c.received_at).offset(limit).limit(1)).scalar()

@@ -5,7 +5,7 @@ PostgreSQL takes one array per column (`unnest`), SQLite a JSON array (`json_eac
 
 import json
 from collections.abc import Collection, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import (
     ARRAY,
@@ -23,10 +23,6 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-
-# Names of one statement that takes them one by one.
-CHUNK = 500
-T = TypeVar("T")
 
 
 def is_postgresql(connection: Connection) -> bool:
@@ -110,8 +106,3 @@ def _rows(table: Table, names: Sequence[str], rows: Sequence[dict[str, Any]]) ->
     """These rows as a table (PostgreSQL)."""
     arrays = [literal([row[name] for row in rows], ARRAY(table.c[name].type)) for name in names]
     return func.unnest(*arrays).table_valued(*names, name="given").render_derived()
-
-
-def chunks(names: Sequence[T]) -> list[Sequence[T]]:
-    """`names` in pieces that fit a statement."""
-    return [names[at : at + CHUNK] for at in range(0, len(names), CHUNK)]

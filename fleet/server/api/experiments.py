@@ -1,0 +1,94 @@
+"""Experiments: start, look, stop, adopt."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Response
+from sqlalchemy import Connection
+
+from edgekit.errors import ConflictError
+from fleet import api
+from fleet.rules.experiment import Side
+from fleet.server import trials
+from fleet.server.api.admission import Caller
+from fleet.server.api.context import Ctx, answer, body
+from fleet.server.clock import Now
+from fleet.server.store import experiments, releases, settings
+from fleet.server.store.experiments import ExperimentRow
+
+router = APIRouter(prefix="/api/v1", tags=["experiments"])
+
+
+@router.post("/experiments")
+def start(
+    ctx: Ctx, caller: Caller, wanted: Annotated[api.NewExperiment, Depends(body(api.NewExperiment))]
+) -> Response:
+    now = ctx.time.now()
+    with ctx.database.begin() as connection:
+        if settings.is_frozen(connection):
+            raise ConflictError("the fleet is frozen; 'edgekit fleet unfreeze' first")
+        found = trials.start(connection, wanted, now=now, who=caller.who)
+        made = view(connection, found, now)
+    ctx.wake()
+    return answer(made, 201)
+
+
+@router.get("/experiments")
+def listing(ctx: Ctx) -> Response:
+    with ctx.database.read() as connection:
+        now = ctx.time.now()
+        return answer([view(connection, found, now) for found in experiments.everything(connection)])
+
+
+@router.get("/experiments/{experiment}")
+def show(ctx: Ctx, experiment: str) -> Response:
+    with ctx.database.read() as connection:
+        found = experiments.get(connection, experiments.parse_id(experiment))
+        return answer(view(connection, found, ctx.time.now()))
+
+
+@router.post("/experiments/{experiment}/stop")
+def stop(ctx: Ctx, caller: Caller, experiment: str) -> Response:
+    now = ctx.time.now()
+    with ctx.database.begin() as connection:
+        found = trials.stop(connection, experiments.parse_id(experiment), now=now, who=caller.who)
+        made = view(connection, found, now)
+    ctx.wake()
+    return answer(made)
+
+
+@router.post("/experiments/{experiment}/adopt/{arm}")
+def adopt(ctx: Ctx, caller: Caller, experiment: str, arm: Literal["A", "B"]) -> Response:
+    now = ctx.time.now()
+    with ctx.database.begin() as connection:
+        found = trials.adopt(connection, experiments.parse_id(experiment), arm, now=now, who=caller.who)
+        made = view(connection, found, now)
+    ctx.wake()
+    return answer(made)
+
+
+def view(connection: Connection, found: ExperimentRow, now: Now) -> api.ExperimentView:
+    verdict = trials.verdict(connection, found, now)
+    titles = (releases.title(found.name_a, found.version_a), releases.title(found.name_b, found.version_b))
+    return api.ExperimentView(
+        id=experiments.label(found.id),
+        status=found.status,
+        reason=found.reason,
+        deployment=found.deployment,
+        to=found.selector,
+        goal=found.goal,
+        outcome=verdict.outcome.value,
+        words=verdict.words,
+        a=_arm(titles[0], found.share, verdict.a),
+        b=_arm(titles[1], 1 - found.share, verdict.b),
+        difference=verdict.difference,
+        low=verdict.low,
+        high=verdict.high,
+        created=datetime.fromtimestamp(found.created_at + now.wall - now.steady, UTC),
+    )
+
+
+def _arm(release: str, share: float, side: Side) -> api.ArmView:
+    return api.ArmView(
+        release, share, side.assigned, side.reporting, side.measured, side.mean, side.error_rate
+    )
