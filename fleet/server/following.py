@@ -49,6 +49,7 @@ class Assignments:
         self._connection = connection
         self.rows = rollouts.all_assignments(connection)
         self._bundles: dict[tuple[str, str], dict[str, BundleRow]] = {}
+        self._paces: dict[int, Pace] = {}
 
     def of(self, row: DeviceRow, deployment: str) -> tuple[AssignmentRow | None, str | None]:
         """What is assigned to a device, and the bundle of it that it can run."""
@@ -60,6 +61,13 @@ class Assignments:
             self._bundles[title] = blocked.usable(self._connection, *title)
         choice = planning.choose(row, self._bundles[title], deployment, None)
         return found, choice.bundle.sha256 if choice.bundle is not None else None
+
+    def pace(self, assignment: AssignmentRow) -> Pace:
+        """How fast the rollout that left the assignment was to go."""
+        number = assignment.rollout
+        if number not in self._paces:
+            self._paces[number] = rollouts.paces(self._connection, [number]).get(number, _ALWAYS)
+        return self._paces[number]
 
 
 def follow(connection: Connection, issuer: Issuer, fresh: set[str] | None, kept: Kept, now: Now) -> Kept:
@@ -73,6 +81,8 @@ def follow(connection: Connection, issuer: Issuer, fresh: set[str] | None, kept:
     else:
         rows = devices.some(connection, sorted(fresh))
         present = orders.desired_of(connection, devices=sorted(fresh))
+    if not rows:
+        return kept
     changes, waits = _changes(connection, assignments, rows, present, now)
     some = sorted(changes)[:AT_ONCE]
     locked = known.lock(connection, some)
@@ -96,7 +106,6 @@ def _changes(
 ) -> tuple[dict[str, list[Change]], bool]:
     """What each device changes, and whether any waits for its time."""
     busy = rollouts.busy(connection)
-    paces = rollouts.paces(connection, {row.rollout for row in assignments.rows})
     found: dict[str, list[Change]] = {}
     waits = False
     for row in rows:
@@ -113,7 +122,7 @@ def _changes(
             if assignment is not None and has is not None:
                 if not row.is_online:
                     continue
-                if not _is_open(row, paces.get(assignment.rollout, _ALWAYS), now):
+                if not _is_open(row, assignments.pace(assignment), now):
                     waits = True
                     continue
             title = f"{assignment.name}@{assignment.version}" if assignment is not None else "none"
