@@ -1,10 +1,14 @@
 """A download takes no more of a shared line than it may, and ends at once when it is told to."""
 
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import cast
+
 import pytest
 
 from device_agent.blocking import Stopper
 from device_agent.update import fetch
-from device_agent.update.fetch import CHUNK_BYTES, Throttle
+from device_agent.update.fetch import CHUNK_BYTES, Part, Throttle
 
 
 class Time:
@@ -38,3 +42,18 @@ def test_one_that_is_not_wanted_any_more_waits_no_longer(monkeypatch: pytest.Mon
     monkeypatch.setattr(fetch.time, "sleep", lambda seconds: (passing.sleep(seconds), stopping.set()))
     throttle.took(1000, stopping)
     assert passing.seconds <= 100.2
+
+
+def test_what_is_received_is_taken_in_small_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    passing = Time(monkeypatch)
+    asked: list[int] = []
+
+    def read(_response: object, length: int) -> bytes:
+        asked.append(length)
+        return b"x" * length
+
+    monkeypatch.setattr(fetch, "_read", read)
+    part = Part(tmp_path / f"{'0' * 64}.0.part", 0, Throttle(8_000.0))
+    assert part.fill(cast("HTTPResponse", None), 0, 80_000, Stopper()) == 0
+    assert (max(asked), part.path.stat().st_size) == (2_000, 80_000)
+    assert passing.seconds == pytest.approx(110.0)
