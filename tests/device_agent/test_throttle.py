@@ -53,7 +53,7 @@ def test_what_is_received_is_taken_in_small_pieces(monkeypatch: pytest.MonkeyPat
         return b"x" * length
 
     monkeypatch.setattr(fetch, "_read", read)
-    part = Part(tmp_path / f"{'0' * 64}.0.part", 0, Throttle(8_000.0))
+    part = Part(tmp_path / f"{'0' * 64}.0.part", 0, throttle=Throttle(8_000.0))
     assert part.fill(cast("HTTPResponse", None), 0, 80_000, Stopper()) == 0
     assert (max(asked), part.path.stat().st_size) == (2_000, 80_000)
     assert passing.seconds == pytest.approx(110.0)
