@@ -145,5 +145,8 @@ def _believed(connection: Connection, device: str, claimed: str, boot: Boot) -> 
         raise DroppedError("of another enrolment")
     if row.decommissioned_at is not None:
         raise DroppedError("of a device out of service")
+    if row.credential_hash is None:
+        # Not every broker looks at the list of revocations, or has the newest one.
+        raise DroppedError("of a revoked device")
     enrolments.confirm(connection, row)
     return row

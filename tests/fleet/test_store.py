@@ -343,6 +343,25 @@ def test_what_cannot_be_believed_is_dropped_and_harms_nothing_else(
     assert dropped == {reason: 1}
 
 
+def test_a_revoked_device_is_believed_nothing_and_shut_out_until_it_enrols_again(database: Database) -> None:
+    def shut_out() -> list[str]:
+        with database.begin() as connection:
+            return certificates.shut_out(connection, NOW)
+
+    enrolled(database)
+    assert shut_out() == []
+    with database.begin() as connection:
+        enrolments.revoke(connection, "d1", reason="stolen", now=NOW, who=ADMIN)
+    assert ingest.take_in(database, [(topic("telemetry"), encode(report(5)))], NOW) == (
+        {},
+        {"of a revoked device": 1},
+    )
+    assert shut_out() == ["d1"]
+    enrolled(database)
+    assert shut_out() == []
+    assert ingest.take_in(database, [(topic("telemetry"), encode(report(5, enrolment=2)))], NOW)[0]
+
+
 def take(database: Database, leaf: str, message: Reported | Status) -> devices.DeviceRow:
     ingest.take_in(database, [(topic(leaf), encode(message))], NOW)
     with database.begin() as connection:
