@@ -17,7 +17,7 @@ test: lint
 
 # Whole builds and long roads, one after the other: many minutes.
 proofs: $(READY)
-	$(BIN)/python -m pytest -m proof --ignore tests/e2e
+	$(BIN)/python -m pytest -m proof
 
 # Every disk state after a power cut at every point, every failing write, every sync left out in turn; hundreds of
 # random faults over real processes; as root, a fleet over a bad network with a man in the middle: many minutes.

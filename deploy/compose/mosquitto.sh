@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs mosquitto on the folder that `edgekit fleet broker-config mosquitto` wrote, and tells it when the service has put
-# a new revocation list or certificate there: mosquitto looks at them only when it gets a SIGHUP.
+# a new revocation list, rules or certificate there: mosquitto looks at them only when it gets a SIGHUP.
 set -eu
 folder=$1
 look_s=${2:-5}
@@ -11,7 +11,7 @@ broker=$!
 trap 'kill "$broker" 2>/dev/null' TERM INT
 
 state() {
-    cksum crl.pem server.pem server.key
+    cksum acl crl.pem server.pem server.key
 }
 
 seen=$(state)

@@ -103,7 +103,7 @@ class EmbeddedBroker:
 class Mosquitto:
     """Debian's mosquitto as a child, with a configuration that is written already (`broker_config`)."""
 
-    def __init__(self, address: Address, config: Path) -> None:
+    def __init__(self, address: Address, config: Path, *, has_websockets: bool = False) -> None:
         found = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
         if found is None:
             raise FleetError(
@@ -112,6 +112,8 @@ class Mosquitto:
         self.address = address
         self._program = found
         self._config = config
+        # mosquitto 2.0.11 dies of a SIGHUP now and then, always with clients on WebSockets.
+        self.must_restart = has_websockets
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

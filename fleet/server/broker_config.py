@@ -7,11 +7,14 @@ Always true
 """
 
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.wire import topics
 from edgekit.wire.messages import MAX_MESSAGE_BYTES
+from fleet.publish import write_private
 from fleet.server.ca import MOST_WORKERS, SERVICE_NAME, worker_name
 from fleet.server.home import Tls
 from fleet.server.places import Places
@@ -78,9 +81,10 @@ def in_home(folder: Path, files: Tls, places: Places) -> str:
     """`mosquitto.conf` for a mosquitto that the service starts, over the files of the fleet's home."""
     keys, data = folder / "keys", folder / "mosquitto"
     data.mkdir(mode=0o700, exist_ok=True)
-    rules = folder / ACL
-    rules.write_text(acl(), encoding="utf-8")
-    rules.chmod(0o600)
+    rules = keys / ACL
+    if not rules.is_file():
+        # From then on `certificates` keeps it.
+        write_private(rules, acl().encode())
     host = "" if places.mqtt.host in ("0.0.0.0", "::") else places.mqtt.host
     return mosquitto(
         Mosquitto(
@@ -115,8 +119,10 @@ def _tls(wanted: Mosquitto) -> list[str]:
     ]
 
 
-def acl() -> str:
-    """Mosquitto's rules: `%u` is the certificate's name."""
+def acl(shut_out: Iterable[str] = ()) -> str:
+    """Mosquitto's rules: `%u` is the certificate's name. Devices that are `shut_out` have no certificate that is not
+    revoked; they are named because mosquitto 2.0 does not look at the list of revocations over WebSockets.
+    """
     mine = f"{topics.ROOT}/%u"
     return "\n".join(
         [
@@ -135,12 +141,18 @@ def acl() -> str:
                 )
             ),
             "",
+            *(line for name in shut_out for line in (f"user {name}", "topic deny #", "")),
             "# Every client, by its own name.",
             *(f"pattern read {mine}/{leaf}" for leaf in READS),
             *(f"pattern write {mine}/{leaf}" for leaf in WRITES),
             "",
         ]
     )
+
+
+def is_ours(rules: str) -> bool:
+    """Whether nobody has changed these rules by hand: they are `acl`'s, whoever is shut out."""
+    return re.sub(r"user \S+\ntopic deny #\n\n", "", rules) == acl()
 
 
 def plain(host: str, port: int) -> str:

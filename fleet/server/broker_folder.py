@@ -33,7 +33,7 @@ class Source:
     places: Places
 
 
-_RENEWED = ("crl.pem", "server.pem", "server.key", "service.pem", "service.key")
+_RENEWED = (ACL, "crl.pem", "server.pem", "server.key", "service.pem", "service.key")
 
 
 def write(out: Path, source: Source, *, hosts: Iterable[str], at: Path, now: float) -> None:
@@ -65,7 +65,7 @@ def write(out: Path, source: Source, *, hosts: Iterable[str], at: Path, now: flo
         )
     )
     write_private(out / CONFIG, text.encode())
-    write_private(out / ACL, broker_config.acl().encode())
+    write_private(out / ACL, _rules(source))
 
 
 def refresh(folder: Path, source: Source, now: float) -> tuple[str, ...]:
@@ -90,7 +90,15 @@ def refresh(folder: Path, source: Source, now: float) -> tuple[str, ...]:
     revocations = (source.keys / "crl.pem").read_bytes()
     if revocations != before["crl.pem"]:
         write_private(folder / "crl.pem", revocations)
+    rules = _rules(source)
+    if rules != before[ACL] and broker_config.is_ours(before[ACL].decode("utf-8", "replace")):
+        write_private(folder / ACL, rules)
     return tuple(name for name in _RENEWED if _content(folder / name) != before[name])
+
+
+def _rules(source: Source) -> bytes:
+    """As the service has written them, or those of a fleet that has not run yet."""
+    return _content(source.keys / ACL) or broker_config.acl().encode()
 
 
 def _content(file: Path) -> bytes:

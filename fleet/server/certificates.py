@@ -14,10 +14,11 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edgekit.errors import HardwareKeyError
+from edgekit.errors import FleetError, HardwareKeyError
 from fleet.publish import write_private
 from fleet.server import broker_folder, ca, home
 from fleet.server.broker import Broker, Mosquitto
+from fleet.server.broker_config import ACL, acl
 from fleet.server.broker_folder import Source
 from fleet.server.ca import Authority
 from fleet.server.database import Database
@@ -64,6 +65,8 @@ class Certificates:
         self._is_api_ours = is_api_ours
         self._service_context: ssl.SSLContext | None = None
         self._looked_at = 0.0
+        # The broker has read other files than there are now.
+        self._is_stale = False
         self._lock = threading.Lock()
 
     def service_context(self) -> ssl.SSLContext:
@@ -76,10 +79,12 @@ class Certificates:
         return made
 
     def write_revocations(self, now: float) -> None:
-        """The broker's list, as the database has it now."""
+        """The broker's list, and its rules, as the database has it now."""
         with self._lock:
             with self._database.begin() as connection:
-                revoked = store.revoked(connection, now)
+                revoked, shut_out = store.revoked(connection, now), store.shut_out(connection, now)
+            # First what needs no signature.
+            write_private(self._keys / ACL, acl(shut_out).encode())
             made = self.authority.revocations(revoked, datetime.fromtimestamp(now, UTC))
             write_private(self._keys / "crl.pem", made)
             if self._broker_files is not None:
@@ -107,7 +112,10 @@ class Certificates:
         """The list without `device` is written: the broker reads it, and lets go of the device."""
         if not self._places.has_mqtt_tls:
             return
-        if isinstance(self._broker, Mosquitto):
+        if isinstance(self._broker, Mosquitto) and self._broker.must_restart:
+            # Once for all that are revoked by then; it ends every connection.
+            self._is_stale = True
+        elif isinstance(self._broker, Mosquitto):
             self._broker.reload()
             self._let_go(device, now)
         elif self._broker_files is not None:
@@ -115,12 +123,16 @@ class Certificates:
                 self._to_let_go += [(now + delay, device) for delay in _LET_GO_S]
 
     def keep_fresh(self, now: float) -> None:
-        """Often: ends connections that are to be ended. Once an hour: writes the list anew, and renews what the service
-        shows itself where two thirds of its life are over.
+        """Often, by one thread: ends connections that are to be ended, starts a broker anew that has to be.
+
+        Once an hour: writes the list anew, and renews what the service shows itself where two thirds of its life are over.
         """
         with self._lock:
             due = {device for at, device in self._to_let_go if at <= now}
             self._to_let_go = [(at, device) for at, device in self._to_let_go if at > now]
+        if self._is_stale:
+            self._is_stale = False
+            self._restart()
         for device in due:
             # A broker that does not answer holds up nothing else.
             threading.Thread(target=self._let_go, args=(device, now), daemon=True).start()
@@ -133,6 +145,15 @@ class Certificates:
             self._looked_at = now - _LOOK_S + _TRY_S
             log.error("the CA's key does not sign, tried again in a minute: %s", error)  # noqa: TRY400  # the message says it all
 
+    def _restart(self) -> None:
+        if not isinstance(self._broker, Mosquitto) or not self._broker.is_running:
+            return
+        self._broker.stop()
+        try:
+            self._broker.start()
+        except FleetError as error:
+            log.error("%s", error)  # noqa: TRY400  # the message says it all; it is tried again by who watches the broker
+
     def _renew(self, now: float) -> None:
         self.write_revocations(now)
         while self._unlisted:
@@ -141,9 +162,12 @@ class Certificates:
             files = home.server_files(self._keys, self.authority, self.fleet, self._places.hosts, now)
             if files.is_new:
                 log.warning("the service's certificate was renewed")
+                self._is_stale = isinstance(self._broker, Mosquitto) and self._broker.must_restart
                 if self.api_context is not None and self._is_api_ours:
                     self.api_context.load_cert_chain(files.certificate, files.key)
-        if self._broker is not None:
+        if self._broker is not None and not (
+            isinstance(self._broker, Mosquitto) and self._broker.must_restart
+        ):
             self._broker.reload()
         if self._service_context is not None:
             files = home.service_files(self._broker_files or self._keys, self.authority, self.fleet, now)

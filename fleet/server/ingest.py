@@ -43,7 +43,7 @@ _KINDS: dict[str, Callable[[bytes], Report | Reported | Status]] = {
 }
 # What ingest needs of a device's row, which holds its whole self-description besides.
 _COLUMNS = (
-    "id", "enrolment", "decommissioned_at", "profile", "is_confirmed", "window_s", "incarnation", "nonce", "is_online",
+    "id", "enrolment", "credential_hash", "decommissioned_at", "profile", "is_confirmed", "window_s", "incarnation", "nonce", "is_online",
     "offline_at", "is_duplicate", "reported_seq", "last_report_at", "enrolled_at", "former_enrolment", "former_at",
 )  # fmt: skip
 _CANNOT_BE_STORED = "cannot be stored"
@@ -278,6 +278,9 @@ def _believed(
         raise DroppedError("of another enrolment")
     if row.get("decommissioned_at") is not None:
         raise DroppedError("of a device out of service")
+    if row.get("credential_hash") is None:
+        # Not every broker looks at the list of revocations, or has the newest one.
+        raise DroppedError("of a revoked device")
     if isinstance(content, Reported) and content.profile != row.get("profile"):
         raise DroppedError("claims another profile than it enrolled with", is_poison=True)
     if not row.get("is_confirmed"):

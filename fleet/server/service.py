@@ -312,7 +312,7 @@ def _broker(places: Places, folder: StateFolder, trust: _Trust, config: Config) 
     else:
         text = broker_config.plain(places.mqtt.host, places.mqtt.port)
     path.write_text(text, encoding="utf-8")
-    return Mosquitto(places.mqtt, path)
+    return Mosquitto(places.mqtt, path, has_websockets=places.websocket_listener is not None)
 
 
 def _uvicorn(context: Context, trust: _Trust, certificates: Certificates) -> uvicorn.Config:

@@ -407,7 +407,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Any], message: str, patience_s: float = 20.0) -> Any:
+def wait_until(condition: Callable[[], Any], message: str, patience_s: float = 40.0) -> Any:
     """The condition's first true value."""
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:

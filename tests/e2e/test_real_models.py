@@ -47,7 +47,7 @@ def real_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+@pytest.fixture(scope="module", params=["orientation", pytest.param("speech", marks=pytest.mark.proof)])
 def built(request, real_cache, tmp_path_factory):
     out = tmp_path_factory.mktemp(request.param)
     source = weights(request.param)

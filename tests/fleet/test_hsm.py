@@ -271,7 +271,7 @@ class _Away(TokenKey):
 
 class _Broker(Mosquitto):
     def __init__(self) -> None:
-        self.reloads = 0
+        self.reloads, self.must_restart = 0, False
 
     def reload(self) -> None:
         self.reloads += 1

@@ -44,7 +44,16 @@ from fleet.server import ca, fitting, ingest, schema
 from fleet.server.clock import same
 from fleet.server.database import Database, _no_foreign_keys
 from fleet.server.inbox import Message
-from fleet.server.store import certificates, devices, enrolments, orders, releases, rollouts, telemetry
+from fleet.server.store import (
+    certificates,
+    devices,
+    enrolments,
+    orders,
+    releases,
+    removal,
+    rollouts,
+    telemetry,
+)
 from fleet.server.store.audit import Who
 from fleet.server.store.enrolments import Invitation, Registrar
 from fleet.server.store.orders import Issuer
@@ -352,6 +361,24 @@ def test_what_cannot_be_believed_is_dropped_and_harms_nothing_else(
     taken = ingest.take_in(database, batch, same(NOW))
     assert list(taken.acks.values()) == [[5]]
     assert taken.dropped == {reason: 1}
+
+
+def test_a_revoked_device_is_believed_nothing_and_shut_out_until_it_enrols_again(database: Database) -> None:
+    def shut_out() -> list[str]:
+        with database.begin() as connection:
+            return certificates.shut_out(connection, NOW)
+
+    enrolled(database)
+    assert shut_out() == []
+    with database.begin() as connection:
+        removal.revoke(connection, "d1", reason="stolen", now=NOW, who=ADMIN)
+    taken = ingest.take_in(database, [Message(topic("telemetry"), encode(report(5)))], same(NOW))
+    assert (taken.acks, taken.dropped) == ({}, {"of a revoked device": 1})
+    assert shut_out() == ["d1"]
+    enrolled(database)
+    assert shut_out() == []
+    again = Message(topic("telemetry"), encode(report(5, enrolment=2)))
+    assert ingest.take_in(database, [again], same(NOW)).acks
 
 
 def take(database: Database, leaf: str, message: Reported | Status) -> devices.DeviceRow:

@@ -165,6 +165,12 @@ def test_the_folder_of_a_broker_is_kept_fresh_by_the_service_and_by_hand(apart: 
     fleet.service.client().revoke("roof", "")
     assert (fleet.files / "crl.pem").read_bytes() != before
     assert (fleet.files / "crl.pem").read_bytes() == (fleet.service.state / "keys" / "crl.pem").read_bytes()
+    assert "user roof\ntopic deny #\n" in (fleet.files / "acl").read_text()
+    by_hand = (fleet.files / "acl").read_text() + "# mine\n"
+    (fleet.files / "acl").write_text(by_hand)
+    fleet.joined("roof")
+    assert (fleet.files / "acl").read_text() == by_hand
+    assert "roof" not in (fleet.service.state / "keys" / "acl").read_text()
     device.close()
 
 

@@ -108,5 +108,17 @@ def revoked(connection: Connection, now: float) -> list[tuple[str, float]]:
     return [(row.serial, row.revoked_at) for row in connection.execute(query)]
 
 
+def shut_out(connection: Connection, now: float) -> list[str]:
+    """Devices that hold nothing but what is revoked, and has not run out by itself, sorted."""
+    held = certificates.c.device
+    good = select(held).where(certificates.c.revoked_at.is_(None))
+    query = (
+        select(held)
+        .where(certificates.c.revoked_at.is_not(None), certificates.c.not_after > now, held.not_in(good))
+        .distinct()
+    )
+    return sorted(connection.execute(query).scalars())
+
+
 def not_after(row: CertificateRow) -> datetime:
     return datetime.fromtimestamp(row.not_after, UTC)
