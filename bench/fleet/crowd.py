@@ -133,6 +133,7 @@ def _device(number: int, now: float) -> dict[str, object]:
         "enrolment": 1,
         "profile": profile_of(number),
         "is_confirmed": True,
+        "credential_hash": "0" * 64,
         "last_report_at": now - 10,
         "last_seen_at": now - 10,
         "window_s": WINDOW_S,

@@ -82,7 +82,7 @@ class Through(Play):
             "published_at": _BEGAN,
         }  # fmt: skip
         row = {
-            "labels": "{}", "deployments": '["m"]', "created_at": _BEGAN, "enrolment": 1, "is_confirmed": True,
+            "labels": "{}", "deployments": '["m"]', "created_at": _BEGAN, "enrolment": 1, "is_confirmed": True, "credential_hash": "0" * 64,
             "window_s": WINDOW_S, "is_online": True,
         }  # fmt: skip
         with self._database.begin() as connection:

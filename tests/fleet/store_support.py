@@ -39,7 +39,7 @@ def enrolled(database: Database, names: Sequence[str], *, last_report_at: float 
     }  # fmt: skip
     row = {
         "labels": "{}", "deployments": '["digits"]', "created_at": NOW, "enrolment": 1, "profile": "p",
-        "is_confirmed": True, "last_report_at": last_report_at, "window_s": WINDOW_S, "is_online": True,
+        "is_confirmed": True, "credential_hash": "0" * 64, "last_report_at": last_report_at, "window_s": WINDOW_S, "is_online": True,
     }  # fmt: skip
     with database.begin() as connection:
         connection.execute(

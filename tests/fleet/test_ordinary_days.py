@@ -73,7 +73,7 @@ class Day:
         else:
             row = {
                 "deployments": '["digits"]', "created_at": NOW, "enrolment": 1, "profile": "p",
-                "is_confirmed": True, "is_online": True,
+                "is_confirmed": True, "credential_hash": "0" * 64, "is_online": True,
             }  # fmt: skip
             with self.database.begin() as connection:
                 connection.execute(insert(schema.devices), [row | {"id": n, "labels": "{}"} for n in names])

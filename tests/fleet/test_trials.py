@@ -121,7 +121,7 @@ def test_a_device_that_matches_later_joins(database: Database, controller: Contr
     controller.tick(same(NOW + 1))
     row = {
         "id": NAMES[-1], "labels": "{}", "deployments": '["digits"]', "created_at": NOW, "enrolment": 1, "profile": "p",
-        "is_confirmed": True, "is_online": True,
+        "is_confirmed": True, "credential_hash": "0" * 64, "is_online": True,
     }  # fmt: skip
     with database.begin() as connection:
         connection.execute(schema.devices.insert().values(row))
