@@ -14,7 +14,6 @@ from pathlib import Path
 
 from edgekit.wire import topics
 from edgekit.wire.messages import MAX_MESSAGE_BYTES
-from fleet.publish import write_private
 from fleet.server.ca import MOST_WORKERS, SERVICE_NAME, worker_name
 from fleet.server.home import Tls
 from fleet.server.places import Places
@@ -78,13 +77,9 @@ def mosquitto(wanted: Mosquitto) -> str:
 
 
 def in_home(folder: Path, files: Tls, places: Places) -> str:
-    """`mosquitto.conf` for a mosquitto that the service starts, over the files of the fleet's home."""
+    """`mosquitto.conf` for a mosquitto that the service starts, over the files of the fleet's home (`certificates` writes them)."""
     keys, data = folder / "keys", folder / "mosquitto"
     data.mkdir(mode=0o700, exist_ok=True)
-    rules = keys / ACL
-    if not rules.is_file():
-        # From then on `certificates` keeps it.
-        write_private(rules, acl().encode())
     host = "" if places.mqtt.host in ("0.0.0.0", "::") else places.mqtt.host
     return mosquitto(
         Mosquitto(
@@ -95,7 +90,7 @@ def in_home(folder: Path, files: Tls, places: Places) -> str:
             certificate=files.certificate,
             key=files.key,
             revocations=keys / "crl.pem",
-            acl=rules,
+            acl=keys / ACL,
             data=data,
             user=_same_user(),
         )

@@ -101,6 +101,8 @@ class Certificates:
             self.write_revocations(now)
         except HardwareKeyError as error:
             self._unlisted.add(device)
+            # Its rules needed no signature, and shut the device out already.
+            self._reread()
             self._looked_at = now - _LOOK_S + _TRY_S
             raise HardwareKeyError(
                 f"{device} is revoked here, but not yet at the broker: its list cannot be signed ({error}); it is "
@@ -112,15 +114,21 @@ class Certificates:
         """The list without `device` is written: the broker reads it, and lets go of the device."""
         if not self._places.has_mqtt_tls:
             return
-        if isinstance(self._broker, Mosquitto) and self._broker.must_restart:
-            # Once for all that are revoked by then; it ends every connection.
-            self._is_stale = True
-        elif isinstance(self._broker, Mosquitto):
-            self._broker.reload()
-            self._let_go(device, now)
+        if isinstance(self._broker, Mosquitto):
+            self._reread()
+            if not self._is_stale:
+                self._let_go(device, now)
         elif self._broker_files is not None:
             with self._lock:
                 self._to_let_go += [(now + delay, device) for delay in _LET_GO_S]
+
+    def _reread(self) -> None:
+        """The files of a broker of ours are others than those it has read."""
+        if isinstance(self._broker, Mosquitto) and self._broker.must_restart:
+            # Once for all that are revoked by then; it ends every connection.
+            self._is_stale = True
+        elif self._broker is not None:
+            self._broker.reload()
 
     def keep_fresh(self, now: float) -> None:
         """Often, by one thread: ends connections that are to be ended, starts a broker anew that has to be.
@@ -162,13 +170,9 @@ class Certificates:
             files = home.server_files(self._keys, self.authority, self.fleet, self._places.hosts, now)
             if files.is_new:
                 log.warning("the service's certificate was renewed")
-                self._is_stale = isinstance(self._broker, Mosquitto) and self._broker.must_restart
+                self._reread()
                 if self.api_context is not None and self._is_api_ours:
                     self.api_context.load_cert_chain(files.certificate, files.key)
-        if self._broker is not None and not (
-            isinstance(self._broker, Mosquitto) and self._broker.must_restart
-        ):
-            self._broker.reload()
         if self._service_context is not None:
             files = home.service_files(self._broker_files or self._keys, self.authority, self.fleet, now)
             if files.is_new:
