@@ -4,7 +4,7 @@ Times are the fleet's steady seconds (`fleet.server.clock`): they only go forwar
 
 Always true
  1. The unit is the device: a record holds what one device did since the stage is judged, and nothing of another.
- 2. Who is at risk is fixed when the stage opens: a device that was silent then, or that only joined later and has not
+ 2. Who is at risk is fixed when the stage opens: a device that was silent then, or that joined later and has not
     been heard yet, is at risk of nothing and counts in neither arm.
  3. `past` is the device's own last windows on the old release, as they were when the stage opened; it never changes.
  4. A window counts by its own trusted time: one that began before the stage is judged, or whose clock is in doubt, is

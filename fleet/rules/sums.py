@@ -130,9 +130,13 @@ def quiet_s(start: float, end: float, deaf: Deaf) -> float:
 def is_at_risk(
     last_report_at: float | None, judged_from: float, window_s: float | None, deaf: Deaf = NOT_DEAF
 ) -> bool:
-    """Whether a device was there when the stage began to be judged; `last_report_at` is its newest of before that."""
+    """Whether a device was there when the stage began to be judged, as a report of it is taken in.
+
+    `last_report_at` is the newest before that report; None for a device that speaks for the first time, which is there
+    from now on: boards that join and get their first release are all there is to judge it by.
+    """
     if last_report_at is None:
-        return False
+        return True
     return quiet_s(last_report_at, judged_from, deaf) <= patience_s(window_s)
 
 
@@ -140,9 +144,9 @@ def heard_again(
     sums: StageSums, last_report_at: float | None, now: float, window_s: float | None, deaf: Deaf
 ) -> StageSums:
     """A report arrives: if it missed too many windows before it, that is kept (the first time)."""
-    if sums.fell_silent_at is not None:
+    if sums.fell_silent_at is not None or last_report_at is None:
         return sums
-    start = max(last_report_at or 0.0, sums.judged_from)
+    start = max(last_report_at, sums.judged_from)
     if quiet_s(start, now, deaf) <= patience_s(window_s):
         return sums
     return msgspec.structs.replace(sums, fell_silent_at=start + patience_s(window_s))

@@ -119,7 +119,8 @@ class Watched:
             return None
         sums = self._sums.get(member.device)
         if sums is None or sums.judged_from != judged_from:
-            at_risk = rules.is_at_risk(row.last_report_at, judged_from, row.window_s, deaf)
+            last = row.last_report_at
+            at_risk = last is not None and rules.is_at_risk(last, judged_from, row.window_s, deaf)
             sums = StageSums(judged_from, at_risk)
         side = sums.moved if arm is Arm.CANARY else sums.stayed
         return DeviceEvidence(

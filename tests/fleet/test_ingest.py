@@ -176,6 +176,16 @@ def test_who_was_silent_when_the_stage_opened_is_at_no_risk(database: Database) 
     assert [sums(database, name).is_at_risk for name in ("d1", "d2")] == [True, False]
 
 
+def test_a_device_that_speaks_for_the_first_time_counts_from_then_on(database: Database) -> None:
+    enrolled(database, ["d1"], last_report_at=None)
+    opened(database, ["d1"])
+    ingest.take_in(database, [report("d1", n, NOW + 540 + 60 * n) for n in (1, 2)], same(NOW + 660))
+    found = sums(database)
+    assert found.is_at_risk
+    assert found.fell_silent_at is None, "before its first report it was not silent, it was not there"
+    assert found.stayed.sums.requests == 100
+
+
 def test_the_fleets_own_deafness_makes_nobody_silent(database: Database) -> None:
     enrolled(database, ["d1"], last_report_at=NOW - 3600)
     opened(database, ["d1"])
