@@ -87,7 +87,10 @@ class NewPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UserView(msgspec.Struct, frozen=True):
-    """`kind` is password or oidc, `state` good or blocked; `subject` is the issuer and who they are to it."""
+    """`kind` is password or oidc, `state` good or blocked; `subject` is the issuer and who they are to it.
+
+    `tag` stands for role, scope, state and end, which a person decides about.
+    """
 
     name: str
     role: str
@@ -100,6 +103,7 @@ class UserView(msgspec.Struct, frozen=True):
     kind: str
     state: str
     subject: str
+    tag: str = ""
 
 
 class AuditVerdict(msgspec.Struct, frozen=True):

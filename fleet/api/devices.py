@@ -123,6 +123,8 @@ class DeploymentView(msgspec.Struct, frozen=True):
 
 
 class DeviceView(msgspec.Struct, frozen=True):
+    """`tag` stands for labels and deployments, which a person decides about."""
+
     device: str
     profile: str
     labels: dict[str, str]
@@ -138,6 +140,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     telemetry: Telemetry
     # An older board comes under this name, with an identity that another enrolment has taken the place of.
     former_seen: datetime | None = None
+    tag: str = ""
 
 
 class Explanation(msgspec.Struct, frozen=True):

@@ -121,7 +121,8 @@ class MemberView(msgspec.Struct, frozen=True):
 
 class RolloutView(msgspec.Struct, frozen=True):
     """`awaits` is the stage (from 1) that waits for approval; `waiting` counts the devices of the open stage that are not
-    told yet; orders for `held_profiles` are held.
+    told yet; orders for `held_profiles` are held. `members` are the first in the order in which devices move, and none
+    in a list of rollouts; `GET /rollouts/ID/members` has them all. `tag` stands for what a person decides by.
     """
 
     id: str
@@ -134,13 +135,14 @@ class RolloutView(msgspec.Struct, frozen=True):
     stages: tuple[str, ...]
     counts: dict[str, int]
     gates: tuple[GateView, ...]
-    members: tuple[MemberView, ...]
     created: datetime
     soak_ends: datetime | None
     finish_by: datetime | None = None
     awaits: int | None = None
     held_profiles: tuple[str, ...] = ()
     waiting: int = 0
+    members: tuple[MemberView, ...] = ()
+    tag: str = ""
 
 
 class RolloutAnswer(msgspec.Struct, frozen=True):

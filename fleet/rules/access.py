@@ -85,6 +85,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/metadata"): _VIEW_SHARED,
     ("GET", "/api/v1/rollouts"): _VIEW,
     ("GET", "/api/v1/rollouts/{rollout_id}"): _VIEW,
+    ("GET", "/api/v1/rollouts/{rollout_id}/members"): _VIEW,
     ("GET", "/api/v1/rollouts/{rollout_id}/wanted"): _VIEW,
     # Devices and rollouts.
     ("POST", "/api/v1/devices"): _OPERATE,

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends
 
 from edgekit.errors import UsageError
 from fleet import api
@@ -12,24 +12,28 @@ from fleet.rules.access import Scope, role
 from fleet.rules.text import duration
 from fleet.server import passwords
 from fleet.server.api.admission import Caller, Principal
-from fleet.server.api.context import Context, Ctx, answer, body
+from fleet.server.api.context import Answer, Context, Ctx, answer, body
+from fleet.server.api.matching import IfMatch, tag_of
+from fleet.server.api.paging import Paged
+from fleet.server.api.routing import Router
 from fleet.server.store import tokens, users
 from fleet.server.store.tokens import Grant, TokenRow
+from fleet.server.store.users import UserRow
 
-router = APIRouter(prefix="/api/v1", tags=["access"])
+router = Router(prefix="/api/v1", tags=["access"])
 
 
 @router.get("/tokens")
-def token_list(ctx: Ctx) -> Response:
+def token_list(ctx: Ctx, page: Paged) -> Answer[list[api.TokenView]]:
     with ctx.database.read() as connection:
         rows = tokens.everything(connection)
-    return answer([_token(row, ctx.clock()) for row in rows])
+    return page.of([_token(row, ctx.clock()) for row in rows], lambda token: token.name)
 
 
-@router.post("/tokens")
+@router.post("/tokens", status_code=201)
 def add_token(
     ctx: Ctx, caller: Caller, wanted: Annotated[api.NewToken, Depends(body(api.NewToken))]
-) -> Response:
+) -> Answer[api.MadeToken]:
     now = ctx.clock()
     grant = Grant(role(wanted.role), Scope(wanted.scope), _end(wanted.expires, now))
     with ctx.database.begin() as connection:
@@ -51,17 +55,17 @@ def _end(text: str, now: float) -> float | None:
 
 
 @router.post("/tokens/{token}/revoke")
-def revoke_token(ctx: Ctx, caller: Caller, token: str) -> Response:
+def revoke_token(ctx: Ctx, caller: Caller, token: str) -> Answer[api.Changed]:
     with ctx.database.begin() as connection:
         is_changed = tokens.revoke(connection, token, now=ctx.clock(), who=caller.who)
     return answer(api.Changed(token, is_changed))
 
 
 @router.get("/users")
-def user_list(ctx: Ctx) -> Response:
+def user_list(ctx: Ctx, page: Paged) -> Answer[list[api.UserView]]:
     with ctx.database.read() as connection:
         rows = users.everyone(connection)
-    return answer(
+    return page.of(
         [
             api.UserView(
                 row.name,
@@ -75,16 +79,18 @@ def user_list(ctx: Ctx) -> Response:
                 "password" if row.subject is None else "oidc",
                 "good" if row.blocked_at is None else "blocked",
                 row.subject or "",
+                _tag(row),
             )
             for row in rows
-        ]
+        ],
+        lambda user: user.name,
     )
 
 
-@router.post("/users")
+@router.post("/users", status_code=201)
 def add_user(
     ctx: Ctx, caller: Caller, wanted: Annotated[api.NewUser, Depends(body(api.NewUser))]
-) -> Response:
+) -> Answer[api.Changed]:
     now = ctx.clock()
     grant = Grant(role(wanted.role), Scope(wanted.scope), _end(wanted.expires, now))
     passwords.check_new(wanted.password, wanted.name)
@@ -96,8 +102,12 @@ def add_user(
 
 @router.post("/users/{user}")
 def change_user(
-    ctx: Ctx, caller: Caller, user: str, wanted: Annotated[api.UserChange, Depends(body(api.UserChange))]
-) -> Response:
+    ctx: Ctx,
+    caller: Caller,
+    seen: IfMatch,
+    user: str,
+    wanted: Annotated[api.UserChange, Depends(body(api.UserChange))],
+) -> Answer[api.Changed]:
     now = ctx.clock()
     parts: dict[str, Any] = {}
     if wanted.role is not None:
@@ -109,6 +119,7 @@ def change_user(
     if not parts:
         raise UsageError("what is to change? say role, scope or expires")
     with ctx.database.begin() as connection:
+        seen.check(_tag(users.get(connection, user, lock=True)), f"the user {user}")
         is_changed = users.change(
             connection, user, lambda grant: replace(grant, **parts), now=now, who=caller.who
         )
@@ -116,7 +127,7 @@ def change_user(
 
 
 @router.post("/users/{user}/remove")
-def remove_user(ctx: Ctx, caller: Caller, user: str) -> Response:
+def remove_user(ctx: Ctx, caller: Caller, user: str) -> Answer[api.Changed]:
     with ctx.database.begin() as connection:
         users.remove(connection, user, now=ctx.clock(), who=caller.who)
     return answer(api.Changed(user))
@@ -125,20 +136,20 @@ def remove_user(ctx: Ctx, caller: Caller, user: str) -> Response:
 @router.post("/users/{user}/block")
 def block_user(
     ctx: Ctx, caller: Caller, user: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
-) -> Response:
+) -> Answer[api.Changed]:
     return _set_blocked(ctx, caller, user, why, is_blocked=True)
 
 
 @router.post("/users/{user}/unblock")
 def unblock_user(
     ctx: Ctx, caller: Caller, user: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
-) -> Response:
+) -> Answer[api.Changed]:
     return _set_blocked(ctx, caller, user, why, is_blocked=False)
 
 
 def _set_blocked(
     ctx: Context, caller: Principal, user: str, why: api.Reason, *, is_blocked: bool
-) -> Response:
+) -> Answer[api.Changed]:
     with ctx.database.begin() as connection:
         is_changed = users.set_blocked(
             connection, user, is_blocked=is_blocked, reason=why.reason, now=ctx.clock(), who=caller.who
@@ -149,12 +160,16 @@ def _set_blocked(
 @router.post("/users/{user}/password")
 def set_password(
     ctx: Ctx, caller: Caller, user: str, wanted: Annotated[api.NewPassword, Depends(body(api.NewPassword))]
-) -> Response:
+) -> Answer[api.Changed]:
     passwords.check_new(wanted.password, user)
     kept = passwords.hashed(wanted.password)
     with ctx.database.begin() as connection:
         users.set_password(connection, user, kept, now=ctx.clock(), who=caller.who)
     return answer(api.Changed(user))
+
+
+def _tag(row: UserRow) -> str:
+    return tag_of(row.role, row.scope, row.expires_at, row.blocked_at)
 
 
 def _token(row: TokenRow, now: float) -> api.TokenView:

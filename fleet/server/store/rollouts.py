@@ -46,10 +46,23 @@ def load(connection: Connection, rollout_id: int) -> Rollout:
 
 def get(connection: Connection, rollout_id: int) -> Rollout:
     """With all its members, to look at. Raises: NotFoundError."""
+    return msgspec.structs.replace(head(connection, rollout_id), members=members.of(connection, rollout_id))
+
+
+def head(connection: Connection, rollout_id: int) -> Rollout:
+    """Without its members, to look at. Raises: NotFoundError."""
     state = connection.execute(select(rollouts.c.state).where(rollouts.c.id == rollout_id)).scalar()
     if state is None:
         raise NotFoundError(_NOT_FOUND.format(rollout_id))
-    return msgspec.structs.replace(_decoded(state), members=members.of(connection, rollout_id))
+    return _decoded(state)
+
+
+def page(connection: Connection, before: int | None, limit: int) -> list[Rollout]:
+    """The next rollouts without their members, the newest first, from below `before` on."""
+    query = select(rollouts.c.state).order_by(rollouts.c.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(rollouts.c.id < before)
+    return [_decoded(state) for state in connection.execute(query).scalars()]
 
 
 def lock(connection: Connection, rollout_id: int) -> tuple[Rollout, int]:
