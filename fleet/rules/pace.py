@@ -31,8 +31,8 @@ SITE, ZONE = "site", "tz"
 UTC = "UTC"
 _PIECES = 12
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
-_RATE = re.compile(r"^(\d+)\s*(?:/\s*(s|min|h|d))?$")
-_BYTES = re.compile(r"^(\d+(?:\.\d+)?)\s*(kB|MB|GB|kbit|Mbit|Gbit)(?:/s)?$")
+_RATE = re.compile(r"^([0-9]{1,9})\s*(?:/\s*(s|min|h|d))?$")
+_BYTES = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(kB|MB|GB|kbit|Mbit|Gbit)(?:/s)?$")
 _BYTES_S = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "kbit": 125.0, "Mbit": 125e3, "Gbit": 125e6}
 
 

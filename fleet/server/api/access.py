@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 
-from edgekit.errors import UsageError
+from edgekit.errors import NotPossibleError
 from fleet import api
 from fleet.rules.access import Scope, role
 from fleet.rules.text import duration
@@ -27,7 +27,8 @@ router = Router(prefix="/api/v1", tags=["access"])
 def token_list(ctx: Ctx, page: Paged) -> Answer[list[api.TokenView]]:
     with ctx.database.read() as connection:
         rows = tokens.everything(connection)
-    return page.of([_token(row, ctx.clock()) for row in rows], lambda token: token.name)
+    # A name is free again once its token is revoked.
+    return page.of([_token(row, ctx.clock()) for row in rows], lambda token: f"{token.name} {token.created}")
 
 
 @router.post("/tokens", status_code=201)
@@ -50,7 +51,7 @@ def _end(text: str, now: float) -> float | None:
         return None
     found = duration(text, "--expires")
     if found <= 0:
-        raise UsageError(f"--expires {text}: must be longer than nothing, e.g. 90d")
+        raise NotPossibleError(f"--expires {text}: must be longer than nothing, e.g. 90d")
     return now + found
 
 
@@ -117,7 +118,7 @@ def change_user(
     if wanted.expires is not None:
         parts["expires_at"] = _end(wanted.expires, now)
     if not parts:
-        raise UsageError("what is to change? say role, scope or expires")
+        raise NotPossibleError("what is to change? say role, scope or expires")
     with ctx.database.begin() as connection:
         seen.check(_tag(users.get(connection, user, lock=True)), f"the user {user}")
         is_changed = users.change(

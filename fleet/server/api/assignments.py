@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import Depends
 from sqlalchemy import Connection
 
-from edgekit.errors import ConflictError, UsageError
+from edgekit.errors import ConflictError, NotPossibleError
 from fleet import api
 from fleet.rules import selectors
 from fleet.rules.text import duration
@@ -42,7 +42,7 @@ def assign(
     name, version = releases.parse_title(wanted.release)
     deployment = wanted.deployment or name
     if len(to := caller.scope.narrow(wanted.to)) > api.MAX_TEXT:
-        raise UsageError(f"the selector is too long: at most {api.MAX_TEXT} characters with your scope")
+        raise NotPossibleError(f"the selector is too long: at most {api.MAX_TEXT} characters with your scope")
     probation_s = duration(wanted.probation, "probation") if wanted.probation else None
     with ctx.database.begin() as connection:
         plan = _plan(connection, (name, version), to, deployment)

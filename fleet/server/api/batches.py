@@ -31,7 +31,7 @@ def revoke(ctx: Ctx, caller: Caller, batch: str) -> Answer[api.Done]:
 
 def _id(text: str) -> int:
     digits = text.removeprefix("b")
-    if not digits.isdecimal() or len(digits) > 9:
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 9:
         raise NotFoundError(f"{text!r} is no batch; 'edgekit fleet batch list' shows them (b1, b2, …)")
     return int(digits)
 

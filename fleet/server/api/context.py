@@ -9,7 +9,7 @@ import time as wall
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 from fastapi import Depends, Request, Response
@@ -122,8 +122,25 @@ class Body(Generic[T]):
             return self.default
         try:
             return msgspec.json.decode(data, type=self.kind)
+        except msgspec.ValidationError as error:
+            return self._again(data, error)
         except (msgspec.DecodeError, RecursionError) as error:
             raise UsageError(f"{self.kind.__name__}: {error}") from error
+
+    def _again(self, data: bytes, why: msgspec.ValidationError) -> T:
+        """JSON has one kind of number: `5.0` is the integer 5 too, whatever wrote it."""
+        try:
+            return msgspec.convert(_integral(msgspec.json.decode(data)), self.kind)
+        except (msgspec.ValidationError, RecursionError):
+            raise UsageError(f"{self.kind.__name__}: {why}") from why
+
+
+def _integral(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _integral(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_integral(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def body(kind: type[T]) -> Body[T]:

@@ -71,16 +71,16 @@ _DEVICES = {("POST", "/v1/renew"), ("GET", "/artifacts/{sha256}")}
 _HEADERS: Mapping[str, Mapping[str, Any]] = {
     repeats.HEADER: {
         "description": "Yours to choose, best a random UUID: the request is done once, however often it is sent.",
-        "schema": {"type": "string", "pattern": r'^"[!#-\[\]-~]{1,200}"$'},
+        "schema": {"type": "string", "pattern": repeats.PATTERN},
         "example": '"4f0c6c1e-8a3b-4b86-9c25-0d6f3a2f8b11"',
     },
     matching.IF_MATCH: {
         "description": "The `tag` that you decided by, in quotes: 412 if it is another by now.",
-        "schema": {"type": "string", "pattern": r'^"[0-9a-f]{1,64}"$'},
+        "schema": {"type": "string", "pattern": matching.PATTERN},
     },
     matching.IF_NONE_MATCH: {
         "description": "The `ETag` of what you have: 304 if it is still that.",
-        "schema": {"type": "string", "pattern": r'^"[0-9a-f]{1,64}"$'},
+        "schema": {"type": "string", "pattern": matching.PATTERN},
     },
 }
 _ETAG = {"ETag": {"schema": {"type": "string"}, "description": "Of just these bytes, for `If-None-Match`."}}
@@ -178,6 +178,7 @@ def _complete(operation: dict[str, Any], method: str, path: str, route: Any, sch
         told = f"Open: {rule.because}"
     operation["description"] = f"{operation.get('description', '')}\n\n{told}.".strip()
     operation["summary"] = _summary(route)
+    has_body = body is not None or method == "PUT"
     is_paged = any(parameter["name"] == "after" for parameter in operation.get("parameters", ()))
     headers = _headers_of(method, rule, route)
     if headers:
@@ -195,7 +196,7 @@ def _complete(operation: dict[str, Any], method: str, path: str, route: Any, sch
         ),
         **{
             str(status): {"$ref": f"#/components/responses/Error{status}"}
-            for status in _refusals(method, path, rule, headers, has_body=body is not None or method == "PUT")
+            for status in _refusals(method, path, rule, headers, has_body=has_body, is_paged=is_paged)
         },
     }
 
@@ -236,7 +237,7 @@ def _successes(route: Any, kind: Any, schemas: _Schemas, more_headers: dict[str,
 
 
 def _refusals(
-    method: str, path: str, rule: Rule | Open, headers: tuple[str, ...], *, has_body: bool
+    method: str, path: str, rule: Rule | Open, headers: tuple[str, ...], *, has_body: bool, is_paged: bool
 ) -> list[int]:
     """The statuses by which a route of this kind may refuse or fail."""
     is_change = method != "GET"
@@ -244,7 +245,7 @@ def _refusals(
         400: True,
         401: isinstance(rule, Rule) or (method, path) in _DEVICES,
         403: isinstance(rule, Rule) or is_change or (method, path) in _DEVICES,
-        404: "{" in path or has_body,
+        404: "{" in path or has_body or is_paged,
         409: is_change,
         412: matching.IF_MATCH in headers,
         413: has_body or repeats.HEADER in headers,

@@ -9,7 +9,7 @@ from fastapi import Depends, Request, Response
 from fastapi.responses import FileResponse
 from sqlalchemy import Row
 
-from edgekit.errors import ConflictError, UsageError
+from edgekit.errors import ConflictError, NotPossibleError
 from edgekit.wire.enrolment import FORMAT, EnrolAnswer, EnrolmentFile, EnrolRequest, RenewRequest, unprotected
 from fleet import api
 from fleet.rules.text import duration
@@ -87,7 +87,7 @@ def _lifetime_s(text: str) -> float:
         return DEFAULT_LIFETIME_S
     found = duration(text, "--expires")
     if not 0 < found <= MAX_LIFETIME_S:
-        raise UsageError(f"--expires {text}: between a minute and a year, e.g. 7d")
+        raise NotPossibleError(f"--expires {text}: between a minute and a year, e.g. 7d")
     return found
 
 

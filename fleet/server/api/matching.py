@@ -18,7 +18,12 @@ from edgekit.errors import ChangedMeanwhileError, UsageError
 
 IF_MATCH, IF_NONE_MATCH = "If-Match", "If-None-Match"
 _LENGTH = 32
-_TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"\s*(?:,|$)')
+_ONE = r'(?:W/)?"[!#-~]*"'
+# What these headers look like, for the description too.
+PATTERN = rf"^(?:\*|{_ONE}(?: *, *{_ONE})*)$"
+_HEADER = re.compile(PATTERN)
+ANY: list[tuple[bool, str]] = []
+_TAG = re.compile(r'(W/)?"([!#-~]*)"')
 
 
 def tag_of(*decided_by: Any) -> str:
@@ -42,35 +47,33 @@ class Expected:
 
 def expected(request: Request) -> Expected:
     """Raises: UsageError."""
-    given = request.headers.get(IF_MATCH)
-    if given is None or given.strip() == "*":
+    given = _tags(request, IF_MATCH)
+    if given is None or given == ANY:
         return Expected()
-    return Expected(frozenset(tag for is_weak, tag in _parsed(given, IF_MATCH) if not is_weak))
+    return Expected(frozenset(tag for is_weak, tag in given if not is_weak))
 
 
 IfMatch = Annotated[Expected, Depends(expected)]
 
 
 def unless_known(request: Request, response: Response) -> Response:
-    """The answer to a read with its `ETag`, or 304 where the caller has just that already."""
-    etag = f'"{hashlib.sha256(bytes(response.body)).hexdigest()[:_LENGTH]}"'
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization, Cookie"}
+    """The answer to a read with its `ETag`, or 304 where the caller has just that already. Raises: UsageError."""
+    tag = hashlib.sha256(bytes(response.body)).hexdigest()[:_LENGTH]
+    headers = {"ETag": f'"{tag}"', "Cache-Control": "private, no-cache", "Vary": "Authorization, Cookie"}
     if link := response.headers.get("link"):
         headers["Link"] = link
-    given = request.headers.get(IF_NONE_MATCH, "")
-    if given.strip() == "*" or etag.strip('"') in {tag for _, tag in _parsed(given, IF_NONE_MATCH)}:
+    given = _tags(request, IF_NONE_MATCH)
+    if given is not None and (given == ANY or tag in {one for _, one in given}):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return response
 
 
-def _parsed(text: str, header: str) -> list[tuple[bool, str]]:
-    """(is weak, tag) of each entity tag. Raises: UsageError."""
-    found, at = [], 0
-    while at < len(text):
-        match = _TAG.match(text, at)
-        if match is None:
-            raise UsageError(f'{header}: {text[:100]!r} is no list of entity tags, e.g. "0a1b2c"')
-        found.append((bool(match[1]), match[2]))
-        at = match.end()
-    return found
+def _tags(request: Request, header: str) -> list[tuple[bool, str]] | None:
+    """(is weak, tag) of each entity tag; `ANY` is a list of none. Raises: UsageError."""
+    text = request.headers.get(header)
+    if text is None:
+        return None
+    if not _HEADER.match(text):
+        raise UsageError(f'{header}: {text[:100]!r} is no list of entity tags, e.g. "0a1b2c"')
+    return [(bool(weak), tag) for weak, tag in _TAG.findall(text)]

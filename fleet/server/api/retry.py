@@ -6,7 +6,7 @@ import msgspec
 from fastapi import Depends
 from sqlalchemy import Connection
 
-from edgekit.errors import ConflictError, UsageError
+from edgekit.errors import ConflictError, NotPossibleError
 from fleet import api
 from fleet.rules import retry as rules
 from fleet.rules.rollout import Rollout
@@ -101,7 +101,7 @@ def _chosen(rollout: Rollout, named: tuple[str, ...]) -> list[str]:
     """Raises: UsageError for one that has not failed there."""
     failed = rules.failed(rollout)
     if others := sorted(set(named) - set(failed)):
-        raise UsageError(
+        raise NotPossibleError(
             f"{others[0]} has not failed in rollout {rollout.label}; these have: {', '.join(failed[:10])}"
         )
     return list(named) or failed

@@ -7,7 +7,7 @@ import msgspec
 from fastapi import Depends, Query, Request
 from sqlalchemy import Connection
 
-from edgekit.errors import ConflictError, NotFoundError, UsageError
+from edgekit.errors import ConflictError, NotFoundError, NotPossibleError
 from edgekit.wire.states import FleetState
 from fleet import api
 from fleet.rules.members import Member
@@ -48,7 +48,7 @@ def start(
 ) -> Answer[api.RolloutAnswer]:
     now = ctx.time.now()
     if len(to := caller.scope.narrow(wanted.to)) > api.MAX_TEXT:
-        raise UsageError(f"the selector is too long: at most {api.MAX_TEXT} characters with your scope")
+        raise NotPossibleError(f"the selector is too long: at most {api.MAX_TEXT} characters with your scope")
     wanted = msgspec.structs.replace(wanted, to=to)
     with ctx.database.begin() as connection:
         rollout, plan = planning.plan(connection, wanted, now)
@@ -161,7 +161,7 @@ def _command(rollout: Rollout, verb: Verb, how: api.Turn, reason: str, now: Now)
     if verb in ("hold", "release"):
         profiles = sorted({member.profile for member in rollout.members.values()})
         if how.profile not in profiles:
-            raise UsageError(
+            raise NotPossibleError(
                 f"profile {how.profile!r}: rollout {rollout.label} has devices of {', '.join(profiles)}"
             )
         if (how.profile in rollout.stopped) == (verb == "hold"):

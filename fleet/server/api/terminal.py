@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from edgekit.errors import AuthError, UsageError
+from edgekit.errors import AuthError, NotPossibleError, UsageError
 from fleet import api
 from fleet.server.api import pages
 from fleet.server.api.admission import Caller, csrf_of, origin, session_of
@@ -110,7 +110,7 @@ def end(ctx: Ctx, request: Request, caller: Caller) -> Answer[api.Changed]:
     """Ends the session of the terminal that asks."""
     secret = bearer(request) if "authorization" in request.headers else ""
     if not secret.startswith(sessions.TERMINAL.prefix):
-        raise UsageError(
+        raise NotPossibleError(
             "only what 'edgekit fleet login' began can be ended so; tokens are revoked, pages left"
         )
     with ctx.database.begin() as connection:

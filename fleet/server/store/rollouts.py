@@ -33,7 +33,7 @@ def next_id(connection: Connection) -> int:
 def parse_id(text: str) -> int:
     """`r7` or `7`. Raises: NotFoundError."""
     digits = text.removeprefix("r")
-    if not digits.isdigit() or len(digits) > 9:
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 9:
         raise NotFoundError(f"{text!r} is no rollout id; 'edgekit fleet rollout list' shows them (r1, r2, …)")
     return int(digits)
 
