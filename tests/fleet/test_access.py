@@ -18,6 +18,8 @@ from fleet.server import passwords, schema
 from fleet.server.store import audit, releases, users
 
 PASSWORD = "correct horse battery staple"
+# `test_events` listens to it.
+ENDLESS = "/api/v1/events"
 ROUTES = sorted((key for key, rule in RULES.items() if isinstance(rule, Rule)))
 
 
@@ -77,6 +79,8 @@ def test_a_route_is_closed_without_a_token_and_to_each_lower_role(
         else:
             assert answer.status_code == 401
     for role in Role:
+        if path == ENDLESS and role >= rule.needs:
+            continue
         answer = inside.client(held[role]).request(method, path_of(path))
         if role < rule.needs:
             assert answer.status_code == 403

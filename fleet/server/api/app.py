@@ -20,6 +20,7 @@ from fleet.server.api import (
     describe,
     devices,
     enrolment,
+    events,
     experiments,
     fleet,
     login,
@@ -64,6 +65,7 @@ def make_app(context: Context) -> FastAPI:
         rollouts,
         experiments,
         terminal,
+        events,
     ):
         app.include_router(module.router)
     for pages in (login.router, oidc.router, terminal.page_router):

@@ -9,6 +9,7 @@ import time as wall
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
@@ -19,6 +20,7 @@ from fleet.rules.attempts import Limits
 from fleet.server.certificates import Certificates
 from fleet.server.clock import Clock
 from fleet.server.database import Database
+from fleet.server.events import Hub
 from fleet.server.link import Link
 from fleet.server.notary import Notary
 from fleet.server.places import Places
@@ -54,6 +56,11 @@ class Context:
     clock: Callable[[], float] = wall.time
     time: Clock = field(default_factory=Clock)
     is_controller: Callable[[], bool] = lambda: True
+
+    @cached_property
+    def hub(self) -> Hub:
+        """All who watch what changes."""
+        return Hub(self.database)
 
     @property
     def registrar(self) -> Registrar:

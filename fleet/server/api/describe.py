@@ -134,7 +134,7 @@ class _Schemas:
     """JSON Schemas of all kinds together, by reference."""
 
     def __init__(self, kinds: Iterable[Any]) -> None:
-        known = list(dict.fromkeys([*kinds, api.ErrorAnswer]))
+        known = list(dict.fromkeys([*kinds, api.ErrorAnswer, api.Change]))
         schemas, self.components = msgspec.json.schema_components(known, ref_template=_REF)
         self._of = dict(zip(known, schemas, strict=True))
 

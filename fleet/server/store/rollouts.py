@@ -14,7 +14,7 @@ from fleet.rules.pace import Pace
 from fleet.rules.rollout import ACTIVE, Rollout, Status
 from fleet.server.schema import assignments, rollouts
 from fleet.server.schema import members as member_rows
-from fleet.server.store import members
+from fleet.server.store import events, members
 from fleet.server.store.upsert import among
 
 _NOT_FOUND = "there is no rollout r{}; 'edgekit fleet rollout list' shows them"
@@ -94,6 +94,7 @@ def add(connection: Connection, rollout: Rollout, now: float, wanted: NewRollout
 def save(connection: Connection, rollout: Rollout, before: Rollout, now: float) -> None:
     """What differs from `before`, which is the rollout as it was loaded or saved last in this transaction."""
     was = before.members
+    events.note(connection, "rollout", [rollout.label])
     members.write(connection, rollout.id, rollout.roster.changed_since(was))
     # Members come and go in steps of their own; a step that adds some takes none away.
     if len(rollout.members) < len(was):
