@@ -36,13 +36,13 @@ ApproveText = Annotated[
     str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": r"^(all|[0-9]{1,9}( *, *[0-9]{1,9})*)?$"})
 ]
 RateText = Annotated[
-    str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": r"^([0-9]{0,8}[1-9]( */ *(s|min|h|d))?)?$"})
+    str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": r"^([1-9][0-9]{0,8}( */ *(s|min|h|d))?)?$"})
 ]
 BandwidthText = Annotated[
     str,
     Meta(
         max_length=MAX_TEXT,
-        extra_json_schema={"pattern": r"^([0-9]{0,8}[1-9] *(kB|MB|GB|kbit|Mbit|Gbit)(/s)?)?$"},
+        extra_json_schema={"pattern": r"^([0-9]{1,9}(\.[0-9]{1,9})? *(kB|MB|GB|kbit|Mbit|Gbit)(/s)?)?$"},
     ),
 ]
 SplitText = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"format": "edgekit-split"})]

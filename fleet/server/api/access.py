@@ -25,6 +25,7 @@ router = Router(prefix="/api/v1", tags=["access"])
 
 @router.get("/tokens")
 def token_list(ctx: Ctx, page: Paged) -> Answer[list[api.TokenView]]:
+    """Tokens of machines, also those that are no longer good; never a secret."""
     with ctx.database.read() as connection:
         rows = tokens.everything(connection)
     # A name is free again once its token is revoked.
@@ -35,6 +36,7 @@ def token_list(ctx: Ctx, page: Paged) -> Answer[list[api.TokenView]]:
 def add_token(
     ctx: Ctx, caller: Caller, wanted: Annotated[api.NewToken, Depends(body(api.NewToken))]
 ) -> Answer[api.MadeToken]:
+    """Make a token. This one answer holds its secret."""
     now = ctx.clock()
     grant = Grant(role(wanted.role), Scope(wanted.scope), _end(wanted.expires, now))
     with ctx.database.begin() as connection:
@@ -57,6 +59,7 @@ def _end(text: str, now: float) -> float | None:
 
 @router.post("/tokens/{token}/revoke")
 def revoke_token(ctx: Ctx, caller: Caller, token: str) -> Answer[api.Changed]:
+    """It opens nothing from now on."""
     with ctx.database.begin() as connection:
         is_changed = tokens.revoke(connection, token, now=ctx.clock(), who=caller.who)
     return answer(api.Changed(token, is_changed))
@@ -64,6 +67,7 @@ def revoke_token(ctx: Ctx, caller: Caller, token: str) -> Answer[api.Changed]:
 
 @router.get("/users")
 def user_list(ctx: Ctx, page: Paged) -> Answer[list[api.UserView]]:
+    """People, by name."""
     with ctx.database.read() as connection:
         rows = users.everyone(connection)
     return page.of(
@@ -92,6 +96,7 @@ def user_list(ctx: Ctx, page: Paged) -> Answer[list[api.UserView]]:
 def add_user(
     ctx: Ctx, caller: Caller, wanted: Annotated[api.NewUser, Depends(body(api.NewUser))]
 ) -> Answer[api.Changed]:
+    """Somebody who signs in with a password."""
     now = ctx.clock()
     grant = Grant(role(wanted.role), Scope(wanted.scope), _end(wanted.expires, now))
     passwords.check_new(wanted.password, wanted.name)
@@ -109,6 +114,7 @@ def change_user(
     user: str,
     wanted: Annotated[api.UserChange, Depends(body(api.UserChange))],
 ) -> Answer[api.Changed]:
+    """Role, scope and end of somebody's access, from their next request on."""
     now = ctx.clock()
     parts: dict[str, Any] = {}
     if wanted.role is not None:
@@ -129,6 +135,7 @@ def change_user(
 
 @router.post("/users/{user}/remove")
 def remove_user(ctx: Ctx, caller: Caller, user: str) -> Answer[api.Changed]:
+    """Their sessions end; the name is free."""
     with ctx.database.begin() as connection:
         users.remove(connection, user, now=ctx.clock(), who=caller.who)
     return answer(api.Changed(user))
@@ -138,6 +145,7 @@ def remove_user(ctx: Ctx, caller: Caller, user: str) -> Answer[api.Changed]:
 def block_user(
     ctx: Ctx, caller: Caller, user: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
 ) -> Answer[api.Changed]:
+    """They do not get in until they are unblocked; their sessions end."""
     return _set_blocked(ctx, caller, user, why, is_blocked=True)
 
 
@@ -145,6 +153,7 @@ def block_user(
 def unblock_user(
     ctx: Ctx, caller: Caller, user: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
 ) -> Answer[api.Changed]:
+    """They may sign in again."""
     return _set_blocked(ctx, caller, user, why, is_blocked=False)
 
 
@@ -162,6 +171,7 @@ def _set_blocked(
 def set_password(
     ctx: Ctx, caller: Caller, user: str, wanted: Annotated[api.NewPassword, Depends(body(api.NewPassword))]
 ) -> Answer[api.Changed]:
+    """Another password; their sessions end."""
     passwords.check_new(wanted.password, user)
     kept = passwords.hashed(wanted.password)
     with ctx.database.begin() as connection:

@@ -30,6 +30,7 @@ router = Router(prefix="/api/v1", tags=["assignments"])
 
 @router.get("/assignments")
 def listing(ctx: Ctx, page: Paged) -> Answer[list[api.AssignmentView]]:
+    """What devices run outside of rollouts: of those that match a device the newest holds."""
     with ctx.database.read() as connection:
         return page.of(assignments.everything(connection), lambda found: found.id)
 

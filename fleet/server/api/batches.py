@@ -15,6 +15,7 @@ router = Router(prefix="/api/v1", tags=["enrolment"])
 
 @router.get("/batches")
 def listing(ctx: Ctx, page: Paged) -> Answer[list[api.BatchView]]:
+    """The enrolment files of batches."""
     now = ctx.clock()
     with ctx.database.read() as connection:
         views = [_view(found, now) for found in batches.everything(connection)]

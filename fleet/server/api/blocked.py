@@ -20,6 +20,7 @@ router = Router(prefix="/api/v1", tags=["releases"])
 
 @router.get("/blocked")
 def listing(ctx: Ctx, page: Paged) -> Answer[list[api.BlockedView]]:
+    """What no new order names."""
     with ctx.database.read() as connection:
         return page.of(blocked.everything(connection), lambda found: found.subject)
 

@@ -123,11 +123,17 @@ def document(app: FastAPI) -> dict[str, Any]:
         operation = found["paths"][path][method.lower()]
         _complete(operation, method, path, route, schemas)
     found["components"] = {
-        "schemas": schemas.components,
+        "schemas": {**_of_parameters(found), **schemas.components},
         "responses": {f"Error{status}": _error(status) for status in _WORDS},
         "securitySchemes": dict(SECURITY_SCHEMES),
     }
     return found
+
+
+def _of_parameters(found: dict[str, Any]) -> dict[str, Any]:
+    """The schemas that FastAPI's parameters refer to; its own answer to what is invalid is none that is given here."""
+    known = found.get("components", {}).get("schemas", {})
+    return {name: schema for name, schema in known.items() if not name.endswith("ValidationError")}
 
 
 class _Schemas:

@@ -64,6 +64,7 @@ def listing(
 
 @router.get("/devices/{device}/explain")
 def explain(ctx: Ctx, caller: Caller, device: str) -> Answer[api.Explanation]:
+    """What a device should run, what it runs, and why not that."""
     now = ctx.time.now()
     with ctx.database.read() as connection:
         row = caller.device(connection, device)

@@ -148,11 +148,13 @@ def waiting(ctx: Ctx, caller: Caller, page: Paged) -> Answer[list[api.Waiting]]:
 
 @router.post("/waiting/{device}/approve")
 def approve(ctx: Ctx, caller: Caller, device: str) -> Answer[api.Done]:
+    """It gets its identity when it asks the next time."""
     return _decide(ctx, caller, device, is_approved=True)
 
 
 @router.post("/waiting/{device}/reject")
 def reject(ctx: Ctx, caller: Caller, device: str) -> Answer[api.Done]:
+    """It gets none by this file."""
     return _decide(ctx, caller, device, is_approved=False)
 
 

@@ -25,6 +25,7 @@ router = Router(prefix="/api/v1", tags=["experiments"])
 def start(
     ctx: Ctx, caller: Caller, wanted: Annotated[api.NewExperiment, Depends(body(api.NewExperiment))]
 ) -> Answer[api.ExperimentView]:
+    """Two releases on a fixed split of the devices, compared by a goal."""
     now = ctx.time.now()
     with ctx.database.begin() as connection:
         if settings.is_frozen(connection):
@@ -37,6 +38,7 @@ def start(
 
 @router.get("/experiments")
 def listing(ctx: Ctx, page: Paged) -> Answer[list[api.ExperimentView]]:
+    """Experiments, the newest first."""
     with ctx.database.read() as connection:
         now = ctx.time.now()
         views = [view(connection, found, now) for found in experiments.everything(connection)]
@@ -45,6 +47,7 @@ def listing(ctx: Ctx, page: Paged) -> Answer[list[api.ExperimentView]]:
 
 @router.get("/experiments/{experiment}")
 def show(ctx: Ctx, experiment: str) -> Answer[api.ExperimentView]:
+    """An experiment and what can be said by now."""
     with ctx.database.read() as connection:
         found = experiments.get(connection, experiments.parse_id(experiment))
         return answer(view(connection, found, ctx.time.now()))
@@ -52,6 +55,7 @@ def show(ctx: Ctx, experiment: str) -> Answer[api.ExperimentView]:
 
 @router.post("/experiments/{experiment}/stop")
 def stop(ctx: Ctx, caller: Caller, experiment: str) -> Answer[api.ExperimentView]:
+    """Each device goes back to what it ran before."""
     now = ctx.time.now()
     with ctx.database.begin() as connection:
         found = trials.stop(connection, experiments.parse_id(experiment), now=now, who=caller.who)
@@ -62,6 +66,7 @@ def stop(ctx: Ctx, caller: Caller, experiment: str) -> Answer[api.ExperimentView
 
 @router.post("/experiments/{experiment}/adopt/{arm}")
 def adopt(ctx: Ctx, caller: Caller, experiment: str, arm: Literal["A", "B"]) -> Answer[api.ExperimentView]:
+    """All follow this arm from now on."""
     now = ctx.time.now()
     with ctx.database.begin() as connection:
         found = trials.adopt(connection, experiments.parse_id(experiment), arm, now=now, who=caller.who)

@@ -17,17 +17,20 @@ router = Router(prefix="/api/v1", tags=["fleet"])
 
 @router.get("/status")
 def status(ctx: Ctx, caller: Caller) -> Answer[api.FleetView]:
+    """The fleet at a glance."""
     with ctx.database.read() as connection:
         return answer(_view(connection, ctx, caller))
 
 
 @router.get("/whoami")
 def whoami(caller: Caller) -> Answer[api.Whoami]:
+    """Whose token or session this is, and what it may do."""
     return answer(api.Whoami(caller.who.name, caller.role.word, caller.scope.text))
 
 
 @router.get("/keys")
 def keys(ctx: Ctx) -> Answer[api.KeysView]:
+    """The public halves of the keys that sign orders and the audit log."""
     order, audited = ctx.issuer.key, ctx.keys.audit
     return answer(
         api.KeysView(

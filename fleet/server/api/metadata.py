@@ -30,6 +30,7 @@ _FILE = re.compile(r"^(\d{1,16}\.[a-z0-9][a-z0-9._-]{0,100}|timestamp)\.json$")
 
 @router.get("/metadata")
 def present(ctx: Ctx) -> Answer[api.MetadataView]:
+    """The publishers' signed documents, and the key that signs snapshot and timestamp."""
     return answer(_view(ctx.tuf))
 
 
@@ -99,6 +100,7 @@ def order_key(ctx: Ctx, caller: Caller) -> Answer[api.OrderKey]:
 
 @static_router.get("/tuf/targets/_fleet/{file}", responses=_SIGNED)
 def target_file(ctx: Ctx, file: str) -> Response:
+    """A target that is part of the metadata itself."""
     path = ctx.tuf.metadata / "targets" / "_fleet" / file
     if not _TARGET.match(file) or not path.is_file():
         raise NotFoundError(f"there is no target {file[:120]!r}")
@@ -108,6 +110,7 @@ def target_file(ctx: Ctx, file: str) -> Response:
 
 @static_router.get("/tuf/{file}", responses=_SIGNED)
 def static_file(ctx: Ctx, file: str) -> Response:
+    """A metadata file, as TUF clients ask for it."""
     path = ctx.tuf.metadata / file
     if not _FILE.match(file) or not path.is_file():
         raise NotFoundError(f"there is no metadata file {file[:120]!r}")

@@ -50,12 +50,14 @@ _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 @router.get("/releases")
 def listing(ctx: Ctx, page: Paged) -> Answer[list[api.ReleaseView]]:
+    """Releases with their bundles."""
     with ctx.database.read() as connection:
         return page.of(releases.everything(connection), lambda one: releases.title(one.name, one.version))
 
 
 @router.get("/bundles/{name}/{version}/{profile}")
 def bundle(ctx: Ctx, name: str, version: str, profile: str) -> Answer[api.BundleView]:
+    """The bundle of a release for a profile."""
     with ctx.database.read() as connection:
         row = releases.existing(connection, name, version, profile)
         if row is None:
@@ -65,6 +67,7 @@ def bundle(ctx: Ctx, name: str, version: str, profile: str) -> Answer[api.Bundle
 
 @router.get("/evidence/{sha256}", responses=raw("An in-toto statement.", "application/json"))
 def statement(ctx: Ctx, sha256: str) -> Response:
+    """A bundle's evidence."""
     with ctx.database.read() as connection:
         return Response(releases.statement(connection, sha256), media_type="application/json")
 

@@ -46,6 +46,7 @@ _ALLOWED: dict[Verb, set[Status]] = {
 def start(
     ctx: Ctx, caller: Caller, wanted: Annotated[api.NewRollout, Depends(body(api.NewRollout))]
 ) -> Answer[api.RolloutAnswer]:
+    """Plan a rollout and begin it; with `dry_run` only plan it."""
     now = ctx.time.now()
     if len(to := caller.scope.narrow(wanted.to)) > api.MAX_TEXT:
         raise NotPossibleError(f"the selector is too long: at most {api.MAX_TEXT} characters with your scope")
@@ -84,6 +85,7 @@ def listing(
 
 @router.get("/rollouts/{rollout_id}")
 def show(ctx: Ctx, caller: Caller, rollout_id: str) -> Answer[api.RolloutView]:
+    """A rollout."""
     with ctx.database.read() as connection:
         found = within(connection, caller, rollouts.head(connection, rollouts.parse_id(rollout_id)))
         return answer(view(connection, found, ctx.time.now()))
