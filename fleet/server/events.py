@@ -51,10 +51,14 @@ class Watcher:
     hides_names: bool = False
     changed: dict[EventKind, set[str] | None] = field(default_factory=dict)
     newest: int = 0
+    # Rows that were there when they came, and which they were told of then if they missed them.
+    known: set[int] = field(default_factory=set)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     def hear(self, rows: Iterable[Row]) -> None:
         for number, kind, ids in rows:
+            if number in self.known:
+                continue
             self.newest = max(self.newest, number)
             names = self.changed.get(kind, set())
             if names is None or not ids or self.hides_names or len(names | set(ids)) > MOST_IDS:
@@ -130,15 +134,15 @@ class Hub:
 
     async def _join(self, watcher: Watcher, since: int | None) -> None:
         oldest, newest, recent, missed = await run_in_threadpool(self._missed, since)
-        if not self._watchers:
-            self._newest, self._seen = newest, recent
         watcher.newest = newest
         self._watchers.add(watcher)
         if since is not None and not oldest - 1 <= since <= newest:
             watcher.hear((newest, kind, ()) for kind in KINDS)
         else:
             watcher.hear(missed)
+        watcher.known = recent
         if self._looking is None or self._looking.done():
+            self._newest, self._seen = newest, recent
             self._looking = asyncio.create_task(self._look())
 
     def _missed(self, since: int | None) -> tuple[int, int, set[int], list[Row]]:

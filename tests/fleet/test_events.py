@@ -2,18 +2,20 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import httpx
 import pytest
 from fleet_support import Service, wait_until
 from store_support import NOW
 
+from edgekit.errors import FleetError
 from fleet import api
 from fleet.api.events import KINDS, MOST_IDS, EventKind
+from fleet.client import Client
 from fleet.server import events as hubs
 from fleet.server.database import Database
 from fleet.server.events import Hub, Watcher
@@ -163,35 +165,38 @@ def test_what_the_log_says_is_told_and_the_rows_stay_few(database: Database, mon
 
 
 class Listener:
-    """A reader of a real stream, in a thread of its own."""
+    """A reader of a real stream by the client, in a thread of its own."""
 
-    def __init__(self, service: Service, last: str = "") -> None:
-        token = (service.state / "client.toml").read_text().split('token = "')[1].split('"')[0]
-        self._headers = {"Authorization": f"Bearer {token}", **({"Last-Event-ID": last} if last else {})}
-        self._url = f"http://127.0.0.1:{service.http_port}/api/v1/events"
-        self.lines: list[str] = []
+    def __init__(self, client: Client, since: str = "") -> None:
+        self.heard: list[tuple[str, api.Change]] = []
         self.has_ended = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
-        wait_until(lambda: any(line.startswith("id:") for line in self.lines), "the stream has begun")
+        threading.Thread(target=self._read, args=(client, since), daemon=True).start()
 
-    def _read(self) -> None:
-        with (
-            contextlib.suppress(httpx.HTTPError),
-            httpx.stream("GET", self._url, headers=self._headers, timeout=60, trust_env=False) as answer,
-        ):
-            assert answer.headers["content-type"].startswith("text/event-stream")
-            for line in answer.iter_lines():
-                self.lines.append(line)  # one by one, as they come
+    def _read(self, client: Client, since: str) -> None:
+        with contextlib.suppress(FleetError):
+            for one in client.events(since):
+                self.heard.append(one)  # one by one, as they come
         self.has_ended.set()
 
     def knows(self, kind: str, name: str) -> bool:
-        return any(f'"kind":"{kind}"' in line and f'"{name}"' in line for line in self.lines)
+        return any(change.kind == kind and name in change.ids for _, change in self.heard)
 
 
 def test_a_running_service_tells_and_stops_at_once_though_somebody_watches(running: Service) -> None:
     client = running.client()
-    listener = Listener(running)
-    client.enroll(api.NewDevice("lab-1", ("digits",), {"site": "lab"}))
-    wait_until(lambda: listener.knows("device", "lab-1"), "the new device is told of")
+    listener = Listener(running.client())
+    # Nobody says when the stream has begun: something changes until it is heard.
+    count = itertools.count()
+
+    def is_heard() -> bool:
+        client.enroll(api.NewDevice(f"lab-{next(count)}", ("digits",), {"site": "lab"}))
+        return listener.knows("device", "lab-0") or len(listener.heard) > 1
+
+    wait_until(is_heard, "a new device is told of")
+    newest = listener.heard[-1][0]
+    client.freeze(is_frozen=True, reason="test")
+    back = Listener(running.client(), newest)
+    wait_until(lambda: any(change.kind == "fleet" for _, change in back.heard), "what was missed is told")
     assert running.stop() == 0
     assert listener.has_ended.wait(10)
+    assert back.has_ended.wait(10)
