@@ -40,6 +40,10 @@ from fleet.api.devices import (
     Telemetry,
     Waiting,
 )
+from fleet.api.events import (
+    Change,
+    EventKind,
+)
 from fleet.api.fleet import (
     FleetView,
     Freeze,
@@ -88,6 +92,7 @@ __all__ = [
     "BlockAnswer",
     "BlockedView",
     "BundleView",
+    "Change",
     "Changed",
     "DeploymentView",
     "Deployments",
@@ -95,6 +100,7 @@ __all__ = [
     "Done",
     "ErrorAnswer",
     "ErrorBody",
+    "EventKind",
     "ExperimentView",
     "Explanation",
     "FleetView",

@@ -17,6 +17,7 @@ from fleet.client import (
     audit_cli,
     batch_cli,
     config,
+    describe_cli,
     device_cli,
     login_cli,
     publishing,
@@ -87,7 +88,7 @@ def fleet(ctx: click.Context, *, place: str | None) -> None:
 
 fleet.add_command(rollout)
 fleet.add_command(experiment)
-for room in (device_cli, assign_cli, batch_cli, access_cli, login_cli, audit_cli):
+for room in (device_cli, assign_cli, batch_cli, access_cli, login_cli, audit_cli, describe_cli):
     for command in room.COMMANDS:
         fleet.add_command(command)
 

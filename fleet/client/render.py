@@ -194,8 +194,9 @@ def rollout(found: api.RolloutView, *, most: int = 20) -> Group:
     if found.gates:
         parts.append(gates)
     parts.append(members)
-    if len(found.members) > most:
-        parts.append(Text(f"and {len(found.members) - most} more devices: {counts(found)}"))
+    shown = min(most, len(found.members))
+    if (left := sum(found.counts.values()) - shown) > 0:
+        parts.append(Text(f"and {left} more devices: {counts(found)}"))
     return Group(*parts)
 
 

@@ -77,6 +77,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/whoami"): _VIEW_SHARED,
     ("GET", "/api/v1/status"): _VIEW,
     ("GET", "/api/v1/keys"): _VIEW_SHARED,
+    ("GET", "/api/v1/events"): _VIEW,
     ("GET", "/api/v1/devices"): _VIEW,
     ("GET", "/api/v1/devices/{device}/explain"): _VIEW,
     ("GET", "/api/v1/releases"): _VIEW_SHARED,
@@ -85,6 +86,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/metadata"): _VIEW_SHARED,
     ("GET", "/api/v1/rollouts"): _VIEW,
     ("GET", "/api/v1/rollouts/{rollout_id}"): _VIEW,
+    ("GET", "/api/v1/rollouts/{rollout_id}/members"): _VIEW,
     ("GET", "/api/v1/rollouts/{rollout_id}/wanted"): _VIEW,
     # Devices and rollouts.
     ("POST", "/api/v1/devices"): _OPERATE,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Never
 
-from edgekit.errors import UsageError
+from edgekit.errors import NotPossibleError
 from fleet.rules.text import Token, refuse, tokenize
 
 Labels = Mapping[str, str]
@@ -96,11 +96,11 @@ def parse(text: str) -> Selector:
 
 
 def check_names(selector: Selector, known: Iterable[str]) -> None:
-    """Raises: UsageError naming the labels that no device carries, and those that exist."""
+    """Raises: NotPossibleError naming the labels that no device carries, and those that exist."""
     have = sorted(set(known))
     unknown = sorted(selector.names - set(have))
     if unknown:
-        raise UsageError(
+        raise NotPossibleError(
             f"selector: no device has the label {', '.join(map(repr, unknown))}; known labels are {', '.join(have)}"
         )
 

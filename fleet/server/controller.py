@@ -27,6 +27,7 @@ from fleet.server.lock import Lock, LostError
 from fleet.server.placing import Placer
 from fleet.server.store import (
     devices,
+    events,
     experiments,
     groups,
     known,
@@ -194,6 +195,8 @@ class Controller:
             is_frozen = settings.is_frozen(connection)
             active = rollouts.active_ids(connection)
             fresh = news.take(connection)
+            if fresh is None or fresh:
+                events.note(connection, "device", fresh or ())
         self._watched = {number: kept for number, kept in self._watched.items() if number in active}
         for rollout_id in active:
             self._step(rollout_id, fresh, is_frozen=is_frozen, now=now)

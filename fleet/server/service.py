@@ -35,6 +35,7 @@ from fleet.server.link import Link
 from fleet.server.logins import BrokerLogin, how_to_log_in, telemetry_group
 from fleet.server.notary import Notary
 from fleet.server.places import EMBEDDED, MOSQUITTO, Address, Places, Wanted, settle
+from fleet.server.serving import Server
 from fleet.server.signin import SignIns
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store.orders import Issuer
@@ -132,7 +133,7 @@ def _clock(database: Database) -> Clock:
 
 def _start(
     options: Options, config: Config | None, places: Places, stack: ExitStack
-) -> tuple[uvicorn.Server, socket.socket, Announcement]:
+) -> tuple[Server, socket.socket, Announcement]:
     """Everything up to the point of serving; each part registers on the stack how it is stopped."""
     made = None
     if config is None:
@@ -234,7 +235,7 @@ def _start(
         is_connected,
         made,
     )
-    return uvicorn.Server(_uvicorn(context, trust, certificates)), listener, announcement
+    return Server(_uvicorn(context, trust, certificates), context.hub), listener, announcement
 
 
 def _make_home(options: Options, places: Places) -> Config:

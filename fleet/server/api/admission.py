@@ -66,12 +66,13 @@ def admit(request: Request, ctx: Ctx) -> None:
         raise AuthError("nobody may do this: no rule names it")
     if isinstance(rule, Open):
         return
-    principal = _principal(request, ctx)
+    principal = admitted(request, ctx)
     access.check(rule, principal.role, principal.scope)
     request.state.principal = principal
 
 
-def _principal(request: Request, ctx: Context) -> Principal:
+def admitted(request: Request, ctx: Context) -> Principal:
+    """Who asks, by what the request shows. Raises: UnauthenticatedError."""
     if "authorization" not in request.headers and (secret := session_of(request, ctx)):
         return _by_session(secret, request, ctx)
     return _by_token(bearer(request), request, ctx)

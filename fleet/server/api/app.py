@@ -17,8 +17,10 @@ from fleet.server.api import (
     audit,
     batches,
     blocked,
+    describe,
     devices,
     enrolment,
+    events,
     experiments,
     fleet,
     login,
@@ -31,6 +33,7 @@ from fleet.server.api import (
 )
 from fleet.server.api.admission import admit
 from fleet.server.api.context import Context, UnauthenticatedError, answer
+from fleet.server.api.repeats import once
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ def make_app(context: Context) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        dependencies=[Depends(admit)],
+        dependencies=[Depends(admit), Depends(once)],
     )
     app.state.context = context
     # `retry` stands before the verbs of a rollout, whose path would take it in.
@@ -62,6 +65,7 @@ def make_app(context: Context) -> FastAPI:
         rollouts,
         experiments,
         terminal,
+        events,
     ):
         app.include_router(module.router)
     for pages in (login.router, oidc.router, terminal.page_router):
@@ -72,7 +76,7 @@ def make_app(context: Context) -> FastAPI:
 
     @app.get("/openapi.json", include_in_schema=False)
     def description() -> dict[str, Any]:
-        return app.openapi()
+        return describe.document(app)
 
     app.add_exception_handler(EdgeKitError, _refused)
     app.add_exception_handler(StarletteHTTPException, _http_error)

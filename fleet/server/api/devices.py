@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import Depends, Query, Request
 from sqlalchemy import Connection, Row
 
 from edgekit.sketch import Sketch, merge
@@ -12,7 +12,10 @@ from edgekit.wire import topics
 from fleet import api
 from fleet.rules import moving
 from fleet.server.api.admission import Caller
-from fleet.server.api.context import Context, Ctx, answer, body
+from fleet.server.api.context import Answer, Context, Ctx, answer, body
+from fleet.server.api.matching import IfMatch, tag_of
+from fleet.server.api.paging import MOST, USUAL, After, link
+from fleet.server.api.routing import WAS_SO, Router
 from fleet.server.clock import Now
 from fleet.server.placing import Bundles, will_follow
 from fleet.server.store import (
@@ -33,19 +36,18 @@ from fleet.server.store.releases import BundleRow
 
 Wanted = dict[tuple[str, str], DesiredRow]
 Seen = dict[tuple[str, str, str], Row[Any]]
-# Of a page.
-USUAL_DEVICES, MOST_DEVICES = 500, 5000
 
-router = APIRouter(prefix="/api/v1", tags=["devices"])
+router = Router(prefix="/api/v1", tags=["devices"])
 
 
 @router.get("/devices")
 def listing(
+    request: Request,
     ctx: Ctx,
     caller: Caller,
-    after: Annotated[str, Query(max_length=64, description="The name that the page before ended with.")] = "",
-    limit: Annotated[int, Query(ge=1, le=MOST_DEVICES)] = USUAL_DEVICES,
-) -> Response:
+    after: After = "",
+    limit: Annotated[int, Query(ge=1, le=MOST)] = USUAL,
+) -> Answer[list[api.DeviceView]]:
     """A page of devices, by name. Where there may be more, `Link` says where (RFC 8288, relation `next`)."""
     now = ctx.time.now()
     with ctx.database.read() as connection:
@@ -56,12 +58,13 @@ def listing(
         seen = telemetry.totals_of(connection, names)
         response = answer([view(row, wanted, seen, now) for row in rows])
     if len(page) == limit:
-        response.headers["Link"] = f'</api/v1/devices?after={page[-1].id}&limit={limit}>; rel="next"'
+        link(response, request, page[-1].id, limit)
     return response
 
 
 @router.get("/devices/{device}/explain")
-def explain(ctx: Ctx, caller: Caller, device: str) -> Response:
+def explain(ctx: Ctx, caller: Caller, device: str) -> Answer[api.Explanation]:
+    """What a device should run, what it runs, and why not that."""
     now = ctx.time.now()
     with ctx.database.read() as connection:
         row = caller.device(connection, device)
@@ -70,13 +73,13 @@ def explain(ctx: Ctx, caller: Caller, device: str) -> Response:
         return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, now))))
 
 
-@router.post("/devices/{device}/deployments")
+@router.post("/devices/{device}/deployments", status_code=201, responses=WAS_SO)
 def add_deployment(
     ctx: Ctx,
     caller: Caller,
     device: str,
     wanted: Annotated[api.NewDeployment, Depends(body(api.NewDeployment))],
-) -> Response:
+) -> Answer[api.Done]:
     """One more model slot for a device that has enrolled: its next order says so, and that order goes out now."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
@@ -90,11 +93,16 @@ def add_deployment(
 
 @router.post("/devices/{device}/labels")
 def relabel(
-    ctx: Ctx, caller: Caller, device: str, wanted: Annotated[api.NewLabels, Depends(body(api.NewLabels))]
-) -> Response:
+    ctx: Ctx,
+    caller: Caller,
+    seen: IfMatch,
+    device: str,
+    wanted: Annotated[api.NewLabels, Depends(body(api.NewLabels))],
+) -> Answer[api.Done]:
     """It leaves what is about its old place, and follows what is about the new one."""
     with ctx.database.begin() as connection:
         caller.device(connection, device)
+        seen.check(_tag(devices.get(connection, device, lock=True)), f"the device {device}")
         is_changed = groups.relabel(
             connection, device, wanted.labels, wanted.remove, now=ctx.clock(), who=caller.who
         )
@@ -107,7 +115,7 @@ def relabel(
 @router.post("/devices/{device}/revoke")
 def revoke(
     ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
-) -> Response:
+) -> Answer[api.Done]:
     """Take its identity away at once; a new enrolment file lets it join again."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
@@ -121,7 +129,7 @@ def revoke(
 @router.post("/devices/{device}/decommission")
 def decommission(
     ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
-) -> Response:
+) -> Answer[api.Done]:
     """Out of service: no identity, no orders, no place in lists and rollouts. Its name may enrol again."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
@@ -135,7 +143,7 @@ def decommission(
 @router.post("/devices/{device}/delete")
 def delete(
     ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
-) -> Response:
+) -> Answer[api.Done]:
     """Out of service, and forgotten: only the audit log and ended rollouts still name it. The name is free."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
@@ -151,6 +159,10 @@ def _gone(ctx: Context, device: str, now: float) -> None:
     for leaf in (topics.DESIRED, topics.REPORTED, topics.STATUS):
         ctx.link.publish(device, leaf, b"", qos=1, retain=True)
     ctx.wake()
+
+
+def _tag(row: DeviceRow) -> str:
+    return tag_of(row.labels, row.deployments, row.decommissioned_at)
 
 
 def view(row: DeviceRow, wanted: Wanted, seen: Seen, now: Now) -> api.DeviceView:
@@ -185,6 +197,7 @@ def view(row: DeviceRow, wanted: Wanted, seen: Seen, now: Now) -> api.DeviceView
         reported_counter=reported.order_counter if reported else 0,
         refused=reported.refused if reported else "",
         deployments=deployments,
+        tag=_tag(row),
         former_seen=datetime.fromtimestamp(row.former_at, UTC) if row.former_at else None,
         telemetry=_summary(
             [
