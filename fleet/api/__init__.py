@@ -44,6 +44,12 @@ from fleet.api.fleet import (
     FleetView,
     Freeze,
 )
+from fleet.api.history import (
+    ArmName,
+    ArmPoint,
+    DevicePoint,
+    ReleasePoint,
+)
 from fleet.api.releases import (
     Block,
     BlockAnswer,
@@ -79,6 +85,8 @@ from fleet.api.rollouts import (
 __all__ = [
     "MAX_TEXT",
     "AccessName",
+    "ArmName",
+    "ArmPoint",
     "ArmView",
     "Assigned",
     "AssignmentView",
@@ -91,6 +99,7 @@ __all__ = [
     "Changed",
     "DeploymentView",
     "Deployments",
+    "DevicePoint",
     "DeviceView",
     "Done",
     "ErrorAnswer",
@@ -124,6 +133,7 @@ __all__ = [
     "PublicKey",
     "PublishAnswer",
     "Reason",
+    "ReleasePoint",
     "ReleaseView",
     "Replacement",
     "Retried",

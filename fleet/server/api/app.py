@@ -21,6 +21,7 @@ from fleet.server.api import (
     enrolment,
     experiments,
     fleet,
+    history,
     login,
     metadata,
     oidc,
@@ -61,6 +62,7 @@ def make_app(context: Context) -> FastAPI:
         retry,
         rollouts,
         experiments,
+        history,
         terminal,
     ):
         app.include_router(module.router)

@@ -1,0 +1,211 @@
+"""The past: a report counts once in each of its intervals, the unit of every interval is the device, tables stay bounded."""
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from store_support import NEW, NOW, OLD, enrolled, report, rollout_of
+
+from edgekit.sketch import of
+from edgekit.wire.messages import DeploymentWindow, Moments
+from fleet.rules import history
+from fleet.rules.history import ArmSums, Level, Minute
+from fleet.server import ingest
+from fleet.server.clock import same
+from fleet.server.database import Database
+from fleet.server.store import history as store
+from fleet.server.store import rollouts
+
+AT = 1_790_000_040.0  # a whole minute
+
+
+def window(
+    requests: int = 100, errors: int = 0, ms: float = 2.0, psi: float | None = None
+) -> DeploymentWindow:
+    metrics = {"drift_psi": Moments(1, psi)} if psi is not None else {}
+    return DeploymentWindow(
+        "digits", "a" * 64, requests, errors, infer_ms=of([ms] * requests), metrics=metrics
+    )
+
+
+def arm(*devices: DeploymentWindow, at: float = AT) -> ArmSums:
+    """One window of each device in a minute."""
+    total = ArmSums()
+    for one in devices:
+        total = history.beside(total, history.step(Minute(), one, at, is_warm=True)[1])
+    return total
+
+
+def point(sums: ArmSums, level: Level = Level.MINUTE) -> history.ArmPoint:
+    return history.arm_point(sums, at=AT, level=level, stage=0, arm="canary")
+
+
+def test_windows_of_one_minute_are_one_value_of_their_device() -> None:
+    minute, whole = Minute(), ArmSums()
+    for part in (window(40, 1), window(60, 3)):
+        minute, more = history.step(minute, part, AT, is_warm=True)
+        whole = history.beside(whole, more)
+    once = arm(window(100, 4))
+    assert (whole.devices, whole.requests, whole.errors) == (1, 100, 4)
+    for name in ("ee", "er", "rr", "w", "ww", "w_p95", "ww_p95_p95"):
+        assert getattr(whole, name) == pytest.approx(getattr(once, name))
+
+
+def test_a_window_of_an_earlier_minute_leaves_the_newest_as_it_is() -> None:
+    minute, _ = history.step(Minute(), window(50, 1), AT, is_warm=True)
+    same, late = history.step(minute, window(30, 2), AT - 60, is_warm=True)
+    assert same is minute
+    assert (late.devices, late.requests, late.errors) == (1, 30, 2)
+
+
+def test_cold_windows_have_no_latency() -> None:
+    _, cold = history.step(Minute(), window(50, 1), AT, is_warm=False)
+    drawn = point(cold)
+    assert (drawn.requests, drawn.p95_ms, drawn.p95_low) == (50, None, None)
+
+
+def test_one_device_says_nothing_of_how_devices_differ() -> None:
+    alone = point(arm(window(1000, 10)))
+    assert (alone.error_share, alone.error_low, alone.error_high) == (0.01, 0.0, 1.0)
+    assert (alone.p95_low, alone.p95_high) == (None, None)
+
+
+def test_an_interval_is_as_wide_as_devices_differ_and_not_as_requests_are_many() -> None:
+    alike = point(arm(*(window(1000, 20) for _ in range(20))))
+    apart = point(arm(*(window(1000, 0 if at % 2 else 40) for at in range(20))))
+    assert alike.error_share == apart.error_share == pytest.approx(0.02)
+    assert apart.error_high - apart.error_low > 3 * (alike.error_high - alike.error_low)
+    assert apart.error_low < 0.013 < 0.028 < apart.error_high
+
+
+def test_no_errors_at_all_are_not_yet_no_errors() -> None:
+    drawn = point(arm(*(window(100, 0) for _ in range(10))))
+    assert drawn.error_low == 0.0
+    assert 0.003 < drawn.error_high < 0.01
+
+
+def test_the_latency_interval_covers_the_devices_mean_and_narrows_with_their_number() -> None:
+    few = point(arm(*(window(100, ms=2.0 * 1.1 ** (at % 3 - 1)) for at in range(6))))
+    many = point(arm(*(window(100, ms=2.0 * 1.1 ** (at % 3 - 1)) for at in range(60))))
+    assert few.p95_low is not None
+    assert few.p95_high is not None
+    assert few.p95_low < 2.0 < few.p95_high
+    assert few.p95_low < (few.p95_ms or 0.0) < few.p95_high
+    assert (many.p95_high or 0.0) - (many.p95_low or 0.0) < (few.p95_high - few.p95_low) / 2
+
+
+def test_an_hour_is_no_surer_than_its_minutes_because_the_devices_are_the_same() -> None:
+    devices = [window(1000, 0 if at % 2 else 40, ms=1.0 + at % 4) for at in range(20)]
+    minute = arm(*devices)
+    hour = minute
+    for _ in range(59):
+        hour = history.after(hour, arm(*devices))
+    one, sixty = point(minute), point(hour, Level.HOUR)
+    assert (sixty.devices, sixty.requests) == (20, 60 * one.requests)
+    assert sixty.length_s == 3600
+    assert sixty.error_low == pytest.approx(one.error_low, rel=0.02)
+    assert sixty.error_high == pytest.approx(one.error_high, rel=0.02)
+    assert (sixty.p95_low, sixty.p95_high) == (pytest.approx(one.p95_low), pytest.approx(one.p95_high))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4), st.integers(0, 200), st.floats(0.1, 50), st.integers(0, 3)),
+        min_size=1, max_size=30,
+    ),
+    st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_parts_add_up_to_the_same_whoever_writes_them_and_in_whatever_order(
+    sent: list[tuple[int, int, float, int]], random: object
+) -> None:
+    """Windows of five devices over some minutes, split over three writers, drawn together in any order."""
+    minutes: dict[int, Minute] = {}
+    parts: list[tuple[float, ArmSums]] = []
+    for at, (device, requests, ms, _) in enumerate(sorted(sent, key=lambda one: one[3])):
+        moment = AT + 60 * sorted(s[3] for s in sent)[at]
+        minutes[device], more = history.step(
+            minutes.get(device, Minute()), window(requests, requests // 9, ms), moment, is_warm=True
+        )
+        parts.append((Level.MINUTE.begin(moment), more))
+
+    def drawn(order: list[tuple[float, ArmSums]]) -> dict[float, ArmSums]:
+        found: dict[float, ArmSums] = {}
+        for at, more in order:
+            found[at] = history.beside(found[at], more) if at in found else more
+        return found
+
+    straight = drawn(parts)
+    shuffled = list(parts)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]  # hypothesis gives a Random
+    mixed = drawn(shuffled)
+    for at, sums in straight.items():
+        assert mixed[at].requests == sums.requests
+        assert mixed[at].devices == sums.devices
+        assert mixed[at].ee == pytest.approx(sums.ee)
+        assert mixed[at].ww_p95_p95 == pytest.approx(sums.ww_p95_p95, abs=1e-6)
+    assert sum(sums.requests for sums in straight.values()) == sum(requests for _, requests, _, _ in sent)
+    for at, sums in straight.items():
+        there = {device for device, _, _, minute in sent if Level.MINUTE.begin(AT + 60 * minute) == at}
+        assert sums.devices == len(there)
+
+
+def test_the_bounds_are_those_of_student() -> None:
+    for freedom, wanted in ((1, 12.7), (2, 4.30), (5, 2.57), (30, 2.04), (1000, 1.962)):
+        assert history._t(freedom) == pytest.approx(wanted, rel=0.01)
+    assert math.isfinite(history._t(10**6))
+
+
+def test_a_report_counts_once_and_where_it_belongs(database: Database) -> None:
+    """Three devices report each minute over an hour's end; one was cut off and sends its minutes late, all twice."""
+    start = NOW // 3600 * 3600 + 3600 - 120  # two minutes before a full hour
+    enrolled(database, ["d1", "d2", "d3"], last_report_at=start - 60)
+    minutes = [start + 60 * n for n in range(1, 6)]
+    for at in minutes:
+        batch = [report(name, int(at), at, ms=2.0) for name in ("d1", "d2")]
+        ingest.take_in(database, [*batch, *batch], same(at + 1))
+    late = [report("d3", int(at), at, ms=4.0, errors=3) for at in minutes]
+    for _ in range(2):
+        ingest.take_in(database, late, same(minutes[-1] + 7200))
+    with database.read() as connection:
+        release = store.of_release(connection, "digits", OLD, start, start + 86_400)
+        first, *_ = store.of_device(connection, "d1", 0, start + 86_400)
+        third = store.of_device(connection, "d3", 0, start + 86_400)
+    assert [(p.at - start, p.devices, p.requests, p.errors) for p in release] == [
+        (60.0 * n, 3, 300, 5) for n in range(1, 6)
+    ]
+    assert release[0].p95_ms == pytest.approx(4.0, rel=0.02)
+    assert release[0].p50_ms == pytest.approx(2.0, rel=0.02)
+    assert (first.length_s, first.at + 3600, first.requests) == (3600, start + 120, 100)
+    assert [(p.at - start - 120, p.requests, p.errors) for p in third] == [(-3600.0, 100, 3), (0.0, 400, 12)]
+    assert third[1].p95_ms == pytest.approx(4.0, rel=0.02)
+
+
+def test_canary_and_control_are_told_apart_while_a_stage_is_judged(database: Database) -> None:
+    names = [f"d{n}" for n in range(6)]
+    enrolled(database, names)
+    rollout = rollout_of(names, "50%,100%", judged_from=NOW)
+    members = {
+        name: msgspec.structs.replace(member, order_counter=7 if at < 3 else 0)
+        for at, (name, member) in enumerate(rollout.members.items())
+    }
+    with database.begin() as connection:
+        rollouts.add(connection, msgspec.structs.replace(rollout, members=members), NOW)
+    for minute in range(1, 5):
+        at = NOW + 61 + 60 * minute
+        canary = [report(name, minute, at, digest=NEW, errors=10, ms=3.0) for name in names[:3]]
+        # One that was ordered to move and has not yet is in neither arm.
+        stayed = [report(names[0], 100 + minute, at, digest=OLD)]
+        control = [report(name, minute, at, digest=OLD, errors=1, ms=2.0) for name in names[3:]]
+        ingest.take_in(database, canary + stayed + control, same(at))
+    with database.read() as connection:
+        points = store.of_rollout(connection, 1)
+    # Each device's first window is left out, as the gates leave it out.
+    assert [(p.arm, p.stage, p.devices, p.requests, p.errors) for p in points] == [
+        ("canary", 0, 3, 300, 30), ("control", 0, 3, 300, 3),
+    ] * 3  # fmt: skip
+    assert points[0].p95_ms == pytest.approx(3.0, rel=0.02)
+    assert points[1].p95_ms == pytest.approx(2.0, rel=0.02)
+    assert points[0].error_low < 0.1 < points[0].error_high
