@@ -19,6 +19,7 @@ from types import FrameType
 import uvicorn
 
 from edgekit.errors import FleetError, UsageError
+from fleet.rules.retention import DEFAULT
 from fleet.server import broker_config, home, signin, tls
 from fleet.server.api.app import make_app
 from fleet.server.api.context import Context
@@ -195,6 +196,7 @@ def _start(
         on_lead=link.start,
         on_lose=link.stop,
         has_workers=has_workers,
+        retention=config.history or DEFAULT,
     )
     link.on_connect = controller.reconnected
     context = Context(

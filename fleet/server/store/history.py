@@ -76,7 +76,11 @@ class Batch:
         if gauges.is_first(Level.HOUR, moment):
             # The hour that its newest window lies in is over. With the first one ever there is what was before.
             last = moment - HOUR_S if gauges.filed is None else gauges.filed
-            row = {"device": device, "deployment": window.deployment, "digest": window.digest}
+            row: dict[str, Any] = {
+                "device": device,
+                "deployment": window.deployment,
+                "digest": window.digest,
+            }
             row |= {"level": Level.HOUR.value, "at": Level.HOUR.begin(last), "sums": packed(so_far)}
             self._devices.append(row)
         return gauges.grown(window, report, moment)
@@ -108,14 +112,19 @@ class _Release:
 
     def __init__(self) -> None:
         self._bins: dict[int, int] = {}
-        self._counts = [0] * 6
+        self._windows = self._devices = self._devices_hour = self._devices_day = 0
+        self._requests = self._errors = 0
         self._zeros, self._total, self._largest = 0, 0.0, 0.0
         self._psi_count, self._psi_total = 0, 0.0
 
     def add(self, window: DeploymentWindow, gauges: Gauges, moment: float) -> None:
-        firsts = (gauges.is_first(level, moment) for level in (Level.MINUTE, Level.HOUR, Level.DAY))
-        for at, more in enumerate((1, *firsts, window.requests, window.errors)):
-            self._counts[at] += more
+        self._windows += 1
+        if gauges.is_first(Level.MINUTE, moment):
+            self._devices += 1
+            self._devices_hour += gauges.is_first(Level.HOUR, moment)
+            self._devices_day += gauges.is_first(Level.DAY, moment)
+        self._requests += window.requests
+        self._errors += window.errors
         bins, times = self._bins, window.infer_ms
         for index, count in times.bins.items():
             bins[index] = bins.get(index, 0) + count
@@ -128,7 +137,9 @@ class _Release:
 
     def sums(self) -> ReleaseSums:
         times = Sketch(self._bins, self._zeros, self._total, self._largest)
-        return ReleaseSums(*self._counts, times, self._psi_count, self._psi_total)
+        devices = (self._devices, self._devices_hour, self._devices_day)
+        counts = (self._requests, self._errors)
+        return ReleaseSums(self._windows, *devices, *counts, times, self._psi_count, self._psi_total)
 
 
 def of_rollout(

@@ -303,10 +303,11 @@ def totals_of(connection: Connection, names: Sequence[str]) -> dict[TotalKey, Ro
     return {(row.device, row.deployment, row.digest): row for row in connection.execute(query).all()}
 
 
-def prune(connection: Connection, now: float, limit: int = 10_000) -> bool:
-    """Drop unique keys older than two weeks (steady), spools are shorter; whether there may be more."""
-    old = select(reports.c.received_at).where(reports.c.received_at < now - KEEP_S)
+def prune(connection: Connection, now: float, keep_s: float = KEEP_S, limit: int = 10_000) -> bool:
+    """Drop unique keys older than `keep_s` (steady), spools are shorter; whether there may be more."""
+    old = select(reports.c.received_at).where(reports.c.received_at < now - keep_s)
     edge = connection.execute(old.order_by(reports.c.received_at).offset(limit).limit(1)).scalar()
-    before = edge if edge is not None else now - KEEP_S
-    connection.execute(delete(reports).where(reports.c.received_at < before))
+    before = edge if edge is not None else now - keep_s
+    # A batch has one time for all: where more than a chunk came at once, the edge itself would never go.
+    connection.execute(delete(reports).where(reports.c.received_at <= before))
     return edge is not None

@@ -1,5 +1,7 @@
 """History by minutes, hours and days"""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -11,7 +13,7 @@ depends_on = None
 _NUMBER = sa.BigInteger().with_variant(sa.Integer(), 'sqlite')
 
 
-def _table(name: str, keys: tuple[sa.Column[object], ...], by: tuple[str, ...]) -> None:
+def _table(name: str, keys: tuple[sa.Column[Any], ...], by: tuple[str, ...]) -> None:
     op.create_table(
         name,
         sa.Column('id', _NUMBER, primary_key=True),
