@@ -103,8 +103,9 @@ def step(minute: Minute, window: DeploymentWindow, moment: float, *, is_warm: bo
     at = int(moment // 60)
     before = minute if minute.at == at else Minute(at)
     after = before.grown(window, is_warm=is_warm)
-    is_first = before is not minute
-    added = _difference(_of_minute(after), ArmSums(minutes=0) if is_first else _of_minute(before))
+    added = _of_minute(after)
+    if before is minute and before.at:
+        added = _difference(added, _of_minute(before))
     return (after if at >= minute.at else minute), added
 
 
