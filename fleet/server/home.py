@@ -190,6 +190,12 @@ def check_database(database: Database, config: Config) -> None:
     """That home and database are of one fleet. Raises: ConflictError."""
     with database.begin() as connection:
         found = settings.get(connection, settings.FLEET)
+        moved = settings.get(connection, settings.MOVED)
+    if moved:
+        raise ConflictError(
+            f"the database {database.shown_url} was moved to {moved}, and has not heard of anything since; start the "
+            "service without --database: fleet.toml names the right one"
+        )
     if found is None:
         raise ConflictError(
             f"the database {database.shown_url} is empty, and the home is {config.fleet}'s: restore the backup of its "
