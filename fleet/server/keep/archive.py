@@ -17,7 +17,7 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -85,6 +85,11 @@ class Writer:
         self._zip.writestr(MANIFEST, data)
         self._zip.close()
 
+    def close(self) -> None:
+        """Of one that was given up: its end cannot be written either, perhaps."""
+        with suppress(OSError, ValueError):
+            self._zip.close()
+
 
 @contextmanager
 def new(path: Path) -> Iterator[Writer]:
@@ -96,7 +101,11 @@ def new(path: Path) -> Iterator[Writer]:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                yield Writer(stream)
+                writer = Writer(stream)
+                try:
+                    yield writer
+                finally:
+                    writer.close()
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(path)

@@ -7,6 +7,7 @@ Always true
  3. The database that was left is marked: no service goes on with it by mistake.
 """
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import Connection, Table
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -62,7 +62,7 @@ def move(wanted: Wanted, now: float, tell: Callable[[str], None] = lambda _: Non
         _alone(source),
     ):
         home.check_database(source, config)
-        aside = _make_room(source, to, config.fleet)
+        aside = _make_room(to, config.fleet)
         with closing(Database(to, None)) as target:
             with target.read() as connection:
                 if not rows.is_empty(connection):
@@ -113,26 +113,24 @@ def _alone(source: Database) -> Iterator[None]:
         lock.release()
 
 
-def _make_room(source: Database, to: str, fleet: str) -> str:
+def _make_room(to: str, fleet: str) -> str:
     """A file that this very fleet has left earlier is put aside; its new name."""
     path = Path(make_url(to).database or "")
     if make_url(to).get_backend_name() != "sqlite" or not path.exists() or not path.stat().st_size:
         return ""
-    with closing(Database(to, None)) as older:
-        with older.read() as connection:
-            if rows.is_empty(connection):
-                return ""
-            is_ours = settings.get(connection, settings.FLEET) == fleet
-            if not is_ours or not settings.get(connection, settings.MOVED):
-                raise ConflictError(f"the database {older.shown_url} is not empty; nothing is written over")
-        with older.engine.connect() as connection:
-            # So that the file alone is all of it.
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    with closing(Database(to, None)) as older, older.read() as connection:
+        if rows.is_empty(connection):
+            return ""
+        is_ours = settings.get(connection, settings.FLEET) == fleet
+        if not is_ours or not settings.get(connection, settings.MOVED):
+            raise ConflictError(f"the database {older.shown_url} is not empty; nothing is written over")
+    with closing(sqlite3.connect(path)) as held:
+        # So that the file alone is all of it.
+        held.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     aside = path.with_name(f"{path.name}.left-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     path.rename(aside)
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    assert source.engine.url.database != str(path)
     return str(aside)
 
 
@@ -140,8 +138,9 @@ def _copy(source: Database, target: Database, now: float, tell: Callable[[str], 
     """Every row, in one transaction of each side. Raises: FleetError if they are not the same in the end."""
     counted: dict[str, Counted] = {}
     with source.read() as given, target.begin() as taken:
+        theirs = {table.name: table for table in rows.tables(taken)}
         for table in rows.tables(given):
-            there = _same(taken, table.name)
+            there = theirs[table.name]
             counted[table.name] = rows.put(taken, there, rows.lines(given, table))
             rows.go_on_counting(taken, there)
             found = rows.count(taken, there)
@@ -155,7 +154,3 @@ def _copy(source: Database, target: Database, now: float, tell: Callable[[str], 
         after = {"from": source.shown_url, "to": target.shown_url}
         audit.append(taken, now, audit.FLEET, "fleet.move", fleet, after=after)
     return counted
-
-
-def _same(connection: Connection, name: str) -> Table:
-    return next(table for table in rows.tables(connection) if table.name == name)
