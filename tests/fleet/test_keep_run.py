@@ -14,7 +14,8 @@ from fleet import api
 from fleet.client import publishing
 from fleet.client.rest import Client
 
-GATES = ("error_rate < 1% min 100 requests", "latency_p95 <= 10ms min 100 requests")
+# What few windows can satisfy: a machine under load stores them late.
+GATES = ("error_rate < 20% min 100 requests",)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
@@ -44,7 +45,9 @@ def services(tmp_path: Path, databases: tuple[str, ...]) -> Iterator[tuple[Servi
 
 
 def command(*words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "edgekit", "fleet", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "edgekit", "fleet", *words], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -62,13 +65,15 @@ def test_a_backup_taken_under_load_goes_on_elsewhere(
     client = first.client()
     publish(client, first, "1.0.0")
     files = [client.enroll(api.NewDevice(f"d{n}", ("digits",), {"site": "lab"})) for n in range(4)]
-    devices = [FakeDevice(file, window_s=0.1) for file in files]
+    devices = [FakeDevice(file, window_s=0.25) for file in files]
     for device in devices:
         device.enrol()
         device.connect()
     try:
         wait_until(lambda: client.status().online == 4, "the devices are online")
-        wanted = api.NewRollout("digits@1.0.0", "site=lab", stages="1,100%", soak="2s", gates=GATES, deadline="20s")
+        wanted = api.NewRollout(
+            "digits@1.0.0", "site=lab", stages="1,100%", soak="4s", gates=GATES, deadline="2m"
+        )
         started = client.start(wanted).rollout
         assert started is not None
         wait_until(lambda: client.rollout(started.id).counts.get("succeeded") == 1, "the canary arrived")
@@ -78,7 +83,9 @@ def test_a_backup_taken_under_load_goes_on_elsewhere(
         sealed = ("--passphrase-file", str(secret))
         out = tmp_path / "backup.zip"
         where = ("--database", databases[0]) if databases else ()
-        made = command("backup", str(out), "--state", str(first.state), "--with-keys", *sealed, *where, "--json")
+        made = command(
+            "backup", str(out), "--state", str(first.state), "--with-keys", *sealed, *where, "--json"
+        )
         assert msgspec.json.decode(made)["tables"]["members"]["rows"] == 4
 
         # The fleet goes on: orders go out that the backup knows nothing of.
@@ -96,9 +103,13 @@ def test_a_backup_taken_under_load_goes_on_elsewhere(
         again = second.client()
         assert again.rollout(started.id).status in ("running", "completed")
         wait_until(lambda: again.status().online == 4, "the devices are back", timeout_s=60)
-        wait_until(lambda: again.rollout(started.id).status == "completed", "it completes once more", timeout_s=60)
         wait_until(
-            lambda: all(device.running and device.running.target.startswith("digits/1.0.0") for device in devices),
+            lambda: again.rollout(started.id).status == "completed", "it completes once more", timeout_s=60
+        )
+        wait_until(
+            lambda: all(
+                device.running and device.running.target.startswith("digits/1.0.0") for device in devices
+            ),
             "all run it again",
         )
         for device, counter in zip(devices, before, strict=True):
@@ -108,7 +119,9 @@ def test_a_backup_taken_under_load_goes_on_elsewhere(
             assert device.refused == ""
         newest = [device._seq for device in devices]
         wait_until(
-            lambda: all(max(device.acked, default=0) > seq for device, seq in zip(devices, newest, strict=True)),
+            lambda: all(
+                max(device.acked, default=0) > seq for device, seq in zip(devices, newest, strict=True)
+            ),
             "what they report now is acknowledged",
         )
         # It can be worked with: another release, and a device that joins.
@@ -116,7 +129,7 @@ def test_a_backup_taken_under_load_goes_on_elsewhere(
         enrolled = FakeDevice(again.enroll(api.NewDevice("d9", ("digits",), {"site": "lab"})))
         enrolled.enrol()
         assert enrolled.enrolment > 1000
-        history = again._get(f"/api/v1/rollouts/{started.id}/history", list[api.ArmPoint])
+        history = again._call("GET", f"/rollouts/{started.id}/history", list[api.ArmPoint])
         assert {point.arm for point in history} >= {"canary"}
     finally:
         for device in devices:
