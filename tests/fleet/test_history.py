@@ -1,9 +1,14 @@
 """The past: a report counts once in each of its intervals, the unit of every interval is the device, tables stay bounded."""
 
+import concurrent.futures
 import math
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 import pytest
+from access_support import Inside
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, func, select
@@ -14,11 +19,14 @@ from edgekit.sketch import of
 from edgekit.wire.messages import DeploymentWindow, Moments
 from fleet.api import ArmPoint
 from fleet.rules import history
+from fleet.rules.access import Role
 from fleet.rules.history import ArmSums, Level, Minute
 from fleet.rules.retention import Kept, Retention, checked
+from fleet.rules.sums import NOT_DEAF
 from fleet.server import ingest, schema
 from fleet.server.clock import same
 from fleet.server.database import Database
+from fleet.server.inbox import Message
 from fleet.server.schema_history import arm_history, device_history, release_history
 from fleet.server.store import history as store
 from fleet.server.store import retention, rollouts, telemetry
@@ -281,3 +289,63 @@ def test_keys_of_old_reports_go_in_chunks_until_none_is_left(database: Database)
         assert not telemetry.prune(connection, NOW + 102.5, 100.0, limit=50)
         left = connection.execute(select(schema.reports.c.received_at).distinct()).scalars().all()
     assert sorted(left) == [NOW + 3, NOW + 4]
+
+
+@pytest.mark.postgres
+def test_a_writer_waits_for_no_other_that_adds_to_the_same_minute(empty_postgresql: str) -> None:
+    """And for no controller that holds the rollout's row."""
+    names = [f"d{n}" for n in range(4)]
+    with closing(Database(empty_postgresql)) as database:
+        enrolled(database, names)
+        with database.begin() as connection:
+            rollouts.add(connection, rollout_of(names, judged_from=NOW), NOW)
+        at = NOW + 121
+
+        def batch(some: list[str], seq: int) -> list[Message]:
+            return [report(name, n, at + n, digest=OLD) for name in some for n in range(seq, seq + 2)]
+
+        with database.begin() as held, concurrent.futures.ThreadPoolExecutor(1) as pool:
+            rollouts.lock(held, 1)
+            taken = ingest.Taken()
+            said = [found for one in batch(names[:2], 1) if (found := ingest._read(one, taken)) is not None]
+            ingest._store(held, said, taken, same(at), NOT_DEAF)
+            other = pool.submit(ingest.take_in, database, batch(names[2:], 1), same(at))
+            assert len(other.result(timeout=8).acks) == 2
+        with database.read() as connection:
+            [point] = store.of_rollout(connection, 1)
+            assert (point.arm, point.devices, point.requests) == ("control", 4, 400)
+            [minute] = store.of_release(connection, "digits", OLD, NOW, NOW + 3600)
+            assert (minute.devices, minute.requests) == (4, 800)
+
+
+def test_the_api_tells_of_devices_releases_and_rollouts(tmp_path: Path) -> None:
+    inside = Inside(tmp_path)
+    inside.clock.now = NOW + 7200
+    client = inside.client(inside.token("all", Role.ADMIN))
+    limited = inside.client(inside.token("attic", Role.VIEWER, "site=attic"))
+    names = [f"d{n}" for n in range(4)]
+    enrolled(inside.database, names)
+    with inside.database.begin() as connection:
+        rollouts.add(connection, rollout_of(names, judged_from=NOW), NOW)
+    for minute in range(1, 4):
+        at = NOW + 61 + 60 * minute
+        ingest.take_in(inside.database, [report(name, minute, at) for name in names], same(at))
+    arms = client.get("/api/v1/rollouts/r1/history").json()
+    assert [(point["arm"], point["devices"], point["errors"]) for point in arms] == [("control", 4, 4)] * 2
+    [device] = client.get("/api/v1/devices/d1/history").json()
+    assert (device["requests"], device["digest"]) == (300, OLD)
+    release = client.get("/api/v1/releases/digits/1/history").json()
+    assert [point["requests"] for point in release] == [400, 400, 400]
+    later = client.get(f"/api/v1/releases/digits/1/history?since={release[1]['at']}").json()
+    assert later == release[1:]
+    until = datetime.fromtimestamp(release[1]["at"], UTC).isoformat().replace("+00:00", "Z")
+    assert client.get(f"/api/v1/releases/digits/1/history?until={until}").json() == release[:1]
+    for path in ("devices/d9", "rollouts/r9", "releases/digits/9"):
+        assert client.get(f"/api/v1/{path}/history").status_code == 404
+    assert client.get("/api/v1/devices/d1/history?since=yesterday").status_code == 400
+    assert [limited.get(f"/api/v1/{path}/history").status_code for path in ("devices/d1", "rollouts/r1")] == [
+        404,
+        404,
+    ]
+    assert limited.get("/api/v1/releases/digits/1/history").status_code == 403
+    inside.close()
