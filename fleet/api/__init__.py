@@ -48,6 +48,12 @@ from fleet.api.fleet import (
     FleetView,
     Freeze,
 )
+from fleet.api.history import (
+    ArmName,
+    ArmPoint,
+    DevicePoint,
+    ReleasePoint,
+)
 from fleet.api.releases import (
     Block,
     BlockAnswer,
@@ -83,6 +89,8 @@ from fleet.api.rollouts import (
 __all__ = [
     "MAX_TEXT",
     "AccessName",
+    "ArmName",
+    "ArmPoint",
     "ArmView",
     "Assigned",
     "AssignmentView",
@@ -96,6 +104,7 @@ __all__ = [
     "Changed",
     "DeploymentView",
     "Deployments",
+    "DevicePoint",
     "DeviceView",
     "Done",
     "ErrorAnswer",
@@ -130,6 +139,7 @@ __all__ = [
     "PublicKey",
     "PublishAnswer",
     "Reason",
+    "ReleasePoint",
     "ReleaseView",
     "Replacement",
     "Retried",

@@ -32,6 +32,9 @@ _LAZY: Mapping[str, tuple[str, str]] = {
     "init": ("fleet.server.cli:init", "Make a fleet's home, once: keys, authority, database, settings."),
     "up": ("fleet.server.cli:up", "Start the broker and the fleet service; Ctrl-C stops both."),
     "worker": ("fleet.server.cli:worker", "Take reports in, beside the service; any number share them."),
+    "backup": ("fleet.server.keep.cli:backup", "Copy a fleet into a file, while it runs."),
+    "restore": ("fleet.server.keep.cli:restore", "Make a fleet's home from a backup."),
+    "move": ("fleet.server.keep.cli:move", "Take a fleet to another database, SQLite or PostgreSQL."),
     "simulate": (
         "fleet.simulate.cli:simulate",
         "Virtual devices that behave as real ones, to size a set-up.",

@@ -88,6 +88,9 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/rollouts/{rollout_id}"): _VIEW,
     ("GET", "/api/v1/rollouts/{rollout_id}/members"): _VIEW,
     ("GET", "/api/v1/rollouts/{rollout_id}/wanted"): _VIEW,
+    ("GET", "/api/v1/rollouts/{rollout_id}/history"): _VIEW,
+    ("GET", "/api/v1/devices/{device}/history"): _VIEW,
+    ("GET", "/api/v1/releases/{name}/{version}/history"): _VIEW_FLEET,
     # Devices and rollouts.
     ("POST", "/api/v1/devices"): _OPERATE,
     ("POST", "/api/v1/batches"): _OPERATE,

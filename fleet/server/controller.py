@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from edgekit.wire import topics
 from fleet.rules.evidence import StageEvidence
+from fleet.rules.retention import DEFAULT, Retention
 from fleet.rules.rollout import RETURNING, Command, Due, Heard, Left, Status, Tick
 from fleet.server import changes, joining, parting, queue, trials
 from fleet.server.clock import Clock, Now
@@ -25,6 +26,7 @@ from fleet.server.database import Database
 from fleet.server.link import Link
 from fleet.server.lock import Lock, LostError
 from fleet.server.placing import Placer
+from fleet.server.pruning import Pruning
 from fleet.server.store import (
     devices,
     events,
@@ -35,7 +37,6 @@ from fleet.server.store import (
     orders,
     rollouts,
     settings,
-    telemetry,
     workers,
 )
 from fleet.server.store.blocked import BlockedError
@@ -56,7 +57,6 @@ FOLLOW_S = 1.0
 CHUNKS_AT_ONCE = 10
 _KEEP_TIME_S = 5.0
 _RENEW_S = 60.0
-_PRUNE_S = 600.0
 
 News = set[str] | None
 
@@ -76,6 +76,7 @@ class Controller:
         on_lead: Callable[[], None] = lambda: None,
         on_lose: Callable[[], None] = lambda: None,
         has_workers: bool = False,
+        retention: Retention = DEFAULT,
     ) -> None:
         """With `has_workers` others take the reports in: the fleet hears its devices while one of them does."""
         self._database = database
@@ -88,6 +89,7 @@ class Controller:
         self._has_workers = has_workers
         self._hears_since: float | None = None
         self._lock = Lock(database)
+        self._pruning = Pruning(self._lock, retention)
         self._is_leading = False
         self._told = ""
         self._stopping = False
@@ -345,10 +347,7 @@ class Controller:
             with self._lock.begin() as connection:
                 due = orders.due_for_renewal(connection, now.wall, limit=100)
                 orders.issue_all(connection, self._issuer, known.lock(connection, due), now.wall)
-        if self._is_due("prune", _PRUNE_S):
-            with self._lock.begin() as connection:
-                telemetry.prune(connection, now.steady)
-                workers.prune(connection, now.steady)
+        self._pruning.step(now)
 
     def _is_due(self, chore: str, every_s: float) -> bool:
         ticks = time.monotonic()

@@ -363,8 +363,8 @@ reports = Table(
     Column("received_at", Float, nullable=False, index=True),
 )
 
-# The sums of all windows a device ever sent for one digest, and of its newest ones (`fleet.rules.sums.Recent`); changed
-# in the transaction that takes the report.
+# The sums of all windows a device ever sent for one digest, of its newest ones (`fleet.rules.sums.Recent`), and of what
+# else they said (`fleet.rules.history.Gauges`); changed in the transaction that takes the report.
 totals = Table(
     "totals",
     metadata,
@@ -376,6 +376,7 @@ totals = Table(
     Column("errors", BigInteger, nullable=False),
     Column("infer_ms", Text, nullable=False),
     Column("recent", Text, nullable=False, server_default="{}"),
+    Column("gauges", Text, nullable=False, server_default="[]"),
 )
 
 # The workers that take reports in (`fleet.server.worker`), by a name of their own; times are steady.

@@ -19,6 +19,7 @@ from types import FrameType
 import uvicorn
 
 from edgekit.errors import FleetError, UsageError
+from fleet.rules.retention import DEFAULT
 from fleet.server import broker_config, home, signin, tls
 from fleet.server.api.app import make_app
 from fleet.server.api.context import Context
@@ -38,6 +39,7 @@ from fleet.server.places import EMBEDDED, MOSQUITTO, Address, Places, Wanted, se
 from fleet.server.serving import Server
 from fleet.server.signin import SignIns
 from fleet.server.state import Keys, StateFolder
+from fleet.server.store import settings
 from fleet.server.store.orders import Issuer
 from fleet.tuf.online import Chore, Online
 
@@ -166,8 +168,7 @@ def _start(
     if broker is not None:
         stack.callback(broker.stop)
         broker.start()
-    issuer = Issuer(config.fleet, folder.take_order_key(tuf.order_keys(), trust.keys.order))
-    home.check_order_key(database, issuer.key.keyid, tuf.order_keys())
+    issuer = _issuer(config, folder, tuf, trust.keys, database)
     notary = Notary(database, config.fleet, trust.keys.audit, folder.path)
     group = None if places.broker == EMBEDDED else telemetry_group(trust.keys.secrets)
     login = how_to_log_in(options.broker_login, places, options.broker_files, certificates.service_context)
@@ -196,6 +197,7 @@ def _start(
         on_lead=link.start,
         on_lose=link.stop,
         has_workers=has_workers,
+        retention=config.history or DEFAULT,
     )
     link.on_connect = controller.reconnected
     context = Context(
@@ -236,6 +238,15 @@ def _start(
         made,
     )
     return Server(_uvicorn(context, trust, certificates), context.hub), listener, announcement
+
+
+def _issuer(config: Config, folder: StateFolder, tuf: Online, keys: Keys, database: Database) -> Issuer:
+    """Raises: ConflictError if the database's devices do not know the key."""
+    with database.read() as connection:
+        above = settings.number(connection, settings.ORDERS_ABOVE)
+    key = folder.take_order_key(tuf.order_keys(), keys.order)
+    home.check_order_key(database, key.keyid, tuf.order_keys())
+    return Issuer(config.fleet, key, above)
 
 
 def _make_home(options: Options, places: Places) -> Config:

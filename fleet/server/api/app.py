@@ -23,6 +23,7 @@ from fleet.server.api import (
     events,
     experiments,
     fleet,
+    history,
     login,
     metadata,
     oidc,
@@ -64,6 +65,7 @@ def make_app(context: Context) -> FastAPI:
         retry,
         rollouts,
         experiments,
+        history,
         terminal,
         events,
     ):

@@ -75,9 +75,11 @@ def lock(connection: Connection, rollout_id: int) -> tuple[Rollout, int]:
 
 
 def revision(connection: Connection, rollout_id: int) -> int:
-    return int(
-        connection.execute(select(rollouts.c.revision).where(rollouts.c.id == rollout_id)).scalar_one()
-    )
+    """Raises: NotFoundError."""
+    found = connection.execute(select(rollouts.c.revision).where(rollouts.c.id == rollout_id)).scalar()
+    if found is None:
+        raise NotFoundError(_NOT_FOUND.format(rollout_id))
+    return int(found)
 
 
 def add(connection: Connection, rollout: Rollout, now: float, wanted: NewRollout | None = None) -> None:

@@ -34,6 +34,7 @@ def there(connection: Connection, now: float) -> list[WorkerRow]:
     return list(connection.execute(query.order_by(workers.c.name)))
 
 
-def prune(connection: Connection, now: float) -> None:
-    """Forget those that are gone for good."""
+def prune(connection: Connection, now: float) -> bool:
+    """Forget those that are gone for good; False, for there are never many."""
     connection.execute(delete(workers).where(workers.c.seen_at < now - 360 * GONE_S))
+    return False
