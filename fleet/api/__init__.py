@@ -13,6 +13,17 @@ from fleet.api.access import (
     UserView,
     Whoami,
 )
+from fleet.api.alerts import (
+    AlertView,
+    Mail,
+    NewTarget,
+    Severity,
+    TargetEvent,
+    TargetKind,
+    TargetTried,
+    TargetView,
+    Webhook,
+)
 from fleet.api.common import (
     MAX_TEXT,
     Changed,
@@ -79,6 +90,7 @@ from fleet.api.rollouts import (
 __all__ = [
     "MAX_TEXT",
     "AccessName",
+    "AlertView",
     "ArmView",
     "Assigned",
     "AssignmentView",
@@ -104,6 +116,7 @@ __all__ = [
     "KeysView",
     "Label",
     "MadeToken",
+    "Mail",
     "MemberView",
     "MetadataView",
     "NewAssignment",
@@ -116,6 +129,7 @@ __all__ = [
     "NewMetadata",
     "NewPassword",
     "NewRollout",
+    "NewTarget",
     "NewToken",
     "NewUser",
     "OnViolation",
@@ -131,7 +145,12 @@ __all__ = [
     "RolloutAnswer",
     "RolloutView",
     "ScopeText",
+    "Severity",
     "StageOutlook",
+    "TargetEvent",
+    "TargetKind",
+    "TargetTried",
+    "TargetView",
     "Telemetry",
     "Text",
     "TokenView",
@@ -139,5 +158,6 @@ __all__ = [
     "UserChange",
     "UserView",
     "Waiting",
+    "Webhook",
     "Whoami",
 ]

@@ -9,6 +9,7 @@ from msgspec import Meta
 from fleet.api.common import Text
 
 TargetName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,47}$")]
+Severity = Literal["warning", "critical"]
 TargetKind = Literal["webhook", "smtp", "log"]
 TargetEvent = Literal["alerts", "retraining"]
 Address = Annotated[str, Meta(max_length=2000)]
@@ -24,7 +25,7 @@ class AlertView(msgspec.Struct, frozen=True):
     id: str
     kind: str
     subject: str
-    severity: Literal["warning", "critical"]
+    severity: Severity
     words: str
     what_to_do: str
     since: datetime
@@ -71,7 +72,7 @@ class NewTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: TargetKind
     webhook: Webhook | None = None
     mail: Mail | None = None
-    severity: Literal["warning", "critical"] = "warning"
+    severity: Severity = "warning"
     events: Annotated[tuple[TargetEvent, ...], Meta(min_length=1, max_length=2)] = ("alerts",)
 
     def __repr__(self) -> str:
@@ -87,7 +88,7 @@ class TargetView(msgspec.Struct, frozen=True):
     name: str
     kind: TargetKind
     where: str
-    severity: Literal["warning", "critical"]
+    severity: Severity
     events: tuple[TargetEvent, ...]
     created: datetime
     created_by: str

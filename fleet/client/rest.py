@@ -250,6 +250,27 @@ class Client:
     def audit_verdict(self) -> api.AuditVerdict:
         return self._call("GET", "/audit/verdict", api.AuditVerdict)
 
+    def alerts(self, *, ended: bool = False) -> list[api.AlertView]:
+        """Those that stand, or the newest that ended."""
+        return self._call("GET", f"/alerts?ended={'true' if ended else 'false'}", list[api.AlertView])
+
+    def acknowledge(self, alert: str, reason: str = "") -> api.Changed:
+        return self._call(
+            "POST", f"/alerts/{quote(alert, safe='')}/acknowledge", api.Changed, api.Reason(reason)
+        )
+
+    def targets(self) -> list[api.TargetView]:
+        return self._call("GET", "/alert-targets", list[api.TargetView])
+
+    def add_target(self, new: api.NewTarget) -> api.Changed:
+        return self._call("POST", "/alert-targets", api.Changed, new)
+
+    def remove_target(self, name: str) -> api.Changed:
+        return self._call("POST", f"/alert-targets/{quote(name, safe='')}/remove", api.Changed)
+
+    def try_target(self, name: str) -> api.TargetTried:
+        return self._call("POST", f"/alert-targets/{quote(name, safe='')}/test", api.TargetTried)
+
     def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         content = msgspec.json.encode(body) if body is not None else None
         return self._read(self._send(method, path, content=content), method, path, kind)

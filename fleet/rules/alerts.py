@@ -8,8 +8,8 @@ Always true
  2. What lasts shorter than its kind's `raise_after_s` is never told; what is gone for less than `clear_after_s` has not
     ended: flapping is one alert.
  3. More than `FOLD_ABOVE` findings of one kind and topic are one alert, be they nine or ten thousand. It is told again
-    only when it has grown tenfold, and not within an hour. When few are left it ends, and they go on as alerts of their
-    own that were told with it.
+    only when it has grown tenfold, and not within an hour. When few have been left for a while it ends, and they go on
+    as alerts of their own that were told with it.
  4. What was not looked at neither opens nor ends anything.
 """
 
@@ -132,7 +132,8 @@ class Finding(msgspec.Struct, frozen=True):
 class Alert(msgspec.Struct, frozen=True):
     """`id` is 0 until it is stored. `since` and `ended` are wall time, what ends in `_at` is steady.
 
-    It is pending until `opened_at`. `told` counts the subjects that it was told about with.
+    It is pending until `opened_at`. `told` counts the subjects that it was told about with; `few_at` is since when so few
+    are left of many that they need not be one.
     """
 
     kind: str
@@ -149,6 +150,7 @@ class Alert(msgspec.Struct, frozen=True):
     count: int = 1
     told: int = 0
     told_at: float | None = None
+    few_at: float | None = None
     acknowledged_by: str = ""
     about: dict[str, object] = {}
 
@@ -208,12 +210,11 @@ def _group(book: "_Book", kind: str, topic: str, found: dict[str, Finding]) -> N
     """Findings of one kind and topic: each an alert of its own, or all one."""
     whole = (kind, f"{topic}{_ALL}")
     present = book.alerts.get(whole)
-    most = FOLD_ABOVE // 2 if present is not None else FOLD_ABOVE
-    if len(found) > most:
+    if len(found) > FOLD_ABOVE or (present is not None and book.is_many_yet(present, len(found))):
         book.fold(whole, topic, found)
         return
     if present is not None:
-        book.unfold(present, found)
+        book.unfold(book.alerts[whole], found)
     for finding in found.values():
         book.see(finding)
 
@@ -270,16 +271,28 @@ class _Book:
     def fold(self, whole: Key, topic: str, found: dict[str, Finding]) -> None:
         """Many are one alert, as old as the oldest of them; their own go without a word."""
         kind, subject = whole
-        starts = [self._steady]
-        for name in found:
-            if (own := self.alerts.pop((kind, name), None)) is not None:
-                starts.append(own.found_at)
-                self._drop(own)
+        own = [alert for name in found if (alert := self.alerts.get((kind, name))) is not None]
+        pending = [alert for alert in own if alert.opened_at is None]
         about: dict[str, object] = {"subjects": sorted(found)[:100]}
         words = _of_many(kind, topic, found)
         worst: Severity | None = "critical" if any(f.severity == "critical" for f in found.values()) else None
         merged = Finding(kind, subject, words, topic, worst, len(found), about)
-        self.see(merged, found_at=min(starts))
+        self.see(merged, found_at=min((alert.found_at for alert in pending), default=None))
+        # Those that were told stand until the one that takes them in is told.
+        is_open = self.alerts[whole].is_open
+        for alert in own:
+            if is_open or alert.opened_at is None:
+                self._drop(alert)
+            else:
+                self.see(found[alert.subject])
+
+    def is_many_yet(self, whole: Alert, count: int) -> bool:
+        """Whether they stay one; notes since when they are few."""
+        few_at = None
+        if count <= FOLD_ABOVE // 2:
+            few_at = self._steady if whole.few_at is None else whole.few_at
+        self.alerts[whole.kind, whole.subject] = msgspec.structs.replace(whole, few_at=few_at)
+        return few_at is None or self._steady - few_at < KINDS[whole.kind].clear_after_s
 
     def unfold(self, whole: Alert, left: dict[str, Finding]) -> None:
         """Few are left of many: the one ends, and says who is left; they are told with it."""
@@ -312,6 +325,8 @@ class _Book:
             self._ended.append(ended)
 
     def _drop(self, alert: Alert) -> None:
+        """Without a word."""
+        del self.alerts[alert.kind, alert.subject]
         if alert.opened_at is None:
             self._forgotten.append(alert.id)
         else:
@@ -327,9 +342,7 @@ class _Book:
 
 def _of_many(kind: str, topic: str, found: Mapping[str, Finding]) -> str:
     names = sorted(found)
-    shown = ", ".join(names[:_NAMED])
-    example = found[names[0]].words
+    rest = len(names) - _NAMED
+    shown = ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
     what = f" ({topic})" if topic else ""
-    return (
-        f"{len(names)} {KINDS[kind].many}{what}: {shown} and {len(names) - _NAMED} more; the first: {example}"
-    )
+    return f"{len(names)} {KINDS[kind].many}{what}: {shown}; the first: {found[names[0]].words}"

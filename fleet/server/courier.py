@@ -24,7 +24,7 @@ from fleet.server.sealing import Seal
 from fleet.server.store import alert_targets, alerts
 from fleet.server.store.alert_targets import TargetRow
 from fleet.server.store.alerts import Body, MessageRow
-from fleet.server.telling import NotToldError, Target, tell
+from fleet.server.telling import TIMEOUT_S, NotToldError, Target, tell
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Courier:
     def stop(self) -> None:
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join(timeout=15)
+            self._thread.join(timeout=2 * TIMEOUT_S)
 
     def _run(self) -> None:
         while not self._stopping.wait(_LOOK_S):

@@ -23,6 +23,7 @@ alerts = Table(
     Column("how_many", Integer, nullable=False),
     Column("told", Integer, nullable=False),
     Column("told_at", Float),
+    Column("few_at", Float),
     Column("acknowledged_by", String(100), nullable=False),
     Column("acknowledged_at", Float),
     Column("reached", Text, nullable=False, default="[]"),

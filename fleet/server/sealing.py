@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from edgekit.errors import FleetError
 from fleet.server.state import Keys
 
+# The purpose of what alert targets keep.
+TARGETS = "alert target"
 _NONCE_BYTES = 12
 
 

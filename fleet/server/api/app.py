@@ -13,6 +13,7 @@ from edgekit.errors import EdgeKitError
 from fleet.api import ErrorAnswer, ErrorBody
 from fleet.server.api import (
     access,
+    alerts,
     assignments,
     audit,
     batches,
@@ -23,6 +24,7 @@ from fleet.server.api import (
     fleet,
     login,
     metadata,
+    metrics,
     oidc,
     releases,
     retry,
@@ -62,6 +64,8 @@ def make_app(context: Context) -> FastAPI:
         rollouts,
         experiments,
         terminal,
+        alerts,
+        metrics,
     ):
         app.include_router(module.router)
     for pages in (login.router, oidc.router, terminal.page_router):

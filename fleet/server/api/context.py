@@ -20,8 +20,10 @@ from fleet.server.certificates import Certificates
 from fleet.server.clock import Clock
 from fleet.server.database import Database
 from fleet.server.link import Link
+from fleet.server.metrics import Metrics
 from fleet.server.notary import Notary
 from fleet.server.places import Places
+from fleet.server.sealing import TARGETS, Seal
 from fleet.server.signin import SignIns
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store.enrolments import Registrar
@@ -47,6 +49,7 @@ class Context:
     wake: Callable[[], None]
     tuf: Online
     notary: Notary
+    metrics: Metrics
     dropped: Counter[str] = field(default_factory=Counter)
     limits: Limits = field(default_factory=Limits)
     sign_ins: SignIns = field(default_factory=SignIns)
@@ -54,6 +57,11 @@ class Context:
     clock: Callable[[], float] = wall.time
     time: Clock = field(default_factory=Clock)
     is_controller: Callable[[], bool] = lambda: True
+
+    @property
+    def seal(self) -> Seal:
+        """Keeps the secrets of alert targets."""
+        return Seal(self.keys, TARGETS)
 
     @property
     def registrar(self) -> Registrar:

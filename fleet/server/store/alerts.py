@@ -111,6 +111,7 @@ def _alert(row: Row[Any]) -> Alert:
         count=row.how_many,
         told=row.told,
         told_at=row.told_at,
+        few_at=row.few_at,
         acknowledged_by=row.acknowledged_by,
         about=_ABOUT.decode(row.about),
     )

@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column('how_many', sa.Integer(), nullable=False),
         sa.Column('told', sa.Integer(), nullable=False),
         sa.Column('told_at', sa.Float()),
+        sa.Column('few_at', sa.Float()),
         sa.Column('acknowledged_by', sa.String(100), nullable=False),
         sa.Column('acknowledged_at', sa.Float()),
         sa.Column('reached', sa.Text(), nullable=False),
