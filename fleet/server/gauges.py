@@ -71,7 +71,7 @@ def read(connection: Connection, steady: float) -> Figures:
     return Figures(
         is_frozen=settings.is_frozen(connection),
         devices=watching.by_state(connection),
-        rollouts={key: count for key, count in connection.execute(by_status)},
+        rollouts={key: int(count) for key, count in connection.execute(by_status)},
         active=_active(connection),
         releases=_releases(connection),
         alerts={(kind, severity): count for kind, severity, count in connection.execute(by_alert)},
@@ -101,7 +101,7 @@ def _active(connection: Connection) -> tuple[RolloutFigures, ...]:
                 rollout.status.value,
                 rollout.stage + 1,
                 len(rollout.spec.stages),
-                {key: count for key, count in connection.execute(counted)},
+                {key: int(count) for key, count in connection.execute(counted)},
                 {verdict.gate: verdict.outcome for verdict in rollout.verdicts},
             )
         )

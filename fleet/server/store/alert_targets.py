@@ -80,7 +80,7 @@ def listing(connection: Connection) -> list[TargetView]:
     counted = (
         select(messages.c.target, func.count()).where(messages.c.state == WAITING).group_by(messages.c.target)
     )
-    waiting: dict[str, int] = {key: count for key, count in connection.execute(counted)}
+    waiting: dict[str, int] = {key: int(count) for key, count in connection.execute(counted)}
     return [
         TargetView(
             name=row.name,
