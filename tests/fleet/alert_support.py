@@ -115,7 +115,7 @@ def mailbox(**options: Any) -> Iterator[Mailbox]:
 
     def login(_server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
         made.logins.append((data.login, data.password))
-        return AuthResult(success=data.password == b"right")
+        return AuthResult(success=data.password == b"right", handled=False)
 
     if options.pop("has_login", False):
         options |= {"authenticator": login, "auth_required": True}

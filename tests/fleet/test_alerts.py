@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ from fleet.rules import drift as drift_rules
 from fleet.rules.access import Role
 from fleet.rules.drift import Track
 from fleet.rules.rollout import Command
-from fleet.server import changes, courier, ingest, schema, telling
+from fleet.server import ca, changes, courier, ingest, schema, telling
 from fleet.server.alarms import Alarms, Own
 from fleet.server.clock import Clock, Now, same
 from fleet.server.controller import Controller
@@ -679,6 +680,27 @@ def test_a_mail_arrives_once_also_where_the_server_is_busy_first(fleet: Fleet, m
     assert found["auto-submitted"] == "auto-generated"
     assert found["message-id"].startswith("<msg_")
     assert "two boards speak as d1" in str(found.get_payload())
+
+
+def test_a_mail_server_is_spoken_to_over_tls_that_is_pinned_and_told_its_password(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    authority = ca.create("fleet-1", now)
+    key = ca.make_key()
+    certificate = authority.server(key.public_key(), ["127.0.0.1"], "fleet-1", now)
+    (tmp_path / "both.pem").write_bytes(ca.key_pem(key) + ca.pem(certificate).encode())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both.pem")
+    body = '{"type":"test","id":"msg_1","fleet":"f","text":"one"}'
+    with mailbox(ssl_context=context, has_login=True, auth_require_tls=False) as mails:
+        given: dict[str, Any] = {"user": "fleet", "password": "right", "ca": authority.pem}
+        good = api.Mail(f"smtps://127.0.0.1:{mails.port}", "a@example.org", ("b@example.org",), **given)
+        assert telling._mail(good, body, NOW) == "taken"
+        assert mails.logins == [(b"fleet", b"right")]
+        with pytest.raises(telling.NotToldError, match="refuses the login"):
+            telling._mail(msgspec.structs.replace(good, password="wrong"), body, NOW)
+        with pytest.raises(telling.NotToldError, match="its certificate is not trusted"):
+            telling._mail(msgspec.structs.replace(good, ca=""), body, NOW)
+        assert len(mails.mails) == 1
 
 
 def test_a_log_target_writes_one_line(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:

@@ -28,7 +28,7 @@ from fleet.rules.access import Role
 from fleet.rules.gates import Outcome, Verdict
 from fleet.server import changes, gauges, ingest, metrics, schema
 from fleet.server.clock import Clock, same
-from fleet.server.database import Database
+from fleet.server.database import Database, sqlite_url
 from fleet.server.metrics import Metrics, Process
 from fleet.server.schema_alerts import drops
 from fleet.server.store import audit, workers
@@ -62,12 +62,11 @@ def key(name: str, **labels: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     return name, tuple(sorted(labels.items()))
 
 
-@pytest.fixture
-def filled(database: Database, tmp_path: Path) -> Database:
+def fill(database: Database, folder: Path) -> Database:
     """Three devices that reported, a rollout whose gate is violated, a worker that dropped something."""
     names = ["d1", "d2", "d3"]
     enrolled(database, names)
-    issuer = Issuer("fleet-1", make_key(tmp_path / "order.key"))
+    issuer = Issuer("fleet-1", make_key(folder / "order.key"))
     ingest.take_in(database, [report(name, 1, NOW) for name in names], same(NOW))
     with database.begin() as connection:
         connection.execute(update(schema.devices).where(schema.devices.c.id == "d3").values(is_online=False))
@@ -82,14 +81,27 @@ def filled(database: Database, tmp_path: Path) -> Database:
     return database
 
 
+@pytest.fixture
+def filled(tmp_path: Path) -> Iterator[Database]:
+    made = Database(sqlite_url(tmp_path))
+    yield fill(made, tmp_path)
+    made.close()
+
+
+@pytest.fixture
+def either(database: Database, tmp_path: Path) -> Database:
+    """The same on each kind of database, for what SQL says differently."""
+    return fill(database, tmp_path)
+
+
 def made(database: Database, **process: Any) -> Metrics:
     return Metrics(database, Process(clock=Clock(lambda: NOW, lambda: NOW), **process), "fleet-1")
 
 
-def test_they_say_what_the_fleet_and_its_service_do(filled: Database) -> None:
+def test_they_say_what_the_fleet_and_its_service_do(either: Database) -> None:
     found = values(
         made(
-            filled,
+            either,
             stored=lambda: 40,
             dropped=lambda: {"queue full": 2},
             late_since=lambda: NOW - 12,
