@@ -13,6 +13,17 @@ from fleet.api.access import (
     UserView,
     Whoami,
 )
+from fleet.api.alerts import (
+    AlertView,
+    Mail,
+    NewTarget,
+    Severity,
+    TargetEvent,
+    TargetKind,
+    TargetTried,
+    TargetView,
+    Webhook,
+)
 from fleet.api.common import (
     MAX_TEXT,
     Changed,
@@ -89,6 +100,7 @@ from fleet.api.rollouts import (
 __all__ = [
     "MAX_TEXT",
     "AccessName",
+    "AlertView",
     "ArmName",
     "ArmPoint",
     "ArmView",
@@ -119,6 +131,7 @@ __all__ = [
     "KeysView",
     "Label",
     "MadeToken",
+    "Mail",
     "MemberView",
     "MetadataView",
     "NewAssignment",
@@ -131,6 +144,7 @@ __all__ = [
     "NewMetadata",
     "NewPassword",
     "NewRollout",
+    "NewTarget",
     "NewToken",
     "NewUser",
     "OnViolation",
@@ -147,7 +161,12 @@ __all__ = [
     "RolloutAnswer",
     "RolloutView",
     "ScopeText",
+    "Severity",
     "StageOutlook",
+    "TargetEvent",
+    "TargetKind",
+    "TargetTried",
+    "TargetView",
     "Telemetry",
     "Text",
     "TokenView",
@@ -155,5 +174,6 @@ __all__ = [
     "UserChange",
     "UserView",
     "Waiting",
+    "Webhook",
     "Whoami",
 ]

@@ -13,6 +13,7 @@ from edgekit.distribution import extra
 from edgekit.errors import UsageError
 from fleet.client import (
     access_cli,
+    alerts_cli,
     assign_cli,
     audit_cli,
     batch_cli,
@@ -91,7 +92,16 @@ def fleet(ctx: click.Context, *, place: str | None) -> None:
 
 fleet.add_command(rollout)
 fleet.add_command(experiment)
-for room in (device_cli, assign_cli, batch_cli, access_cli, login_cli, audit_cli, describe_cli):
+for room in (
+    device_cli,
+    assign_cli,
+    batch_cli,
+    access_cli,
+    login_cli,
+    audit_cli,
+    alerts_cli,
+    describe_cli,
+):
     for command in room.COMMANDS:
         fleet.add_command(command)
 

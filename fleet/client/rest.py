@@ -282,3 +282,25 @@ class Client:
 
     def audit_verdict(self) -> api.AuditVerdict:
         return self._transport.call("GET", "/audit/verdict", api.AuditVerdict)
+
+    def alerts(self, *, ended: bool = False) -> list[api.AlertView]:
+        """Those that stand, or the newest that ended."""
+        path = f"/alerts?ended={'true' if ended else 'false'}"
+        return self._transport.call("GET", path, list[api.AlertView])
+
+    def acknowledge(self, alert: str, reason: str = "") -> api.Changed:
+        return self._transport.call(
+            "POST", at("/alerts/{}/acknowledge", alert), api.Changed, api.Reason(reason)
+        )
+
+    def targets(self) -> list[api.TargetView]:
+        return self._transport.call("GET", "/alert-targets", list[api.TargetView])
+
+    def add_target(self, new: api.NewTarget) -> api.Changed:
+        return self._transport.call("POST", "/alert-targets", api.Changed, new)
+
+    def remove_target(self, name: str) -> api.Changed:
+        return self._transport.call("POST", at("/alert-targets/{}/remove", name), api.Changed)
+
+    def try_target(self, name: str) -> api.TargetTried:
+        return self._transport.call("POST", at("/alert-targets/{}/test", name), api.TargetTried)

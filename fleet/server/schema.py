@@ -106,6 +106,8 @@ devices = Table(
     Column("reported_seq", BigInteger, nullable=False, default=-1),
     Column("reported", Text),
     Column("reported_counter", BigInteger, nullable=False, default=0, server_default="0"),
+    # Of `reported`, what is wrong with it (`fleet.rules.findings.Trouble`), as a list; empty text for nothing.
+    Column("troubles", Text, nullable=False, default="", server_default=""),
     # Steady.
     Column("last_seen_at", Float),
     Column("last_report_at", Float),

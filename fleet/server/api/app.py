@@ -13,6 +13,7 @@ from edgekit.errors import EdgeKitError
 from fleet.api import ErrorAnswer, ErrorBody
 from fleet.server.api import (
     access,
+    alerts,
     assignments,
     audit,
     batches,
@@ -26,6 +27,7 @@ from fleet.server.api import (
     history,
     login,
     metadata,
+    metrics,
     oidc,
     releases,
     retry,
@@ -68,6 +70,8 @@ def make_app(context: Context) -> FastAPI:
         history,
         terminal,
         events,
+        alerts,
+        metrics,
     ):
         app.include_router(module.router)
     for pages in (login.router, oidc.router, terminal.page_router):

@@ -22,8 +22,10 @@ from fleet.server.clock import Clock
 from fleet.server.database import Database
 from fleet.server.events import Hub
 from fleet.server.link import Link
+from fleet.server.metrics import Metrics
 from fleet.server.notary import Notary
 from fleet.server.places import Places
+from fleet.server.sealing import TARGETS, Seal
 from fleet.server.signin import SignIns
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store.enrolments import Registrar
@@ -49,6 +51,7 @@ class Context:
     wake: Callable[[], None]
     tuf: Online
     notary: Notary
+    metrics: Metrics
     dropped: Counter[str] = field(default_factory=Counter)
     limits: Limits = field(default_factory=Limits)
     sign_ins: SignIns = field(default_factory=SignIns)
@@ -61,6 +64,11 @@ class Context:
     def hub(self) -> Hub:
         """All who watch what changes."""
         return Hub(self.database)
+
+    @property
+    def seal(self) -> Seal:
+        """Keeps the secrets of alert targets."""
+        return Seal(self.keys, TARGETS)
 
     @property
     def registrar(self) -> Registrar:

@@ -49,6 +49,7 @@ _EMPTY = {
     "agent_version": "",
     "nonce": "",
     "reported": None,
+    "troubles": "",
     "last_seen_at": None,
     "last_report_at": None,
     "offline_at": None,
