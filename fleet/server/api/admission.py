@@ -2,7 +2,8 @@
 
 Always true
  1. Every route passes here before its own dependencies; one that the table does not name is closed.
- 2. A cookie alone changes nothing: the page's token comes along (`fleet.server.api.login`).
+ 2. A cookie alone changes nothing: the page's token comes along (`fleet.server.api.login`), in a header, or with the
+    page's forms in a field, which is looked at as soon as they are read (`fleet.server.web.forms`).
  3. A secret arrives in the Authorization header or in a cookie, never in an address.
 """
 
@@ -18,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from edgekit.errors import AuthError, NotFoundError
 from fleet.rules import access
-from fleet.rules.access import RULES, Open, Role, Scope
+from fleet.rules.access import RULES, Open, Role, Rule, Scope
 from fleet.rules.selectors import Labels
 from fleet.server.api.context import Context, Ctx, UnauthenticatedError, bearer
 from fleet.server.store import devices, sessions, tokens
@@ -66,14 +67,14 @@ def admit(request: Request, ctx: Ctx) -> None:
         raise AuthError("nobody may do this: no rule names it")
     if isinstance(rule, Open):
         return
-    principal = _principal(request, ctx)
+    principal = _principal(request, ctx, rule)
     access.check(rule, principal.role, principal.scope)
     request.state.principal = principal
 
 
-def _principal(request: Request, ctx: Context) -> Principal:
+def _principal(request: Request, ctx: Context, rule: Rule) -> Principal:
     if "authorization" not in request.headers and (secret := session_of(request, ctx)):
-        return _by_session(secret, request, ctx)
+        return _by_session(secret, request, ctx, is_form=rule.is_form)
     return _by_token(bearer(request), request, ctx)
 
 
@@ -92,9 +93,9 @@ def csrf_of(secret: str) -> str:
     return hmac.digest(secret.encode(), b"edgekit csrf", "sha256").hex()
 
 
-def _by_session(secret: str, request: Request, ctx: Context) -> Principal:
+def _by_session(secret: str, request: Request, ctx: Context, *, is_form: bool) -> Principal:
     found = _of_session(secret, request, ctx, sessions.PAGE)
-    if request.method not in _SAFE:
+    if request.method not in _SAFE and not is_form:
         shown = request.headers.get("x-csrf-token", "")
         if not hmac.compare_digest(shown.encode(), csrf_of(secret).encode()):
             raise AuthError("this did not come from a page of this fleet; nothing was done")

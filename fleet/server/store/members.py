@@ -23,7 +23,7 @@ def of(connection: Connection, rollout: int, devices: Sequence[str] | None = Non
     query = select(members).where(members.c.rollout == rollout)
     if devices is not None:
         query = query.where(among(connection, members.c.device, devices))
-    return {row.device: _member(row) for row in connection.execute(query)}
+    return {row.device: member(row) for row in connection.execute(query)}
 
 
 def write(connection: Connection, rollout: int, changed: Iterable[Member]) -> None:
@@ -50,7 +50,7 @@ def _values(rollout: int, member: Member) -> dict[str, Any]:
     }
 
 
-def _member(row: Row[Any]) -> Member:
+def member(row: Row[Any]) -> Member:
     same: dict[str, Any] = {name: getattr(row, name) for name in _SAME}
     times: dict[str, Any] = {name: _moment(getattr(row, name)) for name in _TIMES}
     return Member(
