@@ -1,6 +1,7 @@
 """The audit log, a readable line for each change."""
 
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -14,6 +15,8 @@ from fleet.server.web.frame import On
 
 router = APIRouter(tags=["page"])
 ON_A_PAGE = 50
+# From so many on alike lines are one.
+_MANY = 4
 # What was done, as the middle of a sentence between who and whom. One that is missing here is shown by its name.
 _DID: Mapping[str, str] = {
     "rollout.start": "started rollout",
@@ -95,6 +98,22 @@ def lines(entries: Iterable[Entry]) -> list[Line]:
     return [line(entry) for entry in entries]
 
 
+def gathered(entries: Iterable[Entry]) -> list[Line]:
+    """The same, but what many devices did one after the other is one line: the newest, and how many more."""
+    found = []
+    for _, some in groupby(
+        entries, key=lambda entry: (entry.action, entry.actor.partition(":")[0] == "device")
+    ):
+        alike = list(some)
+        kind, _, name = alike[0].actor.partition(":")
+        if kind != "device" or len(alike) < _MANY:
+            found += lines(alike)
+            continue
+        others = words.devices(len({entry.actor for entry in alike} - {alike[0].actor}))
+        found.append(line(alike[0])._replace(who=f"{name} and {others}", changes=()))
+    return found
+
+
 def line(entry: Entry) -> Line:
     kind, _, name = entry.actor.partition(":")
     who = {"token": f"token {name}", "device": name, "fleet": "the fleet"}.get(kind, name or kind)
@@ -110,7 +129,8 @@ def _place(entry: Entry) -> str:
     if kind in ("bundle", "release") and "@" in subject:
         return f"/releases/{subject.replace('@', '/', 1)}"
     base = {"rollout": "/rollouts", "device": "/devices", "experiment": "/experiments"}.get(kind, "")
-    return f"{base}/{subject}" if base and subject else ""
+    # A batch of devices has no page.
+    return f"{base}/{subject}" if base and subject and " " not in subject else ""
 
 
 def _changes(entry: Entry) -> tuple[Change, ...]:

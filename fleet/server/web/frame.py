@@ -44,6 +44,8 @@ _NAV = (
     ("/audit", "Audit"),
     ("/settings", "Settings"),
 )
+# Pages that have no place of their own.
+_UNDER = {"/enrol": "/devices", "/search": ""}
 
 
 @cache
@@ -192,7 +194,7 @@ class Page:
             "csrf": csrf_of(session_of(self.request, ctx)),
             "theme": theme_of(self.request),
             "nav": [(to, name) for to, name in _NAV if to not in hidden],
-            "here": next((to for to, _ in reversed(_NAV) if path.startswith(to)), "/"),
+            "here": next((to for to, _ in _NAV[1:] if path.startswith(to)), _UNDER.get(path, "/")),
             "now": self.now,
             "is_frozen": is_frozen,
             "is_connected": ctx.link.is_connected,

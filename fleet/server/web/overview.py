@@ -13,14 +13,15 @@ from fleet.server.api import fleet as rest
 from fleet.server.store import approvals, devices, glance, releases
 from fleet.server.store.glance import Browse, DeviceCounts, Look
 from fleet.server.web import others, rollouts, track, words
-from fleet.server.web.auditing import lines
+from fleet.server.web.auditing import gathered
 from fleet.server.web.forms import Form, valid
 from fleet.server.web.frame import THEME, THEMES, On, Page, headers, link
 from fleet.server.web.rollouts import Card
 
 router = APIRouter(tags=["page"])
 _DAY_S = 86_400.0
-_SHOWN = 20
+# Lines of changes, and entries that are read to make them.
+_SHOWN, _READ = 12, 300
 # What there is to find of each kind.
 _FOUND = 30
 
@@ -45,7 +46,7 @@ def home(page: On) -> Response:
         waiting = _waiting(connection, page)
         audit = "" if page.why_not("GET", "/audit") else "yes"
         since = page.ctx.clock() - _DAY_S
-        changes = lines(glance.entries(connection, Look(), _SHOWN, since)) if audit else []
+        changes = gathered(glance.entries(connection, Look(), _READ, since))[:_SHOWN] if audit else []
     return page.show(
         "overview.html.jinja",
         counts=counts,

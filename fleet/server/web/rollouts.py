@@ -22,7 +22,7 @@ from fleet.server.web.frame import On, Page
 from fleet.server.web.track import Segment, Sentence
 
 router = APIRouter(tags=["page"])
-ON_A_PAGE = 50
+ON_A_PAGE, MEMBERS = 50, 25
 # What a chip of the devices' table stands for.
 GROUPS: dict[str, tuple[str, ...]] = {
     "failed": tuple(sorted(BAD - {"rolled_back"})),
@@ -187,7 +187,7 @@ def show(
         head = found(connection, page, rollout_id)
         one = card(connection, page, head)
         states = GROUPS.get(only, ())
-        rows = glance.members_page(connection, head.id, states=states, skip=skip, limit=ON_A_PAGE + 1)
+        rows = glance.members_page(connection, head.id, states=states, skip=skip, limit=MEMBERS + 1)
         points = others.of_rollout(connection, head.id)
     groups = {name: sum(one.counts.get(state, 0) for state in states) for name, states in GROUPS.items()}
     return page.show(
@@ -196,9 +196,10 @@ def show(
         head=head,
         groups={name: count for name, count in groups.items() if count},
         only=only if only in GROUPS else "",
-        members=rows[:ON_A_PAGE],
+        members=rows[:MEMBERS],
         skip=skip,
-        more=skip + ON_A_PAGE if len(rows) > ON_A_PAGE else 0,
+        more=skip + MEMBERS if len(rows) > MEMBERS else 0,
+        before=max(0, skip - MEMBERS),
         charts=charts.of_rollout(points, head),
         verbs=_verbs(page, one),
         held=head.stopped,

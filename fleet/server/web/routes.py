@@ -6,11 +6,39 @@ from fastapi import APIRouter, Request, Response
 
 from edgekit.errors import EdgeKitError, NotFoundError
 from fleet.server.api.context import Context, UnauthenticatedError
-from fleet.server.web import auditing, device, devices, overview, rollouts, turns, words
+from fleet.server.web import (
+    auditing,
+    device,
+    devices,
+    drift,
+    enrol,
+    experiments,
+    overview,
+    releases,
+    rollouts,
+    setting,
+    turns,
+    words,
+)
 from fleet.server.web.frame import assets, bare
 
 # A name that means something stands before one that takes any.
-ROUTERS = (overview.router, rollouts.router, turns.router, devices.router, device.router, auditing.router)
+ROUTERS = tuple(
+    part.router
+    for part in (
+        overview,
+        rollouts,
+        turns,
+        devices,
+        device,
+        enrol,
+        releases,
+        drift,
+        experiments,
+        auditing,
+        setting,
+    )
+)
 _MACHINES = ("/api/", "/v1/", "/artifacts/", "/tuf/", "/openapi.json")
 files = APIRouter(tags=["page"])
 

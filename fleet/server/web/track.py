@@ -48,10 +48,11 @@ class Segment(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """What the rollout waits for. `until` is when that is over, where a clock decides."""
+    """What the rollout waits for: `text`, then when that is over, where a clock decides, and the rest."""
 
     text: str
     until: datetime | None = None
+    rest: str = ""
 
 
 def bar(counts: Sequence[tuple[str, str, int]]) -> tuple[Part, ...]:
@@ -164,14 +165,9 @@ def _running(
     until = head.soak_from + timedelta(seconds=head.spec.soak_s) + shift
     gate = deciding(head.verdicts)
     if until > now:
-        tail = (
-            f" So far, {gate.gate} {_TELLS[gate.outcome]}."
-            if gate is not None
-            else " So far, every gate holds."
-        )
-        return Sentence(
-            f"Stage {number} is watched; then its gates decide.{tail if head.verdicts else ''}", until
-        )
+        so_far = f"{gate.gate} {_TELLS[gate.outcome]}" if gate is not None else "every gate holds"
+        rest = f". So far, {so_far}." if head.verdicts else "."
+        return Sentence(f"The gates of stage {number} decide", until, rest)
     if gate is None:
         return Sentence(f"Stage {number} has been watched long enough; the next step follows.")
     return Sentence(f"Stage {number} has been watched long enough, but {gate.gate} {_TELLS[gate.outcome]}.")
@@ -188,7 +184,12 @@ def _settling(number: int, moving: int, untold: int) -> str:
     told = words.either(
         moving, f"One device of stage {number} moves", f"{{n}} devices of stage {number} move"
     )
-    rest = words.either(untold, "one has not taken its order yet", "{n} have not taken their order yet")
+    whose = f"of stage {number} " if not moving else ""
+    rest = words.either(
+        untold,
+        f"one device {whose}has not taken its order yet",
+        f"{{n}} devices {whose}have not taken their order yet",
+    )
     who = ", and ".join(part for part, count in ((told, moving), (rest, untold)) if count)
     who = who[:1].upper() + who[1:] or f"Stage {number} settles"
     return f"{who}; watching begins once all that can be reached have settled."

@@ -111,7 +111,7 @@ def span(seconds: float) -> str:
             count, rest = divmod(left, int(size))
             more = rest // int(small)
             # Seconds beside minutes only where there are few of these.
-            tail = f" {more} {small_name}" if more and (name != "min" or count < 5) else ""
+            tail = f" {more} {small_name}" if more and (name != "min" or count < 2) else ""
             return f"{count} {name}{tail}"
     return f"{left} s"
 

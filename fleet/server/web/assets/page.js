@@ -14,7 +14,7 @@
       const [size, name] = steps[i];
       if (s >= size) {
         const n = Math.floor(s / size), rest = Math.floor((s % size) / steps[i + 1][0]);
-        return n + " " + name + (rest && (name !== "min" || n < 5) ? " " + rest + " " + steps[i + 1][1] : "");
+        return n + " " + name + (rest && (name !== "min" || n < 2) ? " " + rest + " " + steps[i + 1][1] : "");
       }
     }
     return s + " s";
