@@ -35,7 +35,7 @@ class Tally(NamedTuple):
     stage: int | None
     state: str
     is_held: bool
-    count: int
+    many: int
 
 
 def tallies(connection: Connection, rollout: int) -> list[Tally]:
@@ -94,7 +94,8 @@ class DeviceCounts(NamedTuple):
 
     @property
     def total(self) -> int:
-        return sum(self)
+        """All of them."""
+        return self.online + self.behind + self.offline + self.new + self.cloned
 
 
 _STATES: dict[str, ColumnElement[bool]] = {
@@ -128,7 +129,7 @@ def device_counts(connection: Connection, where: str = "") -> DeviceCounts:
     """Of all devices in service, or of those that a selector matches."""
     columns = [func.count().filter(_STATES[name]) for name in DeviceCounts._fields]
     query = select(*columns).select_from(devices).where(_in_service(connection, where))
-    return DeviceCounts(*connection.execute(query).one())
+    return DeviceCounts(*(int(number) for number in connection.execute(query).one()))
 
 
 class Browse(NamedTuple):

@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Annotated, NamedTuple
 
 import msgspec
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from fleet.audit_entry import Entry
 from fleet.server.store import glance
@@ -161,16 +161,17 @@ def _text(value: object) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-@router.get("/audit", include_in_schema=False)
-def listing(
-    page: On,
+def _asked(
     who: Annotated[str, Query(max_length=64)] = "",
     what: Annotated[str, Query(max_length=64)] = "",
     subject: Annotated[str, Query(max_length=200)] = "",
     before: Annotated[int, Query(ge=1, le=2**31 - 1)] = 2**31 - 1,
-    verify: str = "",
-) -> Response:
-    look = Look(who.strip(), what.strip(), subject.strip(), before)
+) -> Look:
+    return Look(who.strip(), what.strip(), subject.strip(), before)
+
+
+@router.get("/audit", include_in_schema=False)
+def listing(page: On, look: Annotated[Look, Depends(_asked)], verify: str = "") -> Response:
     with page.ctx.database.read() as connection:
         found = glance.entries(connection, look, ON_A_PAGE + 1)
     # Going over the whole log takes long where it is long: only when somebody asks.
@@ -181,7 +182,7 @@ def listing(
         look=look,
         kinds=sorted({name.partition(".")[0] for name in _DID}),
         older=found[ON_A_PAGE - 1].id if len(found) > ON_A_PAGE else 0,
-        is_first=before == 2**31 - 1,
+        is_first=look.before == 2**31 - 1,
         verdict=verdict,
         moment=words.moment,
     )

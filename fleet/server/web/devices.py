@@ -1,8 +1,8 @@
 """The devices: a table of 50 with search, filters and sort in its address; labels of many at once."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 
 from edgekit.errors import EdgeKitError, UsageError
 from fleet import api
@@ -42,12 +42,14 @@ class Column(NamedTuple):
     is_by: str
 
 
+def _asked(where: str = "", q: str = "", state: str = "", sort: str = "device", after: str = "") -> Browse:
+    return Browse(where.strip(), q.strip(), state, sort, after)
+
+
 @router.get("/devices", include_in_schema=False)
-def listing(
-    page: On, where: str = "", q: str = "", state: str = "", sort: str = "device", after: str = ""
-) -> Response:
-    wanted = Browse(where.strip(), q.strip(), state, sort, after)
-    error, rows, following, count, status = "", [], "", 0, 200
+def listing(page: On, wanted: Annotated[Browse, Depends(_asked)]) -> Response:
+    error, following, count, status = "", "", 0, 200
+    rows: list[Shown] = []
     try:
         rows, following, count = _read(page, wanted)
     except UsageError as mistake:

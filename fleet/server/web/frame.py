@@ -103,6 +103,8 @@ def templates() -> jinja2.Environment:
         "moment_of": words.moment,
         "version": __version__,
     }
+    # A fragment is drawn without the template around it, so what it is made of is everybody's.
+    made.globals["parts"] = made.get_template("parts.jinja").module
     return made
 
 

@@ -13,7 +13,7 @@ from fleet.server.api import fleet as rest
 from fleet.server.store import approvals, devices, glance, releases
 from fleet.server.store.glance import Browse, DeviceCounts, Look
 from fleet.server.web import others, rollouts, track, words
-from fleet.server.web.auditing import gathered
+from fleet.server.web.auditing import Line, gathered
 from fleet.server.web.forms import Form, valid
 from fleet.server.web.frame import THEME, THEMES, On, Page, headers, link
 from fleet.server.web.rollouts import Card
@@ -45,8 +45,7 @@ def home(page: On) -> Response:
         alerts = others.open_alerts(connection)
         waiting = _waiting(connection, page)
         audit = "" if page.why_not("GET", "/audit") else "yes"
-        since = page.ctx.clock() - _DAY_S
-        changes = gathered(glance.entries(connection, Look(), _READ, since))[:_SHOWN] if audit else []
+        changes = _changes(connection, page) if audit else []
     return page.show(
         "overview.html.jinja",
         counts=counts,
@@ -58,6 +57,12 @@ def home(page: On) -> Response:
         sees_audit=bool(audit),
         refused_freeze=page.why_not("POST", "/freeze"),
     )
+
+
+def _changes(connection: Connection, page: Page) -> list[Line]:
+    """Of the last day, the newest first; who came and went is in the audit log."""
+    entries = glance.entries(connection, Look(), _READ, page.ctx.clock() - _DAY_S)
+    return gathered(entry for entry in entries if not entry.action.startswith("session."))[:_SHOWN]
 
 
 def _waiting(connection: Connection, page: Page) -> int:

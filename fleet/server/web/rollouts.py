@@ -194,6 +194,7 @@ def show(
         "rollout.html.jinja",
         one=one,
         head=head,
+        here_path=f"/rollouts/{head.label}",
         groups={name: count for name, count in groups.items() if count},
         only=only if only in GROUPS else "",
         members=rows[:MEMBERS],

@@ -21,7 +21,10 @@ def everything(tuf: Online) -> list[Signed]:
     whole = tuf.documents()
     if whole is None:
         return []
-    found = {documents.ROOT: whole.roots[-1], **dict(sorted(whole.roles.items()))}
+    found: dict[str, documents.Document] = {
+        documents.ROOT: whole.roots[-1],
+        **dict(sorted(whole.roles.items())),
+    }
     return [
         Signed(role, one.signed.version, one.signed.expires, tuple(one.signatures))
         for role, one in found.items()

@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
     kind: str
     word: str
-    count: int
+    many: int
     start: float
     width: float
 
@@ -72,11 +72,11 @@ def track(head: Rollout, tallies: Sequence[Tally]) -> tuple[Segment, ...]:
     asked: Counter[tuple[int, str]] = Counter()
     for tally in tallies:
         if tally.is_held:
-            held += tally.count
+            held += tally.many
         else:
-            free[tally.profile] += tally.count
+            free[tally.profile] += tally.many
         if tally.stage is not None:
-            asked[tally.stage, words.state(tally.state).kind] += tally.count
+            asked[tally.stage, words.state(tally.state).kind] += tally.many
     found, before = [], 0
     for index, stage in enumerate(head.spec.stages):
         reached = sum(free.values()) + held if stage.is_closing else stages.moved_by(stage, free)
@@ -102,7 +102,7 @@ def counts(tallies: Sequence[Tally]) -> dict[str, int]:
     """State → devices, most of them first."""
     found: Counter[str] = Counter()
     for tally in tallies:
-        found[tally.state] += tally.count
+        found[tally.state] += tally.many
     return dict(found.most_common())
 
 
@@ -137,7 +137,7 @@ def waits_for(
                 "All its devices run the release, and what is assigned to them now is this release."
             )
         case status if status in RETURNING:
-            left = sum(t.count for t in tallies if t.stage is not None and t.state != "rolled_back")
+            left = sum(t.many for t in tallies if t.stage is not None and t.state != "rolled_back")
             return Sentence(
                 f"{words.sentence(head.reason)} Its devices go back; {left:,} are still on their way."
             )
@@ -156,10 +156,10 @@ def _running(
     mine = [tally for tally in tallies if tally.stage == head.stage]
     number = head.stage + 1
     untold = (
-        steps[head.stage].devices - sum(tally.count for tally in mine) if 0 <= head.stage < len(steps) else 0
+        steps[head.stage].devices - sum(tally.many for tally in mine) if 0 <= head.stage < len(steps) else 0
     )
-    moving = sum(tally.count for tally in mine if tally.state in MOVING)
-    pending = sum(tally.count for tally in mine if tally.state == "pending")
+    moving = sum(tally.many for tally in mine if tally.state in MOVING)
+    pending = sum(tally.many for tally in mine if tally.state == "pending")
     if head.soak_from is None:
         return Sentence(_settling(number, moving, untold + pending))
     until = head.soak_from + timedelta(seconds=head.spec.soak_s) + shift
@@ -196,4 +196,4 @@ def _settling(number: int, moving: int, untold: int) -> str:
 
 
 def failed(tallies: Sequence[Tally]) -> int:
-    return sum(tally.count for tally in tallies if tally.state in BAD)
+    return sum(tally.many for tally in tallies if tally.state in BAD)
