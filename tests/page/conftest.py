@@ -17,7 +17,7 @@ from fleet.server import passwords
 from fleet.server.database import Database, sqlite_url
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def cheap_hashes() -> Iterator[None]:
     """The costs are not what is tested here."""
     with pytest.MonkeyPatch.context() as patch:

@@ -17,6 +17,7 @@ from fleet.server.web import chart, charts, track, words
 from fleet.server.web.auditing import line
 from fleet.server.web.chart import Chart, Mark, Point, Series
 from fleet.server.web.frame import assets
+from fleet.server.web.memory import Memory
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
@@ -213,3 +214,31 @@ def test_a_change_is_a_line_with_what_it_was_and_is() -> None:
     assert told.changes == (("site", "lab", "roof"),)
     damaged = Entry(1, 0.0, "token:ci", "new.thing", "x", "", "{", '"', "", "", "")
     assert (line(damaged).did, line(damaged).changes) == ("new.thing", ())
+
+
+# -- counts that are kept ----------------------------------------------------------------------------------------------
+
+
+def test_what_took_long_to_count_is_kept_ten_times_as_long() -> None:
+    now, counted = [0.0], []
+
+    def count(took: float) -> int:
+        now[0] += took
+        counted.append(took)
+        return len(counted)
+
+    memory = Memory(lambda: now[0])
+    assert [memory.counted("a", lambda: count(0.3)) for _ in range(3)] == [1, 1, 1]
+    now[0] += 3.1
+    assert memory.counted("a", lambda: count(0.0)) == 2
+    assert memory.counted("a", lambda: count(0.0)) == 3, "what costs nothing is always fresh"
+
+
+def test_what_has_a_version_is_counted_once_for_each() -> None:
+    memory, counted = Memory(), []
+
+    def count() -> int:
+        counted.append(0)
+        return len(counted)
+
+    assert [memory.counted("a", count, version=version) for version in (1, 1, 2, 2)] == [1, 1, 2, 2]

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import JSON, ColumnElement, Connection, and_, case, cast, func, not_, or_, select, true
+from sqlalchemy import JSON, ColumnElement, Connection, and_, cast, func, not_, or_, select, true
 
 from edgekit.errors import UsageError
 from fleet.audit_entry import Entry
 from fleet.rules import selectors
-from fleet.rules.members import BAD, MOVING, Member
+from fleet.rules.members import Member
 from fleet.rules.rollout import ACTIVE, Rollout
 from fleet.rules.selectors import All, Both, Either, Not, OneOf, Selector
 from fleet.server.schema import desired, devices, members, rollouts
@@ -67,20 +67,12 @@ def _head(state: bytes) -> Rollout:
 
 
 def members_page(
-    connection: Connection, rollout: int, *, states: Sequence[str] = (), skip: int = 0, limit: int = 50
+    connection: Connection, rollout: int, *, states: Sequence[str], after: str = "", limit: int = 50
 ) -> list[Member]:
-    """Members, those that need a look first: failed, then moving, then waiting in their order, then done."""
-    rank = case(
-        (members.c.state.in_([state.value for state in BAD]), 0),
-        (members.c.state.in_([state.value for state in MOVING]), 1),
-        (members.c.state == "pending", 2),
-        else_=3,
-    )
-    query = select(members).where(members.c.rollout == rollout)
-    if states:
-        query = query.where(members.c.state.in_(states))
-    query = query.order_by(rank, members.c.is_held, members.c.key, members.c.device)
-    return [member_store.member(row) for row in connection.execute(query.offset(skip).limit(limit))]
+    """Members in some of these states by name, from behind a name on: the order of the key, so nothing is sorted."""
+    query = select(members).where(members.c.rollout == rollout, members.c.device > after)
+    query = query.where(members.c.state.in_(states)).order_by(members.c.device).limit(limit)
+    return [member_store.member(row) for row in connection.execute(query)]
 
 
 class DeviceCounts(NamedTuple):

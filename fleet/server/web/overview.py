@@ -12,7 +12,7 @@ from fleet.rules.rollout import Status
 from fleet.server.api import fleet as rest
 from fleet.server.store import approvals, devices, glance, releases
 from fleet.server.store.glance import Browse, DeviceCounts, Look
-from fleet.server.web import others, rollouts, track, words
+from fleet.server.web import memory, others, rollouts, track, words
 from fleet.server.web.auditing import Line, gathered
 from fleet.server.web.forms import Form, valid
 from fleet.server.web.frame import THEME, THEMES, On, Page, headers, link
@@ -39,7 +39,8 @@ class Need(NamedTuple):
 def home(page: On) -> Response:
     scope = page.caller.scope.text
     with page.ctx.database.read() as connection:
-        counts = glance.device_counts(connection, scope)
+        kept = memory.of(page.ctx.database)
+        counts = kept.counted(("devices", scope), lambda: glance.device_counts(connection, scope))
         heads = [head for head in glance.active_heads(connection) if rollouts.is_seen(connection, page, head)]
         active = [rollouts.card(connection, page, head) for head in heads]
         alerts = others.open_alerts(connection)

@@ -10,20 +10,20 @@ from sqlalchemy import Connection
 
 from edgekit.errors import EdgeKitError, NotFoundError
 from fleet import api
-from fleet.rules.members import BAD, MOVING
+from fleet.rules.members import BAD, MOVING, Member
 from fleet.rules.retry import RETRIES_IN
 from fleet.rules.rollout import ACTIVE, Rollout, Status
 from fleet.server.api import rollouts as rest
 from fleet.server.store import glance, releases, rollouts
 from fleet.server.store.glance import Tally
-from fleet.server.web import charts, others, track, words
+from fleet.server.web import charts, memory, others, track, words
 from fleet.server.web.forms import Form, valid
-from fleet.server.web.frame import On, Page
+from fleet.server.web.frame import On, Page, link
 from fleet.server.web.track import Segment, Sentence
 
 router = APIRouter(tags=["page"])
 ON_A_PAGE, MEMBERS = 50, 25
-# What a chip of the devices' table stands for.
+# What a chip of the devices' table stands for, and the order in which it shows them: who needs a look comes first.
 GROUPS: dict[str, tuple[str, ...]] = {
     "failed": tuple(sorted(BAD - {"rolled_back"})),
     "moving": tuple(sorted(MOVING)),
@@ -56,7 +56,11 @@ class Card(NamedTuple):
 def card(connection: Connection, page: Page, head: Rollout) -> Card:
     now = page.ctx.time.now()
     shift = timedelta(seconds=now.wall - now.steady)
-    tallies = glance.tallies(connection, head.id)
+    tallies = memory.of(page.ctx.database).counted(
+        ("tallies", head.id),
+        lambda: glance.tallies(connection, head.id),
+        version=rollouts.revision(connection, head.id),
+    )
     steps = track.track(head, tallies)
     waits = track.waits_for(head, tallies, steps, now=words.moment(now.wall), shift=shift)
     title = releases.title(head.spec.name, head.spec.version)
@@ -181,31 +185,53 @@ def quoted(text: str) -> str:
 
 @router.get("/rollouts/{rollout_id}", include_in_schema=False)
 def show(
-    page: On, rollout_id: str, only: str = "", skip: Annotated[int, Query(ge=0, le=10_000_000)] = 0
+    page: On, rollout_id: str, only: str = "", after: Annotated[str, Query(max_length=80)] = ""
 ) -> Response:
     with page.ctx.database.read() as connection:
         head = found(connection, page, rollout_id)
         one = card(connection, page, head)
-        states = GROUPS.get(only, ())
-        rows = glance.members_page(connection, head.id, states=states, skip=skip, limit=MEMBERS + 1)
+        groups = {name: sum(one.counts.get(state, 0) for state in states) for name, states in GROUPS.items()}
+        groups = {name: many for name, many in groups.items() if many}
+        members, following = _members(connection, head.id, [only] if only in GROUPS else list(groups), after)
         points = others.of_rollout(connection, head.id)
-    groups = {name: sum(one.counts.get(state, 0) for state in states) for name, states in GROUPS.items()}
+    here = f"/rollouts/{head.label}"
     return page.show(
         "rollout.html.jinja",
         one=one,
         head=head,
-        here_path=f"/rollouts/{head.label}",
-        groups={name: count for name, count in groups.items() if count},
+        here_path=here,
+        groups=groups,
         only=only if only in GROUPS else "",
-        members=rows[:MEMBERS],
-        skip=skip,
-        more=skip + MEMBERS if len(rows) > MEMBERS else 0,
-        before=max(0, skip - MEMBERS),
+        members=members,
+        is_first=not after,
+        following=link(here, only=only, after=following) if following else "",
         charts=charts.of_rollout(points, head),
         verbs=_verbs(page, one),
         held=head.stopped,
         can_repeat=not page.why_not("GET", "/rollouts/start"),
     )
+
+
+def _members(connection: Connection, rollout: int, groups: list[str], after: str) -> tuple[list[Member], str]:
+    """A page of the members of these groups, one group after the other, and where the next page begins.
+
+    `after` is `GROUP:DEVICE`, where the page before ended.
+    """
+    group, _, name = after.partition(":")
+    at = groups.index(group) if group in groups else 0
+    members: list[Member] = []
+    for number in range(at, len(groups)):
+        left = MEMBERS + 1 - len(members)
+        states, behind = GROUPS[groups[number]], name if number == at else ""
+        some = glance.members_page(connection, rollout, states=states, after=behind, limit=left)
+        if len(some) == left:
+            # One more than fits: the page ends here, and the next begins behind the last that is shown.
+            last = some[-2] if len(some) > 1 else None
+            shown = [*members, *some[:-1]]
+            end = f"{groups[number]}:{last.device if last else behind}"
+            return shown, end
+        members += some
+    return members, ""
 
 
 class VerbLink(NamedTuple):

@@ -34,7 +34,6 @@ def _show(page: Page, *, secret: str = "", made: str = "", error: str = "", stat
         users = msgspec.json.decode(rest.user_list(page.ctx).body, type=list[api.UserView])
         tokens = msgspec.json.decode(rest.token_list(page.ctx).body, type=list[api.TokenView])
     keys = msgspec.json.decode(fleet_rest.keys(page.ctx).body, type=api.KeysView)
-    status_of = msgspec.json.decode(fleet_rest.status(page.ctx, page.caller).body, type=api.FleetView)
     return page.show(
         "settings.html.jinja",
         status=status,
@@ -42,7 +41,9 @@ def _show(page: Page, *, secret: str = "", made: str = "", error: str = "", stat
         tokens=tokens,
         keys=keys,
         documents=signed.everything(page.ctx.tuf),
-        service=status_of,
+        broker=page.ctx.link,
+        is_controller=page.ctx.is_controller(),
+        dropped=dict(page.ctx.dropped),
         refused=refused,
         roles=[role.word for role in Role],
         is_soon=_is_soon(page),
