@@ -138,7 +138,7 @@ PATHS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.proof)])
 def test_roles_names_and_contrast_hold_on_every_page_and_nothing_comes_from_elsewhere(
     at: Served, browser: Browser, scheme: str
 ) -> None:

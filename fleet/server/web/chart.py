@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from fleet.server.web.words import NOTHING
 
-WIDE, NARROW = (1040, 260), (400, 240)
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 26, 34
+WIDE, HALF, NARROW = (1040, 260), (620, 230), (400, 240)
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 22, 26, 34
 _STEPS_S = (
     1,
     2,
@@ -85,6 +85,10 @@ class Chart(NamedTuple):
     @property
     def wide(self) -> Markup:
         return draw(self, *WIDE)
+
+    @property
+    def half(self) -> Markup:
+        return draw(self, *HALF)
 
     @property
     def narrow(self) -> Markup:

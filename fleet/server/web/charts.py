@@ -1,6 +1,6 @@
 """Which charts a rollout, a device and a release have, from what the history keeps. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fleet.rules.gates import Gate
@@ -72,16 +72,16 @@ def _moving_limits(gates: Sequence[Gate], arms: tuple[Series, ...]) -> list[Seri
     return found
 
 
-def of_device(points: Sequence[Any], deployment: str) -> list[Chart]:
-    """A day of a deployment of a device, from `DevicePoint`s; what it never reported has no chart."""
+def of_device(points: Sequence[Any], deployment: str, titles: Mapping[str, str]) -> list[Chart]:
+    """A day of a deployment of a device, from `DevicePoint`s; what it never reported has no chart. `titles` by digest."""
     mine = sorted((p for p in points if p.deployment == deployment), key=lambda p: p.at)
-    marks = _release_marks(mine)
+    marks = _release_marks(mine, titles)
     return _some(
         Chart("Engine time", "ms", _latency(mine), marks),
-        Chart("Errors per request", "%", (_one("errors", "new", mine, _error_share),), marks, scale=100.0),
-        Chart("Drift of inputs (PSI)", "PSI", (_one("drift", "new", mine, lambda p: p.drift_psi),), marks),
-        Chart("Memory of the device", "MB", (_one("memory", "old", mine, lambda p: p.memory_mb),), marks),
-        Chart("Temperature", "°C", (_one("temperature", "old", mine, lambda p: p.temperature_c),), marks),
+        Chart("Errors per request", "%", (_one("errors", "one", mine, _error_share),), marks, scale=100.0),
+        Chart("Drift of inputs (PSI)", "PSI", (_one("drift", "one", mine, lambda p: p.drift_psi),), marks),
+        Chart("Memory of the device", "MB", (_one("memory", "one", mine, lambda p: p.memory_mb),), marks),
+        Chart("Temperature", "°C", (_one("temperature", "one", mine, lambda p: p.temperature_c),), marks),
     )
 
 
@@ -90,8 +90,8 @@ def of_release(points: Sequence[Any]) -> list[Chart]:
     mine = sorted(points, key=lambda p: p.at)
     return _some(
         Chart("Engine time", "ms", _latency(mine)),
-        Chart("Errors per request", "%", (_one("errors", "new", mine, _error_share),), scale=100.0),
-        Chart("Drift of inputs (PSI)", "PSI", (_one("drift", "new", mine, lambda p: p.drift_psi),)),
+        Chart("Errors per request", "%", (_one("errors", "one", mine, _error_share),), scale=100.0),
+        Chart("Drift of inputs (PSI)", "PSI", (_one("drift", "one", mine, lambda p: p.drift_psi),)),
     )
 
 
@@ -116,11 +116,11 @@ def _error_share(point: Any) -> float | None:
     return point.errors / point.requests if point.requests else None
 
 
-def _release_marks(points: Sequence[Any]) -> tuple[Mark, ...]:
+def _release_marks(points: Sequence[Any], titles: Mapping[str, str]) -> tuple[Mark, ...]:
     """When the bundle changed."""
     found, last = [], None
     for point in points:
         if last is not None and point.digest != last:
-            found.append(Mark(point.at, f"runs {point.digest[:8] if point.digest else 'nothing'}"))
+            found.append(Mark(point.at, titles.get(point.digest, point.digest[:8] or "nothing")))
         last = point.digest
     return tuple(found)

@@ -11,7 +11,7 @@ from fleet import api
 from fleet.server.api import devices as rest
 from fleet.server.api import enrolment, retry
 from fleet.server.store import devices as device_store
-from fleet.server.store import glance
+from fleet.server.store import glance, releases
 from fleet.server.store.glance import Look
 from fleet.server.web import charts, others
 from fleet.server.web.auditing import lines
@@ -30,6 +30,7 @@ def show(page: On, device: str) -> Response:
     with ctx.database.read() as connection:
         row = page.caller.device(connection, device)
         points = others.of_device(connection, device, now - _DAY_S, now)
+        titles = releases.titles(connection, sorted({point.digest for point in points}))
         history = lines(glance.entries(connection, Look(subject=device), _ENTRIES))
         reported = device_store.reported_of(row)
     view = told.device
@@ -39,7 +40,7 @@ def show(page: On, device: str) -> Response:
         state=glance.state_of(row),
         lines=told.lines,
         reported=reported,
-        charts={name: charts.of_device(points, name) for name in view.deployments},
+        charts={name: charts.of_device(points, name, titles) for name in view.deployments},
         history=history,
         verbs=[(verb, act.title) for verb, act in ACTS.items()],
         refused=page.why_not("POST", "/devices/{device}/{verb}"),
