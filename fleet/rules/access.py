@@ -9,7 +9,7 @@ Always true
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 
 from edgekit.errors import AuthError, UsageError
@@ -51,8 +51,11 @@ class Reach(StrEnum):
 
 @dataclass(frozen=True)
 class Rule:
+    """`is_form`: a form of the page is posted there, and the page's token is one of its fields (`fleet.server.web.forms`)."""
+
     needs: Role
     reach: Reach
+    is_form: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ _OPERATE = Rule(Role.OPERATOR, Reach.DEVICES)
 _OPERATE_FLEET = Rule(Role.OPERATOR, Reach.FLEET)
 _PUBLISH = Rule(Role.PUBLISHER, Reach.FLEET)
 _ADMIN = Rule(Role.ADMIN, Reach.FLEET)
+_OPERATE_FORM = replace(_OPERATE, is_form=True)
+_OPERATE_FLEET_FORM = replace(_OPERATE_FLEET, is_form=True)
+_ADMIN_FORM = replace(_ADMIN, is_form=True)
 _DEVICE = Open("the device shows its own certificate, credential or enrolment token")
 _PUBLIC = Open("public by its nature, and signed")
 
@@ -152,6 +158,41 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("POST", "/api/v1/alert-targets/{target}/test"): _ADMIN,
     # The page.
     ("GET", "/"): _VIEW,
+    ("GET", "/search"): _VIEW,
+    ("POST", "/theme"): replace(_VIEW_SHARED, is_form=True),
+    ("GET", "/assets/{file}"): Open("the same for every fleet of this version"),
+    ("GET", "/rollouts"): _VIEW,
+    ("GET", "/rollouts/start"): _OPERATE,
+    ("POST", "/rollouts/start"): _OPERATE_FORM,
+    ("GET", "/rollouts/{rollout_id}"): _VIEW,
+    ("GET", "/rollouts/{rollout_id}/{verb}"): _OPERATE,
+    ("POST", "/rollouts/{rollout_id}/{verb}"): _OPERATE_FORM,
+    ("GET", "/devices"): _VIEW,
+    ("GET", "/devices/{device}"): _VIEW,
+    ("GET", "/devices/{device}/{verb}"): _OPERATE,
+    ("POST", "/devices/{device}/{verb}"): _OPERATE_FORM,
+    ("POST", "/relabel"): _OPERATE_FORM,
+    ("GET", "/enrol"): _OPERATE,
+    ("POST", "/enrol"): _OPERATE_FORM,
+    ("POST", "/enrol/waiting/{device}/{verb}"): _OPERATE_FORM,
+    ("POST", "/enrol/batches/{batch}/revoke"): _OPERATE_FLEET_FORM,
+    ("GET", "/releases"): _VIEW_SHARED,
+    ("GET", "/releases/{name}/{version}"): _VIEW_SHARED,
+    ("GET", "/releases/{name}/{version}/{verb}"): _OPERATE_FLEET,
+    ("POST", "/releases/{name}/{version}/{verb}"): _OPERATE_FLEET_FORM,
+    ("GET", "/drift"): _VIEW_FLEET,
+    ("GET", "/experiments"): _VIEW_FLEET,
+    ("POST", "/experiments"): _OPERATE_FLEET_FORM,
+    ("GET", "/experiments/{experiment}"): _VIEW_FLEET,
+    ("GET", "/experiments/{experiment}/{verb}"): _OPERATE_FLEET,
+    ("POST", "/experiments/{experiment}/{verb}"): _OPERATE_FLEET_FORM,
+    ("GET", "/freeze"): _OPERATE_FLEET,
+    ("POST", "/freeze"): _OPERATE_FLEET_FORM,
+    ("GET", "/audit"): _ADMIN,
+    ("GET", "/settings"): _VIEW_SHARED,
+    ("GET", "/settings/{kind}/{name}/{verb}"): _ADMIN,
+    ("POST", "/settings/{kind}/{name}/{verb}"): _ADMIN_FORM,
+    ("POST", "/settings/{kind}"): _ADMIN_FORM,
     ("GET", "/login"): Open("only shows a form"),
     ("POST", "/login"): Open("name and password are asked for, and attempts limited"),
     ("POST", "/logout"): Open("ends only the session whose cookie and page token are shown"),

@@ -87,6 +87,9 @@ def test_a_route_is_closed_without_a_token_and_to_each_lower_role(
             assert (
                 f"needs the role {rule.needs.word}; yours is {role.word}" in answer.json()["error"]["message"]
             )
+        elif rule.is_form:
+            # A form is for a person: it shows the token of a page, and a machine's token has none.
+            assert (answer.status_code, "did not come from a page" in answer.text) == (403, True)
         else:
             # It is let in; what it asks for makes no sense, or is not there.
             assert answer.status_code not in (401, 403)

@@ -2,6 +2,7 @@
 
 import logging
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -37,6 +38,7 @@ from fleet.server.api import (
 from fleet.server.api.admission import admit
 from fleet.server.api.context import Context, UnauthenticatedError, answer
 from fleet.server.api.repeats import once
+from fleet.server.web import routes
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ def make_app(context: Context) -> FastAPI:
         metrics,
     ):
         app.include_router(module.router)
-    for pages in (login.router, oidc.router, terminal.page_router):
+    for pages in (login.router, oidc.router, terminal.page_router, routes.files, *routes.ROUTERS):
         app.include_router(pages)
     app.include_router(enrolment.device_router)
     app.include_router(releases.artifact_router)
@@ -95,6 +97,11 @@ async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, EdgeKitError)
     if isinstance(error, UnauthenticatedError) and request.url.path == "/":
         return RedirectResponse("/login", 303)
+    if routes.is_for_people(request):
+        if isinstance(error, UnauthenticatedError) and request.method == "GET":
+            there = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
+            return RedirectResponse(f"/login?next={quote(there, safe='')}", 303)
+        return routes.refused(request.app.state.context, request, error)
     return answer(ErrorAnswer(ErrorBody(error.code, str(error))), error.http_status)
 
 
@@ -106,10 +113,18 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, (HTTPException, StarletteHTTPException))
+    if routes.is_for_people(request):
+        context, title = request.app.state.context, "There is no such page"
+        return routes.told(
+            context, request, title, f"{request.url.path[:200]}: {error.detail}", error.status_code
+        )
     message = f"{request.method} {request.url.path}: {error.detail}"
     return answer(ErrorAnswer(ErrorBody("http", message)), error.status_code)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    if routes.is_for_people(request):
+        context, message = request.app.state.context, "the service failed on this request; its log says more"
+        return routes.told(context, request, "That did not work", message, 500)
     return answer(ErrorAnswer(ErrorBody("internal", "the service failed on this request; see its log")), 500)

@@ -67,6 +67,11 @@ def freeze(
     return answer(view)
 
 
+def is_frozen(ctx: Context) -> bool:
+    with ctx.database.read() as connection:
+        return settings.is_frozen(connection)
+
+
 def _view(connection: Connection, ctx: Context, caller: Principal) -> api.FleetView:
     if caller.scope.is_limited:
         seen = [row for row in devices.everyone(connection) if caller.reaches(devices.labels_of(row))]

@@ -84,7 +84,7 @@ def entries(connection: Connection, *, after: int = 0, limit: int | None = None)
         page = _AT_ONCE if left is None else min(left, _AT_ONCE)
         query = select(audit).where(audit.c.id > after).order_by(audit.c.id).limit(page)
         rows = connection.execute(query).all()
-        yield from map(_entry, rows)
+        yield from map(entry, rows)
         if len(rows) < page:
             return
         after = rows[-1].id
@@ -94,10 +94,10 @@ def entries(connection: Connection, *, after: int = 0, limit: int | None = None)
 def newest(connection: Connection, limit: int) -> list[Entry]:
     """The last entries, the newest first."""
     query = select(audit).order_by(audit.c.id.desc()).limit(limit)
-    return [_entry(row) for row in connection.execute(query)]
+    return [entry(row) for row in connection.execute(query)]
 
 
-def _entry(row: Row[Any]) -> Entry:
+def entry(row: Row[Any]) -> Entry:
     return Entry(
         row.id,
         row.at,

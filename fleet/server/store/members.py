@@ -24,7 +24,7 @@ def of(connection: Connection, rollout: int, devices: Sequence[str] | None = Non
     query = select(members).where(members.c.rollout == rollout)
     if devices is not None:
         query = query.where(among(connection, members.c.device, devices))
-    return {row.device: _member(row) for row in connection.execute(query)}
+    return {row.device: member(row) for row in connection.execute(query)}
 
 
 def names(connection: Connection, rollout: int) -> list[str]:
@@ -38,14 +38,14 @@ def page(
     query = select(members).where(members.c.rollout == rollout, members.c.device > after)
     if state is not None:
         query = query.where(members.c.state == state.value)
-    return [_member(row) for row in connection.execute(query.order_by(members.c.device).limit(limit))]
+    return [member(row) for row in connection.execute(query.order_by(members.c.device).limit(limit))]
 
 
 def first(connection: Connection, rollout: int, limit: int) -> list[Member]:
     """The first ones in the order in which devices move."""
     query = select(members).where(members.c.rollout == rollout)
     ordered = query.order_by(members.c.is_held, members.c.key).limit(limit)
-    return [_member(row) for row in connection.execute(ordered)]
+    return [member(row) for row in connection.execute(ordered)]
 
 
 def counts(connection: Connection, rollout: int) -> dict[str, int]:
@@ -97,7 +97,7 @@ def _values(rollout: int, member: Member) -> dict[str, Any]:
     }
 
 
-def _member(row: Row[Any]) -> Member:
+def member(row: Row[Any]) -> Member:
     same: dict[str, Any] = {name: getattr(row, name) for name in _SAME}
     times: dict[str, Any] = {name: _moment(getattr(row, name)) for name in _TIMES}
     return Member(
