@@ -27,6 +27,7 @@ from fleet.api.common import (
 )
 from fleet.api.devices import (
     BatchView,
+    ConditionView,
     DeploymentView,
     DeviceView,
     Explanation,
@@ -89,6 +90,7 @@ __all__ = [
     "BlockedView",
     "BundleView",
     "Changed",
+    "ConditionView",
     "DeploymentView",
     "Deployments",
     "DeviceView",

@@ -122,7 +122,18 @@ class DeploymentView(msgspec.Struct, frozen=True):
     because: str = ""
 
 
+class ConditionView(msgspec.Struct, frozen=True):
+    """Something is wrong with the device, and it goes on; `since` is by its own clock."""
+
+    code: str
+    detail: str
+    since: datetime
+    deployment: str = ""
+
+
 class DeviceView(msgspec.Struct, frozen=True):
+    """`refused` says why it did not follow its newest order, if so."""
+
     device: str
     profile: str
     labels: dict[str, str]
@@ -138,6 +149,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     telemetry: Telemetry
     # An older board comes under this name, with an identity that another enrolment has taken the place of.
     former_seen: datetime | None = None
+    conditions: tuple[ConditionView, ...] = ()
 
 
 class Explanation(msgspec.Struct, frozen=True):
