@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 import msgspec
@@ -14,12 +14,15 @@ from edgekit import errors
 from edgekit.errors import EdgeKitError, FleetError, UsageError
 from edgekit.wire.enrolment import EnrolmentFile
 from fleet import api
+from fleet.api.history import ArmPoint
 from fleet.audit_entry import Entry
+from fleet.client import safe
 from fleet.client.config import Access
 from fleet.terminal import MadeTerminal, NewTerminal
 
 T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
+_PAGE = 500
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 # The service's error classes by their `code`, so that a command ends with the right exit code.
 _BY_CODE = {
@@ -29,15 +32,29 @@ _BY_CODE = {
 }
 
 
+class AwayError(FleetError):
+    """The service did not answer; it may the next time."""
+
+
+def part(name: str) -> str:
+    """A name as one part of a path, whatever is in it. Raises: UsageError if there is none."""
+    if not name:
+        raise UsageError("a name is empty; which one is meant?")
+    # A dot alone would be taken for a step in the path.
+    return (
+        name.replace(".", "%2E") if name in (".", "..") else quote(name, safe="@", errors="surrogateescape")
+    )
+
+
 class Client:
     """Talks to one fleet service."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, timeout: httpx.Timeout = _TIMEOUT) -> None:
         self._access = access
         self._http = httpx.Client(
             base_url=f"{access.url}/api/v1",
             headers={"Authorization": f"Bearer {access.token}"} if access.token else {},
-            timeout=_TIMEOUT,
+            timeout=timeout,
             # The service is where the file says; a proxy set for the web has no part in it.
             trust_env=False,
             verify=_pinned(access) if access.ca else True,
@@ -77,34 +94,36 @@ class Client:
         return self._call("GET", "/batches", list[api.BatchView])
 
     def revoke_batch(self, batch: str) -> api.Done:
-        return self._call("POST", f"/batches/{batch}/revoke", api.Done)
+        return self._call("POST", f"/batches/{part(batch)}/revoke", api.Done)
 
     def waiting(self) -> list[api.Waiting]:
         return self._call("GET", "/waiting", list[api.Waiting])
 
     def decide(self, device: str, *, is_approved: bool) -> api.Done:
-        return self._call("POST", f"/waiting/{device}/{'approve' if is_approved else 'reject'}", api.Done)
+        return self._call(
+            "POST", f"/waiting/{part(device)}/{'approve' if is_approved else 'reject'}", api.Done
+        )
 
     def revoke(self, device: str, reason: str) -> api.Done:
-        return self._call("POST", f"/devices/{device}/revoke", api.Done, api.Reason(reason))
+        return self._call("POST", f"/devices/{part(device)}/revoke", api.Done, api.Reason(reason))
 
     def decommission(self, device: str, reason: str) -> api.Done:
-        return self._call("POST", f"/devices/{device}/decommission", api.Done, api.Reason(reason))
+        return self._call("POST", f"/devices/{part(device)}/decommission", api.Done, api.Reason(reason))
 
     def delete(self, device: str, reason: str) -> api.Done:
-        return self._call("POST", f"/devices/{device}/delete", api.Done, api.Reason(reason))
+        return self._call("POST", f"/devices/{part(device)}/delete", api.Done, api.Reason(reason))
 
     def label(self, device: str, labels: api.NewLabels) -> api.Done:
-        return self._call("POST", f"/devices/{device}/labels", api.Done, labels)
+        return self._call("POST", f"/devices/{part(device)}/labels", api.Done, labels)
 
     def replace(self, device: str, wanted: api.Replacement) -> EnrolmentFile:
-        return self._call("POST", f"/devices/{device}/replace", EnrolmentFile, wanted)
+        return self._call("POST", f"/devices/{part(device)}/replace", EnrolmentFile, wanted)
 
     def retry_device(self, device: str) -> api.Retried:
-        return self._call("POST", f"/devices/{device}/retry", api.Retried)
+        return self._call("POST", f"/devices/{part(device)}/retry", api.Retried)
 
     def retry(self, rollout_id: str, devices: tuple[str, ...] = ()) -> api.Retried:
-        return self._call("POST", f"/rollouts/{rollout_id}/retry", api.Retried, api.Retry(devices))
+        return self._call("POST", f"/rollouts/{part(rollout_id)}/retry", api.Retried, api.Retry(devices))
 
     def assignments(self) -> list[api.AssignmentView]:
         return self._call("GET", "/assignments", list[api.AssignmentView])
@@ -113,30 +132,45 @@ class Client:
         return self._call("POST", "/assignments", api.Assigned, wanted)
 
     def unassign(self, assignment: str, reason: str) -> api.Changed:
-        return self._call("POST", f"/assignments/{assignment}/remove", api.Changed, api.Reason(reason))
+        return self._call("POST", f"/assignments/{part(assignment)}/remove", api.Changed, api.Reason(reason))
 
     def add_deployment(self, device: str, deployment: str) -> api.Done:
-        return self._call("POST", f"/devices/{device}/deployments", api.Done, api.NewDeployment(deployment))
+        return self._call(
+            "POST", f"/devices/{part(device)}/deployments", api.Done, api.NewDeployment(deployment)
+        )
 
-    def devices(self) -> list[api.DeviceView]:
-        """All of them, page by page."""
-        found: list[api.DeviceView] = []
-        path = "/devices"
+    def devices(self, where: str = "", sort: str = "") -> list[api.DeviceView]:
+        """All that a filter finds, in this order."""
+        return list(self.find(where, sort))
+
+    def find(self, where: str = "", sort: str = "", *, page: int = _PAGE) -> Iterator[api.DeviceView]:
+        """The same one by one; a page is asked for when the one before is used up."""
+        given = {"where": where, "sort": sort, "limit": str(page)}
+        path = "/devices?" + urlencode({name: value for name, value in given.items() if value})
         while path:
             response = self._send("GET", path, None)
-            found += self._read(response, "GET", path, list[api.DeviceView])
+            yield from self._read(response, "GET", path, list[api.DeviceView])
             path = response.links.get("next", {}).get("url", "").removeprefix("/api/v1")
-        return found
+
+    def count(self, where: str = "") -> int:
+        """How many devices a filter finds."""
+        query = urlencode({"where": where, "limit": 1, "count": "true"})
+        return int(self._send("GET", f"/devices?{query}", None).headers.get("X-Total-Count", "0"))
+
+    def names_after(self, name: str, most: int) -> list[str]:
+        """Of devices that come after this name, by name."""
+        path = f"/devices?{urlencode({'after': name, 'limit': most})}"
+        return [one.device for one in self._call("GET", path, list[api.DeviceView])]
 
     def explain(self, device: str) -> api.Explanation:
-        return self._call("GET", f"/devices/{device}/explain", api.Explanation)
+        return self._call("GET", f"/devices/{part(device)}/explain", api.Explanation)
 
     def releases(self) -> list[api.ReleaseView]:
         return self._call("GET", "/releases", list[api.ReleaseView])
 
     def bundle(self, name: str, version: str, profile: str) -> api.BundleView:
         """Raises: NotFoundError if it is not published."""
-        return self._call("GET", f"/bundles/{name}/{version}/{profile}", api.BundleView)
+        return self._call("GET", f"/bundles/{part(name)}/{part(version)}/{part(profile)}", api.BundleView)
 
     def upload(self, path: Path, sha256: str, progress: Callable[[int], None]) -> None:
         """Send a bundle file; `progress` gets the number of bytes of each piece."""
@@ -147,14 +181,14 @@ class Client:
                     yield piece
                     progress(len(piece))
 
-        self._send("PUT", f"/uploads/{sha256}", content=pieces())
+        self._send("PUT", f"/uploads/{part(sha256)}", content=pieces())
 
     def upload_bytes(self, data: bytes, sha256: str) -> None:
-        self._send("PUT", f"/uploads/{sha256}", content=data)
+        self._send("PUT", f"/uploads/{part(sha256)}", content=data)
 
     def file(self, sha256: str, length: int) -> bytes:
         """A published bundle's file. Raises: FleetError if it is not just that."""
-        data = self._send("GET", f"/files/{sha256}", content=None).content
+        data = self._send("GET", f"/files/{part(sha256)}", content=None).content
         if len(data) != length or hashlib.sha256(data).hexdigest() != sha256:
             raise FleetError(f"the fleet sent another file than {sha256[:12]}…")
         return data
@@ -169,9 +203,7 @@ class Client:
         return self._call("POST", "/blocked", api.BlockAnswer, api.Block(subject, reason))
 
     def unblock(self, subject: str, reason: str) -> api.BlockAnswer:
-        return self._call(
-            "POST", f"/blocked/{quote(subject, safe='@')}/remove", api.BlockAnswer, api.Reason(reason)
-        )
+        return self._call("POST", f"/blocked/{part(subject)}/remove", api.BlockAnswer, api.Reason(reason))
 
     def start(self, rollout: api.NewRollout) -> api.RolloutAnswer:
         return self._call("POST", "/rollouts", api.RolloutAnswer, rollout)
@@ -180,14 +212,18 @@ class Client:
         return self._call("GET", "/rollouts", list[api.RolloutView])
 
     def rollout(self, rollout_id: str) -> api.RolloutView:
-        return self._call("GET", f"/rollouts/{rollout_id}", api.RolloutView)
+        return self._call("GET", f"/rollouts/{part(rollout_id)}", api.RolloutView)
 
     def wanted(self, rollout_id: str) -> api.NewRollout:
         """What a rollout was started with."""
-        return self._call("GET", f"/rollouts/{rollout_id}/wanted", api.NewRollout)
+        return self._call("GET", f"/rollouts/{part(rollout_id)}/wanted", api.NewRollout)
+
+    def rollout_history(self, rollout_id: str) -> list[ArmPoint]:
+        """Canary and control of its stages over time. Raises: FleetError where the service keeps none."""
+        return self._call("GET", f"/rollouts/{part(rollout_id)}/history", list[ArmPoint])
 
     def turn(self, rollout_id: str, verb: str, how: api.Turn | None = None) -> api.RolloutView:
-        return self._call("POST", f"/rollouts/{rollout_id}/{verb}", api.RolloutView, how)
+        return self._call("POST", f"/rollouts/{part(rollout_id)}/{part(verb)}", api.RolloutView, how)
 
     def start_experiment(self, experiment: api.NewExperiment) -> api.ExperimentView:
         return self._call("POST", "/experiments", api.ExperimentView, experiment)
@@ -196,11 +232,11 @@ class Client:
         return self._call("GET", "/experiments", list[api.ExperimentView])
 
     def experiment(self, experiment: str) -> api.ExperimentView:
-        return self._call("GET", f"/experiments/{quote(experiment)}", api.ExperimentView)
+        return self._call("GET", f"/experiments/{part(experiment)}", api.ExperimentView)
 
     def end_experiment(self, experiment: str, adopt: str = "") -> api.ExperimentView:
-        how = f"adopt/{adopt}" if adopt else "stop"
-        return self._call("POST", f"/experiments/{quote(experiment)}/{how}", api.ExperimentView)
+        how = f"adopt/{part(adopt)}" if adopt else "stop"
+        return self._call("POST", f"/experiments/{part(experiment)}/{how}", api.ExperimentView)
 
     def whoami(self) -> api.Whoami:
         return self._call("GET", "/whoami", api.Whoami)
@@ -212,7 +248,7 @@ class Client:
         return self._call("POST", "/tokens", api.MadeToken, new)
 
     def revoke_token(self, name: str) -> api.Changed:
-        return self._call("POST", f"/tokens/{name}/revoke", api.Changed)
+        return self._call("POST", f"/tokens/{part(name)}/revoke", api.Changed)
 
     def users(self) -> list[api.UserView]:
         return self._call("GET", "/users", list[api.UserView])
@@ -221,17 +257,17 @@ class Client:
         return self._call("POST", "/users", api.Changed, new)
 
     def change_user(self, name: str, change: api.UserChange) -> api.Changed:
-        return self._call("POST", f"/users/{name}", api.Changed, change)
+        return self._call("POST", f"/users/{part(name)}", api.Changed, change)
 
     def remove_user(self, name: str) -> api.Changed:
-        return self._call("POST", f"/users/{name}/remove", api.Changed)
+        return self._call("POST", f"/users/{part(name)}/remove", api.Changed)
 
     def set_password(self, name: str, new: api.NewPassword) -> api.Changed:
-        return self._call("POST", f"/users/{name}/password", api.Changed, new)
+        return self._call("POST", f"/users/{part(name)}/password", api.Changed, new)
 
     def set_blocked(self, name: str, reason: str, *, is_blocked: bool) -> api.Changed:
         verb = "block" if is_blocked else "unblock"
-        return self._call("POST", f"/users/{name}/{verb}", api.Changed, api.Reason(reason))
+        return self._call("POST", f"/users/{part(name)}/{part(verb)}", api.Changed, api.Reason(reason))
 
     def begin_terminal(self, new: NewTerminal) -> MadeTerminal:
         return self._call("POST", "/session/terminal", MadeTerminal, new)
@@ -267,7 +303,7 @@ class Client:
         try:
             response = self._http.request(method, path, content=content)
         except httpx.HTTPError as error:
-            raise FleetError(
+            raise AwayError(
                 f"the fleet at {self._access.url} cannot be reached ({error}); is 'edgekit fleet up' running?"
             ) from error
         if response.is_success:
@@ -290,4 +326,4 @@ def _error_of(response: httpx.Response) -> EdgeKitError:
         found = msgspec.json.decode(response.content, type=api.ErrorAnswer).error
     except msgspec.DecodeError:
         return FleetError(f"the fleet answered {response.status_code} {response.reason_phrase}")
-    return _BY_CODE.get(found.code, FleetError)(found.message)
+    return _BY_CODE.get(found.code, FleetError)(safe.lines(found.message))
