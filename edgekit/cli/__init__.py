@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from edgekit import __version__, analytics, interrupt
+from edgekit import __version__, analytics, interrupt, safe
 from edgekit.cli import trouble
 from edgekit.distribution import extra
 from edgekit.errors import EdgeKitError
@@ -95,7 +95,8 @@ def main() -> None:
             _end_interrupted()
         if debug:
             raise
-        click.echo(f"edgekit: {error}", err=True)
+        # What a service, a device or a file is called stands in it.
+        click.echo(f"edgekit: {safe.lines(str(error))}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # Who read the output is gone; Python would complain of it once more at its end.

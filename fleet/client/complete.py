@@ -20,7 +20,8 @@ import httpx
 import msgspec
 from click.shell_completion import CompletionItem
 
-from fleet.client import config, safe
+from edgekit import safe
+from fleet.client import config
 from fleet.client.rest import Client
 
 KEEP_S = 5.0

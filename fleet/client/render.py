@@ -1,7 +1,7 @@
 """How answers reach a terminal or a pipe: JSON for machines, sentences and sheets for people.
 
 Always true
- 1. Nothing of others is printed but through here, where it becomes safe for a terminal (`fleet.client.safe`).
+ 1. Nothing of others is printed but through here, where it becomes safe for a terminal (`edgekit.safe`).
 """
 
 import sys
@@ -12,7 +12,7 @@ import msgspec
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from fleet.client import safe
+from edgekit import safe
 
 _COLOURS = {
     "completed": "green",

@@ -10,13 +10,12 @@ from urllib.parse import quote, urlencode
 import httpx
 import msgspec
 
-from edgekit import errors
+from edgekit import errors, safe
 from edgekit.errors import EdgeKitError, FleetError, UsageError
 from edgekit.wire.enrolment import EnrolmentFile
 from fleet import api
 from fleet.api.history import ArmPoint
 from fleet.audit_entry import Entry
-from fleet.client import safe
 from fleet.client.config import Access
 from fleet.terminal import MadeTerminal, NewTerminal
 

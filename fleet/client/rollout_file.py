@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+from edgekit import safe
 from edgekit.errors import UsageError
 from fleet import api
-from fleet.client import safe
 
 
 def read(path: Path) -> api.NewRollout:

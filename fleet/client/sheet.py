@@ -3,7 +3,7 @@
 Always true
  1. Every character of every cell is shown: what does not fit is folded, and a table that does not fit becomes records, one
     line for each column.
- 2. Cells are text, never markup, and safe for a terminal (`fleet.client.safe`).
+ 2. Cells are text, never markup, and safe for a terminal (`edgekit.safe`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fleet.client import safe
+from edgekit import safe
 
 _GAP = 2
 # Below this a folded column is harder to read than a record.
@@ -81,7 +81,7 @@ class Sheet:
         for at, width in widths.items():
             column = self.columns[at]
             table.add_column(
-                Text(column.title), width=width, overflow="fold", no_wrap=not column.is_prose,
+                cell(column.title), width=width, overflow="fold", no_wrap=not column.is_prose,
                 justify="right" if column.is_right else "left",
             )  # fmt: skip
         before = ""
@@ -94,7 +94,10 @@ class Sheet:
     def _records(self, shown: Sequence[int]) -> RenderResult:
         name_width = max(len(self.columns[at].title) for at in shown)
         for row in self.rows:
-            head, *others = (at for at in shown if row[at].plain)
+            filled = [at for at in shown if row[at].plain]
+            if not filled:
+                continue
+            head, *others = filled
             title = row[head].copy()
             title.stylize("bold")
             yield title
@@ -115,7 +118,7 @@ def pairs(rows: Iterable[tuple[str, Cell]], name_width: int | None = None) -> Ta
     table.add_column(width=width, no_wrap=True, style="dim")
     table.add_column(overflow="fold")
     for name, value in found:
-        table.add_row(Text(name), value if isinstance(value, Text) else cell(value))
+        table.add_row(cell(name), value if isinstance(value, Text) else cell(value))
     return table
 
 

@@ -119,7 +119,8 @@ def counts(found: dict[str, int]) -> str:
 
 def rollout(found: api.RolloutView, *, most: int = 20) -> Group:
     """One rollout in full; at most `most` devices are listed."""
-    stage = f"stage {found.stage} of {len(found.stages)} ({found.stages[max(0, found.stage - 1)]})"
+    size = f" ({found.stages[found.stage - 1]})" if 0 < found.stage <= len(found.stages) else ""
+    stage = f"stage {found.stage} of {len(found.stages)}{size}"
     soak = f", soak ends {found.soak_ends:%H:%M:%S} UTC" if found.soak_ends else ""
     parts: list[RenderableType] = [
         words((found.id, "bold"), f" {found.release} to {found.to}: ") + coloured(found.status),
