@@ -82,7 +82,7 @@ def confirm(chosen: Chosen, what: str, *, is_sure: bool, is_final: bool = False)
         if chosen.is_one
         else f"{count} devices ({', '.join(chosen.names[:_MOST_NAMES])}{more})"
     )
-    if not sys.stdin.isatty():
+    if not _is_asked():
         if chosen.is_one:
             return
         raise UsageError(f"this would {what.format(whom)}; give --yes if it shall")
@@ -96,6 +96,11 @@ def confirm(chosen: Chosen, what: str, *, is_sure: bool, is_final: bool = False)
         != key
     ):
         raise click.Abort
+
+
+def _is_asked() -> bool:
+    """Whether a person sits there."""
+    return sys.stdin.isatty()
 
 
 def run(chosen: Chosen, act: Callable[[str], T], told: Callable[[str, T], str], *, as_json: bool) -> None:

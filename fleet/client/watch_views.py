@@ -63,18 +63,23 @@ def track(found: api.RolloutView) -> Text:
 
 def bar(counts: dict[str, int]) -> Text:
     """All devices as one line, and the same in words."""
-    total = max(1, sum(counts.values()))
     done, pending = counts.get("succeeded", 0), counts.get("pending", 0)
     moving = sum(counts.get(state, 0) for state in MOVING)
-    made, left = Text(), _BAR
-    for count, sign, style in (
-        (done, "█", "green"), (moving, "▓", "cyan"), (total - done - moving - pending, "!", "red"), (pending, "░", "dim"),
-    ):  # fmt: skip
-        # Whoever is there is seen, however few they are.
-        width = min(left, max(1, round(_BAR * count / total)) if count > 0 else 0)
+    bad = sum(counts.values()) - done - moving - pending
+    made = Text()
+    shares = (done, moving, bad, pending)
+    for width, sign, style in zip(_widths(shares), "█▓!░", ("green", "cyan", "red", "dim"), strict=True):
         made.append(sign * width, style)
-        left -= width
     return made + words(f" {views.counts(counts)}")
+
+
+def _widths(counts: Sequence[int]) -> list[int]:
+    """Parts of the bar. Whoever is there is seen, however few they are: the largest part gives way."""
+    total = max(1, sum(counts))
+    widths = [max(1, round(_BAR * count / total)) if count > 0 else 0 for count in counts]
+    if any(widths):
+        widths[widths.index(max(widths))] += _BAR - sum(widths)
+    return widths
 
 
 def arms(points: Sequence[ArmPoint]) -> Sheet:
