@@ -167,12 +167,10 @@ def publish(
             what += f", alternate {answer.bundle.alternate}"
         done = "was published already, nothing changed" if answer.was_there else "published"
         evidence = "" if answer.bundle.has_evidence else " (without evidence: no file beside the bundle)"
-        render.say(f"{what}: {done}, sha256 {answer.bundle.sha256[:12]}…{evidence}")
+        render.say(f"{what}: {done}, sha256 {answer.bundle.sha256}{evidence}")
         for delta in answer.deltas:
             share = 100 * delta.length / answer.bundle.length
-            render.say(
-                f"  delta from {delta.base[:12]}…: {delta.length} bytes, {share:.1f} % of the bundle's"
-            )
+            render.say(f"  delta from {delta.base}: {delta.length} bytes, {share:.1f} % of the bundle's")
 
 
 @fleet.command(epilog=examples("edgekit fleet status"))

@@ -69,7 +69,7 @@ def conditions(one: Device) -> Cell:
 COLUMNS: Mapping[str, _Of] = {
     "device": _device("device", lambda one: one.device),
     "profile": _device("profile", lambda one: one.profile),
-    "online": _device("", presence),
+    "online": _device("connection", presence),
     "last_seen": _device("last seen", lambda one: ago(one.last_seen)),
     "deployment": _deployment("deployment", lambda name, _: name),
     "wanted": _deployment("should run", lambda _, one: one.should_run),
@@ -128,7 +128,7 @@ def device(one: Device) -> Group:
     """Everything about one device; what is empty is left out."""
     rows: list[tuple[str, Cell]] = [
         ("profile", one.profile or "none yet"),
-        ("is", presence(one)),
+        ("connection", presence(one)),
         ("last seen", ago(one.last_seen) + (f" ({one.last_seen:%Y-%m-%d %H:%M:%S} UTC)" if one.last_seen else "")),
         ("labels", labels(one.labels)),
         ("agent", one.agent_version),

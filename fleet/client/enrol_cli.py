@@ -121,7 +121,7 @@ def waiting(*, place: str | None, as_json: bool) -> None:
     for one in found:
         labels = ", ".join(f"{key}={value}" for key, value in one.labels.items())
         render.say(
-            f"{one.device}  {one.profile}  {labels}  since {one.since:%Y-%m-%d %H:%M} UTC  key {one.key[:16]}…"
+            f"{one.device}  {one.profile}  {labels}  since {one.since:%Y-%m-%d %H:%M} UTC  key {one.key}"
         )
     if not found:
         render.say("nobody waits")

@@ -199,12 +199,13 @@ def _watch_live(looks: Iterator[Look]) -> Look:
 def _watch_lines(looks: Iterator[Look], *, as_json: bool) -> Look:
     last = ""
     for look in looks:
-        new = watch_views.substance(look)
+        now = datetime.now(UTC)
+        new = watch_views.substance(look, now)
         if new == last:
             continue
         last = new
         if not as_json:
-            render.say(watch_views.line(look, datetime.now(UTC)))
+            render.say(watch_views.line(look, now))
         elif look.away_since is None:
             render.show_json_line(look.rollout)
     return look

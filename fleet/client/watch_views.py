@@ -34,7 +34,17 @@ def screen(look: Look, now: datetime) -> Group:
         parts.append(words((f"the fleet cannot be reached; this is as of {since}, trying again", "yellow")))
     if found.reason and found.status not in ("paused", "queued"):
         parts.append(words(("why", "bold"), f" {found.reason}"))
-    parts += [words(("waits ", "dim"), line) for line in watching.waits(found, now)]
+    # The gates say below in their own words what they wait for.
+    open_gates = (
+        [gate.gate for gate in found.gates if gate.outcome != "satisfied"]
+        if found.status == "running"
+        else []
+    )
+    told = [line for line in watching.waits(found, now) if not line.startswith("gate ")]
+    told += (
+        [f"for {len(open_gates)} of {len(found.gates)} gates: {', '.join(open_gates)}"] if open_gates else []
+    )
+    parts += [words(("waits ", "dim"), line.removeprefix("waits ")) for line in told]
     if found.gates:
         parts += [Text(), views.gates(found.gates)]
     if look.arms:
@@ -115,16 +125,18 @@ def sparks(values: Sequence[float | None], top: float) -> str:
 def line(look: Look, now: datetime) -> str:
     """One line for a log: when, how long, where it stands, what it waits for, and how the arms compare."""
     found = look.rollout
-    head = f"{now:%H:%M:%S} UTC, {watching.elapsed(found, now)}: {substance(look)}"
-    return " · ".join([head, *watching.arm_lines(look.arms)])
+    head = f"{now:%H:%M:%S} UTC, {watching.elapsed(found, now)}: {substance(look, now)}"
+    undecided = [
+        f"gate {gate.gate}: {gate.outcome}" for gate in found.gates if gate.outcome == "inconclusive"
+    ]
+    return " · ".join([head, *undecided, *watching.arm_lines(look.arms)])
 
 
-def substance(look: Look) -> str:
-    """What is new if it changes: without the time, and without figures that change with every report."""
+def substance(look: Look, now: datetime) -> str:
+    """What makes a line worth its place when it changes: no time, and no verdict that comes and goes with each report."""
     if look.away_since is not None:
         return f"the fleet cannot be reached; what was said holds for {look.away_since:%H:%M:%S} UTC"
     found = look.rollout
-    calm = [gate for gate in watching.waits(found) if not gate.startswith("gate ")]
-    gates = [f"gate {gate.gate}: {gate.outcome}" for gate in found.gates if gate.outcome != "satisfied"]
+    calm = [told for told in watching.waits(found, now, is_live=False) if not told.startswith("gate ")]
     told = views.line(found)
-    return " · ".join([told, *(word for word in (*calm, *gates) if word not in told)])
+    return " · ".join([told, *(word for word in calm if word not in told)])

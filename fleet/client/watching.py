@@ -73,8 +73,8 @@ def elapsed(found: api.RolloutView, now: datetime) -> str:
     return span((now - found.created).total_seconds())
 
 
-def waits(found: api.RolloutView, now: datetime | None = None) -> list[str]:
-    """What it waits for, the next thing first; with `now` also how long still."""
+def waits(found: api.RolloutView, now: datetime, *, is_live: bool = True) -> list[str]:
+    """What it waits for, the next thing first; where it `is_live` also how long still."""
     if found.status == "queued":
         return [found.reason or "waits for other rollouts of the same devices to end"]
     if found.status == "paused":
@@ -84,10 +84,10 @@ def waits(found: api.RolloutView, now: datetime | None = None) -> list[str]:
     if found.status in ("rolling_back", "aborting"):
         left = sum(found.counts.get(state, 0) for state in MOVING)
         return [f"{left} devices are on their way back"] if left else ["devices go back"]
-    return _of_running(found, now) if found.status == "running" else []
+    return _of_running(found, now, is_live=is_live) if found.status == "running" else []
 
 
-def _of_running(found: api.RolloutView, now: datetime | None) -> list[str]:
+def _of_running(found: api.RolloutView, now: datetime, *, is_live: bool) -> list[str]:
     told = []
     if found.awaits is not None:
         told.append(f"stage {found.awaits} waits for approval: edgekit fleet rollout approve {found.id}")
@@ -99,8 +99,10 @@ def _of_running(found: api.RolloutView, now: datetime | None) -> list[str]:
     if found.held_profiles:
         told.append(f"held: {', '.join(found.held_profiles)}")
     if found.soak_ends is not None:
-        left = "" if now is None else f", another {span((found.soak_ends - now).total_seconds())}"
-        told.append(f"soaks until {found.soak_ends:%H:%M:%S} UTC{left}")
+        left_s = (found.soak_ends - now).total_seconds()
+        word = "soaks until" if left_s > 0 else "has soaked since"
+        left = f", another {span(left_s)}" if is_live and left_s > 0 else ""
+        told.append(f"{word} {found.soak_ends:%H:%M:%S} UTC{left}")
     told += [f"gate {gate.gate}: {gate.words}" for gate in found.gates if gate.outcome != "satisfied"]
     return told or ([found.reason] if found.reason else ["waits for its devices' first reports"])
 

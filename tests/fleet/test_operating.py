@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 from access_support import Inside
 from click.shell_completion import ShellComplete
@@ -194,6 +195,10 @@ WAITING = (api.GateView("error_rate < 1%", "waiting", "40 of 100 requests so far
             {"counts": {"succeeded": 50}, "soak_ends": NOW + timedelta(minutes=5)},
             ["soaks until 14:05:00 UTC, another 5m"],
         ),
+        (
+            {"counts": {"succeeded": 50}, "soak_ends": NOW - timedelta(minutes=5)},
+            ["has soaked since 13:55:00 UTC"],
+        ),
         ({"counts": {}, "gates": WAITING}, ["gate error_rate < 1%: 40 of 100 requests so far"]),
         ({"counts": {}, "awaits": 2}, ["stage 2 waits for approval: edgekit fleet rollout approve r3"]),
         ({"counts": {}, "held_profiles": ("pi",)}, ["held: pi"]),
@@ -236,7 +241,8 @@ def test_the_screen_shows_elapsed_time_the_track_and_both_arms_on_one_scale() ->
     assert "no latency yet" in canary
     assert "▁▁" in control
     assert "6.4 ms (6.4 to 6.4)" in control
-    assert "error_rate < 1%" in text
+    assert "waits for 1 of 1 gates: error_rate < 1%" in text
+    assert "40 of 100 requests so far" in text
 
 
 def test_few_bad_devices_are_seen_among_many() -> None:
