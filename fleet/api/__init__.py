@@ -38,6 +38,7 @@ from fleet.api.common import (
 )
 from fleet.api.devices import (
     BatchView,
+    ConditionView,
     DeploymentView,
     DeviceView,
     Explanation,
@@ -114,6 +115,7 @@ __all__ = [
     "BundleView",
     "Change",
     "Changed",
+    "ConditionView",
     "DeploymentView",
     "Deployments",
     "DevicePoint",

@@ -122,8 +122,19 @@ class DeploymentView(msgspec.Struct, frozen=True):
     because: str = ""
 
 
+class ConditionView(msgspec.Struct, frozen=True):
+    """Something is wrong with the device, and it goes on; `since` is by its own clock."""
+
+    code: str
+    detail: str
+    since: datetime
+    deployment: str = ""
+
+
 class DeviceView(msgspec.Struct, frozen=True):
-    """`tag` stands for labels and deployments, which a person decides about."""
+    """`refused` says why it did not follow its newest order, if so. `tag` stands for labels and deployments, which a
+    person decides about.
+    """
 
     device: str
     profile: str
@@ -141,6 +152,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     # An older board comes under this name, with an identity that another enrolment has taken the place of.
     former_seen: datetime | None = None
     tag: str = ""
+    conditions: tuple[ConditionView, ...] = ()
 
 
 class Explanation(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from fleet import api
 from fleet.client import render
 from fleet.client.config import read_secret
 from fleet.client.options import connected, with_fleet
+from fleet.client.sheet import sheet
 
 SECRET = "EDGEKIT_WEBHOOK_SECRET"  # noqa: S105  # the name of a variable, not a secret
 URL = "EDGEKIT_WEBHOOK_URL"
@@ -180,11 +181,11 @@ def list_targets(*, place: str | None, as_json: bool) -> None:
     if not found:
         click.echo("nobody is told; 'edgekit fleet alert-targets add NAME …' changes that")
         return
-    table = render.table("target", "kind", "where", "from", "told of", "last told", "waiting", "last error")
+    table = sheet("target", "kind", "where", "from", "told of", "last told", "waiting", "last error")
     for one in found:
         last = "never" if one.last_sent is None else f"{one.last_sent:%Y-%m-%d %H:%M} UTC"
         words = (one.name, one.kind, one.where, one.severity, ", ".join(one.events))
-        table.add_row(*words, last, str(one.waiting), one.last_error)
+        table.add(*words, last, str(one.waiting), one.last_error)
     render.show(table)
 
 

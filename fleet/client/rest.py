@@ -15,16 +15,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlencode
+
+import httpx
 
 from edgekit.errors import FleetError
 from edgekit.wire.enrolment import EnrolmentFile
 from fleet import api
+from fleet.api.history import ArmPoint
 from fleet.audit_entry import Entry
 from fleet.client.config import Access, safe
-from fleet.client.transport import Transport, at
+from fleet.client.transport import TIMEOUT, Transport, at
 from fleet.terminal import MadeTerminal, NewTerminal
 
 CHUNK_BYTES = 1 << 20
+_PAGE = 500
 
 
 def connect(url: str, token: str, *, ca: str = "") -> "Client":
@@ -38,8 +43,8 @@ def connect(url: str, token: str, *, ca: str = "") -> "Client":
 class Client:
     """Talks to one fleet service."""
 
-    def __init__(self, access: Access) -> None:
-        self._transport = Transport(access)
+    def __init__(self, access: Access, timeout: httpx.Timeout = TIMEOUT) -> None:
+        self._transport = Transport(access, timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -144,9 +149,26 @@ class Client:
             "POST", at("/devices/{}/deployments", device), api.Done, api.NewDeployment(deployment)
         )
 
-    def devices(self) -> list[api.DeviceView]:
-        """All of them, page by page."""
-        return list(self._transport.pages("/devices", api.DeviceView))
+    def devices(self, where: str = "", sort: str = "") -> list[api.DeviceView]:
+        """All that a filter finds, in this order."""
+        return list(self.find(where, sort))
+
+    def find(self, where: str = "", sort: str = "", *, page: int = _PAGE) -> Iterator[api.DeviceView]:
+        """The same one by one; a page is asked for when the one before is used up."""
+        given = {"where": where, "sort": sort, "limit": str(page)}
+        query = urlencode({name: value for name, value in given.items() if value})
+        return self._transport.pages(f"/devices?{query}", api.DeviceView)
+
+    def count(self, where: str = "") -> int:
+        """How many devices a filter finds."""
+        query = urlencode({"where": where, "limit": 1, "count": "true"})
+        answer = self._transport.send("GET", f"/devices?{query}")
+        return int(answer.headers.get("X-Total-Count", "0"))
+
+    def names_after(self, name: str, most: int) -> list[str]:
+        """Of devices that come after this name, by name."""
+        path = f"/devices?{urlencode({'after': name, 'limit': most})}"
+        return [one.device for one in self._transport.call("GET", path, list[api.DeviceView])]
 
     def explain(self, device: str) -> api.Explanation:
         return self._transport.call("GET", at("/devices/{}/explain", device), api.Explanation)
@@ -205,6 +227,10 @@ class Client:
     def wanted(self, rollout_id: str) -> api.NewRollout:
         """What a rollout was started with."""
         return self._transport.call("GET", at("/rollouts/{}/wanted", rollout_id), api.NewRollout)
+
+    def rollout_history(self, rollout_id: str) -> list[ArmPoint]:
+        """Canary and control of its stages over time."""
+        return self._transport.call("GET", at("/rollouts/{}/history", rollout_id), list[ArmPoint])
 
     def members(self, rollout_id: str, state: str = "") -> Iterator[api.MemberView]:
         """All devices of a rollout by name, or those in a state; page by page."""

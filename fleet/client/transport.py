@@ -15,7 +15,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from edgekit import errors
+from edgekit import errors, safe
 from edgekit.errors import EdgeKitError, FleetError, UsageError
 from fleet import api
 from fleet.client.config import Access
@@ -23,7 +23,7 @@ from fleet.client.config import Access
 T = TypeVar("T")
 Content = bytes | Iterator[bytes] | None
 ROOT = "/api/v1"
-_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 # Longer than the service is silent on a stream (15 s).
 _STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 # What may have happened before or after the service did what was asked.
@@ -36,22 +36,36 @@ _BY_CODE = {
 }
 
 
+class AwayError(FleetError):
+    """The service did not answer; it may the next time."""
+
+
+def part(name: str) -> str:
+    """A name as one part of a path, whatever is in it. Raises: UsageError if there is none."""
+    if not name:
+        raise UsageError("a name is empty; which one is meant?")
+    # A dot alone would be taken for a step in the path.
+    return (
+        name.replace(".", "%2E") if name in (".", "..") else quote(name, safe="@", errors="surrogateescape")
+    )
+
+
 def at(template: str, *names: str) -> str:
-    """A path with these names in its places: `at("/devices/{}/explain", device)`."""
-    return template.format(*(quote(name, safe="@") for name in names))
+    """A path with these names in its places: `at("/devices/{}/explain", device)`. Raises: UsageError."""
+    return template.format(*map(part, names))
 
 
 class Transport:
     """One fleet service."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, timeout: httpx.Timeout = TIMEOUT) -> None:
         """Raises: UsageError if `ca` is no PEM text."""
         self._access = access
         self.url = access.url
         self._http = httpx.Client(
             base_url=f"{access.url}{ROOT}",
             headers={"Authorization": f"Bearer {access.token}"} if access.token else {},
-            timeout=_TIMEOUT,
+            timeout=timeout,
             # The service is where the file says; a proxy set for the web has no part in it.
             trust_env=False,
             verify=_pinned(access) if access.ca else True,
@@ -125,8 +139,8 @@ class Transport:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
-    def _unreachable(self, error: httpx.HTTPError) -> FleetError:
-        return FleetError(
+    def _unreachable(self, error: httpx.HTTPError) -> AwayError:
+        return AwayError(
             f"the fleet at {self._access.url} cannot be reached ({error}); is 'edgekit fleet up' running?"
         )
 
@@ -161,4 +175,4 @@ def error_of(response: httpx.Response) -> EdgeKitError:
         found = msgspec.json.decode(response.content, type=api.ErrorAnswer).error
     except msgspec.DecodeError:
         return FleetError(f"the fleet answered {response.status_code} {response.reason_phrase}")
-    return _BY_CODE.get(found.code, FleetError)(found.message)
+    return _BY_CODE.get(found.code, FleetError)(safe.lines(found.message))

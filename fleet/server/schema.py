@@ -21,6 +21,8 @@ from sqlalchemy import (
     false,
 )
 
+from fleet.rules.facts import NO_GRAVITY
+
 metadata = MetaData()
 
 settings = Table(
@@ -108,6 +110,10 @@ devices = Table(
     Column("reported_counter", BigInteger, nullable=False, default=0, server_default="0"),
     # Of `reported`, what is wrong with it (`fleet.rules.findings.Trouble`), as a list; empty text for nothing.
     Column("troubles", Text, nullable=False, default="", server_default=""),
+    # What searches ask of `reported` (`fleet.rules.facts`), written with it.
+    Column("facts", Text, nullable=False, default="", server_default=""),
+    Column("trouble", Text, nullable=False, default="", server_default=""),
+    Column("gravity", Integer, nullable=False, default=NO_GRAVITY, server_default=str(NO_GRAVITY)),
     # Steady.
     Column("last_seen_at", Float),
     Column("last_report_at", Float),

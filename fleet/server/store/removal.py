@@ -9,6 +9,7 @@ Always true
 
 from sqlalchemy import Connection, delete, select, update
 
+from fleet.rules.facts import NO_GRAVITY
 from fleet.server.schema import (
     certificates,
     desired,
@@ -50,6 +51,9 @@ _EMPTY = {
     "nonce": "",
     "reported": None,
     "troubles": "",
+    "facts": "",
+    "trouble": "",
+    "gravity": NO_GRAVITY,
     "last_seen_at": None,
     "last_report_at": None,
     "offline_at": None,

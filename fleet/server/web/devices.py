@@ -80,6 +80,7 @@ def _read(page: Page, wanted: Browse) -> tuple[list[Shown], str, int]:
     if scope.is_limited:
         wanted = wanted._replace(where=scope.narrow(wanted.where or "all"))
     now = page.ctx.time.now()
+    wanted = wanted._replace(now=now.steady)
     with page.ctx.database.read() as connection:
         found, following = glance.browse(connection, wanted, ON_A_PAGE)
         names = [row.id for row in found]
