@@ -8,12 +8,13 @@ import os
 from pathlib import Path
 
 import click
+from rich.text import Text
 
 from edgekit.errors import UsageError
 from fleet import api
 from fleet.client import render
 from fleet.client.config import read_secret
-from fleet.client.options import connected, with_fleet
+from fleet.client.options import connected, examples, with_fleet
 from fleet.client.sheet import sheet
 
 SECRET = "EDGEKIT_WEBHOOK_SECRET"  # noqa: S105  # the name of a variable, not a secret
@@ -33,12 +34,17 @@ Examples:
 """
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "edgekit fleet alerts list",
+        "edgekit fleet alerts acknowledge a3 --reason 'the site has no power today'",
+    )
+)
 def alerts() -> None:
     """What is wrong with the fleet."""
 
 
-@alerts.command("list")
+@alerts.command("list", epilog=examples("edgekit fleet alerts list", "edgekit fleet alerts list --ended"))
 @click.option("--ended", is_flag=True, help="Those that are over, the newest first.")
 @with_fleet
 def list_alerts(*, ended: bool, place: str | None, as_json: bool) -> None:
@@ -51,29 +57,24 @@ def list_alerts(*, ended: bool, place: str | None, as_json: bool) -> None:
     if not found:
         click.echo("no alert has ended yet" if ended else "nothing is wrong that the fleet knows of")
     for one in found:
-        click.echo(_line(one))
-        click.echo(f"    {one.words}")
+        render.show(_line(one))
+        render.say(f"    {one.words}")
         if one.ended is None:
-            click.echo(f"    to do: {one.what_to_do}")
+            render.say(f"    to do: {one.what_to_do}")
 
 
-def _line(one: api.AlertView) -> str:
-    parts = [
-        one.id,
-        click.style(one.severity, fg=_GRAVE[one.severity]),
-        one.kind,
-        f"since {one.since:%Y-%m-%d %H:%M} UTC",
-    ]
+def _line(one: api.AlertView) -> Text:
+    parts = [one.kind, f"since {one.since:%Y-%m-%d %H:%M} UTC"]
     if one.ended is not None:
         parts.append(f"until {one.ended:%Y-%m-%d %H:%M} UTC")
     if one.acknowledged_by:
         parts.append(f"acknowledged by {one.acknowledged_by}")
     if one.told:
         parts.append(f"told {', '.join(one.told)}")
-    return "  ".join(parts)
+    return render.words(one.id, "  ", (one.severity, _GRAVE[one.severity]), "  ", "  ".join(parts))
 
 
-@alerts.command()
+@alerts.command(epilog=examples("edgekit fleet alerts acknowledge a3 --reason 'somebody drives there'"))
 @click.argument("alert", metavar="ID")
 @click.option("--reason", default="", help="For the audit log.")
 @with_fleet
@@ -84,7 +85,7 @@ def acknowledge(*, alert: str, reason: str, place: str | None, as_json: bool) ->
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{alert}: acknowledged" if done.is_changed else f"{alert}: somebody had already")
+        render.say(f"{alert}: acknowledged" if done.is_changed else f"{alert}: somebody had already")
 
 
 @click.group("alert-targets", epilog=_EXAMPLES)
@@ -166,10 +167,10 @@ def add_target(  # noqa: PLR0917  # click passes them by name
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{name}: is told from now on; try it: edgekit fleet alert-targets test {name}")
+        render.say(f"{name}: is told from now on; try it: edgekit fleet alert-targets test {name}")
 
 
-@targets.command("list")
+@targets.command("list", epilog=examples("edgekit fleet alert-targets list"))
 @with_fleet
 def list_targets(*, place: str | None, as_json: bool) -> None:
     """List targets, what waits for each, and why."""
@@ -189,7 +190,7 @@ def list_targets(*, place: str | None, as_json: bool) -> None:
     render.show(table)
 
 
-@targets.command("remove")
+@targets.command("remove", epilog=examples("edgekit fleet alert-targets remove night"))
 @click.argument("name")
 @with_fleet
 def remove_target(*, name: str, place: str | None, as_json: bool) -> None:
@@ -199,10 +200,10 @@ def remove_target(*, name: str, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{name}: removed")
+        render.say(f"{name}: removed")
 
 
-@targets.command("test")
+@targets.command("test", epilog=examples("edgekit fleet alert-targets test ops"))
 @click.argument("name")
 @click.pass_context
 @with_fleet
@@ -213,7 +214,7 @@ def try_target(ctx: click.Context, *, name: str, place: str | None, as_json: boo
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{name}: {'arrived' if done.has_arrived else 'did not arrive'}: {done.words}")
+        render.say(f"{name}: {'arrived' if done.has_arrived else 'did not arrive'}: {done.words}")
     if not done.has_arrived:
         ctx.exit(1)
 

@@ -234,7 +234,7 @@ class Client:
 
     def members(self, rollout_id: str, state: str = "") -> Iterator[api.MemberView]:
         """All devices of a rollout by name, or those in a state; page by page."""
-        only = f"?state={state}" if state else ""
+        only = f"?{urlencode({'state': state})}" if state else ""
         return self._transport.pages(at("/rollouts/{}/members", rollout_id) + only, api.MemberView)
 
     def turn(
