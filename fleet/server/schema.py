@@ -315,6 +315,8 @@ members = Table(
     Column("is_excused", Boolean, nullable=False),
     Column("is_leaving", Boolean, nullable=False),
     Column("is_returning", Boolean, nullable=False),
+    # Counting by state, which every look at a rollout does.
+    Index("ix_members_state", "rollout", "state"),
 )
 
 # What each device did since its stage is judged (`fleet.rules.sums.StageSums`); `judged_from` is steady.

@@ -277,3 +277,12 @@ def test_a_body_nested_without_end_is_refused(ada: Any) -> None:
 def test_a_time_that_no_clock_has_is_refused(ada: Any, soak: str) -> None:
     answer = ada.post("/api/v1/tokens", json={"name": "a", "role": "viewer", "expires": soak})
     assert (answer.status_code, "longer than ten years" in answer.text) == (409, True)
+
+
+def test_the_log_is_read_from_its_start_page_by_page(ada: Any) -> None:
+    for n in range(4):
+        ada.post("/api/v1/devices", json={**NEW, "device": f"lab-{n}"})
+    found = pages(ada, "/api/v1/audit?after=0&limit=3")
+    ids = [entry["id"] for page in found for entry in page]
+    assert (ids, len(found) > 1) == (sorted(set(ids)), True)
+    assert {entry["id"] for entry in ada.get("/api/v1/audit").json()} == set(ids)

@@ -1,9 +1,10 @@
 """The FastAPI application: routers, and errors as `{"error": {"code", "message"}}`."""
 
 import logging
-from typing import Any
+from functools import cache
 from urllib.parse import quote
 
+import msgspec
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
@@ -82,9 +83,14 @@ def make_app(context: Context) -> FastAPI:
     app.include_router(releases.artifact_router)
     app.include_router(metadata.static_router)
 
+    @cache
+    def described() -> bytes:
+        # Anybody may ask for it, and it takes a while to make.
+        return msgspec.json.encode(describe.document(app))
+
     @app.get("/openapi.json", include_in_schema=False)
-    def description() -> dict[str, Any]:
-        return describe.document(app)
+    def description() -> Response:
+        return Response(described(), media_type="application/json")
 
     app.add_exception_handler(EdgeKitError, _refused)
     app.add_exception_handler(StarletteHTTPException, _http_error)

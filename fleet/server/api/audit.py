@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Query, Request
 
 from fleet import api
 from fleet.audit_entry import Entry
 from fleet.server.api.context import Answer, Ctx, answer
+from fleet.server.api.paging import link
 from fleet.server.api.routing import Router
 from fleet.server.store import audit
 
@@ -17,6 +18,7 @@ MAX_ENTRIES = 1000
 
 @router.get("/audit")
 def listing(
+    request: Request,
     ctx: Ctx,
     after: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_ENTRIES)] = 100,
@@ -25,7 +27,11 @@ def listing(
     with ctx.database.read() as connection:
         if after is None:
             return answer(audit.newest(connection, limit))
-        return answer(list(audit.entries(connection, after=after, limit=limit)))
+        page = list(audit.entries(connection, after=after, limit=limit))
+    response = answer(page)
+    if len(page) == limit:
+        link(response, request, str(page[-1].id), limit)
+    return response
 
 
 @router.get("/audit/heads")

@@ -1,4 +1,4 @@
-"""Answers by Idempotency-Key, and what changed for those who watch"""
+"""Answers by Idempotency-Key, what changed for those who watch, and counts of members"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -24,8 +24,10 @@ def upgrade() -> None:
         sa.Column('ids', sa.Text(), nullable=False),
         sqlite_autoincrement=True,
     )
+    op.create_index('ix_members_state', 'members', ['rollout', 'state'])
 
 
 def downgrade() -> None:
+    op.drop_index('ix_members_state', 'members')
     op.drop_table('events')
     op.drop_table('repeats')
