@@ -10,6 +10,7 @@ with all devices as its members.
 import argparse
 import json
 import os
+import statistics
 import sys
 import time
 from collections import defaultdict
@@ -120,55 +121,47 @@ def main() -> None:
     parser.add_argument("--minutes", type=int, default=4, help="Of each kind.")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    spent: dict[str, dict[str, dict[str, float]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(float))
-    )
+    shares: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    plain: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with ground.postgres() as server, two(server, given.devices) as databases:
         assert server.process is not None
-        kinds = ["first"] + ["usual"] * given.minutes + ["new hour"] + ["usual"] + ["rollout"] * given.minutes
-        begin = HOUR - 60 * (given.minutes + 1)
+        kinds = ["first", *["usual", "new hour"] * given.minutes, *["usual", "rollout"] * given.minutes]
+        moment = HOUR - 90
         for at, kind in enumerate(kinds):
-            moment, seq = begin + 60 * at + 30, at + (20 if kind == "rollout" else 0)
-            if kind == "rollout" and kinds[at - 1] != kind:
+            moment += 3600 if kind == "new hour" else 60
+            if kind == "rollout" and kind not in kinds[:at]:
                 for database in databases.values():
                     judged(database, given.devices, moment - 120)
-            batches = minute(given.devices, moment, seq)
-            order = sorted(databases, reverse=at % 2 == 1)
-            for name in order:
+            batches = minute(given.devices, moment, at + (20 if kind == "rollout" else 0))
+            costs = {}
+            for name in sorted(databases, reverse=at % 4 < 2):
                 with mock.patch.object(history, "Batch", history.Batch if name == "with" else Nothing):
-                    cost = taken(databases[name], batches, moment, server.process.pid)
-                for what, value in cost.items():
-                    spent[kind][name][what] += value
+                    costs[name] = taken(databases[name], batches, moment, server.process.pid)
+            for what, value in costs["without"].items():
+                plain[kind][what].append(1000 * value / given.devices)
+                shares[kind][what].append(costs["with"][what] / max(value, 1e-9) - 1)
             print(f"load {os.getloadavg()[0]:.1f} {kind}", file=sys.stderr, flush=True)
         database = databases["with"]
         kept = checked(DEFAULT)
         began, has_more = time.perf_counter(), True
         while has_more:
             with database.begin() as connection:
-                has_more = retention.roll(connection, kept, begin + 60 * len(kinds) + 90)
+                has_more = retention.roll(connection, kept, moment + 90)
         told = {
             "devices": given.devices,
             "drawing_parts_together_s": round(time.perf_counter() - began, 3),
-            "share": {
-                kind: {
-                    what: round(found["with"][what] / max(found["without"][what], 1e-9) - 1, 3)
-                    for what in found["with"]
-                }
-                for kind, found in spent.items()
-            },
-            "ms_a_report_without": {
-                kind: {
-                    what: round(1000 * value / given.devices / kinds.count(kind), 4)
-                    for what, value in found["without"].items()
-                }
-                for kind, found in spent.items()
-            },
+            "share": {kind: middle(found) for kind, found in shares.items()},
+            "ms_a_report_without": {kind: middle(found) for kind, found in plain.items()},
             "tables": sizes(database),
             "load": os.getloadavg()[0],
         }
     print(json.dumps(told, indent=1))
     if given.out:
         given.out.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def middle(found: dict[str, list[float]]) -> dict[str, float]:
+    return {what: round(statistics.median(values), 4) for what, values in found.items()}
 
 
 def sizes(database: Database) -> dict[str, dict[str, float]]:

@@ -23,10 +23,12 @@ from fleet.rules.access import Role
 from fleet.rules.history import ArmSums, Level, Minute
 from fleet.rules.retention import Kept, Retention, checked
 from fleet.rules.sums import NOT_DEAF
-from fleet.server import ingest, schema
+from fleet.server import home, ingest, schema
 from fleet.server.clock import same
-from fleet.server.database import Database
+from fleet.server.database import Database, sqlite_url
 from fleet.server.inbox import Message
+from fleet.server.lock import Lock
+from fleet.server.pruning import Pruning
 from fleet.server.schema_history import arm_history, device_history, release_history
 from fleet.server.store import history as store
 from fleet.server.store import retention, rollouts, telemetry
@@ -254,6 +256,36 @@ def test_older_minutes_become_hours_and_days_and_nothing_is_lost(database: Datab
         assert store.of_release(connection, "digits", OLD, 0, later) == []
         assert store.of_device(connection, "d1", 0, later) == []
         assert rows_of(connection) == {"arm_history": 0, "release_history": 0, "device_history": 0}
+
+
+def test_the_controller_draws_parts_together_and_takes_nothing_from_what_is_read(tmp_path: Path) -> None:
+    with closing(Database(sqlite_url(tmp_path))) as database:
+        enrolled(database, ["d1", "d2"])
+        for n in range(1, 4):
+            for name in ("d1", "d2"):
+                ingest.take_in(database, [report(name, n, NOW + 60 * n)], same(NOW + 60 * n))
+        levels = select(release_history.c.level).order_by(release_history.c.level)
+        with database.read() as connection:
+            before = store.of_release(connection, "digits", OLD, NOW, NOW + 3600)
+            assert list(connection.execute(levels).scalars()) == [Level.PART] * 6
+        lock = Lock(database)
+        assert lock.take()
+        Pruning(lock, Retention()).step(same(NOW + 600))
+        lock.release()
+        with database.read() as connection:
+            assert store.of_release(connection, "digits", OLD, NOW, NOW + 3600) == before
+            assert list(connection.execute(levels).scalars()) == [Level.MINUTE] * 3
+
+
+def test_how_long_what_is_kept_is_a_table_of_the_settings(tmp_path: Path) -> None:
+    file = tmp_path / home.CONFIG_FILE
+    file.write_text('fleet = "f"\n[history]\nminutes = "6h"\n')
+    found = home.read_config(tmp_path).history
+    assert found == Retention(minutes="6h")
+    assert checked(found).minutes_s == 6 * 3600
+    file.write_text('fleet = "f"\n[history]\nminuets = "6h"\n')
+    with pytest.raises(UsageError, match="minuets"):
+        home.read_config(tmp_path)
 
 
 def rolled(database: Database, kept: Kept, now: float) -> None:

@@ -1,10 +1,12 @@
 """Backup, restore and move, without a service: what is copied is the same, what is damaged is refused, numbers jump ahead."""
 
+import itertools
 import json
 import resource
 import shutil
 import signal
 import sqlite3
+import threading
 import zipfile
 from collections.abc import Callable
 from contextlib import closing
@@ -108,6 +110,50 @@ def test_a_restored_fleet_is_the_one_that_was_copied(made: Path) -> None:
     assert not [path for path in other.parent.iterdir() if path.name.endswith(".part")]
 
 
+def test_all_rows_are_of_one_moment_while_reports_come_in(
+    database: Database, example: Path, tmp_path: Path
+) -> None:
+    """A report is in the sums exactly if its key is there, in the backup as in the database."""
+    folder = Path(shutil.copytree(example, tmp_path / "fleet"))
+    (folder / "fleet.db").unlink()
+    names = [f"d{n}" for n in range(20)]
+    enrolled(database, names)
+    with database.begin() as connection:
+        settings.put(connection, settings.FLEET, home.read_config(folder).fleet)
+    url = database.engine.url.render_as_string(hide_password=False)
+    stopping, sent = threading.Event(), []
+
+    def load() -> None:
+        for seq in itertools.count():
+            if stopping.is_set():
+                return
+            taken = ingest.take_in(
+                database, [report(name, seq, NOW + 60 * seq) for name in names], same(NOW + 60 * seq)
+            )
+            sent.append(len(taken.acks))
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    moments = []
+    try:
+        for n in range(4):
+            out = tmp_path / f"{n}.zip"
+            moments.append(len(sent))
+            backup.make(backup.Wanted(folder, out, url), NOW)
+    finally:
+        stopping.set()
+        thread.join()
+    assert len(sent) > moments[-1], "reports came in meanwhile"
+    counts = []
+    for n in range(4):
+        with closing(archive.Reader(tmp_path / f"{n}.zip")) as made:
+            totals = [msgspec.json.decode(line) for line in made.lines("tables/totals.jsonl")]
+            windows = [column.name for column in schema.totals.columns].index("windows")
+            counts.append(made.manifest.tables["reports"].rows)
+            assert sum(row[windows] for row in totals) == counts[-1]
+    assert counts[-1] > counts[0]
+
+
 @pytest.mark.postgres
 def test_both_databases_give_the_same_backup_and_take_each_others(made: Path, empty_postgresql: str) -> None:
     there = made.with_name("on-postgres")
@@ -148,7 +194,7 @@ def test_no_number_that_may_have_been_given_out_since_is_given_out_again(made: P
 
 
 def test_keys_leave_the_home_sealed_or_not_at_all(made: Path, tmp_path: Path) -> None:
-    secrets = backup.private_files(made)
+    secrets = backup.private_files(made, home.read_config(made))
     assert {"keys/order.key", "keys/secrets.key", "keys/ca.key", "tuf/online.key"} <= secrets.keys()
     for passphrase in (None, SECRET):
         with zipfile.ZipFile(copied(made, passphrase=passphrase)) as whole:
@@ -306,7 +352,7 @@ def test_a_disk_that_takes_no_more_leaves_no_half_a_backup(made: Path, tmp_path:
 
 
 @pytest.mark.postgres
-def test_a_fleet_moves_to_postgresql_and_back(made: Path, empty_postgresql: str) -> None:
+def test_a_fleet_moves_to_postgresql_and_back(made: Path, empty_postgresql: str, tmp_path: Path) -> None:
     before = counted(sqlite_url(made))
     with closing(StateFolder(made)), pytest.raises(ConflictError, match="another fleet service"):
         move.move(move.Wanted(made, empty_postgresql), NOW)
@@ -319,6 +365,8 @@ def test_a_fleet_moves_to_postgresql_and_back(made: Path, empty_postgresql: str)
         home.check_database(database, home.read_config(made))
         with database.begin() as connection:
             audit.append(connection, NOW + 401, audit.FLEET, "test", "x")
+    with pytest.raises(ConflictError, match="that one is to be copied"):
+        backup.make(backup.Wanted(made, tmp_path / "left.zip", sqlite_url(made)), NOW)
     with pytest.raises(UsageError, match="there already"):
         move.move(move.Wanted(made, empty_postgresql), NOW)
     back = move.move(move.Wanted(made, "sqlite"), NOW + 500)

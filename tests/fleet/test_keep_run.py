@@ -91,6 +91,7 @@ def test_a_backup_taken_under_load_goes_on_elsewhere(
         # The fleet goes on: orders go out that the backup knows nothing of.
         wait_until(lambda: client.rollout(started.id).status == "completed", "it completes", timeout_s=60)
         wait_until(lambda: all(device.running for device in devices), "all run it")
+        publish(client, first, "1.1.0")
         before = [device.orders[-1].counter for device in devices]
         assert first.process is not None
         first.process.kill()
@@ -124,8 +125,11 @@ def test_a_backup_taken_under_load_goes_on_elsewhere(
             ),
             "what they report now is acknowledged",
         )
-        # It can be worked with: another release, and a device that joins.
-        publish(again, second, "1.1.0")
+        # It can be worked with: what was published since, from the publisher's own folder, and a device that joins.
+        assert [release.version for release in again.releases()] == ["1.0.0"]
+        publish(again, first, "1.1.0")
+        publish(again, first, "1.2.0")
+        assert [release.version for release in again.releases()] == ["1.2.0", "1.1.0", "1.0.0"]
         enrolled = FakeDevice(again.enroll(api.NewDevice("d9", ("digits",), {"site": "lab"})))
         enrolled.enrol()
         assert enrolled.enrolment > 1000

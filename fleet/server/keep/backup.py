@@ -17,9 +17,10 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from edgekit import __version__
-from edgekit.errors import FleetError
+from edgekit.errors import ConflictError, FleetError
 from fleet.server import home
 from fleet.server.database import Database, sqlite_url
+from fleet.server.home import Config
 from fleet.server.keep import archive, rows, toml
 from fleet.server.keep.archive import Manifest, Writer
 from fleet.server.state import load_keys
@@ -45,11 +46,7 @@ def make(wanted: Wanted, now: float, tell: Tell = lambda _: None) -> Manifest:
     keys = load_keys(wanted.state / "keys")
     url = wanted.database or config.database or sqlite_url(wanted.state)
     with archive.new(wanted.out) as writer, _snapshot(url, wanted.out.parent) as (database, connection):
-        found = settings.get(connection, settings.FLEET)
-        if found != config.fleet:
-            raise FleetError(
-                f"the database {database.shown_url} is not {config.fleet}'s but {found or 'empty'}"
-            )
+        _check(database, connection, config)
         counted = {}
         for table in rows.tables(connection):
             counter = rows.Counter()
@@ -58,10 +55,23 @@ def make(wanted: Wanted, now: float, tell: Tell = lambda _: None) -> Manifest:
             if counter.counted.rows:
                 tell(f"{table.name}: {counter.counted.rows} rows")
         revision = database.revision() or ""
-        _files(writer, wanted, config.fleet, tell)
+        _files(writer, wanted, config, tell)
         manifest = Manifest(config.fleet, now, revision, __version__, counted, writer.members)
         writer.finish(manifest, keys.audit)
     return manifest
+
+
+def _check(database: Database, connection: Connection, config: Config) -> None:
+    """That it is this fleet's present database. Raises: ConflictError."""
+    found = settings.get(connection, settings.FLEET)
+    if found != config.fleet:
+        raise ConflictError(
+            f"the database {database.shown_url} is not {config.fleet}'s but {found or 'empty'}"
+        )
+    if moved := settings.get(connection, settings.MOVED):
+        raise ConflictError(
+            f"the database {database.shown_url} was moved to {moved}: that one is to be copied"
+        )
 
 
 def _counted(lines: Iterator[bytes], counter: rows.Counter) -> Iterator[bytes]:
@@ -100,7 +110,7 @@ def _copy(source: Path, target: Path) -> None:
         raise FleetError(f"{source}: the database cannot be copied ({error})") from error
 
 
-def _files(writer: Writer, wanted: Wanted, fleet: str, tell: Tell) -> None:
+def _files(writer: Writer, wanted: Wanted, config: Config, tell: Tell) -> None:
     state = wanted.state
     text = (state / home.CONFIG_FILE).read_text(encoding="utf-8")
     writer.add(archive.SETTINGS, [toml.with_setting(text, "database", "").encode()])
@@ -112,14 +122,23 @@ def _files(writer: Writer, wanted: Wanted, fleet: str, tell: Tell) -> None:
         writer.add_file(f"tuf/metadata/{path.relative_to(metadata)}", path)
     tell("artifacts and metadata: copied")
     if wanted.passphrase is not None:
-        secrets = private_files(state)
-        writer.add(archive.KEYS, [archive.seal(secrets, wanted.passphrase, fleet)], is_packed=True)
+        secrets = private_files(state, config)
+        writer.add(archive.KEYS, [archive.seal(secrets, wanted.passphrase, config.fleet)], is_packed=True)
         tell(f"private keys: {len(secrets)} files, sealed")
 
 
-def private_files(state: Path) -> dict[str, bytes]:
-    """What nobody else may have, by its path in the home: all keys, and the publisher's folder if it is there."""
+def private_files(state: Path, config: Config) -> dict[str, bytes]:
+    """What nobody else may have, by its path in the home: all keys, the publisher's folder if it is there, and what the
+    settings name in the home for people's sign-in.
+    """
     found = [path for path in (state / "keys").iterdir() if path.suffix in (".key", ".pem")]
     found += (state / "tuf").glob("*.key")
-    found += [path for path in (state / "publisher").rglob("*") if path.is_file()]
-    return {str(path.relative_to(state)): path.read_bytes() for path in sorted(found) if path.is_file()}
+    found += (state / "publisher").rglob("*")
+    if config.oidc is not None:
+        found += [state / name for name in (config.oidc.client_secret_file, config.oidc.ca) if name]
+    home_of = state.resolve()
+    return {
+        str(path.relative_to(state)): path.read_bytes()
+        for path in sorted(found)
+        if path.is_file() and path.resolve().is_relative_to(home_of)
+    }

@@ -117,6 +117,7 @@ def restore(
     click.echo(
         f"{state}: {restored.fleet} as it was at {taken:%Y-%m-%d %H:%M:%S} UTC, {restored.rows} rows, all compared"
     )
+    click.echo(f"  its database is {restored.database}")
     click.echo("Now")
     for number, words in enumerate(_to_do(restored, state), 1):
         click.echo(f"  {number}. {words}")

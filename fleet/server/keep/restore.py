@@ -49,10 +49,11 @@ class Wanted:
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """`ordered` devices have a new order; `under_way` rollouts go on; `lost` audit entries are known to be missing."""
+    """`database` is where its rows are now; `ordered` devices have a new order; `under_way` rollouts go on; `lost` audit entries are known to be missing."""
 
     fleet: str
     taken_at: float
+    database: str
     rows: int
     devices: int
     ordered: int
@@ -233,6 +234,7 @@ def _go_on(database: Database, manifest: Manifest, keys: Keys, now: float, lost:
         restored = Restored(
             manifest.fleet,
             manifest.taken_at,
+            database.shown_url if database.is_postgresql else "SQLite",
             sum(one.rows for one in manifest.tables.values()),
             count,
             len(names),
