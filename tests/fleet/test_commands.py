@@ -24,13 +24,14 @@ from rich.console import Console
 from edgekit import safe
 from edgekit.errors import EdgeKitError, UsageError
 from fleet import api
-from fleet.client import device_views, render
+from fleet.client import device_views, devices_cli, render
 from fleet.client.cli import fleet
 from fleet.client.config import Access
 from fleet.client.keys_cli import main as keys
 from fleet.client.rest import Client, part
 from fleet.client.sheet import Column, Sheet
 from fleet.client.spans import span
+from fleet.rules import filters
 
 COMMANDS = dict([*walk(fleet, ("fleet",)), *walk(keys, ("keys",))])
 SINGLE = {path: command for path, command in COMMANDS.items() if not isinstance(command, click.Group)}
@@ -271,6 +272,20 @@ def test_safe_json_means_the_same(text: str) -> None:
     shown = safe.json(encoded)
     assert json.loads(shown) == {"x": text}
     assert not ACTS & set(shown)
+
+
+def test_the_help_and_the_docs_know_every_field_and_order_of_the_service() -> None:
+    help_text = devices_cli.EPILOG
+    docs = (Path(__file__).parents[2] / "docs" / "fleet.md").read_text()
+    for field in filters.FIELDS:
+        for text in (help_text, docs):
+            assert re.search(rf"\b{field}( ~ |=| <)", text), field
+    assert set(devices_cli.SORTS) == set(filters.SORTS)
+    for order in filters.SORTS:
+        assert f"`{order}`" in docs
+    # Each example is one that the service reads.
+    for where in re.findall(r"--where '([^']+)'", help_text + docs):
+        filters.parse(where)
 
 
 LONG = "digits-with-a-long-name@1.14.2-rc.3+build.20261127"
