@@ -98,6 +98,9 @@ class Attacker:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.paths: list[str] = []
+        # No connection, and none of the time that one takes to be made ready.
+        monkeypatch.setattr(Client, "__init__", lambda made, access, *_: setattr(made, "_access", access))
+        monkeypatch.setattr(Client, "close", lambda _made: None)
         monkeypatch.setattr(Client, "_send", self._send)
         monkeypatch.setattr(Client, "_read", lambda _self, _response, _method, _path, kind: answer(kind))
         monkeypatch.setenv("EDGEKIT_FLEET_URL", "http://127.0.0.1:1")
