@@ -12,10 +12,11 @@ from functools import cache
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from converters.report import chart, numbers, trials
 from converters.sheet import Sheet
-from edgekit import __version__
+from edgekit import __version__, look
 from edgekit.evidence import CandidateEvidence, Figure, LayerEvidence, worst_output
 
 # Layers shown of a candidate: those that lose most.
@@ -32,6 +33,7 @@ _BUDGETS: Mapping[str, tuple[str, str]] = {
 def render(sheets: Sequence[Sheet]) -> str:
     """The page for the profiles of one build, in the order given."""
     return _template().render(
+        look=Markup(look.tokens()),  # noqa: S704  # our own style sheet
         sheets=sheets,
         first=sheets[0],
         edgekit=__version__,

@@ -15,7 +15,8 @@ import click
 from edgekit.errors import EdgeKitError, FleetError, UsageError
 from fleet.client import render
 from fleet.client.complete import completes
-from fleet.client.rest import AwayError, Client
+from fleet.client.rest import Client
+from fleet.client.transport import AwayError
 
 T = TypeVar("T")
 _MOST_NAMES = 8

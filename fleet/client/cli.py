@@ -13,10 +13,12 @@ from edgekit.distribution import extra
 from edgekit.errors import UsageError
 from fleet.client import (
     access_cli,
+    alerts_cli,
     assign_cli,
     audit_cli,
     batch_cli,
     config,
+    describe_cli,
     device_cli,
     devices_cli,
     enrol_cli,
@@ -35,6 +37,9 @@ _LAZY: Mapping[str, tuple[str, str]] = {
     "init": ("fleet.server.cli:init", "Make a fleet's home, once: keys, authority, database, settings."),
     "up": ("fleet.server.cli:up", "Start the broker and the fleet service; Ctrl-C stops both."),
     "worker": ("fleet.server.cli:worker", "Take reports in, beside the service; any number share them."),
+    "backup": ("fleet.server.keep.cli:backup", "Copy a fleet into a file, while it runs."),
+    "restore": ("fleet.server.keep.cli:restore", "Make a fleet's home from a backup."),
+    "move": ("fleet.server.keep.cli:move", "Take a fleet to another database, SQLite or PostgreSQL."),
     "simulate": (
         "fleet.simulate.cli:simulate",
         "Virtual devices that behave as real ones, to size a set-up.",
@@ -91,7 +96,18 @@ def fleet(ctx: click.Context, *, place: str | None) -> None:
 
 fleet.add_command(rollout)
 fleet.add_command(experiment)
-for room in (enrol_cli, devices_cli, device_cli, assign_cli, batch_cli, access_cli, login_cli, audit_cli):
+for room in (
+    enrol_cli,
+    devices_cli,
+    device_cli,
+    assign_cli,
+    batch_cli,
+    access_cli,
+    login_cli,
+    audit_cli,
+    alerts_cli,
+    describe_cli,
+):
     for command in room.COMMANDS:
         fleet.add_command(command)
 

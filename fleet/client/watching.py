@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from edgekit.errors import FleetError
 from fleet import api
 from fleet.api.history import ArmPoint
-from fleet.client.rest import AwayError, Client
+from fleet.client.rest import Client
 from fleet.client.spans import span
+from fleet.client.transport import AwayError
 from fleet.client.views import counts
 
 # A watch ends here.

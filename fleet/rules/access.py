@@ -9,7 +9,7 @@ Always true
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 
 from edgekit.errors import AuthError, UsageError
@@ -51,8 +51,11 @@ class Reach(StrEnum):
 
 @dataclass(frozen=True)
 class Rule:
+    """`is_form`: a form of the page is posted there, and the page's token is one of its fields (`fleet.server.web.forms`)."""
+
     needs: Role
     reach: Reach
+    is_form: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ _OPERATE = Rule(Role.OPERATOR, Reach.DEVICES)
 _OPERATE_FLEET = Rule(Role.OPERATOR, Reach.FLEET)
 _PUBLISH = Rule(Role.PUBLISHER, Reach.FLEET)
 _ADMIN = Rule(Role.ADMIN, Reach.FLEET)
+_OPERATE_FORM = replace(_OPERATE, is_form=True)
+_OPERATE_FLEET_FORM = replace(_OPERATE_FLEET, is_form=True)
+_ADMIN_FORM = replace(_ADMIN, is_form=True)
 _DEVICE = Open("the device shows its own certificate, credential or enrolment token")
 _PUBLIC = Open("public by its nature, and signed")
 
@@ -77,6 +83,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/whoami"): _VIEW_SHARED,
     ("GET", "/api/v1/status"): _VIEW,
     ("GET", "/api/v1/keys"): _VIEW_SHARED,
+    ("GET", "/api/v1/events"): _VIEW,
     ("GET", "/api/v1/devices"): _VIEW,
     ("GET", "/api/v1/devices/{device}/explain"): _VIEW,
     ("GET", "/api/v1/releases"): _VIEW_SHARED,
@@ -85,7 +92,13 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/metadata"): _VIEW_SHARED,
     ("GET", "/api/v1/rollouts"): _VIEW,
     ("GET", "/api/v1/rollouts/{rollout_id}"): _VIEW,
+    ("GET", "/api/v1/rollouts/{rollout_id}/members"): _VIEW,
     ("GET", "/api/v1/rollouts/{rollout_id}/wanted"): _VIEW,
+    ("GET", "/api/v1/rollouts/{rollout_id}/history"): _VIEW,
+    ("GET", "/api/v1/devices/{device}/history"): _VIEW,
+    ("GET", "/api/v1/releases/{name}/{version}/history"): _VIEW_FLEET,
+    ("GET", "/api/v1/alerts"): _VIEW_FLEET,
+    ("GET", "/metrics"): _VIEW_FLEET,
     # Devices and rollouts.
     ("POST", "/api/v1/devices"): _OPERATE,
     ("POST", "/api/v1/batches"): _OPERATE,
@@ -116,6 +129,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/blocked"): _VIEW_SHARED,
     ("POST", "/api/v1/blocked"): _OPERATE_FLEET,
     ("POST", "/api/v1/blocked/{subject}/remove"): _OPERATE_FLEET,
+    ("POST", "/api/v1/alerts/{alert}/acknowledge"): _OPERATE_FLEET,
     # Releases.
     ("PUT", "/api/v1/uploads/{sha256}"): _PUBLISH,
     ("GET", "/api/v1/files/{sha256}"): _PUBLISH,
@@ -137,8 +151,48 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/audit"): _ADMIN,
     ("GET", "/api/v1/audit/heads"): _ADMIN,
     ("GET", "/api/v1/audit/verdict"): _ADMIN,
+    # Whom alerts are told.
+    ("GET", "/api/v1/alert-targets"): _VIEW_FLEET,
+    ("POST", "/api/v1/alert-targets"): _ADMIN,
+    ("POST", "/api/v1/alert-targets/{target}/remove"): _ADMIN,
+    ("POST", "/api/v1/alert-targets/{target}/test"): _ADMIN,
     # The page.
     ("GET", "/"): _VIEW,
+    ("GET", "/search"): _VIEW,
+    ("POST", "/theme"): replace(_VIEW_SHARED, is_form=True),
+    ("GET", "/assets/{file}"): Open("the same for every fleet of this version"),
+    ("GET", "/rollouts"): _VIEW,
+    ("GET", "/rollouts/start"): _OPERATE,
+    ("POST", "/rollouts/start"): _OPERATE_FORM,
+    ("GET", "/rollouts/{rollout_id}"): _VIEW,
+    ("GET", "/rollouts/{rollout_id}/{verb}"): _OPERATE,
+    ("POST", "/rollouts/{rollout_id}/{verb}"): _OPERATE_FORM,
+    ("GET", "/devices"): _VIEW,
+    ("GET", "/devices/{device}"): _VIEW,
+    ("GET", "/devices/{device}/{verb}"): _OPERATE,
+    ("POST", "/devices/{device}/{verb}"): _OPERATE_FORM,
+    ("POST", "/relabel"): _OPERATE_FORM,
+    ("GET", "/enrol"): _OPERATE,
+    ("POST", "/enrol"): _OPERATE_FORM,
+    ("POST", "/enrol/waiting/{device}/{verb}"): _OPERATE_FORM,
+    ("POST", "/enrol/batches/{batch}/revoke"): _OPERATE_FLEET_FORM,
+    ("GET", "/releases"): _VIEW_SHARED,
+    ("GET", "/releases/{name}/{version}"): _VIEW_SHARED,
+    ("GET", "/releases/{name}/{version}/{verb}"): _OPERATE_FLEET,
+    ("POST", "/releases/{name}/{version}/{verb}"): _OPERATE_FLEET_FORM,
+    ("GET", "/drift"): _VIEW_FLEET,
+    ("GET", "/experiments"): _VIEW_FLEET,
+    ("POST", "/experiments"): _OPERATE_FLEET_FORM,
+    ("GET", "/experiments/{experiment}"): _VIEW_FLEET,
+    ("GET", "/experiments/{experiment}/{verb}"): _OPERATE_FLEET,
+    ("POST", "/experiments/{experiment}/{verb}"): _OPERATE_FLEET_FORM,
+    ("GET", "/freeze"): _OPERATE_FLEET,
+    ("POST", "/freeze"): _OPERATE_FLEET_FORM,
+    ("GET", "/audit"): _ADMIN,
+    ("GET", "/settings"): _VIEW_SHARED,
+    ("GET", "/settings/{kind}/{name}/{verb}"): _ADMIN,
+    ("POST", "/settings/{kind}/{name}/{verb}"): _ADMIN_FORM,
+    ("POST", "/settings/{kind}"): _ADMIN_FORM,
     ("GET", "/login"): Open("only shows a form"),
     ("POST", "/login"): Open("name and password are asked for, and attempts limited"),
     ("POST", "/logout"): Open("ends only the session whose cookie and page token are shown"),

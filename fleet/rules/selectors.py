@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from edgekit.errors import UsageError
+from edgekit.errors import NotPossibleError
 from fleet.rules import boolean
 from fleet.rules.boolean import Leaf, Not, Tree
 
@@ -45,11 +45,11 @@ def parse(text: str) -> Selector:
 
 
 def check_names(selector: Selector, known: Iterable[str]) -> None:
-    """Raises: UsageError naming the labels that no device carries, and those that exist."""
+    """Raises: NotPossibleError naming the labels that no device carries, and those that exist."""
     have = sorted(set(known))
     unknown = sorted(selector.names - set(have))
     if unknown:
-        raise UsageError(
+        raise NotPossibleError(
             f"selector: no device has the label {', '.join(map(repr, unknown))}; known labels are {', '.join(have)}"
         )
 

@@ -26,7 +26,8 @@ from fleet.api.history import ArmPoint
 from fleet.client import bulk, complete, watch_views, watching
 from fleet.client.cli import fleet
 from fleet.client.config import Access
-from fleet.client.rest import AwayError, Client
+from fleet.client.rest import Client
+from fleet.client.transport import AwayError, Transport
 from fleet.client.watching import Look
 from fleet.rules.access import Role
 
@@ -37,15 +38,15 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inside]:
     made = Inside(tmp_path)
     enrolled(made.database, ["roof-1", "roof-2", "van-1"])
     http = made.client(made.token("ops", Role.ADMIN), base_url="http://127.0.0.1:8080/api/v1")
-    init = Client.__init__
+    init = Transport.__init__
 
-    def within(self: Client, access: Access, *more: Any) -> None:
-        init(self, access, *more)
-        self._http.close()
-        self._http = cast("httpx.Client", http)
+    def within(made: Transport, access: Access, *more: Any) -> None:
+        init(made, access, *more)
+        made._http.close()
+        made._http = cast("httpx.Client", http)
         monkeypatch.setattr(http, "close", lambda: None)
 
-    monkeypatch.setattr(Client, "__init__", within)
+    monkeypatch.setattr(Transport, "__init__", within)
     monkeypatch.setenv("EDGEKIT_FLEET_URL", "http://127.0.0.1:8080")
     monkeypatch.setenv("EDGEKIT_FLEET_TOKEN", "t")
     monkeypatch.delenv("EDGEKIT_FLEET", raising=False)

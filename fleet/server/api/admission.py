@@ -2,7 +2,8 @@
 
 Always true
  1. Every route passes here before its own dependencies; one that the table does not name is closed.
- 2. A cookie alone changes nothing: the page's token comes along (`fleet.server.api.login`).
+ 2. A cookie alone changes nothing: the page's token comes along (`fleet.server.api.login`), in a header, or with the
+    page's forms in a field, which is looked at as soon as they are read (`fleet.server.web.forms`).
  3. A secret arrives in the Authorization header or in a cookie, never in an address.
 """
 
@@ -66,14 +67,15 @@ def admit(request: Request, ctx: Ctx) -> None:
         raise AuthError("nobody may do this: no rule names it")
     if isinstance(rule, Open):
         return
-    principal = _principal(request, ctx)
+    principal = admitted(request, ctx, is_form=rule.is_form)
     access.check(rule, principal.role, principal.scope)
     request.state.principal = principal
 
 
-def _principal(request: Request, ctx: Context) -> Principal:
+def admitted(request: Request, ctx: Context, *, is_form: bool = False) -> Principal:
+    """Who asks, by what the request shows. Raises: UnauthenticatedError."""
     if "authorization" not in request.headers and (secret := session_of(request, ctx)):
-        return _by_session(secret, request, ctx)
+        return _by_session(secret, request, ctx, is_form=is_form)
     return _by_token(bearer(request), request, ctx)
 
 
@@ -92,9 +94,9 @@ def csrf_of(secret: str) -> str:
     return hmac.digest(secret.encode(), b"edgekit csrf", "sha256").hex()
 
 
-def _by_session(secret: str, request: Request, ctx: Context) -> Principal:
+def _by_session(secret: str, request: Request, ctx: Context, *, is_form: bool) -> Principal:
     found = _of_session(secret, request, ctx, sessions.PAGE)
-    if request.method not in _SAFE:
+    if request.method not in _SAFE and not is_form:
         shown = request.headers.get("x-csrf-token", "")
         if not hmac.compare_digest(shown.encode(), csrf_of(secret).encode()):
             raise AuthError("this did not come from a page of this fleet; nothing was done")

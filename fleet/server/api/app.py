@@ -2,6 +2,7 @@
 
 import logging
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,16 +14,21 @@ from edgekit.errors import EdgeKitError
 from fleet.api import ErrorAnswer, ErrorBody
 from fleet.server.api import (
     access,
+    alerts,
     assignments,
     audit,
     batches,
     blocked,
+    describe,
     devices,
     enrolment,
+    events,
     experiments,
     fleet,
+    history,
     login,
     metadata,
+    metrics,
     oidc,
     releases,
     retry,
@@ -31,6 +37,8 @@ from fleet.server.api import (
 )
 from fleet.server.api.admission import admit
 from fleet.server.api.context import Context, UnauthenticatedError, answer
+from fleet.server.api.repeats import once
+from fleet.server.web import routes
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +51,7 @@ def make_app(context: Context) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        dependencies=[Depends(admit)],
+        dependencies=[Depends(admit), Depends(once)],
     )
     app.state.context = context
     # `retry` stands before the verbs of a rollout, whose path would take it in.
@@ -61,10 +69,14 @@ def make_app(context: Context) -> FastAPI:
         retry,
         rollouts,
         experiments,
+        history,
         terminal,
+        events,
+        alerts,
+        metrics,
     ):
         app.include_router(module.router)
-    for pages in (login.router, oidc.router, terminal.page_router):
+    for pages in (login.router, oidc.router, terminal.page_router, routes.files, *routes.ROUTERS):
         app.include_router(pages)
     app.include_router(enrolment.device_router)
     app.include_router(releases.artifact_router)
@@ -72,7 +84,7 @@ def make_app(context: Context) -> FastAPI:
 
     @app.get("/openapi.json", include_in_schema=False)
     def description() -> dict[str, Any]:
-        return app.openapi()
+        return describe.document(app)
 
     app.add_exception_handler(EdgeKitError, _refused)
     app.add_exception_handler(StarletteHTTPException, _http_error)
@@ -85,6 +97,11 @@ async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, EdgeKitError)
     if isinstance(error, UnauthenticatedError) and request.url.path == "/":
         return RedirectResponse("/login", 303)
+    if routes.is_for_people(request):
+        if isinstance(error, UnauthenticatedError) and request.method == "GET":
+            there = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
+            return RedirectResponse(f"/login?next={quote(there, safe='')}", 303)
+        return routes.refused(request.app.state.context, request, error)
     return answer(ErrorAnswer(ErrorBody(error.code, str(error))), error.http_status)
 
 
@@ -96,10 +113,18 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, (HTTPException, StarletteHTTPException))
+    if routes.is_for_people(request):
+        context, title = request.app.state.context, "There is no such page"
+        return routes.told(
+            context, request, title, f"{request.url.path[:200]}: {error.detail}", error.status_code
+        )
     message = f"{request.method} {request.url.path}: {error.detail}"
     return answer(ErrorAnswer(ErrorBody("http", message)), error.status_code)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    if routes.is_for_people(request):
+        context, message = request.app.state.context, "the service failed on this request; its log says more"
+        return routes.told(context, request, "That did not work", message, 500)
     return answer(ErrorAnswer(ErrorBody("internal", "the service failed on this request; see its log")), 500)

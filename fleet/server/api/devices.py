@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import msgspec
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import Depends, Query
 from sqlalchemy import Connection, Row
 
 from edgekit.sketch import Sketch, merge
@@ -15,7 +15,10 @@ from edgekit.wire import topics
 from fleet import api
 from fleet.rules import filters, moving
 from fleet.server.api.admission import Caller
-from fleet.server.api.context import Context, Ctx, answer, body
+from fleet.server.api.context import Answer, Context, Ctx, answer, body
+from fleet.server.api.matching import IfMatch, tag_of
+from fleet.server.api.paging import MOST, USUAL
+from fleet.server.api.routing import WAS_SO, Router
 from fleet.server.clock import Now
 from fleet.server.placing import Bundles, will_follow
 from fleet.server.store import (
@@ -38,10 +41,8 @@ from fleet.server.store.releases import BundleRow
 
 Ordered = dict[tuple[str, str], DesiredRow]
 Seen = dict[tuple[str, str, str], Row[Any]]
-# Of a page.
-USUAL_DEVICES, MOST_DEVICES = 500, 5000
 
-router = APIRouter(prefix="/api/v1", tags=["devices"])
+router = Router(prefix="/api/v1", tags=["devices"])
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Search:
         str, Query(max_length=65, description="A field or a label; with - before it the other way round.")
     ] = ""
     after: Annotated[str, Query(max_length=400, description="Where the page before ended, as it said.")] = ""
-    limit: Annotated[int, Query(ge=1, le=MOST_DEVICES)] = USUAL_DEVICES
+    limit: Annotated[int, Query(ge=1, le=MOST)] = USUAL
     count: Annotated[bool, Query(description="Say in `X-Total-Count` how many all pages hold.")] = False
 
     def next(self, after: str) -> str:
@@ -66,7 +67,7 @@ class Search:
 
 
 @router.get("/devices")
-def listing(ctx: Ctx, caller: Caller, search: Annotated[Search, Depends()]) -> Response:
+def listing(ctx: Ctx, caller: Caller, search: Annotated[Search, Depends()]) -> Answer[list[api.DeviceView]]:
     """A page of devices. Where there may be more, `Link` says where (RFC 8288, relation `next`)."""
     now = ctx.time.now()
     reach = caller.scope.text
@@ -88,7 +89,8 @@ def listing(ctx: Ctx, caller: Caller, search: Annotated[Search, Depends()]) -> R
 
 
 @router.get("/devices/{device}/explain")
-def explain(ctx: Ctx, caller: Caller, device: str) -> Response:
+def explain(ctx: Ctx, caller: Caller, device: str) -> Answer[api.Explanation]:
+    """What a device should run, what it runs, and why not that."""
     now = ctx.time.now()
     with ctx.database.read() as connection:
         row = caller.device(connection, device)
@@ -97,13 +99,13 @@ def explain(ctx: Ctx, caller: Caller, device: str) -> Response:
         return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, now))))
 
 
-@router.post("/devices/{device}/deployments")
+@router.post("/devices/{device}/deployments", status_code=201, responses=WAS_SO)
 def add_deployment(
     ctx: Ctx,
     caller: Caller,
     device: str,
     wanted: Annotated[api.NewDeployment, Depends(body(api.NewDeployment))],
-) -> Response:
+) -> Answer[api.Done]:
     """One more model slot for a device that has enrolled: its next order says so, and that order goes out now."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
@@ -117,11 +119,16 @@ def add_deployment(
 
 @router.post("/devices/{device}/labels")
 def relabel(
-    ctx: Ctx, caller: Caller, device: str, wanted: Annotated[api.NewLabels, Depends(body(api.NewLabels))]
-) -> Response:
+    ctx: Ctx,
+    caller: Caller,
+    seen: IfMatch,
+    device: str,
+    wanted: Annotated[api.NewLabels, Depends(body(api.NewLabels))],
+) -> Answer[api.Done]:
     """It leaves what is about its old place, and follows what is about the new one."""
     with ctx.database.begin() as connection:
         caller.device(connection, device)
+        seen.check(_tag(devices.get(connection, device, lock=True)), f"the device {device}")
         is_changed = groups.relabel(
             connection, device, wanted.labels, wanted.remove, now=ctx.clock(), who=caller.who
         )
@@ -134,7 +141,7 @@ def relabel(
 @router.post("/devices/{device}/revoke")
 def revoke(
     ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
-) -> Response:
+) -> Answer[api.Done]:
     """Take its identity away at once; a new enrolment file lets it join again."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
@@ -148,7 +155,7 @@ def revoke(
 @router.post("/devices/{device}/decommission")
 def decommission(
     ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
-) -> Response:
+) -> Answer[api.Done]:
     """Out of service: no identity, no orders, no place in lists and rollouts. Its name may enrol again."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
@@ -162,7 +169,7 @@ def decommission(
 @router.post("/devices/{device}/delete")
 def delete(
     ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
-) -> Response:
+) -> Answer[api.Done]:
     """Out of service, and forgotten: only the audit log and ended rollouts still name it. The name is free."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
@@ -178,6 +185,10 @@ def _gone(ctx: Context, device: str, now: float) -> None:
     for leaf in (topics.DESIRED, topics.REPORTED, topics.STATUS):
         ctx.link.publish(device, leaf, b"", qos=1, retain=True)
     ctx.wake()
+
+
+def _tag(row: DeviceRow) -> str:
+    return tag_of(row.labels, row.deployments, row.decommissioned_at)
 
 
 def view(row: DeviceRow, ordered: Ordered, seen: Seen, now: Now) -> api.DeviceView:
@@ -212,6 +223,7 @@ def view(row: DeviceRow, ordered: Ordered, seen: Seen, now: Now) -> api.DeviceVi
         reported_counter=reported.order_counter if reported else 0,
         refused=reported.refused if reported else "",
         deployments=deployments,
+        tag=_tag(row),
         former_seen=datetime.fromtimestamp(row.former_at, UTC) if row.former_at else None,
         conditions=tuple(
             api.ConditionView(one.code, one.detail, one.since, one.deployment)

@@ -9,7 +9,6 @@ Always true
     the name exists.
 """
 
-import html
 import logging
 
 from fastapi import APIRouter, Request, Response
@@ -18,10 +17,10 @@ from edgekit.errors import AuthError
 from fleet.rules.people import NAME
 from fleet.server import passwords
 from fleet.server.api import pages
-from fleet.server.api.admission import Caller, csrf_of, origin, session_cookie, session_of
+from fleet.server.api.admission import csrf_of, origin, session_cookie, session_of
 from fleet.server.api.context import Context, Ctx
-from fleet.server.api.pages import FORM_COOKIE, Form, page, same
-from fleet.server.store import devices, sessions, users
+from fleet.server.api.pages import FORM_COOKIE, Form, same
+from fleet.server.store import sessions, users
 from fleet.server.store.audit import Who
 
 log = logging.getLogger(__name__)
@@ -80,23 +79,3 @@ def sign_out(ctx: Ctx, request: Request, given: Form) -> Response:
     done = pages.redirect("/login")
     done.delete_cookie(session_cookie(ctx), path="/", secure=pages.is_tls(ctx), httponly=True)
     return done
-
-
-@router.get("/", include_in_schema=False)
-def home(ctx: Ctx, request: Request, caller: Caller) -> Response:
-    """Who is signed in, and the way out."""
-    with ctx.database.read() as connection:
-        rows = [row for row in devices.everyone(connection) if caller.reaches(devices.labels_of(row))]
-    online = sum(row.is_online for row in rows)
-    csrf = csrf_of(session_of(request, ctx))
-    name = html.escape(caller.who.name.partition(":")[2])
-    scope = f", for {html.escape(caller.scope.text)}" if caller.scope.is_limited else ""
-    return page(
-        ctx,
-        ctx.issuer.fleet,
-        f"<p>{online} of {len(rows)} devices are online.</p>"
-        f"<p>Signed in as <b>{name}</b>: {caller.role.word}{scope}.</p>"
-        f'<form method="post" action="/logout"><input type="hidden" name="csrf" value="{csrf}">'
-        "<button>Sign out</button></form>",
-        meta=f'<meta name="csrf-token" content="{csrf}">',
-    )

@@ -13,12 +13,13 @@ from typing import Annotated
 from urllib.parse import parse_qs, quote
 
 from fastapi import Depends, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import RedirectResponse
 
 from fleet.rules.people import local
 from fleet.server.api.admission import csrf_of, session_cookie
 from fleet.server.api.context import Context, read_body
 from fleet.server.store import sessions
+from fleet.server.web import frame
 
 log = logging.getLogger(__name__)
 _MAX_FORM_BYTES = 4096
@@ -111,23 +112,7 @@ def page(
     ctx: Context, title: str, content: str, *, status: int = 200, meta: str = "", goes_to: str = ""
 ) -> Response:
     """A whole page; the answer to its form may redirect to `goes_to` besides."""
-    shown = html.escape(title)
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; form-action 'self' {goes_to}; "
-        "frame-ancestors 'none'; base-uri 'none'"
-    )
-    headers = {**_HEADERS, "Content-Security-Policy": policy.replace(" ;", ";")}
-    if is_tls(ctx):
-        headers["Strict-Transport-Security"] = "max-age=31536000"
-    return HTMLResponse(
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">{meta}<title>{shown}</title>'
-        "<style>body{font:1rem/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}"
-        "input,button{font:inherit;padding:.4rem .6rem}</style></head>"
-        f"<body><h1>{shown}</h1>{content}</body></html>",
-        status,
-        headers=headers,
-    )
+    return frame.bare(ctx, title, content, status=status, meta=meta, goes_to=goes_to)
 
 
 def same(one: str, other: str) -> bool:

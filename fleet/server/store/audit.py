@@ -11,6 +11,7 @@ from fleet import audit as rules
 from fleet.audit import Head
 from fleet.audit_entry import Entry
 from fleet.server.schema_audit import audit, audit_heads
+from fleet.server.store import events
 
 _AT_ONCE = 1000
 
@@ -51,6 +52,7 @@ def append(  # noqa: PLR0917  # who did what to what, in the order of the senten
     if connection.dialect.name == "postgresql":
         # Two appenders must not both follow the same entry.
         connection.execute(text("LOCK TABLE audit IN EXCLUSIVE MODE"))
+    events.note_entry(connection, action, subject)
     last = connection.execute(select(audit.c.hash).order_by(audit.c.id.desc()).limit(1)).scalar()
     previous = last or rules.GENESIS
     was, is_now = _json(before), _json(after)
@@ -82,7 +84,7 @@ def entries(connection: Connection, *, after: int = 0, limit: int | None = None)
         page = _AT_ONCE if left is None else min(left, _AT_ONCE)
         query = select(audit).where(audit.c.id > after).order_by(audit.c.id).limit(page)
         rows = connection.execute(query).all()
-        yield from map(_entry, rows)
+        yield from map(entry, rows)
         if len(rows) < page:
             return
         after = rows[-1].id
@@ -92,10 +94,10 @@ def entries(connection: Connection, *, after: int = 0, limit: int | None = None)
 def newest(connection: Connection, limit: int) -> list[Entry]:
     """The last entries, the newest first."""
     query = select(audit).order_by(audit.c.id.desc()).limit(limit)
-    return [_entry(row) for row in connection.execute(query)]
+    return [entry(row) for row in connection.execute(query)]
 
 
-def _entry(row: Row[Any]) -> Entry:
+def entry(row: Row[Any]) -> Entry:
     return Entry(
         row.id,
         row.at,

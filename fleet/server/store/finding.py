@@ -81,6 +81,11 @@ def page(connection: Connection, wanted: Wanted, after: str, limit: int) -> Page
     return Page([whole[name] for name, _ in found], last)
 
 
+def condition(connection: Connection, where: Filter, now: float = 0.0) -> Condition:
+    """What holds of the devices in service that a filter finds; `now` is steady."""
+    return _Sql(connection, now).condition(where)
+
+
 def count(connection: Connection, wanted: Wanted) -> int:
     """How many there are in all pages."""
     query = select(func.count()).select_from(devices)

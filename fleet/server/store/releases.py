@@ -3,6 +3,8 @@
 A version of a profile is one bundle for ever: the same digest again is no change, another digest is refused.
 """
 
+import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,16 +21,19 @@ from fleet.server.store.audit import Who
 BundleRow = Row[Any]
 
 
+_TITLE = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})@([0-9A-Za-z][0-9A-Za-z.+_-]{0,63})")
+
+
 def title(name: str, version: str) -> str:
     return f"{name}@{version}"
 
 
 def parse_title(text: str) -> tuple[str, str]:
     """(name, version) of `NAME@VERSION`. Raises: UsageError."""
-    name, at, version = text.partition("@")
-    if not (name and at and version):
+    found = _TITLE.fullmatch(text)
+    if found is None:
         raise UsageError(f"{text!r} is no release; write NAME@VERSION, e.g. digits@1.2.0")
-    return name, version
+    return found[1], found[2]
 
 
 def existing(connection: Connection, name: str, version: str, profile: str) -> BundleRow | None:
@@ -163,6 +168,12 @@ def bundle(connection: Connection, sha256: str) -> BundleRow:
     if row is None:
         raise NotFoundError(f"no bundle with sha256 {sha256[:12]}… is published here")
     return row
+
+
+def titles(connection: Connection, digests: Sequence[str]) -> dict[str, str]:
+    """Digest → NAME@VERSION, of those of these bundles that are published here."""
+    query = select(bundles.c.sha256, bundles.c.name, bundles.c.version).where(bundles.c.sha256.in_(digests))
+    return {row.sha256: title(row.name, row.version) for row in connection.execute(query)}
 
 
 def statement(connection: Connection, sha256: str) -> bytes:

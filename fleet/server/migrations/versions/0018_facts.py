@@ -8,7 +8,7 @@ from edgekit.wire.messages import Reported
 from fleet.rules import facts
 
 revision = '0018'
-down_revision = '0014'
+down_revision = '0017'
 branch_labels = None
 depends_on = None
 

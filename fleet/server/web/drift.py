@@ -1,0 +1,77 @@
+"""Whether the world has changed: releases by how far their inputs have moved from what they were trained on.
+
+Drawn from the history, as soon as the service keeps one.
+"""
+
+from typing import Any, NamedTuple
+
+from fastapi import APIRouter, Response
+
+from edgekit.errors import NotFoundError
+from fleet import api
+from fleet.server.store import glance, releases
+from fleet.server.web import charts, others, words
+from fleet.server.web.frame import On
+
+router = APIRouter(tags=["page"])
+_DAYS = 7
+_DAY_S = 86_400.0
+# By convention (see `edgekit` docs on drift): below the first nothing moved, from the second on it did.
+SLIGHT, MOVED = 0.1, 0.2
+# Bundles that are looked at: those on most devices.
+_MOST = 60
+
+
+class Row(NamedTuple):
+    """A bundle that devices run: its drift now, the largest in the time shown, and since when it lies above `MOVED`."""
+
+    bundle: api.BundleView
+    runs: int
+    now: float | None
+    most: float | None
+    since: float | None
+    charts: list[Any]
+
+    @property
+    def state(self) -> str:
+        if self.now is None:
+            return "pending"
+        return "satisfied" if self.now < SLIGHT else "warning" if self.now < MOVED else "critical"
+
+
+@router.get("/drift", include_in_schema=False)
+def show(page: On) -> Response:
+    if not others.has_history():
+        raise NotFoundError("this service keeps no history that drift could be read from")
+    now = page.ctx.clock()
+    with page.ctx.database.read() as connection:
+        runs = glance.runs(connection)
+        bundles = [
+            bundle
+            for one in releases.everything(connection)
+            for bundle in one.bundles
+            if runs.get(bundle.sha256)
+        ]
+        bundles.sort(key=lambda bundle: -runs[bundle.sha256])
+        rows = [
+            _row(
+                bundle,
+                runs,
+                others.of_release(connection, bundle.name, bundle.sha256, now - _DAYS * _DAY_S, now),
+            )
+            for bundle in bundles[:_MOST]
+        ]
+    rows.sort(key=lambda row: -(row.now or 0.0))
+    return page.show(
+        "drift.html.jinja", rows=rows, days=_DAYS, slight=SLIGHT, moved=MOVED, moment=words.moment
+    )
+
+
+def _row(bundle: api.BundleView, runs: dict[str, int], points: list[Any]) -> Row:
+    known = [(p.at, p.drift_psi) for p in sorted(points, key=lambda p: p.at) if p.drift_psi is not None]
+    since = None
+    for at, value in known:
+        since = (since or at) if value >= MOVED else None
+    found = [chart for chart in charts.of_release(points) if "Drift" in chart.title]
+    latest = known[-1][1] if known else None
+    return Row(bundle, runs[bundle.sha256], latest, max((v for _, v in known), default=None), since, found)
