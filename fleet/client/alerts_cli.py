@@ -13,6 +13,7 @@ from rich.text import Text
 from edgekit.errors import UsageError
 from fleet import api
 from fleet.client import render
+from fleet.client.complete import completes
 from fleet.client.config import read_secret
 from fleet.client.options import connected, examples, with_fleet
 from fleet.client.sheet import sheet
@@ -75,7 +76,7 @@ def _line(one: api.AlertView) -> Text:
 
 
 @alerts.command(epilog=examples("edgekit fleet alerts acknowledge a3 --reason 'somebody drives there'"))
-@click.argument("alert", metavar="ID")
+@click.argument("alert", metavar="ID", shell_complete=completes("alert"))
 @click.option("--reason", default="", help="For the audit log.")
 @with_fleet
 def acknowledge(*, alert: str, reason: str, place: str | None, as_json: bool) -> None:
@@ -191,7 +192,7 @@ def list_targets(*, place: str | None, as_json: bool) -> None:
 
 
 @targets.command("remove", epilog=examples("edgekit fleet alert-targets remove night"))
-@click.argument("name")
+@click.argument("name", shell_complete=completes("target"))
 @with_fleet
 def remove_target(*, name: str, place: str | None, as_json: bool) -> None:
     """Tell the target NAME no more; what still waits for it goes too."""
@@ -204,7 +205,7 @@ def remove_target(*, name: str, place: str | None, as_json: bool) -> None:
 
 
 @targets.command("test", epilog=examples("edgekit fleet alert-targets test ops"))
-@click.argument("name")
+@click.argument("name", shell_complete=completes("target"))
 @click.pass_context
 @with_fleet
 def try_target(ctx: click.Context, *, name: str, place: str | None, as_json: bool) -> None:

@@ -57,6 +57,8 @@ _KINDS: Mapping[str, Callable[[Client, str], Found]] = {
     "experiment": lambda client, _: [(one.id, one.status) for one in client.experiments()],
     "batch": lambda client, _: [(one.id, one.state) for one in client.batches()],
     "waiting": lambda client, _: [(one.device, one.profile) for one in client.waiting()],
+    "alert": lambda client, _: [(one.id, one.kind) for one in client.alerts()],
+    "target": lambda client, _: [(one.name, one.kind) for one in client.targets()],
     "blocked": lambda client, _: [(one.subject, one.reason) for one in client.blocked()],
 }
 

@@ -166,6 +166,30 @@ def status(*, rollout_id: str, place: str | None, as_json: bool) -> None:
         render.show(views.rollout(found, most=1000))
 
 
+@rollout.command(
+    epilog=examples(
+        "edgekit fleet rollout members r3 --state failed", "edgekit fleet rollout members r3 --json"
+    )
+)
+@_one
+@click.option(
+    "--state", default="", help="Only those in it: pending, fetching, succeeded, failed, timed_out, …"
+)
+@with_fleet
+def members(*, rollout_id: str, state: str, place: str | None, as_json: bool) -> None:
+    """All devices of a rollout, by name."""
+    with connected(place) as client:
+        found = list(client.members(rollout_id, state))
+    if as_json:
+        render.show_json(found)
+    elif found:
+        render.show(views.members(found))
+    else:
+        render.say(
+            f"{rollout_id} has no device in the state {state}" if state else f"{rollout_id} has no device"
+        )
+
+
 @rollout.command(epilog=WATCH_EPILOG)
 @_one
 @click.option(

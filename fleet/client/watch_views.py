@@ -11,12 +11,11 @@ from fleet.api.history import ArmPoint
 from fleet.client import views, watching
 from fleet.client.render import coloured, words
 from fleet.client.sheet import Column, Sheet, cell
-from fleet.client.watching import AT_REST, MOVING, Look
+from fleet.client.watching import MOVING, Look
 
 _BAR = 40
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPARKS = 24
-_MOST_MEMBERS = 8
 
 
 def screen(look: Look, now: datetime) -> Group:
@@ -49,9 +48,8 @@ def screen(look: Look, now: datetime) -> Group:
         parts += [Text(), views.gates(found.gates)]
     if look.arms:
         parts += [Text(), arms(look.arms)]
-    if moving := [member for member in found.members if member.state not in ("pending", "succeeded")]:
-        moving.sort(key=lambda member: member.state in AT_REST)
-        parts += [Text(), views.members(moving[:_MOST_MEMBERS])]
+    if look.troubled:
+        parts += [Text(), views.members(look.troubled)]
     return Group(*parts)
 
 

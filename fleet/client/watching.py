@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain, islice
 
 from edgekit.errors import FleetError
 from fleet import api
@@ -21,18 +22,24 @@ from fleet.client.views import counts
 # A watch ends here.
 ENDS = ("completed", "rolled_back", "aborted", "paused")
 MOVING = ("notified", "fetching", "staged", "probation", "rolling_back")
-AT_REST = ("pending", "succeeded", *MOVING)
+QUIET = ("pending", "succeeded")
 _LOOK_S = 0.5
-# Canary and control change by the minute.
-_HISTORY_S = 10.0
+# Of the time between two looks, the service spends at most a fifth on them.
+_SHARE = 4
+# Canary and control change by the minute; who is in trouble is asked for with them.
+_DETAILS_S = 10.0
+_MOST_TROUBLED = 8
 
 
 @dataclass(frozen=True)
 class Look:
-    """`away_since` is when the service was last heard, where it does not answer now; `is_last` ends the watch."""
+    """`arms` are of the newest stage that has some, `troubled` some of the devices that are neither done nor waiting.
+    `away_since` is when the service was last heard, where it does not answer now; `is_last` ends the watch.
+    """
 
     rollout: api.RolloutView
     arms: tuple[ArmPoint, ...] = ()
+    troubled: tuple[api.MemberView, ...] = ()
     away_since: datetime | None = None
     is_last: bool = False
 
@@ -41,33 +48,40 @@ def looks(client: Client, rollout_id: str, timeout_s: float | None) -> Iterator[
     """The rollout every half second, until it ends or pauses, or the time is over."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     look, heard = Look(client.rollout(rollout_id)), datetime.now(UTC)
-    asked_at = -_HISTORY_S
+    detailed_at, took_s = -_DETAILS_S, 0.0
     while True:
-        if look.away_since is None and time.monotonic() - asked_at >= _HISTORY_S:
-            asked_at = time.monotonic()
-            look = replace(look, arms=_arms(client, rollout_id, look))
         is_over = deadline is not None and time.monotonic() >= deadline
         look = replace(look, is_last=is_over or look.rollout.status in ENDS)
+        is_due = look.is_last or time.monotonic() - detailed_at >= _DETAILS_S
+        if look.away_since is None and is_due:
+            detailed_at = time.monotonic()
+            look = _detailed(client, look)
         yield look
         if look.is_last:
             return
-        time.sleep(_LOOK_S)
+        time.sleep(max(_LOOK_S, _SHARE * took_s))
+        began = time.monotonic()
         try:
-            look, heard = (
-                replace(look, rollout=client.rollout(rollout_id), away_since=None),
-                datetime.now(UTC),
-            )
+            look = replace(look, rollout=client.rollout(rollout_id), away_since=None)
         except AwayError:
             look = replace(look, away_since=heard)
+            continue
+        heard, took_s = datetime.now(UTC), time.monotonic() - began
 
 
-def _arms(client: Client, rollout_id: str, look: Look) -> tuple[ArmPoint, ...]:
-    """Of the newest stage that has some; what was known where the service does not say."""
+def _detailed(client: Client, look: Look) -> Look:
+    """With what was known before, where the service does not say."""
+    found = look.rollout
     with contextlib.suppress(FleetError):
-        points = client.rollout_history(rollout_id)
+        points = client.rollout_history(found.id)
         newest = max((point.stage for point in points), default=0)
-        return tuple(point for point in points if point.stage == newest)
-    return look.arms
+        look = replace(look, arms=tuple(point for point in points if point.stage == newest))
+    with contextlib.suppress(FleetError):
+        # The worst first: those that are moving come only where there is room.
+        states = sorted((one for one in found.counts if one not in QUIET), key=lambda one: one in MOVING)
+        members = chain.from_iterable(client.members(found.id, one) for one in states)
+        look = replace(look, troubled=tuple(islice(members, _MOST_TROUBLED)))
+    return look
 
 
 def elapsed(found: api.RolloutView, now: datetime) -> str:

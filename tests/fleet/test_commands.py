@@ -24,7 +24,7 @@ from rich.console import Console
 from edgekit import safe
 from edgekit.errors import EdgeKitError, UsageError
 from fleet import api
-from fleet.client import alerts_cli, device_views, render
+from fleet.client import alerts_cli, device_views, devices_cli, render
 from fleet.client.cli import fleet
 from fleet.client.config import Access
 from fleet.client.keys_cli import main as keys
@@ -32,6 +32,7 @@ from fleet.client.rest import Client
 from fleet.client.sheet import Column, Sheet
 from fleet.client.spans import span
 from fleet.client.transport import Transport, part
+from fleet.rules import filters
 
 COMMANDS = dict([*walk(fleet, ("fleet",)), *walk(keys, ("keys",))])
 SINGLE = {path: command for path, command in COMMANDS.items() if not isinstance(command, click.Group)}
@@ -105,6 +106,9 @@ class Attacker:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.paths: list[str] = []
+        # No connection, and none of the time that one takes to be made ready.
+        monkeypatch.setattr(Transport, "__init__", lambda made, access, *_: setattr(made, "url", access.url))
+        monkeypatch.setattr(Transport, "close", lambda _made: None)
         monkeypatch.setattr(Transport, "send", self._send)
         monkeypatch.setattr(Transport, "read", lambda _self, _response, _method, _path, kind: answer(kind))
         monkeypatch.setenv("EDGEKIT_FLEET_URL", "http://127.0.0.1:1")
@@ -282,6 +286,20 @@ def test_safe_json_means_the_same(text: str) -> None:
     shown = safe.json(encoded)
     assert json.loads(shown) == {"x": text}
     assert not ACTS & set(shown)
+
+
+def test_the_help_and_the_docs_know_every_field_and_order_of_the_service() -> None:
+    help_text = devices_cli.EPILOG
+    docs = (Path(__file__).parents[2] / "docs" / "fleet.md").read_text()
+    for field in filters.FIELDS:
+        for text in (help_text, docs):
+            assert re.search(rf"\b{field}( ~ |=| <)", text), field
+    assert set(devices_cli.SORTS) == set(filters.SORTS)
+    for order in filters.SORTS:
+        assert f"`{order}`" in docs
+    # Each example is one that the service reads.
+    for where in re.findall(r"--where '([^']+)'", help_text + docs):
+        filters.parse(where)
 
 
 LONG = "digits-with-a-long-name@1.14.2-rc.3+build.20261127"

@@ -27,7 +27,7 @@ from fleet.client import bulk, complete, watch_views, watching
 from fleet.client.cli import fleet
 from fleet.client.config import Access
 from fleet.client.rest import Client
-from fleet.client.transport import AwayError
+from fleet.client.transport import AwayError, Transport
 from fleet.client.watching import Look
 from fleet.rules.access import Role
 
@@ -38,15 +38,15 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inside]:
     made = Inside(tmp_path)
     enrolled(made.database, ["roof-1", "roof-2", "van-1"])
     http = made.client(made.token("ops", Role.ADMIN), base_url="http://127.0.0.1:8080/api/v1")
-    init = Client.__init__
+    init = Transport.__init__
 
-    def within(self: Client, access: Access, *more: Any) -> None:
-        init(self, access, *more)
-        self._http.close()
-        self._http = cast("httpx.Client", http)
+    def within(made: Transport, access: Access, *more: Any) -> None:
+        init(made, access, *more)
+        made._http.close()
+        made._http = cast("httpx.Client", http)
         monkeypatch.setattr(http, "close", lambda: None)
 
-    monkeypatch.setattr(Client, "__init__", within)
+    monkeypatch.setattr(Transport, "__init__", within)
     monkeypatch.setenv("EDGEKIT_FLEET_URL", "http://127.0.0.1:8080")
     monkeypatch.setenv("EDGEKIT_FLEET_TOKEN", "t")
     monkeypatch.delenv("EDGEKIT_FLEET", raising=False)
@@ -261,7 +261,7 @@ def test_every_frame_fits_a_narrow_terminal_whole() -> None:
         "self-test: other outputs than the golden ones",
         "digits@1.4.1",
     )
-    text = drawn(Look(rollout(members=(member,), gates=WAITING), (point("canary", 1, 0.001, 6.5),)), 48)
+    text = drawn(Look(rollout(gates=WAITING), (point("canary", 1, 0.001, 6.5),), (member,)), 48)
     assert max(map(len, text.splitlines())) <= 48
     assert "…" not in text
     assert "digits@1.4.1" in text
@@ -284,6 +284,9 @@ class Scripted:
             raise NotFoundError("GET /rollouts/r3/history: Not Found")
         return self._arms
 
+    def members(self, _rollout_id: str, state: str = "") -> Iterator[api.MemberView]:
+        yield api.MemberView(f"{state}-1", "raspberry-pi-5", 1, state, "", "")
+
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
@@ -295,6 +298,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     def made(script: Scripted, *more: str) -> Result:
         monkeypatch.setattr(Client, "rollout", lambda _self, name: script.rollout(name))
         monkeypatch.setattr(Client, "rollout_history", lambda _self, name: script.rollout_history(name))
+        monkeypatch.setattr(Client, "members", lambda _self, name, state: script.members(name, state))
         return CliRunner().invoke(fleet, ["rollout", "watch", "r3", *more])
 
     return made
@@ -344,6 +348,13 @@ def test_a_service_that_is_away_for_a_while_ends_no_watch(watch: Callable[..., R
     assert "cannot be reached" in lines[1]
     assert "as of" in drawn(Look(rollout(), away_since=NOW))
     assert isinstance(watch(Scripted(away)).exception, AwayError), "one that is not there at all does"
+
+
+def test_those_in_trouble_are_shown_before_those_that_move() -> None:
+    counts = {"fetching": 1, "failed": 1, "pending": 5, "succeeded": 7, "timed_out": 1}
+    [look] = watching.looks(cast("Client", Scripted(rollout(counts=counts))), "r3", 0.0)
+    assert [member.device for member in look.troubled] == ["failed-1", "timed_out-1", "fetching-1"]
+    assert "timed_out-1" in drawn(look)
 
 
 def completions(words: list[str], incomplete: str) -> list[str]:
