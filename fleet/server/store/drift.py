@@ -4,6 +4,8 @@ Always true
  1. A pass looks at each device and bundle once; what is named is decided when it is over, of all of them together.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -41,7 +43,14 @@ def gather(connection: Connection, after: Key, now: Now) -> Key | None:
     """Take in the blocks that became whole, of the next devices; where to go on, or None at the end."""
     key = tuple_(totals.c.device, totals.c.deployment, totals.c.digest)
     query = (
-        select(totals.c.device, totals.c.deployment, totals.c.digest, totals.c.recent, drift.c.track)
+        select(
+            totals.c.device,
+            totals.c.deployment,
+            totals.c.digest,
+            totals.c.recent,
+            drift.c.track,
+            drift.c.found_since,
+        )
         .outerjoin(
             drift,
             (drift.c.device == totals.c.device)
@@ -61,7 +70,7 @@ def gather(connection: Connection, after: Key, now: Now) -> Key | None:
         track = before.grown(_RECENT.decode(row.recent).older)
         if track is not before:
             changed.append(_row(row, track, now.steady))
-    _write(connection, changed)
+    upsert(connection, drift, changed)
     return (rows[-1].device, rows[-1].deployment, rows[-1].digest) if len(rows) == AT_ONCE else None
 
 
@@ -75,71 +84,57 @@ def _row(row: Any, track: Track, now: float) -> dict[str, Any]:
         "seen_at": now,
         "chance": rules.chance(track.blocks),
         "level": track.level,
+        "found_since": row.found_since,
     }
-
-
-def _write(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        return
-    keys = [(row["device"], row["deployment"], row["digest"]) for row in rows]
-    since: dict[Key, float] = {}
-    for at in range(0, len(keys), 500):
-        query = select(drift.c.device, drift.c.deployment, drift.c.digest, drift.c.found_since).where(
-            tuple_(drift.c.device, drift.c.deployment, drift.c.digest).in_(keys[at : at + 500]),
-            drift.c.found_since.is_not(None),
-        )
-        since |= {(d, p, g): found for d, p, g, found in connection.execute(query)}
-    upsert(
-        connection,
-        drift,
-        [row | {"found_since": since.get(key)} for key, row in zip(keys, rows, strict=True)],
-    )
 
 
 def judge(connection: Connection, now: Now) -> list[Drifted]:
     """Name those that drifted, of all that are measured; releases, the one with most devices first."""
     connection.execute(delete(drift).where(drift.c.seen_at < now.steady - FORGET_S))
+    key = (drift.c.device, drift.c.deployment, drift.c.digest)
+    query = (
+        select(*key, drift.c.chance, drift.c.found_since)
+        .join(devices, devices.c.id == drift.c.device)
+        .where(devices.c.decommissioned_at.is_(None), drift.c.chance.is_not(None))
+    )
+    chances: dict[Key, float] = {}
+    before: dict[Key, float] = {}
+    measured: Counter[tuple[str, str]] = Counter()
+    for device, deployment, digest, chance, found_since in connection.execute(query):
+        chances[device, deployment, digest] = chance
+        measured[deployment, digest] += 1
+        if found_since is not None:
+            before[device, deployment, digest] = found_since
+    named = rules.discoveries(chances)
+    for one in named ^ before.keys():
+        change = update(drift).where(tuple_(*key) == tuple_(*one))
+        connection.execute(change.values(found_since=now.wall if one in named else None))
+    return _by_release(connection, measured) if named else []
+
+
+def _by_release(connection: Connection, measured: Mapping[tuple[str, str], int]) -> list[Drifted]:
+    """Those that are named now, by what they run."""
     query = (
         select(drift, site_of(connection).label("site"), bundles.c.name, bundles.c.version)
         .join(devices, devices.c.id == drift.c.device)
         .outerjoin(bundles, bundles.c.sha256 == drift.c.digest)
-        .where(devices.c.decommissioned_at.is_(None), drift.c.chance.is_not(None))
+        .where(drift.c.found_since.is_not(None), devices.c.decommissioned_at.is_(None))
     )
-    rows = {(row.device, row.deployment, row.digest): row for row in connection.execute(query)}
-    named = rules.discoveries({key: row.chance for key, row in rows.items()})
-    for key, row in rows.items():
-        is_named = key in named
-        if is_named != (row.found_since is not None):
-            change = update(drift).where(
-                tuple_(drift.c.device, drift.c.deployment, drift.c.digest) == tuple_(*key)
-            )
-            connection.execute(change.values(found_since=now.wall if is_named else None))
-    return _by_release(rows, named, now.wall)
-
-
-def _by_release(rows: dict[Key, Any], named: set[Key], wall: float) -> list[Drifted]:
-    measured: dict[tuple[str, str], int] = {}
     groups: dict[tuple[str, str], list[Any]] = {}
-    for key, row in rows.items():
+    for row in connection.execute(query):
         release = f"{row.name}@{row.version}" if row.name is not None else row.digest[:12]
-        measured[release, row.deployment] = measured.get((release, row.deployment), 0) + 1
-        if key in named:
-            groups.setdefault((release, row.deployment), []).append(row)
-    found = []
-    for (release, deployment), those in groups.items():
-        sites: dict[str, int] = {}
-        for row in those:
-            sites[row.site] = sites.get(row.site, 0) + 1
-        found.append(
-            Drifted(
-                release=release,
-                deployment=deployment,
-                digests=tuple(sorted({row.digest for row in those})),
-                devices=tuple(sorted({row.device for row in those})),
-                measured=measured[release, deployment],
-                sites=sites,
-                level=median(row.level for row in those),
-                since=min(row.found_since or wall for row in those),
-            )
+        groups.setdefault((release, row.deployment), []).append(row)
+    found = [
+        Drifted(
+            release=release,
+            deployment=deployment,
+            digests=tuple(sorted({row.digest for row in those})),
+            devices=tuple(sorted({row.device for row in those})),
+            measured=sum(measured[deployment, digest] for digest in {row.digest for row in those}),
+            sites=dict(Counter(row.site for row in those)),
+            level=median(row.level for row in those),
+            since=min(row.found_since for row in those),
         )
+        for (release, deployment), those in groups.items()
+    ]
     return sorted(found, key=lambda one: (-len(one.devices), one.release, one.deployment))
