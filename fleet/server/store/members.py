@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, select
+from sqlalchemy import Connection, Row, and_, delete, func, or_, select
 
 from edgekit.wire.states import FleetState
 from fleet.rules.members import Member
+from fleet.rules.rollout import Rollout
 from fleet.server.schema import members
 from fleet.server.store.upsert import among, upsert
 
@@ -24,6 +25,52 @@ def of(connection: Connection, rollout: int, devices: Sequence[str] | None = Non
     if devices is not None:
         query = query.where(among(connection, members.c.device, devices))
     return {row.device: member(row) for row in connection.execute(query)}
+
+
+def names(connection: Connection, rollout: int) -> list[str]:
+    return list(connection.execute(select(members.c.device).where(members.c.rollout == rollout)).scalars())
+
+
+def page(
+    connection: Connection, rollout: int, after: str, limit: int, state: FleetState | None
+) -> list[Member]:
+    """The next members by name, of all or of those in a state."""
+    query = select(members).where(members.c.rollout == rollout, members.c.device > after)
+    if state is not None:
+        query = query.where(members.c.state == state.value)
+    return [member(row) for row in connection.execute(query.order_by(members.c.device).limit(limit))]
+
+
+def first(connection: Connection, rollout: int, limit: int) -> list[Member]:
+    """The first ones in the order in which devices move."""
+    query = select(members).where(members.c.rollout == rollout)
+    ordered = query.order_by(members.c.is_held, members.c.key).limit(limit)
+    return [member(row) for row in connection.execute(ordered)]
+
+
+def counts(connection: Connection, rollout: int) -> dict[str, int]:
+    """How many are in each state."""
+    query = select(members.c.state, func.count().label("number")).where(members.c.rollout == rollout)
+    return {row.state: row.number for row in connection.execute(query.group_by(members.c.state))}
+
+
+def waiting(connection: Connection, rollout: Rollout) -> int:
+    """How many `fleet.rules.moving.waiting` would name of a rollout that runs."""
+    taken = [
+        and_(members.c.profile == profile, members.c.key <= threshold)
+        for profile, threshold in rollout.thresholds.items()
+        if profile not in rollout.stopped
+    ]
+    if rollout.stage < 0 or not taken:
+        return 0
+    query = select(func.count()).where(
+        members.c.rollout == rollout.id, members.c.order_counter == 0, or_(*taken)
+    )
+    if not rollout.current.is_closing:
+        query = query.where(~members.c.is_held)
+    if rollout.spec.pace.needs_presence:
+        query = query.where(members.c.online_since.is_not(None))
+    return int(connection.execute(query).scalar_one())
 
 
 def write(connection: Connection, rollout: int, changed: Iterable[Member]) -> None:
