@@ -178,7 +178,16 @@ def _axes(plane: Plane, chart: Chart) -> Markup:
     for at in time_ticks(plane.start, plane.end, 5 if plane.width < 600 else 9):
         x = plane.x(at)
         parts.append(_stroke("tick", x, plane.height - _BOTTOM, x, plane.height - _BOTTOM + 4))
-        parts.append(_text("middle", x, plane.height - _BOTTOM + 17, clock(at, plane.end - plane.start)))
+        # The last one must not stand out over the edge.
+        css = "end" if x > plane.width - _RIGHT - 12 else "middle"
+        parts.append(
+            _text(
+                css,
+                x + (10 if css == "end" else 0),
+                plane.height - _BOTTOM + 17,
+                clock(at, plane.end - plane.start),
+            )
+        )
     parts.append(_stroke("axis", _LEFT, plane.height - _BOTTOM, plane.width - _RIGHT, plane.height - _BOTTOM))
     return Markup("").join(parts)
 
