@@ -186,6 +186,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/experiments/{experiment}"): _VIEW_FLEET,
     ("GET", "/experiments/{experiment}/{verb}"): _OPERATE_FLEET,
     ("POST", "/experiments/{experiment}/{verb}"): _OPERATE_FLEET_FORM,
+    ("POST", "/alerts/{alert}/acknowledge"): _OPERATE_FLEET_FORM,
     ("GET", "/freeze"): _OPERATE_FLEET,
     ("POST", "/freeze"): _OPERATE_FLEET_FORM,
     ("GET", "/audit"): _ADMIN,

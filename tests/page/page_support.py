@@ -86,6 +86,13 @@ def token_of(page: str) -> str:
     return found.group(1)
 
 
+def form_of(client: Any, path: str) -> dict[str, str]:
+    """What the form that is posted to `path` carries by itself, from the page that asks, or else from any."""
+    shown = client.get(path)
+    text = shown.text if shown.status_code == 200 else client.get("/settings").text
+    return {**dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', text)), "csrf": token_of(text)}
+
+
 def post(client: Any, path: str, **fields: Any) -> Any:
-    """As a form of the page does."""
-    return client.post(path, data={"csrf": token_of(client.get("/settings").text), **fields})
+    """As somebody does who looks at the page first."""
+    return client.post(path, data={**form_of(client, path), **fields})

@@ -70,9 +70,11 @@ def members_page(
     connection: Connection, rollout: int, *, states: Sequence[str], after: str = "", limit: int = 50
 ) -> list[Member]:
     """Members in some of these states by name, from behind a name on: the order of the key, so nothing is sorted."""
-    query = select(members).where(members.c.rollout == rollout, members.c.device > after)
+    query = select(members.c.device).where(members.c.rollout == rollout, members.c.device > after)
     query = query.where(members.c.state.in_(states)).order_by(members.c.device).limit(limit)
-    return [member_store.member(row) for row in connection.execute(query)]
+    names = list(connection.execute(query).scalars())
+    found = member_store.of(connection, rollout, names)
+    return [found[name] for name in names]
 
 
 class DeviceCounts(NamedTuple):

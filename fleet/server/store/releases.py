@@ -4,7 +4,6 @@ A version of a profile is one bundle for ever: the same digest again is no chang
 """
 
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -170,7 +169,7 @@ def bundle(connection: Connection, sha256: str) -> BundleRow:
     return row
 
 
-def titles(connection: Connection, digests: Sequence[str]) -> dict[str, str]:
+def titles(connection: Connection, digests: list[str]) -> dict[str, str]:
     """Digest → NAME@VERSION, of those of these bundles that are published here."""
     query = select(bundles.c.sha256, bundles.c.name, bundles.c.version).where(bundles.c.sha256.in_(digests))
     return {row.sha256: title(row.name, row.version) for row in connection.execute(query)}

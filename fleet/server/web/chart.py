@@ -160,10 +160,11 @@ def _plane(chart: Chart, width: int, height: int) -> Plane:
     top = max(most, min(max(edges, default=most), 2.5 * most if most > 0 else max(edges, default=1.0)))
     if chart.is_log:
         above = [value for value in values if value > 0] or [1.0]
-        return Plane(
-            width, height, start, max(end, start + 1), min(above) / 1.3, max(top, min(above)) * 1.3, True
-        )
-    return Plane(width, height, start, max(end, start + 1), 0.0, top * 1.12 or 1.0, False)
+        top = max(top, min(above)) * 1.3
+        # A millionth of the largest is as good as nothing.
+        low = max(min(above) / 1.3, top / 1e6)
+        return Plane(width, height, start, max(end, start + 1), low, top, is_log=True)
+    return Plane(width, height, start, max(end, start + 1), 0.0, top * 1.12 or 1.0, is_log=False)
 
 
 def _axes(plane: Plane, chart: Chart) -> Markup:
@@ -177,7 +178,16 @@ def _axes(plane: Plane, chart: Chart) -> Markup:
     for at in time_ticks(plane.start, plane.end, 5 if plane.width < 600 else 9):
         x = plane.x(at)
         parts.append(_stroke("tick", x, plane.height - _BOTTOM, x, plane.height - _BOTTOM + 4))
-        parts.append(_text("middle", x, plane.height - _BOTTOM + 17, clock(at, plane.end - plane.start)))
+        # The last one must not stand out over the edge.
+        css = "end" if x > plane.width - _RIGHT - 12 else "middle"
+        parts.append(
+            _text(
+                css,
+                x + (10 if css == "end" else 0),
+                plane.height - _BOTTOM + 17,
+                clock(at, plane.end - plane.start),
+            )
+        )
     parts.append(_stroke("axis", _LEFT, plane.height - _BOTTOM, plane.width - _RIGHT, plane.height - _BOTTOM))
     return Markup("").join(parts)
 

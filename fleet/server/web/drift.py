@@ -72,6 +72,7 @@ def _row(bundle: api.BundleView, runs: dict[str, int], points: list[Any]) -> Row
     since = None
     for at, value in known:
         since = (since or at) if value >= MOVED else None
-    found = [chart for chart in charts.of_release(points) if "Drift" in chart.title]
+    limit = ((MOVED, f"{MOVED:g}: moved"),)
+    found = [chart._replace(limits=limit) for chart in charts.of_release(points) if chart.unit == "PSI"]
     latest = known[-1][1] if known else None
     return Row(bundle, runs[bundle.sha256], latest, max((v for _, v in known), default=None), since, found)

@@ -20,6 +20,7 @@ import jinja2
 from fastapi import Depends, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from markupsafe import Markup
+from sqlalchemy import Connection
 
 from edgekit import __version__, look
 from edgekit.errors import AuthError
@@ -166,6 +167,10 @@ class Page:
             return str(error)
         return ""
 
+    def alerts(self, connection: Connection) -> list[Any]:
+        """Those that stand; they are about the whole fleet, and for whoever reaches all of it."""
+        return [] if self.caller.scope.is_limited else others.open_alerts(connection)
+
     def show(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """A page, or with the header `X-Fragment` its live part alone."""
         said = self.request.cookies.get(_SAID, "")
@@ -191,7 +196,7 @@ class Page:
         ctx, caller, path = self.ctx, self.caller, self.request.url.path
         with ctx.database.read() as connection:
             is_frozen = settings.is_frozen(connection)
-            alerts = others.open_alerts(connection)
+            alerts = self.alerts(connection)
         hidden = set() if others.has_history() else {"/drift"}
         hidden |= {to for to, _ in _NAV if self.why_not("GET", to)}
         return {

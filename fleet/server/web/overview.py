@@ -12,7 +12,7 @@ from fleet.rules.rollout import Status
 from fleet.server.api import fleet as rest
 from fleet.server.store import approvals, devices, glance, releases
 from fleet.server.store.glance import Browse, DeviceCounts, Look
-from fleet.server.web import memory, others, rollouts, track, words
+from fleet.server.web import memory, rollouts, track, words
 from fleet.server.web.auditing import Line, gathered
 from fleet.server.web.forms import Form, valid
 from fleet.server.web.frame import THEME, THEMES, On, Page, headers, link
@@ -43,7 +43,7 @@ def home(page: On) -> Response:
         counts = kept.counted(("devices", scope), lambda: glance.device_counts(connection, scope))
         heads = [head for head in glance.active_heads(connection) if rollouts.is_seen(connection, page, head)]
         active = [rollouts.card(connection, page, head) for head in heads]
-        alerts = others.open_alerts(connection)
+        alerts = page.alerts(connection)
         waiting = _waiting(connection, page)
         audit = "" if page.why_not("GET", "/audit") else "yes"
         changes = _changes(connection, page) if audit else []
@@ -56,6 +56,7 @@ def home(page: On) -> Response:
         needs=_needs(page, counts, active, waiting),
         changes=changes,
         sees_audit=bool(audit),
+        refused_acknowledge=page.why_not("POST", "/alerts/{alert}/acknowledge"),
         refused_freeze=page.why_not("POST", "/freeze"),
     )
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from edgekit.errors import EdgeKitError, NotFoundError
 from fleet.server.api.context import Context, UnauthenticatedError
 from fleet.server.web import (
+    alerting,
     auditing,
     device,
     devices,
@@ -37,6 +38,7 @@ ROUTERS = tuple(
         experiments,
         auditing,
         setting,
+        alerting,
     )
 )
 _MACHINES = ("/api/", "/v1/", "/artifacts/", "/tuf/", "/openapi.json")

@@ -13,7 +13,7 @@ from fleet.rules.access import Role
 from fleet.server.api import access as rest
 from fleet.server.api import fleet as fleet_rest
 from fleet.server.api.matching import Expected
-from fleet.server.web import signed
+from fleet.server.web import alerting, others, signed
 from fleet.server.web.forms import Fields, Form, valid
 from fleet.server.web.frame import On, Page
 
@@ -41,6 +41,8 @@ def _show(page: Page, *, secret: str = "", made: str = "", error: str = "", stat
         users=users,
         tokens=tokens,
         keys=keys,
+        has_alerts=others.has_alerts(),
+        targets=alerting.targets(page),
         documents=signed.everything(page.ctx.tuf),
         broker=page.ctx.link,
         is_controller=page.ctx.is_controller(),
@@ -75,6 +77,10 @@ def add(page: On, kind: str, given: Form) -> Response:
             )
             rest.add_user(page.ctx, page.caller, wanted)
             return page.done("/settings", f"{wanted.name} may sign in as {wanted.role}.")
+        if kind == "targets":
+            return page.done(
+                "/settings", f"{alerting.add(page, given)} is told of alerts from now on; send it a test."
+            )
         if kind == "tokens":
             token = valid(
                 api.NewToken(given.one("name"), given.one("role"), given.one("scope"), given.one("expires"))
@@ -114,6 +120,12 @@ ACTS: dict[tuple[str, str], Act] = {
         "edgekit fleet token revoke {name}",
         lambda page, name, _given: rest.revoke_token(page.ctx, page.caller, name),
         is_final=True,
+    ),
+    ("targets", "remove"): Act(
+        "Remove target",
+        ("It is told of nothing more; what waits to be sent to it is dropped.",),
+        "edgekit fleet alerts",
+        alerting.remove,
     ),
     ("users", "block"): Act(
         "Block",
@@ -187,6 +199,11 @@ def _asked(page: Page, kind: str, name: str, verb: str, *, error: str = "", stat
 
 @router.post("/settings/{kind}/{name}/{verb}", include_in_schema=False)
 def do(page: On, kind: str, name: str, verb: str, given: Form) -> Response:
+    if (kind, verb) == ("targets", "test"):
+        try:
+            return page.done("/settings", alerting.test(page, name))
+        except EdgeKitError as error:
+            return _show(page, error=str(error), status=error.http_status)
     act = _act(kind, verb)
     try:
         if act.is_final and given.one("typed") != name:
