@@ -13,8 +13,9 @@ from fleet.server.api import enrolment, retry
 from fleet.server.api.matching import Expected
 from fleet.server.store import devices as device_store
 from fleet.server.store import glance, releases
+from fleet.server.store import history as past
 from fleet.server.store.glance import Look
-from fleet.server.web import charts, others
+from fleet.server.web import charts
 from fleet.server.web.auditing import lines
 from fleet.server.web.forms import Fields, Form, pairs, valid
 from fleet.server.web.frame import On, Page, headers
@@ -30,7 +31,7 @@ def show(page: On, device: str) -> Response:
     told = msgspec.json.decode(rest.explain(ctx, page.caller, device).body, type=api.Explanation)
     with ctx.database.read() as connection:
         row = page.caller.device(connection, device)
-        points = others.of_device(connection, device, now - _DAY_S, now)
+        points = past.of_device(connection, device, now - _DAY_S, now)
         titles = releases.titles(connection, sorted({point.digest for point in points}))
         history = lines(glance.entries(connection, Look(subject=device), _ENTRIES))
         reported = device_store.reported_of(row)

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Response
 
-from edgekit.errors import NotFoundError
 from fleet import api
-from fleet.server.store import glance, releases
-from fleet.server.web import charts, others, words
+from fleet.server.store import glance, history, releases
+from fleet.server.web import charts, words
 from fleet.server.web.frame import On
 
 router = APIRouter(tags=["page"])
@@ -41,8 +40,6 @@ class Row(NamedTuple):
 
 @router.get("/drift", include_in_schema=False)
 def show(page: On) -> Response:
-    if not others.has_history():
-        raise NotFoundError("this service keeps no history that drift could be read from")
     now = page.ctx.clock()
     with page.ctx.database.read() as connection:
         runs = glance.runs(connection)
@@ -57,7 +54,7 @@ def show(page: On) -> Response:
             _row(
                 bundle,
                 runs,
-                others.of_release(connection, bundle.name, bundle.sha256, now - _DAYS * _DAY_S, now),
+                history.of_release(connection, bundle.name, bundle.sha256, now - _DAYS * _DAY_S, now),
             )
             for bundle in bundles[:_MOST]
         ]
@@ -67,7 +64,7 @@ def show(page: On) -> Response:
     )
 
 
-def _row(bundle: api.BundleView, runs: dict[str, int], points: list[Any]) -> Row:
+def _row(bundle: api.BundleView, runs: dict[str, int], points: list[api.ReleasePoint]) -> Row:
     known = [(p.at, p.drift_psi) for p in sorted(points, key=lambda p: p.at) if p.drift_psi is not None]
     since = None
     for at, value in known:

@@ -65,10 +65,15 @@ T = TypeVar("T")
 
 def valid(wanted: T) -> T:
     """A body made of a form's fields, held to the same bounds as one that the API decodes. Raises: UsageError."""
+    return body(type(wanted), msgspec.to_builtins(wanted))
+
+
+def body(kind: type[T], fields: object) -> T:
+    """The same of plain values. Raises: UsageError."""
     try:
-        return msgspec.convert(msgspec.to_builtins(wanted), type(wanted))
+        return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{type(wanted).__name__}: {error}") from error
+        raise UsageError(f"{kind.__name__}: {error}") from error
 
 
 def pairs(text: str, what: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from fleet.rules.access import Role
 from fleet.server.api import access as rest
 from fleet.server.api import fleet as fleet_rest
 from fleet.server.api.matching import Expected
-from fleet.server.web import alerting, others, signed
+from fleet.server.web import alerting, signed
 from fleet.server.web.forms import Fields, Form, valid
 from fleet.server.web.frame import On, Page
 
@@ -41,7 +41,6 @@ def _show(page: Page, *, secret: str = "", made: str = "", error: str = "", stat
         users=users,
         tokens=tokens,
         keys=keys,
-        has_alerts=others.has_alerts(),
         targets=alerting.targets(page),
         documents=signed.everything(page.ctx.tuf),
         broker=page.ctx.link,
