@@ -44,7 +44,8 @@ class Assigned(msgspec.Struct, frozen=True):
 class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /rollouts`, and the file that `rollout start --file` reads and `rollout show --toml` writes.
 
-    Empty `stages` and `holdback` mean the defaults that the plan then states in words; an empty or zero limit is none.
+    `release` is NAME@VERSION; several, separated by spaces, move together, each to the deployment of its name or to that
+    of `NAME@VERSION=DEPLOYMENT`. Empty `stages` and `holdback` mean the defaults that the plan then states in words; an empty or zero limit is none.
     """
 
     release: Text
@@ -92,7 +93,9 @@ class StageOutlook(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a rollout would do, before it does anything."""
+    """What a rollout would do, before it does anything. `release` and `deployment` name all that move together, separated
+    by spaces.
+    """
 
     release: str
     deployment: str
@@ -120,7 +123,7 @@ class MemberView(msgspec.Struct, frozen=True):
 
 
 class RolloutView(msgspec.Struct, frozen=True):
-    """`awaits` is the stage (from 1) that waits for approval; `waiting` counts the devices of the open stage that are not
+    """`release` and `deployment` name all that move together, separated by spaces, in the same order. `awaits` is the stage (from 1) that waits for approval; `waiting` counts the devices of the open stage that are not
     told yet; orders for `held_profiles` are held.
     """
 

@@ -71,8 +71,14 @@ def waits_for(rollout: Rollout, member: Member, wall: datetime) -> str:
 def with_due(step: Step, now: datetime, wall: datetime) -> Step:
     """The step, and the next orders that are due after it, in the order in which devices move."""
     rollout, effects = step
-    moves = [Move(m.device, m.previous if m.is_leaving else m.target) for m in _due(rollout, now, wall)]
+    moves = [move_of(m, is_back=m.is_leaving) for m in _due(rollout, now, wall)]
     return rollout, [*moves, *effects]
+
+
+def move_of(member: Member, *, is_back: bool = False) -> Move:
+    """The one order that moves all of its deployments, to the releases or back."""
+    digests = [part.previous if is_back else part.target for part in member.parts]
+    return Move(member.device, digests[0], tuple(digests[1:]))
 
 
 def _due(rollout: Rollout, now: datetime, wall: datetime) -> list[Member]:

@@ -26,7 +26,7 @@ import msgspec
 from edgekit.wire.messages import DeploymentReport
 from edgekit.wire.states import AgentState
 from fleet.rules import selectors, windows
-from fleet.rules.members import Member
+from fleet.rules.members import Member, Part
 from fleet.rules.pace import Pace
 from fleet.rules.rollout import RETURNING, Status
 from fleet.rules.selectors import Labels, Selector
@@ -147,9 +147,12 @@ def standing(
     return Standing.STAYS if fits else Standing.EXCHANGED
 
 
-def exchanged(member: Member, profile: str, target: str, previous: str | None) -> Member:
+def exchanged(member: Member, profile: str, parts: Sequence[Part]) -> Member:
     """The member on other hardware; where it stands is for it to say anew."""
-    return msgspec.structs.replace(member, profile=profile, target=target, previous=previous)
+    first, *beside = parts
+    return msgspec.structs.replace(
+        member, profile=profile, target=first.target, previous=first.previous, beside=tuple(beside)
+    )
 
 
 def relabelled(labels: Mapping[str, str], changes: Mapping[str, str], gone: Sequence[str]) -> dict[str, str]:

@@ -247,22 +247,18 @@ def _probation_s(gets: Sequence[_Get]) -> float | None:
 def not_yet(
     connection: Connection,
     rows: Sequence[DeviceRow],
-    deployment: str,
+    deployments: Sequence[str],
     present: dict[tuple[str, str], DesiredRow],
 ) -> set[str]:
     """Which of these, that a rollout would take in, are first to get what is assigned, or to come to rest with it."""
     all_of_them, bundles = assignments.newest_first(connection), Bundles(connection)
-    found: set[str] = set()
-    for row in rows:
+
+    def is_ready(row: DeviceRow, deployment: str) -> bool:
         if (has := present.get((row.id, deployment))) is None:
-            is_ready = bundles.assigned(all_of_them, row, deployment)[0] is None
-        else:
-            reported = devices.reported_of(row)
-            has_heard = reported is not None and (
-                reported.order_counter >= row.order_counter or bool(reported.refused)
-            )
-            said = reported.deployments.get(deployment) if reported is not None else None
-            is_ready = has_heard and rules.is_at_rest(has.sha256, said)
-        if not is_ready:
-            found.add(row.id)
-    return found
+            return bundles.assigned(all_of_them, row, deployment)[0] is None
+        reported = devices.reported_of(row)
+        if reported is None or not (reported.order_counter >= row.order_counter or reported.refused):
+            return False
+        return rules.is_at_rest(has.sha256, reported.deployments.get(deployment))
+
+    return {row.id for row in rows if not all(is_ready(row, one) for one in deployments)}

@@ -84,7 +84,7 @@ class Day:
             )
             if runs is not None:
                 orders.move(
-                    connection, self.issuer, "digits", dict.fromkeys(names, runs), because="x", now=NOW
+                    connection, self.issuer, ["digits"], dict.fromkeys(names, (runs,)), because="x", now=NOW
                 )
         for name in names:
             self.say(name, runs or OLD)

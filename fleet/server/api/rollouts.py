@@ -16,7 +16,7 @@ from fleet.server import changes, planning
 from fleet.server.api.admission import Caller, Principal
 from fleet.server.api.context import Ctx, answer, body, body_or
 from fleet.server.clock import Now
-from fleet.server.store import blocked, devices, orders, releases, rollouts, settings
+from fleet.server.store import blocked, devices, orders, rollouts, settings
 
 router = APIRouter(prefix="/api/v1", tags=["rollouts"])
 
@@ -88,7 +88,8 @@ def turn(
         if verb == "resume" and settings.is_frozen(connection):
             raise ConflictError("the fleet is frozen; 'edgekit fleet unfreeze' first")
         if verb == "resume":
-            blocked.check_release(connection, rollout.spec.name, rollout.spec.version)
+            for part in rollout.spec.parts:
+                blocked.check_release(connection, part.name, part.version)
         if rollout.status is Status.COMPLETED:
             _check_still_its_own(connection, rollout)
         command = _command(rollout, verb, how, f"{verb} asked for by {caller.who}", now)
@@ -144,14 +145,15 @@ def _check_still_its_own(connection: Connection, rollout: Rollout) -> None:
     moved_on = [
         member.device
         for member in rollout.members.values()
+        for deployment, part in zip(rollout.spec.deployments, member.parts, strict=True)
         if member.order_counter
-        and (found := present.get((member.device, rollout.spec.deployment))) is not None
-        and found.sha256 != member.target
+        and (found := present.get((member.device, deployment))) is not None
+        and found.sha256 != part.target
     ]
     busy = {
         device
         for device, deployment in rollouts.busy(connection, sorted(rollout.members))
-        if deployment == rollout.spec.deployment
+        if deployment in rollout.spec.deployments
     }
     if moved_on or busy:
         raise ConflictError(
@@ -173,8 +175,8 @@ def view(rollout: Rollout, now: Now) -> api.RolloutView:
         soak_ends = rollout.soak_from + timedelta(seconds=spec.soak_s) + ahead
     return api.RolloutView(
         id=rollout.label,
-        release=releases.title(spec.name, spec.version),
-        deployment=spec.deployment,
+        release=spec.title,
+        deployment=" ".join(spec.deployments),
         to=spec.selector,
         status=rollout.status.value,
         reason=rollout.reason,
@@ -189,7 +191,7 @@ def view(rollout: Rollout, now: Now) -> api.RolloutView:
                 stage=member.stage + 1 if member.stage is not None else None,
                 state=member.state.value,
                 reason=member.reason,
-                previous=member.previous_title,
+                previous=", ".join(part.previous_title for part in member.parts),
             )
             for member in members
         ),
