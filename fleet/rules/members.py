@@ -5,7 +5,8 @@ Always true
  2. Succeeded = the ordered digest is loaded *and* committed. A device that arrives late has still arrived.
  3. The deadline runs from the moment the device accepted the order; before that only time spent online counts.
  4. Where several deployments move together, the device has succeeded, or is back, when all of them have, and has failed
-    when one of them has; the reason says which.
+    when one of them has; the reason says which. One that failed so is to go back in all of them at once, whatever
+    becomes of the rollout: half of them is nothing that anybody asked for.
 """
 
 from collections.abc import Sequence
@@ -73,6 +74,11 @@ class Member(msgspec.Struct, frozen=True, gc=False):
         return (Part(self.target, self.previous, self.previous_title), *self.beside)
 
     @property
+    def was_sent_back(self) -> bool:
+        """Whether it failed in one of several deployments, so that it has gone back in all (rule 4)."""
+        return bool(self.beside) and self.state in BAD
+
+    @property
     def is_online(self) -> bool:
         return self.online_since is not None
 
@@ -116,10 +122,14 @@ def hear(member: Member, word: Word, deployments: Sequence[str], now: datetime) 
     ]
     if member.is_returning:
         return _returned(member, said)
-    state, reason = _state_of(member, said)
-    if member.state is state and member.reason == reason:
+    if member.is_leaving and member.was_sent_back:
+        # It was given up; what it still reaches before it has its order does not change that.
         return member
-    return msgspec.structs.replace(member, state=state, reason=reason)
+    state, reason = _state_of(member, said)
+    is_leaving = member.is_leaving or _is_split(member, state, said)
+    if (member.state, member.reason, member.is_leaving) == (state, reason, is_leaving):
+        return member
+    return msgspec.structs.replace(member, state=state, reason=reason, is_leaving=is_leaving)
 
 
 def time_out(member: Member, now: datetime, deadline_s: float) -> Member:
@@ -159,6 +169,11 @@ class _Said(NamedTuple):
         return self.report is not None and self.report.digest == self.report.committed == self.part.target
 
     @property
+    def has_moved(self) -> bool:
+        """Whether it runs what it did not before."""
+        return self.has_arrived and self.part.target != self.part.previous
+
+    @property
     def has_left(self) -> bool:
         """Whether one that had arrived has not stayed."""
         if self.report is None:
@@ -168,6 +183,13 @@ class _Said(NamedTuple):
     @property
     def is_back(self) -> bool:
         return (self.report.digest if self.report else None) == self.part.previous
+
+
+def _is_split(member: Member, state: FleetState, said: Sequence[_Said]) -> bool:
+    """Whether one of several deployments has failed and others may go on without it (rule 4)."""
+    if len(said) == 1 or state not in BAD:
+        return False
+    return state is not member.state or any(one.has_moved for one in said)
 
 
 def _returned(member: Member, said: Sequence[_Said]) -> Member:

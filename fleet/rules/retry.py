@@ -48,4 +48,6 @@ def _fresh(member: Member) -> Member:
         notified_at=None,
         refused_before=refused,
         is_excused=False,
+        is_leaving=False,
+        is_returning=False,
     )

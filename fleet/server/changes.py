@@ -157,6 +157,8 @@ def _carry_out(
         match effect:
             case Assign():
                 rollouts.assign(connection, rollout, now.wall)
+                back = [member.device for member in rollout.members.values() if member.was_sent_back]
+                orders.keep(connection, spec.deployments, back, now.wall)
             case Unassign():
                 rollouts.unassign(connection, rollout)
     rollouts.save(connection, rollout, before, now.wall)
@@ -174,6 +176,9 @@ def _options(rollout: Rollout, moves: Collection[str]) -> dict[str, OrderOptions
     found: dict[str, OrderOptions] = {}
     for device in moves:
         member = rollout.members[device]
+        if member.is_leaving:
+            found[device] = OrderOptions(probation_s=spec.probation_s)
+            continue
         bytes_s = pace.fetch_bytes_s(spec.pace, sites[member.site])
         found[device] = OrderOptions(
             probation_s=spec.probation_s,

@@ -147,6 +147,7 @@ def _check_still_its_own(connection: Connection, rollout: Rollout) -> None:
         for member in rollout.members.values()
         for deployment, part in zip(rollout.spec.deployments, member.parts, strict=True)
         if member.order_counter
+        and not member.was_sent_back
         and (found := present.get((member.device, deployment))) is not None
         and found.sha256 != part.target
     ]

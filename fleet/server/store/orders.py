@@ -122,6 +122,14 @@ def move(
     return issue_all(connection, issuer, rows, now, options)
 
 
+def keep(connection: Connection, deployments: Sequence[str], names: Sequence[str], now: float) -> None:
+    """These devices have what they have on purpose: nothing that was assigned until now takes its place."""
+    if names:
+        theirs = among(connection, desired.c.device, sorted(names))
+        change = update(desired).where(theirs, desired.c.deployment.in_(deployments))
+        connection.execute(change.values(set_at=now))
+
+
 def issue(
     connection: Connection, issuer: Issuer, device: str, now: float, options: OrderOptions | None = None
 ) -> int:
