@@ -174,6 +174,11 @@ class _Said(NamedTuple):
         return self.has_arrived and self.part.target != self.part.previous
 
     @property
+    def is_behind(self) -> bool:
+        """Whether what it says is about an order of before."""
+        return self.report is not None and self.report.ordered not in (None, self.part.target)
+
+    @property
     def has_left(self) -> bool:
         """Whether one that had arrived has not stayed."""
         if self.report is None:
@@ -211,9 +216,9 @@ def _state_of(member: Member, said: Sequence[_Said]) -> tuple[FleetState, str]:
         return (FleetState.DIVERGED, _reason(left, said, "left the release again")) if left else before
     if member.state in BAD and member.state is not FleetState.TIMED_OUT:
         return before
-    if any(one.report is not None and one.report.ordered not in (None, one.part.target) for one in said):
+    found = [(_progress(member, one), one) for one in said if not (one.has_arrived or one.is_behind)]
+    if not found:
         return before
-    found = [(_progress(member, one), one) for one in said if not one.has_arrived]
     state, least = min(found, key=lambda entry: _RANK[entry[0]])
     if member.state is FleetState.TIMED_OUT and state not in BAD:
         return before
