@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,10 +19,15 @@ from edgekit.wire.messages import DeploymentReport, Order, Report, Reported, dec
 from edgekit.wire.states import AgentState
 from fleet import api
 from fleet.publish import make_key
+from fleet.rules import windows
 from fleet.rules.evidence import Arm
 from fleet.rules.members import BAD
+from fleet.rules.pace import Pace
 from fleet.rules.rollout import Command, Rollout, Status
 from fleet.server import changes, ingest, planning, schema
+from fleet.server.api import blocked
+from fleet.server.api.context import Context
+from fleet.server.api.rollouts import _check_still_its_own
 from fleet.server.clock import Clock, same
 from fleet.server.controller import Controller
 from fleet.server.database import Database
@@ -256,6 +262,19 @@ def test_what_devices_do_is_added_up_in_each_deployment_apart(pair_of: Pair) -> 
     }
 
 
+def test_the_same_release_in_two_deployments_is_told_apart(pair_of: Pair) -> None:
+    pair_of.run("a", {"digits": OLD, "faces": OLD})
+    pair_of.ask(release="digits@2 digits@2=faces", to="device in (a)")
+    pair_of.tick()
+    new = {"digits": NEW, "faces": NEW}
+    pair_of.say("a", new)
+    for _ in range(3):
+        pair_of.tick(WINDOW_S + 5)
+        pair_of.serve("a", new, {"digits": 0, "faces": 7})
+    errors = {one: (some["a"].windows, some["a"].errors) for one, some in evidence(pair_of).items()}
+    assert errors == {"digits": (2, 0), "faces": (2, 14)}
+
+
 def test_a_harm_in_the_second_turns_both_back(pair_of: Pair) -> None:
     pair_of.ask()
     pair_of.tick()
@@ -270,6 +289,21 @@ def test_a_harm_in_the_second_turns_both_back(pair_of: Pair) -> None:
     assert pair_of.rollout.status is Status.ROLLING_BACK
     assert pair_of.rollout.reason.startswith("faces: error_rate < 5%")
     assert (pair_of.wants("a"), pair_of.wants("b")) == (BOTH, BOTH)
+
+
+def test_a_line_is_shared_by_the_downloads_of_all(pair_of: Pair) -> None:
+    made = pair_of.ask(site_bandwidth="1MB/s")
+    assert {one.fetch_bytes_s for one in changes._options(made, ["a", "b"]).values()} == {2.5e5}
+
+
+def test_blocking_the_second_release_pauses_the_rollout(pair_of: Pair) -> None:
+    pair_of.ask(stages="1,100%")
+    ctx = SimpleNamespace(issuer=pair_of.issuer, time=SimpleNamespace(now=lambda: same(pair_of.now)))
+    for subject, status in (("faces@1", Status.RUNNING), (NEW_N, Status.PAUSED)):
+        with pair_of.database.begin() as connection:
+            under_way = [rollouts.load(connection, 1)]
+            blocked._pause(connection, cast("Context", ctx), subject, under_way, audit.FLEET)
+        assert pair_of.rollout.status is status
 
 
 def test_who_joins_first_gets_what_is_assigned_in_each(pair_of: Pair) -> None:
@@ -314,6 +348,40 @@ def test_what_it_leaves_is_given_whole_or_not_at_all_and_a_rollback_takes_both_a
     assert pair_of.wants("alone") == {}, "nothing was assigned before"
 
 
+def test_what_it_leaves_waits_until_a_rollout_of_one_of_them_is_over(pair_of: Pair) -> None:
+    pair_of.ask()
+    pair_of.complete()
+    pair_of.have("alone", deployments='["digits","faces"]')
+    pair_of.ask(release="faces@1", to="device in (alone)", approve="1")
+    pair_of.say("alone", {"digits": OLD})
+    pair_of.tick()
+    assert pair_of.wants("alone") == {"digits": OLD}
+    with pair_of.database.begin() as connection:
+        second = rollouts.load(connection, 2)
+        changes.apply(connection, pair_of.issuer, second, Command("abort"), now=same(pair_of.now))
+    for _ in range(3):
+        pair_of.tick()
+    assert pair_of.wants("alone") == {"digits": NEW, "faces": NEW_N}
+
+
+def test_what_it_leaves_waits_for_its_window_as_one(pair_of: Pair) -> None:
+    """What runs nothing waits for nothing; but half of a pair is not given for that."""
+    pair_of.ask()
+    pair_of.complete()
+    opens = datetime.fromtimestamp(pair_of.now, UTC) + timedelta(hours=2)
+    span = windows.parse(f"{opens:%H:%M}-{opens + timedelta(hours=1):%H:%M}")
+    with pair_of.database.begin() as connection:
+        done = rollouts.load(connection, 1)
+        later = replace(done, spec=replace(done.spec, pace=Pace(windows=(span,))))
+        rollouts.save(connection, later, done, pair_of.now)
+    pair_of.have("alone", deployments='["digits","faces"]')
+    pair_of.say("alone", {"digits": OLD})
+    pair_of.tick()
+    assert pair_of.wants("alone") == {"digits": OLD}
+    pair_of.tick(7300)
+    assert pair_of.wants("alone") == {"digits": NEW, "faces": NEW_N}
+
+
 def test_one_that_failed_stays_where_it_went_back_to_when_the_rollout_completes(pair_of: Pair) -> None:
     pair_of.ask(gates=("error_rate < 5%", "lost <= 60%", "install_failures <= 60%"), soak="3m")
     pair_of.tick()
@@ -335,6 +403,10 @@ def test_one_that_failed_stays_where_it_went_back_to_when_the_rollout_completes(
         pair_of.say("b", BOTH)
         pair_of.tick()
     assert pair_of.wants("b") == BOTH, "the assignment does not bring it there again"
+    with pair_of.database.read() as connection:
+        _check_still_its_own(connection, pair_of.rollout)
+    pair_of.tell("rollback")
+    assert (pair_of.wants("a"), pair_of.wants("b")) == (BOTH, BOTH)
 
 
 def test_one_that_loses_a_deployment_leaves_and_goes_back_in_what_is_left(pair_of: Pair) -> None:
