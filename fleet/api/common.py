@@ -20,6 +20,11 @@ _TITLE = r"[a-z0-9][a-z0-9._-]{0,63}@[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}"
 Duration = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": f"^{_DURATION}$"})]
 MaybeDuration = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": f"^({_DURATION})?$"})]
 Title = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": f"^{_TITLE}$"})]
+_TITLE_TO = rf"{_TITLE}(=[a-z0-9][a-z0-9._-]{{0,63}})?"
+# Releases that move together.
+Titles = Annotated[
+    str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": f"^{_TITLE_TO}( {_TITLE_TO}){{0,7}}$"})
+]
 Subject = Annotated[
     str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": f"^({_TITLE}|[0-9a-f]{{64}})$"})
 ]

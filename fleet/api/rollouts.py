@@ -23,6 +23,7 @@ from fleet.api.common import (
     Text,
     TimeZone,
     Title,
+    Titles,
     WindowText,
 )
 
@@ -62,10 +63,11 @@ class Assigned(msgspec.Struct, frozen=True):
 class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /rollouts`, and the file that `rollout start --file` reads and `rollout show --toml` writes.
 
-    Empty `stages` and `holdback` mean the defaults that the plan then states in words; an empty or zero limit is none.
+    `release` is NAME@VERSION; several, separated by spaces, move together, each to the deployment of its name or to that
+    of `NAME@VERSION=DEPLOYMENT`. Empty `stages` and `holdback` mean the defaults that the plan then states in words; an empty or zero limit is none.
     """
 
-    release: Title
+    release: Titles
     to: SelectorText
     stages: StagesText = ""
     soak: Duration = "30m"
@@ -110,7 +112,9 @@ class StageOutlook(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a rollout would do, before it does anything."""
+    """What a rollout would do, before it does anything. `release` and `deployment` name all that move together, separated
+    by spaces.
+    """
 
     release: str
     deployment: str
@@ -138,9 +142,10 @@ class MemberView(msgspec.Struct, frozen=True):
 
 
 class RolloutView(msgspec.Struct, frozen=True):
-    """`awaits` is the stage (from 1) that waits for approval; `waiting` counts the devices of the open stage that are not
-    told yet; orders for `held_profiles` are held. `members` are the first in the order in which devices move, and none
-    in a list of rollouts; `GET /rollouts/ID/members` has them all. `tag` stands for what a person decides by.
+    """`release` and `deployment` name all that move together, separated by spaces, in the same order. `awaits` is the stage
+    (from 1) that waits for approval; `waiting` counts the devices of the open stage that are not told yet; orders for
+    `held_profiles` are held. `members` are the first in the order in which devices move, and none in a list of rollouts;
+    `GET /rollouts/ID/members` has them all. `tag` stands for what a person decides by.
     """
 
     id: str

@@ -27,12 +27,15 @@ Gates:
   latency_p95 <= 1.2 * before            each device against its own past: may only pause
   drift_psi < 0.2                        drift of inputs
   metric:NAME >= 0.95 * control          what the application reports
+  reader: error_rate < 1%                of one deployment, where several move together; else it holds for each
 
 \b
 Examples:
   edgekit fleet rollout start digits@1.1.0 --to 'site=lab and profile=raspberry-pi-5' \\
       --stages 1%,10%,100% --soak 30m --gate 'error_rate < 1%' --gate 'latency_p95 <= 20ms'
   edgekit fleet rollout start digits@1.1.0 --to all --stages 1,100% --gate 'error_rate < 1%' --dry-run
+  edgekit fleet rollout start detector@2.0.0 reader@3.1.0 --to site=lab --gate 'error_rate < 1%' \\
+      --gate 'reader: latency_p95 <= 20ms'
   edgekit fleet rollout start --file nightly.toml --per-site 2 --window '22:00-05:00' --rate 60/min
 """
 
@@ -62,7 +65,9 @@ def rollout() -> None:
 
 
 @rollout.command(epilog=START_EPILOG)
-@click.argument("release", metavar="[NAME@VERSION]", required=False, shell_complete=completes("release"))
+@click.argument(
+    "releases", metavar="[NAME@VERSION[=DEPLOYMENT]]...", nargs=-1, shell_complete=completes("release")
+)
 @click.option(
     "--file",
     "path",
@@ -92,13 +97,20 @@ def rollout() -> None:
 @click.option("--time-zone", help="Of devices without a label tz.  [default: UTC]")
 @click.option("--site-bandwidth", help="What the devices of a site fetch with together, e.g. 10Mbit/s.")
 @click.option("--jitter", help="Each device begins to fetch within this time, e.g. 2m.")
-@click.option("--deployment", help="The model slot; the release's name unless set.")
+@click.option(
+    "--deployment", help="The model slot; the release's name unless set. Of several: NAME@VERSION=SLOT."
+)
 @click.option("--probation", help="How long a device tries the release on live traffic, e.g. 5s.")
 @click.option("--queue", is_flag=True, help="Wait for rollouts that have some of these devices, then begin.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @with_fleet
-def start(path: Path | None, place: str | None, *, as_json: bool, **given: Any) -> None:
-    """Plan a rollout, show the plan, and start it."""
+def start(
+    releases: tuple[str, ...], path: Path | None, place: str | None, *, as_json: bool, **given: Any
+) -> None:
+    """Plan a rollout, show the plan, and start it. Several releases move together: each device gets all of them by one
+    order, and goes back with all of them.
+    """
+    given["release"] = " ".join(releases) or None
     with connected(place) as client:
         answer = client.start(_wanted(path, given))
     if as_json:

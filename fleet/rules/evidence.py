@@ -102,13 +102,15 @@ class StageEvidence(msgspec.Struct, frozen=True):
     """All devices of a stage that have a place in an arm, by name, as of `now`.
 
     `judged_from` is when counting began (the stage opened, or the operator resumed); before `heard_since` the fleet
-    itself was deaf, which counts against nobody.
+    itself was deaf, which counts against nobody. `devices` are about the first deployment that moves; `beside` has the
+    same devices' records of each further one, by its name.
     """
 
     devices: Mapping[str, DeviceEvidence] = {}
     now: float = 0.0
     judged_from: float = 0.0
     heard_since: float = 0.0
+    beside: Mapping[str, Mapping[str, DeviceEvidence]] = {}
 
     def silent_s(self, device: DeviceEvidence) -> float:
         """Seconds for which a report of this device could have been heard and was not."""

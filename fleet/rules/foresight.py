@@ -84,9 +84,15 @@ class Sight:
 
 
 def foresee(
-    gates: Sequence[Gate], cuts: Sequence[Cut], usual: Usual, soak_s: float
+    gates: Sequence[Gate],
+    cuts: Sequence[Cut],
+    usual: Usual,
+    soak_s: float,
+    beside: Mapping[str, Usual] = {},
 ) -> tuple[tuple[Sight, ...], ...]:
-    """Per stage, what each gate sees, in the order of `judge.with_always`."""
+    """Per stage, what each gate sees, in the order of `judge.with_always`. `beside` is what is usual in each further
+    deployment that moves.
+    """
     judged = judge.with_always(gates)
     by_gate = budget.gate_weights(judged)
     best: dict[str, float] = {}
@@ -95,7 +101,8 @@ def foresee(
         sights = []
         for gate in judged:
             needed = budget.STOP / max(1e-9, weight * by_gate.get(gate.text, 0.0))
-            sight = _RULES[_rule_of(gate, cut)](gate, cut, usual, soak_s, needed)
+            here = beside.get(gate.deployment, usual)
+            sight = _RULES[_rule_of(gate, cut)](gate, cut, here, soak_s, needed)
             # Later stages are judged together with what earlier ones saw.
             best[gate.text] = max(best.get(gate.text, 0.0), sight.passes)
             sights.append(replace(sight, passes=best[gate.text]))
@@ -103,11 +110,17 @@ def foresee(
     return tuple(stages)
 
 
-def hopeless(cuts: Sequence[Cut], stages: Sequence[Sequence[Sight]], usual: Usual) -> str | None:
+def hopeless(
+    cuts: Sequence[Cut],
+    stages: Sequence[Sequence[Sight]],
+    usual: Usual,
+    beside: Mapping[str, Usual] = {},
+) -> str | None:
     """Why some gate could never conclude, and what would help; None if all can."""
     for cut, sights in zip(cuts, stages, strict=True):
         for sight in sights:
-            is_known = usual.requests is not None or sight.is_counted_out
+            here = beside.get(sight.gate.deployment, usual)
+            is_known = here.requests is not None or sight.is_counted_out
             if is_known and sight.passes < LEAST_CHANCE:
                 return (
                     f"gate {sight.gate.text!r} could hardly conclude in the stage {cut.words!r}: a harmless release "

@@ -1,11 +1,12 @@
 """The gate language: `error_rate < 1% min 50 requests`, `latency_p95 <= 1.1 * control`, `metric:sold >= 0.95 * before`.
 
-    gate  = metric relation limit ["min" number unit]
+    gate  = [deployment ":"] metric relation limit ["min" number unit]
     limit = number ["%" | "ms"] | number "*" past | past "+" number "%"
     past  = "control" | "before"
 
 `control` are devices still on the old release over the same time; `before` is each device's own past, which is weaker
-(the hour and the weekday confound it) and may pause a rollout, never roll it back.
+(the hour and the weekday confound it) and may pause a rollout, never roll it back. Where several deployments move
+together a gate names the one that it is about, or holds for each.
 
 Always true
  1. What cannot be parsed is refused with a caret; nothing is guessed.
@@ -14,6 +15,7 @@ Always true
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -26,7 +28,8 @@ WHAT = "gate"
 Unit = Literal["requests", "windows", "devices"]
 Reference = Literal["", "control", "before"]
 _TOKEN = re.compile(
-    r"<=|>=|==|<|>|=|\*|\+|%|[0-9]+(?:\.[0-9]+)?|metric:[A-Za-z0-9_.-]+|[A-Za-z_][A-Za-z0-9_]*"
+    r"<=|>=|==|<|>|=|\*|\+|%|metric:[A-Za-z0-9_.-]+|(?!metric\b)[A-Za-z0-9][A-Za-z0-9_.-]*\s*:|[0-9]+(?:\.[0-9]+)?"
+    r"|[A-Za-z_][A-Za-z0-9_]*"
 )
 _NEEDS_ROOM = "two equal releases can never be shown equal; give control some room, e.g. 1.1 * control"
 _NUMBER = re.compile(r"^[0-9]")
@@ -97,7 +100,7 @@ def metric_of(name: str) -> Metric | None:
 
 class Gate(msgspec.Struct, frozen=True):
     """`limit` is a share (0…1), milliseconds, a plain number, or what `reference` is multiplied by (or, where
-    `is_added`, has added to it). `at_least`: more is better.
+    `is_added`, has added to it). `at_least`: more is better. `deployment` is empty where a rollout moves only one.
     """
 
     text: str
@@ -109,6 +112,7 @@ class Gate(msgspec.Struct, frozen=True):
     minimum_unit: Unit = "devices"
     is_added: bool = False
     at_least: bool = False
+    deployment: str = ""
 
     @property
     def is_relative(self) -> bool:
@@ -124,15 +128,16 @@ class Gate(msgspec.Struct, frozen=True):
     @property
     def words(self) -> str:
         metric = self.about
+        where = f"{self.deployment}: " if self.deployment else ""
         relation = _RELATIONS[self.at_least, self.is_strict]
         if self.reference:
             than = f"{relation} {self.limit:g} times"
             if self.is_added:
                 than = f"{relation} {show(self.limit, metric).replace(' %', ' points')} above"
             whose = _REFERENCES[self.reference]
-            return f"{metric.words} {than} {whose}"
+            return f"{where}{metric.words} {than} {whose}"
         data = f"judged on at least {self.minimum} {self.minimum_unit}"
-        return f"{metric.words} {relation} {show(self.limit, metric)}, {data}"
+        return f"{where}{metric.words} {relation} {show(self.limit, metric)}, {data}"
 
     def holds(self, value: float) -> bool:
         if self.at_least:
@@ -163,6 +168,39 @@ def parse(text: str) -> Gate:
     return _Parser(text).gate()
 
 
+def of_each(parsed: Sequence[Gate], deployments: Sequence[str]) -> tuple[Gate, ...]:
+    """The gates of a rollout of these deployments: where there are several, one that names none becomes one of each that
+    has no such gate of its own. Gates that count devices are about all of it.
+
+    Raises: UsageError for a name that the rollout does not move.
+    """
+    for gate in parsed:
+        if gate.deployment and gate.deployment not in deployments:
+            known = ", ".join(deployments)
+            refuse(WHAT, gate.text, 0, f"this rollout does not move {gate.deployment!r}, but {known}")
+        if gate.deployment and gate.about.kind == "count":
+            refuse(
+                WHAT, gate.text, 0, f"{gate.metric} counts devices, whichever deployment it was; name none"
+            )
+    if len(deployments) == 1:
+        return tuple(parsed)
+    own = {_about_what(gate) for gate in parsed if gate.deployment}
+    found: list[Gate] = []
+    for gate in parsed:
+        if gate.deployment or gate.about.kind == "count":
+            found.append(gate)
+            continue
+        each = [
+            msgspec.structs.replace(gate, text=f"{one}: {gate.text}", deployment=one) for one in deployments
+        ]
+        found += [gate for gate in each if _about_what(gate) not in own]
+    return tuple(found)
+
+
+def _about_what(gate: Gate) -> tuple[str, str, str, bool]:
+    return gate.deployment, gate.metric, gate.reference, gate.at_least
+
+
 class _Parser:
     def __init__(self, text: str) -> None:
         self._text = text
@@ -170,6 +208,7 @@ class _Parser:
         self._next = 0
 
     def gate(self) -> Gate:
+        deployment = self._deployment()
         name_at = self._at
         name = self._take("a metric")
         metric = metric_of(name)
@@ -192,7 +231,14 @@ class _Parser:
         if self._next < len(self._tokens):
             refuse(WHAT, self._text, self._at, "expected the end")
         is_strict = operator in ("<", ">")
-        return Gate(self._text, name, is_strict, limit, reference, minimum, unit, is_added, at_least)
+        return Gate(
+            self._text, name, is_strict, limit, reference, minimum, unit, is_added, at_least, deployment
+        )
+
+    def _deployment(self) -> str:
+        if not self._tokens or not self._tokens[0].text.endswith(":"):
+            return ""
+        return self._take("a deployment").removesuffix(":").rstrip()
 
     def _limit(self, name: str, metric: Metric, *, at_least: bool) -> tuple[float, Reference, bool]:
         at = self._at

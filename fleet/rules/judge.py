@@ -8,11 +8,13 @@ Always true
     out of the mean. One that was silent already when the stage opened counts in neither arm.
  4. The closing stage has no control: its gates against control were satisfied beside the holdback; the devices that
     follow are then compared with their own past, which may pause.
+ 5. Where several deployments move together each gate is judged on what devices do in its own, all in the one budget; a
+    device that is lost is lost once.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -20,7 +22,7 @@ from fleet.rules import budget, scores, statistics
 from fleet.rules.budget import Spent
 from fleet.rules.cohorts import FIRST_DEVICES, Tally, tally_of
 from fleet.rules.evalues import chance_at_least, of_share, of_silence
-from fleet.rules.evidence import StageEvidence
+from fleet.rules.evidence import DeviceEvidence, StageEvidence
 from fleet.rules.gates import Gate, Outcome, Unit, Verdict, show
 from fleet.rules.statistics import SMALLEST_ARM, Finding
 from fleet.rules.table import Rows, Tables
@@ -75,8 +77,13 @@ def judge(
 ) -> Judgement:
     """The plain rules first, then the rollout's own gates, then those that are always there."""
     judged = with_always(gates)
-    present = _arms(judged, data, spent, is_closing=is_closing)
-    opinions = {gate.text: _opinion(gate, present) for gate in judged}
+    first = [gate for gate in judged if gate.deployment not in data.beside]
+    present = _arms(first, data, spent, is_closing=is_closing)
+    opinions = {gate.text: _opinion(gate, present) for gate in first}
+    for deployment, devices in data.beside.items():
+        own = [gate for gate in judged if gate.deployment == deployment]
+        there = _beside(own, devices, present)
+        opinions |= {gate.text: _opinion(gate, there) for gate in own}
     weights = budget.gate_weights(judged)
     terms = {text: weights[text] * opinions[text].e for text in weights}
     evidence = math.fsum(terms.values())
@@ -110,14 +117,25 @@ def with_always(gates: Sequence[Gate]) -> tuple[Gate, ...]:
 def _arms(gates: Sequence[Gate], data: StageEvidence, spent: Spent, *, is_closing: bool) -> Stage:
     table = tables.of(gates, data)
     rows = table.read(data)
-    is_canary, at_risk = rows.flag("is_canary"), rows.flag("at_risk")
-    canary = rows.take(is_canary & at_risk & ~rows.flag("is_excused"))
-    control = rows.take(~is_canary & at_risk)
+    canary, control = _at_risk(rows)
     tally = tally_of(table, rows, data)
     if len(control) >= SMALLEST_ARM:
         absent = tally.control_silent / len(control)
         spent = msgspec.structs.replace(spent, absent=max(spent.absent, absent))
     return Stage(canary, control, tally, spent, is_closing)
+
+
+def _beside(gates: Sequence[Gate], devices: Mapping[str, DeviceEvidence], present: Stage) -> Stage:
+    """The same stage in another deployment: what its devices do there; how they fared is of the device."""
+    data = StageEvidence(devices)
+    canary, control = _at_risk(tables.of(gates, data).read(data))
+    return replace(present, canary=canary, control=control)
+
+
+def _at_risk(rows: Rows) -> tuple[Rows, Rows]:
+    """Canary and control."""
+    is_canary, at_risk = rows.flag("is_canary"), rows.flag("at_risk")
+    return rows.take(is_canary & at_risk & ~rows.flag("is_excused")), rows.take(~is_canary & at_risk)
 
 
 def _opinion(gate: Gate, present: Stage) -> Opinion:

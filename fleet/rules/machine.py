@@ -250,4 +250,4 @@ def _left(rollout: Rollout, devices: tuple[str, ...], now: datetime) -> Step:
 
 def _heard(rollout: Rollout, word: Word, now: datetime) -> Member | None:
     member = rollout.members.get(word.device)
-    return None if member is None else hear(member, word, rollout.spec.deployment, now)
+    return None if member is None else hear(member, word, rollout.spec.deployments, now)

@@ -47,7 +47,7 @@ def waiting(rollout: Rollout) -> Iterator[Member]:
         found = heapq.merge(*queues, key=lambda m: m.key)
         return (m for m in found if m.is_online) if rollout.spec.pace.needs_presence else found
     if rollout.status in RETURNING:
-        return iter(sorted(rollout.roster.leaving.values(), key=lambda m: m.key))
+        return _leaving(rollout)
     return iter(())
 
 
@@ -71,11 +71,28 @@ def waits_for(rollout: Rollout, member: Member, wall: datetime) -> str:
 def with_due(step: Step, now: datetime, wall: datetime) -> Step:
     """The step, and the next orders that are due after it, in the order in which devices move."""
     rollout, effects = step
-    moves = [Move(m.device, m.previous if m.is_leaving else m.target) for m in _due(rollout, now, wall)]
+    moves = [move_of(m, is_back=m.is_leaving) for m in _due(rollout, now, wall)]
     return rollout, [*moves, *effects]
 
 
+def move_of(member: Member, *, is_back: bool = False) -> Move:
+    """The one order that moves all of its deployments, to the releases or back."""
+    digests = [part.previous if is_back else part.target for part in member.parts]
+    return Move(member.device, digests[0], tuple(digests[1:]))
+
+
 def _due(rollout: Rollout, now: datetime, wall: datetime) -> list[Member]:
+    if rollout.status in RETURNING or not rollout.roster.leaving:
+        return _forward(rollout, now, wall)
+    # Who failed in one of several deployments goes back by itself; forward it goes on with the next step.
+    return list(islice(_leaving(rollout), MOVES_AT_ONCE))
+
+
+def _leaving(rollout: Rollout) -> Iterator[Member]:
+    return iter(sorted(rollout.roster.leaving.values(), key=lambda m: m.key))
+
+
+def _forward(rollout: Rollout, now: datetime, wall: datetime) -> list[Member]:
     spec = rollout.spec
     if rollout.status is not Status.RUNNING or spec.pace == _ANY_PACE:
         return list(islice(waiting(rollout), MOVES_AT_ONCE))
@@ -116,10 +133,12 @@ def _has_only_absent(rollout: Rollout, profile: str, threshold: str) -> bool:
 
 def ordered(rollout: Rollout, counters: Mapping[str, int], now: datetime) -> Rollout:
     """The orders that `Move`s asked for are signed and stored, device → counter."""
-    is_returning = rollout.status in RETURNING
     changed: list[Member | None] = []
+    forward = 0
     for device, counter in counters.items():
         member = rollout.members[device]
+        is_returning = member.is_leaving or member.is_returning
+        forward += not is_returning
         changed.append(
             msgspec.structs.replace(
                 member,
@@ -131,11 +150,7 @@ def ordered(rollout: Rollout, counters: Mapping[str, int], now: datetime) -> Rol
                 is_returning=is_returning,
             )
         )
-    given = (
-        rollout.given
-        if is_returning
-        else pace.note(rollout.given, rollout.spec.pace.rate, len(counters), now)
-    )
+    given = pace.note(rollout.given, rollout.spec.pace.rate, forward, now) if forward else rollout.given
     if given is not rollout.given:
         rollout = msgspec.structs.replace(rollout, given=given)
     return replace_members(rollout, changed)

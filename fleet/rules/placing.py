@@ -3,7 +3,8 @@
 Pure: labels, digests and members in, a decision out; the caller knows the bundles.
 
 Always true
- 1. The newest assignment whose selector matches a device holds for it.
+ 1. The newest assignment whose selector matches a device holds for it. Those that one rollout left hold together: for a
+    device that has all their deployments, and it gets all that still hold or none.
  2. A device that runs something keeps it, unless it is to be placed again (its labels, its deployments or its hardware
     changed, or somebody assigned something else to where it is), or something was assigned to where it is after it got
     what it has: it was away all the while.
@@ -17,7 +18,7 @@ Always true
     would get there is one for its hardware. A rollout that turns back finishes with whom it moved.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 
@@ -26,7 +27,7 @@ import msgspec
 from edgekit.wire.messages import DeploymentReport
 from edgekit.wire.states import AgentState
 from fleet.rules import selectors, windows
-from fleet.rules.members import Member
+from fleet.rules.members import Member, Part
 from fleet.rules.pace import Pace
 from fleet.rules.rollout import RETURNING, Status
 from fleet.rules.selectors import Labels, Selector
@@ -59,13 +60,26 @@ class Assignments:
         self.ids = tuple(one.id for one in newest_first)
         self._of: dict[str, list[tuple[Selector, Assignment]]] = {}
         self._titles = {(one.deployment, one.title) for one in newest_first}
+        self._left_by: dict[int, list[Assignment]] = {}
         for one in newest_first:
             self._of.setdefault(one.deployment, []).append((selectors.parse(one.selector), one))
+            if one.rollout:
+                self._left_by.setdefault(one.rollout, []).append(one)
 
-    def holding(self, labels: Labels, deployment: str) -> Assignment | None:
-        """The one that holds for a device of these labels."""
-        of_deployment = self._of.get(deployment, [])
-        return next((one for selector, one in of_deployment if selector.matches(labels)), None)
+    def holding(self, labels: Labels, deployment: str, has: Collection[str]) -> Assignment | None:
+        """The one that holds for a device of these labels, which has these deployments."""
+        for selector, one in self._of.get(deployment, []):
+            if selector.matches(labels) and all(other.deployment in has for other in self._left_with(one)):
+                return one
+        return None
+
+    def together(self, one: Assignment, labels: Labels, has: Collection[str]) -> list[Assignment]:
+        """Those that hold for the device together with this one; a newer one may have taken the place of some."""
+        others = [other for other in self._left_with(one) if other is not one]
+        return [other for other in others if self.holding(labels, other.deployment, has) is other]
+
+    def _left_with(self, one: Assignment) -> list[Assignment]:
+        return self._left_by.get(one.rollout, [])
 
     def withdrew(self, deployment: str, because: str) -> bool:
         """Whether a device has something on account of an assignment that is there no more."""
@@ -147,9 +161,12 @@ def standing(
     return Standing.STAYS if fits else Standing.EXCHANGED
 
 
-def exchanged(member: Member, profile: str, target: str, previous: str | None) -> Member:
+def exchanged(member: Member, profile: str, parts: Sequence[Part]) -> Member:
     """The member on other hardware; where it stands is for it to say anew."""
-    return msgspec.structs.replace(member, profile=profile, target=target, previous=previous)
+    first, *beside = parts
+    return msgspec.structs.replace(
+        member, profile=profile, target=first.target, previous=first.previous, beside=tuple(beside)
+    )
 
 
 def relabelled(labels: Mapping[str, str], changes: Mapping[str, str], gone: Sequence[str]) -> dict[str, str]:

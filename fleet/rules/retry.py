@@ -13,6 +13,7 @@ import msgspec
 
 from edgekit.wire.states import FleetState
 from fleet.rules.members import BAD, Member
+from fleet.rules.moving import move_of
 from fleet.rules.rollout import Move, Rollout, Status
 
 RETRIES_IN = frozenset({Status.RUNNING, Status.PAUSED})
@@ -34,7 +35,7 @@ def again(rollout: Rollout, devices: Collection[str]) -> tuple[Rollout, list[Mov
         return rollout, []
     fresh = {member.device: _fresh(member) for member in chosen}
     after = msgspec.structs.replace(rollout, members=rollout.members | fresh, soak_from=None)
-    return after, [Move(member.device, member.target) for member in chosen]
+    return after, [move_of(member) for member in chosen]
 
 
 def _fresh(member: Member) -> Member:
@@ -47,4 +48,6 @@ def _fresh(member: Member) -> Member:
         notified_at=None,
         refused_before=refused,
         is_excused=False,
+        is_leaving=False,
+        is_returning=False,
     )

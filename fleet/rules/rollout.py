@@ -33,8 +33,20 @@ Verb = Literal["pause", "resume", "abort", "rollback", "approve", "hold", "relea
 RETURNING = {Status.ROLLING_BACK: Status.ROLLED_BACK, Status.ABORTING: Status.ABORTED}
 
 
+class Release(msgspec.Struct, frozen=True):
+    """What one deployment moves to."""
+
+    name: str
+    version: str
+    deployment: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
 class Spec(msgspec.Struct, frozen=True):
-    """What the operator asked for, parsed."""
+    """What the operator asked for, parsed. `beside` are further releases, that move together with the first one."""
 
     name: str
     version: str
@@ -48,6 +60,21 @@ class Spec(msgspec.Struct, frozen=True):
     finish_by_s: float
     probation_s: float | None = None
     pace: Pace = Pace()
+    beside: tuple[Release, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Release, ...]:
+        """All that moves."""
+        return (Release(self.name, self.version, self.deployment), *self.beside)
+
+    @property
+    def deployments(self) -> tuple[str, ...]:
+        """The order in which members, orders and sums speak of several."""
+        return (self.deployment, *(part.deployment for part in self.beside))
+
+    @property
+    def title(self) -> str:
+        return " ".join(part.title for part in self.parts)
 
 
 class Rollout(msgspec.Struct, frozen=True):
@@ -151,10 +178,16 @@ class Command(msgspec.Struct, frozen=True):
 
 
 class Move(msgspec.Struct, frozen=True):
-    """Order this device to run `sha256` (None: no model)."""
+    """Order this device to run `sha256` (None: no model), and `beside` in the further deployments: one order says all."""
 
     device: str
     sha256: str | None
+    beside: tuple[str | None, ...] = ()
+
+    @property
+    def wanted(self) -> tuple[str | None, ...]:
+        """In the order of the spec's deployments."""
+        return (self.sha256, *self.beside)
 
 
 class Assign(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ Always true
  3. A window of a doubtful clock is in none of the sums.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
@@ -64,8 +65,17 @@ class Side(msgspec.Struct, frozen=True, gc=False):
         )
 
 
+class Work(msgspec.Struct, frozen=True, gc=False):
+    """What a device did in one deployment: `moved` is on the target, `stayed` on what it ran before, `past` before that."""
+
+    past: Sums | None = None
+    moved: Side = Side()
+    stayed: Side = Side()
+
+
 class StageSums(msgspec.Struct, frozen=True, gc=False):
-    """One device's row of an open stage: `moved` is on the target, `stayed` on what it ran before.
+    """One device's row of an open stage: `past`, `moved`, `stayed` are of the first deployment that moves, `beside` has
+    those of each further one.
 
     It belongs to `judged_from`: a stage that is judged afresh begins with none.
     """
@@ -76,6 +86,22 @@ class StageSums(msgspec.Struct, frozen=True, gc=False):
     moved: Side = Side()
     stayed: Side = Side()
     fell_silent_at: float | None = None
+    beside: tuple[Work, ...] = ()
+
+    @property
+    def works(self) -> tuple[Work, ...]:
+        """Every deployment's, in the spec's order."""
+        return (Work(self.past, self.moved, self.stayed), *self.beside)
+
+
+def opened(judged_from: float, works: Sequence[Work], *, is_at_risk: bool) -> StageSums:
+    first, *beside = works
+    return StageSums(judged_from, is_at_risk, first.past, first.moved, first.stayed, beside=tuple(beside))
+
+
+def with_works(sums: StageSums, works: Sequence[Work]) -> StageSums:
+    first, *beside = works
+    return msgspec.structs.replace(sums, moved=first.moved, stayed=first.stayed, beside=tuple(beside))
 
 
 def sums_of(window: DeploymentWindow, *, is_warm: bool = True) -> Sums:

@@ -60,7 +60,7 @@ def _open(connection: Connection, issuer: Issuer, rollout: Rollout, *, now: Now,
 
 
 def _about(rollout: Rollout) -> str:
-    return f"{rollout.spec.name}@{rollout.spec.version} to {rollout.spec.selector}, {len(rollout.members)} devices"
+    return f"{rollout.spec.title} to {rollout.spec.selector}, {len(rollout.members)} devices"
 
 
 def apply(
@@ -110,8 +110,8 @@ def retry(
     counters = orders.move(
         connection,
         issuer,
-        rollout.spec.deployment,
-        {move.device: move.sha256 for move in moves},
+        rollout.spec.deployments,
+        {move.device: move.wanted for move in moves},
         because=f"rollout {rollout.label}",
         now=now.wall,
         options=dict.fromkeys((move.device for move in moves), options),
@@ -143,12 +143,12 @@ def _carry_out(
     now: Now,
 ) -> Rollout:
     spec = rollout.spec
-    moves = {effect.device: effect.sha256 for effect in effects if isinstance(effect, Move)}
+    moves = {effect.device: effect.wanted for effect in effects if isinstance(effect, Move)}
     if moves:
         options = _options(rollout, moves)
         because = f"rollout {rollout.label}"
         counters = orders.move(
-            connection, issuer, spec.deployment, moves, because=because, now=now.wall, options=options
+            connection, issuer, spec.deployments, moves, because=because, now=now.wall, options=options
         )
         rollout = ordered(rollout, counters, rollouts.moment(now.steady))
         # Out of service: a completed rollout goes back, and keeps who it was about.
@@ -157,6 +157,8 @@ def _carry_out(
         match effect:
             case Assign():
                 rollouts.assign(connection, rollout, now.wall)
+                back = [member.device for member in rollout.members.values() if member.was_sent_back]
+                orders.keep(connection, spec.deployments, back, now.wall)
             case Unassign():
                 rollouts.unassign(connection, rollout)
     rollouts.save(connection, rollout, before, now.wall)
@@ -169,12 +171,18 @@ def _options(rollout: Rollout, moves: Collection[str]) -> dict[str, OrderOptions
     if rollout.status in RETURNING or not (spec.pace.site_bytes_s or spec.pace.jitter_s):
         return dict.fromkeys(moves, OrderOptions(probation_s=spec.probation_s))
     sites = Counter(member.site for member in rollout.members.values())
+    # Each is fetched by itself, at the same time as the others.
+    downloads = len(spec.parts)
     found: dict[str, OrderOptions] = {}
     for device in moves:
         member = rollout.members[device]
+        if member.is_leaving:
+            found[device] = OrderOptions(probation_s=spec.probation_s)
+            continue
+        bytes_s = pace.fetch_bytes_s(spec.pace, sites[member.site])
         found[device] = OrderOptions(
             probation_s=spec.probation_s,
             fetch_after_s=pace.fetch_after_s(spec.pace, member.key),
-            fetch_bytes_s=pace.fetch_bytes_s(spec.pace, sites[member.site]),
+            fetch_bytes_s=bytes_s / downloads if bytes_s is not None else None,
         )
     return found

@@ -296,7 +296,7 @@ class Controller:
         gone = tuple(device for device in concerned if device not in kept.rows)
         if gone:
             kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Left(gone), now=now)
-        if changed := groups.marked_of(connection, concerned, head.spec.deployment):
+        if changed := groups.marked_of(connection, concerned, head.spec.deployments):
             kept.rollout = parting.part(
                 connection, self._issuer, kept.rollout, changed, now=now, is_frozen=is_frozen
             )

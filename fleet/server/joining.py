@@ -6,6 +6,7 @@ from fleet.rules import selectors
 from fleet.rules.rollout import Joined, Rollout
 from fleet.server import changes, fitting, placing
 from fleet.server.clock import Now
+from fleet.server.fitting import Side
 from fleet.server.store import blocked, devices, experiments, orders, rollouts
 from fleet.server.store.orders import Issuer
 
@@ -19,17 +20,18 @@ def join(connection: Connection, issuer: Issuer, rollout: Rollout, fresh: set[st
     if not new:
         return rollout
     names = [row.id for row in new]
-    bundles = blocked.usable(connection, spec.name, spec.version)
+    sides = [Side(p.deployment, blocked.usable(connection, p.name, p.version)) for p in spec.parts]
     present = orders.desired_of(connection, devices=names)
     taken = rollouts.busy(connection, names).keys() | experiments.busy(connection, names).keys()
-    waits = placing.not_yet(connection, new, spec.deployment, present)
+    waits = placing.not_yet(connection, new, spec.deployments, present)
     moment = rollouts.moment(now.steady)
     found = []
     for row in new:
-        now_runs = present.get((row.id, spec.deployment))
-        choice = fitting.choose(row, bundles, spec.deployment, now_runs)
-        if choice.bundle is not None and (row.id, spec.deployment) not in taken and row.id not in waits:
-            found.append(fitting.member_of(choice, rollout.label, now_runs, frozenset(), moment))
+        mine = [(row.id, deployment) for deployment in spec.deployments]
+        choice = fitting.choose_all(row, sides, present)
+        if choice.bundles and taken.isdisjoint(mine) and row.id not in waits:
+            had = [present.get(one) for one in mine]
+            found.append(fitting.member_of(choice, rollout.label, had, frozenset(), moment))
     if not found:
         return rollout
     return changes.apply(connection, issuer, rollout, Joined(tuple(found)), now=now)

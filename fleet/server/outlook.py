@@ -1,5 +1,6 @@
 """What a planned rollout's stages will see: the rules' foresight, fed with what its devices reported so far."""
 
+from collections.abc import Mapping
 from statistics import median
 
 from sqlalchemy import Connection, select
@@ -20,25 +21,27 @@ _MOST_DEVICES = 5000
 
 def outlook(connection: Connection, rollout: Rollout) -> tuple[tuple[api.StageOutlook, ...], tuple[str, ...]]:
     """Every stage with its devices and what its gates see, and notes. Raises: NotPossibleError for a gate that is hopeless."""
-    usual = _usual(connection, rollout)
+    usual, *others = [_usual(connection, rollout, at) for at in range(len(rollout.spec.parts))]
+    beside = dict(zip(rollout.spec.deployments[1:], others, strict=True))
     cuts = _cuts(rollout)
-    seen = foresight.foresee(rollout.spec.gates, cuts, usual, rollout.spec.soak_s)
-    if told := foresight.hopeless(cuts, seen, usual):
+    seen = foresight.foresee(rollout.spec.gates, cuts, usual, rollout.spec.soak_s, beside)
+    if told := foresight.hopeless(cuts, seen, usual, beside):
         raise NotPossibleError(told)
     shown = tuple(
         api.StageOutlook(cut.words, cut.canaries, cut.controls, tuple(sight.words for sight in sights))
         for cut, sights in zip(cuts, seen, strict=True)
     )
-    return shown, tuple(_notes(cuts, seen, usual))
+    of_all = {"": usual, **{f" in {name}": one for name, one in beside.items()}}
+    return shown, tuple(_notes(cuts, seen, of_all))
 
 
-def _notes(cuts: list[Cut], seen: tuple[tuple[Sight, ...], ...], usual: Usual) -> list[str]:
-    notes = []
-    if usual.requests is None:
-        notes.append(
-            f"nothing is known of these devices' traffic; {usual.assumed:g} requests per "
-            f"{show_duration(usual.window_s)} are assumed"
-        )
+def _notes(cuts: list[Cut], seen: tuple[tuple[Sight, ...], ...], of_all: Mapping[str, Usual]) -> list[str]:
+    notes = [
+        f"nothing is known of these devices' traffic{where}; {usual.assumed:g} requests per "
+        f"{show_duration(usual.window_s)} are assumed"
+        for where, usual in of_all.items()
+        if usual.requests is None
+    ]
     for cut, sights in zip(cuts, seen, strict=True):
         notes += [
             f"{sight.gate.text}: in the stage {cut.words!r} even a harmless release passes only {sight.passes:.0%} of "
@@ -55,7 +58,9 @@ def _cuts(rollout: Rollout) -> list[Cut]:
     for member in rollout.members.values():
         if not member.is_held:
             free[member.profile] = free.get(member.profile, 0) + 1
-    can_compare = sum(1 for member in rollout.members.values() if member.previous is not None)
+    can_compare = sum(
+        1 for member in rollout.members.values() if all(part.previous is not None for part in member.parts)
+    )
     cuts = []
     for stage in rollout.spec.stages:
         moved = len(rollout.members) if stage.is_closing else stages.moved_by(stage, free)
@@ -63,9 +68,11 @@ def _cuts(rollout: Rollout) -> list[Cut]:
     return cuts
 
 
-def _usual(connection: Connection, rollout: Rollout) -> Usual:
-    """By the middle device, on what it runs now: one that claims a million requests changes nothing."""
-    previous = {m.device: m.previous for m in rollout.members.values() if m.previous is not None}
+def _usual(connection: Connection, rollout: Rollout, at: int) -> Usual:
+    """By the middle device, on what it runs now in one of the deployments that move: one that claims a million requests
+    changes nothing.
+    """
+    previous = {m.device: m.parts[at].previous for m in rollout.members.values()}
     query = (
         select(
             totals.c.device,
@@ -76,7 +83,7 @@ def _usual(connection: Connection, rollout: Rollout) -> Usual:
             devices.c.window_s,
         )
         .join(devices, devices.c.id == totals.c.device)
-        .where(totals.c.deployment == rollout.spec.deployment, totals.c.windows >= _ENOUGH_WINDOWS)
+        .where(totals.c.deployment == rollout.spec.deployments[at], totals.c.windows >= _ENOUGH_WINDOWS)
         .limit(_MOST_DEVICES)
     )
     rows = [row for row in connection.execute(query) if previous.get(row.device) == row.digest]

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from fleet.rules import placing as rules
 from fleet.rules import selectors
-from fleet.rules.members import Member
+from fleet.rules.members import Member, Part
 from fleet.rules.placing import Standing
 from fleet.rules.rollout import Left, Rollout
 from fleet.server import changes, fitting
@@ -20,7 +20,7 @@ from fleet.server.clock import Now
 from fleet.server.placing import Bundles
 from fleet.server.store import assignments, devices, orders, releases, rollouts
 from fleet.server.store.devices import DeviceRow
-from fleet.server.store.orders import Issuer
+from fleet.server.store.orders import DesiredRow, Issuer
 from fleet.server.store.releases import BundleRow
 
 
@@ -42,7 +42,7 @@ def part(
     exchanged: dict[str, Member] = {}
     for row in devices.some(connection, changed):
         member = rollout.members[row.id]
-        has_deployment = spec.deployment in devices.deployments_of(row)
+        has_deployment = set(spec.deployments) <= set(devices.deployments_of(row))
         standing = rules.standing(
             member,
             rollout.status,
@@ -69,13 +69,16 @@ def part(
 def _exchanged(
     connection: Connection, bundles: Bundles, rollout: Rollout, member: Member, row: DeviceRow
 ) -> Member | None:
-    target = bundles.fit(rollout.spec.name, rollout.spec.version, row.profile)
-    if target is None:
+    targets = [bundles.fit(part.name, part.version, row.profile) for part in rollout.spec.parts]
+    found = [target for target in targets if target is not None]
+    if len(found) < len(targets):
         return None
-    previous = refitted(connection, bundles, member.previous, row.profile)
-    return rules.exchanged(
-        member, target.profile, target.sha256, previous.sha256 if previous is not None else None
-    )
+    before = [refitted(connection, bundles, part.previous, row.profile) for part in member.parts]
+    parts = [
+        Part(target.sha256, was.sha256 if was is not None else None, part.previous_title)
+        for target, was, part in zip(found, before, member.parts, strict=True)
+    ]
+    return rules.exchanged(member, found[0].profile, parts)
 
 
 def refitted(connection: Connection, bundles: Bundles, sha256: str | None, profile: str) -> BundleRow | None:
@@ -90,21 +93,33 @@ def _send_off(
     bundles: Bundles, issuer: Issuer, rollout: Rollout, leaving: dict[str, DeviceRow], now: Now
 ) -> None:
     """Orders for those who leave and were moved: they must not stay on what the rollout was trying on others."""
-    connection, deployment = bundles.connection, rollout.spec.deployment
+    connection, spec = bundles.connection, rollout.spec
     all_of_them = assignments.newest_first(connection)
-    moves: dict[str, str | None] = {}
+    present = orders.desired_of(connection, devices=sorted(leaving))
+    moves: dict[str, list[str | None]] = {}
     for device, row in leaving.items():
-        member = rollout.members[device]
-        if not member.order_counter or deployment not in devices.deployments_of(row):
-            continue
-        bundle, _ = bundles.assigned(all_of_them, row, deployment)
-        if bundle is None:
-            bundle = refitted(connection, bundles, member.previous, row.profile)
-        if bundle is not None or member.previous is None:
-            moves[device] = bundle.sha256 if bundle is not None else None
+        member, has = rollout.members[device], devices.deployments_of(row)
+        wanted: dict[str, str | None] = {}
+        for deployment, part in zip(spec.deployments, member.parts, strict=True):
+            if not member.order_counter or deployment not in has:
+                continue
+            bundle, _ = bundles.assigned(all_of_them, row, deployment)
+            if bundle is None:
+                bundle = refitted(connection, bundles, part.previous, row.profile)
+            if bundle is not None or part.previous is None:
+                wanted[deployment] = bundle.sha256 if bundle is not None else None
+        if wanted:
+            moves[device] = [
+                wanted[one] if one in wanted else _sha256(present.get((device, one)))
+                for one in spec.deployments
+            ]
     if moves:
         because = f"left rollout {rollout.label}"
-        orders.move(connection, issuer, deployment, moves, because=because, now=now.wall)
+        orders.move(connection, issuer, spec.deployments, moves, because=because, now=now.wall)
+
+
+def _sha256(row: DesiredRow | None) -> str | None:
+    return row.sha256 if row is not None else None
 
 
 def refit(connection: Connection, device: str, profile: str) -> None:

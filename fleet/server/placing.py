@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from edgekit.wire.messages import OrderOptions
 from fleet.rules import placing as rules
 from fleet.rules.pace import Pace
-from fleet.rules.placing import BY_ASSIGNMENT, Assignments, Given, Has
+from fleet.rules.placing import BY_ASSIGNMENT, Assignment, Assignments, Given, Has
 from fleet.server import fitting
 from fleet.server.clock import Now
 from fleet.server.store import (
@@ -69,12 +69,16 @@ class Bundles:
         self, all_of_them: Assignments, row: DeviceRow, deployment: str
     ) -> tuple[BundleRow | None, str]:
         """What is assigned to a deployment of this device and would run there, and why not or on whose account."""
-        found = all_of_them.holding(devices.labels_of(row), deployment)
+        found = _holding(all_of_them, row, deployment)
         if found is None:
             return None, ""
         choice = fitting.choose(row, self.of(found.name, found.version), deployment, None)
         if choice.bundle is None:
             return None, f"{found.title} is assigned to it, but it {choice.reason}"
+        for other in _together(all_of_them, row, found):
+            beside = fitting.choose(row, self.of(other.name, other.version), other.deployment, None)
+            if beside.bundle is None:
+                return None, f"{found.title} is assigned to it with {other.title}, but it {beside.reason}"
         return choice.bundle, f"{BY_ASSIGNMENT}{found.title}"
 
 
@@ -165,7 +169,7 @@ class _Look:
 
     def _at(self, row: DeviceRow, deployment: str, looked: _Looked) -> None:
         has = _has(self.all_of_them, deployment, self.present.get((row.id, deployment)))
-        holding = self.all_of_them.holding(devices.labels_of(row), deployment)
+        holding = _holding(self.all_of_them, row, deployment)
         if holding is None:
             if rules.changes(has, None, is_marked=False):
                 looked.gets.append(_Get(deployment, None, f"{BY_ASSIGNMENT}none", None))
@@ -175,10 +179,12 @@ class _Look:
             return
         bundle, why = self.bundles.assigned(self.all_of_them, row, deployment)
         given = Given(bundle.sha256 if bundle is not None else None, holding.set_at)
-        if bundle is None:
+        others = _together(self.all_of_them, row, holding)
+        if bundle is None or any((row.id, other.deployment) in self.busy for other in others):
             looked.waits.add(deployment)
         elif rules.changes(has, given, is_marked=is_marked):
-            if has is None or has.is_withdrawn or self._is_time(row, holding.rollout):
+            group = [deployment, *(other.deployment for other in others)]
+            if all(self._lacks(row, one) for one in group) or self._is_time(row, holding.rollout):
                 looked.gets.append(_Get(deployment, bundle.sha256, why, holding.probation_s))
                 return
             looked.waits.add(deployment)
@@ -186,11 +192,24 @@ class _Look:
             if row.is_online:
                 looked.waits_for_window.add(deployment)
 
+    def _lacks(self, row: DeviceRow, deployment: str) -> bool:
+        """Whether it runs nothing there, or what it may not keep."""
+        has = _has(self.all_of_them, deployment, self.present.get((row.id, deployment)))
+        return has is None or has.is_withdrawn
+
     def _is_time(self, row: DeviceRow, rollout: int) -> bool:
         pace = self.bundles.pace(rollout)
         if pace is None:
             return True
         return row.is_online and rules.is_open(pace, fitting.zone_of(row), rollouts.moment(self.now.wall))
+
+
+def _holding(all_of_them: Assignments, row: DeviceRow, deployment: str) -> Assignment | None:
+    return all_of_them.holding(devices.labels_of(row), deployment, devices.deployments_of(row))
+
+
+def _together(all_of_them: Assignments, row: DeviceRow, one: Assignment) -> list[Assignment]:
+    return all_of_them.together(one, devices.labels_of(row), devices.deployments_of(row))
 
 
 def _has(all_of_them: Assignments, deployment: str, found: DesiredRow | None) -> Has | None:
@@ -201,7 +220,7 @@ def _has(all_of_them: Assignments, deployment: str, found: DesiredRow | None) ->
 
 def will_follow(all_of_them: Assignments, row: DeviceRow, deployment: str, found: DesiredRow | None) -> bool:
     """Whether what holds for a deployment of this device is to take the place of what it has, without a mark."""
-    holding = all_of_them.holding(devices.labels_of(row), deployment)
+    holding = _holding(all_of_them, row, deployment)
     return holding is not None and rules.may_change(_has(all_of_them, deployment, found), holding)
 
 
@@ -247,22 +266,18 @@ def _probation_s(gets: Sequence[_Get]) -> float | None:
 def not_yet(
     connection: Connection,
     rows: Sequence[DeviceRow],
-    deployment: str,
+    deployments: Sequence[str],
     present: dict[tuple[str, str], DesiredRow],
 ) -> set[str]:
     """Which of these, that a rollout would take in, are first to get what is assigned, or to come to rest with it."""
     all_of_them, bundles = assignments.newest_first(connection), Bundles(connection)
-    found: set[str] = set()
-    for row in rows:
+
+    def is_ready(row: DeviceRow, deployment: str) -> bool:
         if (has := present.get((row.id, deployment))) is None:
-            is_ready = bundles.assigned(all_of_them, row, deployment)[0] is None
-        else:
-            reported = devices.reported_of(row)
-            has_heard = reported is not None and (
-                reported.order_counter >= row.order_counter or bool(reported.refused)
-            )
-            said = reported.deployments.get(deployment) if reported is not None else None
-            is_ready = has_heard and rules.is_at_rest(has.sha256, said)
-        if not is_ready:
-            found.add(row.id)
-    return found
+            return bundles.assigned(all_of_them, row, deployment)[0] is None
+        reported = devices.reported_of(row)
+        if reported is None or not (reported.order_counter >= row.order_counter or reported.refused):
+            return False
+        return rules.is_at_rest(has.sha256, reported.deployments.get(deployment))
+
+    return {row.id for row in rows if not all(is_ready(row, one) for one in deployments)}

@@ -5,9 +5,11 @@ Always true
  2. A rollout is judged: it has a control group and a gate against it, or an absolute gate.
  3. Two active rollouts never share a (device, deployment); one that would waits in the queue if it may, behind those
     that came before it.
+ 4. Of releases that move together a device gets all or none: one that lacks a deployment, or a bundle for one, stays out.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 from sqlalchemy import Connection
@@ -17,11 +19,12 @@ from fleet import api
 from fleet.rules import gates, judge, pace, selectors, stages, statistics, windows
 from fleet.rules.gates import Gate
 from fleet.rules.pace import Pace
-from fleet.rules.rollout import Rollout, Spec, Status
+from fleet.rules.rollout import Release, Rollout, Spec, Status
 from fleet.rules.stages import Stage
 from fleet.rules.text import duration, show_duration
 from fleet.server import fitting, outlook
 from fleet.server.clock import Now
+from fleet.server.fitting import Side
 from fleet.server.store import blocked, devices, experiments, members, orders, releases, rollouts
 
 
@@ -32,50 +35,44 @@ def plan(
 
     Its status is QUEUED if it has to wait. Raises: NotPossibleError, NotFoundError, ConflictError.
     """
-    name, version = releases.parse_title(wanted.release)
-    blocked.check_release(connection, name, version)
-    bundles = blocked.usable(connection, name, version)
-    deployment = wanted.deployment or name
+    parts = _parts(wanted)
+    for part in parts:
+        blocked.check_release(connection, part.name, part.version)
+    sides = [Side(p.deployment, blocked.usable(connection, p.name, p.version)) for p in parts]
     selector = selectors.parse(wanted.to)
     everyone = [(row, devices.labels_of(row)) for row in devices.everyone(connection)]
     known = {"device", "profile"}.union(*(labels for _, labels in everyone))
     selectors.check_names(selector, known)
     present = orders.desired_of(connection)
     selected = [row for row, labels in everyone if selector.matches(labels)]
-    choices = [
-        fitting.choose(row, bundles, deployment, present.get((row.id, deployment))) for row in selected
-    ]
+    choices = [fitting.choose_all(row, sides, present) for row in selected]
     rollout_id = rollout_id or rollouts.next_id(connection)
-    concerned = {
-        choice.device.id for choice in choices if choice.bundle is not None or choice.reason == fitting.THERE
-    }
-    in_the_way = _conflict(connection, deployment, concerned, rollout_id)
+    concerned = {choice.device.id for choice in choices if choice.bundles or choice.reason == fitting.THERE}
+    in_the_way = _conflict(connection, {part.deployment for part in parts}, concerned, rollout_id)
     if in_the_way and not wanted.queue:
         raise ConflictError(
             f"{in_the_way}; let it finish, abort it or roll it back first, or wait with --queue"
         )
     if in_the_way:
         # What they are to run by now is not what they will run then.
-        choices = [fitting.choose(row, bundles, deployment, None) for row in selected]
-    eligible = [choice for choice in choices if choice.bundle is not None]
-    ineligible = tuple(api.Ineligible(c.device.id, c.reason) for c in choices if c.bundle is None)
+        choices = [fitting.choose_all(row, sides, {}) for row in selected]
+    eligible = [choice for choice in choices if choice.bundles]
+    ineligible = tuple(api.Ineligible(c.device.id, c.reason) for c in choices if not c.bundles)
     if not eligible:
         raise NotPossibleError(_nobody(wanted.to, ineligible))
     held_count = stages.parse_holdback(wanted.holdback, len(eligible))
-    spec = _spec(wanted, (name, version), deployment, eligible=len(eligible), held=held_count)
+    spec = _spec(wanted, parts, eligible=len(eligible), held=held_count)
     label = f"r{rollout_id}"
     moment = rollouts.moment(now.steady)
-    held = stages.choose_held(
-        {c.device.id: c.bundle.profile for c in eligible if c.bundle}, label, held_count
-    )
+    held = stages.choose_held({c.device.id: c.bundles[0].profile for c in eligible}, label, held_count)
     chosen = {
         choice.device.id: fitting.member_of(
-            choice, label, present.get((choice.device.id, deployment)), held, moment
+            choice, label, [present.get((choice.device.id, one)) for one in spec.deployments], held, moment
         )
         for choice in eligible
     }
     rollout = Rollout(id=rollout_id, spec=spec, members=chosen, created_at=moment)
-    _check_fetching(rollout, {c.bundle.sha256: c.bundle.length for c in eligible if c.bundle})
+    _check_fetching(rollout, max(sum(bundle.length for bundle in c.bundles) for c in eligible))
     seen, warnings = outlook.outlook(connection, rollout)
     told = _in_words(rollout, ineligible)
     notes = (*told.notes, *warnings)
@@ -85,40 +82,59 @@ def plan(
     return rollout, msgspec.structs.replace(told, outlook=seen, notes=notes)
 
 
-def _conflict(connection: Connection, deployment: str, chosen: set[str], rollout_id: int) -> str:
+def _parts(wanted: api.NewRollout) -> tuple[Release, ...]:
+    """`NAME@VERSION[=DEPLOYMENT] …`: each to the deployment of its name, unless it says another. Raises: UsageError."""
+    words = wanted.release.split() or [""]
+    if wanted.deployment and (len(words) > 1 or "=" in words[0]):
+        raise NotPossibleError(
+            "--deployment is for one release; with several, say it of each: 'detector@2.0 reader@3.1=ocr'"
+        )
+    found = []
+    for word in words:
+        title, _, deployment = word.partition("=")
+        name, version = releases.parse_title(title)
+        found.append(Release(name, version, deployment or wanted.deployment or name))
+    names = Counter(part.deployment for part in found)
+    if twice := next((name for name, count in names.items() if count > 1), None):
+        raise NotPossibleError(
+            f"two releases to the deployment {twice}; say where each goes: 'detector@2.0 reader@3.1=ocr'"
+        )
+    return tuple(found)
+
+
+def _conflict(connection: Connection, deployments: set[str], chosen: set[str], rollout_id: int) -> str:
     """What has to end first: a rollout under way, or queued before this one, or an experiment; empty if there is none."""
     for (device, held), number in experiments.busy(connection, sorted(chosen)).items():
-        if held == deployment:
+        if held in deployments:
             return (
                 f"experiment {experiments.label(number)} has some of these devices ({device}…) until it is stopped, or one "
                 "of its releases is adopted"
             )
     queued = (other for other in rollouts.queued(connection) if other.id < rollout_id)
     for other in (*rollouts.active(connection), *queued):
-        if other.spec.deployment != deployment or other.id == rollout_id:
+        if deployments.isdisjoint(other.spec.deployments) or other.id == rollout_id:
             continue
         shared = chosen & members.of(connection, other.id).keys()
         if shared:
             return (
-                f"rollout {other.label} of {other.spec.name}@{other.spec.version} is {other.status} on "
+                f"rollout {other.label} of {other.spec.title} is {other.status} on "
                 f"{len(shared)} of these devices ({', '.join(sorted(shared)[:3])}…)"
             )
     return ""
 
 
-def _spec(
-    wanted: api.NewRollout, release: tuple[str, str], deployment: str, *, eligible: int, held: int
-) -> Spec:
+def _spec(wanted: api.NewRollout, parts: tuple[Release, ...], *, eligible: int, held: int) -> Spec:
     cut = stages.parse(wanted.stages, eligible)
-    parsed = tuple(gates.parse(text) for text in wanted.gates)
-    _check_gates(parsed, eligible, held)
+    deployments = [part.deployment for part in parts]
+    parsed = gates.of_each([gates.parse(text) for text in wanted.gates], deployments)
+    _check_gates(parsed, deployments, eligible, held)
     if held:
         cut = (*cut, Stage(share=1.0, words="the held-back devices", is_closing=True))
     deadline_s = duration(wanted.deadline, "deadline")
     return Spec(
-        name=release[0],
-        version=release[1],
-        deployment=deployment,
+        name=parts[0].name,
+        version=parts[0].version,
+        deployment=parts[0].deployment,
         selector=wanted.to,
         stages=stages.with_approvals(cut, wanted.approve),
         gates=parsed,
@@ -128,6 +144,7 @@ def _spec(
         finish_by_s=duration(wanted.finish_by, "finish-by"),
         probation_s=duration(wanted.probation, "probation") if wanted.probation else None,
         pace=_pace(wanted, deadline_s),
+        beside=parts[1:],
     )
 
 
@@ -155,15 +172,15 @@ def _pace(wanted: api.NewRollout, deadline_s: float) -> Pace:
     )
 
 
-def _check_fetching(rollout: Rollout, lengths: dict[str, int]) -> None:
-    """Raises: NotPossibleError if devices could not fetch the release within their deadline."""
+def _check_fetching(rollout: Rollout, most_bytes: int) -> None:
+    """Raises: NotPossibleError if devices, of which each fetches so much at most, could not do it within their deadline."""
     spec = rollout.spec
     sites = Counter(member.site for member in rollout.members.values())
     for site, count in sites.most_common(1):
         bytes_s = pace.fetch_bytes_s(spec.pace, count)
         if bytes_s is None:
             continue
-        needed_s = max(lengths.values()) / bytes_s + spec.pace.jitter_s
+        needed_s = most_bytes / bytes_s + spec.pace.jitter_s
         if needed_s > spec.deadline_s / 2:
             raise NotPossibleError(
                 f"site bandwidth: a device of site {site or '(none)'!r} would have {bytes_s / 1e6:.3g} MB/s, and fetch for "
@@ -172,8 +189,8 @@ def _check_fetching(rollout: Rollout, lengths: dict[str, int]) -> None:
             )
 
 
-def _check_gates(parsed: tuple[Gate, ...], eligible: int, held: int) -> None:
-    if len({(gate.metric, gate.reference, gate.at_least) for gate in parsed}) < len(parsed):
+def _check_gates(parsed: tuple[Gate, ...], deployments: Sequence[str], eligible: int, held: int) -> None:
+    if len({(gate.deployment, gate.metric, gate.reference, gate.at_least) for gate in parsed}) < len(parsed):
         raise NotPossibleError("gates: the same metric is limited twice; keep the stricter one")
     for gate in parsed:
         if gate.is_relative and held < statistics.SMALLEST_ARM:
@@ -186,9 +203,12 @@ def _check_gates(parsed: tuple[Gate, ...], eligible: int, held: int) -> None:
             raise NotPossibleError(
                 f"gate {gate.text!r} could never conclude: it needs {gate.minimum} devices, {eligible} are eligible"
             )
-    if not any(gate.metric != "lost" and gate.reference != "before" for gate in parsed):
+    judging = [gate for gate in parsed if gate.metric != "lost" and gate.reference != "before"]
+    unjudged = [one for one in deployments if not any(gate.deployment in ("", one) for gate in judging)]
+    if unjudged:
+        whose = f" of {', '.join(unjudged)}" if judging else ""
         raise NotPossibleError(
-            "a rollout needs something to be judged by; add an absolute gate such as --gate 'error_rate < 1%' or "
+            f"a rollout needs something to be judged by{whose}; add an absolute gate such as --gate 'error_rate < 1%' or "
             "--gate 'latency_p95 <= 20ms', or one against devices held back, such as --gate 'latency_p95 <= 1.1 * control'"
         )
 
@@ -213,6 +233,7 @@ def _in_words(rollout: Rollout, ineligible: tuple[api.Ineligible, ...]) -> api.P
         f"a device has {show_duration(spec.deadline_s)} from accepting the order",
         f"the rollout pauses after {show_duration(spec.finish_by_s)}",
         f"when a gate is violated: {spec.on_violation}",
+        *_together_notes(spec),
         *pace.words(spec.pace, spec.deadline_s),
         *_pace_notes(rollout),
     ]
@@ -223,14 +244,26 @@ def _in_words(rollout: Rollout, ineligible: tuple[api.Ineligible, ...]) -> api.P
             "no devices are held back as control: gates are absolute, and see no comparison with the old release"
         )
     return api.Plan(
-        release=releases.title(spec.name, spec.version),
-        deployment=spec.deployment,
+        release=spec.title,
+        deployment=" ".join(spec.deployments),
         eligible={profile: tuple(names) for profile, names in by_profile.items()},
         ineligible=ineligible,
         stages=tuple(stage.words for stage in spec.stages),
         gates=gate_words(spec.gates),
         notes=tuple(notes),
     )
+
+
+def _together_notes(spec: Spec) -> list[str]:
+    if not spec.beside:
+        return []
+    named = " and ".join(f"{part.title} (deployment {part.deployment})" for part in spec.parts)
+    return [
+        (
+            f"{named} move together: a device gets them by one order, has arrived when all of them have, and goes back "
+            "with all of them"
+        )
+    ]
 
 
 def _pace_notes(rollout: Rollout) -> list[str]:

@@ -270,7 +270,8 @@ assignments = Table(
 
 # `state` is the rollout without its members. What ingest needs to know of an open stage stands beside it: `judged_from`
 # (steady) is None while none is open. `revision` goes up with every change, of members too. `wanted` is the request
-# (`fleet.api.NewRollout`) that it was planned from; one that waits in the queue is planned from it again.
+# (`fleet.api.NewRollout`) that it was planned from; one that waits in the queue is planned from it again. `deployment` is
+# the first that moves, `beside` are the others (names, separated by spaces).
 rollouts = Table(
     "rollouts",
     metadata,
@@ -285,6 +286,7 @@ rollouts = Table(
     Column("wanted", Text, nullable=False, server_default=""),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
+    Column("beside", Text, nullable=False, server_default=""),
 )
 
 # Every device of every rollout (`fleet.rules.members.Member`). Times are steady.
@@ -317,6 +319,8 @@ members = Table(
     Column("is_returning", Boolean, nullable=False),
     # Counting by state, which every look at a rollout does.
     Index("ix_members_state", "rollout", "state"),
+    # What moves together with the first deployment (JSON); empty where nothing does.
+    Column("beside", Text, nullable=False, server_default=""),
 )
 
 # What each device did since its stage is judged (`fleet.rules.sums.StageSums`); `judged_from` is steady.

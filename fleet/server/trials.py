@@ -75,13 +75,13 @@ def step(connection: Connection, issuer: Issuer, fresh: Iterable[str] | None, no
             new, _ = _eligible(connection, found, strangers)
             experiments.join(connection, found.id, new, now.steady)
     waiting = experiments.due(connection, ORDERS_AT_ONCE)
-    by_experiment: dict[tuple[int, str], dict[str, str | None]] = {}
+    by_experiment: dict[tuple[int, str], dict[str, tuple[str | None]]] = {}
     for row in waiting:
-        by_experiment.setdefault((row.experiment, row.deployment), {})[row.device] = row.wanted or None
+        by_experiment.setdefault((row.experiment, row.deployment), {})[row.device] = (row.wanted or None,)
     for (number, deployment), moves in by_experiment.items():
         because = f"experiment {experiments.label(number)}"
         try:
-            orders.move(connection, issuer, deployment, moves, because=because, now=now.wall)
+            orders.move(connection, issuer, (deployment,), moves, because=because, now=now.wall)
         except blocked.BlockedError as error:
             experiments.turn(connection, number, experiments.STOPPED, str(error), now.steady)
         # Out of service, or blocked: there is nobody to tell, or nothing to say.

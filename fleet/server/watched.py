@@ -17,7 +17,7 @@ from fleet.rules import sums as rules
 from fleet.rules.evidence import USUAL_WINDOW_S, Arm, DeviceEvidence, StageEvidence
 from fleet.rules.members import BAD, Member, Word
 from fleet.rules.rollout import Rollout
-from fleet.rules.sums import Deaf, StageSums
+from fleet.rules.sums import Deaf, StageSums, Work
 from fleet.server.store import devices, members, telemetry
 from fleet.server.store.devices import DeviceRow, Newest
 
@@ -30,7 +30,8 @@ class Watched:
     revision: int
     rows: dict[str, Newest] = field(default_factory=dict)
     _sums: dict[str, StageSums] = field(default_factory=dict)
-    _evidence: dict[str, DeviceEvidence] = field(default_factory=dict)
+    # Of each deployment that moves, in the spec's order.
+    _evidence: list[dict[str, DeviceEvidence]] = field(default_factory=list)
     # Device → its place among all that were ordered.
     _places: dict[str, int] = field(default_factory=dict)
     _built_for: Rollout | None = None
@@ -83,23 +84,25 @@ class Watched:
         if before is None or not self._is_same_stage(rollout):
             found = telemetry.sums_of(connection, {rollout.id: rollout.stage})
             self._sums = {device: sums for (_, device), sums in found.items()}
-            self._evidence = {}
+            self._evidence = [{} for _ in rollout.spec.deployments]
             changed = set(rollout.members)
         else:
             changed = {*concerned, *(m.device for m in rollout.roster.changed_since(before.members))}
             for device in rollout.roster.gone_since(before.members):
-                self._evidence.pop(device, None)
+                self._forget(device)
             changed &= rollout.members.keys()
         self._place(changed)
         judged_from = rollout.judged_from.timestamp()
         for device in changed:
-            made = self._evidence_of(rollout.members[device], judged_from, deaf)
-            if made is not None:
-                self._evidence[device] = made
-            else:
-                self._evidence.pop(device, None)
+            self._look(rollout.members[device], judged_from, deaf)
         self._built_for = rollout
-        return StageEvidence(self._evidence, now, judged_from, heard_since)
+        first, *others = self._evidence
+        beside = dict(zip(rollout.spec.deployments[1:], others, strict=True))
+        return StageEvidence(first, now, judged_from, heard_since, beside)
+
+    def _forget(self, device: str) -> None:
+        for evidence in self._evidence:
+            evidence.pop(device, None)
 
     def _is_same_stage(self, other: Rollout) -> bool:
         assert self._built_for is not None
@@ -112,17 +115,23 @@ class Watched:
         for _, _, device in sorted(new):
             self._places[device] = len(self._places)
 
-    def _evidence_of(self, member: Member, judged_from: float, deaf: Deaf) -> DeviceEvidence | None:
-        arm = Arm.CANARY if member.order_counter else Arm.CONTROL
+    def _look(self, member: Member, judged_from: float, deaf: Deaf) -> None:
+        """Its records, one in each deployment; a device without a release to stay on is control in none."""
         row = self.rows.get(member.device)
-        if row is None or (arm is Arm.CONTROL and member.previous is None):
-            return None
+        if row is None or (not member.order_counter and any(part.previous is None for part in member.parts)):
+            self._forget(member.device)
+            return
         sums = self._sums.get(member.device)
         if sums is None or sums.judged_from != judged_from:
             last = row.last_report_at
             at_risk = last is not None and rules.is_at_risk(last, judged_from, row.window_s, deaf)
-            sums = StageSums(judged_from, at_risk)
-        side = sums.moved if arm is Arm.CANARY else sums.stayed
+            sums = rules.opened(judged_from, [Work()] * len(self._evidence), is_at_risk=at_risk)
+        for evidence, work in zip(self._evidence, sums.works, strict=True):
+            evidence[member.device] = self._evidence_of(member, row, sums, work)
+
+    def _evidence_of(self, member: Member, row: Newest, sums: StageSums, work: Work) -> DeviceEvidence:
+        arm = Arm.CANARY if member.order_counter else Arm.CONTROL
+        side = work.moved if arm is Arm.CANARY else work.stayed
         return DeviceEvidence(
             device=member.device,
             profile=member.profile,
@@ -134,7 +143,7 @@ class Watched:
             warm_windows=side.sums.warm_windows,
             sketch=side.sums.infer_ms,
             metrics=side.sums.metrics,
-            past=sums.past,
+            past=work.past,
             since=side.since,
             last_report_at=row.last_report_at or 0.0,
             window_s=row.window_s or USUAL_WINDOW_S,

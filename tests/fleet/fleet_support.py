@@ -206,7 +206,9 @@ class Behaviour:
 
 @dataclass
 class FakeDevice:
-    """Follows orders at once and reports a window every `window_s`; `behaviours` is by version."""
+    """Follows orders at once, in each deployment that its file names, and reports windows every `window_s`; `behaviours`
+    is by version.
+    """
 
     file: EnrolmentFile
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
@@ -223,8 +225,8 @@ class FakeDevice:
     def __post_init__(self) -> None:
         self.acked: set[int] = set()
         self.orders: list[Order] = []
-        self.running: OrderedBundle | None = None
-        self.state = DeploymentReport(AgentState.IDLE)
+        self.running: dict[str, OrderedBundle] = {}
+        self.states = {name: DeploymentReport(AgentState.IDLE) for name in self.file.deployments}
         self.refused = ""
         self._followed = orders.Followed()
         self._seq = 0
@@ -334,7 +336,7 @@ class FakeDevice:
             boot=self.boot,
             seq=self._reported_seq,
             order_counter=self._followed.counter,
-            deployments={DEPLOYMENT: self.state},
+            deployments=self.states,
             profile=self.profile,
             isa=("avx2",),
             engines={"onnxruntime": "1.22.0"},
@@ -373,47 +375,52 @@ class FakeDevice:
             return
         self._followed, self.refused = followed, ""
         self.orders.append(order)
-        self._follow(order.deployments.get(DEPLOYMENT))
+        for name in self.states:
+            self._follow(name, order.deployments.get(name))
 
-    def _follow(self, wanted: OrderedBundle | None) -> None:
+    def _follow(self, name: str, wanted: OrderedBundle | None) -> None:
+        runs = self.running.get(name)
         if wanted is None:
-            self.running, self.state = None, DeploymentReport(AgentState.IDLE)
-        elif self.running is not None and wanted.sha256 == self.running.sha256:
-            self._at_rest(wanted)
+            self.running.pop(name, None)
+            self.states[name] = DeploymentReport(AgentState.IDLE)
+        elif runs is not None and wanted.sha256 == runs.sha256:
+            self._at_rest(name, wanted)
         else:
             version = wanted.target.split("/")[1]
-            current = self.running.sha256 if self.running else None
-            self.state = DeploymentReport(AgentState.FETCH, current, current, wanted.sha256)
+            current = runs.sha256 if runs else None
+            self.states[name] = DeploymentReport(AgentState.FETCH, current, current, wanted.sha256)
             self.say()
             content = self.fetch(wanted.sha256).content
             assert (len(content), hashlib.sha256(content).hexdigest()) == (wanted.length, wanted.sha256)
             if self.behaviours.get(version, Behaviour()).fails_selftest:
                 reason = "self-test: other outputs than the golden ones"
-                self.state = DeploymentReport(
+                self.states[name] = DeploymentReport(
                     AgentState.FAILED, current, current, wanted.sha256, reason=reason
                 )
             else:
-                self._at_rest(wanted)
+                self._at_rest(name, wanted)
         self.say()
 
-    def _at_rest(self, wanted: OrderedBundle) -> None:
-        self.running = wanted
+    def _at_rest(self, name: str, wanted: OrderedBundle) -> None:
+        self.running[name] = wanted
         digest = wanted.sha256
-        name, version, *_ = wanted.target.split("/")
-        self.state = DeploymentReport(AgentState.IDLE, digest, digest, digest, name, version)
+        model, version, *_ = wanted.target.split("/")
+        self.states[name] = DeploymentReport(AgentState.IDLE, digest, digest, digest, model, version)
 
     def _telemetry(self) -> None:
         while not self._stop.wait(self.window_s):
             if self.sends_telemetry:
-                self.report((self.window(),) if self.running else ())
+                self.report(self.windows())
 
-    def window(self) -> DeploymentWindow:
-        assert self.running is not None
-        behaviour = self.behaviours.get(self.running.target.split("/")[1], Behaviour())
+    def windows(self) -> tuple[DeploymentWindow, ...]:
+        return tuple(self._window(name, runs) for name, runs in list(self.running.items()))
+
+    def _window(self, name: str, runs: OrderedBundle) -> DeploymentWindow:
+        behaviour = self.behaviours.get(runs.target.split("/")[1], Behaviour())
         times = sketch.of([behaviour.infer_ms * (0.9 + 0.2 * i / 50) for i in range(behaviour.requests)])
         return DeploymentWindow(
-            DEPLOYMENT,
-            self.running.sha256,
+            name,
+            runs.sha256,
             behaviour.requests,
             behaviour.errors,
             infer_ms=times,

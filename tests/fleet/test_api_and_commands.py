@@ -188,6 +188,8 @@ def test_a_dry_run_says_who_moves_who_does_not_and_why(
     assert code == 0
     assert "errors per accepted request below 1 %, judged on at least 100 requests" in out
     assert "dry run: nothing was started" in out
+    code, _, err = edgekit(shared, "rollout", "start", "digits@1.0.0", "digits@1.0.0=other", *start[3:])
+    assert (code, "is not enrolled for deployment other" in err) == (2, True)
     assert asked(shared, "rollout", "list") == []
 
 

@@ -84,7 +84,7 @@ class Day:
             )
             if runs is not None:
                 orders.move(
-                    connection, self.issuer, "digits", dict.fromkeys(names, runs), because="x", now=NOW
+                    connection, self.issuer, ["digits"], dict.fromkeys(names, (runs,)), because="x", now=NOW
                 )
         for name in names:
             self.say(name, runs or OLD)
@@ -395,7 +395,7 @@ def test_an_assignment_is_taken_away_and_an_older_one_holds_again(day: Day) -> N
         with pytest.raises(NotFoundError, match="no assignment"):
             assignments.remove(connection, "a7", "", now=NOW, who=ADA)
         assignments.remove(connection, "a2", "a mistake", now=NOW, who=ADA)
-        found = assignments.newest_first(connection).holding({}, "digits")
+        found = assignments.newest_first(connection).holding({}, "digits", ["digits"])
     assert found is not None
     assert found.version == "1"
     [entry] = day.log("assignment.remove")

@@ -40,8 +40,33 @@ GIVEN = Assignments(
 def test_the_newest_assignment_that_matches_holds(
     labels: dict[str, str], deployment: str, holds: int | None
 ) -> None:
-    found = GIVEN.holding(labels, deployment)
+    found = GIVEN.holding(labels, deployment, [deployment])
     assert (found.id if found is not None else None) == holds
+
+
+@pytest.mark.parametrize(
+    ("has", "newest", "holds", "with_it"),
+    [
+        (("detector", "reader"), (), 8, [9]),
+        # One that lacks a deployment goes on with what was assigned before.
+        (("detector",), (), 1, []),
+        # A person assigned another reader since: the detector is still what it was.
+        (("detector", "reader"), (Assignment(10, "reader", "all", "reader", "4"),), 8, []),
+        (("detector", "reader"), (Assignment(10, "detector", "all", "detector", "4"),), 10, []),
+    ],
+)
+def test_what_one_rollout_left_holds_together(
+    has: tuple[str, ...], newest: tuple[Assignment, ...], holds: int, with_it: list[int]
+) -> None:
+    left = [
+        Assignment(number, name, "all", name, "2", rollout=7)
+        for number, name in ((9, "reader"), (8, "detector"))
+    ]
+    found = Assignments([*newest, *left, Assignment(1, "detector", "all", "detector", "1", rollout=3)])
+    holding = found.holding({}, "detector", has)
+    assert holding is not None
+    assert holding.id == holds
+    assert [other.id for other in found.together(holding, {}, has)] == with_it
 
 
 @pytest.mark.parametrize(

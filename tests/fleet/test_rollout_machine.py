@@ -18,7 +18,7 @@ from fleet.rules import gates, stages, windows
 from fleet.rules.evidence import Arm, DeviceEvidence, StageEvidence
 from fleet.rules.gates import Outcome
 from fleet.rules.machine import advance, start
-from fleet.rules.members import BAD, Member, Word, hear, time_out
+from fleet.rules.members import BAD, Member, Part, Word, hear, time_out
 from fleet.rules.moving import is_allowed, waits_for
 from fleet.rules.pace import Pace, parse_rate
 from fleet.rules.rollout import (
@@ -32,6 +32,7 @@ from fleet.rules.rollout import (
     Left,
     Move,
     Ordered,
+    Release,
     Rollout,
     Spec,
     Status,
@@ -42,6 +43,7 @@ from fleet.rules.rollout import (
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NEW, OLD = "a" * 64, "b" * 64
+NEW_N, OLD_N = "c" * 64, "d" * 64
 SOAK_S, DEADLINE_S = 60.0, 300.0
 
 
@@ -77,10 +79,32 @@ def rollout(count: int = 10, cut: str = "10%,50%,100%", **more: object) -> Rollo
     return Rollout(id=1, spec=spec(cut, count, **more), members=members, created_at=T0)
 
 
+BESIDE = (Part(NEW_N, OLD_N, "n-old@1"),)
+
+
+def pair(made: Rollout) -> Rollout:
+    """The same rollout of two releases that move together, in the deployments m and n."""
+    beside = (Release("n", "3", "n"),)
+    gate = gates.of_each(made.spec.gates, ("m", "n"))
+    members = {name: replace(m, beside=BESIDE) for name, m in made.members.items()}
+    return replace(made, spec=replace(made.spec, beside=beside, gates=gate), members=members)
+
+
 def data(
-    world: Rollout, errors: int = 0, requests: int = 1000, silent: frozenset[str] = frozenset()
+    world: Rollout,
+    errors: int = 0,
+    requests: int = 1000,
+    silent: frozenset[str] = frozenset(),
+    errors_beside: int | None = None,
 ) -> StageEvidence:
-    """What is known after ten minutes; every canary has served `requests` with `errors`, `silent` ones are not heard."""
+    """What is known after ten minutes; every canary has served `requests` with `errors`, `silent` ones are not heard. In
+    what moves together with the first deployment the same, or with `errors_beside`.
+    """
+    if world.spec.beside:
+        alone = replace(world, spec=replace(world.spec, beside=()))
+        own = errors if errors_beside is None else errors_beside
+        first, second = (data(alone, e, requests, silent) for e in (errors, own))
+        return replace(first, beside={"n": second.devices})
     sketch = of([1.0] * requests) if requests else Sketch()
     now = 600.0
     moved = sorted(
@@ -123,6 +147,25 @@ def at_rest(digest: str | None) -> DeploymentReport:
     return DeploymentReport(AgentState.IDLE, digest, digest, digest)
 
 
+def said_by(how: str) -> dict[str, DeploymentReport]:
+    """What a device says of both deployments; "… in n" is about the second, while the first has arrived."""
+    old = {"m": OLD, "n": OLD_N}
+    new = {"m": NEW, "n": NEW_N}
+    kind = how.removesuffix(" in n")
+    reports = {}
+    for name in old:
+        state, digest, ordered, reason = {
+            "arrive": (AgentState.IDLE, new[name], new[name], ""),
+            "fail": (AgentState.FAILED, old[name], new[name], "no"),
+            "fetch": (AgentState.FETCH, old[name], new[name], ""),
+            "old": (AgentState.IDLE, old[name], old[name], ""),
+            "back": (AgentState.IDLE, old[name], old[name], ""),
+            "leave": (AgentState.DIVERGED, old[name], new[name], "crash loop"),
+        }["arrive" if kind != how and name == "m" else kind]
+        reports[name] = DeploymentReport(state, digest, digest, ordered, reason=reason)
+    return reports
+
+
 # Every hour of the first is open for the first twenty minutes, and again from forty on; Kolkata is 5 h 30 min ahead.
 WINDOWS = tuple(windows.parse(text) for text in ("00:00-00:20", "00:40-01:00", "05:40-06:00"))
 OPEN_MIN = {"": ((0, 15), (40, 55)), "Asia/Kolkata": ((10, 25),)}
@@ -150,6 +193,7 @@ class Machine(RuleBasedStateMachine):
         self.counter = 100
         self.seq = 0
         self.told: dict[str, int] = {}
+        self.wanted: dict[str, tuple[str | None, ...]] = {}
         self.forward: list[datetime] = []
         self.committed: set[str] = set()
         # By profile: devices for which another one may have stood in, and all that ever were there.
@@ -161,10 +205,13 @@ class Machine(RuleBasedStateMachine):
         pace=st.sampled_from(sorted(PACES)),
         cut=st.sampled_from(["1,25%,100%", "1,100%", "100%"]),
         approve=st.sampled_from(["", "1", "all"]),
+        count=st.sampled_from([1, 2]),
     )
-    def it_starts(self, pace: str, cut: str, approve: str) -> None:
+    def it_starts(self, pace: str, cut: str, approve: str, count: int) -> None:
         SEEN[f"pace {pace}"] += 1
+        SEEN[f"{count} deployments"] += 1
         made = rollout(12, cut, pace=PACES[pace])
+        made = pair(made) if count == 2 else made
         asked = stages.with_approvals(made.spec.stages, approve)
         where = {
             name: replace(m, site=f"s{n % 3}", zone="Asia/Kolkata" if n % 4 == 0 else "")
@@ -179,8 +226,15 @@ class Machine(RuleBasedStateMachine):
         for effect in effects:
             if not isinstance(effect, Move):
                 continue
+            m = changed.members[effect.device]
+            ways = [tuple(p.target for p in m.parts), tuple(p.previous for p in m.parts)]
+            assert effect.wanted in ways, "all of them by one order, forward or back"
+            self.wanted[effect.device] = effect.wanted
             if effect.sha256 == NEW:
                 self.check_forward(changed, effect.device)
+            elif changed.status not in (Status.ROLLING_BACK, Status.ABORTING):
+                SEEN["sent back alone"] += 1
+                assert m.was_sent_back
             self.counter += 1
             self.told[effect.device] = self.counter
             changed, more = advance(changed, Ordered(effect.device, self.counter), self.now)
@@ -231,7 +285,20 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         pick=st.integers(0, 11),
-        how=st.sampled_from(["arrive", "fail", "fetch", "old", "away", "back", "leave"]),
+        how=st.sampled_from(
+            [
+                "arrive",
+                "fail",
+                "fetch",
+                "old",
+                "away",
+                "back",
+                "leave",
+                "fail in n",
+                "fetch in n",
+                "leave in n",
+            ]
+        ),
     )
     def a_device_speaks(self, pick: int, how: str) -> None:
         name = f"d{pick}"
@@ -239,15 +306,8 @@ class Machine(RuleBasedStateMachine):
             return
         self.seq += 1
         counter = self.told.get(name, 0)
-        target = self.world.members[name].target
-        reports = {
-            "arrive": at_rest(target),
-            "fail": DeploymentReport(AgentState.FAILED, OLD, OLD, target, reason="no"),
-            "fetch": DeploymentReport(AgentState.FETCH, OLD, OLD, target),
-            "old": at_rest(OLD),
-            "back": at_rest(OLD),
-            "leave": DeploymentReport(AgentState.DIVERGED, OLD, OLD, target, reason="crash loop"),
-        }
+        if not self.world.spec.beside:
+            how = how.removesuffix(" in n")
         if how == "away":
             word = Word(name, is_online=False)
         else:
@@ -256,7 +316,7 @@ class Machine(RuleBasedStateMachine):
                 is_online=True,
                 seen=(1, 1, self.seq),
                 order_counter=counter,
-                deployments={"m": reports[how]},
+                deployments=said_by(how),
             )
         if how == "arrive" and counter:
             self.committed.add(name)
@@ -274,7 +334,7 @@ class Machine(RuleBasedStateMachine):
             assert how == "arrive"
             assert counter > 0
 
-    @rule(how=st.sampled_from(["away", "fail", "arrive"]), pick=st.integers(0, 3))
+    @rule(how=st.sampled_from(["away", "fail", "arrive", "fail in n", "leave in n"]), pick=st.integers(0, 3))
     def one_that_was_told_speaks(self, how: str, pick: int) -> None:
         told = sorted(
             (m.order_counter, m.device)
@@ -285,13 +345,21 @@ class Machine(RuleBasedStateMachine):
             self.a_device_speaks(int(told[pick % len(told)][1][1:]), how)
             self.time_passes(1.0, "good")
 
-    @rule(passes=st.floats(0, 200), kind=st.sampled_from(["good"] * 4 + ["none"] * 3 + ["bad"]))
+    @rule(passes=st.floats(0, 200), kind=st.sampled_from(["good"] * 4 + ["none"] * 3 + ["bad", "bad in n"]))
     def time_passes(self, passes: float, kind: str) -> None:
         self.now += seconds(passes)
-        seen = {"good": (0, 1000), "none": (0, 0), "bad": (500, 1000)}[kind]
+        errors, requests, beside = {
+            "good": (0, 1000, None), "none": (0, 0, None), "bad": (500, 1000, 0), "bad in n": (0, 1000, 500),
+        }[kind]  # fmt: skip
+        if kind == "bad in n" and not self.world.spec.beside:
+            errors = 500
         before = self.world
-        self.step(Tick(data(before, errors=seen[0], requests=seen[1])))
+        self.step(Tick(data(before, errors=errors, requests=requests, errors_beside=beside)))
         after = self.world
+        for m in after.members.values():
+            if m.beside and m.state in (FleetState.FAILED, FleetState.ROLLED_BACK, FleetState.DIVERGED):
+                old = tuple(part.previous for part in m.parts)
+                assert self.wanted[m.device] == old, "who failed in one was sent back in all"
         opens = after.stage > before.stage
         SEEN["stood in"] += after.thresholds != before.thresholds and not opens
         if opens:
@@ -358,6 +426,8 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=st.integers(100, 110))
     def a_device_joins(self, pick: int) -> None:
         new = member(f"late{pick}", profile=f"p{pick % 2}", site="s0")
+        if self.world.spec.beside:
+            new = replace(new, beside=BESIDE)
         if self.world.status in (Status.RUNNING, Status.PAUSED):
             self.ever[new.profile].add(new.device)
         self.step(Joined((new,)))

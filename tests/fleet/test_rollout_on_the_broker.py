@@ -26,9 +26,14 @@ class Fleet:
         self.client: Client = service.client()
         self.devices: dict[str, FakeDevice] = {}
 
-    def add(self, *names: str, behaviours: dict[str, Behaviour] | None = None) -> None:
+    def add(
+        self,
+        *names: str,
+        behaviours: dict[str, Behaviour] | None = None,
+        deployments: tuple[str, ...] = ("digits",),
+    ) -> None:
         for name in names:
-            file = self.client.enroll(api.NewDevice(f"{self.site}-{name}", ("digits",), {"site": self.site}))
+            file = self.client.enroll(api.NewDevice(f"{self.site}-{name}", deployments, {"site": self.site}))
             device = FakeDevice(file, behaviours or {})
             device.enrol()
             device.connect()
@@ -44,15 +49,16 @@ class Fleet:
     def seen(self) -> list[api.DeviceView]:
         return [device for device in self.client.devices() if device.labels["site"] == self.site]
 
-    def publish(self, version: str) -> str:
-        path = make_bundle(self.folder, version)
+    def publish(self, version: str, name: str = "digits") -> str:
+        path = make_bundle(self.folder, version, name=name)
         keys = self.service.state / "publisher"
         [checked] = publishing.check(self.client, [path])
         return publishing.publish(self.client, checked, keys, lambda _: None).bundle.sha256
 
     def roll_out(self, version: str, **more: object) -> api.RolloutView:
         wanted = {"stages": "1,100%", "soak": "1s", "gates": GATES, "deadline": "5s"} | more
-        answer = self.client.start(api.NewRollout(f"digits@{version}", f"site={self.site}", **wanted))
+        release = version if "@" in version else f"digits@{version}"
+        answer = self.client.start(api.NewRollout(release, f"site={self.site}", **wanted))
         assert answer.rollout is not None
         return answer.rollout
 
@@ -68,7 +74,9 @@ class Fleet:
         return found
 
     def versions(self) -> dict[str, str]:
-        return {self.short(d.device): d.deployments["digits"].version for d in self.seen()}
+        return {
+            self.short(d.device): " ".join(one.version for one in d.deployments.values()) for d in self.seen()
+        }
 
     def close(self) -> None:
         for device in self.devices.values():
@@ -133,6 +141,41 @@ def test_a_release_that_is_slow_on_the_device_is_rolled_back_by_the_latency_gate
     canary = next(fleet.short(member.device) for member in done.members if member.stage is not None)
     counters = [order.counter for order in fleet.devices[canary].orders]
     assert counters == sorted(set(counters)), "going back is a newer order"
+
+
+def test_two_models_move_together_and_where_the_second_is_bad_both_go_back(fleet: Fleet) -> None:
+    behaviours = {"3.1.0": Behaviour(infer_ms=50), "3.2.0": Behaviour(fails_selftest=True)}
+    fleet.add("a", "b", "c", behaviours=behaviours, deployments=("detector", "reader"))
+    fleet.add("alone", deployments=("detector",))
+    for name, version in (
+        ("detector", "1.0.0"), ("reader", "1.0.1"), ("detector", "2.0.0"), ("reader", "3.1.0"), ("reader", "3.2.0"),
+    ):  # fmt: skip
+        fleet.publish(version, name)
+    first = fleet.roll_out("detector@1.0.0 reader@1.0.1", stages="100%")
+    assert fleet.wait_for(first, "completed", "paused", "rolled_back").status == "completed"
+    assert fleet.versions() == dict.fromkeys("abc", "1.0.0 1.0.1") | {"alone": ""}
+    assert all(len(fleet.devices[name].orders) == 1 for name in "abc"), "both by one order"
+
+    slow = fleet.roll_out("detector@2.0.0 reader@3.1.0")
+    done = fleet.wait_for(slow, "rolled_back", "completed", "paused")
+    assert (done.status, done.release) == ("rolled_back", "detector@2.0.0 reader@3.1.0")
+    assert done.reason.startswith("reader: latency_p95"), done.reason
+    assert fleet.versions() == dict.fromkeys("abc", "1.0.0 1.0.1") | {"alone": ""}
+    [canary] = [fleet.short(m.device) for m in done.members if m.stage is not None]
+    ordered = [
+        [order.deployments[name].target.split("/")[1] for name in ("detector", "reader")]
+        for order in fleet.devices[canary].orders
+    ]
+    assert ordered == [["1.0.0", "1.0.1"], ["2.0.0", "3.1.0"], ["1.0.0", "1.0.1"]]
+
+    broken = fleet.roll_out("detector@2.0.0 reader@3.2.0", on_violation="pause")
+    paused = fleet.wait_for(broken, "rolled_back", "completed", "paused")
+    [failed] = [member for member in paused.members if member.stage is not None]
+    assert (paused.status, failed.reason.startswith("reader: self-test")) == ("paused", True)
+    wait_until(
+        lambda: fleet.versions() == dict.fromkeys("abc", "1.0.0 1.0.1") | {"alone": ""},
+        "the detector went back with the reader, though the rollout only pauses",
+    )
 
 
 def test_a_release_that_fails_its_self_test_stops_at_the_first_device(fleet: Fleet) -> None:
@@ -271,7 +314,7 @@ def test_every_report_is_acknowledged_and_counted_once(fleet: Fleet) -> None:
     before = fleet.seen()[0].telemetry
     device.acked.clear()
     for _ in range(3):
-        device.report((device.window(),), seq=10_000)
+        device.report(device.windows(), seq=10_000)
     wait_until(lambda: 10_000 in device.acked, "a repeat is acknowledged too")
     wait_until(lambda: fleet.seen()[0].telemetry.windows > before.windows, "it is counted")
     after = fleet.seen()[0].telemetry

@@ -12,7 +12,7 @@ from fleet.server.api.admission import Caller
 from fleet.server.api.context import Answer, Context, Ctx, answer, body
 from fleet.server.api.paging import Paged
 from fleet.server.api.routing import WAS_SO, Router
-from fleet.server.store import blocked, releases, rollouts
+from fleet.server.store import blocked, rollouts
 from fleet.server.store.audit import Who
 
 router = Router(prefix="/api/v1", tags=["releases"])
@@ -53,8 +53,8 @@ def unblock(
 
 def _pause(connection: Connection, ctx: Context, subject: str, under_way: list[Rollout], who: Who) -> None:
     for rollout in under_way:
-        title = releases.title(rollout.spec.name, rollout.spec.version)
-        targets = {member.target for member in rollout.members.values()}
-        if rollout.status is Status.RUNNING and (subject == title or subject in targets):
+        named = {part.title for part in rollout.spec.parts}
+        named |= {part.target for member in rollout.members.values() for part in member.parts}
+        if rollout.status is Status.RUNNING and subject in named:
             command = Command("pause", f"{subject} was blocked by {who}")
             changes.apply(connection, ctx.issuer, rollout, command, now=ctx.time.now(), who=who)

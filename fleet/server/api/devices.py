@@ -312,7 +312,8 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
         why = f" ({member.reason})" if member.reason else ""
         waits = f"not told to move yet: {moving.waits_for(rollout, member, rollouts.moment(now.wall))}"
         told = f"in stage {member.stage + 1}" if member.stage is not None else waits
-        lines.append(f"Rollout {rollout.label} ({rollout.status}): {member.state}{why}, {told}.")
+        what = f" of {rollout.spec.title}, which move together" if rollout.spec.beside else ""
+        lines.append(f"Rollout {rollout.label}{what} ({rollout.status}): {member.state}{why}, {told}.")
     return lines
 
 

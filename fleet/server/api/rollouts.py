@@ -20,7 +20,7 @@ from fleet.server.api.matching import IfMatch, tag_of
 from fleet.server.api.paging import After, link
 from fleet.server.api.routing import DRY_RUN, Router
 from fleet.server.clock import Now
-from fleet.server.store import blocked, devices, members, orders, releases, rollouts, settings
+from fleet.server.store import blocked, devices, members, orders, rollouts, settings
 
 router = Router(prefix="/api/v1", tags=["rollouts"])
 
@@ -140,7 +140,8 @@ def turn(
         if verb == "resume" and settings.is_frozen(connection):
             raise ConflictError("the fleet is frozen; 'edgekit fleet unfreeze' first")
         if verb == "resume":
-            blocked.check_release(connection, rollout.spec.name, rollout.spec.version)
+            for part in rollout.spec.parts:
+                blocked.check_release(connection, part.name, part.version)
         if rollout.status is Status.COMPLETED:
             _check_still_its_own(connection, rollout)
         command = _command(rollout, verb, how, f"{verb} asked for by {caller.who}", now)
@@ -197,14 +198,16 @@ def _check_still_its_own(connection: Connection, rollout: Rollout) -> None:
     moved_on = [
         member.device
         for member in rollout.members.values()
+        for deployment, part in zip(rollout.spec.deployments, member.parts, strict=True)
         if member.order_counter
-        and (found := present.get((member.device, rollout.spec.deployment))) is not None
-        and found.sha256 != member.target
+        and not member.was_sent_back
+        and (found := present.get((member.device, deployment))) is not None
+        and found.sha256 != part.target
     ]
     busy = {
         device
         for device, deployment in rollouts.busy(connection, sorted(rollout.members))
-        if deployment == rollout.spec.deployment
+        if deployment in rollout.spec.deployments
     }
     if moved_on or busy:
         raise ConflictError(
@@ -232,8 +235,8 @@ def view(
         soak_ends = rollout.soak_from + timedelta(seconds=spec.soak_s) + ahead
     return api.RolloutView(
         id=rollout.label,
-        release=releases.title(spec.name, spec.version),
-        deployment=spec.deployment,
+        release=spec.title,
+        deployment=" ".join(spec.deployments),
         to=spec.selector,
         status=rollout.status.value,
         reason=rollout.reason,

@@ -100,11 +100,11 @@ def marked(connection: Connection, after: tuple[str, int], limit: int) -> list[M
     return [Mark(row.id, row.device, row.deployment) for row in connection.execute(query)]
 
 
-def marked_of(connection: Connection, names: Sequence[str], deployment: str) -> list[str]:
-    """Which of these devices are marked for this deployment."""
+def marked_of(connection: Connection, names: Sequence[str], deployments: Sequence[str]) -> list[str]:
+    """Which of these devices are marked for one of these deployments."""
     if connection.execute(select(to_place.c.id).limit(1)).scalar() is None:
         return []
-    query = select(to_place.c.device).where(to_place.c.deployment == deployment)
+    query = select(to_place.c.device).where(to_place.c.deployment.in_(deployments))
     query = query.where(among(connection, to_place.c.device, names))
     return sorted(set(connection.execute(query).scalars()))
 

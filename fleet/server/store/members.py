@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, Row, and_, delete, func, or_, select
 
 from edgekit.wire.states import FleetState
-from fleet.rules.members import Member
+from fleet.rules.members import Member, Part
 from fleet.rules.rollout import Rollout
 from fleet.server.schema import members
 from fleet.server.store.upsert import among, upsert
@@ -16,6 +17,7 @@ _SAME = (
     "device", "profile", "key", "target", "previous", "previous_title", "site", "zone", "is_held", "reason", "stage",
     "order_counter", "refused_before", "is_excused", "is_leaving", "is_returning",
 )  # fmt: skip
+_PARTS = msgspec.json.Decoder(tuple[Part, ...])
 _TIMES = ("ordered_at", "notified_at", "online_since")
 
 
@@ -90,6 +92,7 @@ def _values(rollout: int, member: Member) -> dict[str, Any]:
         "rollout": rollout,
         **{name: getattr(member, name) for name in _SAME},
         **{name: _seconds(getattr(member, name)) for name in _TIMES},
+        "beside": msgspec.json.encode(member.beside).decode() if member.beside else "",
         "state": member.state.value,
         "seen_enrolment": enrolment,
         "seen_incarnation": incarnation,
@@ -103,9 +106,15 @@ def member(row: Row[Any]) -> Member:
     return Member(
         **same,
         **times,
+        beside=parts_of(row.beside),
         state=FleetState(row.state),
         seen=(row.seen_enrolment, row.seen_incarnation, row.seen_seq),
     )
+
+
+def parts_of(text: str) -> tuple[Part, ...]:
+    """What moves together with the first deployment, as it is kept."""
+    return _PARTS.decode(text) if text else ()
 
 
 def _seconds(moment: datetime | None) -> float | None:

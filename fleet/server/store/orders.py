@@ -98,32 +98,41 @@ def set_desired(
 def move(
     connection: Connection,
     issuer: Issuer,
-    deployment: str,
-    wanted: Mapping[str, str | None],
+    deployments: Sequence[str],
+    wanted: Mapping[str, Sequence[str | None]],
     *,
     because: str,
     now: float,
     options: Mapping[str, OrderOptions] | None = None,
 ) -> dict[str, int]:
-    """Change what one deployment of many devices is to run (device → digest, None is no model), and order it; device →
-    counter of its order. Those out of service get none. `options` as in `issue_all`.
+    """Change what these deployments of many devices are to run (device → a digest of each, None is no model), and order
+    it, with one order a device; device → its counter. Those out of service get none. `options` as in `issue_all`.
 
     Raises: BlockedError for a bundle that is blocked.
     """
-    for digest in sorted({sha256 for sha256 in wanted.values() if sha256 is not None}):
+    for digest in sorted({sha256 for those in wanted.values() for sha256 in those if sha256 is not None}):
         blocked.check(connection, digest)
     found = known.lock(connection, wanted)
     rows = {device: row for device, row in found.items() if row.get("decommissioned_at") is None}
     theirs = among(connection, desired.c.device, sorted(rows))
-    connection.execute(delete(desired).where(theirs, desired.c.deployment == deployment))
+    connection.execute(delete(desired).where(theirs, desired.c.deployment.in_(deployments)))
     values = [
         {"device": device, "deployment": deployment, "sha256": sha256, "because": because, "set_at": now}
         for device in rows
-        if (sha256 := wanted[device]) is not None
+        for deployment, sha256 in zip(deployments, wanted[device], strict=True)
+        if sha256 is not None
     ]
     if values:
         connection.execute(insert(desired), values)
     return issue_all(connection, issuer, rows, now, options)
+
+
+def keep(connection: Connection, deployments: Sequence[str], names: Sequence[str], now: float) -> None:
+    """These devices have what they have on purpose: nothing that was assigned until now takes its place."""
+    if names:
+        theirs = among(connection, desired.c.device, sorted(names))
+        change = update(desired).where(theirs, desired.c.deployment.in_(deployments))
+        connection.execute(change.values(set_at=now))
 
 
 def issue(

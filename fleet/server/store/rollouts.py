@@ -132,6 +132,7 @@ def _columns(rollout: Rollout) -> dict[str, Any]:
     return {
         "status": rollout.status.value,
         "deployment": rollout.spec.deployment,
+        "beside": " ".join(rollout.spec.deployments[1:]),
         "stage": rollout.stage,
         "judged_from": rollout.judged_from.timestamp() if rollout.judged_from else None,
         "cold_windows": COLD_WINDOWS_LATENCY if compares else COLD_WINDOWS,
@@ -184,9 +185,10 @@ def active_whole(connection: Connection) -> list[Rollout]:
 
 
 def judged(connection: Connection) -> list[Row[Any]]:
-    """Open stages, for ingest: id, deployment, stage, judged_from, cold_windows."""
+    """Open stages, for ingest: id, deployment, beside, stage, judged_from, cold_windows."""
     columns = (
-        rollouts.c.id, rollouts.c.deployment, rollouts.c.stage, rollouts.c.judged_from, rollouts.c.cold_windows,
+        rollouts.c.id, rollouts.c.deployment, rollouts.c.beside, rollouts.c.stage, rollouts.c.judged_from,
+        rollouts.c.cold_windows,
     )  # fmt: skip
     query = select(*columns).where(
         rollouts.c.status.in_([Status.RUNNING.value, Status.PAUSED.value]),
@@ -198,11 +200,15 @@ def judged(connection: Connection) -> list[Row[Any]]:
 def busy(connection: Connection, devices: Sequence[str]) -> dict[tuple[str, str], int]:
     """(device, deployment) → the rollout under way that has it, of these devices."""
     query = (
-        select(member_rows.c.device, rollouts.c.deployment, rollouts.c.id)
+        select(member_rows.c.device, rollouts.c.deployment, rollouts.c.beside, rollouts.c.id)
         .join(rollouts, rollouts.c.id == member_rows.c.rollout)
         .where(rollouts.c.status.in_(_ACTIVE), among(connection, member_rows.c.device, devices))
     )
-    return {(device, deployment): number for device, deployment, number in connection.execute(query)}
+    return {
+        (device, deployment): number
+        for device, first, beside, number in connection.execute(query)
+        for deployment in (first, *beside.split())
+    }
 
 
 def of_device(connection: Connection, device: str) -> list[Rollout]:
@@ -215,17 +221,13 @@ def of_device(connection: Connection, device: str) -> list[Rollout]:
 
 
 def assign(connection: Connection, rollout: Rollout, now: float) -> None:
-    spec = rollout.spec
-    connection.execute(
-        insert(assignments).values(
-            deployment=spec.deployment,
-            selector=spec.selector,
-            name=spec.name,
-            version=spec.version,
-            rollout=rollout.id,
-            set_at=now,
-        )
-    )
+    """What it moved to, in each deployment, is what the selector's devices run from now on."""
+    of_all = {"selector": rollout.spec.selector, "rollout": rollout.id, "set_at": now}
+    rows = [
+        {"deployment": part.deployment, "name": part.name, "version": part.version, **of_all}
+        for part in rollout.spec.parts
+    ]
+    connection.execute(insert(assignments), rows)
 
 
 def unassign(connection: Connection, rollout: Rollout) -> None:

@@ -17,13 +17,14 @@ from edgekit.sketch import Sketch, merge
 from edgekit.wire.messages import DeploymentWindow, Report
 from fleet.api.history import ArmName
 from fleet.rules import sums as rules
-from fleet.rules.evidence import COLD_WINDOWS
+from fleet.rules.evidence import COLD_WINDOWS, Sums
 from fleet.rules.history import DeviceSums, Gauges
-from fleet.rules.sums import Deaf, Recent, Side, StageSums
+from fleet.rules.sums import Deaf, Recent, Side, StageSums, Work
 from fleet.server.clock import Now
 from fleet.server.schema import members, reports, stage_sums, totals
 from fleet.server.store import experiments, history, rollouts
 from fleet.server.store.known import Known
+from fleet.server.store.members import parts_of
 from fleet.server.store.upsert import among, among_keys, insert_new, upsert
 
 KEEP_S = 14 * 86_400.0
@@ -66,6 +67,14 @@ class _Total(msgspec.Struct):
             self.recent = self.recent.grown(window)
 
 
+class _Side(NamedTuple):
+    """One of the deployments that move, and its digests."""
+
+    deployment: str
+    target: str
+    previous: str | None
+
+
 class _Stage(NamedTuple):
     """An open stage that a device is in."""
 
@@ -73,9 +82,7 @@ class _Stage(NamedTuple):
     stage: int
     judged_from: float
     cold_windows: int
-    deployment: str
-    target: str
-    previous: str | None
+    sides: tuple[_Side, ...]
     is_canary: bool
 
 
@@ -137,10 +144,11 @@ class _Book:
             if window.digest is not None
         }
         keys |= {
-            (device, stage.deployment, stage.previous)
+            (device, side.deployment, side.previous)
             for device, stages in self._stages.items()
             for stage in stages
-            if stage.previous is not None
+            for side in stage.sides
+            if side.previous is not None
         }
         self._totals = _totals(connection, keys)
         self._sums = sums_of(
@@ -173,34 +181,44 @@ class _Book:
         last, window_s = known.get("last_report_at"), known.get("window_s")
         found = self._sums.get(key)
         if found is None or found.judged_from != stage.judged_from:
-            before = self._totals.get((known.id, stage.deployment, stage.previous or ""))
-            found = StageSums(
-                judged_from=stage.judged_from,
+            found = rules.opened(
+                stage.judged_from,
+                [Work(self._past(known.id, side)) for side in stage.sides],
                 is_at_risk=rules.is_at_risk(last, stage.judged_from, window_s, self._deaf),
-                past=before.recent.all() if before is not None else None,
             )
         found = rules.heard_again(found, last, self._now.steady, window_s, self._deaf)
         began = ended - report.length_s if ended is not None else None
-        for window in report.deployments:
-            if window.deployment != stage.deployment or began is None or began < stage.judged_from:
-                continue
-            if window.digest == stage.target:
-                moved = found.moved.grown(window, began, stage.cold_windows)
-                moved = self._draw(stage, "canary", moved, window, ended)
-                found = msgspec.structs.replace(found, moved=moved)
-            elif window.digest is not None and window.digest == stage.previous:
-                stayed = found.stayed.grown(window, began, stage.cold_windows)
-                if not stage.is_canary:
-                    stayed = self._draw(stage, "control", stayed, window, ended)
-                found = msgspec.structs.replace(found, stayed=stayed)
+        if began is not None and ended is not None and began >= stage.judged_from:
+            works = [
+                self._grown(stage, at, work, report, (began, ended)) for at, work in enumerate(found.works)
+            ]
+            found = rules.with_works(found, works)
         self._sums[key] = found
         self._changed_sums[key] = stage
 
-    def _draw(
-        self, stage: _Stage, arm: ArmName, side: Side, window: DeploymentWindow, ended: float | None
-    ) -> Side:
+    def _grown(self, stage: _Stage, at: int, work: Work, report: Report, times: tuple[float, float]) -> Work:
+        """With the report's windows. Of several that move together one may stay what it is: that counts on both sides.
+
+        The history of an arm is drawn of the first of them.
+        """
+        side, (began, ended) = stage.sides[at], times
+        moved, stayed = work.moved, work.stayed
+        for window in report.deployments:
+            if window.deployment != side.deployment or window.digest is None:
+                continue
+            if window.digest == side.target:
+                moved = moved.grown(window, began, stage.cold_windows)
+                if at == 0 and (stage.is_canary or side.target != side.previous):
+                    moved = self._draw(stage, "canary", moved, window, ended)
+            if window.digest == side.previous:
+                stayed = stayed.grown(window, began, stage.cold_windows)
+                if at == 0 and not stage.is_canary:
+                    stayed = self._draw(stage, "control", stayed, window, ended)
+        return Work(work.past, moved, stayed)
+
+    def _draw(self, stage: _Stage, arm: ArmName, side: Side, window: DeploymentWindow, ended: float) -> Side:
         """A window of an arm goes into its history, if the gates count it."""
-        if side.seen <= COLD_WINDOWS or ended is None:
+        if side.seen <= COLD_WINDOWS:
             return side
         moment = self._now.wall - self._now.steady + ended
         is_warm = side.seen > stage.cold_windows
@@ -208,6 +226,10 @@ class _Book:
             stage.rollout, stage.stage, arm, side.minute, window, moment, is_warm=is_warm
         )
         return msgspec.structs.replace(side, minute=minute)
+
+    def _past(self, device: str, side: _Side) -> Sums | None:
+        before = self._totals.get((device, side.deployment, side.previous or ""))
+        return before.recent.all() if before is not None else None
 
     def write(self, connection: Connection) -> None:
         upsert(
@@ -252,15 +274,19 @@ def _stages_of(connection: Connection, devices: Sequence[str]) -> dict[str, list
     found: dict[str, list[_Stage]] = {}
     if not open_stages:
         return found
-    columns = (
-        members.c.rollout, members.c.device, members.c.target, members.c.previous, members.c.order_counter,
-    )  # fmt: skip
+    names = ("rollout", "device", "target", "previous", "beside", "order_counter")
+    columns = [members.c[name] for name in names]
     query = select(*columns).where(members.c.rollout.in_(list(open_stages)))
     for row in connection.execute(query.where(among(connection, members.c.device, devices))):
         stage = open_stages[row.rollout]
-        about = (stage.stage, stage.judged_from, stage.cold_windows, stage.deployment)
+        first = _Side(stage.deployment, row.target, row.previous)
+        beside = [
+            _Side(deployment, part.target, part.previous)
+            for deployment, part in zip(stage.beside.split(), parts_of(row.beside), strict=True)
+        ]
+        about = (stage.stage, stage.judged_from, stage.cold_windows)
         found.setdefault(row.device, []).append(
-            _Stage(row.rollout, *about, row.target, row.previous, row.order_counter > 0)
+            _Stage(row.rollout, *about, (first, *beside), row.order_counter > 0)
         )
     return found
 

@@ -63,8 +63,7 @@ def card(connection: Connection, page: Page, head: Rollout) -> Card:
     )
     steps = track.track(head, tallies)
     waits = track.waits_for(head, tallies, steps, now=words.moment(now.wall), shift=shift)
-    title = releases.title(head.spec.name, head.spec.version)
-    return Card(head, title, steps, waits, track.counts(tallies), tallies, shift)
+    return Card(head, head.spec.title, steps, waits, track.counts(tallies), tallies, shift)
 
 
 def is_seen(connection: Connection, page: Page, head: Rollout) -> bool:
