@@ -58,7 +58,7 @@ def test_nothing_in_the_database_lets_anybody_in(
     assert any(device.name in text for text in texts)
     assert not [text for text in texts if "PRIVATE KEY" in text]
     words = {word for text in texts for word in SECRET_LIKE.findall(text)}
-    known = {device.credential, waiting.file.token, tls_fleet.service.client()._access.token}
+    known = {device.credential, waiting.file.token, tls_fleet.service.client()._transport._access.token}
     assert not words & known
     hashes = {word for word in words if re.fullmatch("[0-9a-f]{64}", word)}
     assert len(hashes) > 3
