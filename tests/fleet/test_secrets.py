@@ -101,7 +101,7 @@ def test_no_secret_of_a_whole_run_is_found_where_it_does_not_belong(service: Ser
     with log.open("w") as sink:
         command = service.command("-v", "--ca-passphrase-file", passphrase)
         service.process = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
-    wait_until(lambda: "ready" in log.read_text(), "the service is up")
+    wait_until(lambda: "ready" in log.read_text(), "the service is up", timeout_s=60)
     run_through(seen)
     seen.look_at_processes()
     service.stop()
