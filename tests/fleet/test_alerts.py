@@ -5,7 +5,7 @@ import shutil
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 from access_support import Inside
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alert_support import SECRET, Mailbox, Receiver, mailbox, receiver
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import OperationalError
@@ -34,10 +37,11 @@ from edgekit.wire.states import AgentState
 from fleet import api
 from fleet.publish import load_key, make_key
 from fleet.rules import drift as drift_rules
+from fleet.rules import findings
 from fleet.rules.access import Role
 from fleet.rules.drift import Track
 from fleet.rules.rollout import Command
-from fleet.server import ca, changes, courier, ingest, schema, telling
+from fleet.server import ca, changes, courier, expiries, ingest, migrations, schema, telling
 from fleet.server.alarms import Alarms, Own
 from fleet.server.clock import Clock, Now, same
 from fleet.server.controller import Controller
@@ -49,8 +53,10 @@ from fleet.server.schema_alerts import drift as drift_table
 from fleet.server.schema_alerts import messages
 from fleet.server.sealing import TARGETS, Seal
 from fleet.server.state import Keys
-from fleet.server.store import alert_targets, alerts, audit
+from fleet.server.store import alert_targets, alerts, audit, troubles
 from fleet.server.store.orders import Issuer
+from fleet.tuf import together
+from fleet.tuf.online import Online
 
 HOUR = 3600.0
 
@@ -888,3 +894,79 @@ def test_a_receiver_that_is_not_there_is_said_so_without_its_address() -> None:
     with pytest.raises(telling.NotToldError) as told:
         telling._webhook(found, '{"type":"test","id":"m","fleet":"f","text":"t"}', NOW)
     assert str(told.value) == "Connection refused"
+
+
+# -- what the home knows of ends, and what older databases hold ------------------------------------------------------
+
+
+def test_certificates_and_metadata_of_the_home_are_told_of_before_they_end(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    authority = ca.create("fleet-1", now)
+    key = ca.make_key()
+    (tmp_path / "ca.pem").write_text(authority.pem)
+    server = authority.server(key.public_key(), ["127.0.0.1"], "fleet-1", now - timedelta(days=350))
+    (tmp_path / "server.pem").write_text(ca.pem(server))
+    (tmp_path / "spoilt.pem").write_text("no certificate")
+    found = expiries.of_files(
+        tmp_path / "ca.pem", [tmp_path / "server.pem", tmp_path / "spoilt.pem"], tmp_path / "not-there.pem"
+    )
+    assert [one.subject for one in found] == [
+        "the fleet's certificate authority",
+        "the service's certificate server.pem",
+    ]
+    [soon] = findings.of_expiries(found, now.timestamp())
+    assert soon.words.startswith("the service's certificate server.pem runs out in 2.")
+    tuf = Online(tmp_path / "tuf")
+    together.start(tmp_path, tuf, now)
+    roles = expiries.of_metadata(tuf)
+    assert {one.subject for one in roles} >= {
+        "signed metadata root",
+        "signed metadata targets",
+        "signed metadata timestamp",
+    }
+    assert findings.of_expiries(roles, now.timestamp()) == []
+    later = findings.of_expiries(roles, (now + timedelta(days=340)).timestamp())
+    assert "signed metadata root" in {one.subject for one in later}
+    (tmp_path / "tuf" / "metadata" / "timestamp.json").write_bytes(b"spoilt")
+    assert expiries.of_metadata(tuf) == [], "what cannot be read is logged, and no reason to see nothing else"
+    assert expiries.of_metadata(Online(tmp_path / "empty")) == []
+
+
+def test_what_devices_reported_before_the_migration_is_known_after_it(migrated: Path, tmp_path: Path) -> None:
+    shutil.copy(migrated, tmp_path / "fleet.db")
+    made = Database(sqlite_url(tmp_path))
+    fleet = Fleet(made, tmp_path)
+    lively(fleet, ["d1", "d2"])
+    fleet.said("d1", 1, "storage-full")
+    fleet.said("d2", 1)
+    back_to_before(made, "0016")
+    made.close()
+    again = Database(sqlite_url(tmp_path))
+    with again.read() as connection:
+        found = dict(troubles.everyones(connection))
+    assert {name: [one.code for one in some] for name, some in found.items()} == {"d1": ["storage-full"]}
+    again.close()
+
+
+def back_to_before(database: Database, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with database.engine.connect() as connection, connection.begin():
+        config.attributes["connection"] = connection
+        before = ScriptDirectory.from_config(config).get_revision(revision).down_revision
+        command.downgrade(config, str(before))
+
+
+def test_one_broken_look_harms_nothing_else(
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock(lambda: NOW, lambda: NOW)
+    link: Any = SimpleNamespace(is_connected=False, connected_since=NOW - 100.0)
+    alarms: Any = SimpleNamespace(begin_anew=lambda: None, look=lambda *_: 1 / 0)
+    controller = Controller(
+        database, Issuer("fleet-1", make_key(tmp_path / "order.key")), link, clock, alarms=alarms
+    )
+    assert controller.follow()
+    controller.tick(same(NOW))
+    assert "looking for what is wrong failed" in caplog.text
+    controller.stop()

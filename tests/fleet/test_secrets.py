@@ -19,6 +19,8 @@ from fleet.client.rest import Client
 
 PASSWORD, OTHER_PASSWORD = "correct horse battery staple", "seven green bottles hanging"
 PASSPHRASE = "a passphrase for the authority"
+HOOK_SECRET, HOOK_PATH = "the-secret-that-signs-webhooks", "services/T0001/the-path-of-a-chat"
+MAIL_PASSWORD = "the-password-of-the-mail-server"
 
 
 @dataclass
@@ -99,7 +101,7 @@ def test_no_secret_of_a_whole_run_is_found_where_it_does_not_belong(service: Ser
     with log.open("w") as sink:
         command = service.command("-v", "--ca-passphrase-file", passphrase)
         service.process = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
-    wait_until(lambda: "ready" in log.read_text(), "the service is up")
+    wait_until(lambda: "ready" in log.read_text(), "the service is up", timeout_s=60)
     run_through(seen)
     seen.look_at_processes()
     service.stop()
@@ -144,6 +146,7 @@ def run_through(seen: Seen) -> None:
     tokens(seen)
     people(seen)
     devices(seen)
+    targets(seen)
     for words in (("audit", "list"), ("audit", "verify"), ("status",)):
         done = seen.edgekit(*words)
         assert done.returncode == 0, done.stderr
@@ -210,6 +213,44 @@ def people(seen: Seen) -> None:
     except Exception as error:  # noqa: BLE001  # whatever it is, its text is searched
         seen.outputs["weak password"] = str(error)
     assert seen.edgekit("user", "remove", "ann").returncode == 0
+
+
+def targets(seen: Seen) -> None:
+    """Whom alerts are told, at addresses where nobody listens: what goes wrong is said without them."""
+    seen.secrets |= {
+        "webhook secret": HOOK_SECRET,
+        "webhook address": HOOK_PATH,
+        "mail password": MAIL_PASSWORD,
+    }
+    key = seen.private_file("hook.secret", HOOK_SECRET)
+    url = seen.private_file("hook.url", f"http://127.0.0.1:9/{HOOK_PATH}")
+    hook = ("alert-targets", "add", "hook", "webhook")
+    assert "give --secret-file" in seen.edgekit(*hook, "--url-file", url).stderr
+    assert (
+        "only to this machine"
+        in seen.edgekit(
+            *hook, EDGEKIT_WEBHOOK_URL=f"http://there.example/{HOOK_PATH}", EDGEKIT_WEBHOOK_SECRET=HOOK_SECRET
+        ).stderr
+    )
+    added = seen.edgekit(*hook, "--url-file", url, "--secret-file", key)
+    assert added.returncode == 0, added.stderr
+    mail = (
+        "--server",
+        "smtps://127.0.0.1:9",
+        "--from",
+        "a@example.org",
+        "--to",
+        "b@example.org",
+        "--user",
+        "fleet",
+    )
+    added = seen.edgekit("alert-targets", "add", "mail", "smtp", *mail, EDGEKIT_SMTP_PASSWORD=MAIL_PASSWORD)
+    assert added.returncode == 0, added.stderr
+    for name in ("hook", "mail"):
+        assert "did not arrive: Connection refused" in seen.edgekit("alert-targets", "test", name).stdout
+    assert "127.0.0.1:9" in seen.edgekit("alert-targets", "list").stdout
+    assert seen.edgekit("alert-targets", "list", "--json").returncode == 0
+    assert seen.edgekit("alert-targets", "remove", "hook").returncode == 0
 
 
 def devices(seen: Seen) -> None:
