@@ -312,7 +312,7 @@ class Client:
     def alerts(self, *, ended: bool = False) -> list[api.AlertView]:
         """Those that stand, or the newest that ended."""
         path = f"/alerts?ended={'true' if ended else 'false'}"
-        return self._transport.call("GET", path, list[api.AlertView])
+        return list(self._transport.pages(path, api.AlertView))
 
     def acknowledge(self, alert: str, reason: str = "") -> api.Changed:
         return self._transport.call(
@@ -320,7 +320,7 @@ class Client:
         )
 
     def targets(self) -> list[api.TargetView]:
-        return self._transport.call("GET", "/alert-targets", list[api.TargetView])
+        return list(self._transport.pages("/alert-targets", api.TargetView))
 
     def add_target(self, new: api.NewTarget) -> api.Changed:
         return self._transport.call("POST", "/alert-targets", api.Changed, new)

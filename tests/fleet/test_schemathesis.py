@@ -38,6 +38,9 @@ WORDS = {
     "edgekit-time-zone": ("", "UTC", "Europe/Zurich"),
     "edgekit-goal": ("metric:sold", "min metric:cost", "error_rate", "latency_mean"),
     "edgekit-split": ("50/50", "90/10", "1/99"),
+    "edgekit-filter": ("", "site=lab", "online=yes and not state=failed", "last_seen < 5m or refused=yes"),
+    "edgekit-order": ("", "-last_seen", "state", "site"),
+    "edgekit-place": ("",),
     "edgekit-password": ("four unrelated words", "correct horse battery staple"),
 }
 for name, texts in WORDS.items():

@@ -14,6 +14,7 @@ from fleet import api
 from fleet.rules.access import Role
 from fleet.rules.gates import Outcome, Verdict
 from fleet.server.api import rollouts as rest
+from fleet.server.api.matching import Expected
 from fleet.server.store import audit
 
 pytestmark = pytest.mark.browser
@@ -45,7 +46,7 @@ def pause(at: Served) -> None:
     caller = type(
         "Caller", (), {"who": audit.Who("user:bob"), "scope": type("S", (), {"is_limited": False})()}
     )()
-    rest.turn(ctx, caller, LABEL, "pause", how=api.Turn())  # type: ignore[arg-type]
+    rest.turn(ctx, caller, LABEL, "pause", seen=Expected(), how=api.Turn())  # type: ignore[arg-type]
     at.events.say("rollout", LABEL)
 
 
@@ -182,4 +183,4 @@ def test_two_operators_at_once_see_the_same_and_the_later_one_is_told(at: Served
     ann.get_by_role("button", name="Abort it").click()
     expect(ann.get_by_text("Rollout r1 is aborted.")).to_be_visible()
     bob.get_by_role("button", name="Let the stage begin").click()
-    expect(bob.get_by_role("alert")).to_contain_text("it cannot approve now")
+    expect(bob.get_by_role("alert")).to_contain_text("has changed since you looked")

@@ -50,12 +50,29 @@ class Search:
     """Which devices, in which order, and which page of them."""
 
     where: Annotated[
-        str, Query(max_length=api.MAX_TEXT, description="A filter, e.g. `site=lab and state=failed`.")
+        str,
+        Query(
+            max_length=api.MAX_TEXT,
+            description="A filter, e.g. `site=lab and state=failed`.",
+            json_schema_extra={"format": "edgekit-filter"},
+        ),
     ] = ""
     sort: Annotated[
-        str, Query(max_length=65, description="A field or a label; with - before it the other way round.")
+        str,
+        Query(
+            max_length=65,
+            description="A field or a label; with - before it the other way round.",
+            json_schema_extra={"format": "edgekit-order"},
+        ),
     ] = ""
-    after: Annotated[str, Query(max_length=400, description="Where the page before ended, as it said.")] = ""
+    after: Annotated[
+        str,
+        Query(
+            max_length=400,
+            description="Where the page before ended, as its `Link` says.",
+            json_schema_extra={"format": "edgekit-place"},
+        ),
+    ] = ""
     limit: Annotated[int, Query(ge=1, le=MOST)] = USUAL
     count: Annotated[bool, Query(description="Say in `X-Total-Count` how many all pages hold.")] = False
 

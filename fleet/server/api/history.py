@@ -3,14 +3,16 @@
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query
 
+from fleet import api
 from fleet.server.api.admission import Caller
-from fleet.server.api.context import Ctx, answer
+from fleet.server.api.context import Answer, Ctx, answer
 from fleet.server.api.rollouts import within
+from fleet.server.api.routing import Router
 from fleet.server.store import history, releases, rollouts
 
-router = APIRouter(prefix="/api/v1", tags=["history"])
+router = Router(prefix="/api/v1", tags=["history"])
 
 _USUAL = timedelta(days=7)
 Since = Annotated[
@@ -21,7 +23,9 @@ Until = Annotated[datetime | None, Query(description="Until when. Default: now."
 
 
 @router.get("/rollouts/{rollout_id}/history")
-def rollout(ctx: Ctx, caller: Caller, rollout_id: str, since: Since = None, until: Until = None) -> Response:
+def rollout(
+    ctx: Ctx, caller: Caller, rollout_id: str, since: Since = None, until: Until = None
+) -> Answer[list[api.ArmPoint]]:
     """Canary and control while a stage is judged, from the beginning where nothing else is said."""
     number = rollouts.parse_id(rollout_id)
     begin = _seconds(since) if since is not None else 0.0
@@ -35,7 +39,9 @@ def rollout(ctx: Ctx, caller: Caller, rollout_id: str, since: Since = None, unti
 
 
 @router.get("/devices/{device}/history")
-def device(ctx: Ctx, caller: Caller, device: str, since: Since = None, until: Until = None) -> Response:
+def device(
+    ctx: Ctx, caller: Caller, device: str, since: Since = None, until: Until = None
+) -> Answer[list[api.DevicePoint]]:
     """What a device did with each bundle that it ran."""
     begin, end = _times(since, until, ctx.clock())
     with ctx.database.read() as connection:
@@ -44,7 +50,9 @@ def device(ctx: Ctx, caller: Caller, device: str, since: Since = None, until: Un
 
 
 @router.get("/releases/{name}/{version}/history")
-def release(ctx: Ctx, name: str, version: str, since: Since = None, until: Until = None) -> Response:
+def release(
+    ctx: Ctx, name: str, version: str, since: Since = None, until: Until = None
+) -> Answer[list[api.ReleasePoint]]:
     """What all devices did with the bundles of a release together."""
     begin, end = _times(since, until, ctx.clock())
     with ctx.database.read() as connection:

@@ -13,6 +13,6 @@ from fleet.server.metrics import CONTENT_TYPE
 router = APIRouter(tags=["monitoring"])
 
 
-@router.get("/metrics")
+@router.get("/metrics", include_in_schema=False)
 def metrics(ctx: Ctx) -> Response:
     return Response(ctx.metrics.text(), headers={"content-type": CONTENT_TYPE})
