@@ -306,7 +306,7 @@ def test_what_was_said_before_the_facts_were_kept_is_found_after_the_migration(d
                 id="odd", labels="{}", deployments="[]", created_at=NOW, reported="{}"
             )
         )
-    go_back(database, "0014")
+    go_back(database, "0017")
     database.migrate()
     for text in ("state=failed", "version=1", "reason ~ full", "condition=any"):
         assert found(database, text)[0] == zoo.expected(filters.parse(text)), text
