@@ -291,6 +291,8 @@ def test_pages_of_every_order_are_together_all_devices_once(database: Database) 
     for after in ("nonsense!", _place([1, "d1"]), _place({}), _place([None, "d1"]), _place(["a", "d\0"])):
         with pytest.raises(UsageError, match=r"after: "):
             found(database, "", "site", 5, after)
+    with pytest.raises(UsageError, match=r"after: "):
+        found(database, "", "", 5, "d\0")
 
 
 def _place(value: object) -> str:
