@@ -291,6 +291,8 @@ def test_pages_of_every_order_are_together_all_devices_once(database: Database) 
     for after in ("nonsense!", _place([1, "d1"]), _place({}), _place([None, "d1"]), _place(["a", "d\0"])):
         with pytest.raises(UsageError, match=r"after: "):
             found(database, "", "site", 5, after)
+    with pytest.raises(UsageError, match=r"after: "):
+        found(database, "", "", 5, "d\0")
 
 
 def _place(value: object) -> str:
@@ -306,7 +308,7 @@ def test_what_was_said_before_the_facts_were_kept_is_found_after_the_migration(d
                 id="odd", labels="{}", deployments="[]", created_at=NOW, reported="{}"
             )
         )
-    go_back(database, "0014")
+    go_back(database, "0017")
     database.migrate()
     for text in ("state=failed", "version=1", "reason ~ full", "condition=any"):
         assert found(database, text)[0] == zoo.expected(filters.parse(text)), text

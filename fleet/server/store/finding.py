@@ -112,6 +112,9 @@ def _place(sort: Sort, value: Any, name: str) -> str:
 
 def _behind(sort: Sort, value: ColumnElement[Any], after: str) -> Condition:
     """Raises: UsageError."""
+    if "\0" in after:
+        # PostgreSQL takes none, and no name has one.
+        raise UsageError(f"after: {after[:40]!r} is not where a page sorted by {sort.text} ended")
     if sort.by == "device":
         return devices.c.id < after if sort.is_descending else devices.c.id > after
     try:
