@@ -133,7 +133,7 @@ def test_a_backup_taken_under_load_goes_on_elsewhere(
         enrolled = FakeDevice(again.enroll(api.NewDevice("d9", ("digits",), {"site": "lab"})))
         enrolled.enrol()
         assert enrolled.enrolment > 1000
-        history = again._call("GET", f"/rollouts/{started.id}/history", list[api.ArmPoint])
+        history = again._transport.call("GET", f"/rollouts/{started.id}/history", list[api.ArmPoint])
         assert {point.arm for point in history} >= {"canary"}
     finally:
         for device in devices:

@@ -31,8 +31,9 @@ from edgekit.errors import FleetError
 from fleet.server.database import Database
 from fleet.server.store.upsert import append, is_postgresql
 
-# Which revision the schema has travels apart; who is signed in, and which workers run, is of the moment.
-LEFT_OUT = frozenset({"alembic_version", "sessions", "workers"})
+# Which revision the schema has travels apart; who is signed in, which workers run and what they left out, what watchers are
+# told, and requests that may come again are of the moment.
+LEFT_OUT = frozenset({"alembic_version", "drops", "events", "repeats", "sessions", "workers"})
 _AT_ONCE = 2000
 _ENCODER = msgspec.json.Encoder()
 _WHOLE = 1 << 256
