@@ -109,7 +109,8 @@ def test_a_backup_taken_under_load_goes_on_elsewhere(
         )
         wait_until(
             lambda: all(
-                device.running and device.running.target.startswith("digits/1.0.0") for device in devices
+                device.running and device.running["digits"].target.startswith("digits/1.0.0")
+                for device in devices
             ),
             "all run it again",
         )

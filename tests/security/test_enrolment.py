@@ -13,7 +13,16 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from fleet_support import FakeDevice, csr_of, key_pem, make_bundle, make_device_key, pinned, wait_until
+from fleet_support import (
+    DEPLOYMENT,
+    FakeDevice,
+    csr_of,
+    key_pem,
+    make_bundle,
+    make_device_key,
+    pinned,
+    wait_until,
+)
 from msgspec.structs import replace
 from tls_support import TlsFleet, edgekit, make_fleet, secret
 
@@ -255,8 +264,7 @@ def test_a_model_is_fetched_with_a_certificate_or_a_credential_and_not_without(
     asked(tls_fleet, "rollout", "start", "digits@1.0.0", "--to", "device=fetching", "--stages", "100%",
           "--gate", "error_rate < 5%", "--soak", "1s")  # fmt: skip
     wait_until(lambda: device.running, "it has followed its order")
-    assert device.running is not None
-    url = f"{device.file.artifact_url}/{device.running.sha256}"
+    url = f"{device.file.artifact_url}/{device.running[DEPLOYMENT].sha256}"
     assert httpx.get(url, verify=device.tls(), trust_env=False).content == path.read_bytes()
     assert device.fetch(device.running.sha256).content == path.read_bytes()
     assert httpx.get(url, verify=pinned(device.file), trust_env=False).status_code == 401
