@@ -25,6 +25,13 @@ class UsageError(EdgeKitError):
     code = "usage"
 
 
+class NotPossibleError(UsageError):
+    """Well formed, and nothing that can be done as things stand: no device matches, a gate could never conclude."""
+
+    code = "not-possible"
+    http_status = 409
+
+
 class ProjectError(EdgeKitError):
     """`edgekit.toml` or the flags that stand for it are wrong."""
 
@@ -201,6 +208,20 @@ class ConflictError(FleetError):
 
     code = "conflict"
     http_status = 409
+
+
+class ChangedMeanwhileError(ConflictError):
+    """What was to be decided about is no longer as the caller saw it."""
+
+    code = "changed-meanwhile"
+    http_status = 412
+
+
+class KeyReusedError(FleetError):
+    """An Idempotency-Key came with another request than the first time."""
+
+    code = "key-reused"
+    http_status = 422
 
 
 class AuthError(FleetError):

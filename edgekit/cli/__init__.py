@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from edgekit import __version__, analytics, interrupt
+from edgekit import __version__, analytics, interrupt, safe
 from edgekit.cli import trouble
 from edgekit.distribution import extra
 from edgekit.errors import EdgeKitError
@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "agent": ("device_agent.cli:agent", "Run the agent on a device."),
     "fleet": ("fleet.client.cli:fleet", "Run the fleet service; enrol, publish, roll out."),
     "keys": ("fleet.client.keys_cli:main", "Keep the publisher's offline keys."),
+    "completion": ("edgekit.cli.completion:completion", "Print what a shell completes by."),
 }
 # What a package on the right needs, for the message when it is not installed.
 EXTRAS: Mapping[str, str] = {
@@ -38,6 +39,9 @@ EXTRAS: Mapping[str, str] = {
     "fleet": "fleet",
     "edgekit": "agent",
 }
+
+# Set by a shell that asks what could follow.
+_COMPLETION = "_EDGEKIT_COMPLETE"
 
 
 class LazyGroup(click.Group):
@@ -78,8 +82,9 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     interrupt.install()
     analytics.switch_off()
+    _learn_to_complete()
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False, complete_var=_COMPLETION)
     except (KeyboardInterrupt, click.exceptions.Abort):
         _end_interrupted()
     except click.ClickException as error:
@@ -90,7 +95,8 @@ def main() -> None:
             _end_interrupted()
         if debug:
             raise
-        click.echo(f"edgekit: {error}", err=True)
+        # What a service, a device or a file is called stands in it.
+        click.echo(f"edgekit: {safe.lines(str(error))}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # Who read the output is gone; Python would complain of it once more at its end.
@@ -104,6 +110,12 @@ def main() -> None:
             raise
         _end_unexpected(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _learn_to_complete() -> None:
+    """Only where a shell asks: it costs time that no other command has to pay."""
+    if _COMPLETION in os.environ:
+        importlib.import_module("edgekit.cli.completion")
 
 
 def _end_unexpected(error: Exception) -> NoReturn:

@@ -13,6 +13,17 @@ from fleet.api.access import (
     UserView,
     Whoami,
 )
+from fleet.api.alerts import (
+    AlertView,
+    Mail,
+    NewTarget,
+    Severity,
+    TargetEvent,
+    TargetKind,
+    TargetTried,
+    TargetView,
+    Webhook,
+)
 from fleet.api.common import (
     MAX_TEXT,
     Changed,
@@ -27,6 +38,7 @@ from fleet.api.common import (
 )
 from fleet.api.devices import (
     BatchView,
+    ConditionView,
     DeploymentView,
     DeviceView,
     Explanation,
@@ -40,9 +52,19 @@ from fleet.api.devices import (
     Telemetry,
     Waiting,
 )
+from fleet.api.events import (
+    Change,
+    EventKind,
+)
 from fleet.api.fleet import (
     FleetView,
     Freeze,
+)
+from fleet.api.history import (
+    ArmName,
+    ArmPoint,
+    DevicePoint,
+    ReleasePoint,
 )
 from fleet.api.releases import (
     Block,
@@ -79,6 +101,9 @@ from fleet.api.rollouts import (
 __all__ = [
     "MAX_TEXT",
     "AccessName",
+    "AlertView",
+    "ArmName",
+    "ArmPoint",
     "ArmView",
     "Assigned",
     "AssignmentView",
@@ -88,13 +113,17 @@ __all__ = [
     "BlockAnswer",
     "BlockedView",
     "BundleView",
+    "Change",
     "Changed",
+    "ConditionView",
     "DeploymentView",
     "Deployments",
+    "DevicePoint",
     "DeviceView",
     "Done",
     "ErrorAnswer",
     "ErrorBody",
+    "EventKind",
     "ExperimentView",
     "Explanation",
     "FleetView",
@@ -104,6 +133,7 @@ __all__ = [
     "KeysView",
     "Label",
     "MadeToken",
+    "Mail",
     "MemberView",
     "MetadataView",
     "NewAssignment",
@@ -116,6 +146,7 @@ __all__ = [
     "NewMetadata",
     "NewPassword",
     "NewRollout",
+    "NewTarget",
     "NewToken",
     "NewUser",
     "OnViolation",
@@ -124,6 +155,7 @@ __all__ = [
     "PublicKey",
     "PublishAnswer",
     "Reason",
+    "ReleasePoint",
     "ReleaseView",
     "Replacement",
     "Retried",
@@ -131,7 +163,12 @@ __all__ = [
     "RolloutAnswer",
     "RolloutView",
     "ScopeText",
+    "Severity",
     "StageOutlook",
+    "TargetEvent",
+    "TargetKind",
+    "TargetTried",
+    "TargetView",
     "Telemetry",
     "Text",
     "TokenView",
@@ -139,5 +176,6 @@ __all__ = [
     "UserChange",
     "UserView",
     "Waiting",
+    "Webhook",
     "Whoami",
 ]

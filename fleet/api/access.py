@@ -6,11 +6,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from fleet.api.common import Text
+from fleet.api.common import MaybeDuration, Password, RoleName
 
 # Neither a colon, which the audit log puts before it, nor capitals: no two names that look alike.
 AccessName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._@-]{0,47}$")]
-ScopeText = Annotated[str, Meta(max_length=200)]
+ScopeText = Annotated[str, Meta(max_length=200, extra_json_schema={"format": "edgekit-scope"})]
 
 
 class Whoami(msgspec.Struct, frozen=True):
@@ -25,9 +25,9 @@ class NewToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /tokens`. Without `expires` (a duration) it holds until it is revoked."""
 
     name: AccessName
-    role: Text
+    role: RoleName
     scope: ScopeText = ""
-    expires: Text = ""
+    expires: MaybeDuration = ""
 
 
 class MadeToken(msgspec.Struct, frozen=True):
@@ -60,10 +60,10 @@ class NewUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /users`. Without `expires` (a duration) they stay until they are removed."""
 
     name: AccessName
-    password: Text
-    role: Text
+    password: Password
+    role: RoleName
     scope: ScopeText = ""
-    expires: Text = ""
+    expires: MaybeDuration = ""
 
     def __repr__(self) -> str:
         return f"NewUser({self.name!r})"
@@ -72,22 +72,25 @@ class NewUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class UserChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /users/NAME`: what is None stays as it is. `expires` is a duration from now on; empty is no end."""
 
-    role: Text | None = None
+    role: RoleName | None = None
     scope: ScopeText | None = None
-    expires: Text | None = None
+    expires: MaybeDuration | None = None
 
 
 class NewPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /users/NAME/password`."""
 
-    password: Text
+    password: Password
 
     def __repr__(self) -> str:
         return "NewPassword()"
 
 
 class UserView(msgspec.Struct, frozen=True):
-    """`kind` is password or oidc, `state` good or blocked; `subject` is the issuer and who they are to it."""
+    """`kind` is password or oidc, `state` good or blocked; `subject` is the issuer and who they are to it.
+
+    `tag` stands for role, scope, state and end, which a person decides about.
+    """
 
     name: str
     role: str
@@ -100,6 +103,7 @@ class UserView(msgspec.Struct, frozen=True):
     kind: str
     state: str
     subject: str
+    tag: str = ""
 
 
 class AuditVerdict(msgspec.Struct, frozen=True):

@@ -13,6 +13,52 @@ from edgekit.manifest import Name
 
 MAX_TEXT = 500
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+# What a text is to be, for the description: the rules that parse it say what is wrong with one, where and why. A `format`
+# stands for a small language (docs/api.md has its grammar), a `pattern` for what one expression tells.
+_DURATION = r"[0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h|d|w)"
+_TITLE = r"[a-z0-9][a-z0-9._-]{0,63}@[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}"
+Duration = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": f"^{_DURATION}$"})]
+MaybeDuration = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": f"^({_DURATION})?$"})]
+Title = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": f"^{_TITLE}$"})]
+Subject = Annotated[
+    str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": f"^({_TITLE}|[0-9a-f]{{64}})$"})
+]
+SelectorText = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"format": "edgekit-selector"})]
+StagesText = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"format": "edgekit-stages"})]
+GateText = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"format": "edgekit-gate"})]
+WindowText = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"format": "edgekit-window"})]
+TimeZone = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"format": "edgekit-time-zone"})]
+GoalText = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"format": "edgekit-goal"})]
+HoldbackText = Annotated[
+    str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": r"^([0-9]{1,9}( *%|(\.[0-9]{1,9}) *%)?)?$"})
+]
+ApproveText = Annotated[
+    str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": r"^(all|[0-9]{1,9}( *, *[0-9]{1,9})*)?$"})
+]
+RateText = Annotated[
+    str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": r"^([1-9][0-9]{0,8}( */ *(s|min|h|d))?)?$"})
+]
+BandwidthText = Annotated[
+    str,
+    Meta(
+        max_length=MAX_TEXT,
+        extra_json_schema={"pattern": r"^([0-9]{1,9}(\.[0-9]{1,9})? *(kB|MB|GB|kbit|Mbit|Gbit)(/s)?)?$"},
+    ),
+]
+SplitText = Annotated[str, Meta(max_length=MAX_TEXT, extra_json_schema={"format": "edgekit-split"})]
+RoleName = Annotated[
+    str, Meta(max_length=MAX_TEXT, extra_json_schema={"enum": ["viewer", "operator", "publisher", "admin"]})
+]
+Password = Annotated[
+    str,
+    Meta(
+        max_length=MAX_TEXT,
+        extra_json_schema={"format": "edgekit-password", "minLength": 15, "maxLength": 256},
+    ),
+]
+DeploymentName = Annotated[
+    str, Meta(max_length=MAX_TEXT, extra_json_schema={"pattern": r"^([a-z0-9][a-z0-9._-]{0,63})?$"})
+]
 Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 OnViolation = Literal["rollback", "pause", "abort"]
 

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from edgekit.manifest import Name
 from edgekit.wire.enrolment import DeviceId
-from fleet.api.common import Deployments, Label, Text
+from fleet.api.common import Deployments, Label, MaybeDuration
 
 
 class NewDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -17,7 +17,7 @@ class NewDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: DeviceId
     deployments: Deployments
     labels: dict[Label, Label] = {}
-    expires: Text = ""
+    expires: MaybeDuration = ""
     needs_approval: bool = False
 
 
@@ -30,7 +30,7 @@ class NewBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     count: Annotated[int, Meta(ge=1, le=100_000)]
     deployments: Deployments
     labels: dict[Label, Label] = {}
-    expires: Text = ""
+    expires: MaybeDuration = ""
     serials: Annotated[tuple[DeviceId, ...], Meta(max_length=100_000)] = ()
     needs_approval: bool = False
 
@@ -73,7 +73,7 @@ class NewLabels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Replacement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /devices/ID/replace`: a new enrolment file with the labels and deployments that the device has."""
 
-    expires: Text = ""
+    expires: MaybeDuration = ""
     needs_approval: bool = False
 
 
@@ -122,7 +122,20 @@ class DeploymentView(msgspec.Struct, frozen=True):
     because: str = ""
 
 
+class ConditionView(msgspec.Struct, frozen=True):
+    """Something is wrong with the device, and it goes on; `since` is by its own clock."""
+
+    code: str
+    detail: str
+    since: datetime
+    deployment: str = ""
+
+
 class DeviceView(msgspec.Struct, frozen=True):
+    """`refused` says why it did not follow its newest order, if so. `tag` stands for labels and deployments, which a
+    person decides about.
+    """
+
     device: str
     profile: str
     labels: dict[str, str]
@@ -138,6 +151,8 @@ class DeviceView(msgspec.Struct, frozen=True):
     telemetry: Telemetry
     # An older board comes under this name, with an identity that another enrolment has taken the place of.
     former_seen: datetime | None = None
+    tag: str = ""
+    conditions: tuple[ConditionView, ...] = ()
 
 
 class Explanation(msgspec.Struct, frozen=True):

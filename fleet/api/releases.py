@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from edgekit.manifest import Sha256
 from edgekit.wire.enrolment import Key
-from fleet.api.common import Text
+from fleet.api.common import Subject, Text
 
 
 class NewBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +51,7 @@ class ReleaseView(msgspec.Struct, frozen=True):
 class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /blocked`: no new order names `subject`, a release (NAME@VERSION) or a bundle's sha256."""
 
-    subject: Text
+    subject: Subject
     reason: Text = ""
 
 

@@ -6,16 +6,34 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from fleet.api.common import OnViolation, Text
+from fleet.api.common import (
+    ApproveText,
+    BandwidthText,
+    DeploymentName,
+    Duration,
+    GateText,
+    GoalText,
+    HoldbackText,
+    MaybeDuration,
+    OnViolation,
+    RateText,
+    SelectorText,
+    SplitText,
+    StagesText,
+    Text,
+    TimeZone,
+    Title,
+    WindowText,
+)
 
 
 class NewAssignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /assignments`: what devices run from now on, all at once and judged by nobody."""
 
-    release: Text
-    to: Text
-    deployment: Text = ""
-    probation: Text = ""
+    release: Title
+    to: SelectorText
+    deployment: DeploymentName = ""
+    probation: MaybeDuration = ""
     dry_run: bool = False
 
 
@@ -47,25 +65,25 @@ class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Empty `stages` and `holdback` mean the defaults that the plan then states in words; an empty or zero limit is none.
     """
 
-    release: Text
-    to: Text
-    stages: Text = ""
-    soak: Text = "30m"
-    gates: tuple[Text, ...] = ()
+    release: Title
+    to: SelectorText
+    stages: StagesText = ""
+    soak: Duration = "30m"
+    gates: tuple[GateText, ...] = ()
     on_violation: OnViolation = "rollback"
-    deadline: Text = "10m"
-    finish_by: Text = "2d"
-    holdback: Text = ""
-    deployment: Text = ""
-    probation: Text = ""
-    approve: Text = ""
-    rate: Text = ""
+    deadline: Duration = "10m"
+    finish_by: Duration = "2d"
+    holdback: HoldbackText = ""
+    deployment: DeploymentName = ""
+    probation: MaybeDuration = ""
+    approve: ApproveText = ""
+    rate: RateText = ""
     at_once: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     per_site: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    windows: Annotated[tuple[Text, ...], Meta(max_length=32)] = ()
-    time_zone: Text = ""
-    site_bandwidth: Text = ""
-    jitter: Text = ""
+    windows: Annotated[tuple[WindowText, ...], Meta(max_length=32)] = ()
+    time_zone: TimeZone = ""
+    site_bandwidth: BandwidthText = ""
+    jitter: MaybeDuration = ""
     queue: bool = False
     dry_run: bool = False
 
@@ -74,7 +92,7 @@ class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /rollouts/ID/VERB`: `profile` for hold and release, `finish_by` (a duration) for resume."""
 
     profile: Text = ""
-    finish_by: Text = ""
+    finish_by: MaybeDuration = ""
 
 
 class Ineligible(msgspec.Struct, frozen=True):
@@ -121,7 +139,8 @@ class MemberView(msgspec.Struct, frozen=True):
 
 class RolloutView(msgspec.Struct, frozen=True):
     """`awaits` is the stage (from 1) that waits for approval; `waiting` counts the devices of the open stage that are not
-    told yet; orders for `held_profiles` are held.
+    told yet; orders for `held_profiles` are held. `members` are the first in the order in which devices move, and none
+    in a list of rollouts; `GET /rollouts/ID/members` has them all. `tag` stands for what a person decides by.
     """
 
     id: str
@@ -134,13 +153,14 @@ class RolloutView(msgspec.Struct, frozen=True):
     stages: tuple[str, ...]
     counts: dict[str, int]
     gates: tuple[GateView, ...]
-    members: tuple[MemberView, ...]
     created: datetime
     soak_ends: datetime | None
     finish_by: datetime | None = None
     awaits: int | None = None
     held_profiles: tuple[str, ...] = ()
     waiting: int = 0
+    members: tuple[MemberView, ...] = ()
+    tag: str = ""
 
 
 class RolloutAnswer(msgspec.Struct, frozen=True):
@@ -153,12 +173,12 @@ class RolloutAnswer(msgspec.Struct, frozen=True):
 class NewExperiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /experiments`: releases `a` and `b` on a fixed split of the devices."""
 
-    a: Text
-    b: Text
-    to: Text
-    goal: Text
-    split: Text = "50/50"
-    deployment: Text = ""
+    a: Title
+    b: Title
+    to: SelectorText
+    goal: GoalText
+    split: SplitText = "50/50"
+    deployment: DeploymentName = ""
 
 
 class ArmView(msgspec.Struct, frozen=True):

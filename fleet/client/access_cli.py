@@ -15,9 +15,11 @@ import click
 from edgekit.errors import UsageError
 from fleet import api
 from fleet.client import render
+from fleet.client.complete import completes
 from fleet.client.config import client_file, read_secret
-from fleet.client.device_cli import write_secret
-from fleet.client.options import connected, with_fleet
+from fleet.client.files import write_secret
+from fleet.client.options import connected, examples, with_fleet
+from fleet.client.sheet import sheet
 
 PASSWORD = "EDGEKIT_FLEET_NEW_PASSWORD"  # noqa: S105  # the name of a variable, not a secret
 ROLES = click.Choice(["viewer", "operator", "publisher", "admin"])
@@ -30,7 +32,7 @@ Examples:
 """
 
 
-@click.command()
+@click.command(epilog=examples("edgekit fleet whoami"))
 @with_fleet
 def whoami(*, place: str | None, as_json: bool) -> None:
     """Who you are to the fleet, and what you may do."""
@@ -39,7 +41,7 @@ def whoami(*, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
     else:
-        click.echo(f"{found.name}: {found.role}" + (f", for {found.scope}" if found.scope else ""))
+        render.say(f"{found.name}: {found.role}" + (f", for {found.scope}" if found.scope else ""))
 
 
 @click.group(epilog=_EXAMPLES)
@@ -47,7 +49,9 @@ def token() -> None:
     """Tokens of machines."""
 
 
-@token.command("add")
+@token.command(
+    "add", epilog=examples("edgekit fleet token add ci --role publisher --expires 90d --out ci.toml")
+)
 @click.argument("name")
 @click.option("--role", type=ROLES, required=True, help="What it may do (docs/access.md).")
 @click.option(
@@ -81,12 +85,12 @@ def add_token(
     if as_json:
         render.show_json({"name": made.name, "file": str(out)})
     else:
-        click.echo(
+        render.say(
             f"{out}: the token {made.name}, for 'edgekit fleet --fleet {out} …'; it is shown nowhere else"
         )
 
 
-@token.command("list")
+@token.command("list", epilog=examples("edgekit fleet token list"))
 @with_fleet
 def list_tokens(*, place: str | None, as_json: bool) -> None:
     """List tokens, when each was used last, and from where."""
@@ -95,9 +99,9 @@ def list_tokens(*, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
         return
-    table = render.table("token", "role", "scope", "state", "expires", "last used", "from", "made by")
+    table = sheet("token", "role", "scope", "state", "expires", "last used", "from", "made by")
     for one in found:
-        table.add_row(
+        table.add(
             one.name,
             one.role,
             one.scope,
@@ -110,8 +114,8 @@ def list_tokens(*, place: str | None, as_json: bool) -> None:
     render.show(table)
 
 
-@token.command("revoke")
-@click.argument("name")
+@token.command("revoke", epilog=examples("edgekit fleet token revoke ci"))
+@click.argument("name", shell_complete=completes("token"))
 @with_fleet
 def revoke_token(*, name: str, place: str | None, as_json: bool) -> None:
     """Make the token NAME worthless at once."""
@@ -120,10 +124,15 @@ def revoke_token(*, name: str, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{name}: revoked" if done.is_changed else f"{name}: was worthless already")
+        render.say(f"{name}: revoked" if done.is_changed else f"{name}: was worthless already")
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "edgekit fleet user add bo --role operator --scope site=lab --password-file bo.password",
+        "edgekit fleet user list",
+    )
+)
 def user() -> None:
     """People who sign in."""
 
@@ -136,7 +145,10 @@ _with_password_file = click.option(
 )
 
 
-@user.command("add")
+@user.command(
+    "add",
+    epilog=examples("edgekit fleet user add bo --role operator --scope site=lab --password-file bo.password"),
+)
 @click.argument("name")
 @click.option("--role", type=ROLES, required=True, help="What they may do (docs/access.md).")
 @click.option(
@@ -164,11 +176,11 @@ def add_user(
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{name}: may sign in as {role}" + (f", for {scope}" if scope else ""))
+        render.say(f"{name}: may sign in as {role}" + (f", for {scope}" if scope else ""))
 
 
-@user.command("change")
-@click.argument("name")
+@user.command("change", epilog=examples("edgekit fleet user change bo --role viewer"))
+@click.argument("name", shell_complete=completes("user"))
 @click.option("--role", type=ROLES, default=None, help="What they may do from now on (docs/access.md).")
 @click.option(
     "--scope",
@@ -189,10 +201,10 @@ def change_user(
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{name}: changed" if done.is_changed else f"{name}: was so already")
+        render.say(f"{name}: changed" if done.is_changed else f"{name}: was so already")
 
 
-@user.command("list")
+@user.command("list", epilog=examples("edgekit fleet user list"))
 @with_fleet
 def list_users(*, place: str | None, as_json: bool) -> None:
     """List users and when each was there last."""
@@ -201,18 +213,16 @@ def list_users(*, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
         return
-    table = render.table(
-        "user", "kind", "role", "scope", "state", "expires", "last there", "from", "added by"
-    )
+    table = sheet("user", "kind", "role", "scope", "state", "expires", "last there", "from", "added by")
     for one in found:
         ends, last = _day(one.expires, "never"), _day(one.last_used, "never")
         words = (one.name, one.kind, one.role, one.scope, one.state)
-        table.add_row(*words, ends, last, one.last_used_from, one.created_by)
+        table.add(*words, ends, last, one.last_used_from, one.created_by)
     render.show(table)
 
 
-@user.command("remove")
-@click.argument("name")
+@user.command("remove", epilog=examples("edgekit fleet user remove bo"))
+@click.argument("name", shell_complete=completes("user"))
 @with_fleet
 def remove_user(*, name: str, place: str | None, as_json: bool) -> None:
     """Remove the user NAME and end their sessions. Whom a provider vouches for may come again: 'block' keeps them out."""
@@ -221,11 +231,11 @@ def remove_user(*, name: str, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{name}: removed")
+        render.say(f"{name}: removed")
 
 
-@user.command("block")
-@click.argument("name")
+@user.command("block", epilog=examples("edgekit fleet user block bo --reason 'left the company'"))
+@click.argument("name", shell_complete=completes("user"))
 @click.option("--reason", default="", help="For the audit log.")
 @with_fleet
 def block_user(*, name: str, reason: str, place: str | None, as_json: bool) -> None:
@@ -233,8 +243,8 @@ def block_user(*, name: str, reason: str, place: str | None, as_json: bool) -> N
     _set_blocked(name, reason, place, is_blocked=True, as_json=as_json)
 
 
-@user.command("unblock")
-@click.argument("name")
+@user.command("unblock", epilog=examples("edgekit fleet user unblock bo"))
+@click.argument("name", shell_complete=completes("user"))
 @click.option("--reason", default="", help="For the audit log.")
 @with_fleet
 def unblock_user(*, name: str, reason: str, place: str | None, as_json: bool) -> None:
@@ -249,11 +259,11 @@ def _set_blocked(name: str, reason: str, place: str | None, *, is_blocked: bool,
         render.show_json(done)
     else:
         was = "" if done.is_changed else ", as before"
-        click.echo(f"{name}: {'blocked' if is_blocked else 'may sign in'}{was}")
+        render.say(f"{name}: {'blocked' if is_blocked else 'may sign in'}{was}")
 
 
-@user.command("passwd")
-@click.argument("name")
+@user.command("passwd", epilog=examples("edgekit fleet user passwd bo --password-file bo.password"))
+@click.argument("name", shell_complete=completes("user"))
 @_with_password_file
 @with_fleet
 def passwd(*, name: str, password_file: Path | None, place: str | None, as_json: bool) -> None:
@@ -264,7 +274,7 @@ def passwd(*, name: str, password_file: Path | None, place: str | None, as_json:
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{name}: has a new password")
+        render.say(f"{name}: has a new password")
 
 
 def _password(file: Path | None) -> str:

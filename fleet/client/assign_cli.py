@@ -3,8 +3,9 @@
 import click
 
 from fleet import api
-from fleet.client import render
-from fleet.client.options import connected, with_fleet
+from fleet.client import render, views
+from fleet.client.complete import completes
+from fleet.client.options import connected, examples, with_fleet
 
 EPILOG = """\b
 Examples:
@@ -14,7 +15,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("release", metavar="NAME@VERSION")
+@click.argument("release", metavar="NAME@VERSION", shell_complete=completes("release"))
 @click.option("--to", "selector", required=True, help="Which devices: 'site=lab', 'device in (a, b)', all.")
 @click.option("--deployment", default="", help="The model slot; the release's name unless set.")
 @click.option("--probation", default="", help="How long a device tries the release on live traffic, e.g. 5s.")
@@ -39,11 +40,11 @@ def assign(
     if as_json:
         render.show_json(found)
         return
-    render.show(render.assigned(found))
-    click.echo("dry run: nothing was assigned" if dry_run else f"assigned as {found.id}")
+    render.show(views.assigned(found))
+    render.say("dry run: nothing was assigned" if dry_run else f"assigned as {found.id}")
 
 
-@click.command()
+@click.command(epilog=examples("edgekit fleet assignments"))
 @with_fleet
 def assignments(*, place: str | None, as_json: bool) -> None:
     """What is assigned, newest first: the first that matches a device holds for it."""
@@ -52,13 +53,13 @@ def assignments(*, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
     elif found:
-        render.show(render.assignments(found))
+        render.show(views.assignments(found))
     else:
-        click.echo("nothing is assigned yet; a completed rollout does it, or 'edgekit fleet assign'")
+        render.say("nothing is assigned yet; a completed rollout does it, or 'edgekit fleet assign'")
 
 
-@click.command()
-@click.argument("assignment", metavar="ID")
+@click.command(epilog=examples("edgekit fleet unassign a4 --reason 'the wrong site'"))
+@click.argument("assignment", metavar="ID", shell_complete=completes("assignment"))
 @click.option("--reason", default="", help="For the audit log.")
 @with_fleet
 def unassign(*, assignment: str, reason: str, place: str | None, as_json: bool) -> None:
@@ -68,7 +69,7 @@ def unassign(*, assignment: str, reason: str, place: str | None, as_json: bool) 
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{assignment}: assigned no more")
+        render.say(f"{assignment}: assigned no more")
 
 
 COMMANDS = (assign, assignments, unassign)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.markup import escape
 
 from edgekit.errors import FleetError, UsageError
 from fleet.audit_entry import Entry
 from fleet.client import render
-from fleet.client.options import connected, with_fleet
+from fleet.client.options import connected, examples, with_fleet
 from fleet.client.rest import Client
+from fleet.client.sheet import Column, Sheet
 
 _PAGE = 1000
 
@@ -33,12 +33,23 @@ class _HeadLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head: str
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "edgekit fleet audit list --limit 20",
+        "edgekit fleet audit export audit-2026-11.jsonl",
+        "edgekit fleet audit verify audit-2026-10.jsonl",
+    )
+)
 def audit() -> None:
     """What was changed, by whom, from where."""
 
 
-@audit.command("list")
+@audit.command(
+    "list",
+    epilog=examples(
+        "edgekit fleet audit list --limit 20", "edgekit fleet audit list --json | jq '.[].action'"
+    ),
+)
 @click.option("--limit", type=click.IntRange(1, _PAGE), default=50, show_default=True)
 @with_fleet
 def list_entries(*, limit: int, place: str | None, as_json: bool) -> None:
@@ -48,7 +59,9 @@ def list_entries(*, limit: int, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
         return
-    table = render.table("when", "who", "from", "what", "of", "before", "after", "")
+    prose = ("before", "after", "")
+    titles = ("when", "who", "from", "what", "of", *prose)
+    table = Sheet([Column(title, is_prose=title in prose) for title in titles])
     for entry in found:
         when = f"{datetime.fromtimestamp(entry.at, UTC):%Y-%m-%d %H:%M:%S}"
         words = (
@@ -60,11 +73,11 @@ def list_entries(*, limit: int, place: str | None, as_json: bool) -> None:
             entry.after,
             entry.detail,
         )
-        table.add_row(when, *map(escape, words))
+        table.add(when, *words)
     render.show(table)
 
 
-@audit.command()
+@audit.command(epilog=examples("edgekit fleet audit export audit-2026-11.jsonl"))
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE.jsonl")
 @with_fleet
 def export(*, file: Path, place: str | None, as_json: bool) -> None:
@@ -76,7 +89,7 @@ def export(*, file: Path, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json({"file": str(file), "entries": count})
     else:
-        click.echo(f"{file}: {count} entries")
+        render.say(f"{file}: {count} entries")
 
 
 def _write(client: Client, file: Path) -> int:
@@ -106,7 +119,9 @@ def _entries(client: Client) -> Iterator[Entry]:
         after = page[-1].id
 
 
-@audit.command()
+@audit.command(
+    epilog=examples("edgekit fleet audit verify", "edgekit fleet audit verify audit-2026-10.jsonl")
+)
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False)
 @with_fleet
 def verify(*, file: Path | None, place: str | None, as_json: bool) -> None:
@@ -124,7 +139,7 @@ def verify(*, file: Path | None, place: str | None, as_json: bool) -> None:
     if problems:
         raise FleetError("the audit log is not whole:\n" + "\n".join(f"  {one}" for one in problems))
     if not as_json:
-        click.echo(
+        render.say(
             f"whole: {verdict.entries} entries, signed up to entry {verdict.covered} by {verdict.heads} heads"
             + (f"; begins with what is in {file}" if file is not None else "")
         )

@@ -3,15 +3,16 @@
 import click
 
 from fleet.client import render
-from fleet.client.options import connected, with_fleet
+from fleet.client.complete import completes
+from fleet.client.options import connected, examples, with_fleet
 
 
-@click.group()
+@click.group(epilog=examples("edgekit fleet batch list", "edgekit fleet batch revoke b2"))
 def batch() -> None:
     """The enrolment files that were made for many devices."""
 
 
-@batch.command("list")
+@batch.command("list", epilog=examples("edgekit fleet batch list"))
 @with_fleet
 def list_batches(*, place: str | None, as_json: bool) -> None:
     """Which there are, newest first, and who has joined by them."""
@@ -27,16 +28,16 @@ def list_batches(*, place: str | None, as_json: bool) -> None:
             for count, word in ((one.waiting, "waiting"), (one.refused, "refused"))
             if count
         )
-        click.echo(
+        render.say(
             f"{one.id}  {one.state}  {one.joined} of {one.places} joined{more}  "
             f"until {one.expires:%Y-%m-%d %H:%M} UTC  {labels}  by {one.created_by}"
         )
     if not found:
-        click.echo("no batch was made")
+        render.say("no batch was made")
 
 
-@batch.command()
-@click.argument("batch")
+@batch.command(epilog=examples("edgekit fleet batch revoke b2"))
+@click.argument("batch", shell_complete=completes("batch"))
 @with_fleet
 def revoke(*, batch: str, place: str | None, as_json: bool) -> None:
     """Withdraw the file of BATCH, e.g. because it was lost; who has joined by it stays."""
@@ -45,7 +46,7 @@ def revoke(*, batch: str, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(done)
     else:
-        click.echo(
+        render.say(
             f"{batch}: nobody joins by its file any more"
             if done.is_changed
             else f"{batch}: was withdrawn already"

@@ -13,17 +13,23 @@ from edgekit.distribution import extra
 from edgekit.errors import UsageError
 from fleet.client import (
     access_cli,
+    alerts_cli,
     assign_cli,
     audit_cli,
     batch_cli,
     config,
+    describe_cli,
     device_cli,
+    devices_cli,
+    enrol_cli,
     login_cli,
     publishing,
     render,
+    views,
 )
+from fleet.client.complete import completes
 from fleet.client.experiment_cli import experiment
-from fleet.client.options import FLEET_HELP, connected, with_fleet
+from fleet.client.options import FLEET_HELP, connected, examples, with_fleet
 from fleet.client.rollout_cli import rollout
 
 # Commands that need the service's packages: loaded only when called.
@@ -31,6 +37,9 @@ _LAZY: Mapping[str, tuple[str, str]] = {
     "init": ("fleet.server.cli:init", "Make a fleet's home, once: keys, authority, database, settings."),
     "up": ("fleet.server.cli:up", "Start the broker and the fleet service; Ctrl-C stops both."),
     "worker": ("fleet.server.cli:worker", "Take reports in, beside the service; any number share them."),
+    "backup": ("fleet.server.keep.cli:backup", "Copy a fleet into a file, while it runs."),
+    "restore": ("fleet.server.keep.cli:restore", "Make a fleet's home from a backup."),
+    "move": ("fleet.server.keep.cli:move", "Take a fleet to another database, SQLite or PostgreSQL."),
     "simulate": (
         "fleet.simulate.cli:simulate",
         "Virtual devices that behave as real ones, to size a set-up.",
@@ -87,26 +96,23 @@ def fleet(ctx: click.Context, *, place: str | None) -> None:
 
 fleet.add_command(rollout)
 fleet.add_command(experiment)
-for room in (device_cli, assign_cli, batch_cli, access_cli, login_cli, audit_cli):
+for room in (
+    enrol_cli,
+    devices_cli,
+    device_cli,
+    assign_cli,
+    batch_cli,
+    access_cli,
+    login_cli,
+    audit_cli,
+    alerts_cli,
+    describe_cli,
+):
     for command in room.COMMANDS:
         fleet.add_command(command)
 
 
-@fleet.command()
-@with_fleet
-def devices(*, place: str | None, as_json: bool) -> None:
-    """List devices: what each should run and what it runs."""
-    with connected(place) as client:
-        found = client.devices()
-    if as_json:
-        render.show_json(found)
-    elif found:
-        render.show(render.devices(found))
-    else:
-        click.echo("no devices yet; 'edgekit fleet enroll DEVICE …' adds one")
-
-
-@fleet.command()
+@fleet.command(epilog=examples("edgekit fleet releases", "edgekit fleet releases --json"))
 @with_fleet
 def releases(*, place: str | None, as_json: bool) -> None:
     """List releases and their bundles."""
@@ -115,9 +121,9 @@ def releases(*, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
     elif found:
-        render.show(render.releases(found))
+        render.show(views.releases(found))
     else:
-        click.echo("no releases yet; 'edgekit fleet publish BUNDLE…' adds one")
+        render.say("no releases yet; 'edgekit fleet publish BUNDLE…' adds one")
 
 
 @fleet.command(
@@ -177,15 +183,13 @@ def publish(
             what += f", alternate {answer.bundle.alternate}"
         done = "was published already, nothing changed" if answer.was_there else "published"
         evidence = "" if answer.bundle.has_evidence else " (without evidence: no file beside the bundle)"
-        click.echo(f"{what}: {done}, sha256 {answer.bundle.sha256[:12]}…{evidence}")
+        render.say(f"{what}: {done}, sha256 {answer.bundle.sha256}{evidence}")
         for delta in answer.deltas:
             share = 100 * delta.length / answer.bundle.length
-            click.echo(
-                f"  delta from {delta.base[:12]}…: {delta.length} bytes, {share:.1f} % of the bundle's"
-            )
+            render.say(f"  delta from {delta.base}: {delta.length} bytes, {share:.1f} % of the bundle's")
 
 
-@fleet.command()
+@fleet.command(epilog=examples("edgekit fleet status"))
 @with_fleet
 def status(*, place: str | None, as_json: bool) -> None:
     """The service at a glance."""
@@ -195,18 +199,18 @@ def status(*, place: str | None, as_json: bool) -> None:
         render.show_json(found)
         return
     broker = "connected" if found.is_connected else "NOT connected"
-    click.echo(
+    render.say(
         f"{found.fleet}: {found.online} of {found.devices} devices online, {found.active_rollouts} active rollouts"
     )
-    click.echo(f"broker {found.broker}: {broker}" + ("; FROZEN" if found.is_frozen else ""))
+    render.say(f"broker {found.broker}: {broker}" + ("; FROZEN" if found.is_frozen else ""))
     if not found.is_controller:
-        click.echo("this service stands by: another one on the same database is the controller")
+        render.say("this service stands by: another one on the same database is the controller")
     for reason, count in found.dropped.items():
-        click.echo(f"dropped {count} messages: {reason}")
+        render.say(f"dropped {count} messages: {reason}")
 
 
-@fleet.command()
-@click.argument("subject", metavar="NAME@VERSION|SHA256")
+@fleet.command(epilog=examples("edgekit fleet block digits@1.4.0 --reason 'wrong normalization'"))
+@click.argument("subject", metavar="NAME@VERSION|SHA256", shell_complete=completes("release"))
 @click.option("--reason", default="", help="For the list and the audit log.")
 @with_fleet
 def block(*, subject: str, reason: str, place: str | None, as_json: bool) -> None:
@@ -216,11 +220,11 @@ def block(*, subject: str, reason: str, place: str | None, as_json: bool) -> Non
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{subject} is blocked" if done.is_changed else f"{subject} was blocked already")
+        render.say(f"{subject} is blocked" if done.is_changed else f"{subject} was blocked already")
 
 
-@fleet.command()
-@click.argument("subject", metavar="NAME@VERSION|SHA256")
+@fleet.command(epilog=examples("edgekit fleet unblock digits@1.4.0"))
+@click.argument("subject", metavar="NAME@VERSION|SHA256", shell_complete=completes("blocked"))
 @click.option("--reason", default="", help="For the audit log.")
 @with_fleet
 def unblock(*, subject: str, reason: str, place: str | None, as_json: bool) -> None:
@@ -230,10 +234,10 @@ def unblock(*, subject: str, reason: str, place: str | None, as_json: bool) -> N
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{subject} may be ordered again")
+        render.say(f"{subject} may be ordered again")
 
 
-@fleet.command()
+@fleet.command(epilog=examples("edgekit fleet blocked"))
 @with_fleet
 def blocked(*, place: str | None, as_json: bool) -> None:
     """List what no new order may name."""
@@ -242,17 +246,17 @@ def blocked(*, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
     elif not found:
-        click.echo("nothing is blocked")
+        render.say("nothing is blocked")
     for item in found if not as_json else ():
-        click.echo(f"{item.subject}  {item.at:%Y-%m-%d %H:%M} by {item.actor}  {item.reason}".rstrip())
+        render.say(f"{item.subject}  {item.at:%Y-%m-%d %H:%M} by {item.actor}  {item.reason}".rstrip())
 
 
-@fleet.group()
+@fleet.group(epilog=examples("edgekit fleet keys show"))
 def keys() -> None:
     """The fleet's keys."""
 
 
-@keys.command("show")
+@keys.command("show", epilog=examples("edgekit fleet keys show --json"))
 @with_fleet
 def show_keys(*, place: str | None, as_json: bool) -> None:
     """Show the public halves: key id and ed25519 key in hex."""
@@ -261,14 +265,14 @@ def show_keys(*, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
         return
-    click.echo(f"fleet {found.fleet}")
+    render.say(f"fleet {found.fleet}")
     for keyid, public in found.order_keys.items():
-        click.echo(f"order {keyid}  {public}")
+        render.say(f"order {keyid}  {public}")
     for keyid, public in found.audit_keys.items():
-        click.echo(f"audit {keyid}  {public}")
+        render.say(f"audit {keyid}  {public}")
 
 
-@fleet.command()
+@fleet.command(epilog=examples("edgekit fleet freeze --reason 'power works on site'"))
 @click.option("--reason", default="", help="For the audit log.")
 @with_fleet
 def freeze(*, reason: str, place: str | None, as_json: bool) -> None:
@@ -276,7 +280,7 @@ def freeze(*, reason: str, place: str | None, as_json: bool) -> None:
     _freeze(place, reason, is_frozen=True, as_json=as_json)
 
 
-@fleet.command()
+@fleet.command(epilog=examples("edgekit fleet unfreeze"))
 @click.option("--reason", default="", help="For the audit log.")
 @with_fleet
 def unfreeze(*, reason: str, place: str | None, as_json: bool) -> None:
@@ -290,7 +294,7 @@ def _freeze(place: str | None, reason: str, *, is_frozen: bool, as_json: bool) -
     if as_json:
         render.show_json(found)
     else:
-        click.echo(
+        render.say(
             f"{found.fleet} is frozen; orders already out are followed"
             if is_frozen
             else f"{found.fleet} goes on"

@@ -1,11 +1,12 @@
 """`edgekit fleet experiment …`."""
 
 import click
-from rich.table import Table
 
 from fleet import api
 from fleet.client import render
-from fleet.client.options import connected, with_fleet
+from fleet.client.complete import completes
+from fleet.client.options import connected, examples, with_fleet
+from fleet.client.sheet import sheet
 
 EPILOG = """\b
 Goals, compared device by device:
@@ -19,14 +20,19 @@ Example:
 """
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "edgekit fleet experiment start digits@1.0.0 digits@1.1.0 --to site=lab --goal metric:conversion",
+        "edgekit fleet experiment status e1",
+    )
+)
 def experiment() -> None:
     """Two releases side by side on a fixed split of devices."""
 
 
 @experiment.command(epilog=EPILOG)
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
+@click.argument("a", metavar="A", shell_complete=completes("release"))
+@click.argument("b", metavar="B", shell_complete=completes("release"))
 @click.option("--to", "selector", required=True, help="Which devices, as of a rollout.")
 @click.option("--goal", required=True, help="What decides, e.g. metric:conversion.")
 @click.option("--split", default="50/50", show_default=True, help="Shares of A and B.")
@@ -41,7 +47,7 @@ def start(
         _show(client.start_experiment(wanted), as_json=as_json)
 
 
-@experiment.command("list")
+@experiment.command("list", epilog=examples("edgekit fleet experiment list"))
 @with_fleet
 def listing(*, place: str | None, as_json: bool) -> None:
     """List experiments, newest first."""
@@ -50,13 +56,13 @@ def listing(*, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
     elif not found:
-        click.echo("no experiments yet")
+        render.say("no experiments yet")
     for one in [] if as_json else found:
-        click.echo(f"{one.id}  {one.a.release} against {one.b.release}  {one.status}  {one.words}")
+        render.say(f"{one.id}  {one.a.release} against {one.b.release}  {one.status}  {one.words}")
 
 
-@experiment.command()
-@click.argument("experiment_id", metavar="ID")
+@experiment.command(epilog=examples("edgekit fleet experiment status e1"))
+@click.argument("experiment_id", metavar="ID", shell_complete=completes("experiment"))
 @with_fleet
 def status(*, experiment_id: str, place: str | None, as_json: bool) -> None:
     """Show one experiment and its verdict in words. Looking often costs nothing."""
@@ -64,8 +70,8 @@ def status(*, experiment_id: str, place: str | None, as_json: bool) -> None:
         _show(client.experiment(experiment_id), as_json=as_json)
 
 
-@experiment.command()
-@click.argument("experiment_id", metavar="ID")
+@experiment.command(epilog=examples("edgekit fleet experiment stop e1"))
+@click.argument("experiment_id", metavar="ID", shell_complete=completes("experiment"))
 @with_fleet
 def stop(*, experiment_id: str, place: str | None, as_json: bool) -> None:
     """End it; each device goes back to what it ran before."""
@@ -73,8 +79,8 @@ def stop(*, experiment_id: str, place: str | None, as_json: bool) -> None:
         _show(client.end_experiment(experiment_id), as_json=as_json)
 
 
-@experiment.command()
-@click.argument("experiment_id", metavar="ID")
+@experiment.command(epilog=examples("edgekit fleet experiment adopt e1 B"))
+@click.argument("experiment_id", metavar="ID", shell_complete=completes("experiment"))
 @click.argument("arm", type=click.Choice(["A", "B"]))
 @with_fleet
 def adopt(*, experiment_id: str, arm: str, place: str | None, as_json: bool) -> None:
@@ -87,14 +93,14 @@ def _show(found: api.ExperimentView, *, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
         return
-    table = Table("", "release", "share", "devices", "reporting", "measured", "mean", "errors", box=None)
+    table = sheet("", "release", "share", "devices", "reporting", "measured", "mean", "errors")
     for name, arm in (("A", found.a), ("B", found.b)):
         mean = "-" if arm.mean is None else f"{arm.mean:.4g}"
         errors = "-" if arm.error_rate is None else f"{arm.error_rate:.3%}"
         counts = (str(arm.assigned), str(arm.reporting), str(arm.measured))
-        table.add_row(name, arm.release, f"{arm.share:.0%}", *counts, mean, errors)
-    click.echo(
+        table.add(name, arm.release, f"{arm.share:.0%}", *counts, mean, errors)
+    render.say(
         f"{found.id} to {found.to}, goal {found.goal}: {found.status}{f' ({found.reason})' if found.reason else ''}"
     )
     render.show(table)
-    click.echo(found.words)
+    render.say(found.words)

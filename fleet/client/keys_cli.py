@@ -1,6 +1,5 @@
 """`edgekit keys`: the publisher's offline keys. Parse, call one method of the folder, render."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from edgekit.errors import FleetError, UsageError
 from edgekit.trust.orderkeys import OrderKeys
 from fleet import api
 from fleet.client import config, keys, render
-from fleet.client.options import connected, with_fleet
+from fleet.client.options import connected, examples, with_fleet
 from fleet.client.rest import Client
 from fleet.tuf.home import Home, RoleStatus
 from fleet.tuf.ring import PASSPHRASE, Ring, passphrase
@@ -76,23 +75,25 @@ def _public_keys(paths: tuple[Path, ...]) -> list[Key]:
     return found
 
 
-def _told(client: Client | None, home: Home, waiting: list[str]) -> None:
-    """Bring what is complete to the fleet, and say what is left to do."""
+def _told(client: Client | None, home: Home, waiting: list[str], *, as_json: bool, **more: Any) -> None:
+    """Bring what is complete to the fleet, and say what is left to do; as JSON with `more` beside it."""
     for role in waiting:
         (path,) = home.pending.glob(f"*.{role}.json")
-        click.echo(
-            f"{role} waits for signatures; each other holder runs: edgekit keys sign DIR --document {path}"
+        render.say(
+            f"{role} waits for signatures; each other holder runs: edgekit keys sign DIR --document {path}",
+            err=as_json,
         )
     home.complete()
-    if not home.exists:
-        return
-    if client is None:
-        click.echo(f"next: edgekit keys upload {home.folder} --fleet DIR|client.toml")
-    elif done := keys.upload(client, home):
-        click.echo(f"the fleet has {', '.join(done)}")
+    done: tuple[str, ...] = ()
+    if home.exists and client is None:
+        render.say(f"next: edgekit keys upload {home.folder} --fleet DIR|client.toml", err=as_json)
+    elif home.exists and client is not None and (done := keys.upload(client, home)):
+        render.say(f"the fleet has {', '.join(done)}", err=as_json)
+    if as_json:
+        render.show_json({"folder": str(home.folder), "waiting": waiting, "uploaded": done, **more})
 
 
-@main.command()
+@main.command(epilog=examples("edgekit keys init publisher --fleet client.toml --passphrase-file pass"))
 @with_home
 @click.option("--online-key", type=FILE, default=None, help="The fleet's, from 'edgekit keys online-key'.")
 @click.option(
@@ -122,16 +123,14 @@ def init(
         now = datetime.now(UTC)
         home.init(online, now, others=_public_keys(others), threshold=threshold, tokens=tokens)
         waiting = [] if home.exists else ["root"]
-        if as_json:
-            render.show_json({"folder": str(folder), "waiting": waiting})
-        click.echo(
+        render.say(
             f"back up {folder}/ring.json and {folder}/keys now: without them nothing can be published",
             err=True,
         )
-        _told(client, home, waiting)
+        _told(client, home, waiting, as_json=as_json)
 
 
-@main.command()
+@main.command(epilog=examples("edgekit keys status publisher"))
 @with_home
 @with_fleet
 def status(
@@ -146,7 +145,7 @@ def status(
         render.show_json([msgspec.to_builtins(row) for row in rows])
     else:
         for line in _lines(rows):
-            click.echo(line)
+            render.say(line)
     if any(row.remark for row in rows):
         raise click.exceptions.Exit(3)
 
@@ -159,7 +158,7 @@ def _blocked(place: str | None) -> list[str]:
     except FleetError as error:
         if place is not None:
             raise
-        click.echo(f"what is blocked is not known: {error}", err=True)
+        render.say(f"what is blocked is not known: {error}", err=True)
         return []
 
 
@@ -172,7 +171,12 @@ def _lines(rows: list[RoleStatus]) -> list[str]:
     ]
 
 
-@main.command()
+@main.command(
+    epilog=examples(
+        "edgekit keys sign publisher root targets --fleet client.toml",
+        "edgekit keys sign publisher --document 3.root.json",
+    )
+)
 @with_home
 @click.argument("roles", nargs=-1)
 @click.option("--document", type=FILE, default=None, help="Add signatures to a pending document instead.")
@@ -182,24 +186,28 @@ def sign(
     document: Path | None, place: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Sign ROLES anew, with a whole life before them; all where none is named."""
-    del as_json
     home, now = _home(folder, passphrase_file, no_passphrase=no_passphrase), datetime.now(UTC)
     with _fleet(place) as client:
         if document is not None:
             home.cosign(document, now)
-            click.echo(f"{document}: signed")
+            render.say(f"{document}: signed", err=as_json)
             done = home.complete()
             if done:
-                click.echo(f"complete: {', '.join(done)}")
-            _told(client if home.exists else None, home, [])
+                render.say(f"complete: {', '.join(done)}", err=as_json)
+            _told(client if home.exists else None, home, [], as_json=as_json, signed=str(document))
             return
         if client is not None:
             keys.refresh(client, home)
         waiting = home.sign(roles or [row.role for row in home.status(now)], now)
-        _told(client, home, waiting)
+        _told(client, home, waiting, as_json=as_json)
 
 
-@main.command()
+@main.command(
+    epilog=examples(
+        "edgekit keys rotate publisher model.digits --fleet client.toml",
+        "edgekit keys rotate publisher orders --fleet client.toml",
+    )
+)
 @with_home
 @click.argument("role")
 @click.option("--add", type=FILE, multiple=True, help="Public key of another person; repeatable.")
@@ -214,11 +222,10 @@ def rotate(
     """Replace the keys of ROLE: root, targets, model.NAME, fleet; online and orders are the fleet's own, by successors
     that it makes.
     """
-    del as_json
     home, now = _home(folder, passphrase_file, no_passphrase=no_passphrase), datetime.now(UTC)
     with _fleet(place) as client:
         if role == "orders":
-            _rotate_orders(home, client, now)
+            _rotate_orders(home, client, now, as_json=as_json)
             return
         added = _public_keys(add)
         if client is not None:
@@ -226,20 +233,21 @@ def rotate(
             if role == "online" and not added:
                 added = [keys.public_key(client.next_online_key())]
         waiting = home.rotate(role, now, add=added, remove=remove, threshold=threshold, token=token)
-        _told(client, home, waiting)
+        _told(client, home, waiting, as_json=as_json)
 
 
-def _rotate_orders(home: Home, client: Client | None, now: datetime) -> None:
+def _rotate_orders(home: Home, client: Client | None, now: datetime, *, as_json: bool) -> None:
     """List the successor of the key that the fleet signs orders with; devices follow it from then on, and only it."""
     if client is None:
         raise UsageError("which fleet's order key? give --fleet")
     keys.refresh(client, home)
     new = client.next_order_key()
-    _told(client, home, home.set_order_keys(OrderKeys({new.keyid: new.public}), now))
-    click.echo(f"orders are signed by {new.keyid} from now on; devices follow no other key")
+    waiting = home.set_order_keys(OrderKeys({new.keyid: new.public}), now)
+    _told(client, home, waiting, as_json=as_json, keyid=new.keyid)
+    render.say(f"orders are signed by {new.keyid} from now on; devices follow no other key", err=as_json)
 
 
-@main.command()
+@main.command(epilog=examples("edgekit keys delegate publisher digits --fleet client.toml"))
 @with_home
 @click.argument("model")
 @with_fleet
@@ -253,16 +261,15 @@ def delegate(
     as_json: bool,
 ) -> None:
     """Give MODEL a role of its own; publishing does so by itself where the key of the targets is at hand."""
-    del as_json
     home = _home(folder, passphrase_file, no_passphrase=no_passphrase)
     with _fleet(place) as client:
         if client is not None:
             keys.refresh(client, home)
         home.delegate(model, datetime.now(UTC))
-        _told(client, home, [])
+        _told(client, home, [], as_json=as_json)
 
 
-@main.command()
+@main.command(epilog=examples("edgekit keys withdraw publisher --fleet client.toml"))
 @with_home
 @click.argument("subjects", nargs=-1, metavar="[NAME@VERSION|SHA256]...")
 @click.option("--yes", is_flag=True, help="All that the fleet has blocked, without being asked.")
@@ -286,34 +293,37 @@ def withdraw(
             wanted = tuple(row.subject for row in client.blocked())
         found = sorted(path for paths in home.still_listed(wanted).values() for path in paths)
         for path in found:
-            click.echo(path, err=as_json)
+            render.say(path, err=as_json)
         if found and not subjects and not yes:
             # The block list is the fleet's word; what devices may run is the publisher's.
             click.confirm(f"Take these {len(found)} out of the targets?", abort=True, err=True)
         waiting = home.withdraw(wanted, now)
-        if as_json:
-            render.show_json({"withdrawn": found, "waiting": waiting})
-        elif not found:
-            click.echo("nothing of that is listed")
-        _told(client, home, waiting)
+        if not found:
+            render.say("nothing of that is listed", err=as_json)
+        _told(client, home, waiting, as_json=as_json, withdrawn=found)
 
 
-@main.command()
+@main.command(epilog=examples("edgekit keys new mine second-root --out second-root.json"))
 @with_home
 @click.argument("label")
 @click.option("--token", default="", help="The key is in a PKCS#11 token: hsm:LABEL[;id=N].")
 @click.option("--out", type=FILE, required=True, help="Where to write the public half.")
+@click.option("--json", "as_json", is_flag=True, help="Answer as JSON on stdout.")
 def new(
-    *, folder: Path, passphrase_file: Path | None, no_passphrase: bool, label: str, token: str, out: Path
-) -> None:
+    *, folder: Path, passphrase_file: Path | None, no_passphrase: bool, label: str, token: str, out: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Make a key in FOLDER, and write its public half for another person's 'init' or 'rotate --add'."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = _home(folder, passphrase_file, no_passphrase=no_passphrase).ring.make(label, token)
     out.write_bytes(msgspec.json.encode(api.PublicKey(key.keyid, key.to_dict())) + b"\n")
-    click.echo(f"{out}: public key {key.keyid}")
+    if as_json:
+        render.show_json({"file": str(out), "keyid": key.keyid})
+    else:
+        render.say(f"{out}: public key {key.keyid}")
 
 
-@main.command()
+@main.command(epilog=examples("edgekit keys upload publisher --fleet client.toml"))
 @with_home
 @with_fleet
 def upload(
@@ -327,17 +337,19 @@ def upload(
     if as_json:
         render.show_json(list(done))
     else:
-        click.echo(f"the fleet has {', '.join(done)}" if done else "the fleet has everything already")
+        render.say(f"the fleet has {', '.join(done)}" if done else "the fleet has everything already")
 
 
-@main.command("online-key")
+@main.command("online-key", epilog=examples("edgekit keys online-key --fleet client.toml > online-key.json"))
 @click.option(
     "--next", "is_next", is_flag=True, help="Its successor, for 'rotate online' on a machine without a link."
 )
 @with_fleet
 def online_key(*, is_next: bool, place: str | None, as_json: bool) -> None:
-    """Print the public key by which the fleet signs snapshot and timestamp."""
-    del as_json
+    """Print the public key by which the fleet signs snapshot and timestamp: as JSON, with --json in lines."""
     with connected(place) as client:
         told = client.next_online_key() if is_next else client.metadata().online_key
-    click.echo(json.dumps(msgspec.to_builtins(told)))
+    if as_json:
+        render.show_json(told)
+    else:
+        render.show_json_line(told)

@@ -21,7 +21,8 @@ import click
 from edgekit.errors import AuthError, UsageError
 from fleet.client import render
 from fleet.client.config import Access, client_file, find, safe
-from fleet.client.device_cli import write_secret
+from fleet.client.files import write_secret
+from fleet.client.options import examples
 from fleet.client.rest import Client
 from fleet.terminal import PREFIX, NewTerminal, mark
 
@@ -113,9 +114,9 @@ def login(*, file: Path, url: str, ca: Path | None, no_browser: bool, as_json: b
         wanted = urlencode({"port": listener.port, "state": state, "challenge": challenge})
         address = f"{access.url}/login/terminal?{wanted}"
         if no_browser or not webbrowser.open(address):
-            click.echo("Open this in a browser on this machine:", err=True)
-            click.echo(f"  {address}", err=True)
-        click.echo(f"Allow it there if the page shows {mark(challenge)}; waiting …", err=True)
+            render.say("Open this in a browser on this machine:", err=True)
+            render.say(f"  {address}", err=True)
+        render.say(f"Allow it there if the page shows {mark(challenge)}; waiting …", err=True)
         made = client.begin_terminal(NewTerminal(listener.wait(_WAIT_S), verifier))
     finally:
         listener.server_close()
@@ -124,12 +125,12 @@ def login(*, file: Path, url: str, ca: Path | None, no_browser: bool, as_json: b
     if as_json:
         render.show_json({"name": made.name, "ends": made.ends, "file": str(file)})
     else:
-        click.echo(
+        render.say(
             f"{file}: you are {made.name} until {made.ends:%Y-%m-%d %H:%M} UTC; use it: --fleet {file}"
         )
 
 
-@click.command()
+@click.command(epilog=examples("edgekit fleet logout me.toml"))
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Answer as JSON on stdout.")
 def logout(*, file: Path, as_json: bool) -> None:
@@ -147,7 +148,7 @@ def logout(*, file: Path, as_json: bool) -> None:
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{file}: signed out")
+        render.say(f"{file}: signed out")
 
 
 def _where(file: Path, url: str, ca: Path | None) -> Access:

@@ -13,6 +13,11 @@ FLEET_HELP = "State folder or client.toml of the fleet [env: EDGEKIT_FLEET]."
 Command = Callable[..., Any]
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
 def with_fleet(command: Command) -> Command:
     """Adds `--fleet` (that of the group holds where it is not given) and `--json`."""
     command = click.option("--json", "as_json", is_flag=True, help="Answer as JSON on stdout.")(command)

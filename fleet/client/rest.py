@@ -1,142 +1,184 @@
-"""The REST client: one method per thing a person does. Errors of the service come back as the same classes."""
+"""The REST client: one method per thing a person does, typed by the structs of `fleet.api`.
+
+    from fleet.client import connect
+
+    with connect("https://fleet.example.com", token, ca=Path("ca.pem").read_text()) as fleet:
+        for device in fleet.devices():
+            print(device.device, device.online)
+
+Errors of the service come back as the classes that raised it there (`edgekit.errors`): `NotFoundError`, `ConflictError`,
+`ChangedMeanwhileError`, … Where the connection breaks, a request is sent again and done once.
+"""
 
 import hashlib
-import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlencode
 
 import httpx
-import msgspec
 
-from edgekit import errors
-from edgekit.errors import EdgeKitError, FleetError, UsageError
+from edgekit.errors import FleetError
 from edgekit.wire.enrolment import EnrolmentFile
 from fleet import api
+from fleet.api.history import ArmPoint
 from fleet.audit_entry import Entry
-from fleet.client.config import Access
+from fleet.client.config import Access, safe
+from fleet.client.transport import TIMEOUT, Transport, at
 from fleet.terminal import MadeTerminal, NewTerminal
 
-T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
-_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
-# The service's error classes by their `code`, so that a command ends with the right exit code.
-_BY_CODE = {
-    kind.code: kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, EdgeKitError) and "code" in vars(kind)
-}
+_PAGE = 500
+
+
+def connect(url: str, token: str, *, ca: str = "") -> "Client":
+    """A client of the fleet at `url`; `ca` is PEM text that pins its certificate.
+
+    Raises: UsageError where the token would go in the clear to another machine, or `ca` is no PEM text.
+    """
+    return Client(safe(Access(url.rstrip("/"), token, ca=ca)))
 
 
 class Client:
     """Talks to one fleet service."""
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
-        self._http = httpx.Client(
-            base_url=f"{access.url}/api/v1",
-            headers={"Authorization": f"Bearer {access.token}"} if access.token else {},
-            timeout=_TIMEOUT,
-            # The service is where the file says; a proxy set for the web has no part in it.
-            trust_env=False,
-            verify=_pinned(access) if access.ca else True,
-        )
+    def __init__(self, access: Access, timeout: httpx.Timeout = TIMEOUT) -> None:
+        self._transport = Transport(access, timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
-        self._http.close()
+        self._transport.close()
+
+    def openapi(self) -> str:
+        """The description of the REST interface, as JSON."""
+        return self._transport.send("GET", f"{self._transport.url}/openapi.json").text
+
+    def events(self, since: str = "") -> Iterator[tuple[str, api.Change]]:
+        """(id, what changed) as it changes, until the connection ends; with `since`, an id, also what did after that."""
+        return self._transport.events(since)
 
     def status(self) -> api.FleetView:
-        return self._call("GET", "/status", api.FleetView)
+        return self._transport.call("GET", "/status", api.FleetView)
 
     def keys(self) -> api.KeysView:
-        return self._call("GET", "/keys", api.KeysView)
+        return self._transport.call("GET", "/keys", api.KeysView)
 
     def metadata(self) -> api.MetadataView:
-        return self._call("GET", "/metadata", api.MetadataView)
+        return self._transport.call("GET", "/metadata", api.MetadataView)
 
     def offer(self, new: api.NewMetadata) -> api.MetadataView:
-        return self._call("POST", "/metadata", api.MetadataView, new)
+        return self._transport.call("POST", "/metadata", api.MetadataView, new)
 
     def next_online_key(self) -> api.PublicKey:
-        return self._call("POST", "/metadata/online-key", api.PublicKey)
+        return self._transport.call("POST", "/metadata/online-key", api.PublicKey)
 
     def next_order_key(self) -> api.OrderKey:
-        return self._call("POST", "/metadata/order-key", api.OrderKey)
+        return self._transport.call("POST", "/metadata/order-key", api.OrderKey)
 
     def freeze(self, *, is_frozen: bool, reason: str) -> api.FleetView:
-        return self._call("POST", "/freeze", api.FleetView, api.Freeze(is_frozen, reason))
+        return self._transport.call("POST", "/freeze", api.FleetView, api.Freeze(is_frozen, reason))
 
     def enroll(self, device: api.NewDevice) -> EnrolmentFile:
-        return self._call("POST", "/devices", EnrolmentFile, device)
+        return self._transport.call("POST", "/devices", EnrolmentFile, device)
 
     def batch(self, wanted: api.NewBatch) -> EnrolmentFile:
-        return self._call("POST", "/batches", EnrolmentFile, wanted)
+        return self._transport.call("POST", "/batches", EnrolmentFile, wanted)
 
     def batches(self) -> list[api.BatchView]:
-        return self._call("GET", "/batches", list[api.BatchView])
+        return list(self._transport.pages("/batches", api.BatchView))
 
     def revoke_batch(self, batch: str) -> api.Done:
-        return self._call("POST", f"/batches/{batch}/revoke", api.Done)
+        return self._transport.call("POST", at("/batches/{}/revoke", batch), api.Done)
 
     def waiting(self) -> list[api.Waiting]:
-        return self._call("GET", "/waiting", list[api.Waiting])
+        return list(self._transport.pages("/waiting", api.Waiting))
 
     def decide(self, device: str, *, is_approved: bool) -> api.Done:
-        return self._call("POST", f"/waiting/{device}/{'approve' if is_approved else 'reject'}", api.Done)
+        return self._transport.call(
+            "POST", at("/waiting/{}/{}", device, "approve" if is_approved else "reject"), api.Done
+        )
 
     def revoke(self, device: str, reason: str) -> api.Done:
-        return self._call("POST", f"/devices/{device}/revoke", api.Done, api.Reason(reason))
+        return self._transport.call("POST", at("/devices/{}/revoke", device), api.Done, api.Reason(reason))
 
     def decommission(self, device: str, reason: str) -> api.Done:
-        return self._call("POST", f"/devices/{device}/decommission", api.Done, api.Reason(reason))
+        return self._transport.call(
+            "POST", at("/devices/{}/decommission", device), api.Done, api.Reason(reason)
+        )
 
     def delete(self, device: str, reason: str) -> api.Done:
-        return self._call("POST", f"/devices/{device}/delete", api.Done, api.Reason(reason))
+        return self._transport.call("POST", at("/devices/{}/delete", device), api.Done, api.Reason(reason))
 
-    def label(self, device: str, labels: api.NewLabels) -> api.Done:
-        return self._call("POST", f"/devices/{device}/labels", api.Done, labels)
+    def label(self, device: str, labels: api.NewLabels, *, if_match: str = "") -> api.Done:
+        return self._transport.call(
+            "POST", at("/devices/{}/labels", device), api.Done, labels, if_match=if_match
+        )
 
     def replace(self, device: str, wanted: api.Replacement) -> EnrolmentFile:
-        return self._call("POST", f"/devices/{device}/replace", EnrolmentFile, wanted)
+        return self._transport.call("POST", at("/devices/{}/replace", device), EnrolmentFile, wanted)
 
     def retry_device(self, device: str) -> api.Retried:
-        return self._call("POST", f"/devices/{device}/retry", api.Retried)
+        return self._transport.call("POST", at("/devices/{}/retry", device), api.Retried)
 
     def retry(self, rollout_id: str, devices: tuple[str, ...] = ()) -> api.Retried:
-        return self._call("POST", f"/rollouts/{rollout_id}/retry", api.Retried, api.Retry(devices))
+        return self._transport.call(
+            "POST", at("/rollouts/{}/retry", rollout_id), api.Retried, api.Retry(devices)
+        )
 
     def assignments(self) -> list[api.AssignmentView]:
-        return self._call("GET", "/assignments", list[api.AssignmentView])
+        return list(self._transport.pages("/assignments", api.AssignmentView))
 
     def assign(self, wanted: api.NewAssignment) -> api.Assigned:
-        return self._call("POST", "/assignments", api.Assigned, wanted)
+        return self._transport.call("POST", "/assignments", api.Assigned, wanted)
 
     def unassign(self, assignment: str, reason: str) -> api.Changed:
-        return self._call("POST", f"/assignments/{assignment}/remove", api.Changed, api.Reason(reason))
+        return self._transport.call(
+            "POST", at("/assignments/{}/remove", assignment), api.Changed, api.Reason(reason)
+        )
 
     def add_deployment(self, device: str, deployment: str) -> api.Done:
-        return self._call("POST", f"/devices/{device}/deployments", api.Done, api.NewDeployment(deployment))
+        return self._transport.call(
+            "POST", at("/devices/{}/deployments", device), api.Done, api.NewDeployment(deployment)
+        )
 
-    def devices(self) -> list[api.DeviceView]:
-        """All of them, page by page."""
-        found: list[api.DeviceView] = []
-        path = "/devices"
-        while path:
-            response = self._send("GET", path, None)
-            found += self._read(response, "GET", path, list[api.DeviceView])
-            path = response.links.get("next", {}).get("url", "").removeprefix("/api/v1")
-        return found
+    def devices(self, where: str = "", sort: str = "") -> list[api.DeviceView]:
+        """All that a filter finds, in this order."""
+        return list(self.find(where, sort))
+
+    def find(self, where: str = "", sort: str = "", *, page: int = _PAGE) -> Iterator[api.DeviceView]:
+        """The same one by one; a page is asked for when the one before is used up."""
+        given = {"where": where, "sort": sort, "limit": str(page)}
+        query = urlencode({name: value for name, value in given.items() if value})
+        return self._transport.pages(f"/devices?{query}", api.DeviceView)
+
+    def count(self, where: str = "") -> int:
+        """How many devices a filter finds."""
+        query = urlencode({"where": where, "limit": 1, "count": "true"})
+        answer = self._transport.send("GET", f"/devices?{query}")
+        return int(answer.headers.get("X-Total-Count", "0"))
+
+    def names_after(self, name: str, most: int) -> list[str]:
+        """Of devices that come after this name, by name."""
+        path = f"/devices?{urlencode({'after': name, 'limit': most})}"
+        return [one.device for one in self._transport.call("GET", path, list[api.DeviceView])]
 
     def explain(self, device: str) -> api.Explanation:
-        return self._call("GET", f"/devices/{device}/explain", api.Explanation)
+        return self._transport.call("GET", at("/devices/{}/explain", device), api.Explanation)
 
     def releases(self) -> list[api.ReleaseView]:
-        return self._call("GET", "/releases", list[api.ReleaseView])
+        return list(self._transport.pages("/releases", api.ReleaseView))
 
     def bundle(self, name: str, version: str, profile: str) -> api.BundleView:
         """Raises: NotFoundError if it is not published."""
-        return self._call("GET", f"/bundles/{name}/{version}/{profile}", api.BundleView)
+        return self._transport.call("GET", at("/bundles/{}/{}/{}", name, version, profile), api.BundleView)
 
     def upload(self, path: Path, sha256: str, progress: Callable[[int], None]) -> None:
         """Send a bundle file; `progress` gets the number of bytes of each piece."""
@@ -147,147 +189,144 @@ class Client:
                     yield piece
                     progress(len(piece))
 
-        self._send("PUT", f"/uploads/{sha256}", content=pieces())
+        self._transport.send("PUT", at("/uploads/{}", sha256), pieces())
 
     def upload_bytes(self, data: bytes, sha256: str) -> None:
-        self._send("PUT", f"/uploads/{sha256}", content=data)
+        self._transport.send("PUT", at("/uploads/{}", sha256), data)
 
     def file(self, sha256: str, length: int) -> bytes:
         """A published bundle's file. Raises: FleetError if it is not just that."""
-        data = self._send("GET", f"/files/{sha256}", content=None).content
+        data = self._transport.send("GET", at("/files/{}", sha256)).content
         if len(data) != length or hashlib.sha256(data).hexdigest() != sha256:
             raise FleetError(f"the fleet sent another file than {sha256[:12]}…")
         return data
 
     def register(self, bundle: api.NewBundle) -> api.PublishAnswer:
-        return self._call("POST", "/bundles", api.PublishAnswer, bundle)
+        return self._transport.call("POST", "/bundles", api.PublishAnswer, bundle)
 
     def blocked(self) -> list[api.BlockedView]:
-        return self._call("GET", "/blocked", list[api.BlockedView])
+        return list(self._transport.pages("/blocked", api.BlockedView))
 
     def block(self, subject: str, reason: str) -> api.BlockAnswer:
-        return self._call("POST", "/blocked", api.BlockAnswer, api.Block(subject, reason))
+        return self._transport.call("POST", "/blocked", api.BlockAnswer, api.Block(subject, reason))
 
     def unblock(self, subject: str, reason: str) -> api.BlockAnswer:
-        return self._call(
-            "POST", f"/blocked/{quote(subject, safe='@')}/remove", api.BlockAnswer, api.Reason(reason)
+        return self._transport.call(
+            "POST", at("/blocked/{}/remove", subject), api.BlockAnswer, api.Reason(reason)
         )
 
     def start(self, rollout: api.NewRollout) -> api.RolloutAnswer:
-        return self._call("POST", "/rollouts", api.RolloutAnswer, rollout)
+        return self._transport.call("POST", "/rollouts", api.RolloutAnswer, rollout)
 
     def rollouts(self) -> list[api.RolloutView]:
-        return self._call("GET", "/rollouts", list[api.RolloutView])
+        return list(self._transport.pages("/rollouts", api.RolloutView))
 
     def rollout(self, rollout_id: str) -> api.RolloutView:
-        return self._call("GET", f"/rollouts/{rollout_id}", api.RolloutView)
+        return self._transport.call("GET", at("/rollouts/{}", rollout_id), api.RolloutView)
 
     def wanted(self, rollout_id: str) -> api.NewRollout:
         """What a rollout was started with."""
-        return self._call("GET", f"/rollouts/{rollout_id}/wanted", api.NewRollout)
+        return self._transport.call("GET", at("/rollouts/{}/wanted", rollout_id), api.NewRollout)
 
-    def turn(self, rollout_id: str, verb: str, how: api.Turn | None = None) -> api.RolloutView:
-        return self._call("POST", f"/rollouts/{rollout_id}/{verb}", api.RolloutView, how)
+    def rollout_history(self, rollout_id: str) -> list[ArmPoint]:
+        """Canary and control of its stages over time."""
+        return self._transport.call("GET", at("/rollouts/{}/history", rollout_id), list[ArmPoint])
+
+    def members(self, rollout_id: str, state: str = "") -> Iterator[api.MemberView]:
+        """All devices of a rollout by name, or those in a state; page by page."""
+        only = f"?{urlencode({'state': state})}" if state else ""
+        return self._transport.pages(at("/rollouts/{}/members", rollout_id) + only, api.MemberView)
+
+    def turn(
+        self, rollout_id: str, verb: str, how: api.Turn | None = None, *, if_match: str = ""
+    ) -> api.RolloutView:
+        """With `if_match`, the `tag` of a view, only if nobody decided anything since. Raises: ChangedMeanwhileError."""
+        path = at("/rollouts/{}/{}", rollout_id, verb)
+        return self._transport.call("POST", path, api.RolloutView, how, if_match=if_match)
 
     def start_experiment(self, experiment: api.NewExperiment) -> api.ExperimentView:
-        return self._call("POST", "/experiments", api.ExperimentView, experiment)
+        return self._transport.call("POST", "/experiments", api.ExperimentView, experiment)
 
     def experiments(self) -> list[api.ExperimentView]:
-        return self._call("GET", "/experiments", list[api.ExperimentView])
+        return list(self._transport.pages("/experiments", api.ExperimentView))
 
     def experiment(self, experiment: str) -> api.ExperimentView:
-        return self._call("GET", f"/experiments/{quote(experiment)}", api.ExperimentView)
+        return self._transport.call("GET", at("/experiments/{}", experiment), api.ExperimentView)
 
     def end_experiment(self, experiment: str, adopt: str = "") -> api.ExperimentView:
-        how = f"adopt/{adopt}" if adopt else "stop"
-        return self._call("POST", f"/experiments/{quote(experiment)}/{how}", api.ExperimentView)
+        path = (
+            at("/experiments/{}/adopt/{}", experiment, adopt)
+            if adopt
+            else at("/experiments/{}/stop", experiment)
+        )
+        return self._transport.call("POST", path, api.ExperimentView)
 
     def whoami(self) -> api.Whoami:
-        return self._call("GET", "/whoami", api.Whoami)
+        return self._transport.call("GET", "/whoami", api.Whoami)
 
     def tokens(self) -> list[api.TokenView]:
-        return self._call("GET", "/tokens", list[api.TokenView])
+        return list(self._transport.pages("/tokens", api.TokenView))
 
     def add_token(self, new: api.NewToken) -> api.MadeToken:
-        return self._call("POST", "/tokens", api.MadeToken, new)
+        return self._transport.call("POST", "/tokens", api.MadeToken, new)
 
     def revoke_token(self, name: str) -> api.Changed:
-        return self._call("POST", f"/tokens/{name}/revoke", api.Changed)
+        return self._transport.call("POST", at("/tokens/{}/revoke", name), api.Changed)
 
     def users(self) -> list[api.UserView]:
-        return self._call("GET", "/users", list[api.UserView])
+        return list(self._transport.pages("/users", api.UserView))
 
     def add_user(self, new: api.NewUser) -> api.Changed:
-        return self._call("POST", "/users", api.Changed, new)
+        return self._transport.call("POST", "/users", api.Changed, new)
 
-    def change_user(self, name: str, change: api.UserChange) -> api.Changed:
-        return self._call("POST", f"/users/{name}", api.Changed, change)
+    def change_user(self, name: str, change: api.UserChange, *, if_match: str = "") -> api.Changed:
+        return self._transport.call("POST", at("/users/{}", name), api.Changed, change, if_match=if_match)
 
     def remove_user(self, name: str) -> api.Changed:
-        return self._call("POST", f"/users/{name}/remove", api.Changed)
+        return self._transport.call("POST", at("/users/{}/remove", name), api.Changed)
 
     def set_password(self, name: str, new: api.NewPassword) -> api.Changed:
-        return self._call("POST", f"/users/{name}/password", api.Changed, new)
+        return self._transport.call("POST", at("/users/{}/password", name), api.Changed, new)
 
     def set_blocked(self, name: str, reason: str, *, is_blocked: bool) -> api.Changed:
         verb = "block" if is_blocked else "unblock"
-        return self._call("POST", f"/users/{name}/{verb}", api.Changed, api.Reason(reason))
+        return self._transport.call("POST", at("/users/{}/{}", name, verb), api.Changed, api.Reason(reason))
 
     def begin_terminal(self, new: NewTerminal) -> MadeTerminal:
-        return self._call("POST", "/session/terminal", MadeTerminal, new)
+        return self._transport.call("POST", "/session/terminal", MadeTerminal, new)
 
     def end_terminal(self) -> api.Changed:
-        return self._call("POST", "/session/end", api.Changed)
+        return self._transport.call("POST", "/session/end", api.Changed)
 
     def audit(self, after: int | None, limit: int) -> list[Entry]:
         """Entries above `after`, in order; with None the newest, the newest first."""
         start = "" if after is None else f"&after={after}"
-        return self._call("GET", f"/audit?limit={limit}{start}", list[Entry])
+        return self._transport.call("GET", f"/audit?limit={limit}{start}", list[Entry])
 
     def audit_heads(self) -> list[str]:
-        return self._call("GET", "/audit/heads", list[str])
+        return self._transport.call("GET", "/audit/heads", list[str])
 
     def audit_verdict(self) -> api.AuditVerdict:
-        return self._call("GET", "/audit/verdict", api.AuditVerdict)
+        return self._transport.call("GET", "/audit/verdict", api.AuditVerdict)
 
-    def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
-        content = msgspec.json.encode(body) if body is not None else None
-        return self._read(self._send(method, path, content=content), method, path, kind)
+    def alerts(self, *, ended: bool = False) -> list[api.AlertView]:
+        """Those that stand, or the newest that ended."""
+        path = f"/alerts?ended={'true' if ended else 'false'}"
+        return list(self._transport.pages(path, api.AlertView))
 
-    def _read(self, response: httpx.Response, method: str, path: str, kind: type[T]) -> T:
-        try:
-            return msgspec.json.decode(response.content, type=kind)
-        except msgspec.DecodeError as error:
-            raise FleetError(
-                f"{self._access.url} answered {method} {path} with something this client does not understand ({error}); "
-                "are both the same version of EdgeKit?"
-            ) from error
+    def acknowledge(self, alert: str, reason: str = "") -> api.Changed:
+        return self._transport.call(
+            "POST", at("/alerts/{}/acknowledge", alert), api.Changed, api.Reason(reason)
+        )
 
-    def _send(self, method: str, path: str, content: bytes | Iterator[bytes] | None) -> httpx.Response:
-        try:
-            response = self._http.request(method, path, content=content)
-        except httpx.HTTPError as error:
-            raise FleetError(
-                f"the fleet at {self._access.url} cannot be reached ({error}); is 'edgekit fleet up' running?"
-            ) from error
-        if response.is_success:
-            return response
-        raise _error_of(response)
+    def targets(self) -> list[api.TargetView]:
+        return list(self._transport.pages("/alert-targets", api.TargetView))
 
+    def add_target(self, new: api.NewTarget) -> api.Changed:
+        return self._transport.call("POST", "/alert-targets", api.Changed, new)
 
-def _pinned(access: Access) -> ssl.SSLContext:
-    """TLS that believes the fleet's own authority only. Raises: UsageError."""
-    try:
-        made = ssl.create_default_context(cadata=access.ca)
-    except ssl.SSLError as error:
-        raise UsageError(f"the fleet's 'ca' cannot be read ({error}); copy client.toml again") from error
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
-    return made
+    def remove_target(self, name: str) -> api.Changed:
+        return self._transport.call("POST", at("/alert-targets/{}/remove", name), api.Changed)
 
-
-def _error_of(response: httpx.Response) -> EdgeKitError:
-    try:
-        found = msgspec.json.decode(response.content, type=api.ErrorAnswer).error
-    except msgspec.DecodeError:
-        return FleetError(f"the fleet answered {response.status_code} {response.reason_phrase}")
-    return _BY_CODE.get(found.code, FleetError)(found.message)
+    def try_target(self, name: str) -> api.TargetTried:
+        return self._transport.call("POST", at("/alert-targets/{}/test", name), api.TargetTried)

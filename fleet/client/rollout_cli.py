@@ -1,6 +1,7 @@
 """`edgekit fleet rollout …`."""
 
-import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,10 @@ from rich.console import Console
 from rich.live import Live
 
 from fleet import api
-from fleet.client import render, rollout_file
-from fleet.client.options import connected, with_fleet
-from fleet.client.rest import Client
-
-# `watch` ends here; only the first is a success.
-_ENDS = ("completed", "rolled_back", "aborted", "paused")
-_LOOK_S = 0.5
+from fleet.client import render, rollout_file, views, watch_views, watching
+from fleet.client.complete import completes
+from fleet.client.options import connected, examples, with_fleet
+from fleet.client.watching import Look
 
 START_EPILOG = """\b
 Gates:
@@ -38,14 +36,33 @@ Examples:
   edgekit fleet rollout start --file nightly.toml --per-site 2 --window '22:00-05:00' --rate 60/min
 """
 
+WATCH_EPILOG = """\b
+Exit codes:
+  0    it completed
+  5    it was rolled back, aborted or paused, or --timeout is over, or the fleet refused
+  130  you stopped watching; the rollout goes on
 
-@click.group()
+\b
+Examples:
+  edgekit fleet rollout watch r3
+  edgekit fleet rollout watch r3 --timeout 3600 && echo done
+  edgekit fleet rollout watch r3 --json | jq .counts
+"""
+_one = click.argument("rollout_id", metavar="ID", shell_complete=completes("rollout"))
+
+
+@click.group(
+    epilog=examples(
+        "edgekit fleet rollout start digits@1.1.0 --to site=lab --stages 1%,10%,100% --gate 'error_rate < 1%'",
+        "edgekit fleet rollout watch r3",
+    )
+)
 def rollout() -> None:
     """Move devices to a release in stages."""
 
 
 @rollout.command(epilog=START_EPILOG)
-@click.argument("release", metavar="[NAME@VERSION]", required=False)
+@click.argument("release", metavar="[NAME@VERSION]", required=False, shell_complete=completes("release"))
 @click.option(
     "--file",
     "path",
@@ -87,12 +104,12 @@ def start(path: Path | None, place: str | None, *, as_json: bool, **given: Any) 
     if as_json:
         render.show_json(answer)
         return
-    render.show(render.plan(answer.plan))
+    render.show(views.plan(answer.plan))
     if answer.rollout is None:
-        click.echo("dry run: nothing was started")
+        render.say("dry run: nothing was started")
         return
     began = "queued" if answer.rollout.status == "queued" else "started"
-    click.echo(
+    render.say(
         f"{began} {answer.rollout.id}; follow it with: edgekit fleet rollout watch {answer.rollout.id}"
     )
 
@@ -108,8 +125,8 @@ def _wanted(path: Path | None, given: dict[str, Any]) -> api.NewRollout:
     return api.NewRollout(**options)
 
 
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
+@rollout.command(epilog=examples("edgekit fleet rollout show r3 --toml > again.toml"))
+@_one
 @click.option("--toml", "as_toml", is_flag=True, help="As the file that starts another one like it.")
 @with_fleet
 def show(*, rollout_id: str, as_toml: bool, place: str | None, as_json: bool) -> None:
@@ -122,7 +139,7 @@ def show(*, rollout_id: str, as_toml: bool, place: str | None, as_json: bool) ->
         click.echo(rollout_file.write(found), nl=False)
 
 
-@rollout.command("list")
+@rollout.command("list", epilog=examples("edgekit fleet rollout list"))
 @with_fleet
 def listing(*, place: str | None, as_json: bool) -> None:
     """List rollouts, newest first."""
@@ -131,13 +148,13 @@ def listing(*, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
     elif found:
-        render.show(render.rollouts(found))
+        render.show(views.rollouts(found))
     else:
-        click.echo("no rollouts yet")
+        render.say("no rollouts yet")
 
 
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
+@rollout.command(epilog=examples("edgekit fleet rollout status r3"))
+@_one
 @with_fleet
 def status(*, rollout_id: str, place: str | None, as_json: bool) -> None:
     """Show one rollout: stage, gates, devices."""
@@ -146,62 +163,52 @@ def status(*, rollout_id: str, place: str | None, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
     else:
-        render.show(render.rollout(found, most=1000))
+        render.show(views.rollout(found, most=1000))
 
 
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
+@rollout.command(epilog=WATCH_EPILOG)
+@_one
 @click.option(
     "--timeout", type=float, default=None, help="Stop watching after so many seconds (exit code 5)."
 )
 @with_fleet
 def watch(*, rollout_id: str, timeout: float | None, place: str | None, as_json: bool) -> None:
-    """Follow a rollout until it ends or pauses; exit code 0 only if it completed, else 5."""
-    deadline = time.monotonic() + timeout if timeout is not None else None
+    """Follow a rollout until it ends or pauses: its track, what it waits for, canary against control.
+
+    Where standard output is no terminal: a line whenever something changes; with --json a JSON line.
+    """
     with connected(place) as client:
-        found = (
-            _watch_live(client, rollout_id, deadline)
-            if _is_live(as_json)
-            else _watch_lines(client, rollout_id, deadline, as_json=as_json)
+        looks = watching.looks(client, rollout_id, timeout)
+        last = (
+            _watch_live(looks)
+            if not as_json and Console().is_terminal
+            else _watch_lines(looks, as_json=as_json)
         )
-    if found.status != "completed":
+    if last.rollout.status != "completed":
         raise click.exceptions.Exit(5)
 
 
-def _is_live(as_json: bool) -> bool:
-    return not as_json and Console().is_terminal
+def _watch_live(looks: Iterator[Look]) -> Look:
+    look = next(looks)
+    with Live(watch_views.screen(look, datetime.now(UTC)), refresh_per_second=4) as live:
+        for look in looks:
+            live.update(watch_views.screen(look, datetime.now(UTC)))
+    return look
 
 
-def _watch_live(client: Client, rollout_id: str, deadline: float | None) -> api.RolloutView:
-    found = client.rollout(rollout_id)
-    with Live(render.rollout(found), refresh_per_second=4) as live:
-        while found.status not in _ENDS and not _is_past(deadline):
-            time.sleep(_LOOK_S)
-            found = client.rollout(rollout_id)
-            live.update(render.rollout(found))
-    return found
-
-
-def _watch_lines(
-    client: Client, rollout_id: str, deadline: float | None, *, as_json: bool
-) -> api.RolloutView:
+def _watch_lines(looks: Iterator[Look], *, as_json: bool) -> Look:
     last = ""
-    while True:
-        found = client.rollout(rollout_id)
-        line = render.line(found)
-        if line != last:
-            last = line
-            if as_json:
-                render.show_json_line(found)
-            else:
-                click.echo(line)
-        if found.status in _ENDS or _is_past(deadline):
-            return found
-        time.sleep(_LOOK_S)
-
-
-def _is_past(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() >= deadline
+    for look in looks:
+        now = datetime.now(UTC)
+        new = watch_views.substance(look, now)
+        if new == last:
+            continue
+        last = new
+        if not as_json:
+            render.say(watch_views.line(look, now))
+        elif look.away_since is None:
+            render.show_json_line(look.rollout)
+    return look
 
 
 def _turn(
@@ -212,19 +219,21 @@ def _turn(
     if as_json:
         render.show_json(found)
     else:
-        click.echo(render.line(found))
+        render.say(views.line(found))
 
 
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
+@rollout.command(epilog=examples("edgekit fleet rollout pause r3"))
+@_one
 @with_fleet
 def pause(*, rollout_id: str, place: str | None, as_json: bool) -> None:
     """No new orders; devices that are moving finish, and are judged."""
     _turn(rollout_id, "pause", place, as_json=as_json)
 
 
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
+@rollout.command(
+    epilog=examples("edgekit fleet rollout resume r3", "edgekit fleet rollout resume r3 --finish-by 1d")
+)
+@_one
 @click.option(
     "--finish-by", default="", help="The time that it has from now on; needed once its time is over."
 )
@@ -234,16 +243,16 @@ def resume(*, rollout_id: str, finish_by: str, place: str | None, as_json: bool)
     _turn(rollout_id, "resume", place, api.Turn(finish_by=finish_by), as_json=as_json)
 
 
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
+@rollout.command(epilog=examples("edgekit fleet rollout approve r3"))
+@_one
 @with_fleet
 def approve(*, rollout_id: str, place: str | None, as_json: bool) -> None:
     """Let the stage begin that waits for approval."""
     _turn(rollout_id, "approve", place, as_json=as_json)
 
 
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
+@rollout.command(epilog=examples("edgekit fleet rollout hold r3 --profile raspberry-pi-5"))
+@_one
 @click.option("--profile", required=True, help="Of the release's bundles, as the plan shows them.")
 @with_fleet
 def hold(*, rollout_id: str, profile: str, place: str | None, as_json: bool) -> None:
@@ -251,8 +260,8 @@ def hold(*, rollout_id: str, profile: str, place: str | None, as_json: bool) -> 
     _turn(rollout_id, "hold", place, api.Turn(profile), as_json=as_json)
 
 
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
+@rollout.command(epilog=examples("edgekit fleet rollout release r3 --profile raspberry-pi-5"))
+@_one
 @click.option("--profile", required=True, help="One that is held.")
 @with_fleet
 def release(*, rollout_id: str, profile: str, place: str | None, as_json: bool) -> None:
@@ -260,9 +269,11 @@ def release(*, rollout_id: str, profile: str, place: str | None, as_json: bool) 
     _turn(rollout_id, "release", place, api.Turn(profile), as_json=as_json)
 
 
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
-@click.argument("devices", nargs=-1)
+@rollout.command(
+    epilog=examples("edgekit fleet rollout retry r3", "edgekit fleet rollout retry r3 roof-1 roof-2")
+)
+@_one
+@click.argument("devices", nargs=-1, shell_complete=completes("device"))
 @with_fleet
 def retry(*, rollout_id: str, devices: tuple[str, ...], place: str | None, as_json: bool) -> None:
     """Tell failed DEVICES (all that failed, unless named) to try again; their failures count no more."""
@@ -271,19 +282,19 @@ def retry(*, rollout_id: str, devices: tuple[str, ...], place: str | None, as_js
     if as_json:
         render.show_json(done)
     else:
-        click.echo(f"{rollout_id}: {', '.join(done.devices)} try again")
+        render.say(f"{rollout_id}: {', '.join(done.devices)} try again")
 
 
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
+@rollout.command(epilog=examples("edgekit fleet rollout abort r3"))
+@_one
 @with_fleet
 def abort(*, rollout_id: str, place: str | None, as_json: bool) -> None:
     """Order devices back that have not committed; those that have stay."""
     _turn(rollout_id, "abort", place, as_json=as_json)
 
 
-@rollout.command()
-@click.argument("rollout_id", metavar="ID")
+@rollout.command(epilog=examples("edgekit fleet rollout rollback r3"))
+@_one
 @with_fleet
 def rollback(*, rollout_id: str, place: str | None, as_json: bool) -> None:
     """Order all devices back, each to what it ran before; those that came since, to what is assigned then."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgekit import safe
 from edgekit.errors import UsageError
 from fleet import api
 
@@ -49,5 +50,5 @@ def _value(value: object) -> str:
         return str(value)
     if isinstance(value, tuple):
         return "[" + ", ".join(_value(item) for item in value) + "]"
-    # A JSON string is a TOML one, but for DEL, which TOML wants escaped too.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    # A JSON string is a TOML one, but for DEL, which TOML wants escaped too; and it is shown on terminals.
+    return safe.toml(json.dumps(value, ensure_ascii=False))

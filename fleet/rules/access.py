@@ -83,6 +83,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/whoami"): _VIEW_SHARED,
     ("GET", "/api/v1/status"): _VIEW,
     ("GET", "/api/v1/keys"): _VIEW_SHARED,
+    ("GET", "/api/v1/events"): _VIEW,
     ("GET", "/api/v1/devices"): _VIEW,
     ("GET", "/api/v1/devices/{device}/explain"): _VIEW,
     ("GET", "/api/v1/releases"): _VIEW_SHARED,
@@ -91,7 +92,13 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/metadata"): _VIEW_SHARED,
     ("GET", "/api/v1/rollouts"): _VIEW,
     ("GET", "/api/v1/rollouts/{rollout_id}"): _VIEW,
+    ("GET", "/api/v1/rollouts/{rollout_id}/members"): _VIEW,
     ("GET", "/api/v1/rollouts/{rollout_id}/wanted"): _VIEW,
+    ("GET", "/api/v1/rollouts/{rollout_id}/history"): _VIEW,
+    ("GET", "/api/v1/devices/{device}/history"): _VIEW,
+    ("GET", "/api/v1/releases/{name}/{version}/history"): _VIEW_FLEET,
+    ("GET", "/api/v1/alerts"): _VIEW_FLEET,
+    ("GET", "/metrics"): _VIEW_FLEET,
     # Devices and rollouts.
     ("POST", "/api/v1/devices"): _OPERATE,
     ("POST", "/api/v1/batches"): _OPERATE,
@@ -122,6 +129,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/blocked"): _VIEW_SHARED,
     ("POST", "/api/v1/blocked"): _OPERATE_FLEET,
     ("POST", "/api/v1/blocked/{subject}/remove"): _OPERATE_FLEET,
+    ("POST", "/api/v1/alerts/{alert}/acknowledge"): _OPERATE_FLEET,
     # Releases.
     ("PUT", "/api/v1/uploads/{sha256}"): _PUBLISH,
     ("GET", "/api/v1/files/{sha256}"): _PUBLISH,
@@ -143,6 +151,11 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/audit"): _ADMIN,
     ("GET", "/api/v1/audit/heads"): _ADMIN,
     ("GET", "/api/v1/audit/verdict"): _ADMIN,
+    # Whom alerts are told.
+    ("GET", "/api/v1/alert-targets"): _VIEW_FLEET,
+    ("POST", "/api/v1/alert-targets"): _ADMIN,
+    ("POST", "/api/v1/alert-targets/{target}/remove"): _ADMIN,
+    ("POST", "/api/v1/alert-targets/{target}/test"): _ADMIN,
     # The page.
     ("GET", "/"): _VIEW,
     ("GET", "/search"): _VIEW,

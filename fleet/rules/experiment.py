@@ -38,7 +38,7 @@ GRACE_S = 1800.0
 # How far the arms' sizes may be off by something that is worth finding: five points.
 _RATIO_PRIOR = 100.0
 _REACH_SDS = 4.0
-_SPLIT = re.compile(r"^(\d{1,2})\s*/\s*(\d{1,2})$")
+_SPLIT = re.compile(r"^([0-9]{1,2})\s*/\s*([0-9]{1,2})$")
 _GOAL = re.compile(r"^(?:(max|min)\s+)?(metric:[A-Za-z0-9_.-]{1,64}|error_rate|latency_mean)$")
 
 

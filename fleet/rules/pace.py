@@ -21,7 +21,7 @@ from itertools import islice
 
 import msgspec
 
-from edgekit.errors import UsageError
+from edgekit.errors import NotPossibleError, UsageError
 from fleet.rules import windows
 from fleet.rules.members import SETTLED, Member
 from fleet.rules.text import show_duration
@@ -31,8 +31,8 @@ SITE, ZONE = "site", "tz"
 UTC = "UTC"
 _PIECES = 12
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
-_RATE = re.compile(r"^(\d+)\s*(?:/\s*(s|min|h|d))?$")
-_BYTES = re.compile(r"^(\d+(?:\.\d+)?)\s*(kB|MB|GB|kbit|Mbit|Gbit)(?:/s)?$")
+_RATE = re.compile(r"^([1-9][0-9]{0,8})\s*(?:/\s*(s|min|h|d))?$")
+_BYTES = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(kB|MB|GB|kbit|Mbit|Gbit)(?:/s)?$")
 _BYTES_S = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "kbit": 125.0, "Mbit": 125e3, "Gbit": 125e6}
 
 
@@ -74,7 +74,7 @@ class Pace(msgspec.Struct, frozen=True):
 def parse_rate(text: str) -> Rate:
     """`60/min`, `600/h`, `5/s`; a bare number is per minute. Raises: UsageError."""
     match = _RATE.match(text.strip())
-    if match is None or not int(match.group(1)):
+    if match is None:
         raise UsageError(f"rate: {text!r} is none; write orders per time, e.g. 60/min, 600/h or 5/s")
     unit = match.group(2) or "min"
     times = 60 if unit == "s" else 1
@@ -82,10 +82,12 @@ def parse_rate(text: str) -> Rate:
 
 
 def parse_bandwidth(text: str) -> float:
-    """Bytes a second of `2MB/s` or `10Mbit/s`. Raises: UsageError."""
+    """Bytes a second of `2MB/s` or `10Mbit/s`. Raises: UsageError, NotPossibleError."""
     match = _BYTES.match(text.strip())
-    if match is None or not float(match.group(1)):
+    if match is None:
         raise UsageError(f"bandwidth: {text!r} is none; write e.g. 2MB/s or 10Mbit/s")
+    if not float(match.group(1)):
+        raise NotPossibleError(f"bandwidth: with {text} nothing would ever be fetched")
     return float(match.group(1)) * _BYTES_S[match.group(2)]
 
 

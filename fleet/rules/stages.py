@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from edgekit.errors import UsageError
+from edgekit.errors import NotPossibleError, UsageError
 from fleet.rules.text import show_percent
 
 # Above every hash.
@@ -23,8 +23,8 @@ EVERYONE = "g"
 DEFAULT_HOLDBACK = 10
 DEFAULT_HOLDBACK_SHARE = 0.02
 FIRST_STAGE = 24
-_SHARE = re.compile(r"^(\d+(?:\.\d+)?)\s*%$")
-_COUNT = re.compile(r"^\d+$")
+_SHARE = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*%$")
+_COUNT = re.compile(r"^[0-9]{1,9}$")
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -69,8 +69,10 @@ def with_approvals(cut: tuple[Stage, ...], text: str) -> tuple[Stage, ...]:
     if words == ["all"]:
         return tuple(msgspec.structs.replace(stage, needs_approval=True) for stage in cut)
     for word in words:
-        if not word.isdigit() or not 1 <= int(word) <= len(cut):
-            raise UsageError(f"approve: {word!r} is no stage; write numbers from 1 to {len(cut)}, or all")
+        if not (word.isascii() and word.isdigit()) or not 1 <= int(word) <= len(cut):
+            raise NotPossibleError(
+                f"approve: {word!r} is no stage; write numbers from 1 to {len(cut)}, or all"
+            )
     chosen = {int(word) - 1 for word in words}
     return tuple(
         msgspec.structs.replace(stage, needs_approval=True) if number in chosen else stage
@@ -122,7 +124,7 @@ def parse_holdback(text: str, eligible: int) -> int:
     else:
         raise UsageError(f"holdback: {text!r} is neither a count like 10 nor a share like 2%")
     if count and count >= eligible:
-        raise UsageError(f"holdback: {text} of {eligible} eligible devices leaves none to move")
+        raise NotPossibleError(f"holdback: {text} of {eligible} eligible devices leaves none to move")
     return count
 
 

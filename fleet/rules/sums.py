@@ -16,6 +16,7 @@ import msgspec
 from edgekit.sketch import merge
 from edgekit.wire.messages import MAX_METRICS, DeploymentWindow, Moments
 from fleet.rules.evidence import COLD_WINDOWS, SILENT_AT_LEAST_S, SILENT_WINDOWS, USUAL_WINDOW_S, Sums
+from fleet.rules.history import Minute
 
 BLOCK = 60
 # What the clock of a device that is in order may be ahead of the fleet's.
@@ -43,12 +44,13 @@ class Recent(msgspec.Struct, frozen=True, gc=False):
 
 class Side(msgspec.Struct, frozen=True, gc=False):
     """What a device did in a stage on one bundle: `seen` windows in all, the first ones cold; `since` when the first
-    that counts began.
+    that counts began; `minute` is for the history.
     """
 
     seen: int = 0
     since: float | None = None
     sums: Sums = Sums()
+    minute: Minute = Minute()
 
     def grown(self, window: DeploymentWindow, began: float, cold_for_latency: int) -> "Side":
         seen = self.seen + 1
@@ -58,6 +60,7 @@ class Side(msgspec.Struct, frozen=True, gc=False):
             seen,
             began if self.since is None else self.since,
             added(self.sums, sums_of(window, is_warm=seen > cold_for_latency)),
+            self.minute,
         )
 
 

@@ -4,9 +4,11 @@ import re
 from dataclasses import dataclass
 from typing import Never
 
-from edgekit.errors import UsageError
+from edgekit.errors import NotPossibleError, UsageError
 
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d|w)$")
+_DURATION = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d|w)$")
+# What any clock can still be set forward by.
+MOST_S = 3660 * 86_400.0
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
@@ -40,11 +42,14 @@ def tokenize(what: str, text: str, pattern: re.Pattern[str]) -> list[Token]:
 
 
 def duration(text: str, what: str) -> float:
-    """Seconds of `30m`, `6s`, `2d`. Raises: UsageError."""
-    match = _DURATION.match(text.strip())
+    """Seconds of `30m`, `6s`, `2d`. Raises: UsageError; NotPossibleError for more than ten years."""
+    match = _DURATION.fullmatch(text)
     if match is None:
         raise UsageError(f"{what}: {text!r} is no duration; write a number and ms, s, m, h, d or w, e.g. 30m")
-    return float(match.group(1)) * _SECONDS[match.group(2)]
+    found = float(match.group(1)) * _SECONDS[match.group(2)]
+    if found > MOST_S:
+        raise NotPossibleError(f"{what}: {text} is longer than ten years")
+    return found
 
 
 def show_duration(seconds: float) -> str:

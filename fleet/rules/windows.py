@@ -18,7 +18,7 @@ from edgekit.errors import UsageError
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 ALWAYS_S = 7 * 86_400.0
-_SPAN = re.compile(r"^(\d\d):(\d\d)-(\d\d):(\d\d)$")
+_SPAN = re.compile(r"^([0-9]{2}):([0-9]{2})-([0-9]{2}):([0-9]{2})$")
 _DAY_MINUTES = 24 * 60
 
 

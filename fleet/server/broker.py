@@ -189,3 +189,21 @@ max_payload_size = {payload}
 max_inflight_count = 100
 dynamic_filters = true
 """
+
+
+class KeptUp:
+    """Starts a broker of ours again if it died; the link reconnects by itself, and orders are published again."""
+
+    def __init__(self, broker: Broker | None) -> None:
+        self._broker = broker
+        self._not_before = 0.0
+
+    def __call__(self) -> None:
+        if self._broker is None or self._broker.is_running or time.monotonic() < self._not_before:
+            return
+        self._not_before = time.monotonic() + 5
+        log.warning("the broker on %s died; starting it again", self._broker.address)
+        try:
+            self._broker.start()
+        except FleetError as error:
+            log.error("%s", error)  # noqa: TRY400  # the message says it all; it is tried again in 5 s

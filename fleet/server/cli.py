@@ -1,7 +1,9 @@
 """`edgekit fleet init|up|broker-config`: the commands of the machine that the service runs on."""
 
+import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,14 @@ Examples:
   edgekit fleet worker --state /srv/fleet --database postgresql+psycopg://edgekit@db.example/fleet
 """
 
+BROKER_EPILOG = """\b
+Examples:
+  edgekit fleet broker-config mosquitto --state /srv/fleet --out mosquitto
+  edgekit fleet broker-config mosquitto --state /srv/fleet --out mosquitto --refresh
+"""
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Answer as JSON on stdout.")
+
 
 @click.command(epilog=INIT_EPILOG)
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -59,9 +69,11 @@ Examples:
     "--no-publisher", is_flag=True, help="Make no publisher's keys here: 'edgekit keys init' does elsewhere."
 )
 @click.option("--inside-repository", is_flag=True, help="Make it inside a git work tree all the same.")
+@_as_json
 def init(
     *,
     folder: Path,
+    as_json: bool,
     inside_repository: bool,
     no_publisher: bool,
     keys_passphrase_file: Path | None,
@@ -106,6 +118,10 @@ def init(
         time.time(),
         publisher=publisher,
     )
+    if as_json:
+        told = {"folder": str(folder), "fleet": made.fleet, "has_publisher": publisher is not None}
+        click.echo(json.dumps(told))
+        return
     where = "the database " if given["database"] else "fleet.db, "
     click.echo(f"{folder}: the home of {made.fleet}")
     click.echo(
@@ -235,7 +251,7 @@ def _announce(console: Console, found: service.Announcement) -> None:
     console.print("ready; Ctrl-C stops")
 
 
-@click.command("broker-config")
+@click.command("broker-config", epilog=BROKER_EPILOG)
 @click.argument("kind", type=click.Choice([MOSQUITTO]))
 @click.option(
     "--state", type=click.Path(path_type=Path), required=True, help="The fleet's home ('edgekit fleet init')."
@@ -265,9 +281,11 @@ def _announce(console: Console, found: service.Announcement) -> None:
     default=None,
     help=f"Passphrase of the CA's key, or the PIN of its token; or set {home.PASSPHRASE}.",
 )
+@_as_json
 def broker_config(
     *,
     kind: str,
+    as_json: bool,
     state: Path,
     out: Path,
     at: str,
@@ -288,6 +306,7 @@ def broker_config(
     )
     source = broker_folder.Source(keys, authority, config.fleet, places)
     place = Path(at) if at else out.absolute()
+    changed: Sequence[str] = ()
     try:
         if refresh:
             changed = broker_folder.refresh(out, source, time.time())
@@ -295,6 +314,9 @@ def broker_config(
             broker_folder.write(out, source, hosts=hosts, at=place, now=time.time())
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror})") from error
+    if as_json:
+        click.echo(json.dumps({"folder": str(out), "changed": list(changed)}))
+        return
     if refresh:
         what = f"{', '.join(changed)} changed; the broker reads them anew after a SIGHUP"
         click.echo(f"{out}: {what if changed else 'nothing was due'}")

@@ -14,19 +14,24 @@ import time
 from collections.abc import Callable
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from edgekit.wire import topics
 from fleet.rules.evidence import StageEvidence
+from fleet.rules.retention import DEFAULT, Retention
 from fleet.rules.rollout import RETURNING, Command, Due, Heard, Left, Status, Tick
 from fleet.server import changes, joining, parting, queue, trials
+from fleet.server.alarms import LOOK_S, Alarms
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
+from fleet.server.draining import drain
 from fleet.server.link import Link
 from fleet.server.lock import Lock, LostError
 from fleet.server.placing import Placer
+from fleet.server.pruning import Pruning
+from fleet.server.rhythm import Rhythm
 from fleet.server.store import (
     devices,
+    events,
     experiments,
     groups,
     known,
@@ -34,7 +39,6 @@ from fleet.server.store import (
     orders,
     rollouts,
     settings,
-    telemetry,
     workers,
 )
 from fleet.server.store.blocked import BlockedError
@@ -55,7 +59,9 @@ FOLLOW_S = 1.0
 CHUNKS_AT_ONCE = 10
 _KEEP_TIME_S = 5.0
 _RENEW_S = 60.0
-_PRUNE_S = 600.0
+
+# What a database says that is away, locked or full.
+_AWAY = (OperationalError, InterfaceError)
 
 News = set[str] | None
 
@@ -75,8 +81,13 @@ class Controller:
         on_lead: Callable[[], None] = lambda: None,
         on_lose: Callable[[], None] = lambda: None,
         has_workers: bool = False,
+        retention: Retention = DEFAULT,
+        alarms: Alarms | None = None,
+        took: Callable[[float], object] = lambda _seconds: None,
     ) -> None:
-        """With `has_workers` others take the reports in: the fleet hears its devices while one of them does."""
+        """With `has_workers` others take the reports in: the fleet hears its devices while one of them does. `took` is
+        told how long each tick took.
+        """
         self._database = database
         self._issuer = issuer
         self._link = link
@@ -85,8 +96,12 @@ class Controller:
         self._chores = chores
         self._on_lead, self._on_lose = on_lead, on_lose
         self._has_workers = has_workers
+        self._alarms, self._took = alarms, took
+        # Since when (steady) the database refuses what the controller would change.
+        self.failing_since: float | None = None
         self._hears_since: float | None = None
         self._lock = Lock(database)
+        self._pruning = Pruning(self._lock, retention)
         self._is_leading = False
         self._told = ""
         self._stopping = False
@@ -96,7 +111,7 @@ class Controller:
         self._placer = Placer()
         # The rollouts, under way and queued, for which no queued one could begin.
         self._waited: object = None
-        self._last: dict[str, float] = {}
+        self._rhythm = Rhythm()
 
     @property
     def is_leading(self) -> bool:
@@ -128,6 +143,7 @@ class Controller:
             return True
         try:
             if not self._lock.take():
+                self.failing_since = None
                 return False
             with self._lock.begin() as connection:
                 self._clock.resume(connection)
@@ -137,8 +153,11 @@ class Controller:
                 f"the database does not answer: {str(error).strip().partition(chr(10))[0]}; trying again"
             )
             self._lock.release()
+            self._fails()
             return False
-        self._watched, self._placer, self._waited, self._last = {}, Placer(), None, {}
+        self._watched, self._placer, self._waited, self._rhythm = {}, Placer(), None, Rhythm()
+        if self._alarms is not None:
+            self._alarms.begin_anew()
         self._is_leading = True
         self._told = ""
         log.info("this service is the controller of %s", self._database.shown_url)
@@ -162,15 +181,25 @@ class Controller:
             try:
                 self._chores()
                 if self.follow():
+                    began = time.monotonic()
                     self.tick(self._clock.now())
+                    self.failing_since = None
+                    self._took(time.monotonic() - began)
             except LostError:
+                self._fails()
                 self._lose()
             except Exception as error:
                 self._watched, self._waited = {}, None
+                if isinstance(error, _AWAY):
+                    self._fails()
                 # The same failure again and again is one line, not a traceback a second.
                 if self._tell(f"a controller tick failed ({error}); going on with the next"):
                     log.exception("its traceback")
             self._woken.wait(self._tick_s if self._is_leading else FOLLOW_S)
+
+    def _fails(self) -> None:
+        if self.failing_since is None:
+            self.failing_since = self._clock.now().steady
 
     def _lose(self) -> None:
         self._is_leading = False
@@ -189,11 +218,13 @@ class Controller:
         """One round: rollouts, assignments, orders. Raises: LostError if this service is not the controller any more."""
         with self._lock.begin() as connection:
             self._listen(connection, now)
-            if self._is_due("time", _KEEP_TIME_S):
+            if self._rhythm.is_due("time", _KEEP_TIME_S):
                 self._clock.keep(connection, is_hearing=self._hears_since is not None)
             is_frozen = settings.is_frozen(connection)
             active = rollouts.active_ids(connection)
             fresh = news.take(connection)
+            if fresh is None or fresh:
+                events.note(connection, "device", fresh or ())
         self._watched = {number: kept for number, kept in self._watched.items() if number in active}
         for rollout_id in active:
             self._step(rollout_id, fresh, is_frozen=is_frozen, now=now)
@@ -203,6 +234,19 @@ class Controller:
             self._leave_queue(active, now)
         self._upkeep(now)
         self._publish(now)
+        self._look(now)
+
+    def _look(self, now: Now) -> None:
+        """What is wrong with the fleet; an error in finding that out harms nothing else."""
+        if self._alarms is None or not self._rhythm.is_due("alarms", LOOK_S):
+            return
+        try:
+            with self._lock.begin() as connection:
+                self._alarms.look(connection, now, self._hears_since)
+        except (LostError, *_AWAY):
+            raise
+        except Exception:
+            log.exception("looking for what is wrong failed; going on")
 
     def _listen(self, connection: Connection, now: Now) -> None:
         """Since when the fleet hears its devices; while it does not, nothing is judged."""
@@ -327,32 +371,22 @@ class Controller:
         self._waited = state
 
     def _upkeep(self, now: Now) -> None:
-        if self._is_due("reconcile", RECONCILE_S):
+        if self._rhythm.is_due("reconcile", RECONCILE_S):
             with self._lock.begin() as connection:
                 late = orders.behind(connection, now.steady - PATIENCE_S, PUBLISH_AT_ONCE)
                 if late:
                     orders.publish_again(connection, late)
-        if self._is_due("sign again", RECONCILE_S):
+        if self._rhythm.is_due("sign again", RECONCILE_S):
             with self._lock.begin() as connection:
                 keyid = self._issuer.key.keyid
                 settings.note_order_key(connection, keyid)
                 others = orders.signed_by_another(connection, keyid, limit=PUBLISH_AT_ONCE)
                 orders.issue_all(connection, self._issuer, known.lock(connection, others), now.wall)
-        if self._is_due("renew", _RENEW_S):
+        if self._rhythm.is_due("renew", _RENEW_S):
             with self._lock.begin() as connection:
                 due = orders.due_for_renewal(connection, now.wall, limit=100)
                 orders.issue_all(connection, self._issuer, known.lock(connection, due), now.wall)
-        if self._is_due("prune", _PRUNE_S):
-            with self._lock.begin() as connection:
-                telemetry.prune(connection, now.steady)
-                workers.prune(connection, now.steady)
-
-    def _is_due(self, chore: str, every_s: float) -> bool:
-        ticks = time.monotonic()
-        if chore in self._last and ticks - self._last[chore] < every_s:
-            return False
-        self._last[chore] = ticks
-        return True
+        self._pruning.step(now)
 
     def _publish(self, now: Now) -> None:
         """Drain the outbox, a bounded number at a time; what the broker does not confirm stays."""
@@ -360,24 +394,7 @@ class Controller:
             return
         with self._lock.begin() as connection:
             waiting = orders.unpublished(connection, PUBLISH_AT_ONCE)
-        sent = [
-            (
-                row.device,
-                row.counter,
-                self._link.publish(row.device, topics.DESIRED, row.payload, qos=1, retain=True),
-            )
-            for row in waiting
-        ]
-        confirmed: dict[str, int] = {}
-        deadline = time.monotonic() + 5
-        for device, counter, message in sent:
-            try:
-                message.wait_for_publish(max(0.0, deadline - time.monotonic()))
-            except (ValueError, RuntimeError) as error:
-                log.warning("order %d of %s was not published: %s", counter, device, error)
-                continue
-            if message.is_published():
-                confirmed[device] = counter
+        confirmed = drain(self._link, waiting)
         if confirmed:
             with self._lock.begin() as connection:
                 orders.published(connection, confirmed, now.steady)

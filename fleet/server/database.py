@@ -33,10 +33,10 @@ def sqlite_url(folder: Path) -> str:
 
 
 class Database:
-    """An engine whose schema is up to date."""
+    """An engine whose schema is up to date, unless it was asked for otherwise."""
 
-    def __init__(self, url: str) -> None:
-        """Open and migrate.
+    def __init__(self, url: str, revision: str | None = "head") -> None:
+        """Open and migrate: to another revision than the newest for rows that are of that one, not at all with None.
 
         Raises: UsageError for a URL that is none; FleetError if the database cannot be opened or is newer.
         """
@@ -54,14 +54,10 @@ class Database:
         self._reading = self.engine.execution_options(**reading)
         self.shown_url = make_url(url).render_as_string(hide_password=True)
         try:
-            self._migrate()
-        except SQLAlchemyError as error:
+            self.migrate(revision)
+        except FleetError:
             self.engine.dispose()
-            cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            raise FleetError(
-                f"the fleet's database {self.shown_url} cannot be used: {cause}; "
-                "restore it from a backup, or start with another --state folder"
-            ) from error
+            raise
 
     @property
     def is_postgresql(self) -> bool:
@@ -88,7 +84,23 @@ class Database:
     def close(self) -> None:
         self.engine.dispose()
 
-    def _migrate(self) -> None:
+    def revision(self) -> str | None:
+        """What its schema is; None while there is none."""
+        with self.engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
+    def migrate(self, to: str | None = "head") -> None:
+        """Raises: FleetError if the database cannot be used, or is newer."""
+        try:
+            self._migrate(to)
+        except SQLAlchemyError as error:
+            cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            raise FleetError(
+                f"the fleet's database {self.shown_url} cannot be used: {cause}; "
+                "restore it from a backup, or start with another --state folder"
+            ) from error
+
+    def _migrate(self, to: str | None) -> None:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
         scripts = ScriptDirectory.from_config(config)
@@ -100,11 +112,11 @@ class Database:
                     f"the fleet's database {self.shown_url} was written by a newer EdgeKit (revision {found}); "
                     "update EdgeKit"
                 )
-            if found == scripts.get_current_head():
+            if to is None or found == scripts.get_current_head():
                 return
             with _no_foreign_keys(connection), connection.begin():
                 config.attributes["connection"] = connection
-                command.upgrade(config, "head")
+                command.upgrade(config, to)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from edgekit.errors import ConflictError, FleetError, UsageError
 from edgekit.trust.orderkeys import OrderKeys
 from fleet.publish import make_key, write_private
 from fleet.rules.people import Oidc
+from fleet.rules.retention import Retention
 from fleet.server import ca, hsm, hsm_uri
 from fleet.server.ca import Authority
 from fleet.server.database import Database, sqlite_url
@@ -58,6 +59,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls_ca: str = ""
     database: str = ""
     oidc: Oidc | None = None
+    history: Retention | None = None
     ca_key: str = ""
     format: int = FORMAT
 
@@ -188,6 +190,12 @@ def check_database(database: Database, config: Config) -> None:
     """That home and database are of one fleet. Raises: ConflictError."""
     with database.begin() as connection:
         found = settings.get(connection, settings.FLEET)
+        moved = settings.get(connection, settings.MOVED)
+    if moved:
+        raise ConflictError(
+            f"the database {database.shown_url} was moved to {moved}, and has not heard of anything since; start the "
+            "service without --database: fleet.toml names the right one"
+        )
     if found is None:
         raise ConflictError(
             f"the database {database.shown_url} is empty, and the home is {config.fleet}'s: restore the backup of its "

@@ -40,6 +40,9 @@ class Inbox:
         self._filled = threading.Condition()
         self.overflowed = 0
 
+    def __len__(self) -> int:
+        return len(self._states) + len(self._telemetry)
+
     def put(self, message: Message) -> None:
         with self._filled:
             if not message.topic.endswith(f"/{topics.TELEMETRY}"):

@@ -43,6 +43,11 @@ class Notary:
         self._has_complained = False
         self._lock = threading.Lock()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the log followed from what was signed of it when that was last looked at."""
+        return not self._has_complained
+
     def sign_if_due(self, now: float) -> bool:
         """Sign the newest entry, at most every `HEAD_EVERY_S`; whether it did."""
         with self._lock:

@@ -4,7 +4,7 @@ from statistics import median
 
 from sqlalchemy import Connection, select
 
-from edgekit.errors import UsageError
+from edgekit.errors import NotPossibleError
 from fleet import api
 from fleet.rules import foresight, stages
 from fleet.rules.evidence import USUAL_WINDOW_S
@@ -19,12 +19,12 @@ _MOST_DEVICES = 5000
 
 
 def outlook(connection: Connection, rollout: Rollout) -> tuple[tuple[api.StageOutlook, ...], tuple[str, ...]]:
-    """Every stage with its devices and what its gates see, and notes. Raises: UsageError for a gate that is hopeless."""
+    """Every stage with its devices and what its gates see, and notes. Raises: NotPossibleError for a gate that is hopeless."""
     usual = _usual(connection, rollout)
     cuts = _cuts(rollout)
     seen = foresight.foresee(rollout.spec.gates, cuts, usual, rollout.spec.soak_s)
     if told := foresight.hopeless(cuts, seen, usual):
-        raise UsageError(told)
+        raise NotPossibleError(told)
     shown = tuple(
         api.StageOutlook(cut.words, cut.canaries, cut.controls, tuple(sight.words for sight in sights))
         for cut, sights in zip(cuts, seen, strict=True)

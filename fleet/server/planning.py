@@ -12,7 +12,7 @@ from collections import Counter
 import msgspec
 from sqlalchemy import Connection
 
-from edgekit.errors import ConflictError, UsageError
+from edgekit.errors import ConflictError, NotPossibleError
 from fleet import api
 from fleet.rules import gates, judge, pace, selectors, stages, statistics, windows
 from fleet.rules.gates import Gate
@@ -30,7 +30,7 @@ def plan(
 ) -> tuple[Rollout, api.Plan]:
     """The rollout as it would start, and the same in words; nothing is stored. `rollout_id` is for one that has waited.
 
-    Its status is QUEUED if it has to wait. Raises: UsageError, NotFoundError, ConflictError.
+    Its status is QUEUED if it has to wait. Raises: NotPossibleError, NotFoundError, ConflictError.
     """
     name, version = releases.parse_title(wanted.release)
     blocked.check_release(connection, name, version)
@@ -60,7 +60,7 @@ def plan(
     eligible = [choice for choice in choices if choice.bundle is not None]
     ineligible = tuple(api.Ineligible(c.device.id, c.reason) for c in choices if c.bundle is None)
     if not eligible:
-        raise UsageError(_nobody(wanted.to, ineligible))
+        raise NotPossibleError(_nobody(wanted.to, ineligible))
     held_count = stages.parse_holdback(wanted.holdback, len(eligible))
     spec = _spec(wanted, (name, version), deployment, eligible=len(eligible), held=held_count)
     label = f"r{rollout_id}"
@@ -134,13 +134,13 @@ def _spec(
 def _pace(wanted: api.NewRollout, deadline_s: float) -> Pace:
     spans = tuple(windows.parse(text) for text in wanted.windows)
     if windows.longest_s(spans) < deadline_s:
-        raise UsageError(
+        raise NotPossibleError(
             f"windows: none is as long as a device may take ({show_duration(deadline_s)}), so that nobody would ever be "
             "told; use a longer window, or a shorter --deadline"
         )
     jitter_s = duration(wanted.jitter, "jitter") if wanted.jitter else 0.0
     if jitter_s > deadline_s / 2:
-        raise UsageError(
+        raise NotPossibleError(
             f"jitter: {wanted.jitter} is more than half of the time that a device has ({wanted.deadline}); use a longer "
             "--deadline"
         )
@@ -156,7 +156,7 @@ def _pace(wanted: api.NewRollout, deadline_s: float) -> Pace:
 
 
 def _check_fetching(rollout: Rollout, lengths: dict[str, int]) -> None:
-    """Raises: UsageError if devices could not fetch the release within their deadline."""
+    """Raises: NotPossibleError if devices could not fetch the release within their deadline."""
     spec = rollout.spec
     sites = Counter(member.site for member in rollout.members.values())
     for site, count in sites.most_common(1):
@@ -165,7 +165,7 @@ def _check_fetching(rollout: Rollout, lengths: dict[str, int]) -> None:
             continue
         needed_s = max(lengths.values()) / bytes_s + spec.pace.jitter_s
         if needed_s > spec.deadline_s / 2:
-            raise UsageError(
+            raise NotPossibleError(
                 f"site bandwidth: a device of site {site or '(none)'!r} would have {bytes_s / 1e6:.3g} MB/s, and fetch for "
                 f"{show_duration(needed_s)}, of {show_duration(spec.deadline_s)} that it has in all; use --per-site, so "
                 "that fewer share the line, or a longer --deadline"
@@ -174,20 +174,20 @@ def _check_fetching(rollout: Rollout, lengths: dict[str, int]) -> None:
 
 def _check_gates(parsed: tuple[Gate, ...], eligible: int, held: int) -> None:
     if len({(gate.metric, gate.reference, gate.at_least) for gate in parsed}) < len(parsed):
-        raise UsageError("gates: the same metric is limited twice; keep the stricter one")
+        raise NotPossibleError("gates: the same metric is limited twice; keep the stricter one")
     for gate in parsed:
         if gate.is_relative and held < statistics.SMALLEST_ARM:
-            raise UsageError(
+            raise NotPossibleError(
                 f"gate {gate.text!r} could never conclude: it needs at least {statistics.SMALLEST_ARM} devices held "
                 f"back as control, and {held} of {eligible} are; use --holdback, or an absolute gate such as "
                 "'error_rate < 1%' or 'latency_p95 <= 20ms'"
             )
         if gate.minimum_unit == "devices" and not gate.reference and gate.minimum > eligible:
-            raise UsageError(
+            raise NotPossibleError(
                 f"gate {gate.text!r} could never conclude: it needs {gate.minimum} devices, {eligible} are eligible"
             )
     if not any(gate.metric != "lost" and gate.reference != "before" for gate in parsed):
-        raise UsageError(
+        raise NotPossibleError(
             "a rollout needs something to be judged by; add an absolute gate such as --gate 'error_rate < 1%' or "
             "--gate 'latency_p95 <= 20ms', or one against devices held back, such as --gate 'latency_p95 <= 1.1 * control'"
         )

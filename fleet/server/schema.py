@@ -21,6 +21,8 @@ from sqlalchemy import (
     false,
 )
 
+from fleet.rules.facts import NO_GRAVITY
+
 metadata = MetaData()
 
 settings = Table(
@@ -106,6 +108,12 @@ devices = Table(
     Column("reported_seq", BigInteger, nullable=False, default=-1),
     Column("reported", Text),
     Column("reported_counter", BigInteger, nullable=False, default=0, server_default="0"),
+    # Of `reported`, what is wrong with it (`fleet.rules.findings.Trouble`), as a list; empty text for nothing.
+    Column("troubles", Text, nullable=False, default="", server_default=""),
+    # What searches ask of `reported` (`fleet.rules.facts`), written with it.
+    Column("facts", Text, nullable=False, default="", server_default=""),
+    Column("trouble", Text, nullable=False, default="", server_default=""),
+    Column("gravity", Integer, nullable=False, default=NO_GRAVITY, server_default=str(NO_GRAVITY)),
     # Steady.
     Column("last_seen_at", Float),
     Column("last_report_at", Float),
@@ -363,8 +371,8 @@ reports = Table(
     Column("received_at", Float, nullable=False, index=True),
 )
 
-# The sums of all windows a device ever sent for one digest, and of its newest ones (`fleet.rules.sums.Recent`); changed
-# in the transaction that takes the report.
+# The sums of all windows a device ever sent for one digest, of its newest ones (`fleet.rules.sums.Recent`), and of what
+# else they said (`fleet.rules.history.Gauges`); changed in the transaction that takes the report.
 totals = Table(
     "totals",
     metadata,
@@ -376,6 +384,7 @@ totals = Table(
     Column("errors", BigInteger, nullable=False),
     Column("infer_ms", Text, nullable=False),
     Column("recent", Text, nullable=False, server_default="{}"),
+    Column("gauges", Text, nullable=False, server_default="[]"),
 )
 
 # The workers that take reports in (`fleet.server.worker`), by a name of their own; times are steady.

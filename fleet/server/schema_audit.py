@@ -11,7 +11,7 @@ audit = Table(
     Column("at", Float, nullable=False),
     Column("actor", String(100), nullable=False),
     Column("action", String(64), nullable=False),
-    Column("subject", String(200), nullable=False),
+    Column("subject", String(200), nullable=False, index=True),
     Column("detail", Text, nullable=False),
     Column("before", Text, nullable=False, default="", server_default=""),
     Column("after", Text, nullable=False, default="", server_default=""),

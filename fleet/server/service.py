@@ -18,11 +18,12 @@ from types import FrameType
 
 import uvicorn
 
-from edgekit.errors import FleetError, UsageError
+from edgekit.errors import UsageError
+from fleet.rules.retention import DEFAULT
 from fleet.server import broker_config, home, signin, tls
 from fleet.server.api.app import make_app
 from fleet.server.api.context import Context
-from fleet.server.broker import Broker, EmbeddedBroker, Mosquitto, check_free
+from fleet.server.broker import Broker, EmbeddedBroker, KeptUp, Mosquitto, check_free
 from fleet.server.ca import Authority
 from fleet.server.certificates import Certificates
 from fleet.server.clock import Clock
@@ -33,10 +34,14 @@ from fleet.server.home import Config
 from fleet.server.ingest import Ingest
 from fleet.server.link import Link
 from fleet.server.logins import BrokerLogin, how_to_log_in, telemetry_group
+from fleet.server.monitoring import Monitoring, Watched
 from fleet.server.notary import Notary
 from fleet.server.places import EMBEDDED, MOSQUITTO, Address, Places, Wanted, settle
+from fleet.server.sealing import TARGETS, Seal
+from fleet.server.serving import Server
 from fleet.server.signin import SignIns
 from fleet.server.state import Keys, StateFolder
+from fleet.server.store import settings
 from fleet.server.store.orders import Issuer
 from fleet.tuf.online import Chore, Online
 
@@ -132,7 +137,7 @@ def _clock(database: Database) -> Clock:
 
 def _start(
     options: Options, config: Config | None, places: Places, stack: ExitStack
-) -> tuple[uvicorn.Server, socket.socket, Announcement]:
+) -> tuple[Server, socket.socket, Announcement]:
     """Everything up to the point of serving; each part registers on the stack how it is stopped."""
     made = None
     if config is None:
@@ -165,16 +170,28 @@ def _start(
     if broker is not None:
         stack.callback(broker.stop)
         broker.start()
-    issuer = Issuer(config.fleet, folder.take_order_key(tuf.order_keys(), trust.keys.order))
-    home.check_order_key(database, issuer.key.keyid, tuf.order_keys())
+    issuer = _issuer(config, folder, tuf, trust.keys, database)
     notary = Notary(database, config.fleet, trust.keys.audit, folder.path)
-    group = None if places.broker == EMBEDDED else telemetry_group(trust.keys.secrets)
-    login = how_to_log_in(options.broker_login, places, options.broker_files, certificates.service_context)
     clock = _clock(database)
     has_workers = options.workers > 0
-    link = Link(places.mqtt, config.fleet, login, clock, telemetry_group=group, has_telemetry=not has_workers)
+    link = _link(options, places, trust, certificates, clock)
     ingest = Ingest(database, link, clock)
-    watch, signing = _BrokerWatch(broker), Chore(tuf)
+    parts = Watched(
+        config.fleet,
+        database,
+        clock,
+        places,
+        link,
+        ingest,
+        notary,
+        tuf,
+        folder.path,
+        has_workers,
+        options.broker_files,
+        options.tls.certificate or _path(config.tls_cert),
+    )
+    monitoring = Monitoring(parts, Seal(trust.keys, TARGETS))
+    watch, signing = KeptUp(broker), Chore(tuf)
     crew = stack.enter_context(Crew(options, places))
 
     def chores() -> None:
@@ -195,6 +212,9 @@ def _start(
         on_lead=link.start,
         on_lose=link.stop,
         has_workers=has_workers,
+        retention=config.history or DEFAULT,
+        alarms=monitoring.alarms,
+        took=monitoring.metrics.tick,
     )
     link.on_connect = controller.reconnected
     context = Context(
@@ -209,6 +229,7 @@ def _start(
         wake=controller.wake,
         tuf=tuf,
         notary=notary,
+        metrics=monitoring.metrics,
         dropped=ingest.dropped,
         time=clock,
         is_controller=lambda: controller.is_leading,
@@ -218,14 +239,22 @@ def _start(
     stack.callback(controller.stop)
     stack.callback(ingest.stop)
     stack.callback(link.stop)
+    stack.callback(monitoring.stop)
     ingest.start()
     controller.start()
+    monitoring.start(controller)
     is_connected = not controller.is_leading or _wait_for(lambda: link.is_connected)
-    client_file = folder.write_client_file(
-        database, places.url, trust.bundle if places.url.startswith("https:") else "", time.time()
-    )
-    announcement = Announcement(
-        config.fleet,
+    announcement = _announcement(context, is_connected, made)
+    return Server(_uvicorn(context, trust, certificates), context.hub), listener, announcement
+
+
+def _announcement(context: Context, is_connected: bool, made: Path | None) -> Announcement:
+    """What is said of a service that works; its client.toml is written first."""
+    places, database = context.places, context.database
+    pins = context.ca_bundle if places.url.startswith("https:") else ""
+    client_file = context.folder.write_client_file(database, places.url, pins, time.time())
+    return Announcement(
+        context.issuer.fleet,
         places.url,
         f"mqtt{'s' if places.announced.tls else ''}://{places.announced.host}:{places.announced.port}",
         places.broker,
@@ -234,7 +263,27 @@ def _start(
         is_connected,
         made,
     )
-    return uvicorn.Server(_uvicorn(context, trust, certificates)), listener, announcement
+
+
+def _issuer(config: Config, folder: StateFolder, tuf: Online, keys: Keys, database: Database) -> Issuer:
+    """Raises: ConflictError if the database's devices do not know the key."""
+    with database.read() as connection:
+        above = settings.number(connection, settings.ORDERS_ABOVE)
+    key = folder.take_order_key(tuf.order_keys(), keys.order)
+    home.check_order_key(database, key.keyid, tuf.order_keys())
+    return Issuer(config.fleet, key, above)
+
+
+def _link(options: Options, places: Places, trust: _Trust, certificates: Certificates, clock: Clock) -> Link:
+    """The connection to the broker, not started yet."""
+    return Link(
+        places.mqtt,
+        certificates.fleet,
+        how_to_log_in(options.broker_login, places, options.broker_files, certificates.service_context),
+        clock,
+        telemetry_group=None if places.broker == EMBEDDED else telemetry_group(trust.keys.secrets),
+        has_telemetry=not options.workers,
+    )
 
 
 def _make_home(options: Options, places: Places) -> Config:
@@ -337,24 +386,6 @@ def _uvicorn(context: Context, trust: _Trust, certificates: Certificates) -> uvi
             ) from error
         certificates.api_context = config.ssl
     return config
-
-
-class _BrokerWatch:
-    """Starts a broker of ours again if it died; the link reconnects by itself, and orders are published again."""
-
-    def __init__(self, broker: Broker | None) -> None:
-        self._broker = broker
-        self._not_before = 0.0
-
-    def __call__(self) -> None:
-        if self._broker is None or self._broker.is_running or time.monotonic() < self._not_before:
-            return
-        self._not_before = time.monotonic() + 5
-        log.warning("the broker on %s died; starting it again", self._broker.address)
-        try:
-            self._broker.start()
-        except FleetError as error:
-            log.error("%s", error)  # noqa: TRY400  # the message says it all; it is tried again in 5 s
 
 
 def _family(address: Address) -> socket.AddressFamily:

@@ -70,6 +70,11 @@ class Keys:
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
+def load_keys(folder: Path) -> Keys:
+    """The signing keys. Raises: UsageError for one that cannot be used; none is made here."""
+    return Keys(order=load_key(folder / "order.key"), secrets=load_key(folder / "secrets.key"))
+
+
 class StateFolder:
     """An opened and locked state folder."""
 
@@ -105,11 +110,8 @@ class StateFolder:
         os.close(self._lock)
 
     def keys(self) -> Keys:
-        """The signing keys. Raises: UsageError for one that cannot be used; none is made here."""
-        return Keys(
-            order=load_key(self.keys_folder / "order.key"),
-            secrets=load_key(self.keys_folder / "secrets.key"),
-        )
+        """Raises: UsageError for one that cannot be used."""
+        return load_keys(self.keys_folder)
 
     def next_order_key(self) -> SigningKey:
         """The key that will sign orders once the publisher lists it; made on first use."""

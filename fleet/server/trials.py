@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, insert
 
-from edgekit.errors import ConflictError, UsageError
+from edgekit.errors import ConflictError, NotPossibleError
 from fleet import api
 from fleet.rules import experiment as rules
 from fleet.rules import selectors
@@ -27,10 +27,10 @@ ORDERS_AT_ONCE = 200
 
 
 def start(connection: Connection, wanted: api.NewExperiment, *, now: Now, who: Who) -> ExperimentRow:
-    """Raises: UsageError, NotFoundError, ConflictError, BlockedError."""
+    """Raises: NotPossibleError, NotFoundError, ConflictError, BlockedError."""
     (name_a, version_a), (name_b, version_b) = (releases.parse_title(text) for text in (wanted.a, wanted.b))
     if (name_a, version_a) == (name_b, version_b):
-        raise UsageError("an experiment compares two releases; A and B are the same")
+        raise NotPossibleError("an experiment compares two releases; A and B are the same")
     for name, version in ((name_a, version_a), (name_b, version_b)):
         blocked.check_release(connection, name, version)
     share = rules.parse_split(wanted.split)
@@ -50,7 +50,7 @@ def start(connection: Connection, wanted: api.NewExperiment, *, now: Now, who: W
     new, reasons = _eligible(connection, found, everyone)
     if len(new) < 2 * rules.SMALLEST_ARM:
         because = "; ".join(sorted(reasons)[:5])
-        raise UsageError(
+        raise NotPossibleError(
             f"{len(new)} devices could take part, {2 * rules.SMALLEST_ARM} are needed to see anything"
             f"{f' ({because})' if because else ''}"
         )

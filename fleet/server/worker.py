@@ -159,6 +159,7 @@ def _beat(worker: _Worker) -> None:
                 now=worker.clock.now().steady,
                 is_hearing=is_hearing,
                 stored=worker.ingest.stored,
+                dropped=dict(worker.ingest.dropped),
             )
     except SQLAlchemyError as error:
         # What cannot be stored is said by ingest, once; here it is seen again and again.

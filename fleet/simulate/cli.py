@@ -10,7 +10,8 @@ import msgspec
 
 from edgekit.errors import UsageError
 from fleet.client.options import connected, with_fleet
-from fleet.client.render import show, table
+from fleet.client.render import show
+from fleet.client.sheet import pairs
 from fleet.simulate.behaviour import Release, World, with_faults
 from fleet.simulate.run import Wanted, run
 from fleet.simulate.tally import Told
@@ -164,8 +165,8 @@ class _Progress:
 
 def _show(told: Told) -> None:
     click.echo("", err=True)
-    made = table("", "")
+    rows = []
     for name, value in msgspec.structs.asdict(told).items():
         shown = f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
-        made.add_row(name.replace("_", " "), shown)
-    show(made)
+        rows.append((name.replace("_", " "), shown))
+    show(pairs(rows))

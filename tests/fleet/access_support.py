@@ -14,6 +14,7 @@ from fleet.rules.access import Role, Scope
 from fleet.server.api.app import make_app
 from fleet.server.api.context import Context
 from fleet.server.database import Database, sqlite_url
+from fleet.server.metrics import Metrics, Process
 from fleet.server.notary import Notary
 from fleet.server.places import Wanted, settle
 from fleet.server.signin import SignIns
@@ -70,6 +71,7 @@ class Inside:
             ca_bundle="",
             wake=lambda: None,
             tuf=tuf,
+            metrics=Metrics(self.database, Process(), "fleet-1"),
             notary=Notary(self.database, "fleet-1", keys.audit, self.path),
             clock=self.clock,
             sign_ins=self.sign_ins,

@@ -91,7 +91,7 @@ def test_who_cannot_follow_an_assignment_is_named_with_the_reason(ada: Any) -> N
     assert ada.get("/api/v1/assignments").json() == []
     assert ada.post("/api/v1/assignments", json={"release": "digits@9", "to": "all"}).status_code == 404
     wrong = ada.post("/api/v1/assignments", json={"release": "digits@1.0.0", "to": "sight=roof"})
-    assert (wrong.status_code, "no device has the label" in wrong.text) == (400, True)
+    assert (wrong.status_code, "no device has the label" in wrong.text) == (409, True)
 
 
 def test_an_assignment_reaches_no_further_than_who_makes_it(inside: Inside, bo: Any) -> None:

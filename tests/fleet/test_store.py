@@ -448,7 +448,7 @@ def test_members_go_from_a_rollouts_state_to_rows_and_back(database: Database) -
     with database.read() as connection:
         state = connection.execute(select(schema.rollouts.c.state)).scalar_one()
         assert sorted(msgspec.json.decode(state)["members"]) == ["d1", "d2"]
-    database._migrate()
+    database.migrate()
     with database.read() as connection:
         assert rollouts.get(connection, 1) == rollout
         [row] = rollouts.judged(connection)

@@ -18,6 +18,7 @@ from edgekit.errors import ConflictError, UsageError
 from edgekit.wire.messages import Boot, DeploymentWindow, Moments, Report, encode
 from fleet import api
 from fleet.client import experiment_cli
+from fleet.client.config import Access
 from fleet.client.rest import Client
 from fleet.publish import make_key
 from fleet.rules import gates
@@ -186,8 +187,8 @@ def test_the_commands_speak_to_the_service_and_say_the_verdict(
     service = Inside(tmp_path)
     enrolled(service.database, NAMES)
     ingest.take_in(service.database, [said(name, 1) for name in NAMES], same(NOW))
-    speaking = Client.__new__(Client)
-    speaking._http = service.client(
+    speaking = Client(Access("http://127.0.0.1:8080", "unused"))
+    speaking._transport._http = service.client(
         service.token("ci", Role.OPERATOR), base_url="http://127.0.0.1:8080/api/v1"
     )
 

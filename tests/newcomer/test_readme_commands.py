@@ -247,6 +247,13 @@ def operate(desk: Desk) -> None:
     desk.run("edgekit fleet freeze && edgekit fleet unfreeze")
 
 
+def simulate(desk: Desk) -> None:
+    """A few, on the fleet that runs, for a moment."""
+    said = desk.run("edgekit fleet simulate --devices 3 --window 1s --duration 3s --json")
+    told = json.loads(said.splitlines()[-1])
+    assert told["reports_sent"] == told["reports_acknowledged"] > 0
+
+
 def make_a_home(desk: Desk) -> None:
     """Outside the checkout: inside a repository it is refused."""
     places = "--public-url https://fleet.example:8443 --mqtt-public mqtts://fleet.example:8883"
@@ -291,6 +298,8 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
     ),
     "edgekit profiles detect": lines("edgekit profiles detect"),
     "edgekit fleet devices": operate,
+    "edgekit fleet experiment start": lines("edgekit fleet experiment start --help"),
+    "edgekit fleet simulate --devices 1000": simulate,
     "edgekit fleet init DIR --public-url https://… --mqtt-public mqtts://…": make_a_home,
     "edgekit agent status": lines("edgekit agent status --state state"),
     "edgekit agent doctor": lines("edgekit agent doctor --state state"),

@@ -18,7 +18,7 @@ from starlette.responses import Response, StreamingResponse
 
 from fleet.rules import access
 from fleet.rules.access import Role
-from fleet.server.web import others
+from fleet.server.web import frame
 
 CHROMIUM = Path("/usr/bin/chromium")
 EVENTS = "/api/v1/events-of-a-test"
@@ -92,7 +92,7 @@ class Served:
 @contextmanager
 def served(site: Site, patch: pytest.MonkeyPatch) -> Iterator[Served]:
     events = Events()
-    patch.setattr(others, "EVENTS", EVENTS)
+    patch.setattr(frame, "EVENTS", EVENTS)
     patch.setitem(access.RULES, ("GET", EVENTS), access.RULES["GET", "/"])  # type: ignore[arg-type]
     site.app.get(EVENTS)(events.stream)
     config = uvicorn.Config(

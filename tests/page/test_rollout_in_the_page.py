@@ -15,7 +15,6 @@ from playwright.sync_api import Page, expect
 from fleet import api
 from fleet.client import publishing
 from fleet.client.rest import Client
-from fleet.server.web import others
 
 pytestmark = pytest.mark.browser
 
@@ -31,14 +30,12 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 def see(page: Page, words: str) -> None:
-    """It comes by itself where the service sends events, and otherwise with the page."""
+    """It comes by itself: nobody loads the page again."""
     found = page.get_by_text(re.compile(words)).first
     for _ in range(60):
         if found.is_visible():
             return
         page.wait_for_timeout(500)
-        if not others.has_events():
-            page.reload()
     expect(found).to_be_visible()
 
 

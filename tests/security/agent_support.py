@@ -51,8 +51,8 @@ class Operator:
     def rolls_out(self, release: str, to: str, *more: str) -> str:
         """The new rollout's id."""
         plan = self.types(
-            "rollout", "start", release, "--to", to, "--soak", "1s", "--probation", "1s", "--json",
-            "--gate", "error_rate < 1% min 5 requests", *more,
+            "rollout", "start", release, "--to", to, "--soak", "2s", "--probation", "1s", "--json",
+            "--gate", "error_rate < 20% min 5 requests", *more,
         )  # fmt: skip
         return str(json.loads(plan)["rollout"]["id"])
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from edgekit.errors import AuthError, NotFoundError
 from fleet.rules import access
-from fleet.rules.access import RULES, Open, Role, Rule, Scope
+from fleet.rules.access import RULES, Open, Role, Scope
 from fleet.rules.selectors import Labels
 from fleet.server.api.context import Context, Ctx, UnauthenticatedError, bearer
 from fleet.server.store import devices, sessions, tokens
@@ -67,14 +67,15 @@ def admit(request: Request, ctx: Ctx) -> None:
         raise AuthError("nobody may do this: no rule names it")
     if isinstance(rule, Open):
         return
-    principal = _principal(request, ctx, rule)
+    principal = admitted(request, ctx, is_form=rule.is_form)
     access.check(rule, principal.role, principal.scope)
     request.state.principal = principal
 
 
-def _principal(request: Request, ctx: Context, rule: Rule) -> Principal:
+def admitted(request: Request, ctx: Context, *, is_form: bool = False) -> Principal:
+    """Who asks, by what the request shows. Raises: UnauthenticatedError."""
     if "authorization" not in request.headers and (secret := session_of(request, ctx)):
-        return _by_session(secret, request, ctx, is_form=rule.is_form)
+        return _by_session(secret, request, ctx, is_form=is_form)
     return _by_token(bearer(request), request, ctx)
 
 

@@ -14,16 +14,21 @@ from edgekit.errors import EdgeKitError
 from fleet.api import ErrorAnswer, ErrorBody
 from fleet.server.api import (
     access,
+    alerts,
     assignments,
     audit,
     batches,
     blocked,
+    describe,
     devices,
     enrolment,
+    events,
     experiments,
     fleet,
+    history,
     login,
     metadata,
+    metrics,
     oidc,
     releases,
     retry,
@@ -32,6 +37,7 @@ from fleet.server.api import (
 )
 from fleet.server.api.admission import admit
 from fleet.server.api.context import Context, UnauthenticatedError, answer
+from fleet.server.api.repeats import once
 from fleet.server.web import routes
 
 log = logging.getLogger(__name__)
@@ -45,7 +51,7 @@ def make_app(context: Context) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        dependencies=[Depends(admit)],
+        dependencies=[Depends(admit), Depends(once)],
     )
     app.state.context = context
     # `retry` stands before the verbs of a rollout, whose path would take it in.
@@ -63,7 +69,11 @@ def make_app(context: Context) -> FastAPI:
         retry,
         rollouts,
         experiments,
+        history,
         terminal,
+        events,
+        alerts,
+        metrics,
     ):
         app.include_router(module.router)
     for pages in (login.router, oidc.router, terminal.page_router, routes.files, *routes.ROUTERS):
@@ -74,7 +84,7 @@ def make_app(context: Context) -> FastAPI:
 
     @app.get("/openapi.json", include_in_schema=False)
     def description() -> dict[str, Any]:
-        return app.openapi()
+        return describe.document(app)
 
     app.add_exception_handler(EdgeKitError, _refused)
     app.add_exception_handler(StarletteHTTPException, _http_error)

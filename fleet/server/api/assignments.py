@@ -2,16 +2,18 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends
 from sqlalchemy import Connection
 
-from edgekit.errors import ConflictError, UsageError
+from edgekit.errors import ConflictError, NotPossibleError
 from fleet import api
 from fleet.rules import selectors
 from fleet.rules.text import duration
 from fleet.server import fitting
 from fleet.server.api.admission import Caller
-from fleet.server.api.context import Ctx, answer, body
+from fleet.server.api.context import Answer, Ctx, answer, body
+from fleet.server.api.paging import Paged
+from fleet.server.api.routing import DRY_RUN, Router
 from fleet.server.store import (
     assignments,
     blocked,
@@ -23,24 +25,25 @@ from fleet.server.store import (
     settings,
 )
 
-router = APIRouter(prefix="/api/v1", tags=["assignments"])
+router = Router(prefix="/api/v1", tags=["assignments"])
 
 
 @router.get("/assignments")
-def listing(ctx: Ctx) -> Response:
+def listing(ctx: Ctx, page: Paged) -> Answer[list[api.AssignmentView]]:
+    """What devices run outside of rollouts: of those that match a device the newest holds."""
     with ctx.database.read() as connection:
-        return answer(assignments.everything(connection))
+        return page.of(assignments.everything(connection), lambda found: found.id)
 
 
-@router.post("/assignments")
+@router.post("/assignments", status_code=201, responses=DRY_RUN)
 def assign(
     ctx: Ctx, caller: Caller, wanted: Annotated[api.NewAssignment, Depends(body(api.NewAssignment))]
-) -> Response:
+) -> Answer[api.Assigned]:
     """Who a rollout has waits until that is over; then the newest that matches a device holds."""
     name, version = releases.parse_title(wanted.release)
     deployment = wanted.deployment or name
     if len(to := caller.scope.narrow(wanted.to)) > api.MAX_TEXT:
-        raise UsageError(f"the selector is too long: at most {api.MAX_TEXT} characters with your scope")
+        raise NotPossibleError(f"the selector is too long: at most {api.MAX_TEXT} characters with your scope")
     probation_s = duration(wanted.probation, "probation") if wanted.probation else None
     with ctx.database.begin() as connection:
         plan = _plan(connection, (name, version), to, deployment)
@@ -69,7 +72,7 @@ def assign(
 @router.post("/assignments/{assignment}/remove")
 def remove(
     ctx: Ctx, caller: Caller, assignment: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
-) -> Response:
+) -> Answer[api.Changed]:
     """Nobody moves by it: devices go on with what they run."""
     with ctx.database.begin() as connection:
         assignments.remove(connection, assignment, why.reason, now=ctx.clock(), who=caller.who)

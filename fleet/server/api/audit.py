@@ -2,13 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query
 
 from fleet import api
-from fleet.server.api.context import Ctx, answer
+from fleet.audit_entry import Entry
+from fleet.server.api.context import Answer, Ctx, answer
+from fleet.server.api.routing import Router
 from fleet.server.store import audit
 
-router = APIRouter(prefix="/api/v1", tags=["audit"])
+router = Router(prefix="/api/v1", tags=["audit"])
 
 MAX_ENTRIES = 1000
 
@@ -18,7 +20,7 @@ def listing(
     ctx: Ctx,
     after: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_ENTRIES)] = 100,
-) -> Response:
+) -> Answer[list[Entry]]:
     """Entries with an id above `after`, in order; without it the newest, the newest first."""
     with ctx.database.read() as connection:
         if after is None:
@@ -27,14 +29,14 @@ def listing(
 
 
 @router.get("/audit/heads")
-def heads(ctx: Ctx) -> Response:
+def heads(ctx: Ctx) -> Answer[list[str]]:
     """All signed heads, DSSE envelopes as text, the oldest first."""
     with ctx.database.read() as connection:
         return answer([envelope.decode() for envelope in audit.heads(connection)])
 
 
 @router.get("/audit/verdict")
-def verdict(ctx: Ctx) -> Response:
+def verdict(ctx: Ctx) -> Answer[api.AuditVerdict]:
     """Whether the log is whole, looked at from its first entry on."""
     found = ctx.notary.examine(ctx.clock())
     return answer(api.AuditVerdict(found.count, found.newest, found.covered, found.heads, found.problems))

@@ -2,26 +2,28 @@
 
 from datetime import UTC, datetime
 
-from fastapi import APIRouter, Response
-
 from edgekit.errors import NotFoundError
 from fleet import api
 from fleet.server.api.admission import Caller
-from fleet.server.api.context import Ctx, answer
+from fleet.server.api.context import Answer, Ctx, answer
+from fleet.server.api.paging import Paged
+from fleet.server.api.routing import Router
 from fleet.server.store import batches
 
-router = APIRouter(prefix="/api/v1", tags=["enrolment"])
+router = Router(prefix="/api/v1", tags=["enrolment"])
 
 
 @router.get("/batches")
-def listing(ctx: Ctx) -> Response:
+def listing(ctx: Ctx, page: Paged) -> Answer[list[api.BatchView]]:
+    """The enrolment files of batches."""
     now = ctx.clock()
     with ctx.database.read() as connection:
-        return answer([_view(found, now) for found in batches.everything(connection)])
+        views = [_view(found, now) for found in batches.everything(connection)]
+    return page.of(views, lambda found: found.id)
 
 
 @router.post("/batches/{batch}/revoke")
-def revoke(ctx: Ctx, caller: Caller, batch: str) -> Response:
+def revoke(ctx: Ctx, caller: Caller, batch: str) -> Answer[api.Done]:
     """Nobody joins by this file any more; who has joined stays."""
     with ctx.database.begin() as connection:
         is_changed = batches.withdraw(connection, _id(batch), now=ctx.clock(), who=caller.who)
@@ -30,7 +32,7 @@ def revoke(ctx: Ctx, caller: Caller, batch: str) -> Response:
 
 def _id(text: str) -> int:
     digits = text.removeprefix("b")
-    if not digits.isdecimal() or len(digits) > 9:
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 9:
         raise NotFoundError(f"{text!r} is no batch; 'edgekit fleet batch list' shows them (b1, b2, …)")
     return int(digits)
 

@@ -2,28 +2,33 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends
 from sqlalchemy import Connection
 
 from fleet import api
 from fleet.rules.rollout import Command, Rollout, Status
 from fleet.server import changes
 from fleet.server.api.admission import Caller
-from fleet.server.api.context import Context, Ctx, answer, body
+from fleet.server.api.context import Answer, Context, Ctx, answer, body
+from fleet.server.api.paging import Paged
+from fleet.server.api.routing import WAS_SO, Router
 from fleet.server.store import blocked, releases, rollouts
 from fleet.server.store.audit import Who
 
-router = APIRouter(prefix="/api/v1", tags=["releases"])
+router = Router(prefix="/api/v1", tags=["releases"])
 
 
 @router.get("/blocked")
-def listing(ctx: Ctx) -> Response:
+def listing(ctx: Ctx, page: Paged) -> Answer[list[api.BlockedView]]:
+    """What no new order names."""
     with ctx.database.read() as connection:
-        return answer(blocked.everything(connection))
+        return page.of(blocked.everything(connection), lambda found: found.subject)
 
 
-@router.post("/blocked")
-def block(ctx: Ctx, caller: Caller, wanted: Annotated[api.Block, Depends(body(api.Block))]) -> Response:
+@router.post("/blocked", status_code=201, responses=WAS_SO)
+def block(
+    ctx: Ctx, caller: Caller, wanted: Annotated[api.Block, Depends(body(api.Block))]
+) -> Answer[api.BlockAnswer]:
     """From this transaction on no order names it; running rollouts that would are paused."""
     subject = blocked.checked(wanted.subject)
     with ctx.database.begin() as connection:
@@ -38,7 +43,7 @@ def block(ctx: Ctx, caller: Caller, wanted: Annotated[api.Block, Depends(body(ap
 @router.post("/blocked/{subject}/remove")
 def unblock(
     ctx: Ctx, caller: Caller, subject: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
-) -> Response:
+) -> Answer[api.BlockAnswer]:
     """Paused rollouts stay so: resuming one is a person's decision."""
     with ctx.database.begin() as connection:
         blocked.remove(connection, subject, why.reason, now=ctx.clock(), who=caller.who)

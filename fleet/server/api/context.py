@@ -7,9 +7,10 @@ Always true
 
 import time as wall
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from functools import cached_property
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 from fastapi import Depends, Request, Response
@@ -19,9 +20,12 @@ from fleet.rules.attempts import Limits
 from fleet.server.certificates import Certificates
 from fleet.server.clock import Clock
 from fleet.server.database import Database
+from fleet.server.events import Hub
 from fleet.server.link import Link
+from fleet.server.metrics import Metrics
 from fleet.server.notary import Notary
 from fleet.server.places import Places
+from fleet.server.sealing import TARGETS, Seal
 from fleet.server.signin import SignIns
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store.enrolments import Registrar
@@ -47,6 +51,7 @@ class Context:
     wake: Callable[[], None]
     tuf: Online
     notary: Notary
+    metrics: Metrics
     dropped: Counter[str] = field(default_factory=Counter)
     limits: Limits = field(default_factory=Limits)
     sign_ins: SignIns = field(default_factory=SignIns)
@@ -54,6 +59,16 @@ class Context:
     clock: Callable[[], float] = wall.time
     time: Clock = field(default_factory=Clock)
     is_controller: Callable[[], bool] = lambda: True
+
+    @cached_property
+    def hub(self) -> Hub:
+        """All who watch what changes."""
+        return Hub(self.database)
+
+    @property
+    def seal(self) -> Seal:
+        """Keeps the secrets of alert targets."""
+        return Seal(self.keys, TARGETS)
 
     @property
     def registrar(self) -> Registrar:
@@ -91,7 +106,10 @@ def bearer(request: Request) -> str:
 
 
 async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
-    """The body, at most `limit` bytes. Raises: TooLargeError."""
+    """The body, at most `limit` bytes; it may be read more than once. Raises: TooLargeError."""
+    known: bytes | None = getattr(request.state, "body", None)
+    if known is not None:
+        return known
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
@@ -99,31 +117,63 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
         if size > limit:
             raise TooLargeError(f"the request is larger than {limit} bytes")
         chunks.append(chunk)
+    request.state.body = b"".join(chunks)
     return b"".join(chunks)
 
 
-def body_or(default: T) -> Callable[[Request], Awaitable[T]]:
-    """The same for a body that may be left out."""
-    read_given = body(type(default))
+class Body(Generic[T]):
+    """A dependency that reads and validates a JSON body, and says of what kind it is (`describe` asks).
 
-    async def read(request: Request) -> T:
-        return default if request.headers.get("content-length", "0") == "0" else await read_given(request)
+    With a `default` the body may be left out. Calling it raises: UsageError naming the field; TooLargeError.
+    """
 
-    return read
+    def __init__(self, kind: type[T], default: T | None = None) -> None:
+        self.kind = kind
+        self.default = default
 
-
-def body(kind: type[T]) -> Callable[[Request], Awaitable[T]]:
-    """A dependency that reads and validates a JSON body. Raises: UsageError naming the field."""
-
-    async def read(request: Request) -> T:
+    async def __call__(self, request: Request) -> T:
         data = await read_body(request)
+        if not data and self.default is not None:
+            return self.default
         try:
-            return msgspec.json.decode(data, type=kind)
-        except msgspec.DecodeError as error:
-            raise UsageError(f"{kind.__name__}: {error}") from error
+            return msgspec.json.decode(data, type=self.kind)
+        except msgspec.ValidationError as error:
+            return self._again(data, error)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise UsageError(f"{self.kind.__name__}: {error}") from error
 
-    return read
+    def _again(self, data: bytes, why: msgspec.ValidationError) -> T:
+        """JSON has one kind of number: `5.0` is the integer 5 too, whatever wrote it."""
+        try:
+            return msgspec.convert(_integral(msgspec.json.decode(data)), self.kind)
+        except (msgspec.ValidationError, RecursionError):
+            raise UsageError(f"{self.kind.__name__}: {why}") from why
 
 
-def answer(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+def _integral(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _integral(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_integral(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def body(kind: type[T]) -> Body[T]:
+    return Body(kind)
+
+
+def body_or(default: T) -> Body[T]:
+    return Body(type(default), default)
+
+
+class Answer(Response, Generic[T]):
+    """A JSON answer of one kind. An endpoint's annotation names it, mypy holds it to that, and `describe` tells it."""
+
+    media_type = "application/json"
+
+    def __init__(self, value: T, status: int = 200) -> None:
+        super().__init__(msgspec.json.encode(value), status)
+
+
+def answer(value: T, status: int = 200) -> Answer[T]:
+    return Answer(value, status)

@@ -1,24 +1,31 @@
 """Devices: listing, explaining, giving them one more deployment, taking them out of service."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import msgspec
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import Depends, Query
 from sqlalchemy import Connection, Row
 
 from edgekit.sketch import Sketch, merge
 from edgekit.wire import topics
 from fleet import api
-from fleet.rules import moving
+from fleet.rules import filters, moving
 from fleet.server.api.admission import Caller
-from fleet.server.api.context import Context, Ctx, answer, body
+from fleet.server.api.context import Answer, Context, Ctx, answer, body
+from fleet.server.api.matching import IfMatch, tag_of
+from fleet.server.api.paging import MOST, USUAL
+from fleet.server.api.routing import WAS_SO, Router
 from fleet.server.clock import Now
 from fleet.server.placing import Bundles, will_follow
 from fleet.server.store import (
     assignments,
     certificates,
     devices,
+    finding,
     groups,
     hardware,
     orders,
@@ -28,40 +35,79 @@ from fleet.server.store import (
     telemetry,
 )
 from fleet.server.store.devices import DeviceRow
+from fleet.server.store.finding import Wanted
 from fleet.server.store.orders import DesiredRow
 from fleet.server.store.releases import BundleRow
 
-Wanted = dict[tuple[str, str], DesiredRow]
+Ordered = dict[tuple[str, str], DesiredRow]
 Seen = dict[tuple[str, str, str], Row[Any]]
-# Of a page.
-USUAL_DEVICES, MOST_DEVICES = 500, 5000
 
-router = APIRouter(prefix="/api/v1", tags=["devices"])
+router = Router(prefix="/api/v1", tags=["devices"])
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which devices, in which order, and which page of them."""
+
+    where: Annotated[
+        str,
+        Query(
+            max_length=api.MAX_TEXT,
+            description="A filter, e.g. `site=lab and state=failed`.",
+            json_schema_extra={"format": "edgekit-filter"},
+        ),
+    ] = ""
+    sort: Annotated[
+        str,
+        Query(
+            max_length=65,
+            description="A field or a label; with - before it the other way round.",
+            json_schema_extra={"format": "edgekit-order"},
+        ),
+    ] = ""
+    after: Annotated[
+        str,
+        Query(
+            max_length=400,
+            description="Where the page before ended, as its `Link` says.",
+            json_schema_extra={"format": "edgekit-place"},
+        ),
+    ] = ""
+    limit: Annotated[int, Query(ge=1, le=MOST)] = USUAL
+    count: Annotated[bool, Query(description="Say in `X-Total-Count` how many all pages hold.")] = False
+
+    def next(self, after: str) -> str:
+        """The address of the page that begins there."""
+        given = {"where": self.where, "sort": self.sort, "after": after, "limit": self.limit}
+        query = urlencode({name: value for name, value in given.items() if value != ""})
+        return f"/api/v1/devices?{query}"
 
 
 @router.get("/devices")
-def listing(
-    ctx: Ctx,
-    caller: Caller,
-    after: Annotated[str, Query(max_length=64, description="The name that the page before ended with.")] = "",
-    limit: Annotated[int, Query(ge=1, le=MOST_DEVICES)] = USUAL_DEVICES,
-) -> Response:
-    """A page of devices, by name. Where there may be more, `Link` says where (RFC 8288, relation `next`)."""
+def listing(ctx: Ctx, caller: Caller, search: Annotated[Search, Depends()]) -> Answer[list[api.DeviceView]]:
+    """A page of devices. Where there may be more, `Link` says where (RFC 8288, relation `next`)."""
     now = ctx.time.now()
+    reach = caller.scope.text
+    wanted = Wanted(filters.within(search.where, reach), filters.sort(search.sort), now.steady)
     with ctx.database.read() as connection:
-        page = devices.page(connection, after, limit)
-        rows = [row for row in page if caller.reaches(devices.labels_of(row))]
-        names = [row.id for row in rows]
-        wanted = orders.desired_of(connection, devices=names)
+        page = finding.page(connection, wanted, search.after, search.limit)
+        if not page.rows and not search.after and filters.labels(wanted.where):
+            there = finding.label_names(connection, filters.within("", reach))
+            filters.check_names(filters.parse(search.where), there)
+        names = [row.id for row in page.rows]
+        ordered = orders.desired_of(connection, devices=names)
         seen = telemetry.totals_of(connection, names)
-        response = answer([view(row, wanted, seen, now) for row in rows])
-    if len(page) == limit:
-        response.headers["Link"] = f'</api/v1/devices?after={page[-1].id}&limit={limit}>; rel="next"'
+        response = answer([view(row, ordered, seen, now) for row in page.rows])
+        if search.count:
+            response.headers["X-Total-Count"] = str(finding.count(connection, wanted))
+    if page.after:
+        response.headers["Link"] = f'<{search.next(page.after)}>; rel="next"'
     return response
 
 
 @router.get("/devices/{device}/explain")
-def explain(ctx: Ctx, caller: Caller, device: str) -> Response:
+def explain(ctx: Ctx, caller: Caller, device: str) -> Answer[api.Explanation]:
+    """What a device should run, what it runs, and why not that."""
     now = ctx.time.now()
     with ctx.database.read() as connection:
         row = caller.device(connection, device)
@@ -70,13 +116,13 @@ def explain(ctx: Ctx, caller: Caller, device: str) -> Response:
         return answer(api.Explanation(shown, tuple(_sentences(connection, row, shown, now))))
 
 
-@router.post("/devices/{device}/deployments")
+@router.post("/devices/{device}/deployments", status_code=201, responses=WAS_SO)
 def add_deployment(
     ctx: Ctx,
     caller: Caller,
     device: str,
     wanted: Annotated[api.NewDeployment, Depends(body(api.NewDeployment))],
-) -> Response:
+) -> Answer[api.Done]:
     """One more model slot for a device that has enrolled: its next order says so, and that order goes out now."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
@@ -90,11 +136,16 @@ def add_deployment(
 
 @router.post("/devices/{device}/labels")
 def relabel(
-    ctx: Ctx, caller: Caller, device: str, wanted: Annotated[api.NewLabels, Depends(body(api.NewLabels))]
-) -> Response:
+    ctx: Ctx,
+    caller: Caller,
+    seen: IfMatch,
+    device: str,
+    wanted: Annotated[api.NewLabels, Depends(body(api.NewLabels))],
+) -> Answer[api.Done]:
     """It leaves what is about its old place, and follows what is about the new one."""
     with ctx.database.begin() as connection:
         caller.device(connection, device)
+        seen.check(_tag(devices.get(connection, device, lock=True)), f"the device {device}")
         is_changed = groups.relabel(
             connection, device, wanted.labels, wanted.remove, now=ctx.clock(), who=caller.who
         )
@@ -107,7 +158,7 @@ def relabel(
 @router.post("/devices/{device}/revoke")
 def revoke(
     ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
-) -> Response:
+) -> Answer[api.Done]:
     """Take its identity away at once; a new enrolment file lets it join again."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
@@ -121,7 +172,7 @@ def revoke(
 @router.post("/devices/{device}/decommission")
 def decommission(
     ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
-) -> Response:
+) -> Answer[api.Done]:
     """Out of service: no identity, no orders, no place in lists and rollouts. Its name may enrol again."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
@@ -135,7 +186,7 @@ def decommission(
 @router.post("/devices/{device}/delete")
 def delete(
     ctx: Ctx, caller: Caller, device: str, why: Annotated[api.Reason, Depends(body(api.Reason))]
-) -> Response:
+) -> Answer[api.Done]:
     """Out of service, and forgotten: only the audit log and ended rollouts still name it. The name is free."""
     now = ctx.clock()
     with ctx.database.begin() as connection:
@@ -153,13 +204,17 @@ def _gone(ctx: Context, device: str, now: float) -> None:
     ctx.wake()
 
 
-def view(row: DeviceRow, wanted: Wanted, seen: Seen, now: Now) -> api.DeviceView:
+def _tag(row: DeviceRow) -> str:
+    return tag_of(row.labels, row.deployments, row.decommissioned_at)
+
+
+def view(row: DeviceRow, ordered: Ordered, seen: Seen, now: Now) -> api.DeviceView:
     """A device as the API shows it, times by the wall clock."""
     ahead_s = now.wall - now.steady
     reported = devices.reported_of(row)
     deployments = {}
     for deployment in devices.deployments_of(row):
-        should = wanted.get((row.id, deployment))
+        should = ordered.get((row.id, deployment))
         runs = reported.deployments.get(deployment) if reported else None
         deployments[deployment] = api.DeploymentView(
             should_run=releases.title(should.name, should.version) if should else "",
@@ -185,7 +240,12 @@ def view(row: DeviceRow, wanted: Wanted, seen: Seen, now: Now) -> api.DeviceView
         reported_counter=reported.order_counter if reported else 0,
         refused=reported.refused if reported else "",
         deployments=deployments,
+        tag=_tag(row),
         former_seen=datetime.fromtimestamp(row.former_at, UTC) if row.former_at else None,
+        conditions=tuple(
+            api.ConditionView(one.code, one.detail, one.since, one.deployment)
+            for one in (reported.conditions if reported else ())
+        ),
         telemetry=_summary(
             [
                 seen.get((row.id, name, entry.digest or ""))
@@ -240,6 +300,7 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
         lines.append(
             f"It has not accepted order {shown.order_counter} yet (its newest is {shown.reported_counter})."
         )
+    lines += _conditions(shown.conditions)
     all_of_them, bundles = assignments.newest_first(connection), Bundles(connection)
     ordered = orders.desired_of(connection, row.id)
     for name, deployment in shown.deployments.items():
@@ -253,6 +314,12 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
         told = f"in stage {member.stage + 1}" if member.stage is not None else waits
         lines.append(f"Rollout {rollout.label} ({rollout.status}): {member.state}{why}, {told}.")
     return lines
+
+
+def _conditions(found: Iterable[api.ConditionView]) -> Iterator[str]:
+    for condition in found:
+        of = f" ({condition.deployment})" if condition.deployment else ""
+        yield f"Something is wrong with it: {condition.code}{of}, {condition.detail}"
 
 
 def _assigned(

@@ -5,32 +5,37 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.responses import FileResponse
 from sqlalchemy import Row
 
-from edgekit.errors import ConflictError, UsageError
-from edgekit.wire.enrolment import FORMAT, EnrolmentFile, EnrolRequest, RenewRequest, unprotected
+from edgekit.errors import ConflictError, NotPossibleError
+from edgekit.wire.enrolment import FORMAT, EnrolAnswer, EnrolmentFile, EnrolRequest, RenewRequest, unprotected
 from fleet import api
 from fleet.rules.text import duration
 from fleet.server import parting
 from fleet.server.api import identity
 from fleet.server.api.admission import Caller, Principal, origin
-from fleet.server.api.context import Context, Ctx, answer, body
+from fleet.server.api.context import Answer, Context, Ctx, answer, body
+from fleet.server.api.paging import Paged
+from fleet.server.api.routing import Router, other, raw
 from fleet.server.store import approvals, blocked, devices, enrolments, former, orders
 from fleet.server.store.enrolments import DEFAULT_LIFETIME_S, Invitation, WaitsForApprovalError
 
-router = APIRouter(prefix="/api/v1", tags=["enrolment"])
-device_router = APIRouter(tags=["enrolment"])
+router = Router(prefix="/api/v1", tags=["enrolment"])
+device_router = Router(tags=["enrolment"])
 
 MAX_LIFETIME_S = 366 * 86_400.0
 ASK_AGAIN_S = 30
+_WAITS = other(
+    202, "It waits for an operator's approval: ask again after `Retry-After` seconds.", api.ErrorAnswer
+)
 
 
-@router.post("/devices")
+@router.post("/devices", status_code=201)
 def invite(
     ctx: Ctx, caller: Caller, wanted: Annotated[api.NewDevice, Depends(body(api.NewDevice))]
-) -> Response:
+) -> Answer[EnrolmentFile]:
     """The file of one device."""
     invitation = Invitation(
         wanted.device,
@@ -42,10 +47,10 @@ def invite(
     return _file(ctx, caller, invitation)
 
 
-@router.post("/devices/{device}/replace")
+@router.post("/devices/{device}/replace", status_code=201)
 def replace(
     ctx: Ctx, caller: Caller, device: str, wanted: Annotated[api.Replacement, Depends(body(api.Replacement))]
-) -> Response:
+) -> Answer[EnrolmentFile]:
     """The file of a device that there is, for a new card or a new board: what it has by the old one it has again."""
     with ctx.database.read() as connection:
         row = caller.device(connection, device)
@@ -59,8 +64,10 @@ def replace(
     return _file(ctx, caller, invitation)
 
 
-@router.post("/batches")
-def batch(ctx: Ctx, caller: Caller, wanted: Annotated[api.NewBatch, Depends(body(api.NewBatch))]) -> Response:
+@router.post("/batches", status_code=201)
+def batch(
+    ctx: Ctx, caller: Caller, wanted: Annotated[api.NewBatch, Depends(body(api.NewBatch))]
+) -> Answer[EnrolmentFile]:
     """One file for many devices."""
     invitation = Invitation(
         "",
@@ -80,11 +87,11 @@ def _lifetime_s(text: str) -> float:
         return DEFAULT_LIFETIME_S
     found = duration(text, "--expires")
     if not 0 < found <= MAX_LIFETIME_S:
-        raise UsageError(f"--expires {text}: between a minute and a year, e.g. 7d")
+        raise NotPossibleError(f"--expires {text}: between a minute and a year, e.g. 7d")
     return found
 
 
-def _file(ctx: Context, caller: Principal, invitation: Invitation) -> Response:
+def _file(ctx: Context, caller: Principal, invitation: Invitation) -> Answer[EnrolmentFile]:
     root = ctx.tuf.root()
     if not root:
         raise ConflictError(
@@ -120,11 +127,11 @@ def _file(ctx: Context, caller: Principal, invitation: Invitation) -> Response:
 
 
 @router.get("/waiting")
-def waiting(ctx: Ctx, caller: Caller) -> Response:
+def waiting(ctx: Ctx, caller: Caller, page: Paged) -> Answer[list[api.Waiting]]:
     """Who asked to join and waits for a person."""
     with ctx.database.read() as connection:
         found = [row for row in approvals.waiting(connection) if caller.reaches(_labels(row))]
-    return answer(
+    return page.of(
         [
             api.Waiting(
                 row.device,
@@ -134,21 +141,24 @@ def waiting(ctx: Ctx, caller: Caller) -> Response:
                 msgspec.json.decode(row.labels, type=dict[str, str]),
             )
             for row in found
-        ]
+        ],
+        lambda one: one.device,
     )
 
 
 @router.post("/waiting/{device}/approve")
-def approve(ctx: Ctx, caller: Caller, device: str) -> Response:
+def approve(ctx: Ctx, caller: Caller, device: str) -> Answer[api.Done]:
+    """It gets its identity when it asks the next time."""
     return _decide(ctx, caller, device, is_approved=True)
 
 
 @router.post("/waiting/{device}/reject")
-def reject(ctx: Ctx, caller: Caller, device: str) -> Response:
+def reject(ctx: Ctx, caller: Caller, device: str) -> Answer[api.Done]:
+    """It gets none by this file."""
     return _decide(ctx, caller, device, is_approved=False)
 
 
-def _decide(ctx: Context, caller: Principal, device: str, *, is_approved: bool) -> Response:
+def _decide(ctx: Context, caller: Principal, device: str, *, is_approved: bool) -> Answer[api.Done]:
     with ctx.database.begin() as connection:
         for row in approvals.waiting(connection):
             if row.device == device:
@@ -163,8 +173,10 @@ def _labels(row: Row[Any]) -> dict[str, str]:
     return {**given, "device": row.device, "profile": row.profile}
 
 
-@device_router.post("/v1/enrol")
-def enrol(ctx: Ctx, http: Request, request: Annotated[EnrolRequest, Depends(body(EnrolRequest))]) -> Response:
+@device_router.post("/v1/enrol", responses=_WAITS)
+def enrol(
+    ctx: Ctx, http: Request, request: Annotated[EnrolRequest, Depends(body(EnrolRequest))]
+) -> Answer[EnrolAnswer] | Answer[api.ErrorAnswer]:
     """See `edgekit.wire.enrolment` for what each status means to a device."""
     now = ctx.clock()
     waits, was_enrolled = None, False
@@ -200,7 +212,7 @@ def enrol(ctx: Ctx, http: Request, request: Annotated[EnrolRequest, Depends(body
 @device_router.post("/v1/renew")
 def renew(
     request: Request, ctx: Ctx, wanted: Annotated[RenewRequest, Depends(body(RenewRequest))]
-) -> Response:
+) -> Answer[EnrolAnswer]:
     """A new certificate for a device that holds one which is good, or ran out less than 90 days ago."""
     now = ctx.clock()
     try:
@@ -216,7 +228,7 @@ def renew(
     return answer(given)
 
 
-@device_router.get("/v1/crl.pem")
+@device_router.get("/v1/crl.pem", responses=raw("PEM.", "application/x-pem-file"))
 def revocations(ctx: Ctx) -> Response:
     """The revocation list, for a broker that runs elsewhere. It names serial numbers, and is signed; it is no secret."""
     return FileResponse(ctx.folder.keys_folder / "crl.pem", media_type="application/x-pem-file")

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends
 from sqlalchemy import Connection
 
 from edgekit.errors import ConflictError
@@ -11,18 +11,21 @@ from fleet import api
 from fleet.rules.experiment import Side
 from fleet.server import trials
 from fleet.server.api.admission import Caller
-from fleet.server.api.context import Ctx, answer, body
+from fleet.server.api.context import Answer, Ctx, answer, body
+from fleet.server.api.paging import Paged
+from fleet.server.api.routing import Router
 from fleet.server.clock import Now
 from fleet.server.store import experiments, releases, settings
 from fleet.server.store.experiments import ExperimentRow
 
-router = APIRouter(prefix="/api/v1", tags=["experiments"])
+router = Router(prefix="/api/v1", tags=["experiments"])
 
 
-@router.post("/experiments")
+@router.post("/experiments", status_code=201)
 def start(
     ctx: Ctx, caller: Caller, wanted: Annotated[api.NewExperiment, Depends(body(api.NewExperiment))]
-) -> Response:
+) -> Answer[api.ExperimentView]:
+    """Two releases on a fixed split of the devices, compared by a goal."""
     now = ctx.time.now()
     with ctx.database.begin() as connection:
         if settings.is_frozen(connection):
@@ -34,21 +37,25 @@ def start(
 
 
 @router.get("/experiments")
-def listing(ctx: Ctx) -> Response:
+def listing(ctx: Ctx, page: Paged) -> Answer[list[api.ExperimentView]]:
+    """Experiments, the newest first."""
     with ctx.database.read() as connection:
         now = ctx.time.now()
-        return answer([view(connection, found, now) for found in experiments.everything(connection)])
+        views = [view(connection, found, now) for found in experiments.everything(connection)]
+    return page.of(views, lambda found: found.id)
 
 
 @router.get("/experiments/{experiment}")
-def show(ctx: Ctx, experiment: str) -> Response:
+def show(ctx: Ctx, experiment: str) -> Answer[api.ExperimentView]:
+    """An experiment and what can be said by now."""
     with ctx.database.read() as connection:
         found = experiments.get(connection, experiments.parse_id(experiment))
         return answer(view(connection, found, ctx.time.now()))
 
 
 @router.post("/experiments/{experiment}/stop")
-def stop(ctx: Ctx, caller: Caller, experiment: str) -> Response:
+def stop(ctx: Ctx, caller: Caller, experiment: str) -> Answer[api.ExperimentView]:
+    """Each device goes back to what it ran before."""
     now = ctx.time.now()
     with ctx.database.begin() as connection:
         found = trials.stop(connection, experiments.parse_id(experiment), now=now, who=caller.who)
@@ -58,7 +65,8 @@ def stop(ctx: Ctx, caller: Caller, experiment: str) -> Response:
 
 
 @router.post("/experiments/{experiment}/adopt/{arm}")
-def adopt(ctx: Ctx, caller: Caller, experiment: str, arm: Literal["A", "B"]) -> Response:
+def adopt(ctx: Ctx, caller: Caller, experiment: str, arm: Literal["A", "B"]) -> Answer[api.ExperimentView]:
+    """All follow this arm from now on."""
     now = ctx.time.now()
     with ctx.database.begin() as connection:
         found = trials.adopt(connection, experiments.parse_id(experiment), arm, now=now, who=caller.who)

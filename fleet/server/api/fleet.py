@@ -2,31 +2,35 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends
 from sqlalchemy import Connection
 
 from fleet import api
 from fleet.server.api.admission import Caller, Principal
-from fleet.server.api.context import Context, Ctx, answer, body
+from fleet.server.api.context import Answer, Context, Ctx, answer, body
 from fleet.server.api.rollouts import reaches_all
+from fleet.server.api.routing import Router
 from fleet.server.store import audit, devices, news, rollouts, settings
 
-router = APIRouter(prefix="/api/v1", tags=["fleet"])
+router = Router(prefix="/api/v1", tags=["fleet"])
 
 
 @router.get("/status")
-def status(ctx: Ctx, caller: Caller) -> Response:
+def status(ctx: Ctx, caller: Caller) -> Answer[api.FleetView]:
+    """The fleet at a glance."""
     with ctx.database.read() as connection:
         return answer(_view(connection, ctx, caller))
 
 
 @router.get("/whoami")
-def whoami(caller: Caller) -> Response:
+def whoami(caller: Caller) -> Answer[api.Whoami]:
+    """Whose token or session this is, and what it may do."""
     return answer(api.Whoami(caller.who.name, caller.role.word, caller.scope.text))
 
 
 @router.get("/keys")
-def keys(ctx: Ctx) -> Response:
+def keys(ctx: Ctx) -> Answer[api.KeysView]:
+    """The public halves of the keys that sign orders and the audit log."""
     order, audited = ctx.issuer.key, ctx.keys.audit
     return answer(
         api.KeysView(
@@ -38,7 +42,9 @@ def keys(ctx: Ctx) -> Response:
 
 
 @router.post("/freeze")
-def freeze(ctx: Ctx, caller: Caller, wanted: Annotated[api.Freeze, Depends(body(api.Freeze))]) -> Response:
+def freeze(
+    ctx: Ctx, caller: Caller, wanted: Annotated[api.Freeze, Depends(body(api.Freeze))]
+) -> Answer[api.FleetView]:
     """The stop button: while frozen no rollout starts, moves on or is judged. An operator may still roll back."""
     with ctx.database.begin() as connection:
         was_frozen = settings.is_frozen(connection)
@@ -70,7 +76,7 @@ def _view(connection: Connection, ctx: Context, caller: Principal) -> api.FleetV
     if caller.scope.is_limited:
         seen = [row for row in devices.everyone(connection) if caller.reaches(devices.labels_of(row))]
         total, online = len(seen), sum(row.is_online for row in seen)
-        active = sum(reaches_all(connection, caller, one) for one in rollouts.active_whole(connection))
+        active = sum(reaches_all(connection, caller, one) for one in rollouts.active(connection))
     else:
         total, online = devices.counts(connection)
         active = len(rollouts.active_ids(connection))

@@ -7,34 +7,37 @@ the artifacts, a device gets only with its own.
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends, Response
 from securesystemslib.signer import SSlibKey
 
 from edgekit.errors import NotFoundError
 from edgekit.trust.orderkeys import OrderKeys
 from fleet import api
 from fleet.server.api.admission import Caller
-from fleet.server.api.context import Ctx, answer, body
+from fleet.server.api.context import Answer, Ctx, answer, body
+from fleet.server.api.routing import Router, raw
 from fleet.server.store import audit
 from fleet.tuf import documents
 from fleet.tuf.online import Files, Online
 
-router = APIRouter(prefix="/api/v1", tags=["metadata"])
-static_router = APIRouter(tags=["metadata"])
+router = Router(prefix="/api/v1", tags=["metadata"])
+static_router = Router(tags=["metadata"])
 
+_SIGNED = raw("A signed document.", "application/json")
 _TARGET = re.compile(r"^[0-9a-f]{64}\.order-keys\.json$")
 _FILE = re.compile(r"^(\d{1,16}\.[a-z0-9][a-z0-9._-]{0,100}|timestamp)\.json$")
 
 
 @router.get("/metadata")
-def present(ctx: Ctx) -> Response:
+def present(ctx: Ctx) -> Answer[api.MetadataView]:
+    """The publishers' signed documents, and the key that signs snapshot and timestamp."""
     return answer(_view(ctx.tuf))
 
 
 @router.post("/metadata")
 def offer(
     ctx: Ctx, caller: Caller, new: Annotated[api.NewMetadata, Depends(body(api.NewMetadata))]
-) -> Response:
+) -> Answer[api.MetadataView]:
     """Take a publisher's documents; snapshot and timestamp follow at once."""
     now = documents.moment(ctx.clock())
     before = _versions(ctx.tuf)
@@ -62,7 +65,7 @@ def offer(
 
 
 @router.post("/metadata/online-key")
-def successor(ctx: Ctx, caller: Caller) -> Response:
+def successor(ctx: Ctx, caller: Caller) -> Answer[api.PublicKey]:
     """The public half of the key that is to follow the present online key; made on the first call."""
     key = ctx.tuf.next_key()
     with ctx.database.begin() as connection:
@@ -79,7 +82,7 @@ def successor(ctx: Ctx, caller: Caller) -> Response:
 
 
 @router.post("/metadata/order-key")
-def order_key(ctx: Ctx, caller: Caller) -> Response:
+def order_key(ctx: Ctx, caller: Caller) -> Answer[api.OrderKey]:
     """The public half of the key that is to sign orders once the publisher lists it; made on the first call."""
     key = ctx.folder.next_order_key()
     with ctx.database.begin() as connection:
@@ -95,8 +98,9 @@ def order_key(ctx: Ctx, caller: Caller) -> Response:
     return answer(api.OrderKey(key.keyid, key.public_hex))
 
 
-@static_router.get("/tuf/targets/_fleet/{file}")
+@static_router.get("/tuf/targets/_fleet/{file}", responses=_SIGNED)
 def target_file(ctx: Ctx, file: str) -> Response:
+    """A target that is part of the metadata itself."""
     path = ctx.tuf.metadata / "targets" / "_fleet" / file
     if not _TARGET.match(file) or not path.is_file():
         raise NotFoundError(f"there is no target {file[:120]!r}")
@@ -104,8 +108,9 @@ def target_file(ctx: Ctx, file: str) -> Response:
     return Response(path.read_bytes(), media_type="application/json", headers=kept)
 
 
-@static_router.get("/tuf/{file}")
+@static_router.get("/tuf/{file}", responses=_SIGNED)
 def static_file(ctx: Ctx, file: str) -> Response:
+    """A metadata file, as TUF clients ask for it."""
     path = ctx.tuf.metadata / file
     if not _FILE.match(file) or not path.is_file():
         raise NotFoundError(f"there is no metadata file {file[:120]!r}")

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.responses import FileResponse
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
@@ -25,29 +25,39 @@ from fleet.publish import target_of
 from fleet.server.api import identity
 from fleet.server.api.admission import Caller
 from fleet.server.api.context import (
+    Answer,
     Context,
     Ctx,
     TooLargeError,
     answer,
     body,
 )
+from fleet.server.api.paging import Paged
+from fleet.server.api.routing import WAS_SO, Router, raw
 from fleet.server.store import enrolments, orders, releases
 
-router = APIRouter(prefix="/api/v1", tags=["releases"])
-artifact_router = APIRouter(tags=["artifacts"])
+router = Router(prefix="/api/v1", tags=["releases"])
+artifact_router = Router(tags=["artifacts"])
 
 MAX_BUNDLE_BYTES = 4 << 30
+_FILE = raw("The file.", "application/octet-stream")
+_PARTS = {**_FILE, **raw("The part that `Range` asked for.", "application/octet-stream", status=206)}
+_UPLOAD = {
+    "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
+}
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
 @router.get("/releases")
-def listing(ctx: Ctx) -> Response:
+def listing(ctx: Ctx, page: Paged) -> Answer[list[api.ReleaseView]]:
+    """Releases with their bundles."""
     with ctx.database.read() as connection:
-        return answer(releases.everything(connection))
+        return page.of(releases.everything(connection), lambda one: releases.title(one.name, one.version))
 
 
 @router.get("/bundles/{name}/{version}/{profile}")
-def bundle(ctx: Ctx, name: str, version: str, profile: str) -> Response:
+def bundle(ctx: Ctx, name: str, version: str, profile: str) -> Answer[api.BundleView]:
+    """The bundle of a release for a profile."""
     with ctx.database.read() as connection:
         row = releases.existing(connection, name, version, profile)
         if row is None:
@@ -55,13 +65,14 @@ def bundle(ctx: Ctx, name: str, version: str, profile: str) -> Response:
         return answer(releases.view(connection, row.sha256))
 
 
-@router.get("/evidence/{sha256}")
+@router.get("/evidence/{sha256}", responses=raw("An in-toto statement.", "application/json"))
 def statement(ctx: Ctx, sha256: str) -> Response:
+    """A bundle's evidence."""
     with ctx.database.read() as connection:
         return Response(releases.statement(connection, sha256), media_type="application/json")
 
 
-@router.put("/uploads/{sha256}")
+@router.put("/uploads/{sha256}", status_code=204, openapi_extra=_UPLOAD)
 async def upload(request: Request, ctx: Ctx, sha256: str) -> Response:
     """Receive a bundle file; it is kept only if its digest is the one in the path."""
     _check_digest(sha256)
@@ -88,10 +99,10 @@ async def upload(request: Request, ctx: Ctx, sha256: str) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/bundles")
+@router.post("/bundles", status_code=201, responses=WAS_SO)
 def publish(
     ctx: Ctx, caller: Caller, new: Annotated[api.NewBundle, Depends(body(api.NewBundle))]
-) -> Response:
+) -> Answer[api.PublishAnswer]:
     """Register an uploaded bundle as part of its release."""
     checked = bundles.read(Path(_present(ctx, new.sha256)), sha256=new.sha256)
     target = target_of(checked)
@@ -106,7 +117,7 @@ def publish(
     return answer(api.PublishAnswer(view, was_there), 200 if was_there else 201)
 
 
-@router.get("/files/{sha256}")
+@router.get("/files/{sha256}", responses=_FILE)
 def file(ctx: Ctx, sha256: str) -> Response:
     """A published bundle's file, for who makes deltas from it."""
     _check_digest(sha256)
@@ -115,7 +126,7 @@ def file(ctx: Ctx, sha256: str) -> Response:
     return FileResponse(_present(ctx, sha256), media_type="application/octet-stream")
 
 
-@artifact_router.get("/artifacts/{sha256}")
+@artifact_router.get("/artifacts/{sha256}", responses=_PARTS)
 def artifact(request: Request, ctx: Ctx, sha256: str) -> Response:
     """The file of a bundle or delta; ranges are served, so an interrupted download goes on."""
     with ctx.database.begin() as connection:

@@ -3,27 +3,28 @@
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends
 from sqlalchemy import Connection
 
-from edgekit.errors import ConflictError, UsageError
+from edgekit.errors import ConflictError, NotPossibleError
 from fleet import api
 from fleet.rules import retry as rules
 from fleet.rules.rollout import Rollout
 from fleet.server import changes
 from fleet.server.api.admission import Caller, Principal
-from fleet.server.api.context import Context, Ctx, answer, body
+from fleet.server.api.context import Answer, Context, Ctx, answer, body
 from fleet.server.api.rollouts import within
+from fleet.server.api.routing import Router
 from fleet.server.store import audit, devices, orders, rollouts, settings
 from fleet.server.store.audit import Who
 
-router = APIRouter(prefix="/api/v1", tags=["rollouts"])
+router = Router(prefix="/api/v1", tags=["rollouts"])
 
 
 @router.post("/rollouts/{rollout_id}/retry")
 def retry_rollout(
     ctx: Ctx, caller: Caller, rollout_id: str, wanted: Annotated[api.Retry, Depends(body(api.Retry))]
-) -> Response:
+) -> Answer[api.Retried]:
     """Its failures count no more, and its devices' new outcomes do; a paused rollout stays paused."""
     with ctx.database.begin() as connection:
         rollout = _loaded(connection, caller, rollout_id)
@@ -35,7 +36,7 @@ def retry_rollout(
 
 
 @router.post("/devices/{device}/retry")
-def retry_device(ctx: Ctx, caller: Caller, device: str) -> Response:
+def retry_device(ctx: Ctx, caller: Caller, device: str) -> Answer[api.Retried]:
     """What it holds against what it is ordered to run is forgotten, and the same order goes out once more."""
     now = ctx.time.now()
     with ctx.database.begin() as connection:
@@ -100,7 +101,7 @@ def _chosen(rollout: Rollout, named: tuple[str, ...]) -> list[str]:
     """Raises: UsageError for one that has not failed there."""
     failed = rules.failed(rollout)
     if others := sorted(set(named) - set(failed)):
-        raise UsageError(
+        raise NotPossibleError(
             f"{others[0]} has not failed in rollout {rollout.label}; these have: {', '.join(failed[:10])}"
         )
     return list(named) or failed

@@ -4,22 +4,30 @@ from datetime import timedelta
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends, Query, Request
 from sqlalchemy import Connection
 
-from edgekit.errors import ConflictError, NotFoundError, UsageError
+from edgekit.errors import ConflictError, NotFoundError, NotPossibleError
+from edgekit.wire.states import FleetState
 from fleet import api
-from fleet.rules import moving
+from fleet.rules.members import Member
 from fleet.rules.rollout import ACTIVE, Command, Rollout, Status, Verb
 from fleet.rules.text import duration
 from fleet.server import changes, planning
 from fleet.server.api.admission import Caller, Principal
-from fleet.server.api.context import Ctx, answer, body, body_or
+from fleet.server.api.context import Answer, Ctx, answer, body, body_or
+from fleet.server.api.matching import IfMatch, tag_of
+from fleet.server.api.paging import After, link
+from fleet.server.api.routing import DRY_RUN, Router
 from fleet.server.clock import Now
-from fleet.server.store import blocked, devices, orders, releases, rollouts, settings
+from fleet.server.store import blocked, devices, members, orders, releases, rollouts, settings
 
-router = APIRouter(prefix="/api/v1", tags=["rollouts"])
+router = Router(prefix="/api/v1", tags=["rollouts"])
 
+# Of a page of rollouts and of members; and the members that a rollout itself shows.
+USUAL, MOST = 50, 500
+USUAL_MEMBERS, MOST_MEMBERS = 500, 5000
+FIRST_MEMBERS = 50
 _HOW = body_or(api.Turn())
 # From which states a verb makes sense; anything else is a mistake worth telling.
 _UNDER_WAY = {Status.RUNNING, Status.PAUSED}
@@ -34,13 +42,14 @@ _ALLOWED: dict[Verb, set[Status]] = {
 }
 
 
-@router.post("/rollouts")
+@router.post("/rollouts", status_code=201, responses=DRY_RUN)
 def start(
     ctx: Ctx, caller: Caller, wanted: Annotated[api.NewRollout, Depends(body(api.NewRollout))]
-) -> Response:
+) -> Answer[api.RolloutAnswer]:
+    """Plan a rollout and begin it; with `dry_run` only plan it."""
     now = ctx.time.now()
     if len(to := caller.scope.narrow(wanted.to)) > api.MAX_TEXT:
-        raise UsageError(f"the selector is too long: at most {api.MAX_TEXT} characters with your scope")
+        raise NotPossibleError(f"the selector is too long: at most {api.MAX_TEXT} characters with your scope")
     wanted = msgspec.structs.replace(wanted, to=to)
     with ctx.database.begin() as connection:
         rollout, plan = planning.plan(connection, wanted, now)
@@ -49,40 +58,83 @@ def start(
         if settings.is_frozen(connection):
             raise ConflictError("the fleet is frozen; 'edgekit fleet unfreeze' first")
         rollout = changes.begin(connection, ctx.issuer, rollout, now=now, who=caller.who, wanted=wanted)
+        shown = view(connection, rollout, now)
     ctx.wake()
-    return answer(api.RolloutAnswer(plan, view(rollout, now)), 201)
+    return answer(api.RolloutAnswer(plan, shown), 201)
 
 
 @router.get("/rollouts")
-def listing(ctx: Ctx, caller: Caller) -> Response:
+def listing(
+    request: Request,
+    ctx: Ctx,
+    caller: Caller,
+    after: After = "",
+    limit: Annotated[int, Query(ge=1, le=MOST)] = USUAL,
+) -> Answer[list[api.RolloutView]]:
+    """Rollouts, the newest first, without their members."""
     now = ctx.time.now()
+    before = rollouts.parse_id(after) if after else None
     with ctx.database.read() as connection:
-        found = rollouts.everything(connection)
-        return answer([view(rollout, now) for rollout in found if reaches_all(connection, caller, rollout)])
+        page = rollouts.page(connection, before, limit)
+        reached = [rollout for rollout in page if reaches_all(connection, caller, rollout)]
+        response = answer([view(connection, rollout, now, first=0) for rollout in reached])
+    if len(page) == limit:
+        link(response, request, page[-1].label, limit)
+    return response
 
 
 @router.get("/rollouts/{rollout_id}")
-def show(ctx: Ctx, caller: Caller, rollout_id: str) -> Response:
+def show(ctx: Ctx, caller: Caller, rollout_id: str) -> Answer[api.RolloutView]:
+    """A rollout."""
     with ctx.database.read() as connection:
-        found = rollouts.get(connection, rollouts.parse_id(rollout_id))
-        return answer(view(within(connection, caller, found), ctx.time.now()))
+        found = within(connection, caller, rollouts.head(connection, rollouts.parse_id(rollout_id)))
+        return answer(view(connection, found, ctx.time.now()))
+
+
+@router.get("/rollouts/{rollout_id}/members")
+def member_listing(
+    request: Request,
+    ctx: Ctx,
+    caller: Caller,
+    rollout_id: str,
+    *,
+    after: After = "",
+    limit: Annotated[int, Query(ge=1, le=MOST_MEMBERS)] = USUAL_MEMBERS,
+    state: Annotated[FleetState | None, Query(description="Only those in this state.")] = None,
+) -> Answer[list[api.MemberView]]:
+    """The devices of a rollout, by name."""
+    with ctx.database.read() as connection:
+        found = within(connection, caller, rollouts.head(connection, rollouts.parse_id(rollout_id)))
+        page = members.page(connection, found.id, after, limit, state)
+    response = answer([_member(member) for member in page])
+    if len(page) == limit:
+        link(response, request, page[-1].device, limit)
+    return response
 
 
 @router.get("/rollouts/{rollout_id}/wanted")
-def asked(ctx: Ctx, caller: Caller, rollout_id: str) -> Response:
+def asked(ctx: Ctx, caller: Caller, rollout_id: str) -> Answer[api.NewRollout]:
     """What it was started with; the same again starts another one like it."""
     with ctx.database.read() as connection:
-        found = within(connection, caller, rollouts.get(connection, rollouts.parse_id(rollout_id)))
+        found = within(connection, caller, rollouts.head(connection, rollouts.parse_id(rollout_id)))
         return answer(rollouts.wanted(connection, found.id))
 
 
 @router.post("/rollouts/{rollout_id}/{verb}")
 def turn(
-    ctx: Ctx, caller: Caller, rollout_id: str, verb: Verb, how: Annotated[api.Turn, Depends(_HOW)]
-) -> Response:
+    ctx: Ctx,
+    caller: Caller,
+    rollout_id: str,
+    verb: Verb,
+    *,
+    seen: IfMatch,
+    how: Annotated[api.Turn, Depends(_HOW)],
+) -> Answer[api.RolloutView]:
+    """Pause, resume, abort, roll back, approve a stage, hold a profile or release it."""
     now = ctx.time.now()
     with ctx.database.begin() as connection:
         rollout = within(connection, caller, rollouts.load(connection, rollouts.parse_id(rollout_id)))
+        seen.check(tag(rollout), f"rollout {rollout.label}")
         if rollout.status not in _ALLOWED[verb]:
             raise ConflictError(f"rollout {rollout.label} is {rollout.status}; it cannot {verb} now")
         if verb == "resume" and settings.is_frozen(connection):
@@ -93,8 +145,9 @@ def turn(
             _check_still_its_own(connection, rollout)
         command = _command(rollout, verb, how, f"{verb} asked for by {caller.who}", now)
         rollout = changes.apply(connection, ctx.issuer, rollout, command, now=now, who=caller.who)
+        shown = view(connection, rollout, ctx.time.now())
     ctx.wake()
-    return answer(view(rollout, ctx.time.now()))
+    return answer(shown)
 
 
 def _command(rollout: Rollout, verb: Verb, how: api.Turn, reason: str, now: Now) -> Command:
@@ -110,7 +163,7 @@ def _command(rollout: Rollout, verb: Verb, how: api.Turn, reason: str, now: Now)
     if verb in ("hold", "release"):
         profiles = sorted({member.profile for member in rollout.members.values()})
         if how.profile not in profiles:
-            raise UsageError(
+            raise NotPossibleError(
                 f"profile {how.profile!r}: rollout {rollout.label} has devices of {', '.join(profiles)}"
             )
         if (how.profile in rollout.stopped) == (verb == "hold"):
@@ -125,8 +178,8 @@ def reaches_all(connection: Connection, caller: Principal, rollout: Rollout) -> 
     if not caller.scope.is_limited:
         return True
     labels = {row.id: devices.labels_of(row) for row in devices.everyone(connection)}
-    members = [labels.get(device) for device in rollout.members]
-    return bool(members) and all(found is not None and caller.reaches(found) for found in members)
+    found = [labels.get(device) for device in members.names(connection, rollout.id)]
+    return bool(found) and all(some is not None and caller.reaches(some) for some in found)
 
 
 def within(connection: Connection, caller: Principal, rollout: Rollout) -> Rollout:
@@ -160,16 +213,22 @@ def _check_still_its_own(connection: Connection, rollout: Rollout) -> None:
         )
 
 
-def view(rollout: Rollout, now: Now) -> api.RolloutView:
-    """A rollout as the API shows it: devices in the order in which they move, times by the wall clock."""
+def tag(rollout: Rollout) -> str:
+    """Stands for what a person decides by; what devices do meanwhile is no part of it."""
+    return tag_of(rollout.id, rollout.status, rollout.stage, rollout.awaits, rollout.stopped)
+
+
+def view(
+    connection: Connection, rollout: Rollout, now: Now, *, first: int = FIRST_MEMBERS
+) -> api.RolloutView:
+    """A rollout as the API shows it, with its `first` members in the order in which they move; times by the wall clock.
+
+    The members are read from their rows: `rollout` need not have them.
+    """
     ahead = timedelta(seconds=now.wall - now.steady)
-    spec = rollout.spec
-    members = sorted(rollout.members.values(), key=lambda m: (m.is_held, m.key))
-    counts: dict[str, int] = {}
-    for member in members:
-        counts[member.state.value] = counts.get(member.state.value, 0) + 1
+    spec, is_running = rollout.spec, rollout.status is Status.RUNNING
     soak_ends = None
-    if rollout.status is Status.RUNNING and rollout.soak_from is not None:
+    if is_running and rollout.soak_from is not None:
         soak_ends = rollout.soak_from + timedelta(seconds=spec.soak_s) + ahead
     return api.RolloutView(
         id=rollout.label,
@@ -180,23 +239,25 @@ def view(rollout: Rollout, now: Now) -> api.RolloutView:
         reason=rollout.reason,
         stage=rollout.stage + 1,
         stages=tuple(stage.words for stage in spec.stages),
-        counts=counts,
+        counts=members.counts(connection, rollout.id),
         gates=tuple(api.GateView(v.gate, v.outcome.value, v.words) for v in rollout.verdicts),
-        members=tuple(
-            api.MemberView(
-                device=member.device,
-                profile=member.profile,
-                stage=member.stage + 1 if member.stage is not None else None,
-                state=member.state.value,
-                reason=member.reason,
-                previous=member.previous_title,
-            )
-            for member in members
-        ),
         created=rollout.created_at + ahead,
         soak_ends=soak_ends,
         finish_by=rollout.finish_at + ahead if rollout.status in ACTIVE else None,
         awaits=rollout.awaits + 1 if rollout.awaits is not None else None,
         held_profiles=rollout.stopped,
-        waiting=sum(1 for _ in moving.waiting(rollout)) if rollout.status is Status.RUNNING else 0,
+        waiting=members.waiting(connection, rollout) if is_running else 0,
+        members=tuple(map(_member, members.first(connection, rollout.id, first))) if first else (),
+        tag=tag(rollout),
+    )
+
+
+def _member(member: Member) -> api.MemberView:
+    return api.MemberView(
+        device=member.device,
+        profile=member.profile,
+        stage=member.stage + 1 if member.stage is not None else None,
+        state=member.state.value,
+        reason=member.reason,
+        previous=member.previous_title,
     )

@@ -20,19 +20,20 @@ from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from edgekit.errors import AuthError, UsageError
+from edgekit.errors import AuthError, NotPossibleError, UsageError
 from fleet import api
 from fleet.server.api import pages
 from fleet.server.api.admission import Caller, csrf_of, origin, session_of
-from fleet.server.api.context import Context, Ctx, answer, bearer, body
+from fleet.server.api.context import Answer, Context, Ctx, answer, bearer, body
 from fleet.server.api.pages import Form
+from fleet.server.api.routing import Router
 from fleet.server.signin import Permit
 from fleet.server.store import sessions
 from fleet.server.store.audit import Who
 from fleet.server.store.users import UserRow
 from fleet.terminal import MadeTerminal, NewTerminal, mark
 
-router = APIRouter(prefix="/api/v1", tags=["access"])
+router = Router(prefix="/api/v1", tags=["access"])
 page_router = APIRouter(tags=["page"])
 
 _OPAQUE = re.compile(r"^[A-Za-z0-9_-]{16,128}$")
@@ -76,8 +77,10 @@ def permit(ctx: Ctx, request: Request, given: Form) -> Response:
     return pages.redirect(f"http://127.0.0.1:{wanted['port']}/?{there}")
 
 
-@router.post("/session/terminal")
-def begin(ctx: Ctx, request: Request, given: Annotated[NewTerminal, Depends(body(NewTerminal))]) -> Response:
+@router.post("/session/terminal", status_code=201)
+def begin(
+    ctx: Ctx, request: Request, given: Annotated[NewTerminal, Depends(body(NewTerminal))]
+) -> Answer[MadeTerminal]:
     """A code for a session's secret."""
     address, now = origin(request), ctx.clock()
     if (wait_s := ctx.limits.wait_to_end_s(address, now)) > 0:
@@ -103,11 +106,11 @@ def begin(ctx: Ctx, request: Request, given: Annotated[NewTerminal, Depends(body
 
 
 @router.post("/session/end")
-def end(ctx: Ctx, request: Request, caller: Caller) -> Response:
+def end(ctx: Ctx, request: Request, caller: Caller) -> Answer[api.Changed]:
     """Ends the session of the terminal that asks."""
     secret = bearer(request) if "authorization" in request.headers else ""
     if not secret.startswith(sessions.TERMINAL.prefix):
-        raise UsageError(
+        raise NotPossibleError(
             "only what 'edgekit fleet login' began can be ended so; tokens are revoked, pages left"
         )
     with ctx.database.begin() as connection:

@@ -93,7 +93,7 @@ def add(
 def remove(connection: Connection, label: str, reason: str, *, now: float, who: Who) -> None:
     """Devices go on with what they run; who comes later gets what was assigned before. Raises: NotFoundError."""
     digits = label.removeprefix("a")
-    number = int(digits) if digits.isdigit() and len(digits) < 10 else 0
+    number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
     row = connection.execute(select(assignments).where(assignments.c.id == number)).one_or_none()
     if row is None:
         raise NotFoundError(

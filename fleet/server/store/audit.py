@@ -11,6 +11,7 @@ from fleet import audit as rules
 from fleet.audit import Head
 from fleet.audit_entry import Entry
 from fleet.server.schema_audit import audit, audit_heads
+from fleet.server.store import events
 
 _AT_ONCE = 1000
 
@@ -51,6 +52,7 @@ def append(  # noqa: PLR0917  # who did what to what, in the order of the senten
     if connection.dialect.name == "postgresql":
         # Two appenders must not both follow the same entry.
         connection.execute(text("LOCK TABLE audit IN EXCLUSIVE MODE"))
+    events.note_entry(connection, action, subject)
     last = connection.execute(select(audit.c.hash).order_by(audit.c.id.desc()).limit(1)).scalar()
     previous = last or rules.GENESIS
     was, is_now = _json(before), _json(after)

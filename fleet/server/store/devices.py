@@ -13,8 +13,9 @@ from sqlalchemy import JSON, Connection, Row, cast, delete, func, select, update
 
 from edgekit.errors import AuthError, ConflictError, NotFoundError
 from edgekit.wire.messages import Boot, Reported, Status
+from fleet.rules import facts
 from fleet.server.schema import desired, devices, outbox, to_place
-from fleet.server.store import audit, news
+from fleet.server.store import audit, news, troubles
 from fleet.server.store.audit import Who
 from fleet.server.store.known import Known
 from fleet.server.store.settings import secret_hash
@@ -68,12 +69,6 @@ def everyone(connection: Connection) -> list[DeviceRow]:
     """All but those that were taken out of service."""
     query = select(devices).where(devices.c.decommissioned_at.is_(None))
     return list(connection.execute(query.order_by(devices.c.id)).all())
-
-
-def page(connection: Connection, after: str, limit: int) -> list[DeviceRow]:
-    """The next devices in service by name, after this one."""
-    query = select(devices).where(devices.c.decommissioned_at.is_(None), devices.c.id > after)
-    return list(connection.execute(query.order_by(devices.c.id).limit(limit)).all())
 
 
 def lacking(connection: Connection, names: Sequence[str] | None = None) -> list[DeviceRow]:
@@ -148,8 +143,12 @@ def reported(known: Known, message: Reported, now: float) -> bool:
         return False
     known.change(
         reported=msgspec.json.encode(message).decode(),
+        facts=facts.of(message),
+        trouble=facts.trouble(message),
+        gravity=facts.gravity(message),
         reported_seq=message.seq,
         reported_counter=message.order_counter,
+        troubles=troubles.text_of(message),
         agent_version=message.agent_version,
     )
     return True

@@ -21,10 +21,11 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from edgekit.errors import AuthError, ConflictError
 from edgekit.wire.enrolment import EnrolAnswer, EnrolRequest, RenewRequest
+from fleet.rules.facts import NO_GRAVITY
 from fleet.server import ca
 from fleet.server.ca import Authority, Standing
 from fleet.server.schema import desired, devices, enrolment_tokens, enrolment_uses
-from fleet.server.store import audit, certificates, groups, hardware, news
+from fleet.server.store import audit, certificates, groups, hardware, news, settings
 from fleet.server.store import devices as device_store
 from fleet.server.store.audit import Who
 from fleet.server.store.certificates import CertificateRow
@@ -251,7 +252,8 @@ def _give(
         _check_free(connection, token, device)
     if row is None:
         connection.execute(insert(devices).values(id=device, created_at=now, labels="{}", deployments="[]"))
-    enrolment = (row.enrolment if row is not None else 0) + 1
+    before = row.enrolment if row is not None else 0
+    enrolment = max(before + 1, settings.number(connection, settings.ENROLMENTS_ABOVE))
     credential = registrar.credential(device, enrolment)
     connection.execute(
         update(devices)
@@ -276,6 +278,9 @@ def _give(
             nonce="",
             reported_seq=-1,
             reported=None,
+            facts="",
+            trouble="",
+            gravity=NO_GRAVITY,
             reported_counter=0,
         )
     )
@@ -305,7 +310,7 @@ def _give(
         audit.device(device, origin),
         "device.enrol",
         device,
-        before={"enrolment": enrolment - 1},
+        before={"enrolment": before},
         after={"enrolment": enrolment, "profile": request.profile, "serial": ca.serial_text(certificate)},
     )
     return _answer(registrar, device, enrolment, ca.pem(certificate), certificate.not_valid_after_utc)

@@ -37,7 +37,7 @@ def label(number: int) -> str:
 def parse_id(text: str) -> int:
     """`e7` or `7`. Raises: NotFoundError."""
     digits = text.removeprefix("e")
-    if not digits.isdigit() or len(digits) > 9:
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 9:
         raise NotFoundError(
             f"{text!r} is no experiment id; 'edgekit fleet experiment list' shows them (e1, e2, …)"
         )

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import JSON, ColumnElement, Connection, and_, cast, func, not_, or_, select, true
+from sqlalchemy import ColumnElement, Connection, and_, func, not_, or_, select
 
 from edgekit.errors import UsageError
 from fleet.audit_entry import Entry
-from fleet.rules import selectors
+from fleet.rules import filters
 from fleet.rules.members import Member
 from fleet.rules.rollout import ACTIVE, Rollout
-from fleet.rules.selectors import All, Both, Either, Not, OneOf, Selector
 from fleet.server.schema import desired, devices, members, rollouts
 from fleet.server.schema_audit import audit
 from fleet.server.store import audit as audit_store
+from fleet.server.store import finding
 from fleet.server.store import members as member_store
 from fleet.server.store.devices import DeviceRow
 
@@ -122,18 +122,21 @@ def state_of(row: DeviceRow) -> str:
 def device_counts(connection: Connection, where: str = "") -> DeviceCounts:
     """Of all devices in service, or of those that a selector matches."""
     columns = [func.count().filter(_STATES[name]) for name in DeviceCounts._fields]
-    query = select(*columns).select_from(devices).where(_in_service(connection, where))
+    query = select(*columns).select_from(devices).where(_within(connection, where))
     return DeviceCounts(*(int(number) for number in connection.execute(query).one()))
 
 
 class Browse(NamedTuple):
-    """A look at devices: `where` a selector, `text` a part of the name, `state` one of `STATES`, `sort` one of `SORTS`."""
+    """A look at devices: `where` a filter, `text` a part of the name, `state` one of `STATES`, `sort` one of `SORTS`; `now`
+    is steady.
+    """
 
     where: str = ""
     text: str = ""
     state: str = ""
     sort: str = "device"
     after: str = ""
+    now: float = 0.0
 
 
 _SORTS: dict[str, ColumnElement[Any]] = {
@@ -193,7 +196,7 @@ def how_many(connection: Connection, wanted: Browse) -> int:
 
 
 def _matching(connection: Connection, wanted: Browse) -> ColumnElement[bool]:
-    found = _in_service(connection, wanted.where)
+    found = finding.condition(connection, filters.parse(wanted.where), wanted.now)
     if wanted.text:
         found = and_(found, devices.c.id.icontains(wanted.text, autoescape=True))
     if wanted.state:
@@ -203,35 +206,9 @@ def _matching(connection: Connection, wanted: Browse) -> ColumnElement[bool]:
     return found
 
 
-def _in_service(connection: Connection, where: str) -> ColumnElement[bool]:
-    found: ColumnElement[bool] = devices.c.decommissioned_at.is_(None)
-    return and_(found, _selected(connection, selectors.parse(where))) if where.strip() else found
-
-
-def _selected(connection: Connection, selector: Selector) -> ColumnElement[bool]:
-    """What `selector.matches` says, as a condition on the devices' table."""
-    match selector:
-        case All():
-            return true()
-        case Not(part):
-            return not_(_selected(connection, part))
-        case Both(left, right):
-            return and_(_selected(connection, left), _selected(connection, right))
-        case Either(left, right):
-            return or_(_selected(connection, left), _selected(connection, right))
-        case OneOf(label, values):
-            return func.coalesce(_label(connection, label), "").in_(sorted(values))
-
-
-def _label(connection: Connection, label: str) -> ColumnElement[Any]:
-    if label == "device":
-        return devices.c.id
-    if label == "profile":
-        return devices.c.profile
-    if connection.dialect.name == "postgresql":
-        return func.json_extract_path_text(cast(devices.c.labels, JSON), label)
-    # Of a label's characters none means anything inside the quotes.
-    return func.json_extract(devices.c.labels, f'$."{label}"')
+def _within(connection: Connection, scope: str) -> ColumnElement[bool]:
+    """Devices in service that a selector's text (all if empty) reaches."""
+    return finding.condition(connection, filters.within("", scope))
 
 
 def runs(connection: Connection) -> dict[str, int]:
@@ -268,7 +245,7 @@ def is_within(connection: Connection, rollout: int, where: str) -> bool:
     """Whether a rollout has devices, all in service, and a selector matches each of them."""
     theirs = members.outerjoin(devices, devices.c.id == members.c.device)
     of_it = select(members.c.device).select_from(theirs).where(members.c.rollout == rollout)
-    fits = and_(devices.c.id.is_not(None), _in_service(connection, where))
+    fits = and_(devices.c.id.is_not(None), _within(connection, where))
     outside = connection.execute(of_it.where(not_(fits)).limit(1)).scalar()
     return outside is None and connection.execute(of_it.limit(1)).scalar() is not None
 

@@ -2,7 +2,8 @@
 
 Always true
  1. A change of `desired`, the order that says so and its outbox row commit in one transaction.
- 2. counter = max(last + 1, unix milliseconds): a restored database cannot fall behind what devices accepted.
+ 2. counter = max(last + 1, unix milliseconds, what a restore says): a restored database cannot fall behind what devices
+    accepted, even by a clock that is slow.
  3. No bundle that is blocked becomes desired.
  4. The outbox holds one row per device, the newest; publishing it twice does no harm.
  5. An order that is only said again (renewed, signed by another key, for a new enrolment) asks for the same way of going
@@ -37,10 +38,14 @@ DesiredRow = Row[Any]
 
 @dataclass
 class Issuer:
-    """Who signs orders: the fleet's id and its online order key, which another one takes the place of while it runs."""
+    """Who signs orders: the fleet's id and its online order key, which another one takes the place of while it runs.
+
+    No counter is below `above`.
+    """
 
     fleet: str
     key: SigningKey
+    above: int = 0
 
 
 def desired_of(
@@ -156,7 +161,7 @@ def issue_all(
     named = options or {}
     as_before = _options_of(connection, sorted(rows.keys() - named.keys()))
     for device, row in rows.items():
-        counter = max(int(row.get("order_counter")) + 1, int(now * 1000))
+        counter = max(int(row.get("order_counter")) + 1, int(now * 1000), issuer.above)
         how = named.get(device) or as_before.get(device, OrderOptions())
         envelope = _signed(issuer, row, wanted[device], counter, now, how)
         counters[device] = counter

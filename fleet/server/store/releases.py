@@ -3,6 +3,7 @@
 A version of a profile is one bundle for ever: the same digest again is no change, another digest is refused.
 """
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,16 +20,19 @@ from fleet.server.store.audit import Who
 BundleRow = Row[Any]
 
 
+_TITLE = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})@([0-9A-Za-z][0-9A-Za-z.+_-]{0,63})")
+
+
 def title(name: str, version: str) -> str:
     return f"{name}@{version}"
 
 
 def parse_title(text: str) -> tuple[str, str]:
     """(name, version) of `NAME@VERSION`. Raises: UsageError."""
-    name, at, version = text.partition("@")
-    if not (name and at and version):
+    found = _TITLE.fullmatch(text)
+    if found is None:
         raise UsageError(f"{text!r} is no release; write NAME@VERSION, e.g. digits@1.2.0")
-    return name, version
+    return found[1], found[2]
 
 
 def existing(connection: Connection, name: str, version: str, profile: str) -> BundleRow | None:

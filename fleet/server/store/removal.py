@@ -9,6 +9,7 @@ Always true
 
 from sqlalchemy import Connection, delete, select, update
 
+from fleet.rules.facts import NO_GRAVITY
 from fleet.server.schema import (
     certificates,
     desired,
@@ -22,12 +23,23 @@ from fleet.server.schema import (
     to_place,
     totals,
 )
+from fleet.server.schema_history import device_history
 from fleet.server.store import audit, experiments, news
 from fleet.server.store import certificates as certificate_store
 from fleet.server.store import devices as device_store
 from fleet.server.store.audit import Who
 
-_OF_DEVICE = (to_place, desired, outbox, orders, totals, stage_sums, reports, enrolment_uses)
+_OF_DEVICE = (
+    to_place,
+    desired,
+    outbox,
+    orders,
+    totals,
+    stage_sums,
+    reports,
+    enrolment_uses,
+    device_history,
+)
 # As a row that was never used has it, but for what counts.
 _EMPTY = {
     "labels": "{}",
@@ -38,6 +50,10 @@ _EMPTY = {
     "agent_version": "",
     "nonce": "",
     "reported": None,
+    "troubles": "",
+    "facts": "",
+    "trouble": "",
+    "gravity": NO_GRAVITY,
     "last_seen_at": None,
     "last_report_at": None,
     "offline_at": None,

@@ -14,7 +14,7 @@ from fleet.rules.pace import Pace
 from fleet.rules.rollout import ACTIVE, Rollout, Status
 from fleet.server.schema import assignments, rollouts
 from fleet.server.schema import members as member_rows
-from fleet.server.store import members
+from fleet.server.store import events, members
 from fleet.server.store.upsert import among
 
 _NOT_FOUND = "there is no rollout r{}; 'edgekit fleet rollout list' shows them"
@@ -33,7 +33,7 @@ def next_id(connection: Connection) -> int:
 def parse_id(text: str) -> int:
     """`r7` or `7`. Raises: NotFoundError."""
     digits = text.removeprefix("r")
-    if not digits.isdigit() or len(digits) > 9:
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 9:
         raise NotFoundError(f"{text!r} is no rollout id; 'edgekit fleet rollout list' shows them (r1, r2, …)")
     return int(digits)
 
@@ -46,10 +46,23 @@ def load(connection: Connection, rollout_id: int) -> Rollout:
 
 def get(connection: Connection, rollout_id: int) -> Rollout:
     """With all its members, to look at. Raises: NotFoundError."""
+    return msgspec.structs.replace(head(connection, rollout_id), members=members.of(connection, rollout_id))
+
+
+def head(connection: Connection, rollout_id: int) -> Rollout:
+    """Without its members, to look at. Raises: NotFoundError."""
     state = connection.execute(select(rollouts.c.state).where(rollouts.c.id == rollout_id)).scalar()
     if state is None:
         raise NotFoundError(_NOT_FOUND.format(rollout_id))
-    return msgspec.structs.replace(_decoded(state), members=members.of(connection, rollout_id))
+    return _decoded(state)
+
+
+def page(connection: Connection, before: int | None, limit: int) -> list[Rollout]:
+    """The next rollouts without their members, the newest first, from below `before` on."""
+    query = select(rollouts.c.state).order_by(rollouts.c.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(rollouts.c.id < before)
+    return [_decoded(state) for state in connection.execute(query).scalars()]
 
 
 def lock(connection: Connection, rollout_id: int) -> tuple[Rollout, int]:
@@ -62,9 +75,11 @@ def lock(connection: Connection, rollout_id: int) -> tuple[Rollout, int]:
 
 
 def revision(connection: Connection, rollout_id: int) -> int:
-    return int(
-        connection.execute(select(rollouts.c.revision).where(rollouts.c.id == rollout_id)).scalar_one()
-    )
+    """Raises: NotFoundError."""
+    found = connection.execute(select(rollouts.c.revision).where(rollouts.c.id == rollout_id)).scalar()
+    if found is None:
+        raise NotFoundError(_NOT_FOUND.format(rollout_id))
+    return int(found)
 
 
 def add(connection: Connection, rollout: Rollout, now: float, wanted: NewRollout | None = None) -> None:
@@ -81,6 +96,7 @@ def add(connection: Connection, rollout: Rollout, now: float, wanted: NewRollout
 def save(connection: Connection, rollout: Rollout, before: Rollout, now: float) -> None:
     """What differs from `before`, which is the rollout as it was loaded or saved last in this transaction."""
     was = before.members
+    events.note(connection, "rollout", [rollout.label])
     members.write(connection, rollout.id, rollout.roster.changed_since(was))
     # Members come and go in steps of their own; a step that adds some takes none away.
     if len(rollout.members) < len(was):

@@ -11,6 +11,10 @@ from fleet.server.schema import settings
 FLEET = "fleet"
 ORDER_KEYS = "order_keys"
 FREEZE = "freeze"
+# After a restore: numbers of orders and enrolments that may have been given out since the backup, and are not again.
+ORDERS_ABOVE, ENROLMENTS_ABOVE = "orders_above", "enrolments_above"
+# The database that this one was copied to; nobody goes on with this one.
+MOVED = "moved"
 
 
 def secret_hash(secret: str) -> str:
@@ -48,3 +52,8 @@ def is_frozen(connection: Connection) -> bool:
 
 def set_frozen(connection: Connection, value: bool) -> None:
     put(connection, FREEZE, "yes" if value else "no")
+
+
+def number(connection: Connection, key: str) -> int:
+    """0 where it was never put."""
+    return int(get(connection, key) or 0)

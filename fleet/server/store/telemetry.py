@@ -2,7 +2,8 @@
 
 Always true
  1. A report counts once: its unique key is inserted in the same transaction as what it adds to the sums.
- 2. Only sums are kept: one row per device and bundle (`totals`), one per device and open stage (`stage_sums`).
+ 2. Only sums are kept: one row per device and bundle (`totals`), one per device and open stage (`stage_sums`), and the
+    past by intervals (`history`).
  3. A device's row is locked by the caller before any of its sums are read.
 """
 
@@ -14,11 +15,14 @@ from sqlalchemy import Connection, Row, delete, select
 
 from edgekit.sketch import Sketch, merge
 from edgekit.wire.messages import DeploymentWindow, Report
+from fleet.api.history import ArmName
 from fleet.rules import sums as rules
-from fleet.rules.sums import Deaf, Recent, StageSums
+from fleet.rules.evidence import COLD_WINDOWS
+from fleet.rules.history import DeviceSums, Gauges
+from fleet.rules.sums import Deaf, Recent, Side, StageSums
 from fleet.server.clock import Now
 from fleet.server.schema import members, reports, stage_sums, totals
-from fleet.server.store import experiments, rollouts
+from fleet.server.store import experiments, history, rollouts
 from fleet.server.store.known import Known
 from fleet.server.store.upsert import among, among_keys, insert_new, upsert
 
@@ -28,6 +32,7 @@ TotalKey = tuple[str, str, str]
 SumsKey = tuple[int, str]
 _SKETCH = msgspec.json.Decoder(Sketch)
 _RECENT = msgspec.json.Decoder(Recent)
+_GAUGES = msgspec.json.Decoder(Gauges)
 _STAGE_SUMS = msgspec.json.Decoder(StageSums)
 _ENCODER = msgspec.json.Encoder()
 
@@ -46,8 +51,13 @@ class _Total(msgspec.Struct):
     errors: int = 0
     infer_ms: Sketch = Sketch()
     recent: Recent = Recent()
+    gauges: Gauges = Gauges()
 
-    def add(self, window: DeploymentWindow, *, is_trusted: bool) -> None:
+    def all(self) -> DeviceSums:
+        return DeviceSums(self.windows, self.requests, self.errors, self.infer_ms, self.gauges)
+
+    def add(self, window: DeploymentWindow, gauges: Gauges, *, is_trusted: bool) -> None:
+        self.gauges = gauges
         self.windows += 1
         self.requests += window.requests
         self.errors += window.errors
@@ -66,6 +76,7 @@ class _Stage(NamedTuple):
     deployment: str
     target: str
     previous: str | None
+    is_canary: bool
 
 
 def record(connection: Connection, arrived: Sequence[Arrived], now: Now, deaf: Deaf) -> None:
@@ -114,6 +125,7 @@ class _Book:
 
     def __init__(self, connection: Connection, new: Sequence[Arrived], now: Now, deaf: Deaf) -> None:
         self._now, self._deaf = now, deaf
+        self._history = history.Batch()
         self._changed_totals: set[TotalKey] = set()
         self._changed_sums: dict[SumsKey, _Stage] = {}
         names = sorted({item.known.id for item in new})
@@ -144,12 +156,15 @@ class _Book:
             walls=(self._now.wall, self._now.unstepped),
             steady=self._now.steady,
         )
+        moment = self._now.wall - self._now.steady + (item.received if ended is None else ended)
         for stage in self._stages.get(device, ()):
             self._enter_stage(item, stage, ended)
         for window in report.deployments:
             if window.digest is not None:
                 key = (device, window.deployment, window.digest)
-                self._totals.setdefault(key, _Total()).add(window, is_trusted=ended is not None)
+                total = self._totals.setdefault(key, _Total())
+                gauges = self._history.window(device, total.all(), window, report, moment)
+                total.add(window, gauges, is_trusted=ended is not None)
                 self._changed_totals.add(key)
 
     def _enter_stage(self, item: Arrived, stage: _Stage, ended: float | None) -> None:
@@ -171,12 +186,28 @@ class _Book:
                 continue
             if window.digest == stage.target:
                 moved = found.moved.grown(window, began, stage.cold_windows)
+                moved = self._draw(stage, "canary", moved, window, ended)
                 found = msgspec.structs.replace(found, moved=moved)
             elif window.digest is not None and window.digest == stage.previous:
                 stayed = found.stayed.grown(window, began, stage.cold_windows)
+                if not stage.is_canary:
+                    stayed = self._draw(stage, "control", stayed, window, ended)
                 found = msgspec.structs.replace(found, stayed=stayed)
         self._sums[key] = found
         self._changed_sums[key] = stage
+
+    def _draw(
+        self, stage: _Stage, arm: ArmName, side: Side, window: DeploymentWindow, ended: float | None
+    ) -> Side:
+        """A window of an arm goes into its history, if the gates count it."""
+        if side.seen <= COLD_WINDOWS or ended is None:
+            return side
+        moment = self._now.wall - self._now.steady + ended
+        is_warm = side.seen > stage.cold_windows
+        minute = self._history.arm(
+            stage.rollout, stage.stage, arm, side.minute, window, moment, is_warm=is_warm
+        )
+        return msgspec.structs.replace(side, minute=minute)
 
     def write(self, connection: Connection) -> None:
         upsert(
@@ -192,6 +223,7 @@ class _Book:
                     "errors": total.errors,
                     "infer_ms": _ENCODER.encode(total.infer_ms).decode(),
                     "recent": _ENCODER.encode(total.recent).decode(),
+                    "gauges": _ENCODER.encode(total.gauges).decode(),
                 }
                 for device, deployment, digest in sorted(self._changed_totals)
                 for total in (self._totals[device, deployment, digest],)
@@ -211,6 +243,7 @@ class _Book:
                 for (rollout, device), stage in sorted(self._changed_sums.items())
             ],
         )
+        self._history.write(connection)
 
 
 def _stages_of(connection: Connection, devices: Sequence[str]) -> dict[str, list[_Stage]]:
@@ -219,12 +252,16 @@ def _stages_of(connection: Connection, devices: Sequence[str]) -> dict[str, list
     found: dict[str, list[_Stage]] = {}
     if not open_stages:
         return found
-    columns = (members.c.rollout, members.c.device, members.c.target, members.c.previous)
+    columns = (
+        members.c.rollout, members.c.device, members.c.target, members.c.previous, members.c.order_counter,
+    )  # fmt: skip
     query = select(*columns).where(members.c.rollout.in_(list(open_stages)))
     for row in connection.execute(query.where(among(connection, members.c.device, devices))):
         stage = open_stages[row.rollout]
         about = (stage.stage, stage.judged_from, stage.cold_windows, stage.deployment)
-        found.setdefault(row.device, []).append(_Stage(row.rollout, *about, row.target, row.previous))
+        found.setdefault(row.device, []).append(
+            _Stage(row.rollout, *about, row.target, row.previous, row.order_counter > 0)
+        )
     return found
 
 
@@ -238,6 +275,7 @@ def _totals(connection: Connection, keys: Iterable[TotalKey]) -> dict[TotalKey, 
             row.errors,
             _SKETCH.decode(row.infer_ms),
             _RECENT.decode(row.recent),
+            _GAUGES.decode(row.gauges),
         )
         for row in connection.execute(query)
     }
@@ -260,15 +298,16 @@ def sums_of(
 
 def totals_of(connection: Connection, names: Sequence[str]) -> dict[TotalKey, Row[Any]]:
     """(device, deployment, digest) → everything that these devices ever reported of it, but not their recent past."""
-    columns = [column for column in totals.c if column.name != "recent"]
+    columns = [column for column in totals.c if column.name not in ("recent", "gauges")]
     query = select(*columns).where(among(connection, totals.c.device, names))
     return {(row.device, row.deployment, row.digest): row for row in connection.execute(query).all()}
 
 
-def prune(connection: Connection, now: float, limit: int = 10_000) -> bool:
-    """Drop unique keys older than two weeks (steady), spools are shorter; whether there may be more."""
-    old = select(reports.c.received_at).where(reports.c.received_at < now - KEEP_S)
+def prune(connection: Connection, now: float, keep_s: float = KEEP_S, limit: int = 10_000) -> bool:
+    """Drop unique keys older than `keep_s` (steady), spools are shorter; whether there may be more."""
+    old = select(reports.c.received_at).where(reports.c.received_at < now - keep_s)
     edge = connection.execute(old.order_by(reports.c.received_at).offset(limit).limit(1)).scalar()
-    before = edge if edge is not None else now - KEEP_S
-    connection.execute(delete(reports).where(reports.c.received_at < before))
+    before = edge if edge is not None else now - keep_s
+    # A batch has one time for all: where more than a chunk came at once, the edge itself would never go.
+    connection.execute(delete(reports).where(reports.c.received_at <= before))
     return edge is not None

@@ -17,6 +17,7 @@ from sqlalchemy import (
     any_,
     bindparam,
     func,
+    insert,
     literal,
     select,
     tuple_,
@@ -69,6 +70,17 @@ def upsert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]])
         connection.execute(statement)
     else:
         connection.execute(statement, list(rows))
+
+
+def append(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert rows that meet none that is there."""
+    if not rows:
+        return
+    names = list(rows[0])
+    if is_postgresql(connection):
+        connection.execute(insert(table).from_select(names, select(*_rows(table, names, rows).c)))
+    else:
+        connection.execute(insert(table), list(rows))
 
 
 def insert_new(

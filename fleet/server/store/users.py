@@ -86,9 +86,10 @@ def find(connection: Connection, name: str) -> UserRow | None:
     return connection.execute(select(users).where(users.c.name == name)).one_or_none()
 
 
-def get(connection: Connection, name: str) -> UserRow:
-    """Raises: NotFoundError."""
-    row = find(connection, name)
+def get(connection: Connection, name: str, *, lock: bool = False) -> UserRow:
+    """One user; with `lock` nobody else changes them before this transaction ends. Raises: NotFoundError."""
+    query = select(users).where(users.c.name == name)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no user {name!r}; 'edgekit fleet user list' shows them")
     return row

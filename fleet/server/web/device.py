@@ -10,10 +10,11 @@ from edgekit.errors import EdgeKitError, NotFoundError, UsageError
 from fleet import api
 from fleet.server.api import devices as rest
 from fleet.server.api import enrolment, retry
+from fleet.server.api.matching import Expected
 from fleet.server.store import devices as device_store
-from fleet.server.store import glance, releases
+from fleet.server.store import glance, history, releases
 from fleet.server.store.glance import Look
-from fleet.server.web import charts, others
+from fleet.server.web import charts
 from fleet.server.web.auditing import lines
 from fleet.server.web.forms import Fields, Form, pairs, valid
 from fleet.server.web.frame import On, Page, headers
@@ -29,9 +30,9 @@ def show(page: On, device: str) -> Response:
     told = msgspec.json.decode(rest.explain(ctx, page.caller, device).body, type=api.Explanation)
     with ctx.database.read() as connection:
         row = page.caller.device(connection, device)
-        points = others.of_device(connection, device, now - _DAY_S, now)
+        points = history.of_device(connection, device, now - _DAY_S, now)
         titles = releases.titles(connection, sorted({point.digest for point in points}))
-        history = lines(glance.entries(connection, Look(subject=device), _ENTRIES))
+        changes = lines(glance.entries(connection, Look(subject=device), _ENTRIES))
         reported = device_store.reported_of(row)
     view = told.device
     return page.show(
@@ -41,7 +42,7 @@ def show(page: On, device: str) -> Response:
         lines=told.lines,
         reported=reported,
         charts={name: charts.of_device(points, name, titles) for name in view.deployments},
-        history=history,
+        history=changes,
         verbs=[(verb, act.title) for verb, act in ACTS.items()],
         refused=page.why_not("POST", "/devices/{device}/{verb}"),
     )
@@ -188,7 +189,7 @@ def _labels(page: Page, device: str, given: Fields) -> None:
     wanted = valid(api.NewLabels(pairs(given.one("labels"), "label"), gone))
     if not (wanted.labels or wanted.remove):
         raise UsageError("write labels to set (site=lab) or to take away (site)")
-    rest.relabel(page.ctx, page.caller, device, wanted)
+    rest.relabel(page.ctx, page.caller, Expected(), device, wanted)
 
 
 def _why(given: Fields) -> api.Reason:

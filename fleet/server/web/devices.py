@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Response
 from edgekit.errors import EdgeKitError, UsageError
 from fleet import api
 from fleet.server.api import devices as rest
+from fleet.server.api.matching import Expected
 from fleet.server.store import glance, orders, telemetry
 from fleet.server.store.devices import DeviceRow
 from fleet.server.store.glance import Browse
@@ -79,6 +80,7 @@ def _read(page: Page, wanted: Browse) -> tuple[list[Shown], str, int]:
     if scope.is_limited:
         wanted = wanted._replace(where=scope.narrow(wanted.where or "all"))
     now = page.ctx.time.now()
+    wanted = wanted._replace(now=now.steady)
     with page.ctx.database.read() as connection:
         found, following = glance.browse(connection, wanted, ON_A_PAGE)
         names = [row.id for row in found]
@@ -146,7 +148,7 @@ def relabel(page: On, given: Form) -> Response:
         if not names or not (wanted.labels or wanted.remove):
             raise UsageError("tick some devices, and write labels to set (site=lab) or to take away (site)")
         for name in names:
-            rest.relabel(page.ctx, page.caller, name, wanted)
+            rest.relabel(page.ctx, page.caller, Expected(), name, wanted)
             done += 1
     except EdgeKitError as error:
         told = f"Not done: {error}" + (f" The {words.devices(done)} before it were changed." if done else "")

@@ -1,16 +1,14 @@
-"""Whether the world has changed: releases by how far their inputs have moved from what they were trained on.
+"""Whether the world has changed: releases by how far their inputs have moved from what they were trained on."""
 
-Drawn from the history, as soon as the service keeps one.
-"""
-
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fastapi import APIRouter, Response
 
-from edgekit.errors import NotFoundError
 from fleet import api
-from fleet.server.store import glance, releases
-from fleet.server.web import charts, others, words
+from fleet.api import ReleasePoint
+from fleet.server.store import glance, history, releases
+from fleet.server.web import charts, words
+from fleet.server.web.chart import Chart
 from fleet.server.web.frame import On
 
 router = APIRouter(tags=["page"])
@@ -30,7 +28,7 @@ class Row(NamedTuple):
     now: float | None
     most: float | None
     since: float | None
-    charts: list[Any]
+    charts: list[Chart]
 
     @property
     def state(self) -> str:
@@ -41,8 +39,6 @@ class Row(NamedTuple):
 
 @router.get("/drift", include_in_schema=False)
 def show(page: On) -> Response:
-    if not others.has_history():
-        raise NotFoundError("this service keeps no history that drift could be read from")
     now = page.ctx.clock()
     with page.ctx.database.read() as connection:
         runs = glance.runs(connection)
@@ -57,7 +53,7 @@ def show(page: On) -> Response:
             _row(
                 bundle,
                 runs,
-                others.of_release(connection, bundle.name, bundle.sha256, now - _DAYS * _DAY_S, now),
+                history.of_release(connection, bundle.name, bundle.sha256, now - _DAYS * _DAY_S, now),
             )
             for bundle in bundles[:_MOST]
         ]
@@ -67,7 +63,7 @@ def show(page: On) -> Response:
     )
 
 
-def _row(bundle: api.BundleView, runs: dict[str, int], points: list[Any]) -> Row:
+def _row(bundle: api.BundleView, runs: dict[str, int], points: list[ReleasePoint]) -> Row:
     known = [(p.at, p.drift_psi) for p in sorted(points, key=lambda p: p.at) if p.drift_psi is not None]
     since = None
     for at, value in known:

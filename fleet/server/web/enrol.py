@@ -20,9 +20,15 @@ def show(page: On) -> Response:
 
 
 def _show(page: Page, *, given: dict[str, str] | None = None, error: str = "", status: int = 200) -> Response:
-    waiting = msgspec.json.decode(enrolment.waiting(page.ctx, page.caller).body, type=list[api.Waiting])
+    waiting = msgspec.json.decode(
+        enrolment.waiting(page.ctx, page.caller, page.whole).body, type=list[api.Waiting]
+    )
     refused = page.why_not("POST", "/enrol/batches/{batch}/revoke")
-    files = [] if refused else msgspec.json.decode(batches.listing(page.ctx).body, type=list[api.BatchView])
+    files = (
+        []
+        if refused
+        else msgspec.json.decode(batches.listing(page.ctx, page.whole).body, type=list[api.BatchView])
+    )
     return page.show(
         "enrol.html.jinja",
         status=status,

@@ -46,7 +46,7 @@ def listing(page: On) -> Response:
 def _listing(
     page: Page, *, given: dict[str, str] | None = None, error: str = "", status: int = 200
 ) -> Response:
-    found = msgspec.json.decode(rest.listing(page.ctx).body, type=list[api.ExperimentView])
+    found = msgspec.json.decode(rest.listing(page.ctx, page.whole).body, type=list[api.ExperimentView])
     with page.ctx.database.read() as connection:
         known = [releases.title(one.name, one.version) for one in releases.everything(connection)]
     return page.show(

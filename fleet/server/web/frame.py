@@ -24,13 +24,16 @@ from sqlalchemy import Connection
 
 from edgekit import __version__, look
 from edgekit.errors import AuthError
+from fleet.api import AlertView
 from fleet.rules import access
 from fleet.rules.access import RULES, Open
+from fleet.server.api import paging
 from fleet.server.api.admission import Caller, Principal, csrf_of, session_of
 from fleet.server.api.context import Context, Ctx
-from fleet.server.store import settings
-from fleet.server.web import others, words
+from fleet.server.store import alerts, settings
+from fleet.server.web import words
 
+EVENTS = "/api/v1/events"
 THEME = "edgekit-theme"
 THEMES = ("auto", "light", "dark")
 _SAID = "edgekit-said"
@@ -150,6 +153,11 @@ class Page:
     def now(self) -> datetime:
         return words.moment(self.ctx.clock())
 
+    @property
+    def whole(self) -> paging.Page:
+        """A short list as a whole, of those functions of the API that answer in pages."""
+        return paging.Page(self.request, limit=paging.MOST)
+
     def why_not(self, method: str, route: str) -> str:
         """Why the one who looks may not do this; empty if they may."""
         rule = RULES[method, route]
@@ -161,9 +169,9 @@ class Page:
             return str(error)
         return ""
 
-    def alerts(self, connection: Connection) -> list[Any]:
+    def alerts(self, connection: Connection) -> list[AlertView]:
         """Those that stand; they are about the whole fleet, and for whoever reaches all of it."""
-        return [] if self.caller.scope.is_limited else others.open_alerts(connection)
+        return [] if self.caller.scope.is_limited else alerts.listing(connection, is_open=True)
 
     def show(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """A page, or with the header `X-Fragment` its live part alone."""
@@ -190,9 +198,8 @@ class Page:
         ctx, caller, path = self.ctx, self.caller, self.request.url.path
         with ctx.database.read() as connection:
             is_frozen = settings.is_frozen(connection)
-            alerts = self.alerts(connection)
-        hidden = set() if others.has_history() else {"/drift"}
-        hidden |= {to for to, _ in _NAV if self.why_not("GET", to)}
+            open_alerts = len(self.alerts(connection))
+        hidden = {to for to, _ in _NAV if self.why_not("GET", to)}
         return {
             "page": self,
             "fleet": ctx.issuer.fleet,
@@ -205,8 +212,8 @@ class Page:
             "now": self.now,
             "is_frozen": is_frozen,
             "is_connected": ctx.link.is_connected,
-            "open_alerts": len(alerts),
-            "events": others.EVENTS if others.has_events() else "",
+            "open_alerts": open_alerts,
+            "events": EVENTS,
         }
 
 

@@ -10,8 +10,8 @@ from edgekit.errors import BundleError, EdgeKitError, NotFoundError
 from edgekit.evidence import BuildEvidence, CandidateEvidence, Figure
 from fleet import api
 from fleet.server.api import blocked as rest
-from fleet.server.store import blocked, glance, releases
-from fleet.server.web import charts, others, signed, words
+from fleet.server.store import blocked, glance, history, releases
+from fleet.server.web import charts, signed, words
 from fleet.server.web.forms import Form, valid
 from fleet.server.web.frame import On, Page
 
@@ -98,7 +98,7 @@ def show(page: On, name: str, version: str, beside: str = "") -> Response:
         }
         shut = {found.subject: found for found in blocked.everything(connection)}
         points = {
-            b.profile: charts.of_release(others.of_release(connection, name, b.sha256, now - _DAY_S, now))
+            b.profile: charts.of_release(history.of_release(connection, name, b.sha256, now - _DAY_S, now))
             for b in one.bundles
         }
     title = releases.title(name, version)

@@ -14,9 +14,9 @@ from fleet.rules.members import BAD, MOVING, Member
 from fleet.rules.retry import RETRIES_IN
 from fleet.rules.rollout import ACTIVE, Rollout, Status
 from fleet.server.api import rollouts as rest
-from fleet.server.store import glance, releases, rollouts
+from fleet.server.store import glance, history, releases, rollouts
 from fleet.server.store.glance import Tally
-from fleet.server.web import charts, memory, others, track, words
+from fleet.server.web import charts, memory, track, words
 from fleet.server.web.forms import Form, valid
 from fleet.server.web.frame import On, Page, link
 from fleet.server.web.track import Segment, Sentence
@@ -193,7 +193,7 @@ def show(
         groups = {name: sum(one.counts.get(state, 0) for state in states) for name, states in GROUPS.items()}
         groups = {name: many for name, many in groups.items() if many}
         members, following = _members(connection, head.id, [only] if only in GROUPS else list(groups), after)
-        points = others.of_rollout(connection, head.id)
+        points = history.of_rollout(connection, head.id)
     here = f"/rollouts/{head.label}"
     return page.show(
         "rollout.html.jinja",

@@ -12,7 +12,8 @@ from fleet import api
 from fleet.rules.access import Role
 from fleet.server.api import access as rest
 from fleet.server.api import fleet as fleet_rest
-from fleet.server.web import alerting, others, signed
+from fleet.server.api.matching import Expected
+from fleet.server.web import alerting, signed
 from fleet.server.web.forms import Fields, Form, valid
 from fleet.server.web.frame import On, Page
 
@@ -31,8 +32,8 @@ def _show(page: Page, *, secret: str = "", made: str = "", error: str = "", stat
     users: list[api.UserView] = []
     tokens: list[api.TokenView] = []
     if not refused:
-        users = msgspec.json.decode(rest.user_list(page.ctx).body, type=list[api.UserView])
-        tokens = msgspec.json.decode(rest.token_list(page.ctx).body, type=list[api.TokenView])
+        users = msgspec.json.decode(rest.user_list(page.ctx, page.whole).body, type=list[api.UserView])
+        tokens = msgspec.json.decode(rest.token_list(page.ctx, page.whole).body, type=list[api.TokenView])
     keys = msgspec.json.decode(fleet_rest.keys(page.ctx).body, type=api.KeysView)
     return page.show(
         "settings.html.jinja",
@@ -40,8 +41,8 @@ def _show(page: Page, *, secret: str = "", made: str = "", error: str = "", stat
         users=users,
         tokens=tokens,
         keys=keys,
-        has_alerts=others.has_alerts(),
         targets=alerting.targets(page),
+        refused_targets=page.why_not("GET", "/api/v1/alert-targets"),
         documents=signed.everything(page.ctx.tuf),
         broker=page.ctx.link,
         is_controller=page.ctx.is_controller(),
@@ -108,7 +109,7 @@ def _change(page: Page, name: str, given: Fields) -> object:
     parts = {key: text for key in ("role", "scope", "expires") if (text := given.one(key))}
     if not parts:
         raise UsageError("what is to change? write a role, a scope or an end")
-    return rest.change_user(page.ctx, page.caller, name, valid(api.UserChange(**parts)))
+    return rest.change_user(page.ctx, page.caller, Expected(), name, valid(api.UserChange(**parts)))
 
 
 _REASON = (("reason", "Why (for the audit log)", ""),)

@@ -16,6 +16,7 @@ from fleet import api
 from fleet.rules.rollout import Verb
 from fleet.server.api import retry as retry_rest
 from fleet.server.api import rollouts as rest
+from fleet.server.api.matching import Expected
 from fleet.server.store import glance
 from fleet.server.store.glance import Previous
 from fleet.server.web import rollouts, track, words
@@ -157,7 +158,8 @@ def _asked(page: Page, rollout_id: str, verb: str, *, error: str = "", status: i
         back=f"/rollouts/{head.label}",
         to=f"/rollouts/{head.label}/{verb}",
         fields=(),
-        hidden={},
+        # Two may look at once: what was decided by must still hold.
+        hidden={"tag": rest.tag(head)},
         error=error,
     )
 
@@ -172,7 +174,8 @@ def do(page: On, rollout_id: str, verb: str, given: Form) -> Response:
             retry_rest.retry_rollout(page.ctx, page.caller, rollout_id, valid(api.Retry(given.all("device"))))
         else:
             how = api.Turn(given.one("profile"), given.one("finish_by"))
-            rest.turn(page.ctx, page.caller, rollout_id, _verb(verb), valid(how))
+            seen = Expected(frozenset({tag}) if (tag := given.one("tag")) else None)
+            rest.turn(page.ctx, page.caller, rollout_id, _verb(verb), seen=seen, how=valid(how))
     except EdgeKitError as error:
         return _asked(page, rollout_id, verb, error=str(error), status=error.http_status)
     return page.done(f"/rollouts/{rollout_id}", f"Rollout {rollout_id} {act.done}.")

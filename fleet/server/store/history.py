@@ -1,0 +1,249 @@
+"""The past: what ingest adds to it with each report, and what is read of it. `store.retention` keeps it bounded.
+
+Always true
+ 1. What a report adds is written in its own transaction, and only if the report is new: it counts once.
+ 2. Rows are only added here, never changed: writers do not wait for each other, and a reader draws parts together.
+ 3. A window belongs to the time when it ended, if its clock is to be believed, else to when it arrived. What a device sends
+    late, in order, is filed where it belongs; what comes out of order is filed with the newest that it sent.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import Connection, Table, select
+
+from edgekit.sketch import Sketch
+from edgekit.wire.messages import DeploymentWindow, Report
+from fleet.api.history import ArmName, ArmPoint, DevicePoint, ReleasePoint
+from fleet.rules import history as rules
+from fleet.rules.history import ArmSums, DeviceSums, Gauges, Level, Minute, ReleaseSums
+from fleet.server.schema import totals
+from fleet.server.schema_history import arm_history, device_history, release_history
+from fleet.server.store.upsert import append
+
+_PACK = msgspec.msgpack.Encoder()
+_ARM = msgspec.msgpack.Decoder(ArmSums)
+_RELEASE = msgspec.msgpack.Decoder(ReleaseSums)
+_DEVICE = msgspec.msgpack.Decoder(DeviceSums)
+_GAUGES = msgspec.json.Decoder(Gauges)
+_SKETCH = msgspec.json.Decoder(Sketch)
+S = TypeVar("S", ArmSums, ReleaseSums)
+HOUR_S = float(Level.HOUR.length_s)
+
+packed: Callable[[object], bytes] = _PACK.encode
+arm_sums: Callable[[bytes], ArmSums] = _ARM.decode
+release_sums: Callable[[bytes], ReleaseSums] = _RELEASE.decode
+
+
+class Batch:
+    """What one transaction of ingest adds."""
+
+    def __init__(self) -> None:
+        self._arms: dict[tuple[int, int, ArmName, float], ArmSums] = {}
+        self._releases: dict[tuple[str, str, float], _Release] = {}
+        self._devices: list[dict[str, Any]] = []
+
+    def arm(  # noqa: PLR0917  # what a row is about, in its order
+        self,
+        rollout: int,
+        stage: int,
+        arm: ArmName,
+        minute: Minute,
+        window: DeploymentWindow,
+        moment: float,
+        *,
+        is_warm: bool,
+    ) -> Minute:
+        """A window that counts in an open stage; the device's minute after it."""
+        grown, more = rules.step(minute, window, moment, is_warm=is_warm)
+        key = rollout, stage, arm, Level.MINUTE.begin(moment)
+        self._arms[key] = rules.beside(self._arms[key], more) if key in self._arms else more
+        return grown
+
+    def window(
+        self, device: str, so_far: DeviceSums, window: DeploymentWindow, report: Report, moment: float
+    ) -> Gauges:
+        """Any window, before it is added to what the device did so far with the bundle; its gauges after it."""
+        assert window.digest is not None
+        gauges = so_far.gauges
+        key = window.deployment, window.digest, Level.MINUTE.begin(moment)
+        release = self._releases.get(key)
+        if release is None:
+            release = self._releases[key] = _Release()
+        release.add(window, gauges, moment)
+        if gauges.is_first(Level.HOUR, moment):
+            # The hour that its newest window lies in is over. With the first one ever there is what was before.
+            last = moment - HOUR_S if gauges.filed is None else gauges.filed
+            row: dict[str, Any] = {
+                "device": device,
+                "deployment": window.deployment,
+                "digest": window.digest,
+            }
+            row |= {"level": Level.HOUR.value, "at": Level.HOUR.begin(last), "sums": packed(so_far)}
+            self._devices.append(row)
+        return gauges.grown(window, report, moment)
+
+    def write(self, connection: Connection) -> None:
+        append(
+            connection,
+            arm_history,
+            [
+                {"rollout": rollout, "stage": stage, "arm": arm, "level": Level.PART.value, "at": at}
+                | {"sums": packed(sums)}
+                for (rollout, stage, arm, at), sums in self._arms.items()
+            ],
+        )
+        append(
+            connection,
+            release_history,
+            [
+                {"deployment": deployment, "digest": digest, "level": Level.PART.value, "at": at}
+                | {"sums": packed(release.sums())}
+                for (deployment, digest, at), release in self._releases.items()
+            ],
+        )
+        append(connection, device_history, self._devices)
+
+
+class _Release:
+    """`ReleaseSums` while windows are added: a sketch that is merged anew with each of 500 would cost most of all."""
+
+    def __init__(self) -> None:
+        self._bins: dict[int, int] = {}
+        self._windows = self._devices = self._devices_hour = self._devices_day = 0
+        self._requests = self._errors = 0
+        self._zeros, self._total, self._largest = 0, 0.0, 0.0
+        self._psi_count, self._psi_total = 0, 0.0
+
+    def add(self, window: DeploymentWindow, gauges: Gauges, moment: float) -> None:
+        self._windows += 1
+        if gauges.is_first(Level.MINUTE, moment):
+            self._devices += 1
+            self._devices_hour += gauges.is_first(Level.HOUR, moment)
+            self._devices_day += gauges.is_first(Level.DAY, moment)
+        self._requests += window.requests
+        self._errors += window.errors
+        bins, times = self._bins, window.infer_ms
+        for index, count in times.bins.items():
+            bins[index] = bins.get(index, 0) + count
+        self._zeros += times.zeros
+        self._total += times.total
+        self._largest = max(self._largest, times.largest)
+        if (psi := window.metrics.get(rules.PSI)) is not None:
+            self._psi_count += psi.count
+            self._psi_total += psi.total
+
+    def sums(self) -> ReleaseSums:
+        times = Sketch(self._bins, self._zeros, self._total, self._largest)
+        devices = (self._devices, self._devices_hour, self._devices_day)
+        counts = (self._requests, self._errors)
+        return ReleaseSums(self._windows, *devices, *counts, times, self._psi_count, self._psi_total)
+
+
+def of_rollout(
+    connection: Connection, rollout_id: int, since: float = 0.0, until: float = float("inf")
+) -> list[ArmPoint]:
+    """What both arms did while a stage was judged, by time, stage and arm."""
+    columns = (arm_history.c.stage, arm_history.c.arm)
+    query = select(*columns, arm_history.c.level, arm_history.c.at, arm_history.c.sums).where(
+        arm_history.c.rollout == rollout_id
+    )
+    rows = connection.execute(_between(query, arm_history, since, until))
+    drawn = _together(
+        (((row.stage, row.arm), row.level, row.at, arm_sums(row.sums)) for row in rows), rules.beside
+    )
+    points = [
+        rules.arm_point(sums, at=at, level=level, stage=stage, arm=arm)
+        for ((stage, arm), level, at), sums in drawn.items()
+        if at + level.length_s > since
+    ]
+    return sorted(points, key=lambda point: (point.at, point.stage, point.arm))
+
+
+def of_release(
+    connection: Connection, deployment: str, digest: str, since: float, until: float
+) -> list[ReleasePoint]:
+    """What all devices did with one bundle, by time."""
+    return of_bundles(connection, [(deployment, digest)], since, until)
+
+
+def of_bundles(
+    connection: Connection, bundles: Sequence[tuple[str, str]], since: float, until: float
+) -> list[ReleasePoint]:
+    """What all devices did with any of these (deployment, digest), by time."""
+    table, found = release_history, []
+    for deployment, digest in bundles:
+        query = select(table.c.level, table.c.at, table.c.sums).where(
+            table.c.deployment == deployment, table.c.digest == digest
+        )
+        found += [
+            ((), row.level, row.at, release_sums(row.sums))
+            for row in connection.execute(_between(query, table, since, until))
+        ]
+    drawn = _together(found, rules.together)
+    points = [
+        rules.release_point(sums, at=at, level=level)
+        for (_, level, at), sums in drawn.items()
+        if at + level.length_s > since
+    ]
+    return sorted(points, key=lambda point: point.at)
+
+
+def deployments_of(connection: Connection, digests: Iterable[str]) -> list[tuple[str, str]]:
+    """(deployment, digest) of these bundles wherever one was ever run."""
+    columns = (release_history.c.deployment, release_history.c.digest)
+    query = select(*columns).distinct().where(release_history.c.digest.in_(sorted(digests)))
+    return [(row.deployment, row.digest) for row in connection.execute(query.order_by(*columns))]
+
+
+def of_device(connection: Connection, device: str, since: float, until: float) -> list[DevicePoint]:
+    """What a device did with each bundle, by time: the hour that is not over yet too."""
+    table = device_history
+    rows = connection.execute(select(table).where(table.c.device == device).order_by(table.c.at)).all()
+    kept: dict[tuple[str, str], list[tuple[Level, float, DeviceSums]]] = {}
+    for row in rows:
+        known = kept.setdefault((row.deployment, row.digest), [])
+        known.append((Level(row.level), row.at, _DEVICE.decode(row.sums)))
+    for (deployment, digest), sums in _newest(connection, device).items():
+        filed = sums.gauges.filed
+        if filed is not None:
+            newest = (Level.HOUR, Level.HOUR.begin(filed), sums)
+            kept.setdefault((deployment, digest), []).append(newest)
+    points = [
+        rules.device_point(now, before, at=at, level=level, deployment=deployment, digest=digest)
+        for (deployment, digest), known in kept.items()
+        for (_, _, before), (level, at, now) in pairwise(known)
+        if at < until and at + level.length_s > since
+    ]
+    return sorted(points, key=lambda point: (point.at, point.deployment, point.digest))
+
+
+def _newest(connection: Connection, device: str) -> dict[tuple[str, str], DeviceSums]:
+    query = select(totals).where(totals.c.device == device)
+    return {
+        (row.deployment, row.digest): DeviceSums(
+            row.windows, row.requests, row.errors, _SKETCH.decode(row.infer_ms), _GAUGES.decode(row.gauges)
+        )
+        for row in connection.execute(query)
+    }
+
+
+def _between(query: Any, table: Table, since: float, until: float) -> Any:
+    """Intervals that have something of the time from `since` to `until`."""
+    longest = Level.DAY.length_s
+    if until != float("inf"):
+        query = query.where(table.c.at < until)
+    return query.where(table.c.at > since - longest)
+
+
+def _together(
+    rows: Iterable[tuple[tuple[Any, ...], int, float, S]], add: Callable[[S, S], S]
+) -> dict[tuple[tuple[Any, ...], Level, float], S]:
+    """One sum for each key and interval; parts are of their minute."""
+    drawn: dict[tuple[tuple[Any, ...], Level, float], S] = {}
+    for key, level, at, sums in rows:
+        place = key, Level(max(level, Level.MINUTE)), at
+        drawn[place] = add(drawn[place], sums) if place in drawn else sums
+    return drawn
