@@ -2,11 +2,13 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleet.api import ArmPoint
 from fleet.audit_entry import Entry
 from fleet.rules import gates as gate_rules
 from fleet.rules.gates import Outcome, Verdict
@@ -102,19 +104,13 @@ def test_behind_a_chart_stands_a_table_with_the_same_figures() -> None:
     ]
 
 
-class Arm:
-    """As `fleet.api.history.ArmPoint` is."""
-
-    def __init__(self, arm: str, at: float, share: float, p95: float | None = 5.0) -> None:
-        self.arm, self.at, self.length_s, self.stage = arm, at, 60.0, 0
-        self.requests = 100
-        self.error_share, self.error_low, self.error_high = share, share / 2, share * 2
-        self.p95_ms, self.p95_low, self.p95_high = p95, None, None
+def arm(name: Literal["canary", "control"], at: float, share: float) -> ArmPoint:
+    return ArmPoint(at, 60.0, 0, name, 10, 100, 1, share, share / 2, share * 2, 3.0, 5.0)
 
 
 def test_a_rollout_has_its_gates_as_limits_the_relative_ones_following_control() -> None:
     head = rollout(gates=("error_rate < 1%", "latency_p95 <= 1.1 * control"))
-    points = [Arm(arm, 1000 + 60 * n, 0.004) for n in range(3) for arm in ("canary", "control")]
+    points = [arm(name, 1000 + 60 * n, 0.004) for n in range(3) for name in ("canary", "control")]
     errors, latency = charts.of_rollout(points, head)
     assert errors.limits == ((0.01, "error_rate < 1%"),)
     [allowed] = [series for series in latency.series if series.css == "limit"]

@@ -3,11 +3,11 @@
 import msgspec
 from fastapi import APIRouter, Response
 
-from edgekit.errors import EdgeKitError
+from edgekit.errors import EdgeKitError, UsageError
 from fleet import api
 from fleet.server.api import alerts as rest
 from fleet.server.store import alert_targets
-from fleet.server.web.forms import Fields, Form, body
+from fleet.server.web.forms import Fields, Form
 from fleet.server.web.frame import On, Page
 
 router = APIRouter(tags=["page"])
@@ -18,7 +18,7 @@ def targets(page: Page) -> list[api.TargetView]:
     if page.why_not("GET", "/api/v1/alert-targets"):
         return []
     with page.ctx.database.read() as connection:
-        return alert_targets.listing(connection)
+        return list(alert_targets.listing(connection))
 
 
 @router.post("/alerts/{alert}/acknowledge", include_in_schema=False)
@@ -33,30 +33,35 @@ def acknowledge(page: On, alert: str, _given: Form) -> Response:
 
 def add(page: Page, given: Fields) -> str:
     """A target of what was filled in; its name. Raises: UsageError."""
+    wanted = _filled(given)
+    rest.add_target(page.ctx, page.caller, wanted)
+    return wanted.name
+
+
+def _filled(given: Fields) -> api.NewTarget:
+    """Raises: UsageError."""
     kind = given.one("kind")
-    webhook = mail = None
-    if kind == "webhook":
-        webhook = api.Webhook(given.one("url"), given.one("secret"))
-    elif kind == "smtp":
-        recipients = tuple(part.strip() for part in given.one("recipients").split(",") if part.strip())
-        mail = api.Mail(
-            given.one("server"),
-            given.one("sender"),
-            recipients,
-            given.one("user"),
-            given.one("mail_password"),
-        )
-    events = ("alerts", "retraining") if given.has("retraining") else ("alerts",)
-    fields = {
+    fields: dict[str, object] = {
         "name": given.one("name"),
         "kind": kind,
-        "webhook": msgspec.to_builtins(webhook),
-        "mail": msgspec.to_builtins(mail),
         "severity": given.one("severity") or "warning",
-        "events": events,
+        "events": ("alerts", "retraining") if given.has("retraining") else ("alerts",),
     }
-    rest.add_target(page.ctx, page.caller, body(api.NewTarget, fields))
-    return given.one("name")
+    if kind == "webhook":
+        fields["webhook"] = {"url": given.one("url"), "secret": given.one("secret")}
+    elif kind == "smtp":
+        recipients = [part.strip() for part in given.one("recipients").split(",") if part.strip()]
+        fields["mail"] = {
+            "server": given.one("server"),
+            "sender": given.one("sender"),
+            "recipients": recipients,
+            "user": given.one("user"),
+            "password": given.one("mail_password"),
+        }
+    try:
+        return msgspec.convert(fields, api.NewTarget)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"target: {error}") from error
 
 
 def remove(page: Page, name: str, _given: Fields) -> object:
@@ -66,4 +71,4 @@ def remove(page: Page, name: str, _given: Fields) -> object:
 def test(page: Page, name: str) -> str:
     """What came of a message that was sent now."""
     tried = msgspec.json.decode(rest.test_target(page.ctx, page.caller, name).body, type=api.TargetTried)
-    return f"{name} {'has it' if tried.has_arrived else 'has not got it'}: {tried.words}"
+    return f"{name} has {'it' if tried.has_arrived else 'not got it'}: {tried.words}"

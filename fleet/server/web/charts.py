@@ -1,18 +1,20 @@
 """Which charts a rollout, a device and a release have, from what the history keeps. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
+from fleet.api import ArmPoint, DevicePoint, ReleasePoint
 from fleet.rules.gates import Gate
 from fleet.rules.rollout import Rollout
 from fleet.server.web.chart import Chart, Mark, Point, Series
 
+P = TypeVar("P", DevicePoint, ReleasePoint)
 _ARMS = (("canary", "new release", "new"), ("control", "old release", "old"))
 # The gates that are about what a chart shows.
 _OF_ERRORS, _OF_LATENCY = ("error_rate",), ("latency_p95",)
 
 
-def of_rollout(points: Sequence[Any], head: Rollout) -> list[Chart]:
+def of_rollout(points: Sequence[ArmPoint], head: Rollout) -> list[Chart]:
     """Errors and latency of the devices on the new release against those on the old one, from `ArmPoint`s."""
     if not points:
         return []
@@ -31,7 +33,7 @@ def of_rollout(points: Sequence[Any], head: Rollout) -> list[Chart]:
 
 
 def _arms(
-    points: Sequence[Any], values: Callable[[Any], tuple[float, float | None, float | None] | None]
+    points: Sequence[ArmPoint], values: Callable[[ArmPoint], tuple[float, float | None, float | None] | None]
 ) -> tuple[Series, ...]:
     return tuple(
         Series(
@@ -47,7 +49,7 @@ def _arms(
     )
 
 
-def _stage_marks(points: Sequence[Any]) -> tuple[Mark, ...]:
+def _stage_marks(points: Sequence[ArmPoint]) -> tuple[Mark, ...]:
     first: dict[int, float] = {}
     for point in sorted(points, key=lambda p: p.at):
         first.setdefault(point.stage, point.at)
@@ -72,7 +74,7 @@ def _moving_limits(gates: Sequence[Gate], arms: tuple[Series, ...]) -> list[Seri
     return found
 
 
-def of_device(points: Sequence[Any], deployment: str, titles: Mapping[str, str]) -> list[Chart]:
+def of_device(points: Sequence[DevicePoint], deployment: str, titles: Mapping[str, str]) -> list[Chart]:
     """A day of a deployment of a device, from `DevicePoint`s; what it never reported has no chart. `titles` by digest."""
     mine = sorted((p for p in points if p.deployment == deployment), key=lambda p: p.at)
     marks = _release_marks(mine, titles)
@@ -85,7 +87,7 @@ def of_device(points: Sequence[Any], deployment: str, titles: Mapping[str, str])
     )
 
 
-def of_release(points: Sequence[Any]) -> list[Chart]:
+def of_release(points: Sequence[ReleasePoint]) -> list[Chart]:
     """A release over all devices that run it, from `ReleasePoint`s."""
     mine = sorted(points, key=lambda p: p.at)
     return _some(
@@ -99,24 +101,24 @@ def _some(*charts: Chart) -> list[Chart]:
     return [chart for chart in charts if not chart.is_empty]
 
 
-def _latency(points: Sequence[Any]) -> tuple[Series, ...]:
+def _latency(points: Sequence[P]) -> tuple[Series, ...]:
     return (
         _one("95th percentile", "new", points, lambda p: p.p95_ms),
         _one("median", "old", points, lambda p: p.p50_ms),
     )
 
 
-def _one(name: str, css: str, points: Sequence[Any], value: Callable[[Any], float | None]) -> Series:
+def _one(name: str, css: str, points: Sequence[P], value: Callable[[P], float | None]) -> Series:
     return Series(
         name, css, [Point(p.at, p.length_s, found) for p in points if (found := value(p)) is not None]
     )
 
 
-def _error_share(point: Any) -> float | None:
+def _error_share(point: DevicePoint | ReleasePoint) -> float | None:
     return point.errors / point.requests if point.requests else None
 
 
-def _release_marks(points: Sequence[Any], titles: Mapping[str, str]) -> tuple[Mark, ...]:
+def _release_marks(points: Sequence[DevicePoint], titles: Mapping[str, str]) -> tuple[Mark, ...]:
     """When the bundle changed."""
     found, last = [], None
     for point in points:

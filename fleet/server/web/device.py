@@ -12,8 +12,7 @@ from fleet.server.api import devices as rest
 from fleet.server.api import enrolment, retry
 from fleet.server.api.matching import Expected
 from fleet.server.store import devices as device_store
-from fleet.server.store import glance, releases
-from fleet.server.store import history as past
+from fleet.server.store import glance, history, releases
 from fleet.server.store.glance import Look
 from fleet.server.web import charts
 from fleet.server.web.auditing import lines
@@ -31,9 +30,9 @@ def show(page: On, device: str) -> Response:
     told = msgspec.json.decode(rest.explain(ctx, page.caller, device).body, type=api.Explanation)
     with ctx.database.read() as connection:
         row = page.caller.device(connection, device)
-        points = past.of_device(connection, device, now - _DAY_S, now)
+        points = history.of_device(connection, device, now - _DAY_S, now)
         titles = releases.titles(connection, sorted({point.digest for point in points}))
-        history = lines(glance.entries(connection, Look(subject=device), _ENTRIES))
+        changes = lines(glance.entries(connection, Look(subject=device), _ENTRIES))
         reported = device_store.reported_of(row)
     view = told.device
     return page.show(
@@ -43,7 +42,7 @@ def show(page: On, device: str) -> Response:
         lines=told.lines,
         reported=reported,
         charts={name: charts.of_device(points, name, titles) for name in view.deployments},
-        history=history,
+        history=changes,
         verbs=[(verb, act.title) for verb, act in ACTS.items()],
         refused=page.why_not("POST", "/devices/{device}/{verb}"),
     )

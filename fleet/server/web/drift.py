@@ -1,15 +1,14 @@
-"""Whether the world has changed: releases by how far their inputs have moved from what they were trained on.
+"""Whether the world has changed: releases by how far their inputs have moved from what they were trained on."""
 
-Drawn from the history, as soon as the service keeps one.
-"""
-
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fastapi import APIRouter, Response
 
 from fleet import api
+from fleet.api import ReleasePoint
 from fleet.server.store import glance, history, releases
 from fleet.server.web import charts, words
+from fleet.server.web.chart import Chart
 from fleet.server.web.frame import On
 
 router = APIRouter(tags=["page"])
@@ -29,7 +28,7 @@ class Row(NamedTuple):
     now: float | None
     most: float | None
     since: float | None
-    charts: list[Any]
+    charts: list[Chart]
 
     @property
     def state(self) -> str:
@@ -64,7 +63,7 @@ def show(page: On) -> Response:
     )
 
 
-def _row(bundle: api.BundleView, runs: dict[str, int], points: list[api.ReleasePoint]) -> Row:
+def _row(bundle: api.BundleView, runs: dict[str, int], points: list[ReleasePoint]) -> Row:
     known = [(p.at, p.drift_psi) for p in sorted(points, key=lambda p: p.at) if p.drift_psi is not None]
     since = None
     for at, value in known:

@@ -33,9 +33,9 @@ from fleet.server.api.context import Context, Ctx
 from fleet.server.store import alerts, settings
 from fleet.server.web import words
 
+EVENTS = "/api/v1/events"
 THEME = "edgekit-theme"
 THEMES = ("auto", "light", "dark")
-EVENTS = "/api/v1/events"
 _SAID = "edgekit-said"
 _LIVE = "live"
 _NAV = (
@@ -198,7 +198,7 @@ class Page:
         ctx, caller, path = self.ctx, self.caller, self.request.url.path
         with ctx.database.read() as connection:
             is_frozen = settings.is_frozen(connection)
-            standing = self.alerts(connection)
+            open_alerts = len(self.alerts(connection))
         hidden = {to for to, _ in _NAV if self.why_not("GET", to)}
         return {
             "page": self,
@@ -212,7 +212,7 @@ class Page:
             "now": self.now,
             "is_frozen": is_frozen,
             "is_connected": ctx.link.is_connected,
-            "open_alerts": len(standing),
+            "open_alerts": open_alerts,
             "events": EVENTS,
         }
 

@@ -42,6 +42,7 @@ def _show(page: Page, *, secret: str = "", made: str = "", error: str = "", stat
         tokens=tokens,
         keys=keys,
         targets=alerting.targets(page),
+        refused_targets=page.why_not("GET", "/api/v1/alert-targets"),
         documents=signed.everything(page.ctx.tuf),
         broker=page.ctx.link,
         is_controller=page.ctx.is_controller(),
