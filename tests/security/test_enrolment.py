@@ -255,16 +255,15 @@ def test_a_model_is_fetched_with_a_certificate_or_a_credential_and_not_without(
     asked(tls_fleet, "rollout", "start", "digits@1.0.0", "--to", "device=fetching", "--stages", "100%",
           "--gate", "error_rate < 5%", "--soak", "1s")  # fmt: skip
     wait_until(lambda: device.running, "it has followed its order")
-    assert device.running is not None
-    url = f"{device.file.artifact_url}/{device.running.sha256}"
+    url = f"{device.file.artifact_url}/{device.running['digits'].sha256}"
     assert httpx.get(url, verify=device.tls(), trust_env=False).content == path.read_bytes()
-    assert device.fetch(device.running.sha256).content == path.read_bytes()
+    assert device.fetch(device.running["digits"].sha256).content == path.read_bytes()
     assert httpx.get(url, verify=pinned(device.file), trust_env=False).status_code == 401
     other = tls_fleet.joined("curious")
     assert httpx.get(url, verify=other.tls(), trust_env=False).status_code == 404
     tls_fleet.service.client().revoke("fetching", "")
     assert httpx.get(url, verify=device.tls(), trust_env=False).status_code == 403
-    assert device.fetch(device.running.sha256).status_code == 401
+    assert device.fetch(device.running["digits"].sha256).status_code == 401
     device.close()
 
 
