@@ -13,16 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from fleet_support import (
-    DEPLOYMENT,
-    FakeDevice,
-    csr_of,
-    key_pem,
-    make_bundle,
-    make_device_key,
-    pinned,
-    wait_until,
-)
+from fleet_support import FakeDevice, csr_of, key_pem, make_bundle, make_device_key, pinned, wait_until
 from msgspec.structs import replace
 from tls_support import TlsFleet, edgekit, make_fleet, secret
 
@@ -264,15 +255,15 @@ def test_a_model_is_fetched_with_a_certificate_or_a_credential_and_not_without(
     asked(tls_fleet, "rollout", "start", "digits@1.0.0", "--to", "device=fetching", "--stages", "100%",
           "--gate", "error_rate < 5%", "--soak", "1s")  # fmt: skip
     wait_until(lambda: device.running, "it has followed its order")
-    url = f"{device.file.artifact_url}/{device.running[DEPLOYMENT].sha256}"
+    url = f"{device.file.artifact_url}/{device.running['digits'].sha256}"
     assert httpx.get(url, verify=device.tls(), trust_env=False).content == path.read_bytes()
-    assert device.fetch(device.running.sha256).content == path.read_bytes()
+    assert device.fetch(device.running["digits"].sha256).content == path.read_bytes()
     assert httpx.get(url, verify=pinned(device.file), trust_env=False).status_code == 401
     other = tls_fleet.joined("curious")
     assert httpx.get(url, verify=other.tls(), trust_env=False).status_code == 404
     tls_fleet.service.client().revoke("fetching", "")
     assert httpx.get(url, verify=device.tls(), trust_env=False).status_code == 403
-    assert device.fetch(device.running.sha256).status_code == 401
+    assert device.fetch(device.running["digits"].sha256).status_code == 401
     device.close()
 
 
