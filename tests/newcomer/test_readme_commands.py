@@ -247,6 +247,17 @@ def operate(desk: Desk) -> None:
     desk.run("edgekit fleet freeze && edgekit fleet unfreeze")
 
 
+def filtered(desk: Desk) -> None:
+    assert json.loads(desk.run("edgekit fleet devices --where 'site=lab and state=failed' --json")) == []
+    found = json.loads(desk.run("edgekit fleet devices --where 'site=lab' --json"))
+    assert [device["device"] for device in found] == ["board-1"]
+
+
+def back_up(desk: Desk) -> None:
+    desk.run("edgekit fleet backup ../fleet.zip --state fleet-state")
+    assert (desk.folder.parent / "fleet.zip").is_file()
+
+
 def simulate(desk: Desk) -> None:
     """A few, on the fleet that runs, for a moment."""
     said = desk.run("edgekit fleet simulate --devices 3 --window 1s --duration 3s --json")
@@ -298,6 +309,8 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
     ),
     "edgekit profiles detect": lines("edgekit profiles detect"),
     "edgekit fleet devices": operate,
+    "edgekit fleet devices --where 'site=lab and state=failed'": filtered,
+    "edgekit fleet backup": back_up,
     "edgekit fleet experiment start": lines("edgekit fleet experiment start --help"),
     "edgekit fleet simulate --devices 1000": simulate,
     "edgekit fleet init DIR --public-url https://… --mqtt-public mqtts://…": make_a_home,
