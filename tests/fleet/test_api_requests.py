@@ -269,8 +269,20 @@ def test_digits_of_other_scripts_name_nothing(ada: Any, path: str) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not-found")
 
 
-def test_a_body_nested_without_end_is_refused(ada: Any) -> None:
-    assert ada.post("/api/v1/devices", content=b'{"device":' * 100_000).status_code == 400
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"device":' * 100_000,
+        b"[" * 100_000,
+        b"6U\xff",
+        b"[-x\xfe",
+        b'{"is_frozen": true, "reason": "\xff"}',
+        b"5.0 ",
+        b"",
+    ],
+)
+def test_a_body_that_is_no_json_or_has_no_end_is_refused(ada: Any, body: bytes) -> None:
+    assert ada.post("/api/v1/freeze", content=body).status_code == 400
 
 
 @pytest.mark.parametrize("soak", ["99999999w", "999999999d"])

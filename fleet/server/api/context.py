@@ -139,14 +139,15 @@ class Body(Generic[T]):
             return msgspec.json.decode(data, type=self.kind)
         except msgspec.ValidationError as error:
             return self._again(data, error)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(f"{self.kind.__name__}: {error}") from error
 
     def _again(self, data: bytes, why: msgspec.ValidationError) -> T:
         """JSON has one kind of number: `5.0` is the integer 5 too, whatever wrote it."""
         try:
             return msgspec.convert(_integral(msgspec.json.decode(data)), self.kind)
-        except (msgspec.ValidationError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            # It need not be JSON at all: what was wrong first is told.
             raise UsageError(f"{self.kind.__name__}: {why}") from why
 
 
