@@ -96,7 +96,9 @@ KINDS: Mapping[str, Kind] = {
         raise_after_s=0.0,
         clear_after_s=0.0,
     ),
-    "storage": Kind("critical", "make room, or move the fleet's home to a larger disk", "disks"),
+    "storage": Kind(
+        "critical", "make room, or move the fleet's home to a larger disk", "disks", raise_after_s=0.0
+    ),
     "ingest-late": Kind(
         "critical",
         "the database does not take what devices say, or too slowly: look at the service's log (docs/scale.md)",

@@ -65,9 +65,13 @@ class Alarms:
 
     def look(self, connection: Connection, now: Now, hears_since: float | None) -> int:
         """One look, `hears_since` being since when (steady) the fleet hears its devices; how many messages were written."""
-        looked: list[Looked] = [self._service(connection, now), self._rollouts(connection, now)]
+        looked: list[Looked] = [
+            self._service(connection, now),
+            self._rollouts(connection, now),
+            self._disks(),
+        ]
         if self._rhythm.is_due("minute", _MINUTE_S):
-            looked += [self._devices(connection), self._disks(), self._queue()]
+            looked += [self._devices(connection), self._queue()]
             if hears_since is not None:
                 looked.append(self._silence(connection, now, hears_since))
         if self._rhythm.is_due("hour", _HOUR_S):

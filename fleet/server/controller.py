@@ -198,6 +198,8 @@ class Controller:
             self._woken.wait(self._tick_s if self._is_leading else FOLLOW_S)
 
     def _fails(self) -> None:
+        # Each tick tries to write until one can: one that only reads proves nothing.
+        self._rhythm.again("time")
         if self.failing_since is None:
             self.failing_since = self._clock.now().steady
 

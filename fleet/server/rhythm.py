@@ -16,3 +16,7 @@ class Rhythm:
             return False
         self._last[chore] = ticks
         return True
+
+    def again(self, chore: str) -> None:
+        """It came to nothing: it is due at once."""
+        self._last.pop(chore, None)

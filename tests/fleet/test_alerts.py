@@ -661,6 +661,31 @@ def test_the_controller_says_since_when_the_database_refuses(database: Database,
     controller.stop()
 
 
+def test_a_full_disk_is_failing_for_as_long_as_nothing_can_be_written_not_only_when_it_was_due(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen on a real full disk: ticks between two writes succeeded, and each took the failure back."""
+    clock = Clock(lambda: NOW, lambda: NOW)
+    link: Any = SimpleNamespace(is_connected=False, connected_since=NOW - 100.0)
+    controller = Controller(database, Issuer("fleet-1", make_key(tmp_path / "order.key")), link, clock)
+    assert controller.follow()
+    controller._chores = lambda: setattr(controller, "_stopping", True)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OperationalError("INSERT", {}, Exception("database or disk is full"))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(clock, "keep", full)
+        for _ in range(3):
+            controller._stopping = False
+            controller._run()
+            assert controller.failing_since == NOW
+    controller._stopping = False
+    controller._run()
+    assert controller.failing_since is None
+    controller.stop()
+
+
 # -- mail and log ----------------------------------------------------------------------------------------------------
 
 
