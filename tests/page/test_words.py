@@ -151,6 +151,11 @@ def test_a_track_has_every_device_once() -> None:
     assert all(sum(part.width for part in step.parts) == pytest.approx(100, abs=0.01) for step in steps)
 
 
+def test_a_track_that_was_turned_back_stopped_where_it_was() -> None:
+    steps = track.track(rollout(status=Status.ROLLED_BACK), TALLIES)
+    assert [step.state for step in steps] == ["stopped", "not begun", "not begun"]
+
+
 @pytest.mark.parametrize(
     ("head", "told"),
     [
@@ -172,6 +177,7 @@ def test_a_track_has_every_device_once() -> None:
             "The gates of stage 1 decide in 10 min. So far, c is violated.",
         ),
         (rollout(status=Status.PAUSED, reason="gate x is violated"), "Gate x is violated."),
+        (rollout(status=Status.PAUSED, reason="error_rate < 1%: 3 %"), "error_rate < 1%: 3 %."),
         (rollout(status=Status.ROLLING_BACK, reason="ann said so"), "Ann said so. Its devices go back; 10 are still on their way."),
     ],
 )  # fmt: skip

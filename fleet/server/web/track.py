@@ -38,7 +38,7 @@ class Part(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A stage: `state` is done, open, to come, or waits for approval; `devices` are those that it adds."""
+    """A stage: `state` is done, open, to come, waits for approval, stopped or not begun; `devices` are those that it adds."""
 
     number: int
     words: str
@@ -64,6 +64,9 @@ def bar(counts: Sequence[tuple[str, str, int]]) -> tuple[Part, ...]:
             found.append(Part(kind, word, count, round(at, 3), round(width, 3)))
             at += width
     return tuple(found)
+
+
+_TURNED = frozenset({Status.ROLLING_BACK, Status.ABORTING, Status.ROLLED_BACK, Status.ABORTED})
 
 
 def track(head: Rollout, tallies: Sequence[Tally]) -> tuple[Segment, ...]:
@@ -93,6 +96,8 @@ def track(head: Rollout, tallies: Sequence[Tally]) -> tuple[Segment, ...]:
 def _state(head: Rollout, index: int) -> str:
     if head.status is Status.COMPLETED or index < head.stage:
         return "done"
+    if head.status in _TURNED:
+        return "stopped" if index == head.stage else "not begun"
     if head.awaits == index:
         return "waits for approval"
     return "open" if index == head.stage and head.status is not Status.QUEUED else "to come"

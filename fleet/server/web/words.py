@@ -64,6 +64,7 @@ _KINDS: Mapping[str, str] = {
     "done": GOOD,
     "open": BUSY,
     "to come": WAITS,
+    "not begun": WAITS,
     "waits for approval": ASKS,
     # Tokens, users, batches.
     "good": GOOD,
@@ -172,4 +173,7 @@ def sentence(text: str) -> str:
     text = text.strip()
     if not text:
         return ""
-    return text[:1].upper() + text[1:] + ("" if text[-1] in ".!?…" else ".")
+    first, _, _ = text.partition(" ")
+    # What is no word of ours keeps its letters: a metric, a rollout.
+    begun = text[:1].upper() + text[1:] if first.isalpha() else text
+    return begun + ("" if text[-1] in ".!?…" else ".")
