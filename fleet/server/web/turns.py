@@ -129,6 +129,9 @@ ACTS: dict[str, Act] = {
 }
 
 
+_FORWARD = frozenset({"approve", "resume", "release"})
+
+
 @router.get("/rollouts/{rollout_id}/{verb}", include_in_schema=False)
 def ask(page: On, rollout_id: str, verb: str) -> Response:
     return _asked(page, rollout_id, verb)
@@ -158,8 +161,9 @@ def _asked(page: Page, rollout_id: str, verb: str, *, error: str = "", status: i
         back=f"/rollouts/{head.label}",
         to=f"/rollouts/{head.label}/{verb}",
         fields=(),
-        # Two may look at once: what was decided by must still hold.
-        hidden={"tag": rest.tag(head)},
+        # Two may look at once, and what leads forward was decided by what was seen. What stops or turns back is never in
+        # vain because the rollout went on meanwhile.
+        hidden={"tag": rest.tag(head)} if verb in _FORWARD else {},
         error=error,
     )
 
