@@ -151,6 +151,7 @@ def waited_for(file):
     raise AssertionError("no worker came to its calibration")
 
 
+@pytest.mark.proof
 def test_profiles_that_ask_the_same_share_one_conversion(digits, run_build, tmp_path):
     """Three boards whose int8 is the same."""
     words = digits.flags("model.onnx", "raspberry-pi-4", "raspberry-pi-5", "generic-arm64")

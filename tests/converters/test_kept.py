@@ -175,6 +175,7 @@ def test_weights_in_a_file_of_their_own_decide_too(digits, run_build, kept_cache
     assert not is_reused(build(run_build, words, tmp_path / "out", kept_cache))
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 def test_two_folders_two_processes_and_another_hash_seed_give_the_same_bytes(digits, tmp_path):
     """All engines, nothing kept and nothing cached."""

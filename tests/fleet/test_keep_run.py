@@ -18,7 +18,9 @@ from fleet.client.rest import Client
 GATES = ("error_rate < 20% min 100 requests",)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+@pytest.fixture(
+    params=["sqlite", pytest.param("postgresql", marks=[pytest.mark.postgres, pytest.mark.proof])]
+)
 def databases(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """Where the fleet is, and where it is restored to; nothing for the homes' own files."""
     if request.param == "sqlite":

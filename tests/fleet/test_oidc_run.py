@@ -43,6 +43,7 @@ def terminal(service: Service, *words: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.proof
 def test_a_person_signs_in_at_a_terminal_through_the_provider_and_no_secret_is_left_behind(
     service: Service,
 ) -> None:

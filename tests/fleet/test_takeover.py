@@ -202,6 +202,7 @@ def test_a_home_whose_orders_the_devices_would_refuse_is_refused(tmp_path: Path,
         pair.close()
 
 
+@pytest.mark.proof
 def test_a_retained_poison_message_does_not_come_back_for_ever(tmp_path: Path, broker: str) -> None:
     pair = Pair(tmp_path, broker, f"sqlite:///{tmp_path / 'shared.db'}")
     try:

@@ -174,6 +174,7 @@ def test_the_folder_of_a_broker_is_kept_fresh_by_the_service_and_by_hand(apart: 
     device.close()
 
 
+@pytest.mark.proof
 def test_a_broker_apart_is_reached_by_a_password_that_stands_in_a_file(apart: Callable[[], Apart]) -> None:
     fleet = apart()
     port, passwords = free_port(), fleet.files / "passwords"

@@ -154,6 +154,7 @@ def test_a_card_written_anew_in_the_middle_of_a_rollout_gets_the_same_again(day:
     assert day.seen(canary).labels["site"] == "lab", "the file had it"
 
 
+@pytest.mark.proof
 def test_an_older_board_that_keeps_coming_is_told_from_the_one_in_its_place(day: Day) -> None:
     canary = canary_of(day, day.client.rollouts()[0].id)
     name = next(name for name in ("one", "two") if name != canary)
@@ -170,6 +171,7 @@ def test_an_older_board_that_keeps_coming_is_told_from_the_one_in_its_place(day:
     day.wait(lambda: day.seen(name).online, "the new one is alone, and online")
 
 
+@pytest.mark.proof
 def test_a_relabelled_board_leaves_the_rollout_after_a_freeze_and_follows_its_new_group(day: Day) -> None:
     rollout = day.client.rollouts()[0].id
     canary = canary_of(day, rollout)
@@ -191,6 +193,7 @@ def test_a_relabelled_board_leaves_the_rollout_after_a_freeze_and_follows_its_ne
     ]
 
 
+@pytest.mark.proof
 def test_an_abort_when_all_are_updated_keeps_what_is_there(day: Day) -> None:
     day.operator.types("rollout", "abort", day.client.rollouts()[0].id)
     day.wait(lambda: day.client.rollouts()[0].status == "aborted", "the first is over")
@@ -202,6 +205,7 @@ def test_an_abort_when_all_are_updated_keeps_what_is_there(day: Day) -> None:
     assert {name: day.version(name) for name in names} == dict.fromkeys(names, "2.0.0")
 
 
+@pytest.mark.proof
 def test_a_board_that_hung_and_missed_its_time_is_tried_again(day: Day) -> None:
     day.publish(4)
     board = day.boards[NEWCOMER].process.pid

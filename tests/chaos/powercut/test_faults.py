@@ -112,7 +112,9 @@ async def _try_update(world, second, root, fault, scratch):
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("lasts", [False, True], ids=["once", "until told"])
+@pytest.mark.parametrize(
+    "lasts", [pytest.param(False, id="once", marks=pytest.mark.proof), pytest.param(True, id="until told")]
+)
 def test_any_failing_write_is_borne(settled, fleet, scratch, memory, everything, lasts, capsys):
     root = memory / "faulty" / "state"
     root.parent.mkdir(exist_ok=True)

@@ -148,6 +148,7 @@ def test_a_certificate_that_ended_while_the_device_was_off_is_renewed(secure, ma
     tools.wait_until(lambda: secure.statuses and secure.statuses[-1].online, "it is online", 60)
 
 
+@pytest.mark.proof
 def test_a_renewal_that_is_refused_is_reported_and_stops_nothing(secure, make_agent, release, tools):
     secure.certificate_life = timedelta(seconds=60)
     secure.refuses_renewals = True
