@@ -52,6 +52,7 @@ def digests(document):
     return [(row["profile"], row["recipe"], row["digest"]) for row in document["bundles"]]
 
 
+@pytest.mark.proof
 def test_two_workers_make_what_this_process_makes(digits, run_build, tmp_path):
     words = [*digits.flags("net.py:make", "raspberry-pi-5"), "--recipe", "o*", "--no-cache"]
     found = {}

@@ -68,6 +68,7 @@ class Honest(threading.Thread):
             time.sleep(0.02)
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 def test_memory_is_bounded_and_no_honest_request_fails(served, tools, crowd):
     before = {"front": peak_mb(served.front), "worker": peak_mb(served.worker)}

@@ -171,6 +171,7 @@ def test_failed_forks_heal_by_themselves(fleet, make_agent, first, second, faili
     assert tools.predict(agent) == "2.0.0"
 
 
+@pytest.mark.proof
 def test_a_committed_release_that_keeps_dying_never_ends_the_update_that_would_mend_it(
     fleet, settled, first, second, tools
 ):
@@ -223,6 +224,7 @@ LIES = {
 }
 
 
+@pytest.mark.proof
 def test_whatever_the_server_answers_first_the_update_arrives_without_another_order(
     fleet, settled, make_bundle, tools
 ):

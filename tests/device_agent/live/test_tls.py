@@ -134,6 +134,7 @@ def test_a_certificate_is_renewed_before_it_ends_and_used_by_the_next_connection
     )
 
 
+@pytest.mark.proof
 def test_a_certificate_that_ended_while_the_device_was_off_is_renewed(secure, make_agent, tools):
     secure.certificate_life = timedelta(seconds=15)
     agent = make_agent(secure)
