@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import queue
+import random
 import re
 import shutil
 import socket
@@ -402,9 +403,13 @@ def predict(agent: Any) -> str | int:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """From below those that outgoing connections draw, one of which could take it before it is used."""
+    draw = random.SystemRandom()
+    while True:
+        port = draw.randrange(15_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], Any], message: str, patience_s: float = 40.0) -> Any:

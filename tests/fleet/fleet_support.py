@@ -4,8 +4,10 @@ A scripted device enrols and downloads over real HTTP, speaks MQTT with a real c
 and has no model: the boundary that the fleet needs. Real agents are tested end to end elsewhere.
 """
 
+import contextlib
 import hashlib
 import os
+import random
 import signal
 import socket
 import ssl
@@ -91,9 +93,13 @@ def make_bundle(
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """From below those that outgoing connections draw, one of which could take it before it is used."""
+    draw = random.SystemRandom()
+    while True:
+        port = draw.randrange(15_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], object], what: str, *, timeout_s: float = 20.0) -> None:
