@@ -134,6 +134,7 @@ def test_a_board_that_joins_in_the_middle_of_a_rollout_gets_its_assignment_first
     rollout = day.roll_out("digits@2.0.0", "site=lab", "--stages", "1,100%")
     canary = canary_of(day, rollout)
     day.wait(lambda: day.state(rollout, canary) == FleetState.SUCCEEDED, "the canary arrived")
+    assert f"rollout {rollout} has it until that ends" in day.operator.types("device", "explain", canary)
     day.enroll(NEWCOMER)
     day.wait(lambda: day.version(NEWCOMER) == "1.0.0", "it has what is assigned")
     day.wait(lambda: day.state(rollout, NEWCOMER) == FleetState.PENDING, "and then is in the rollout")

@@ -1,6 +1,6 @@
 """Devices: listing, explaining, giving them one more deployment, taking them out of service."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from edgekit.sketch import Sketch, merge
 from edgekit.wire import topics
 from fleet import api
 from fleet.rules import filters, moving
+from fleet.rules.rollout import Rollout
 from fleet.server.api.admission import Caller
 from fleet.server.api.context import Answer, Context, Ctx, answer, body
 from fleet.server.api.matching import IfMatch, tag_of
@@ -301,13 +302,9 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
             f"It has not accepted order {shown.order_counter} yet (its newest is {shown.reported_counter})."
         )
     lines += _conditions(shown.conditions)
-    all_of_them, bundles = assignments.newest_first(connection), Bundles(connection)
-    ordered = orders.desired_of(connection, row.id)
-    for name, deployment in shown.deployments.items():
-        lines.append(_sentence(name, deployment))
-        follows = will_follow(all_of_them, row, name, ordered.get((row.id, name)))
-        lines += _assigned(name, deployment, *bundles.assigned(all_of_them, row, name), follows=follows)
-    for rollout in rollouts.of_device(connection, row.id):
+    under_way = rollouts.of_device(connection, row.id)
+    lines += _of_deployments(connection, row, shown, under_way)
+    for rollout in under_way:
         member = rollout.members[row.id]
         why = f" ({member.reason})" if member.reason else ""
         waits = f"not told to move yet: {moving.waits_for(rollout, member, rollouts.moment(now.wall))}"
@@ -317,6 +314,29 @@ def _sentences(connection: Connection, row: DeviceRow, shown: api.DeviceView, no
     return lines
 
 
+def _of_deployments(
+    connection: Connection, row: DeviceRow, shown: api.DeviceView, under_way: Sequence[Rollout]
+) -> Iterator[str]:
+    """What runs in each, what should, and what is assigned."""
+    all_of_them, bundles = assignments.newest_first(connection), Bundles(connection)
+    ordered = orders.desired_of(connection, row.id)
+    for name, deployment in shown.deployments.items():
+        yield _sentence(name, deployment)
+        if will_follow(all_of_them, row, name, ordered.get((row.id, name))):
+            then = "it gets that once no rollout has it, it is online, and the maintenance window of that release is open"
+        elif moving_it := _moving(under_way, row.id, name):
+            then = f"{moving_it} has it until that ends"
+        else:
+            then = "'edgekit fleet assign' would move it there"
+        yield from _assigned(name, deployment, *bundles.assigned(all_of_them, row, name), then=then)
+
+
+def _moving(under_way: Iterable[Rollout], device: str, deployment: str) -> str:
+    """The rollout that told the device to move in this deployment, if one did."""
+    told = (one for one in under_way if one.members[device].stage is not None)
+    return next((f"rollout {one.label}" for one in told if deployment in one.spec.deployments), "")
+
+
 def _conditions(found: Iterable[api.ConditionView]) -> Iterator[str]:
     for condition in found:
         of = f" ({condition.deployment})" if condition.deployment else ""
@@ -324,23 +344,16 @@ def _conditions(found: Iterable[api.ConditionView]) -> Iterator[str]:
 
 
 def _assigned(
-    name: str, deployment: api.DeploymentView, bundle: BundleRow | None, why: str, *, follows: bool
+    name: str, deployment: api.DeploymentView, bundle: BundleRow | None, why: str, *, then: str
 ) -> list[str]:
-    """Where what holds for its place is not what it is ordered: why."""
+    """Where what holds for its place is not what it is ordered: why, or what `then`."""
     if bundle is None:
         nothing = not deployment.should_digest and not why
         return [f"{name}: {why}."] if why else [f"{name}: nothing is assigned to it."] if nothing else []
     if bundle.sha256 == deployment.should_digest:
         return []
     title = releases.title(bundle.name, bundle.version)
-    if follows:
-        return [
-            (
-                f"{name}: {title} is assigned to where it is; it gets that once no rollout has it, it is online, and the "
-                "maintenance window of that release is open."
-            )
-        ]
-    return [f"{name}: {title} is assigned to where it is; 'edgekit fleet assign' would move it there."]
+    return [f"{name}: {title} is assigned to where it is; {then}."]
 
 
 def _sentence(name: str, deployment: api.DeploymentView) -> str:
