@@ -120,6 +120,7 @@ class Link:
         if broker.websocket_path:
             self._ways.append(_Way(broker.websocket_port, broker.websocket_path))
         self._was_taken = False
+        self._ended = ""
         self.is_up = False
 
     def start(self) -> None:
@@ -152,7 +153,7 @@ class Link:
         told: set[str] = set()
         while not self._stopping.is_set():
             way = self._ways[0]
-            self._was_taken = False
+            self._was_taken, self._ended = False, ""
             try:
                 client = self._make_client(way)
                 client.connect(self._host, way.port, keepalive=KEEPALIVE_S)
@@ -209,6 +210,10 @@ class Link:
         )
         client.on_connect = self._on_connect
         client.on_message = self._on_message
+        client.on_disconnect = self._on_disconnect
+        # paho 2.2.0 otherwise lets whoever publishes write to the socket, beside the link's own thread: what one has
+        # half written the other writes once more, and the broker ends the connection over a malformed packet.
+        client.on_socket_register_write = _leave_writing_to_the_loop
         return client
 
     def _on_connect(
@@ -234,6 +239,16 @@ class Link:
         if parsed is not None and parsed[0] == self._device:
             self._in_loop(self._hooks.message, parsed[1], bytes(message.payload))
 
+    def _on_disconnect(
+        self,
+        _client: mqtt.Client,
+        _userdata: object,
+        flags: mqtt.DisconnectFlags,
+        code: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        self._ended = f"the broker says: {code}" if flags.is_disconnect_packet_from_server else str(code)
+
     def _in_loop(self, call: Callable[..., None], *arguments: object) -> None:
         try:
             self._loop.call_soon_threadsafe(call, *arguments)
@@ -255,8 +270,12 @@ class Link:
     def _went_down(self) -> None:
         if self.is_up:
             self.is_up = False
-            log.trouble("link down")
+            log.trouble("link down", reason=self._ended or "the connection was lost")
             self._hooks.down()
+
+
+def _leave_writing_to_the_loop(_client: mqtt.Client, _userdata: object, _sock: object) -> None:
+    """The loop looks at what waits by itself."""
 
 
 def _wait_for(sent: mqtt.MQTTMessageInfo, patience_s: float) -> None:

@@ -1,4 +1,5 @@
-"""What a device's self-description comes to where devices are searched: kept beside it, so that no search reads it.
+"""What a device's self-description comes to where devices are searched, sorted and watched: kept beside it, so that
+nobody who looks at all of them reads it.
 
 Pure.
 
@@ -8,9 +9,13 @@ Always true
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
 
 from edgekit.wire.messages import Reported
 from edgekit.wire.states import AgentState
+from fleet.rules.findings import REFUSED, Trouble
 
 # Of the text that is searched for words.
 MAX_TROUBLE = 2000
@@ -19,13 +24,33 @@ _GRAVITY = (
     AgentState.FAILED, AgentState.DIVERGED, AgentState.ROLLBACK, AgentState.PROBATION, AgentState.COMMIT, AgentState.SWITCH,
     AgentState.SELFTEST, AgentState.STAGE, AgentState.FETCH, AgentState.IDLE,
 )  # fmt: skip
-# Of a device that said nothing.
-NO_GRAVITY = len(_GRAVITY)
+_MAX_DETAIL = 200
+_REFUSES = (AgentState.FAILED, AgentState.ROLLBACK, AgentState.DIVERGED)
+
+
+class Kept(NamedTuple):
+    """The columns of a device's row: `facts` are searched for whole lines, `trouble` for words; by `gravity` devices are
+    ordered, the worst off first; `troubles` are what alerts are made of (JSON, empty where nothing is wrong). As it
+    stands here: of a device that said nothing.
+    """
+
+    facts: str = ""
+    trouble: str = ""
+    gravity: int = len(_GRAVITY)
+    troubles: str = ""
+
+
+NOTHING = Kept()
+
+
+def kept(said: Reported) -> Kept:
+    found = troubles(said)
+    return Kept(of(said), trouble(said), gravity(said), msgspec.json.encode(found).decode() if found else "")
 
 
 def gravity(said: Reported) -> int:
-    """By which devices are ordered, the worst off first: by the worst state of its deployments."""
-    return min((_GRAVITY.index(one.state) for one in said.deployments.values()), default=NO_GRAVITY)
+    """By the worst state of its deployments."""
+    return min((_GRAVITY.index(one.state) for one in said.deployments.values()), default=NOTHING.gravity)
 
 
 def line(key: str, value: str) -> str:
@@ -69,6 +94,19 @@ def trouble(said: Reported) -> str:
         *(condition.detail for condition in said.conditions),
     )
     return _flat("; ".join(dict.fromkeys(word for word in words if word)))[:MAX_TROUBLE]
+
+
+def troubles(said: Reported) -> list[Trouble]:
+    """Conditions, bundles that it does not run, and an order that it does not follow."""
+    found = [Trouble(one.code, one.detail[:_MAX_DETAIL], one.deployment) for one in said.conditions]
+    found += [
+        Trouble(REFUSED, one.reason[:_MAX_DETAIL] or one.state.value, name, one.ordered)
+        for name, one in said.deployments.items()
+        if one.state in _REFUSES and one.ordered is not None and one.ordered != one.committed
+    ]
+    if said.refused:
+        found.append(Trouble("order-refused", said.refused[:_MAX_DETAIL]))
+    return found
 
 
 def _flat(text: str) -> str:

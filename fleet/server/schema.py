@@ -21,7 +21,7 @@ from sqlalchemy import (
     false,
 )
 
-from fleet.rules.facts import NO_GRAVITY
+from fleet.rules.facts import NOTHING
 
 metadata = MetaData()
 
@@ -108,12 +108,11 @@ devices = Table(
     Column("reported_seq", BigInteger, nullable=False, default=-1),
     Column("reported", Text),
     Column("reported_counter", BigInteger, nullable=False, default=0, server_default="0"),
-    # Of `reported`, what is wrong with it (`fleet.rules.findings.Trouble`), as a list; empty text for nothing.
+    # What searches and alerts ask of `reported` (`fleet.rules.facts.Kept`), written with it.
     Column("troubles", Text, nullable=False, default="", server_default=""),
-    # What searches ask of `reported` (`fleet.rules.facts`), written with it.
     Column("facts", Text, nullable=False, default="", server_default=""),
     Column("trouble", Text, nullable=False, default="", server_default=""),
-    Column("gravity", Integer, nullable=False, default=NO_GRAVITY, server_default=str(NO_GRAVITY)),
+    Column("gravity", Integer, nullable=False, default=NOTHING.gravity, server_default=str(NOTHING.gravity)),
     # Steady.
     Column("last_seen_at", Float),
     Column("last_report_at", Float),

@@ -117,7 +117,7 @@ def flags(folder: Path, source: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["model.onnx", "net.py:make"])
+@pytest.fixture(scope="module", params=[pytest.param("model.onnx", marks=pytest.mark.proof), "net.py:make"])
 def built(request, lines, run_build, tmp_path_factory):
     out = tmp_path_factory.mktemp("dist")
     named = OUTPUTS if ":" in request.param else ()

@@ -19,7 +19,7 @@ from edgekit.selftest import run_samples
 PROFILES = ("x86-64-v3", "raspberry-pi-5", "intel-core-ultra-npu")
 
 
-@pytest.fixture(scope="module", params=["net.py:make", "model.onnx"])
+@pytest.fixture(scope="module", params=["net.py:make", pytest.param("model.onnx", marks=pytest.mark.proof)])
 def built(request, digits, run_build, tmp_path_factory):
     """A build for three profiles, from torch and from an ONNX file of opset 11."""
     out = tmp_path_factory.mktemp("dist")

@@ -224,7 +224,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-@pytest.mark.parametrize("recipe", ["static-int8", "percentile-int8"])
+@pytest.mark.parametrize("recipe", ["static-int8", pytest.param("percentile-int8", marks=pytest.mark.proof)])
 def test_calibration_needs_no_more_memory_for_many_samples_than_for_sixteen(tmp_path, recipe):
     artifact = converted(mobile(tmp_path), tmp_path)
     peaks = [

@@ -211,6 +211,7 @@ def test_a_trial_that_was_running_when_the_build_was_stopped_is_tried_again(tmp_
     assert second.ask() is None
 
 
+@pytest.mark.proof
 def test_litert_is_searched_with_its_own_settings_weights_only_among_them(digits, run_build, tmp_path):
     words = [*digits.flags("model.onnx", "x86-64-v3"), "--recipe", "litert/*", "--out", tmp_path]
     result = run_build(*words, "--json", tmp_path / "r.json", "--search", "12", cache=tmp_path / "cache")
@@ -231,6 +232,7 @@ def test_litert_is_searched_with_its_own_settings_weights_only_among_them(digits
     assert "litert/fp32" in {row["recipe"] for row in rows if not row["number"]}
 
 
+@pytest.mark.proof
 def test_an_accelerator_that_takes_only_integers_is_searched_without_float_layers(
     digits, run_build, tmp_path
 ):

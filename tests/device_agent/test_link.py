@@ -82,3 +82,37 @@ def test_with_a_certificate_the_client_id_is_its_name():
     address = BrokerAddress("127.0.0.1", 1, tls=True)
     made = Link(address, Access("", (), lambda: None), "board", Boot(1, 2, "n"), hooks)
     assert made._make_client(link._Way(1, ""))._client_id == b"board"
+
+
+@pytest.mark.broker
+def test_what_is_published_is_written_by_the_links_own_thread_alone(monkeypatch, broker):
+    """Two that wrote at once sent packets twice or in pieces, and the broker ended the connection."""
+    writers = set()
+
+    class Watched(link._Client):
+        def _sock_send(self, buf):
+            writers.add(threading.current_thread().name)
+            return super()._sock_send(buf)
+
+    monkeypatch.setattr(link, "_Client", Watched)
+
+    async def run():
+        up = asyncio.Event()
+        hooks = LinkHooks(up.set, lambda: None, lambda _leaf, _payload: None, lambda: None)
+        made = Link(
+            BrokerAddress("127.0.0.1", broker.port),
+            Access("", (), lambda: None),
+            "board",
+            Boot(1, 2, "n"),
+            hooks,
+        )
+        made.start()
+        async with asyncio.timeout(20):
+            await up.wait()
+        for number in range(20):
+            assert made.publish("telemetry", b"%d" % number)
+            await asyncio.sleep(0)
+        await made.stop()
+
+    asyncio.run(run())
+    assert writers == {"link"}

@@ -12,6 +12,7 @@ from edgekit.sketch import of
 from edgekit.wire import topics
 from edgekit.wire.messages import (
     Boot,
+    Condition,
     DeploymentReport,
     DeploymentWindow,
     Report,
@@ -124,12 +125,20 @@ def status(device: str, *, online: bool, incarnation: int = 2, received: float |
     return Message(topic(device, topics.STATUS), encode(Status(online, boot)), received)
 
 
-def said(device: str, seq: int, *, counter: int = 0, digest: str = OLD, profile: str = "p") -> Message:
+def said(
+    device: str,
+    seq: int,
+    *,
+    counter: int = 0,
+    digest: str = OLD,
+    profile: str = "p",
+    conditions: tuple[Condition, ...] = (),
+) -> Message:
     """A self-description: at rest with `digest`, having accepted order `counter`."""
     at_rest = DeploymentReport(AgentState.IDLE, digest, digest, digest)
     reported = Reported(
         device=device, boot=Boot(1, 2, NONCE), seq=seq, order_counter=counter, deployments={"digits": at_rest},
         profile=profile, isa=(), engines={"onnxruntime": "1.2"}, agent_version="1", bundle_format=1,
-        free_bytes=10**10,
+        free_bytes=10**10, conditions=conditions,
     )  # fmt: skip
     return Message(topic(device, topics.REPORTED), encode(reported))

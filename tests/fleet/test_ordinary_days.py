@@ -19,7 +19,7 @@ from edgekit.errors import ConflictError, NotFoundError
 from edgekit.trust.dsse import Envelope
 from edgekit.wire import topics
 from edgekit.wire.enrolment import EnrolRequest
-from edgekit.wire.messages import Order, OrderOptions, decode
+from edgekit.wire.messages import Condition, Order, OrderOptions, decode
 from edgekit.wire.states import FleetState
 from fleet.publish import make_key
 from fleet.rules.rollout import Rollout, Status
@@ -39,6 +39,7 @@ from fleet.server.store import (
     removal,
     rollouts,
     settings,
+    troubles,
 )
 from fleet.server.store.audit import Who
 from fleet.server.store.enrolments import Invitation, Registrar
@@ -256,6 +257,17 @@ def test_a_card_written_anew_in_the_middle_gets_the_same_with_the_rollouts_own_p
     assert day.marks() == 0, "nothing about it has changed"
     day.tick()
     assert "a" in day.rollout.members
+
+
+def test_what_the_board_before_complained_of_is_not_said_of_the_new_one(day: Day) -> None:
+    day.have("a")
+    said = Condition("storage-full", "no space left", datetime.now(UTC))
+    day.say("a", conditions=(said,))
+    with day.database.read() as connection:
+        assert [name for name, _ in troubles.everyones(connection)] == ["a"]
+    day.enrol("a", "digits")
+    with day.database.read() as connection:
+        assert list(troubles.everyones(connection)) == []
 
 
 def test_an_order_said_again_does_not_ask_for_a_retry_again(day: Day) -> None:

@@ -97,7 +97,9 @@ def broker(tmp_path: Path) -> Iterator[str]:
     process.wait()
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+@pytest.fixture(
+    params=["sqlite", pytest.param("postgresql", marks=[pytest.mark.postgres, pytest.mark.proof])]
+)
 def pair(request: pytest.FixtureRequest, tmp_path: Path, broker: str) -> Iterator[Pair]:
     database = f"sqlite:///{tmp_path / 'shared.db'}"
     if request.param == "postgresql":

@@ -24,7 +24,7 @@ UNREACHABLE = re.compile(
     r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ProxyError|ReadTimeoutError"
 )
 # Fresh environments of `fleet` once more: with make proofs.
-AGAIN = ("pkcs11", "oidc")
+AGAIN = ("pkcs11", "oidc", "postgres")
 # Extra → what must work once it is installed: a line of Python.
 PROMISES = {
     "agent": "import device_agent.supervisor, device_agent.worker",
@@ -94,6 +94,7 @@ def test_the_readme_has_a_line_for_every_extra() -> None:
     assert {name for line in LINES if not is_heavy(line) for name in extras(line)} == set(PROMISES)
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in LINES if is_heavy(line)])
 def test_pip_finds_the_tested_set_of_a_large_line(line: str, place: Place, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from edgekit.errors import AuthError, ConflictError, NotFoundError
 from edgekit.wire.messages import Boot, Reported, Status
 from fleet.rules import facts
 from fleet.server.schema import desired, devices, outbox, to_place
-from fleet.server.store import audit, news, troubles
+from fleet.server.store import audit, news
 from fleet.server.store.audit import Who
 from fleet.server.store.known import Known
 from fleet.server.store.settings import secret_hash
@@ -143,12 +143,9 @@ def reported(known: Known, message: Reported, now: float) -> bool:
         return False
     known.change(
         reported=msgspec.json.encode(message).decode(),
-        facts=facts.of(message),
-        trouble=facts.trouble(message),
-        gravity=facts.gravity(message),
+        **facts.kept(message)._asdict(),
         reported_seq=message.seq,
         reported_counter=message.order_counter,
-        troubles=troubles.text_of(message),
         agent_version=message.agent_version,
     )
     return True

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from edgekit.errors import AuthError, ConflictError
 from edgekit.wire.enrolment import EnrolAnswer, EnrolRequest, RenewRequest
-from fleet.rules.facts import NO_GRAVITY
+from fleet.rules import facts
 from fleet.server import ca
 from fleet.server.ca import Authority, Standing
 from fleet.server.schema import desired, devices, enrolment_tokens, enrolment_uses
@@ -278,9 +278,7 @@ def _give(
             nonce="",
             reported_seq=-1,
             reported=None,
-            facts="",
-            trouble="",
-            gravity=NO_GRAVITY,
+            **facts.NOTHING._asdict(),
             reported_counter=0,
         )
     )

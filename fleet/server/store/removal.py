@@ -9,7 +9,7 @@ Always true
 
 from sqlalchemy import Connection, delete, select, update
 
-from fleet.rules.facts import NO_GRAVITY
+from fleet.rules import facts
 from fleet.server.schema import (
     certificates,
     desired,
@@ -50,10 +50,7 @@ _EMPTY = {
     "agent_version": "",
     "nonce": "",
     "reported": None,
-    "troubles": "",
-    "facts": "",
-    "trouble": "",
-    "gravity": NO_GRAVITY,
+    **facts.NOTHING._asdict(),
     "last_seen_at": None,
     "last_report_at": None,
     "offline_at": None,

@@ -55,6 +55,7 @@ def python(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_the_kserve_client(python: Path, module_front):
     done = subprocess.run(
         [python, "-c", STORY, f"http://127.0.0.1:{module_front.port}"],
