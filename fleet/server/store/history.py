@@ -18,7 +18,9 @@ from edgekit.sketch import Sketch
 from edgekit.wire.messages import DeploymentWindow, Report
 from fleet.api.history import ArmName, ArmPoint, DevicePoint, ReleasePoint
 from fleet.rules import history as rules
+from fleet.rules import seen
 from fleet.rules.history import ArmSums, DeviceSums, Gauges, Level, Minute, ReleaseSums
+from fleet.rules.seen import Seen
 from fleet.server.schema import totals
 from fleet.server.schema_history import arm_history, device_history, release_history
 from fleet.server.store.upsert import append
@@ -116,6 +118,7 @@ class _Release:
         self._requests = self._errors = 0
         self._zeros, self._total, self._largest = 0, 0.0, 0.0
         self._psi_count, self._psi_total = 0, 0.0
+        self._seen: Seen = {}
 
     def add(self, window: DeploymentWindow, gauges: Gauges, moment: float) -> None:
         self._windows += 1
@@ -134,12 +137,15 @@ class _Release:
         if (psi := window.metrics.get(rules.PSI)) is not None:
             self._psi_count += psi.count
             self._psi_total += psi.total
+        seen.add(self._seen, window)
 
     def sums(self) -> ReleaseSums:
         times = Sketch(self._bins, self._zeros, self._total, self._largest)
         devices = (self._devices, self._devices_hour, self._devices_day)
         counts = (self._requests, self._errors)
-        return ReleaseSums(self._windows, *devices, *counts, times, self._psi_count, self._psi_total)
+        return ReleaseSums(
+            self._windows, *devices, *counts, times, self._psi_count, self._psi_total, self._seen
+        )
 
 
 def of_rollout(
@@ -189,6 +195,16 @@ def of_bundles(
         if at + level.length_s > since
     ]
     return sorted(points, key=lambda point: point.at)
+
+
+def seen_of(connection: Connection, digest: str, since: float) -> Seen:
+    """What all devices that run a bundle saw and gave from a moment on, in whichever slot they run it."""
+    table = release_history
+    found: Seen = {}
+    query = select(table.c.sums).where(table.c.digest == digest)
+    for row in connection.execute(_between(query, table, since, float("inf"))):
+        found = seen.together(found, release_sums(row.sums).seen)
+    return found
 
 
 def deployments_of(connection: Connection, digests: Iterable[str]) -> list[tuple[str, str]]:

@@ -3,11 +3,14 @@
 from typing import NamedTuple
 
 from fastapi import APIRouter, Response
+from sqlalchemy import Connection
 
 from fleet import api
 from fleet.api import ReleasePoint
+from fleet.rules import seen
 from fleet.server.store import glance, history, releases
 from fleet.server.web import charts, words
+from fleet.server.web.bars import Bars
 from fleet.server.web.chart import Chart
 from fleet.server.web.frame import On
 
@@ -16,8 +19,8 @@ _DAYS = 7
 _DAY_S = 86_400.0
 # By convention (see `edgekit` docs on drift): below the first nothing moved, from the second on it did.
 SLIGHT, MOVED = 0.1, 0.2
-# Bundles that are looked at: those on most devices.
-_MOST = 60
+# Bundles that are looked at: those on most devices; those whose histograms are shown, and how many of each.
+_MOST, _DRAWN, _OF_EACH = 60, 6, 4
 
 
 class Row(NamedTuple):
@@ -29,6 +32,7 @@ class Row(NamedTuple):
     most: float | None
     since: float | None
     charts: list[Chart]
+    bars: tuple[Bars, ...] = ()
 
     @property
     def state(self) -> str:
@@ -57,10 +61,29 @@ def show(page: On) -> Response:
             )
             for bundle in bundles[:_MOST]
         ]
-    rows.sort(key=lambda row: -(row.now or 0.0))
+        rows.sort(key=lambda row: -(row.now or 0.0))
+        rows = [
+            row._replace(bars=_bars(connection, row.bundle.sha256, now)) if at < _DRAWN else row
+            for at, row in enumerate(rows)
+        ]
     return page.show(
-        "drift.html.jinja", rows=rows, days=_DAYS, slight=SLIGHT, moved=MOVED, moment=words.moment
+        "drift.html.jinja",
+        rows=rows,
+        days=_DAYS,
+        slight=SLIGHT,
+        moved=MOVED,
+        moment=words.moment,
+        first=_OF_EACH,
     )
+
+
+def _bars(connection: Connection, sha256: str, now: float) -> tuple[Bars, ...]:
+    """What devices saw and gave in the last day, beside what the bundle was judged on."""
+    reference = releases.reference_of(connection, sha256)
+    if reference is None:
+        return ()
+    found = seen.compare(reference, history.seen_of(connection, sha256, now - _DAY_S))
+    return tuple(Bars(one) for one in found)
 
 
 def _row(bundle: api.BundleView, runs: dict[str, int], points: list[ReleasePoint]) -> Row:
