@@ -5,6 +5,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,14 +20,16 @@ from edgekit import bundle
 from edgekit.manifest import Histogram, Reference
 from edgekit.wire import topics
 from edgekit.wire.messages import Boot, DeploymentWindow, Report, encode
+from fleet.api.history import ArmName
 from fleet.rules import experiment, seen
+from fleet.rules.history import ArmSums
 from fleet.rules.seen import Seen
 from fleet.server import ingest, schema, trials
 from fleet.server.clock import same
 from fleet.server.inbox import Message
 from fleet.server.schema_experiments import experiments, units
 from fleet.server.schema_history import references
-from fleet.server.store import audit, releases
+from fleet.server.store import audit, history, releases
 from fleet.server.store import experiments as store
 from fleet.server.web import charts
 from fleet.server.web.bars import Bars
@@ -264,3 +267,37 @@ def test_a_difference_lies_inside_of_its_picture_and_so_does_zero(
     [chart] = charts.of_experiment(points, goal)
     for y in re.findall(r'y[12]="(-?[\d.]+)"', chart.wide):
         assert 0 <= float(y) <= 260
+
+
+# --- a rollout's chart stays as short as a page is ---
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20_000), st.sampled_from(["canary", "control"])),
+        min_size=1,
+        max_size=60,
+        unique=True,
+    ),
+    st.integers(10, 150),
+)
+def test_a_rollout_of_days_is_drawn_by_no_more_moments_and_loses_nothing(
+    minutes: list[tuple[int, ArmName]], most: int
+) -> None:
+    kept = [
+        ((0, arm), 60.0, 60.0 * minute, ArmSums(1, 3, 3, 100, 1, 1.0, 100.0, 10_000.0))
+        for minute, arm in minutes
+    ]
+    drawn = history._coarser(kept, most)
+    assert len({at for _, _, at, _ in drawn}) <= most
+    for arm in ("canary", "control"):
+        before = [sums.requests for (_, of), _, _, sums in kept if of == arm]
+        after = [sums.requests for (_, of), _, _, sums in drawn if of == arm]
+        assert sum(before) == sum(after)
+    for _, length, at, _ in drawn:
+        assert at % length == 0
+
+
+def test_minutes_that_fit_stay_minutes() -> None:
+    kept: list[Any] = [((0, "canary"), 60.0, 60.0 * at, ArmSums(1, 3, 3, 100, 1)) for at in range(50)]
+    assert history._coarser(kept, 120) == kept

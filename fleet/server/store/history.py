@@ -33,6 +33,8 @@ _GAUGES = msgspec.json.Decoder(Gauges)
 _SKETCH = msgspec.json.Decoder(Sketch)
 S = TypeVar("S", ArmSums, ReleaseSums)
 HOUR_S = float(Level.HOUR.length_s)
+# Lengths that charts are drawn by.
+_STEPS_S = tuple(60.0 * m for m in (1, 2, 5, 10, 15, 30, 60, 120, 240, 360, 720, 1440, 10_080))
 
 packed: Callable[[object], bytes] = _PACK.encode
 arm_sums: Callable[[bytes], ArmSums] = _ARM.decode
@@ -149,9 +151,13 @@ class _Release:
 
 
 def of_rollout(
-    connection: Connection, rollout_id: int, since: float = 0.0, until: float = float("inf")
+    connection: Connection,
+    rollout_id: int,
+    since: float = 0.0,
+    until: float = float("inf"),
+    most: int | None = None,
 ) -> list[ArmPoint]:
-    """What both arms did while a stage was judged, by time, stage and arm."""
+    """What both arms did while a stage was judged, by time, stage and arm; drawn together to about `most` moments."""
     columns = (arm_history.c.stage, arm_history.c.arm)
     query = select(*columns, arm_history.c.level, arm_history.c.at, arm_history.c.sums).where(
         arm_history.c.rollout == rollout_id
@@ -160,12 +166,41 @@ def of_rollout(
     drawn = _together(
         (((row.stage, row.arm), row.level, row.at, arm_sums(row.sums)) for row in rows), rules.beside
     )
-    points = [
-        rules.arm_point(sums, at=at, level=level, stage=stage, arm=arm)
-        for ((stage, arm), level, at), sums in drawn.items()
+    kept = [
+        (key, float(level.length_s), at, sums)
+        for (key, level, at), sums in drawn.items()
         if at + level.length_s > since
     ]
+    if most is not None:
+        kept = _coarser(kept, most)
+    points = [
+        msgspec.structs.replace(
+            rules.arm_point(sums, at=at, level=Level.MINUTE, stage=stage, arm=arm), length_s=length
+        )
+        for (stage, arm), length, at, sums in kept
+    ]
     return sorted(points, key=lambda point: (point.at, point.stage, point.arm))
+
+
+_Drawn = tuple[tuple[int, ArmName], float, float, ArmSums]
+
+
+def _coarser(kept: Sequence[_Drawn], most: int) -> list[_Drawn]:
+    """Intervals that follow each other become one, so that there are at most `most` from the first to the last."""
+    if not kept:
+        return []
+    first, last = min(at for _, _, at, _ in kept), max(at + length for _, length, at, _ in kept)
+    step = next((step for step in _STEPS_S if (last - first) / step <= most - 1), _STEPS_S[-1])
+    drawn: dict[tuple[tuple[int, ArmName], float], _Drawn] = {}
+    for key, length, at, sums in sorted(kept, key=lambda one: one[2]):
+        begun = at // step * step
+        if length >= step:
+            drawn[key, at] = (key, length, at, sums)
+        elif (before := drawn.get((key, begun))) is None:
+            drawn[key, begun] = (key, step, begun, sums)
+        else:
+            drawn[key, begun] = (key, before[1], begun, rules.after(before[3], sums))
+    return list(drawn.values())
 
 
 def of_release(

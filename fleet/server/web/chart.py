@@ -193,19 +193,19 @@ def _axes(plane: Plane, chart: Chart) -> Markup:
         parts.append(_text("end", _LEFT - 7, y + 4, _number(value)))
     unit = f"{chart.unit}, logarithmic" if chart.is_log else chart.unit
     parts.append(_text("unit", 4, 12, unit))
+    free = 0.0
     for at in time_ticks(plane.start, plane.end, 5 if plane.width < 600 else 9):
-        x = plane.x(at)
+        x, words = plane.x(at), clock(at, plane.end - plane.start)
         parts.append(_stroke("tick", x, plane.height - _BOTTOM, x, plane.height - _BOTTOM + 4))
         # The last one must not stand out over the edge.
-        css = "end" if x > plane.width - _RIGHT - 12 else "middle"
-        parts.append(
-            _text(
-                css,
-                x + (10 if css == "end" else 0),
-                plane.height - _BOTTOM + 17,
-                clock(at, plane.end - plane.start),
-            )
-        )
+        half = 3.2 * len(words)
+        is_last = x + half > plane.width
+        right = x + 10 if is_last else x + half
+        # Where the one before leaves no room, the mark alone stands.
+        if right - 2 * half >= free:
+            css = "end" if is_last else "middle"
+            parts.append(_text(css, right if is_last else x, plane.height - _BOTTOM + 17, words))
+            free = right + 6
     if chart.is_signed:
         parts.append(_stroke("zero", _LEFT, plane.y(0.0), plane.width - _RIGHT, plane.y(0.0)))
     parts.append(_stroke("axis", _LEFT, plane.height - _BOTTOM, plane.width - _RIGHT, plane.height - _BOTTOM))
