@@ -32,6 +32,7 @@ import uvicorn
 from sqlalchemy import bindparam, insert, update
 
 from bench.fleet import crowd, ground
+from edgekit.manifest import Histogram, Reference
 from edgekit.wire.messages import Condition, DeploymentReport
 from edgekit.wire.states import AgentState, FleetState
 from fleet.rules import facts, gates
@@ -43,7 +44,7 @@ from fleet.rules.stages import Stage
 from fleet.server import passwords, schema
 from fleet.server.database import Database
 from fleet.server.schema_experiments import experiments, units
-from fleet.server.schema_history import release_history
+from fleet.server.schema_history import references, release_history
 from fleet.server.store import audit, history, rollouts, sessions, users
 from fleet.server.store.tokens import Grant
 from fleet.server.web import memory
@@ -173,20 +174,30 @@ def _rollout(connection: Any, states: dict[str, FleetState]) -> None:
 
 
 def _history(connection: Any, count: int, draw: random.Random) -> None:
-    """Each profile's bundle of the old release, hour by hour for a week."""
+    """Each profile's bundle of the old release: hours of a week, minutes of the last day, with ten things that are watched."""
+    bins = [1000] * 10
+    edges = [float(edge) for edge in range(11)]
+    reference = Reference(inputs={f"x[{n}]": Histogram(edges, bins) for n in range(10)})
     rows = []
     for profile in crowd.PROFILES:
-        for hour in range(24 * _DAYS):
+        digest = crowd.sha256_of(crowd.OLD, profile)
+        kept = {"sha256": digest, "reference": msgspec.json.encode(reference)}
+        connection.execute(insert(references), [kept])
+        times = [(Level.MINUTE, 60.0 * at) for at in range(1440)]
+        times += [(Level.HOUR, 3600.0 * hour) for hour in range(24, 24 * _DAYS)]
+        for level, ago in times:
             one = crowd.window(crowd.OLD, ms=8.0 + draw.random())
+            seen = {f"inputs/x[{n}]": [draw.randrange(900, 1100) for _ in bins] for n in range(10)}
+            devices = (count // 4,) * 3
             sums = ReleaseSums(
-                60 * count // 4, count // 4, count // 4, count // 4, count * 900, count // 7, one.infer_ms, 60, draw.random() * 9
-            )  # fmt: skip
+                60 * count, *devices, count * 900, count // 7, one.infer_ms, 60, draw.random() * 9, seen
+            )
             rows.append(
                 {
                     "deployment": "digits",
-                    "digest": crowd.sha256_of(crowd.OLD, profile),
-                    "level": Level.HOUR.value,
-                    "at": Level.HOUR.begin(NOW) - 3600.0 * hour,
+                    "digest": digest,
+                    "level": level.value,
+                    "at": level.begin(NOW) - ago,
                     "sums": history.packed(sums),
                 }
             )

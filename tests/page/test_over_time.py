@@ -22,6 +22,7 @@ from edgekit.wire import topics
 from edgekit.wire.messages import Boot, DeploymentWindow, Report, encode
 from fleet.api.history import ArmName
 from fleet.rules import experiment, seen
+from fleet.rules import history as rules
 from fleet.rules.history import ArmSums
 from fleet.rules.seen import Seen
 from fleet.server import ingest, schema, trials
@@ -288,7 +289,7 @@ def test_a_rollout_of_days_is_drawn_by_no_more_moments_and_loses_nothing(
         ((0, arm), 60.0, 60.0 * minute, ArmSums(1, 3, 3, 100, 1, 1.0, 100.0, 10_000.0))
         for minute, arm in minutes
     ]
-    drawn = history._coarser(kept, most)
+    drawn = history._coarser(kept, most, rules.after)
     assert len({at for _, _, at, _ in drawn}) <= most
     for arm in ("canary", "control"):
         before = [sums.requests for (_, of), _, _, sums in kept if of == arm]
@@ -300,4 +301,4 @@ def test_a_rollout_of_days_is_drawn_by_no_more_moments_and_loses_nothing(
 
 def test_minutes_that_fit_stay_minutes() -> None:
     kept: list[Any] = [((0, "canary"), 60.0, 60.0 * at, ArmSums(1, 3, 3, 100, 1)) for at in range(50)]
-    assert history._coarser(kept, 120) == kept
+    assert history._coarser(kept, 120, rules.after) == kept

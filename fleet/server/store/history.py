@@ -172,7 +172,7 @@ def of_rollout(
         if at + level.length_s > since
     ]
     if most is not None:
-        kept = _coarser(kept, most)
+        kept = _coarser(kept, most, rules.after)
     points = [
         msgspec.structs.replace(
             rules.arm_point(sums, at=at, level=Level.MINUTE, stage=stage, arm=arm), length_s=length
@@ -182,16 +182,16 @@ def of_rollout(
     return sorted(points, key=lambda point: (point.at, point.stage, point.arm))
 
 
-_Drawn = tuple[tuple[int, ArmName], float, float, ArmSums]
+_Drawn = tuple[Any, float, float, S]
 
 
-def _coarser(kept: Sequence[_Drawn], most: int) -> list[_Drawn]:
+def _coarser(kept: Sequence[_Drawn[S]], most: int, add: Callable[[S, S], S]) -> list[_Drawn[S]]:
     """Intervals that follow each other become one, so that there are at most `most` from the first to the last."""
     if not kept:
         return []
     first, last = min(at for _, _, at, _ in kept), max(at + length for _, length, at, _ in kept)
     step = next((step for step in _STEPS_S if (last - first) / step <= most - 1), _STEPS_S[-1])
-    drawn: dict[tuple[tuple[int, ArmName], float], _Drawn] = {}
+    drawn: dict[tuple[Any, float], _Drawn[S]] = {}
     for key, length, at, sums in sorted(kept, key=lambda one: one[2]):
         begun = at // step * step
         if length >= step:
@@ -199,7 +199,7 @@ def _coarser(kept: Sequence[_Drawn], most: int) -> list[_Drawn]:
         elif (before := drawn.get((key, begun))) is None:
             drawn[key, begun] = (key, step, begun, sums)
         else:
-            drawn[key, begun] = (key, before[1], begun, rules.after(before[3], sums))
+            drawn[key, begun] = (key, before[1], begun, add(before[3], sums))
     return list(drawn.values())
 
 
@@ -210,10 +210,39 @@ def of_release(
     return of_bundles(connection, [(deployment, digest)], since, until)
 
 
+def shortened(  # noqa: PLR0917  # whose, when, and how many, in the order of `of_release`
+    connection: Connection, deployment: str, digest: str, since: float, until: float, most: int
+) -> list[ReleasePoint]:
+    """The same, drawn together to about `most` moments; how many devices there were is not said then."""
+    kept = [
+        (key, float(level.length_s), at, sums)
+        for (key, level, at), sums in _of_bundles(connection, [(deployment, digest)], since, until).items()
+        if at + level.length_s > since
+    ]
+    points = [
+        msgspec.structs.replace(
+            rules.release_point(sums, at=at, level=Level.MINUTE), length_s=length, devices=0
+        )
+        for _, length, at, sums in _coarser(kept, most, rules.together)
+    ]
+    return sorted(points, key=lambda point: point.at)
+
+
 def of_bundles(
     connection: Connection, bundles: Sequence[tuple[str, str]], since: float, until: float
 ) -> list[ReleasePoint]:
     """What all devices did with any of these (deployment, digest), by time."""
+    points = [
+        rules.release_point(sums, at=at, level=level)
+        for (_, level, at), sums in _of_bundles(connection, bundles, since, until).items()
+        if at + level.length_s > since
+    ]
+    return sorted(points, key=lambda point: point.at)
+
+
+def _of_bundles(
+    connection: Connection, bundles: Sequence[tuple[str, str]], since: float, until: float
+) -> dict[tuple[tuple[Any, ...], Level, float], ReleaseSums]:
     table, found = release_history, []
     for deployment, digest in bundles:
         query = select(table.c.level, table.c.at, table.c.sums).where(
@@ -223,13 +252,7 @@ def of_bundles(
             ((), row.level, row.at, release_sums(row.sums))
             for row in connection.execute(_between(query, table, since, until))
         ]
-    drawn = _together(found, rules.together)
-    points = [
-        rules.release_point(sums, at=at, level=level)
-        for (_, level, at), sums in drawn.items()
-        if at + level.length_s > since
-    ]
-    return sorted(points, key=lambda point: point.at)
+    return _together(found, rules.together)
 
 
 def seen_of(connection: Connection, digest: str, since: float) -> Seen:

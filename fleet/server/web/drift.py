@@ -9,10 +9,11 @@ from fleet import api
 from fleet.api import ReleasePoint
 from fleet.rules import seen
 from fleet.server.store import glance, history, releases
-from fleet.server.web import charts, words
+from fleet.server.web import charts, memory, words
 from fleet.server.web.bars import Bars
 from fleet.server.web.chart import Chart
 from fleet.server.web.frame import On
+from fleet.server.web.memory import Memory
 
 router = APIRouter(tags=["page"])
 _DAYS = 7
@@ -21,6 +22,7 @@ _DAY_S = 86_400.0
 SLIGHT, MOVED = 0.1, 0.2
 # Bundles that are looked at: those on most devices; those whose histograms are shown, and how many of each.
 _MOST, _DRAWN, _OF_EACH = 60, 6, 4
+_POINTS = 170
 
 
 class Row(NamedTuple):
@@ -57,13 +59,15 @@ def show(page: On) -> Response:
             _row(
                 bundle,
                 runs,
-                history.of_release(connection, bundle.name, bundle.sha256, now - _DAYS * _DAY_S, now),
+                _points(connection, memory.of(page.ctx.database), bundle, now),
             )
             for bundle in bundles[:_MOST]
         ]
         rows.sort(key=lambda row: -(row.now or 0.0))
         rows = [
-            row._replace(bars=_bars(connection, row.bundle.sha256, now)) if at < _DRAWN else row
+            row._replace(bars=_bars(connection, memory.of(page.ctx.database), row.bundle.sha256, now))
+            if at < _DRAWN
+            else row
             for at, row in enumerate(rows)
         ]
     return page.show(
@@ -77,12 +81,28 @@ def show(page: On) -> Response:
     )
 
 
-def _bars(connection: Connection, sha256: str, now: float) -> tuple[Bars, ...]:
+def _points(connection: Connection, kept: Memory, bundle: api.BundleView, now: float) -> list[ReleasePoint]:
+    """Of the days shown: by the hour or so, however finely they were kept."""
+    since = now - _DAYS * _DAY_S
+
+    def read() -> list[ReleasePoint]:
+        return history.shortened(connection, bundle.name, bundle.sha256, since, now, _POINTS)
+
+    return kept.counted(("points", bundle.sha256), read)
+
+
+def _seen(connection: Connection, kept: Memory, sha256: str, now: float) -> seen.Seen:
+    """Of the last day, which has up to 1440 minutes: counted once for many who look."""
+    since = now - _DAY_S
+    return kept.counted(("seen", sha256), lambda: history.seen_of(connection, sha256, since))
+
+
+def _bars(connection: Connection, kept: Memory, sha256: str, now: float) -> tuple[Bars, ...]:
     """What devices saw and gave in the last day, beside what the bundle was judged on."""
     reference = releases.reference_of(connection, sha256)
     if reference is None:
         return ()
-    found = seen.compare(reference, history.seen_of(connection, sha256, now - _DAY_S))
+    found = seen.compare(reference, _seen(connection, kept, sha256, now))
     return tuple(Bars(one) for one in found)
 
 
