@@ -38,6 +38,9 @@ GRACE_S = 1800.0
 # How far the arms' sizes may be off by something that is worth finding: five points.
 _RATIO_PRIOR = 100.0
 _REACH_SDS = 4.0
+# What was known is noted once a minute at most, and no more often than so many times in as long as it has run by then: an
+# experiment of a month leaves about 300 points.
+NOTE_S, NOTES = 60.0, 40
 _SPLIT = re.compile(r"^([0-9]{1,2})\s*/\s*([0-9]{1,2})$")
 _GOAL = re.compile(r"^(?:(max|min)\s+)?(metric:[A-Za-z0-9_.-]{1,64}|error_rate|latency_mean)$")
 
@@ -94,6 +97,11 @@ class Verdict(msgspec.Struct, frozen=True):
     difference: float | None = None
     low: float | None = None
     high: float | None = None
+
+
+def is_to_note(begun: float, last: float | None, now: float) -> bool:
+    """Whether what is known of the difference is kept now. All of one clock, in seconds."""
+    return last is None or now - last >= max(NOTE_S, (now - begun) / NOTES)
 
 
 def parse_split(text: str) -> float:

@@ -18,8 +18,10 @@ import msgspec
 from edgekit.sketch import Sketch, merge
 from edgekit.wire.messages import DeploymentWindow, Report
 from fleet.api.history import ArmName, ArmPoint, DevicePoint, ReleasePoint
+from fleet.rules import seen
 from fleet.rules.evalues import NORMAL
 from fleet.rules.scores import HALF_WEIGHT_REQUESTS
+from fleet.rules.seen import Seen
 
 _Z = NORMAL.inv_cdf(0.975)
 # What a sketch cannot tell apart (`edgekit.sketch.ACCURACY`), as a standard deviation of the logarithm.
@@ -199,7 +201,7 @@ def _t(freedom: int) -> float:
 
 class ReleaseSums(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """All devices on one bundle. `devices` are those whose first window in their minute is among these, `devices_hour`
-    and `devices_day` those whose first one in the hour, in the day is: so each adds up to what its level needs.
+    and `devices_day` those whose first one in the hour, in the day is: so each adds up to what its level needs. `seen` are counts over the bins of the bundle's reference.
     """
 
     windows: int = 0
@@ -211,6 +213,7 @@ class ReleaseSums(msgspec.Struct, frozen=True, gc=False, array_like=True):
     infer_ms: Sketch = Sketch()
     psi_count: int = 0
     psi_total: float = 0.0
+    seen: Seen = {}
 
 
 def together(one: ReleaseSums, other: ReleaseSums) -> ReleaseSums:
@@ -224,6 +227,7 @@ def together(one: ReleaseSums, other: ReleaseSums) -> ReleaseSums:
         merge((one.infer_ms, other.infer_ms)),
         one.psi_count + other.psi_count,
         one.psi_total + other.psi_total,
+        seen.together(one.seen, other.seen),
     )
 
 

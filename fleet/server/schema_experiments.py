@@ -44,3 +44,16 @@ units = Table(
     Column("observed", Float, nullable=False, server_default="0"),
     Column("total", Float, nullable=False, server_default="0"),
 )
+
+# What was known of the difference at a look (`fleet.rules.experiment.Verdict`), less often the longer it runs; `at` is wall
+# time. Of the difference of latencies it is the logarithm's that was judged, and its ratio less one that is kept.
+points = Table(
+    "experiment_points",
+    metadata,
+    Column("experiment", Integer, ForeignKey("experiments.id"), primary_key=True),
+    Column("at", Float, primary_key=True),
+    Column("difference", Float, nullable=False),
+    Column("low", Float, nullable=False),
+    Column("high", Float, nullable=False),
+    Column("devices", Integer, nullable=False),
+)

@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Float,
+    ForeignKey,
     Index,
     Integer,
     LargeBinary,
@@ -49,6 +50,15 @@ release_history = Table(
     Column("sums", LargeBinary, nullable=False),
     Index("ix_release_history_of", "digest", "deployment", "at"),
     Index("ix_release_history_level", "level", "at"),
+)
+
+# Of a bundle, what its data looked like when it was judged (`edgekit.manifest.Reference`, as JSON): what devices see and
+# give lies beside it.
+references = Table(
+    "drift_references",
+    metadata,
+    Column("sha256", String(64), ForeignKey("bundles.sha256"), primary_key=True),
+    Column("reference", LargeBinary, nullable=False),
 )
 
 # What a device had done with a bundle by the end of an interval (`DeviceSums`); that of the newest is in `totals`.

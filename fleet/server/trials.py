@@ -4,7 +4,8 @@ Always true
  1. A device takes part only if it can run both releases: otherwise the arms would differ in more than the release.
  2. It is in no rollout and no other experiment of that deployment at the same time.
  3. Orders are written a bounded number at a time, from what stands in the devices' rows (`is_due`).
- 4. Stopped, each device goes back to what it ran before; adopted, all follow the better arm, and the selector with them.
+ 4. What is known of the difference is kept as it goes on, and once more when it ends.
+ 5. Stopped, each device goes back to what it ran before; adopted, all follow the better arm, and the selector with them.
 """
 
 from collections.abc import Iterable
@@ -86,7 +87,21 @@ def step(connection: Connection, issuer: Issuer, fresh: Iterable[str] | None, no
             experiments.turn(connection, number, experiments.STOPPED, str(error), now.steady)
         # Out of service, or blocked: there is nobody to tell, or nothing to say.
         experiments.written(connection, number, sorted(moves))
-    return len(waiting) == ORDERS_AT_ONCE
+    has_more = len(waiting) == ORDERS_AT_ONCE
+    if not has_more:
+        _note(connection, now)
+    return has_more
+
+
+def _note(connection: Connection, now: Now) -> None:
+    """Keep what is known of one experiment that was not looked at for long; the others at the next steps."""
+    for found in experiments.running(connection):
+        begun = found.created_at + now.wall - now.steady
+        if rules.is_to_note(begun, experiments.last_point(connection, found.id), now.wall):
+            judged = verdict(connection, found, now)
+            if judged.difference is not None:
+                experiments.add_point(connection, found.id, now.wall, judged)
+                return
 
 
 def stop(connection: Connection, number: int, *, now: Now, who: Who) -> ExperimentRow:
@@ -133,10 +148,12 @@ def _end(
     connection: Connection, found: ExperimentRow, status: str, reason: str, *, now: Now, who: Who
 ) -> ExperimentRow:
     experiments.turn(connection, found.id, status, reason, now.steady)
-    words = verdict(connection, found, now).words
+    judged = verdict(connection, found, now)
+    if judged.difference is not None and experiments.last_point(connection, found.id) != now.wall:
+        experiments.add_point(connection, found.id, now.wall, judged)
     audit.append(
         connection, now.wall, who, f"experiment.{'adopt' if status == experiments.ADOPTED else 'stop'}",
-        experiments.label(found.id), f"{reason}; {words}"[:2000], before={"status": found.status},
+        experiments.label(found.id), f"{reason}; {judged.words}"[:2000], before={"status": found.status},
         after={"status": status},
     )  # fmt: skip
     return experiments.get(connection, found.id)

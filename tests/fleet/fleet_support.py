@@ -35,7 +35,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from edgekit import bundle, sketch
 from edgekit.bundle import file_entry
 from edgekit.errors import OrderRefusedError
-from edgekit.manifest import Contract, EngineSpec, Manifest, SelfTest, TensorSpec
+from edgekit.manifest import Contract, EngineSpec, Manifest, Reference, SelfTest, TensorSpec
 from edgekit.protocol import orders
 from edgekit.trust import dsse
 from edgekit.wire import topics
@@ -69,6 +69,7 @@ def make_bundle(
     seed: str = "",
     bundle_format: int = 1,
     contract: Contract | None = None,
+    reference: Reference | None = None,
 ) -> Path:
     """A well-formed bundle; the fleet never loads the model in it."""
     files = {path: f"{path} {version} {seed}".encode() for path in FILES}
@@ -85,6 +86,7 @@ def make_bundle(
         files=tuple(file_entry(path, data) for path, data in sorted(files.items())),
         selftest=SelfTest(*FILES[1:], samples=1, tolerance={"logits": 1e-3}, agreement=1.0),
         contract=contract or Contract(),
+        reference=reference or Reference(),
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / manifest.filename

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import insert
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, insert
 
 from edgekit.sketch import of
 from edgekit.wire import topics
@@ -30,6 +33,24 @@ NOW = 1_790_000_000.0
 NONCE = "0" * 16
 OLD, NEW = "a" * 64, "b" * 64
 WINDOW_S = 60.0
+
+
+def unlike(connection: Connection) -> list[Any]:
+    """What sets the database apart from the schema. Alembic does not see that an index is of one dialect only."""
+    here = connection.dialect.name
+    elsewhere = {
+        index.name
+        for table in schema.metadata.tables.values()
+        for index in table.indexes
+        if index._ddl_if is not None and index._ddl_if.dialect != here
+    }
+    opts = {
+        "compare_type": True,
+        "include_object": lambda _one, name, kind, _is_there, _other: (
+            kind != "index" or name not in elsewhere
+        ),
+    }
+    return compare_metadata(MigrationContext.configure(connection, opts=opts), schema.metadata)
 
 
 def enrolled(database: Database, names: Sequence[str], *, last_report_at: float | None = NOW - 10) -> None:

@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import insert
+from sqlalchemy import func, insert, select
 from store_support import NEW, NONCE, NOW, OLD, rollout_of
 
 from edgekit.errors import UsageError
@@ -359,3 +359,18 @@ def test_scoped_access_sees_its_devices_only_whatever_it_asks(inside: Inside) ->
     north = inside.client(inside.token("north", Role.VIEWER, scope="site=attic and device=none"))
     told = north.get("/api/v1/devices?where=sight%3Dlab").json()["error"]["message"]
     assert told.endswith("labels are device, profile"), "labels of others are not told"
+
+
+@pytest.mark.parametrize("text", ["site=lab", "state=failed", "behind=yes", "online=no and not site ~ a"])
+def test_counting_reads_the_narrow_index_and_not_what_devices_said(tmp_path: Path, text: str) -> None:
+    """SQLite: the table is ten times as wide, and a count of 100,000 devices goes over all of it."""
+    database = Database(f"sqlite:///{tmp_path / 'fleet.db'}")
+    with database.read() as connection:
+        condition = finding.condition(connection, filters.parse(text))
+        query = select(func.count()).select_from(schema.devices).where(condition)
+        compiled = query.compile(connection, compile_kwargs={"literal_binds": True})
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}").scalars(3)
+        steps = list(plan)
+    assert "SCAN devices USING COVERING INDEX ix_devices_search" in steps
+    assert not [step for step in steps if "desired" in step and "COVERING" not in step]
+    database.close()

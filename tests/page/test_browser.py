@@ -178,3 +178,18 @@ def test_two_operators_at_once_see_the_same_and_the_later_one_is_told(at: Served
     expect(ann.get_by_text("Rollout r1 is aborted.")).to_be_visible()
     bob.get_by_role("button", name="Let the stage begin").click()
     expect(bob.get_by_role("alert")).to_contain_text(TOO_LATE)
+
+
+def test_what_is_printed_is_light_has_its_charts_and_no_buttons(at: Served, browser: Browser) -> None:
+    page = at.visit(browser)
+    page.goto(f"{at.url}/rollouts/{LABEL}")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.set_viewport_size({"width": 760, "height": 1000})
+    assert page.get_by_role("link", name="Pause").is_visible()
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
+    for hidden in (page.get_by_role("link", name="Pause"), page.locator("nav"), page.locator("header.top")):
+        assert not hidden.first.is_visible()
+    page.evaluate("""document.querySelector("main").insertAdjacentHTML("beforeend",
+        '<figure id="f"><div class="wide mid"><p>small</p></div><div class="narrow"></div></figure>')""")
+    assert page.locator("#f p").is_visible(), "a small chart has one width only"

@@ -3,14 +3,16 @@
 import re
 from typing import Any
 
+import msgspec
 import pytest
 from page_support import Site, form_of, post, token_of
 
 from edgekit.wire.states import FleetState
 from fleet.rules import selectors
 from fleet.rules.access import RULES, Role, Rule
+from fleet.rules.alerts import Alert
 from fleet.rules.rollout import Status
-from fleet.server.store import audit, devices, glance, groups, rollouts
+from fleet.server.store import alerts, audit, devices, glance, groups, rollouts
 from fleet.server.store.audit import Who
 from fleet.server.store.glance import Browse
 
@@ -392,3 +394,36 @@ def test_the_devices_of_a_rollout_are_paged_each_once_those_that_failed_first(si
     assert sorted(seen) == names
     assert all(int(name[1:]) % 5 in (2, 3) for name in seen[:42])
     assert all(int(name[1:]) % 5 == 1 for name in seen[-21:])
+
+
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [
+        ("abort", "It is rolled back"),
+        ("rollback", "It is rolled back"),
+        ("approve", "It waits for no approval now"),
+        ("retry", "It is rolled back"),
+    ],
+)
+def test_what_can_no_longer_be_done_is_said_and_has_no_button(site: Site, verb: str, told: str) -> None:
+    site.releases()
+    site.devices(["d1"])
+    site.rollout({"d1": FleetState.ROLLED_BACK}, status=Status.ROLLED_BACK)
+    page = site.person("ann").get(f"/rollouts/r1/{verb}").text
+    assert told in page
+    assert f'action="/rollouts/r1/{verb}"' not in page
+
+
+def test_a_rollout_that_an_alert_tells_of_is_one_thing_and_has_its_way_out(site: Site) -> None:
+    site.releases()
+    site.devices(["d1"])
+    site.rollout({"d1": FleetState.FAILED}, status=Status.PAUSED, reason="1 of 1 devices failed to install")
+    ann = site.person("ann")
+    assert "One thing needs you." in ann.get("/").text
+    with site.database.begin() as connection:
+        alert = Alert("rollout-stopped", "r1", "r1 was paused", site.clock(), 1.0, 1.0, opened_at=1.0)
+        alerts.save(connection, [msgspec.structs.replace(alert, severity="critical")])
+    page = ann.get("/").text
+    assert "One thing needs you." in page
+    assert re.search(r"r1 was paused.*href=./rollouts/r1.>Decide", page, re.DOTALL)
+    assert "edgekit fleet rollout status r1" in page

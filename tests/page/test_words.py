@@ -1,13 +1,16 @@
 """Words, charts and tracks: pure."""
 
+import ast
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fleet.server
 from fleet.api import ArmPoint
 from fleet.audit_entry import Entry
 from fleet.rules import gates as gate_rules
@@ -15,7 +18,7 @@ from fleet.rules.gates import Outcome, Verdict
 from fleet.rules.rollout import Rollout, Spec, Status
 from fleet.rules.stages import Stage
 from fleet.server.store.glance import Tally
-from fleet.server.web import chart, charts, track, words
+from fleet.server.web import auditing, chart, charts, track, words
 from fleet.server.web.auditing import line
 from fleet.server.web.chart import Chart, Mark, Point, Series
 from fleet.server.web.frame import assets
@@ -246,3 +249,23 @@ def test_what_has_a_version_is_counted_once_for_each() -> None:
         return len(counted)
 
     assert [memory.counted("a", count, version=version) for version in (1, 1, 2, 2)] == [1, 1, 2, 2]
+
+
+def test_everything_that_the_audit_log_may_say_has_words() -> None:
+    """What is written by the name of a verb is of a rollout or an experiment, and listed with them."""
+    said = set()
+    for path in (Path(fleet.server.__file__).parent).rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(call, ast.Call)
+                and isinstance(call.func, ast.Attribute)
+                and call.func.attr == "append"
+            ):
+                texts = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+                said |= {
+                    text
+                    for text in texts
+                    if isinstance(text, str) and re.fullmatch(r"[a-z-]+\.[a-z-]+", text)
+                }
+    assert len(said) > 30
+    assert said - auditing.DID.keys() == set()

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from edgekit.errors import NotFoundError
-from fleet.rules.experiment import Unit, observed, parse_goal
+from fleet.rules.experiment import Unit, Verdict, observed, parse_goal
 from fleet.rules.sums import filed_at
 from fleet.server.clock import Now
-from fleet.server.schema_experiments import experiments, units
+from fleet.server.schema_experiments import experiments, points, units
 from fleet.server.store.upsert import among
 
 RUNNING, STOPPED, ADOPTED = "running", "stopped", "adopted"
@@ -71,6 +71,26 @@ def everything(connection: Connection) -> list[ExperimentRow]:
 def running(connection: Connection) -> list[ExperimentRow]:
     query = select(experiments).where(experiments.c.status == RUNNING)
     return list(connection.execute(query.order_by(experiments.c.id)))
+
+
+def last_point(connection: Connection, number: int) -> float | None:
+    """When the newest was noted; wall time."""
+    query = select(func.max(points.c.at)).where(points.c.experiment == number)
+    return connection.execute(query).scalar()
+
+
+def add_point(connection: Connection, number: int, at: float, verdict: Verdict) -> None:
+    values = {
+        "experiment": number, "at": at, "difference": verdict.difference, "low": verdict.low, "high": verdict.high,
+        "devices": verdict.a.measured + verdict.b.measured,
+    }  # fmt: skip
+    connection.execute(insert(points).values(**values))
+
+
+def points_of(connection: Connection, number: int) -> list[Row[Any]]:
+    """The oldest first."""
+    query = select(points).where(points.c.experiment == number)
+    return list(connection.execute(query.order_by(points.c.at)))
 
 
 def plan(connection: Connection, number: int, devices: int) -> None:

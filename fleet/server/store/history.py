@@ -18,7 +18,9 @@ from edgekit.sketch import Sketch
 from edgekit.wire.messages import DeploymentWindow, Report
 from fleet.api.history import ArmName, ArmPoint, DevicePoint, ReleasePoint
 from fleet.rules import history as rules
+from fleet.rules import seen
 from fleet.rules.history import ArmSums, DeviceSums, Gauges, Level, Minute, ReleaseSums
+from fleet.rules.seen import Seen
 from fleet.server.schema import totals
 from fleet.server.schema_history import arm_history, device_history, release_history
 from fleet.server.store.upsert import append
@@ -31,6 +33,8 @@ _GAUGES = msgspec.json.Decoder(Gauges)
 _SKETCH = msgspec.json.Decoder(Sketch)
 S = TypeVar("S", ArmSums, ReleaseSums)
 HOUR_S = float(Level.HOUR.length_s)
+# Lengths that charts are drawn by.
+_STEPS_S = tuple(60.0 * m for m in (1, 2, 5, 10, 15, 30, 60, 120, 240, 360, 720, 1440, 10_080))
 
 packed: Callable[[object], bytes] = _PACK.encode
 arm_sums: Callable[[bytes], ArmSums] = _ARM.decode
@@ -116,6 +120,7 @@ class _Release:
         self._requests = self._errors = 0
         self._zeros, self._total, self._largest = 0, 0.0, 0.0
         self._psi_count, self._psi_total = 0, 0.0
+        self._seen: Seen = {}
 
     def add(self, window: DeploymentWindow, gauges: Gauges, moment: float) -> None:
         self._windows += 1
@@ -134,18 +139,25 @@ class _Release:
         if (psi := window.metrics.get(rules.PSI)) is not None:
             self._psi_count += psi.count
             self._psi_total += psi.total
+        seen.add(self._seen, window)
 
     def sums(self) -> ReleaseSums:
         times = Sketch(self._bins, self._zeros, self._total, self._largest)
         devices = (self._devices, self._devices_hour, self._devices_day)
         counts = (self._requests, self._errors)
-        return ReleaseSums(self._windows, *devices, *counts, times, self._psi_count, self._psi_total)
+        return ReleaseSums(
+            self._windows, *devices, *counts, times, self._psi_count, self._psi_total, self._seen
+        )
 
 
 def of_rollout(
-    connection: Connection, rollout_id: int, since: float = 0.0, until: float = float("inf")
+    connection: Connection,
+    rollout_id: int,
+    since: float = 0.0,
+    until: float = float("inf"),
+    most: int | None = None,
 ) -> list[ArmPoint]:
-    """What both arms did while a stage was judged, by time, stage and arm."""
+    """What both arms did while a stage was judged, by time, stage and arm; drawn together to about `most` moments."""
     columns = (arm_history.c.stage, arm_history.c.arm)
     query = select(*columns, arm_history.c.level, arm_history.c.at, arm_history.c.sums).where(
         arm_history.c.rollout == rollout_id
@@ -154,12 +166,41 @@ def of_rollout(
     drawn = _together(
         (((row.stage, row.arm), row.level, row.at, arm_sums(row.sums)) for row in rows), rules.beside
     )
-    points = [
-        rules.arm_point(sums, at=at, level=level, stage=stage, arm=arm)
-        for ((stage, arm), level, at), sums in drawn.items()
+    kept = [
+        (key, float(level.length_s), at, sums)
+        for (key, level, at), sums in drawn.items()
         if at + level.length_s > since
     ]
+    if most is not None:
+        kept = _coarser(kept, most, rules.after)
+    points = [
+        msgspec.structs.replace(
+            rules.arm_point(sums, at=at, level=Level.MINUTE, stage=stage, arm=arm), length_s=length
+        )
+        for (stage, arm), length, at, sums in kept
+    ]
     return sorted(points, key=lambda point: (point.at, point.stage, point.arm))
+
+
+_Drawn = tuple[Any, float, float, S]
+
+
+def _coarser(kept: Sequence[_Drawn[S]], most: int, add: Callable[[S, S], S]) -> list[_Drawn[S]]:
+    """Intervals that follow each other become one, so that there are at most `most` from the first to the last."""
+    if not kept:
+        return []
+    first, last = min(at for _, _, at, _ in kept), max(at + length for _, length, at, _ in kept)
+    step = next((step for step in _STEPS_S if (last - first) / step <= most - 1), _STEPS_S[-1])
+    drawn: dict[tuple[Any, float], _Drawn[S]] = {}
+    for key, length, at, sums in sorted(kept, key=lambda one: one[2]):
+        begun = at // step * step
+        if length >= step:
+            drawn[key, at] = (key, length, at, sums)
+        elif (before := drawn.get((key, begun))) is None:
+            drawn[key, begun] = (key, step, begun, sums)
+        else:
+            drawn[key, begun] = (key, before[1], begun, add(before[3], sums))
+    return list(drawn.values())
 
 
 def of_release(
@@ -169,10 +210,39 @@ def of_release(
     return of_bundles(connection, [(deployment, digest)], since, until)
 
 
+def shortened(  # noqa: PLR0917  # whose, when, and how many, in the order of `of_release`
+    connection: Connection, deployment: str, digest: str, since: float, until: float, most: int
+) -> list[ReleasePoint]:
+    """The same, drawn together to about `most` moments; how many devices there were is not said then."""
+    kept = [
+        (key, float(level.length_s), at, sums)
+        for (key, level, at), sums in _of_bundles(connection, [(deployment, digest)], since, until).items()
+        if at + level.length_s > since
+    ]
+    points = [
+        msgspec.structs.replace(
+            rules.release_point(sums, at=at, level=Level.MINUTE), length_s=length, devices=0
+        )
+        for _, length, at, sums in _coarser(kept, most, rules.together)
+    ]
+    return sorted(points, key=lambda point: point.at)
+
+
 def of_bundles(
     connection: Connection, bundles: Sequence[tuple[str, str]], since: float, until: float
 ) -> list[ReleasePoint]:
     """What all devices did with any of these (deployment, digest), by time."""
+    points = [
+        rules.release_point(sums, at=at, level=level)
+        for (_, level, at), sums in _of_bundles(connection, bundles, since, until).items()
+        if at + level.length_s > since
+    ]
+    return sorted(points, key=lambda point: point.at)
+
+
+def _of_bundles(
+    connection: Connection, bundles: Sequence[tuple[str, str]], since: float, until: float
+) -> dict[tuple[tuple[Any, ...], Level, float], ReleaseSums]:
     table, found = release_history, []
     for deployment, digest in bundles:
         query = select(table.c.level, table.c.at, table.c.sums).where(
@@ -182,13 +252,17 @@ def of_bundles(
             ((), row.level, row.at, release_sums(row.sums))
             for row in connection.execute(_between(query, table, since, until))
         ]
-    drawn = _together(found, rules.together)
-    points = [
-        rules.release_point(sums, at=at, level=level)
-        for (_, level, at), sums in drawn.items()
-        if at + level.length_s > since
-    ]
-    return sorted(points, key=lambda point: point.at)
+    return _together(found, rules.together)
+
+
+def seen_of(connection: Connection, digest: str, since: float) -> Seen:
+    """What all devices that run a bundle saw and gave from a moment on, in whichever slot they run it."""
+    table = release_history
+    found: Seen = {}
+    query = select(table.c.sums).where(table.c.digest == digest)
+    for row in connection.execute(_between(query, table, since, float("inf"))):
+        found = seen.together(found, release_sums(row.sums).seen)
+    return found
 
 
 def deployments_of(connection: Connection, digests: Iterable[str]) -> list[tuple[str, str]]:

@@ -7,13 +7,16 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, Row, exists, insert, select, update
 
 from edgekit import evidence as evidences
 from edgekit.bundle import Bundle
 from edgekit.errors import ConflictError, NotFoundError, UsageError
+from edgekit.manifest import Reference
 from fleet.api import BundleView, ReleaseView
 from fleet.server.schema import alternates, bundles, evidence, releases
+from fleet.server.schema_history import references
 from fleet.server.store import audit
 from fleet.server.store.audit import Who
 
@@ -69,6 +72,7 @@ def publish(
         connection.execute(insert(bundles).values(format=manifest.format, **_columns(bundle, now)))
         after = {"profile": manifest.profile, "sha256": bundle.sha256}
         audit.append(connection, now, who, "bundle.publish", manifest.title, after=after)
+    _keep_reference(connection, bundle)
     has_statement = connection.execute(
         select(evidence.c.sha256).where(evidence.c.sha256 == bundle.sha256)
     ).scalar()
@@ -80,6 +84,22 @@ def publish(
             update(bundles).where(bundles.c.sha256 == bundle.sha256).values(peak_memory_mb=peak_mb)
         )
     return was_there
+
+
+def _keep_reference(connection: Connection, bundle: Bundle) -> None:
+    """Also of one that an older fleet published, when it is published again."""
+    known = connection.execute(
+        select(references.c.sha256).where(references.c.sha256 == bundle.sha256)
+    ).scalar()
+    if known is None:
+        data = msgspec.json.encode(bundle.manifest.reference)
+        connection.execute(insert(references).values(sha256=bundle.sha256, reference=data))
+
+
+def reference_of(connection: Connection, sha256: str) -> Reference | None:
+    """What a bundle was judged on; None of one that an older fleet published."""
+    data = connection.execute(select(references.c.reference).where(references.c.sha256 == sha256)).scalar()
+    return None if data is None else msgspec.json.decode(data, type=Reference)
 
 
 def peak_memory_mb(bundle: Bundle, statement: bytes | None) -> float | None:

@@ -18,7 +18,7 @@ ON_A_PAGE = 50
 # From so many on alike lines are one.
 _MANY = 4
 # What was done, as the middle of a sentence between who and whom. One that is missing here is shown by its name.
-_DID: Mapping[str, str] = {
+DID: Mapping[str, str] = {
     "rollout.start": "started rollout",
     "rollout.queue": "queued rollout",
     "rollout.turn": "turned rollout",
@@ -57,6 +57,11 @@ _DID: Mapping[str, str] = {
     "fleet.init": "made the fleet",
     "fleet.freeze": "froze",
     "fleet.unfreeze": "thawed",
+    "fleet.move": "moved the fleet to",
+    "fleet.restore": "restored the fleet from",
+    "alert-target.add": "added the alert target",
+    "alert-target.remove": "removed the alert target",
+    "alert.acknowledge": "has seen alert",
     "token.add": "made token",
     "token.revoke": "revoked token",
     "user.add": "added user",
@@ -120,7 +125,7 @@ def line(entry: Entry) -> Line:
     subject = "" if entry.action.startswith("session.") else entry.subject
     if kind == "device" and subject == name:
         subject = ""
-    return Line(entry, who, _DID.get(entry.action, entry.action), subject, _place(entry), _changes(entry))
+    return Line(entry, who, DID.get(entry.action, entry.action), subject, _place(entry), _changes(entry))
 
 
 def _place(entry: Entry) -> str:
@@ -180,7 +185,7 @@ def listing(page: On, look: Annotated[Look, Depends(_asked)], verify: str = "") 
         "audit.html.jinja",
         lines=lines(found[:ON_A_PAGE]),
         look=look,
-        kinds=sorted({name.partition(".")[0] for name in _DID}),
+        kinds=sorted({name.partition(".")[0] for name in DID}),
         older=found[ON_A_PAGE - 1].id if len(found) > ON_A_PAGE else 0,
         is_first=look.before == 2**31 - 1,
         verdict=verdict,

@@ -1,7 +1,7 @@
 """Lines over time, drawn by the server as SVG. Pure.
 
 Always true
- 1. A share's axis starts at zero; one that is logarithmic says so; every axis has its unit.
+ 1. An axis starts at zero, or has it within; one that is logarithmic says so; every axis has its unit.
  2. Where nothing was measured there is no line. Each line differs from the others by dashes too, not by colour alone.
  3. Behind every chart stands a table with the same figures.
 """
@@ -77,6 +77,8 @@ class Chart(NamedTuple):
     limits: tuple[tuple[float, str], ...] = ()
     scale: float = 1.0
     is_log: bool = False
+    # A difference: zero lies within, and has a line of its own.
+    is_signed: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -154,6 +156,9 @@ def _plane(chart: Chart, width: int, height: int) -> Plane:
     points = [point for series in chart.series for point in series.points]
     start, end = min(p.at for p in points), max(p.at + p.length_s for p in points)
     values = [p.value * chart.scale for p in points] + [limit * chart.scale for limit, _ in chart.limits]
+    if chart.is_signed:
+        low, high = _both_sides(points, values, chart.scale)
+        return Plane(width, height, start, max(end, start + 1), low, high, is_log=False)
     # A band may leave the picture where it is far wider than what was seen.
     most = max(values)
     edges = [p.high * chart.scale for p in points if p.high is not None]
@@ -167,6 +172,19 @@ def _plane(chart: Chart, width: int, height: int) -> Plane:
     return Plane(width, height, start, max(end, start + 1), 0.0, top * 1.12 or 1.0, is_log=False)
 
 
+def _both_sides(points: Sequence[Point], values: Sequence[float], scale: float) -> tuple[float, float]:
+    """What the axis of a difference reaches from and to. The first intervals may be so wide that they leave the picture:
+    it holds the newest, thrice as wide.
+    """
+    newest = max(points)
+    ends = [value * scale for value in (newest.low, newest.high) if value is not None]
+    middle = newest.value * scale
+    kept = [middle + 3 * (end - middle) for end in ends]
+    found = [0.0, *values, *kept]
+    room = 0.08 * (max(found) - min(found)) or 1.0
+    return min(found) - room, max(found) + room
+
+
 def _axes(plane: Plane, chart: Chart) -> Markup:
     parts = []
     for value in _ticks(plane):
@@ -175,19 +193,21 @@ def _axes(plane: Plane, chart: Chart) -> Markup:
         parts.append(_text("end", _LEFT - 7, y + 4, _number(value)))
     unit = f"{chart.unit}, logarithmic" if chart.is_log else chart.unit
     parts.append(_text("unit", 4, 12, unit))
+    free = 0.0
     for at in time_ticks(plane.start, plane.end, 5 if plane.width < 600 else 9):
-        x = plane.x(at)
+        x, words = plane.x(at), clock(at, plane.end - plane.start)
         parts.append(_stroke("tick", x, plane.height - _BOTTOM, x, plane.height - _BOTTOM + 4))
         # The last one must not stand out over the edge.
-        css = "end" if x > plane.width - _RIGHT - 12 else "middle"
-        parts.append(
-            _text(
-                css,
-                x + (10 if css == "end" else 0),
-                plane.height - _BOTTOM + 17,
-                clock(at, plane.end - plane.start),
-            )
-        )
+        half = 3.2 * len(words)
+        is_last = x + half > plane.width
+        right = x + 10 if is_last else x + half
+        # Where the one before leaves no room, the mark alone stands.
+        if right - 2 * half >= free:
+            css = "end" if is_last else "middle"
+            parts.append(_text(css, right if is_last else x, plane.height - _BOTTOM + 17, words))
+            free = right + 6
+    if chart.is_signed:
+        parts.append(_stroke("zero", _LEFT, plane.y(0.0), plane.width - _RIGHT, plane.y(0.0)))
     parts.append(_stroke("axis", _LEFT, plane.height - _BOTTOM, plane.width - _RIGHT, plane.height - _BOTTOM))
     return Markup("").join(parts)
 
@@ -200,7 +220,7 @@ def _ticks(plane: Plane) -> list[float]:
     raw = (plane.high - plane.low) / 4
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw)
-    return [step * n for n in range(int(plane.high / step) + 1)]
+    return [step * n for n in range(math.ceil(plane.low / step), int(plane.high / step) + 1)]
 
 
 def time_ticks(start: float, end: float, most: int) -> list[float]:

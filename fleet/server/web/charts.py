@@ -1,7 +1,7 @@
 """Which charts a rollout, a device and a release have, from what the history keeps. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from fleet.api import ArmPoint, DevicePoint, ReleasePoint
 from fleet.rules.gates import Gate
@@ -9,6 +9,22 @@ from fleet.rules.rollout import Rollout
 from fleet.server.web.chart import Chart, Mark, Point, Series
 
 P = TypeVar("P", DevicePoint, ReleasePoint)
+# Of a goal: what its difference is called, its unit, and what it is multiplied by.
+_DIFFERENCES = {
+    "latency_mean": ("B takes longer than A by", "%", 100.0),
+    "error_rate": ("Errors of B less those of A", "percentage points", 100.0),
+}
+
+
+class Noted(Protocol):
+    """What was known of an experiment's difference at a moment."""
+
+    at: float
+    difference: float
+    low: float
+    high: float
+
+
 _ARMS = (("canary", "new release", "new"), ("control", "old release", "old"))
 # The gates that are about what a chart shows.
 _OF_ERRORS, _OF_LATENCY = ("error_rate",), ("latency_p95",)
@@ -95,6 +111,21 @@ def of_release(points: Sequence[ReleasePoint]) -> list[Chart]:
         Chart("Errors per request", "%", (_one("errors", "one", mine, _error_share),), scale=100.0),
         Chart("Drift of inputs (PSI)", "PSI", (_one("drift", "one", mine, lambda p: p.drift_psi),)),
     )
+
+
+def of_experiment(noted: Sequence[Noted], goal: str) -> list[Chart]:
+    """The difference of B to A as it was known over time, with its confidence sequence."""
+    if len(noted) < 2:
+        return []
+    title, unit, scale = _DIFFERENCES.get(
+        goal.rsplit(maxsplit=1)[-1], ("B less A", goal.rsplit(maxsplit=1)[-1].removeprefix("metric:"), 1.0)
+    )
+    ends = [*(point.at for point in noted[1:]), noted[-1].at + 60.0]
+    points = [
+        Point(one.at, end - one.at, one.difference, one.low, one.high)
+        for one, end in zip(noted, ends, strict=True)
+    ]
+    return [Chart(title, unit, (Series("difference", "new", points),), scale=scale, is_signed=True)]
 
 
 def _some(*charts: Chart) -> list[Chart]:

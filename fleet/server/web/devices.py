@@ -86,7 +86,9 @@ def _read(page: Page, wanted: Browse) -> tuple[list[Shown], str, int]:
         names = [row.id for row in found]
         desired, seen = orders.desired_of(connection, devices=names), telemetry.totals_of(connection, names)
         rows = [_shown(row, rest.view(row, desired, seen, now)) for row in found]
-        count = glance.how_many(connection, wanted)
+        # What fits on the first page was counted by reading it.
+        is_all = not following and not wanted.after
+        count = len(found) if is_all else glance.how_many(connection, wanted)
     return rows, following, count
 
 

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Response
 from edgekit.errors import EdgeKitError, NotFoundError, UsageError
 from fleet import api
 from fleet.server.api import experiments as rest
+from fleet.server.store import experiments as store
 from fleet.server.store import releases
-from fleet.server.web import words
+from fleet.server.web import charts, words
 from fleet.server.web.forms import Form, valid
 from fleet.server.web.frame import On, Page
 
@@ -76,10 +77,13 @@ def start(page: On, given: Form) -> Response:
 @router.get("/experiments/{experiment}", include_in_schema=False)
 def show(page: On, experiment: str) -> Response:
     one = _one(page, experiment)
+    with page.ctx.database.read() as connection:
+        noted = store.points_of(connection, store.parse_id(experiment))
     return page.show(
         "experiment.html.jinja",
         one=one,
         span=span(one),
+        charts=charts.of_experiment(noted, one.goal),
         verbs=[(verb, act.title) for verb, act in ACTS.items()] if one.status == "running" else [],
         refused=page.why_not("POST", "/experiments/{experiment}/{verb}"),
     )

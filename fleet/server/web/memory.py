@@ -56,3 +56,8 @@ _MEMORIES: "WeakKeyDictionary[Database, Memory]" = WeakKeyDictionary()
 
 def of(database: Database) -> Memory:
     return _MEMORIES.setdefault(database, Memory())
+
+
+def forget(database: Database) -> None:
+    """Everything is counted anew."""
+    _MEMORIES.pop(database, None)

@@ -1,6 +1,9 @@
 """The first page: whether anything is wrong, and if so what to do; searching; the fleet's stop button; the theme."""
 
+import re
+from collections.abc import Container
 from typing import NamedTuple
+from urllib.parse import quote
 
 from fastapi import APIRouter, Response
 from fastapi.responses import RedirectResponse
@@ -22,6 +25,10 @@ router = APIRouter(tags=["page"])
 _DAY_S = 86_400.0
 # Lines of changes, and entries that are read to make them.
 _SHOWN, _READ = 12, 300
+_ROLLOUT = re.compile(r"r[0-9]{1,9}")
+# What is settled on which page.
+_WAYS = {"drift": "/drift", "expiring": "/settings"}
+_OF_DEVICES = ("device-silent", "device-copied")
 # What there is to find of each kind.
 _FOUND = 30
 
@@ -53,7 +60,8 @@ def home(page: On) -> Response:
         bar=_bar(counts),
         active=active,
         alerts=alerts,
-        needs=_needs(page, counts, active, waiting),
+        needs=_needs(page, counts, active, waiting, {one.subject for one in alerts}),
+        ways={one.id: way for one in alerts if (way := _way(one))},
         changes=changes,
         sees_audit=bool(audit),
         refused_acknowledge=page.why_not("POST", "/alerts/{alert}/acknowledge"),
@@ -67,6 +75,15 @@ def _changes(connection: Connection, page: Page) -> list[Line]:
     return gathered(entry for entry in entries if not entry.action.startswith("session."))[:_SHOWN]
 
 
+def _way(alert: api.AlertView) -> str:
+    """Where what an alert is about can be looked at and settled; empty where the page has no such place."""
+    if _ROLLOUT.fullmatch(alert.subject):
+        return f"/rollouts/{alert.subject}"
+    if alert.kind in _OF_DEVICES and not alert.subject.endswith("*"):
+        return f"/devices/{quote(alert.subject, safe='')}"
+    return _WAYS.get(alert.kind, "")
+
+
 def _waiting(connection: Connection, page: Page) -> int:
     if page.why_not("GET", "/enrol"):
         return 0
@@ -78,8 +95,10 @@ def _bar(counts: DeviceCounts) -> tuple[track.Part, ...]:
     return track.bar([(state.kind, name, getattr(counts, name)) for state, name in shown])
 
 
-def _needs(page: Page, counts: DeviceCounts, active: list[Card], waiting: int) -> list[Need]:
-    """What asks for a person, the worst first."""
+def _needs(
+    page: Page, counts: DeviceCounts, active: list[Card], waiting: int, told_already: Container[str]
+) -> list[Need]:
+    """What asks for a person, the worst first; rollouts of which an alert tells not again."""
     found = []
     if not page.ctx.link.is_connected and page.ctx.is_controller():
         found.append(
@@ -95,6 +114,8 @@ def _needs(page: Page, counts: DeviceCounts, active: list[Card], waiting: int) -
         found.append(Need(words.BAD, told, "look at them", link("/devices", state="cloned")))
     for one in active:
         to = f"/rollouts/{one.head.label}"
+        if one.head.label in told_already:
+            continue
         if one.head.status is Status.PAUSED:
             why = words.sentence(one.head.reason)
             found.append(

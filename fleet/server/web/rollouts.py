@@ -177,6 +177,10 @@ def _command(wanted: api.NewRollout) -> str:
     return " ".join([*parts, *(["--queue"] if wanted.queue else [])])
 
 
+# Moments of a chart: a rollout of days is drawn by the hour, so that its page is no longer than that of one of an hour.
+_POINTS = 120
+
+
 def quoted(text: str) -> str:
     """For a shell."""
     return shlex.quote(text)
@@ -192,7 +196,7 @@ def show(
         groups = {name: sum(one.counts.get(state, 0) for state in states) for name, states in GROUPS.items()}
         groups = {name: many for name, many in groups.items() if many}
         members, following = _members(connection, head.id, [only] if only in GROUPS else list(groups), after)
-        points = history.of_rollout(connection, head.id)
+        points = history.of_rollout(connection, head.id, most=_POINTS)
     here = f"/rollouts/{head.label}"
     return page.show(
         "rollout.html.jinja",
@@ -242,9 +246,10 @@ class VerbLink(NamedTuple):
     refused: str
 
 
-def _verbs(page: Page, one: Card) -> list[VerbLink]:
-    head, refused = one.head, page.why_not("POST", "/rollouts/{rollout_id}/{verb}")
-    fits = {
+def possible(one: Card) -> dict[str, bool]:
+    """What can be done to it as it is now, and what cannot."""
+    head = one.head
+    return {
         "approve": head.awaits is not None and head.status in (Status.RUNNING, Status.PAUSED),
         "pause": head.status is Status.RUNNING,
         "resume": head.status is Status.PAUSED,
@@ -252,12 +257,16 @@ def _verbs(page: Page, one: Card) -> list[VerbLink]:
         "abort": head.status in (Status.RUNNING, Status.PAUSED, Status.QUEUED),
         "rollback": head.status in (Status.RUNNING, Status.PAUSED, Status.COMPLETED),
     }
+
+
+def _verbs(page: Page, one: Card) -> list[VerbLink]:
+    head, refused = one.head, page.why_not("POST", "/rollouts/{rollout_id}/{verb}")
     labels = {
         "approve": f"Approve stage {(head.awaits or 0) + 1}", "pause": "Pause", "resume": "Resume",
         "retry": "Try failed devices again", "abort": "Abort", "rollback": "Roll back",
     }  # fmt: skip
     return [
         VerbLink(verb, labels[verb], verb in ("approve", "resume"), refused)
-        for verb, holds in fits.items()
+        for verb, holds in possible(one).items()
         if holds
     ]

@@ -13,7 +13,8 @@ from fastapi import APIRouter, Response
 
 from edgekit.errors import EdgeKitError, NotFoundError, UsageError
 from fleet import api
-from fleet.rules.rollout import Verb
+from fleet.rules.retry import RETRIES_IN
+from fleet.rules.rollout import Status, Verb
 from fleet.server.api import retry as retry_rest
 from fleet.server.api import rollouts as rest
 from fleet.server.api.matching import Expected
@@ -61,8 +62,7 @@ def _resume(one: Card, _before: list[Previous]) -> list[str]:
 
 def _approve(one: Card, _before: list[Previous]) -> list[str]:
     at = one.head.awaits
-    if at is None:
-        return ["It waits for no approval now."]
+    assert at is not None, "asked only where one is waited for"
     step = one.steps[at]
     told = words.either(step.devices, "one more device is told", "{n} more devices are told")
     return [f"Stage {at + 1} ({step.words}) begins: {told} to run {one.title}."]
@@ -129,6 +129,14 @@ ACTS: dict[str, Act] = {
 }
 
 
+def _not_now(one: Card, verb: str) -> str:
+    if verb == "approve" and one.head.awaits is None:
+        return "It waits for no approval now."
+    if verb == "retry" and one.head.status in RETRIES_IN:
+        return "No device of it has failed."
+    return f"It is {words.state(one.head.status.value).word}: nothing is left to do here."
+
+
 _FORWARD = frozenset({"approve", "resume", "release"})
 
 
@@ -144,12 +152,15 @@ def _asked(page: Page, rollout_id: str, verb: str, *, error: str = "", status: i
         one = rollouts.card(connection, page, head)
         before = glance.previous(connection, head.id)
     command = f"edgekit fleet rollout {verb} {head.label}"
+    is_possible = rollouts.possible(one).get(verb, head.status in (Status.RUNNING, Status.PAUSED))
+    says = act.says(one, before) if is_possible else [_not_now(one, verb)]
     profiles = sorted({tally.profile for tally in one.tallies})
     return page.show(
         "act.html.jinja",
         status=status,
         title=f"{act.title} {head.label}: {one.title}",
-        says=act.says(one, before),
+        says=says,
+        is_possible=is_possible,
         button=act.button,
         is_final=act.is_final,
         typed=head.label if act.is_final else "",
