@@ -4,7 +4,7 @@ known of an experiment over time"""
 import sqlalchemy as sa
 from alembic import op
 
-revision = '0024'
+revision = '0020'
 down_revision = '0019'
 branch_labels = None
 depends_on = None
