@@ -134,7 +134,9 @@ def test_filters_are_part_of_the_address_and_each_can_be_taken_away(site: Site) 
     assert "^" in answer.text
 
 
-@pytest.mark.parametrize("sort", ["device", "-device", "last_seen", "-last_seen", "profile", "agent"])
+@pytest.mark.parametrize(
+    "sort", ["device", "-device", "last_seen", "-last_seen", "profile", "agent", "-state", "site"]
+)
 def test_pages_show_each_device_once_whatever_they_are_sorted_by(site: Site, sort: str) -> None:
     for number in range(120):
         site.devices(

@@ -52,11 +52,12 @@ _FLAGS: dict[str, ColumnElement[Any]] = {
 
 
 class Wanted(NamedTuple):
-    """What is looked for, in which order; `now` is steady."""
+    """What is looked for, in which order; `now` is steady. `also` is what must hold besides."""
 
     where: Filter
     sort: Sort
     now: float
+    also: Condition = true()
 
 
 class Page(NamedTuple):
@@ -70,14 +71,15 @@ def page(connection: Connection, wanted: Wanted, after: str, limit: int) -> Page
     """Devices in service. Raises: UsageError if `after` is not what a page said."""
     sql = _Sql(connection, wanted.now)
     value = sql.value(wanted.sort)
-    query = select(devices.c.id, value).where(sql.condition(wanted.where))
+    query = select(devices.c.id, value).where(sql.condition(wanted.where), wanted.also)
     if after:
         query = query.where(_behind(wanted.sort, value, after))
     turn = desc if wanted.sort.is_descending else asc
-    found = connection.execute(query.order_by(turn(value), turn(devices.c.id)).limit(limit)).all()
+    some = connection.execute(query.order_by(turn(value), turn(devices.c.id)).limit(limit + 1)).all()
+    found = some[:limit]
     # Whole rows only of these: a sort would carry them all along.
     whole = {row.id: row for row in device_store.some(connection, [name for name, _ in found])}
-    last = _place(wanted.sort, found[-1][1], found[-1][0]) if len(found) == limit else ""
+    last = _place(wanted.sort, found[-1][1], found[-1][0]) if len(some) > limit else ""
     return Page([whole[name] for name, _ in found], last)
 
 

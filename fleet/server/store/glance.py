@@ -7,10 +7,10 @@ Always true
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, and_, func, not_, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, func, not_, select, true
 
 from edgekit.errors import UsageError
 from fleet.audit_entry import Entry
@@ -23,6 +23,7 @@ from fleet.server.store import audit as audit_store
 from fleet.server.store import finding
 from fleet.server.store import members as member_store
 from fleet.server.store.devices import DeviceRow
+from fleet.server.store.finding import Wanted
 
 # Counting goes no further than this: "more than 10,000" is what a person needs to know.
 MOST_COUNTED = 10_000
@@ -127,8 +128,8 @@ def device_counts(connection: Connection, where: str = "") -> DeviceCounts:
 
 
 class Browse(NamedTuple):
-    """A look at devices: `where` a filter, `text` a part of the name, `state` one of `STATES`, `sort` one of `SORTS`; `now`
-    is steady.
+    """A look at devices: `where` a filter, `text` a part of the name, `state` one of `STATES`, `sort` and `after` as in
+    `finding`; `now` is steady.
     """
 
     where: str = ""
@@ -139,64 +140,22 @@ class Browse(NamedTuple):
     now: float = 0.0
 
 
-_SORTS: dict[str, ColumnElement[Any]] = {
-    "last_seen": func.coalesce(devices.c.last_seen_at, 0.0),
-    "profile": devices.c.profile,
-    "agent": devices.c.agent_version,
-}
-SORTS = ("device", "last_seen", "profile", "agent")
-_CURSOR = msgspec.json.Decoder(tuple[float | str, str])
-
-
-def browse(connection: Connection, wanted: Browse, limit: int) -> tuple[list[DeviceRow], str]:
-    """The next devices in service, and what `after` is of the page behind them ("" where there is none).
-
-    Raises: UsageError for a selector or sort that is none.
-    """
-    name, is_down = wanted.sort.removeprefix("-"), wanted.sort.startswith("-")
-    if name not in SORTS:
-        raise UsageError(
-            f"sort: {name[:40]!r} is none; there are {', '.join(SORTS)}, each with - before it too"
-        )
-    by = _SORTS.get(name)
-    query = select(devices).where(_matching(connection, wanted))
-    if wanted.after:
-        query = query.where(_behind(by, wanted.after, is_down=is_down))
-    order = [by.desc() if is_down else by.asc()] if by is not None else []
-    last = devices.c.id.desc() if by is None and is_down else devices.c.id.asc()
-    rows = list(connection.execute(query.order_by(*order, last).limit(limit + 1)))
-    if len(rows) <= limit:
-        return rows, ""
-    return rows[:limit], _cursor(rows[limit - 1], name)
-
-
-def _cursor(row: DeviceRow, name: str) -> str:
-    if name == "device":
-        return str(row.id)
-    value = {"last_seen": row.last_seen_at or 0.0, "profile": row.profile, "agent": row.agent_version}[name]
-    return msgspec.json.encode((value, row.id)).decode()
-
-
-def _behind(by: ColumnElement[Any] | None, after: str, *, is_down: bool) -> ColumnElement[bool]:
-    """Raises: UsageError."""
-    if by is None:
-        return devices.c.id < after if is_down else devices.c.id > after
-    try:
-        value, name = _CURSOR.decode(after)
-    except msgspec.DecodeError as error:
-        raise UsageError("after: this address is not whole; begin with the first page") from error
-    further = by < value if is_down else by > value
-    return or_(further, and_(by == value, devices.c.id > name))
+def browse(connection: Connection, wanted: Browse, limit: int) -> finding.Page:
+    """The next devices in service. Raises: UsageError for a filter, state, sort or place that is none."""
+    sought = Wanted(filters.parse(wanted.where), filters.sort(wanted.sort), wanted.now, _also(wanted))
+    return finding.page(connection, sought, wanted.after, limit)
 
 
 def how_many(connection: Connection, wanted: Browse) -> int:
     """Devices that match, counted up to one more than `MOST_COUNTED`."""
-    some = select(devices.c.id).where(_matching(connection, wanted)).limit(MOST_COUNTED + 1).subquery()
+    matches = finding.condition(connection, filters.parse(wanted.where), wanted.now), _also(wanted)
+    some = select(devices.c.id).where(*matches).limit(MOST_COUNTED + 1).subquery()
     return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
-def _matching(connection: Connection, wanted: Browse) -> ColumnElement[bool]:
-    found = finding.condition(connection, filters.parse(wanted.where), wanted.now)
+def _also(wanted: Browse) -> ColumnElement[bool]:
+    """Raises: UsageError."""
+    found: ColumnElement[bool] = true()
     if wanted.text:
         found = and_(found, devices.c.id.icontains(wanted.text, autoescape=True))
     if wanted.state:

@@ -35,6 +35,10 @@ class Chip(NamedTuple):
     without: str
 
 
+# Columns whose heads turn the order.
+_SORTED_BY = ("device", "last_seen", "profile", "agent")
+
+
 class Column(NamedTuple):
     """A head of the table; `to` sorts by it, or the other way; `is_by` is "", up or down."""
 
@@ -126,7 +130,7 @@ def _chips(wanted: Browse) -> list[Chip]:
 def _columns(wanted: Browse) -> dict[str, Column]:
     by, is_down = wanted.sort.removeprefix("-"), wanted.sort.startswith("-")
     found = {}
-    for name in glance.SORTS:
+    for name in _SORTED_BY:
         # The newest is what is looked for first.
         usual = f"-{name}" if name == "last_seen" else name
         turned = name if is_down else f"-{name}"
