@@ -260,6 +260,7 @@ def test_the_command_shows_the_limit_and_trims(tmp_path, monkeypatch):
     assert "removed 1 entries" in done.output
 
 
+@pytest.mark.proof
 def test_the_same_calibration_file_with_and_without_evaluation_data_calibrates_differently(
     digits, run_build, tmp_path
 ):

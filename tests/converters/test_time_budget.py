@@ -118,6 +118,7 @@ print("still here")
     assert done.stdout.splitlines() == ["converting a took longer than 0 s (--time-budget)", "still here"]
 
 
+@pytest.mark.proof
 def test_float_candidates_are_made_before_int8_ones(digits, run_build, tmp_path):
     words = [*digits.flags("model.onnx", "x86-64-v3"), "--recipe", "o*", "--jobs", "1", "--out", tmp_path]
     result = run_build(*words, cache=tmp_path / "cache")

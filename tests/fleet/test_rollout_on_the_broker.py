@@ -337,6 +337,7 @@ def test_forged_and_broken_messages_are_counted_and_change_nothing(own_fleet: Fl
     assert {d.profile for d in fleet.seen()} == {"x86-64-v3"}
 
 
+@pytest.mark.proof
 @pytest.mark.postgres
 def test_a_rollout_on_postgresql(service: Service, empty_postgresql: str, tmp_path: Path) -> None:
     service.more = ("--database", empty_postgresql)

@@ -23,8 +23,8 @@ HEAVY = ("litert-convert",)
 UNREACHABLE = re.compile(
     r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ProxyError|ReadTimeoutError"
 )
-# Fresh environments of `fleet` once more: with make proofs.
-AGAIN = ("pkcs11", "oidc", "postgres")
+# Fresh environments of what others install too: with make proofs.
+AGAIN = ("pkcs11", "oidc", "postgres", "audio")
 # Extra → what must work once it is installed: a line of Python.
 PROMISES = {
     "agent": "import device_agent.supervisor, device_agent.worker",

@@ -103,6 +103,7 @@ def test_a_full_disk_is_a_condition_and_the_order_is_followed_when_there_is_room
     assert not fleet.now.refused
 
 
+@pytest.mark.proof
 @NEEDS_MOUNT
 @pytest.mark.timeout(240)
 def test_a_read_only_disk_is_a_condition_and_the_last_good_model_serves(small, make_bundle, tools):

@@ -149,6 +149,7 @@ def failing_forks(tmp_path):
     return count
 
 
+@pytest.mark.proof
 def test_failed_forks_heal_by_themselves(fleet, make_agent, first, second, failing_forks, tools, tmp_path):
     agent = make_agent(fleet, start=False)
     path = f"{tmp_path / 'patch'}:{os.environ.get('PYTHONPATH', '')}"

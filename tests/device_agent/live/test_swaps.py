@@ -60,7 +60,13 @@ overlap = false
 """
 
 
-@pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "one at a time"])
+@pytest.mark.parametrize(
+    "overlap",
+    [
+        pytest.param(True, id="overlap"),
+        pytest.param(False, id="one at a time", marks=pytest.mark.proof),
+    ],
+)
 def test_a_swap_under_load_loses_no_request(overlap, fleet, make_agent, make_bundle, tools, tmp_path):
     profile = None if overlap else tmp_path / "one-at-a-time.toml"
     if profile is not None:
@@ -109,7 +115,14 @@ def test_ending_under_load_answers_what_was_begun(fleet, make_agent, make_bundle
     assert not any("IncompleteRead" in failure for failure in failures)
 
 
-@pytest.mark.parametrize("step", ["fetch", "stage", "selftest", "switch", "probation", "commit"])
+def proof(value):
+    """With make proofs."""
+    return pytest.param(value, marks=pytest.mark.proof)
+
+
+@pytest.mark.parametrize(
+    "step", [*map(proof, ("fetch", "stage", "selftest")), "switch", proof("probation"), "commit"]
+)
 def test_a_kill_of_everything_in_the_middle_of_an_update(step, fleet, make_agent, make_bundle, tools):
     agent = make_agent(fleet)
     releases = [make_bundle(version=f"{number}.0.0", seed=number) for number in (1, 2)]
