@@ -221,7 +221,7 @@ def test_a_controller_whose_connection_is_cut_changes_nothing_more(
     with database.begin() as connection:
         connection.execute(
             text(
-                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+                "SELECT pg_terminate_backend(pid, 20000) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
             )
         )
     assert second.follow(), "the lock is free"
