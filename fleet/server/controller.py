@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from fleet.rules.evidence import StageEvidence
+from fleet.rules.experiment import NOTE_S
 from fleet.rules.retention import DEFAULT, Retention
 from fleet.rules.rollout import RETURNING, Command, Due, Heard, Left, Status, Tick
 from fleet.server import changes, joining, parting, queue, trials
@@ -352,6 +353,9 @@ class Controller:
                 if not trials.step(connection, self._issuer, fresh, now):
                     break
             fresh = set()
+        if self._rhythm.is_due("note experiments", NOTE_S):
+            with self._lock.begin() as connection:
+                trials.note(connection, now)
 
     def _follow_assignments(self, fresh: News, now: Now) -> None:
         """A device gets what is assigned to where it is, where no rollout has it (`placing`)."""

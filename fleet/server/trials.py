@@ -87,21 +87,17 @@ def step(connection: Connection, issuer: Issuer, fresh: Iterable[str] | None, no
             experiments.turn(connection, number, experiments.STOPPED, str(error), now.steady)
         # Out of service, or blocked: there is nobody to tell, or nothing to say.
         experiments.written(connection, number, sorted(moves))
-    has_more = len(waiting) == ORDERS_AT_ONCE
-    if not has_more:
-        _note(connection, now)
-    return has_more
+    return len(waiting) == ORDERS_AT_ONCE
 
 
-def _note(connection: Connection, now: Now) -> None:
-    """Keep what is known of one experiment that was not looked at for long; the others at the next steps."""
+def note(connection: Connection, now: Now) -> None:
+    """Keep what is known of experiments that was not kept for long. A verdict reads every unit: no chore of each tick."""
     for found in experiments.running(connection):
         begun = found.created_at + now.wall - now.steady
         if rules.is_to_note(begun, experiments.last_point(connection, found.id), now.wall):
             judged = verdict(connection, found, now)
             if judged.difference is not None:
                 experiments.add_point(connection, found.id, now.wall, judged)
-                return
 
 
 def stop(connection: Connection, number: int, *, now: Now, who: Who) -> ExperimentRow:

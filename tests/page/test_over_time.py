@@ -206,7 +206,7 @@ def steps(site: Site, *seconds: float) -> None:
     for one in seconds:
         site.clock.now += one
         with site.database.begin() as connection:
-            trials.step(connection, site.context.issuer, set(), same(site.clock()))
+            trials.note(connection, same(site.clock()))
 
 
 def noted(site: Site) -> list[float]:
