@@ -32,6 +32,19 @@ class Mute:
                 client.close()
 
 
+def linked(address, **heard):
+    """A link that has no certificate to show."""
+    hooks = {
+        "up": lambda: None,
+        "down": lambda: None,
+        "message": lambda _leaf, _payload: None,
+        "refused": lambda: None,
+    }
+    return Link(
+        address, Access("", (), lambda: None), "board", Boot(1, 2, "n"), LinkHooks(**{**hooks, **heard})
+    )
+
+
 def meet(monkeypatch, host, **ways):
     """What a broker that ends every connection hears, and how often the link said that it was refused."""
     monkeypatch.setattr(link, "FIRST_BACKOFF_S", 0.01)
@@ -39,15 +52,8 @@ def meet(monkeypatch, host, **ways):
     mute, refused = Mute(host), []
 
     async def run():
-        hooks = LinkHooks(lambda: None, lambda: None, lambda _leaf, _payload: None, lambda: refused.append(1))
         ports = {"port": mute.port, "websocket_port": mute.port}
-        made = Link(
-            BrokerAddress(host, **ports, **ways),
-            Access("", (), lambda: None),
-            "board",
-            Boot(1, 2, "n"),
-            hooks,
-        )
+        made = linked(BrokerAddress(host, **ports, **ways), refused=lambda: refused.append(1))
         made.start()
         async with asyncio.timeout(20):
             while len(mute.heard) < 6 or len(refused) < 2:  # noqa: ASYNC110  # of several threads
@@ -78,9 +84,7 @@ def test_without_a_certificate_the_client_id_names_the_enrolment_too(monkeypatch
 
 
 def test_with_a_certificate_the_client_id_is_its_name():
-    hooks = LinkHooks(lambda: None, lambda: None, lambda _leaf, _payload: None, lambda: None)
-    address = BrokerAddress("127.0.0.1", 1, tls=True)
-    made = Link(address, Access("", (), lambda: None), "board", Boot(1, 2, "n"), hooks)
+    made = linked(BrokerAddress("127.0.0.1", 1, tls=True))
     assert made._make_client(link._Way(1, ""))._client_id == b"board"
 
 
@@ -98,14 +102,7 @@ def test_what_is_published_is_written_by_the_links_own_thread_alone(monkeypatch,
 
     async def run():
         up = asyncio.Event()
-        hooks = LinkHooks(up.set, lambda: None, lambda _leaf, _payload: None, lambda: None)
-        made = Link(
-            BrokerAddress("127.0.0.1", broker.port),
-            Access("", (), lambda: None),
-            "board",
-            Boot(1, 2, "n"),
-            hooks,
-        )
+        made = linked(BrokerAddress("127.0.0.1", broker.port), up=up.set)
         made.start()
         async with asyncio.timeout(20):
             await up.wait()

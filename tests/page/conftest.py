@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "fleet"))
 sys.path.insert(0, str(Path(__file__).parent))
 
+from fleet_support import Service  # after the lines that make it importable
 from page_support import Site  # after the lines that make it importable
 
 from fleet.server import passwords
@@ -51,3 +52,14 @@ def site(tmp_path: Path, migrated: Path) -> Iterator[Site]:
 def empty(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[Site]:
     """One in which nothing is and nothing happens, shared by those who only look."""
     yield from made_site(tmp_path_factory.mktemp("empty") / "fleet", migrated)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """A fleet in a process of its own."""
+    made = Service(tmp_path)
+    made.start()
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.process.kill()
+        made.process.wait()

@@ -4,8 +4,6 @@ speak MQTT to a real service.
 
 import re
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from browser_support import PASSWORD, chromium
@@ -17,16 +15,6 @@ from fleet.client import publishing
 from fleet.client.rest import Client
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    made = Service(tmp_path)
-    made.start()
-    yield made
-    if made.process is not None and made.process.poll() is None:
-        made.process.kill()
-        made.process.wait()
 
 
 def see(page: Page, words: str) -> None:

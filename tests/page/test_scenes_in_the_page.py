@@ -25,16 +25,6 @@ SECRET = "a-secret-of-the-receiver-0123456789"
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    made = Service(tmp_path)
-    made.start()
-    yield made
-    if made.process is not None and made.process.poll() is None:
-        made.process.kill()
-        made.process.wait()
-
-
-@pytest.fixture
 def page(service: Service) -> Iterator[Page]:
     """Of somebody who signed in, and who is told at once what goes elsewhere."""
     client = service.client()
