@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 import readme
-from desk import Desk, free_port
+from desk import Desk
+from ports import free_port
 from readme import ROOT
 
 pytestmark = pytest.mark.broker

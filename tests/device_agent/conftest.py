@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import queue
-import random
 import re
 import shutil
 import socket
@@ -25,6 +24,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
+# For the ports.
+sys.path.append(str(Path(__file__).parent.parent / "fleet"))
+
+from ports import free_port  # after the lines that make it importable
 
 from device_agent.folder import DeploymentFolder
 from device_agent.update import slots
@@ -400,16 +403,6 @@ def predict(agent: Any) -> str | int:
     """The version that answers at an agent's port, or the status of its refusal."""
     answer = Client(agent.port).post("/predict", {"input": digit_images(1)[0].tolist()})
     return str(answer.json.get("version")) if answer.status == 200 else answer.status
-
-
-def free_port() -> int:
-    """From below those that outgoing connections draw, one of which could take it before it is used."""
-    draw = random.SystemRandom()
-    while True:
-        port = draw.randrange(15_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def wait_until(condition: Callable[[], Any], message: str, patience_s: float = 40.0) -> Any:

@@ -4,12 +4,9 @@ A scripted device enrols and downloads over real HTTP, speaks MQTT with a real c
 and has no model: the boundary that the fleet needs. Real agents are tested end to end elsewhere.
 """
 
-import contextlib
 import hashlib
 import os
-import random
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -31,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from paho.mqtt.enums import CallbackAPIVersion
+from ports import free_port
 
 from edgekit import bundle, sketch
 from edgekit.bundle import file_entry
@@ -92,16 +90,6 @@ def make_bundle(
     path = folder / manifest.filename
     bundle.write(path, manifest, files)
     return path
-
-
-def free_port() -> int:
-    """From below those that outgoing connections draw, one of which could take it before it is used."""
-    draw = random.SystemRandom()
-    while True:
-        port = draw.randrange(15_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def wait_until(condition: Callable[[], object], what: str, *, timeout_s: float = 20.0) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from ports import free_port
 from readme import ROOT
 
 PROFILE = "x86-64-v3"
@@ -29,12 +29,6 @@ LEFT_OUT = shutil.ignore_patterns(
     "weights",
     "fleet-state",
 )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(eq=False)

@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 import readme
-from desk import Desk, free_port
+from desk import Desk
+from ports import free_port
 from readme import Command
 
 pytestmark = pytest.mark.slow
