@@ -1,14 +1,15 @@
-"""What supervisor and worker say to each other, and client connections as file descriptors beside it.
+"""What supervisor and worker say to each other, and file descriptors beside it.
 
 A SEQPACKET socket pair: messages keep their bounds and order, so a `Drain` sent after a connection arrives after it.
-A packet is `J` and a JSON message, or `C` and the bytes already read of a connection whose descriptor comes along.
+A packet is `J` and a JSON message, or one byte that says what kind of descriptor comes along, and some bytes about it:
+with a `CONNECTION`, those already read from it.
 """
 
 import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
@@ -18,6 +19,12 @@ from edgekit.manifest import Sha256
 from edgekit.wire.messages import DeploymentWindow
 
 MAX_PACKET_BYTES = 160 * 1024
+
+CONNECTION = b"C"
+_MESSAGE = b"J"
+
+# Gets a descriptor, from now on its own, and the bytes that came with it.
+Taker = Callable[[int, bytes], None]
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -61,22 +68,22 @@ _DECODER = msgspec.json.Decoder(Message)
 
 
 class Channel:
-    """One end. Call `start` inside a running loop; both callbacks run in it.
+    """One end. Call `start` inside a running loop; all callbacks run in it.
 
-    `on_message` gets messages, `on_connection` a descriptor that is now the callee's, with the bytes read from it: one
-    that the other end sent, or one that was to be sent to it and cannot be any more.
+    `on_message` gets messages; `takers` says, by kind, who gets descriptors that the other end sent, and connections
+    that were to be sent to it and cannot be any more. What nobody takes is closed.
     """
 
     def __init__(
         self,
         sock: socket.socket,
         on_message: Callable[[Message], None],
-        on_connection: Callable[[int, bytes], None],
+        takers: Mapping[bytes, Taker],
         on_closed: Callable[[], None],
     ) -> None:
         self._sock = sock
         self._on_message = on_message
-        self._on_connection = on_connection
+        self._takers = takers
         self._on_closed = on_closed
         self._outgoing: deque[tuple[bytes, int | None]] = deque()
         self._loop: asyncio.AbstractEventLoop
@@ -89,11 +96,11 @@ class Channel:
 
     def send(self, message: Message) -> None:
         """Queue a message; dropped if the other end is gone."""
-        self._queue(b"J" + msgspec.json.encode(message), None)
+        self._queue(_MESSAGE + msgspec.json.encode(message), None)
 
-    def send_connection(self, descriptor: int, prefix: bytes) -> None:
-        """Hand a connection over. The descriptor is closed here once sent; what cannot be sent comes back."""
-        self._queue(b"C" + prefix, descriptor)
+    def pass_on(self, kind: bytes, descriptor: int, about: bytes = b"") -> None:
+        """Hand a descriptor over: it is closed here once sent. A connection that cannot be sent comes back."""
+        self._queue(kind + about, descriptor)
 
     def read_rest(self) -> None:
         """Everything that the other end sent before it ended."""
@@ -116,12 +123,12 @@ class Channel:
         self._sock.close()
         for packet, descriptor in unsent:
             if descriptor is not None:
-                self._on_connection(descriptor, packet[1:])
+                self._not_sent(packet, descriptor)
 
     def _queue(self, packet: bytes, descriptor: int | None) -> None:
         if not self.is_open or len(packet) > MAX_PACKET_BYTES:
             if descriptor is not None and not self.is_open:
-                self._on_connection(descriptor, packet[1:])
+                self._not_sent(packet, descriptor)
                 return
             log.trouble("packet between processes dropped", size=len(packet), open=self.is_open)
             if descriptor is not None:
@@ -162,11 +169,24 @@ class Channel:
         if not packet:
             self._lost()
             return False
-        if packet[:1] == b"C" and descriptors:
-            self._on_connection(descriptors[0], packet[1:])
+        if descriptors:
+            self._take(packet, descriptors[0])
         else:
             self._hear(packet[1:])
         return True
+
+    def _not_sent(self, packet: bytes, descriptor: int) -> None:
+        if packet[:1] == CONNECTION:
+            self._take(packet, descriptor)
+        else:
+            os.close(descriptor)
+
+    def _take(self, packet: bytes, descriptor: int) -> None:
+        taker = self._takers.get(packet[:1])
+        if taker is None:
+            os.close(descriptor)
+        else:
+            taker(descriptor, packet[1:])
 
     def _hear(self, data: bytes) -> None:
         try:
@@ -192,5 +212,7 @@ def untaken(sock: socket.socket) -> Iterator[tuple[int, bytes]]:
             return
         if not packet:
             return
-        if descriptors:
+        if descriptors and packet[:1] == CONNECTION:
             yield descriptors[0], packet[1:]
+        elif descriptors:
+            os.close(descriptors[0])

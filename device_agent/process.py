@@ -21,6 +21,7 @@ from pathlib import Path
 from device_agent import confined, log, memory
 from device_agent.blocking import run_blocking
 from device_agent.channel import (
+    CONNECTION,
     Channel,
     Counted,
     Drain,
@@ -162,7 +163,7 @@ class WorkerProcess:
         ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._owed = Owed(shared)
-            self._channel = Channel(ours, self._told, self._served.given_back, lambda: None)
+            self._channel = Channel(ours, self._told, {CONNECTION: self._served.given_back}, lambda: None)
             self._process = await asyncio.create_subprocess_exec(
                 *confined.command("device_agent.worker", self._bounds(), *self._words(shared)),
                 pass_fds=[self._theirs.fileno(), shared], stdin=asyncio.subprocess.DEVNULL,
@@ -249,7 +250,7 @@ class WorkerProcess:
                 _apologise(client)
 
     def give(self, descriptor: int, prefix: bytes) -> None:
-        self._channel.send_connection(descriptor, prefix)
+        self._channel.pass_on(CONNECTION, descriptor, prefix)
 
     # -- end -----------------------------------------------------------------------------------------------------
 

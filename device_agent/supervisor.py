@@ -9,10 +9,9 @@ Always true
 import asyncio
 import os
 from collections.abc import Coroutine, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
-from device_agent import collector, health, identity, log
+from device_agent import collector, identity, log
 from device_agent.collector import Collector
 from device_agent.conditions import Conditions
 from device_agent.config import Settings, Who
@@ -24,10 +23,11 @@ from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
 from device_agent.process import Served
 from device_agent.renewal import Renewal
-from device_agent.reporter import Numbers, Reporter, Vitals
+from device_agent.reporter import Numbers, Reporter
 from device_agent.spool import Spool
-from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
+from device_agent.status import StatusFile
 from device_agent.storage import Storage
+from device_agent.telling import Subject, Telling
 from device_agent.tuf.lookup import Lookup
 from device_agent.tuf.watch import Watch
 from device_agent.update.events import Acknowledged, Event, LinkDown, LinkUp, Ordered
@@ -35,10 +35,9 @@ from device_agent.update.fetch import Source
 from device_agent.update.reconciler import Reconciler
 from device_agent.workers import Workers
 from edgekit import __version__
-from edgekit.manifest import FORMAT
 from edgekit.trust.orderkeys import OrderKeys
-from edgekit.wire import messages, topics
-from edgekit.wire.messages import DeploymentReport, Order, Reported
+from edgekit.wire import topics
+from edgekit.wire.messages import Order
 
 TICK_S = 0.5
 
@@ -91,11 +90,6 @@ class Agent:
         self._newest_order: bytes | None = None
         self._order_came = asyncio.Event()
         self._collector = Collector()
-        self._cpu = health.CpuMeter()
-        self._is_describing = False
-        self._is_report_due = False
-        self._status_written = 0.0
-        self._writing: set[asyncio.Task[None]] = set()
         self._lookup = Lookup(state.metadata, known.file, who.clock, self._order_keys_heard)
         self._watch = Watch(self._lookup)
         self._source = Source(known.file.artifact_url, who.access, self._lookup.check)
@@ -109,6 +103,20 @@ class Agent:
         )
         hooks = LinkHooks(self._link_up, self._link_down, self._heard, self._renewal.nudge)
         self._link = Link(known.file.broker, who.access, self._device, self._boot, hooks)
+        subject = Subject(
+            device=self._device,
+            boot=self._boot,
+            labels=known.file.labels,
+            http=self._http,
+            settings=settings,
+            platform=platform,
+            clock=who.clock,
+            conditions=self.conditions,
+            orders=self._orders,
+            reconcilers=self._reconcilers,
+            workers=self._workers,
+        )
+        self._telling = Telling(subject, self._numbers, self._link, self._status)
         self._spool = Spool(state.spool)
         self._reporter = Reporter(
             self._device,
@@ -117,8 +125,8 @@ class Agent:
             storage,
             self._spool,
             window_s=settings.window_s,
-            close_window=lambda: self._collector.close_window(self._loaded().items()),
-            vitals=self._vitals,
+            close_window=lambda: self._collector.close_window(self._telling.loaded().items()),
+            vitals=self._telling.vitals,
             send=lambda payload: self._link.publish(topics.TELEMETRY, payload),
             set_aside=lambda: self.conditions.notice(
                 "spool-set-aside", "the spool was damaged and is begun anew; reports in it are lost"
@@ -131,7 +139,7 @@ class Agent:
         await self._orders.load()
         for name in dict.fromkeys((*self._names, *self._orders.added)):
             self._add(name)
-        self.conditions.changed = self._describe
+        self.conditions.changed = self._telling.describe
         self._storage.changed = self._storage_changed
         if self._start.error is not None:
             self._storage.note(self._start.error)
@@ -161,7 +169,7 @@ class Agent:
             overlap=self._platform.overlap,
             stamp={"edgekit": __version__, **self._platform.engines},
             serves_despite=self._settings.serves_despite_change,
-            changed=self._describe,
+            changed=self._telling.describe,
             counted=self._collector.add,
             died=lambda digest: self._collector.add(collector.death(name, digest)),
         )
@@ -213,7 +221,7 @@ class Agent:
         await self._link.stop()
         await self._reporter.close()
         await self._storage.do(self._spool.close)
-        await self._status.end(self._status_now(self._reported()))
+        await self._telling.end()
         log.event("agent ended")
 
     # -- what happens --------------------------------------------------------------------------------------------
@@ -223,13 +231,9 @@ class Agent:
             await asyncio.sleep(TICK_S)
             for workers in self._workers.values():
                 workers.tick()
-            if self._is_report_due and self._link.is_up:
-                self._describe()
+            self._telling.tick()
             self._reporter.tick()
             self._look_at_the_clock()
-            now = asyncio.get_running_loop().time()
-            if self._status.is_in_memory and now - self._status_written >= HEARTBEAT_S:
-                self._write_status(self._reported())
 
     async def _take_orders(self) -> None:
         """Follow the newest order that was heard, one at a time; once more after the disk recovered."""
@@ -244,7 +248,7 @@ class Agent:
             if self._orders.lacks_key:
                 self._watch.nudge()
             if order is not None or not waiting:
-                self._describe()
+                self._telling.describe()
 
     async def _order_keys_heard(self, listed: OrderKeys | None) -> None:
         if await self._orders.trust(listed) and self._orders.lacks_key:
@@ -291,85 +295,18 @@ class Agent:
         for name, reconciler in self._reconcilers.items():
             reconciler.tell(Ordered(order.counter, order.deployments.get(name), order.options))
 
-    # -- what is told --------------------------------------------------------------------------------------------
-
     def _link_up(self) -> None:
         self._tell_all(LinkUp(asyncio.get_running_loop().time()))
-        self._publish_description()
+        self._telling.publish()
         self._reporter.link_up()
 
     def _link_down(self) -> None:
         self._tell_all(LinkDown(asyncio.get_running_loop().time()))
-        self._describe()
+        self._telling.describe()
 
     def _tell_all(self, event: Event) -> None:
         for reconciler in self._reconcilers.values():
             reconciler.tell(event)
 
-    def _describe(self) -> None:
-        """Something changed: describe the device anew, once for all changes of this turn of the loop."""
-        if not self._is_describing:
-            self._is_describing = True
-            asyncio.get_running_loop().call_soon(self._publish_description)
-
-    def _publish_description(self) -> None:
-        """To the fleet, now or when the link is up again; to the status file in any case."""
-        self._is_describing = False
-        reported = self._reported()
-        self._is_report_due = not self._link.publish(topics.REPORTED, messages.encode(reported), retain=True)
-        self._write_status(reported)
-
-    def _reported(self) -> Reported:
-        deployments: dict[str, DeploymentReport] = {}
-        for name, reconciler in self._reconcilers.items():
-            deployments[name] = reconciler.report()
-            self.conditions.hold(name, reconciler.conditions())
-        return Reported(
-            device=self._device,
-            boot=self._boot,
-            seq=self._numbers.take(),
-            order_counter=self._orders.counter,
-            deployments=deployments,
-            profile=self._platform.profile,
-            isa=self._platform.isa,
-            engines=self._platform.engines,
-            agent_version=__version__,
-            bundle_format=FORMAT,
-            free_bytes=health.free_bytes(self._settings.state.root),
-            free_memory_mb=health.free_memory_mb(),
-            overlap=self._platform.overlap,
-            labels=self._file.labels,
-            refused=self._orders.refused,
-            conditions=self.conditions.present(),
-        )
-
-    def _write_status(self, reported: Reported) -> None:
-        loop = asyncio.get_running_loop()
-        self._status_written = loop.time()
-        task = loop.create_task(self._status.write(self._status_now(reported)))
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
-
-    def _status_now(self, reported: Reported) -> AgentStatus:
-        return AgentStatus(reported, self._http, self._link.is_up, datetime.now(UTC))
-
-    def _loaded(self) -> dict[str, str | None]:
-        """The digest that each deployment's serving worker loaded."""
-        return {
-            name: workers.serving.ready.digest
-            if workers.serving is not None and workers.serving.ready is not None
-            else None
-            for name, workers in self._workers.items()
-        }
-
     def _metrics(self) -> str:
-        return collector.prometheus(self._collector.totals, self._loaded())
-
-    def _vitals(self) -> Vitals:
-        pids = [workers.serving.pid for workers in self._workers.values() if workers.serving is not None]
-        return Vitals(
-            cpu_percent=self._cpu.percent(),
-            memory_mb=health.tree_memory_mb([os.getpid(), *pids]),
-            temperature_c=health.temperature_c(),
-            clock_ok=not self._clock.doubt(),
-        )
+        return collector.prometheus(self._collector.totals, self._telling.loaded())

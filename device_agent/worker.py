@@ -13,7 +13,18 @@ import sys
 from pathlib import Path
 
 from device_agent import log, parent
-from device_agent.channel import Channel, Counted, Drain, Failed, Message, Ping, Pong, Ready, Snapshot
+from device_agent.channel import (
+    CONNECTION,
+    Channel,
+    Counted,
+    Drain,
+    Failed,
+    Message,
+    Ping,
+    Pong,
+    Ready,
+    Snapshot,
+)
 from device_agent.owed import Owed
 from device_agent.serve.app import WorkerApp
 from device_agent.serve.connections import Connections
@@ -59,7 +70,7 @@ class Worker:
     async def serve(self, sock: socket.socket) -> int:
         """Answer until drained or cut off; the exit code."""
         self._ended = asyncio.get_running_loop().create_future()
-        self._channel = Channel(sock, self._told, self._given, self._cut_off)
+        self._channel = Channel(sock, self._told, {CONNECTION: self._given}, self._cut_off)
         self._channel.start()
         manifest = self._model.manifest
         limit = manifest.contract.latency_p95_ms
@@ -86,7 +97,7 @@ class Worker:
         self._end(0)
 
     def _hand_back(self, descriptor: int, prefix: bytes) -> None:
-        self._channel.send_connection(descriptor, prefix)
+        self._channel.pass_on(CONNECTION, descriptor, prefix)
 
     def _count(self) -> None:
         self._channel.send(Counted(self._counters.snapshot()))
@@ -116,7 +127,7 @@ _CAUSES: tuple[tuple[type[Exception], Cause], ...] = (
 
 
 async def _refuse(sock: socket.socket, reason: str, cause: Cause) -> None:
-    channel = Channel(sock, lambda _message: None, lambda fd, _prefix: os.close(fd), lambda: None)
+    channel = Channel(sock, lambda _message: None, {}, lambda: None)
     channel.start()
     channel.send(Failed(reason, cause))
     channel.close()

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from device_agent import front
-from device_agent.channel import Channel
+from device_agent.channel import CONNECTION, Channel
 from device_agent.listen import credentials, listen
 
 
@@ -31,7 +31,7 @@ class OneWorker:
         )  # fmt: skip
         theirs.close()
         self.ready = asyncio.Event()
-        self.channel = Channel(ours, self._told, self._given_back, self._lost)
+        self.channel = Channel(ours, self._told, {CONNECTION: self._given_back}, self._lost)
         self.front: front.Front
         self.serving: OneWorker | None = None
 
@@ -50,7 +50,7 @@ class OneWorker:
         os._exit(1)
 
     def give(self, descriptor: int, prefix: bytes) -> None:
-        self.channel.send_connection(descriptor, prefix)
+        self.channel.pass_on(CONNECTION, descriptor, prefix)
 
     async def wait_change(self, patience_s: float) -> None:
         await asyncio.wait_for(self.ready.wait(), patience_s)
