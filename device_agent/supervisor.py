@@ -24,6 +24,7 @@ from device_agent.probe import Platform
 from device_agent.process import Served
 from device_agent.renewal import Renewal
 from device_agent.reporter import Numbers, Reporter
+from device_agent.sources.keeper import Ground, Keeper
 from device_agent.spool import Spool
 from device_agent.status import StatusFile
 from device_agent.storage import Storage
@@ -103,6 +104,19 @@ class Agent:
         )
         hooks = LinkHooks(self._link_up, self._link_down, self._heard, self._renewal.nudge)
         self._link = Link(known.file.broker, who.access, self._device, self._boot, hooks)
+        self._sources = Keeper(
+            Ground(
+                file=settings.file,
+                state=state,
+                device=self._device,
+                private=settings.private,
+                log_json=settings.log_json,
+                storage=storage,
+                conditions=self.conditions,
+                connect=lambda descriptor: self._given_back(descriptor, b""),
+                changed=self._describe,
+            )
+        )
         subject = Subject(
             device=self._device,
             boot=self._boot,
@@ -115,6 +129,7 @@ class Agent:
             orders=self._orders,
             reconcilers=self._reconcilers,
             workers=self._workers,
+            sources=self._sources,
         )
         self._telling = Telling(subject, self._numbers, self._link, self._status)
         self._spool = Spool(state.spool)
@@ -177,6 +192,9 @@ class Agent:
         self._workers[name] = made.workers
         return made
 
+    def _describe(self) -> None:
+        self._telling.describe()
+
     def _given_back(self, descriptor: int, prefix: bytes) -> None:
         self._front.given_back(descriptor, prefix)
 
@@ -190,7 +208,9 @@ class Agent:
             self._follow(self._orders.order)
         self._front.start()
         self._link.start()
-        for work in (self._tick(), self._take_orders(), self._renewal.run(), self._watch.run()):
+        for work in (
+            self._tick(), self._take_orders(), self._renewal.run(), self._watch.run(), self._sources.run()
+        ):  # fmt: skip
             self._run(work)
         for reconciler in self._reconcilers.values():
             self._run(reconciler.run())
@@ -215,6 +235,7 @@ class Agent:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await self._sources.close()
         await asyncio.gather(self._front.close(), *(workers.close() for workers in self._workers.values()))
         self._reporter.close_window()
         self._reporter.tick()
@@ -231,6 +252,7 @@ class Agent:
             await asyncio.sleep(TICK_S)
             for workers in self._workers.values():
                 workers.tick()
+            self._sources.tick()
             self._telling.tick()
             self._reporter.tick()
             self._look_at_the_clock()

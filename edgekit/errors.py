@@ -90,6 +90,13 @@ class InputError(EdgeKitError):
     code = "input"
 
 
+class FeedError(EdgeKitError):
+    """A source of the device's agent cannot be read, or a sink takes nothing: a folder, a broker, a camera, a webhook."""
+
+    code = "feed"
+    exit_code = 4
+
+
 class SelfTestFailedError(EdgeKitError):
     """A bundle's golden inputs gave other outputs than the tolerances allow."""
 
