@@ -4,6 +4,7 @@ paho's network loop runs in a thread of its own, which alone writes to the broke
 """
 
 import random
+import socket
 import ssl
 import threading
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from device_agent.link import FIRST_BACKOFF_S, KEEPALIVE_S, LONGEST_BACKOFF_S, l
 from device_agent.sources.access import host_and_port
 from edgekit.errors import FeedError
 
+CONNECT_TIMEOUT_S = 10.0
 # How long a broker keeps a session, and what it holds for it, while nobody is there.
 SESSION_S = 7 * 86_400
 
@@ -36,6 +38,20 @@ class Heard:
     def __init__(self, up: Callable[[int, bool], None], message: Callable[[MQTTMessage], None]) -> None:
         self.up = up
         self.message = message
+
+
+class _Client(mqtt.Client):
+    """paho's client, without its ways round what a confined process may not do. Private names of paho 2.2.0."""
+
+    def _create_socket_connection(self) -> socket.socket:
+        """Without the bind to port 0 that paho does first, for which there is no right here."""
+        return socket.create_connection((self._host, self._port), timeout=CONNECT_TIMEOUT_S)
+
+    def wake_at_once(self) -> None:
+        """Where another thread publishes, `loop_forever` looks within a second; with this pair at once."""
+        self._sockpairR, self._sockpairW = socket.socketpair()
+        for end in (self._sockpairR, self._sockpairW):
+            end.setblocking(False)
 
 
 class Connection:
@@ -100,15 +116,22 @@ class Connection:
                     self._host, self._port, keepalive=KEEPALIVE_S, clean_start=self._in_flight == 0,
                     properties=self._wishes(),
                 )  # fmt: skip
+                client.wake_at_once()
                 self._client = client
                 client.loop_forever(retry_first_connection=False)
                 if self.is_up:
-                    pause, self.trouble = FIRST_BACKOFF_S, "the connection was lost"
+                    pause = FIRST_BACKOFF_S
+                    self._fail("the connection was lost")
             except (OSError, ValueError) as error:
-                self.trouble = str(error) or type(error).__name__
+                self._fail(str(error) or type(error).__name__)
             self._client = None
             self._stopping.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, no secret
             pause = min(LONGEST_BACKOFF_S, pause * 2)
+
+    def _fail(self, why: str) -> None:
+        if why != self.trouble:
+            log.trouble("a broker cannot be reached; trying again", broker=self._spec.broker, reason=why)
+        self.trouble = why
 
     def _wishes(self) -> Properties:
         properties = _properties(PacketTypes.CONNECT)
@@ -117,9 +140,9 @@ class Connection:
             properties.ReceiveMaximum = self._in_flight
         return properties
 
-    def _make(self) -> mqtt.Client:
+    def _make(self) -> _Client:
         """Raises: OSError."""
-        client = mqtt.Client(
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._name,
             protocol=mqtt.MQTTv5,
@@ -151,7 +174,7 @@ class Connection:
         _properties: Properties | None,
     ) -> None:
         if code.is_failure:
-            self.trouble = f"the broker refused the connection: {code}"
+            self._fail(f"the broker refused the connection: {code}")
             client.disconnect()
             return
         self.number += 1

@@ -137,7 +137,10 @@ class Folder:
             f"{mark}\n{self._spec.name}\n".encode() + os.fsencode(name) + b"\n" + body
         ).hexdigest()[:32]
         content_type = _TYPES.get(path.suffix.lower(), "")
-        about: About = {"file": os.fsencode(name).decode("utf-8", "replace"), "bytes": int(mark.rpartition(":")[2])}
+        about: About = {
+            "file": os.fsencode(name).decode("utf-8", "replace"),
+            "bytes": int(mark.rpartition(":")[2]),
+        }
         given = Given(uid, content_type, body, about)
         found: msgspec.Raw | Refused = Refused("input", problem) if problem else feed.answer(given)
         claim = Claim(mark, f"{found.code}: {found.reason}" if isinstance(found, Refused) else "")
