@@ -1,6 +1,8 @@
 """`edgekit agent`: a thin skin over the agent, the status file and the doctor."""
 
 import asyncio
+import os
+import sys
 from pathlib import Path
 
 import click
@@ -103,7 +105,10 @@ def run(
         private=tuple(path.absolute() for path in (enrolment, tls_key, token_file) if path is not None),
         name=name,
     )
-    asyncio.run(start.run(settings))
+    if asyncio.run(start.run(settings)):
+        # The same process with the same words: to whoever started it, it never ended.
+        log.event("agent starts again")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # no shell, and no words but its own
 
 
 def _secured(cert: Path | None, key: Path | None, token: Path | None) -> Credentials | None:

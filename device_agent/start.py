@@ -36,8 +36,8 @@ class _Known(NamedTuple):
     again: EnrolmentFile | None = None
 
 
-async def run(settings: Settings) -> None:
-    """The agent, until it is told to end.
+async def run(settings: Settings) -> bool:
+    """The agent, until it is told to end; whether it is to be started again, as a whole.
 
     Raises: UsageError and other EdgeKitErrors for what a user can mend.
     """
@@ -54,15 +54,18 @@ async def run(settings: Settings) -> None:
         here = hardware.look(hardware.root())
         known = await _or_stop(who_am_i(settings, platform, storage, here), stopping)
         while known is not None:
-            known = await _serve(
+            known, is_restarting = await _serve(
                 settings, platform, storage, here, known, listeners=listeners, stopping=stopping
             )
+            if is_restarting:
+                return True
             listeners = listen(settings.http, settings.secured) if known is not None else ()
     finally:
         for listener in listeners:
             listener.close()
         await storage.close()
         os.close(lock)
+    return False
 
 
 async def _serve(
@@ -74,8 +77,10 @@ async def _serve(
     *,
     listeners: Sequence[Listener],
     stopping: asyncio.Event,
-) -> _Known | None:
-    """An agent of one identity; who it is next if it enrolled again meanwhile, or None if it was told to end."""
+) -> tuple[_Known | None, bool]:
+    """An agent of one identity; who it is next if it enrolled again meanwhile, or None if it was told to end, and whether
+    it was told to start again.
+    """
     who = await storage.do(lambda: credentials_of(settings, known.identity))
     agent = await Agent.made(settings, platform, who, listeners, storage)
     ending = asyncio.Event()
@@ -90,7 +95,9 @@ async def _serve(
         waiting.cancel()
         if again is not None and not again.done():
             again.cancel()
-    return again.result() if again is not None and again.done() and not stopping.is_set() else None
+    if stopping.is_set() or agent.restarting.is_set():
+        return None, agent.restarting.is_set() and not stopping.is_set()
+    return again.result() if again is not None and again.done() else None, False
 
 
 async def _again(

@@ -24,6 +24,12 @@ from fleet.api.alerts import (
     TargetView,
     Webhook,
 )
+from fleet.api.commands import (
+    Ask,
+    CommandView,
+    MeasureHere,
+    NewCommand,
+)
 from fleet.api.common import (
     MAX_TEXT,
     Changed,
@@ -105,6 +111,7 @@ __all__ = [
     "ArmName",
     "ArmPoint",
     "ArmView",
+    "Ask",
     "Assigned",
     "AssignmentView",
     "AuditVerdict",
@@ -115,6 +122,7 @@ __all__ = [
     "BundleView",
     "Change",
     "Changed",
+    "CommandView",
     "ConditionView",
     "DeploymentView",
     "Deployments",
@@ -134,11 +142,13 @@ __all__ = [
     "Label",
     "MadeToken",
     "Mail",
+    "MeasureHere",
     "MemberView",
     "MetadataView",
     "NewAssignment",
     "NewBatch",
     "NewBundle",
+    "NewCommand",
     "NewDeployment",
     "NewDevice",
     "NewExperiment",

@@ -12,10 +12,10 @@ from sqlalchemy import Connection
 from fleet.rules.retention import Kept, Retention, checked
 from fleet.server.clock import Now
 from fleet.server.lock import Lock
-from fleet.server.store import retention, telemetry, workers
+from fleet.server.store import commands, retention, telemetry, workers
 
 # How often each is looked at while it finds nothing to do.
-_EVERY_S = {"parts": 15.0, "devices": 60.0, "report keys": 60.0, "workers": 600.0}
+_EVERY_S = {"parts": 15.0, "devices": 60.0, "report keys": 60.0, "workers": 600.0, "commands": 1.0}
 
 
 class Pruning:
@@ -33,6 +33,7 @@ class Pruning:
                 connection, now.steady, kept.report_keys_s
             ),
             "workers": lambda connection, _, now: workers.prune(connection, now.steady),
+            "commands": lambda connection, _, now: commands.expire(connection, now.wall),
         }
 
     def step(self, now: Now) -> None:
