@@ -10,7 +10,8 @@ from device_agent.blocking import run_blocking
 from device_agent.commands.desk import FailedError
 from device_agent.folder import StateFolder
 from device_agent.process import START_TIMEOUT_S
-from device_agent.update import selftest, slots
+from device_agent.update import machine as machines
+from device_agent.update import selftest
 from device_agent.update.events import Pardoned
 from device_agent.update.reconciler import Reconciler
 from device_agent.update.selftest import Verdict
@@ -59,17 +60,14 @@ class Acts:
         return SelfTested(tuple(tests))
 
     async def _test(self, name: str) -> Tested | None:
-        """The golden data of what a deployment serves; None where that is nothing."""
-        folder = self.state.deployment(name)
-        running = await run_blocking(lambda: slots.current(folder))
-        mark = (
-            await run_blocking(lambda: slots.mark_of(folder.slot(running))) if running is not None else None
-        )
-        if running is None or mark is None:
+        """The golden data of what a deployment is to serve now; None where that is nothing."""
+        served = machines.serves(self.reconcilers[name].machine)
+        if served is None:
             return None
+        folder = self.state.deployment(name)
         await run_blocking(lambda: durable.make_folder(folder.cache, sync=False))
-        verdict = await selftest.run(folder, running, None, outputs_only=True, is_patient=True)
-        return figures_of(verdict, mark.sha256, name)
+        verdict = await selftest.run(folder, served.slot, None, outputs_only=True, is_patient=True)
+        return figures_of(verdict, served.bundle.sha256, name)
 
     @_act.register
     async def _(self, action: ClearRefused) -> Payload:

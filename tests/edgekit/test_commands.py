@@ -1,5 +1,6 @@
 """The rules by which a device accepts commands: the right ones, in time, and each once."""
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -108,10 +109,8 @@ def test_no_command_begins_twice_whatever_comes_when(
     ledger, begun = Ledger(), []
     for number, minutes in events:
         now = NOW + timedelta(minutes=minutes)
-        try:
+        with contextlib.suppress(CommandRefusedError):
             ledger = accept(command(number), ME, ledger, now) or ledger
-        except CommandRefusedError:
-            pass
         entry = commands.waiting(ledger)
         if entry is not None and data.draw(st.booleans()):
             ledger = commands.moved(ledger, entry.id, CommandState.RUNNING)

@@ -84,14 +84,6 @@ def test_a_result_is_kept_until_the_fleet_acknowledges_it(fleet, settled, tools)
     over(fleet, tools, number, "the result comes from the disk")
     fleet.acknowledges = True
     tools.wait_until(lambda: len([one for one in fleet.results if one.id == number]) > 1, "and again")
-    assert over(fleet, tools, fleet.command(SelfTest())).state == "done"
-    settled.kill_tree()
-    fleet.results.clear()
-    boot = fleet.now.boot
-    settled.start()
-    tools.wait_until(lambda: fleet.now.boot > boot, "it is back")
-    assert over(fleet, tools, fleet.command(SelfTest())).state == "done"
-    assert not [one for one in fleet.results if one.id == number]
 
 
 def test_what_was_refused_is_tried_again_when_an_operator_says_so(fleet, settled, make_bundle, tools):
