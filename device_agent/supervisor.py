@@ -132,7 +132,7 @@ class Agent:
                 self._numbers,
                 lambda payload: self._link.publish(topics.RESULT, payload),
             ),
-            act=Acts(state, self._reconcilers, self.restarting.set).act,
+            act=Acts(state, self._reconcilers, self.restarting.set, settings.account).act,
         )
         self._telling = Telling(subject, self._numbers, self._link, self._status)
         self._spool = Spool(state.spool)
@@ -179,6 +179,7 @@ class Agent:
             cache=folder.cache,
             log_json=self._settings.log_json,
             given_back=self._given_back,
+            account=self._settings.account,
         )
         made = Reconciler(
             folder,

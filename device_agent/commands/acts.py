@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import singledispatchmethod
 
 from device_agent import durable, log
+from device_agent.account import Account
 from device_agent.blocking import run_blocking
 from device_agent.commands.desk import FailedError
 from device_agent.folder import StateFolder
@@ -33,11 +34,14 @@ USUAL_LEVEL = "info"
 
 @dataclass
 class Acts:
-    """The device's hands. `reconcilers` is the supervisor's own table; `restart` asks it to start the agent anew."""
+    """The device's hands. `reconcilers` is the supervisor's own table; `restart` asks it to start the agent anew; bundles run as
+    `account`, or as the agent's own user.
+    """
 
     state: StateFolder
     reconcilers: Mapping[str, Reconciler]
     restart: Callable[[], None]
+    account: Account | None = None
     _quiet: asyncio.TimerHandle | None = field(default=None, repr=False)
 
     async def act(self, action: Action) -> Payload | None:
@@ -66,7 +70,9 @@ class Acts:
             return None
         folder = self.state.deployment(name)
         await run_blocking(lambda: durable.make_folder(folder.cache, sync=False))
-        verdict = await selftest.run(folder, served.slot, None, outputs_only=True, is_patient=True)
+        verdict = await selftest.run(
+            folder, served.slot, None, account=self.account, outputs_only=True, is_patient=True
+        )
         return figures_of(verdict, served.bundle.sha256, name)
 
     @_act.register
