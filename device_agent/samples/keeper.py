@@ -190,7 +190,8 @@ class Keeper:
 
     async def _bring_all(self) -> None:
         """What waits, until one is to be tried again later."""
-        while time.monotonic() >= self._next_try and (first := next(iter(self._held.waiting), None)):
+        while not self._is_to_clear and time.monotonic() >= self._next_try and self._held.waiting:
+            first = self._held.waiting[0]
             if not self._may_send(first.size):
                 return
             if await self._bring(first):
@@ -216,10 +217,11 @@ class Keeper:
         try:
             data = await self._storage.do(lambda: self._store.read(one))
             if data is None:
-                self._adopt(self._store.held)
+                self._adopt(await self._storage.do(lambda: self._store.held))
                 return True
             if one.policy not in self._in_force(self._clock.trusted()):
                 self._is_to_clear = True
+                self._due.set()
                 return True
             sent = await self._send(one, data)
             if sent.outcome is Outcome.LATER:
