@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from edgekit.errors import DataError, EdgeKitError, UsageError
 from edgekit.samples import Samples, dump_npz, load_arrays, stacked
 from edgekit.tensors import Array
-from edgekit.transforms import as_json
+from edgekit.transforms.post import as_json
 from edgekit.wire.samples import INPUT, OUTPUT, Kind, unpack
 from fleet import api
 
