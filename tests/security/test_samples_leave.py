@@ -8,6 +8,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+
 import numpy as np
 import pytest
 from agent_support import Operator, live, made, wait_until
