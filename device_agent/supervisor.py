@@ -169,6 +169,7 @@ class Agent:
             sampling=lambda: self._samples.sampling(name),
             sampled=lambda descriptor: self._samples.take(name, descriptor),
             passed_over=self._samples.passed_over,
+            account=self._settings.account,
         )
         made = Reconciler(
             folder,
