@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_agent import confined, log, memory
+from device_agent.account import Account
 from device_agent.blocking import run_blocking
 from device_agent.channel import (
     CONNECTION,
@@ -77,7 +78,8 @@ class Place:
 class Served:
     """How to start workers of one deployment, and whom they give connections and counts to.
 
-    Workers may not look into `state` but for their slot and `cache`, nor into what else is `private`.
+    Workers may not look into `state` but for their slot and `cache`, nor into what else is `private`. They run as `account`,
+    or as the agent's own user.
     """
 
     deployment: str
@@ -87,6 +89,7 @@ class Served:
     cache: Path
     log_json: bool
     given_back: Callable[[int, bytes], None]
+    account: Account | None = None
 
 
 class WorkerProcess:
@@ -159,6 +162,7 @@ class WorkerProcess:
 
     async def _make_process(self) -> None:
         self._memory_limit = await run_blocking(lambda: memory.limit(self.slot) + memory.SERVING)
+        options = await run_blocking(lambda: confined.options(self._bounds()))
         shared = make_shared()
         ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -166,8 +170,7 @@ class WorkerProcess:
             self._channel = Channel(ours, self._told, {CONNECTION: self._served.given_back}, lambda: None)
             self._process = await asyncio.create_subprocess_exec(
                 *confined.command("device_agent.worker", self._bounds(), *self._words(shared)),
-                pass_fds=[self._theirs.fileno(), shared], stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL, env=confined.environment(),
+                pass_fds=[self._theirs.fileno(), shared], stdout=asyncio.subprocess.DEVNULL, **options,
             )  # fmt: skip
         except BaseException:
             ours.close()
@@ -185,6 +188,7 @@ class WorkerProcess:
             readable=(self.slot,),
             writable=(served.cache,),
             memory_bytes=memory.wall(self._memory_limit),
+            account=served.account,
         )
 
     def _words(self, shared: int) -> list[str]:
@@ -238,7 +242,7 @@ class WorkerProcess:
         if self._process.returncode is not None:
             return
         self._why = why
-        waiting = taken_over(self.pid, self._owed)
+        waiting = taken_over(self.pid, self._owed, self._served.account)
         log.trouble(
             "worker is ended", deployment=self._served.deployment, pid=self.pid, why=why, clients=len(waiting)
         )

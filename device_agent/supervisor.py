@@ -160,6 +160,7 @@ class Agent:
             cache=folder.cache,
             log_json=self._settings.log_json,
             given_back=self._given_back,
+            account=self._settings.account,
         )
         made = Reconciler(
             folder,
