@@ -34,6 +34,7 @@ from device_agent.serve.app import WorkerApp
 from device_agent.serve.connections import Connections
 from device_agent.serve.counters import Counters
 from device_agent.serve.door import Door
+from device_agent.serve.guarded import guarded_by
 from device_agent.serve.judged import judge
 from device_agent.serve.model import ServedModel
 from device_agent.update import slots
@@ -56,7 +57,7 @@ class Worker:
         loaded = LoadedBundle(manifest, slot, cache=cache)
         judged = judge(manifest, loaded, slot)
         self._counters = Counters(deployment, self._mark.sha256, manifest)
-        self._model = ServedModel(manifest, loaded, self._counters, judged)
+        self._model = ServedModel(manifest, loaded, self._counters, judged, guarded_by(manifest, slot))
         self._sampler = Sampler(deployment, self._mark.sha256, manifest, self._keep)
         self._app = WorkerApp(
             deployment,

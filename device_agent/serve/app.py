@@ -17,7 +17,7 @@ from device_agent.serve.http import (
     Serve,
     json_response,
 )
-from device_agent.serve.model import EngineHungError, Ran, ServedModel
+from device_agent.serve.model import EngineHungError, ServedModel
 from device_agent.serve.peers import Peer
 from device_agent.serve.routes import Target, target_of
 from device_agent.serve.sequences import Sequence, sequence_of
@@ -144,7 +144,7 @@ class WorkerApp:
                 ran.outputs,
                 model=self._deployment,
                 version=model.manifest.version,
-                parameters=_told(ran),
+                parameters=ran.parameters,
             )
 
         assert request.ticket is not None
@@ -188,7 +188,7 @@ class WorkerApp:
         return {
             "outputs": answers,
             **_headline(answers),
-            **({"parameters": _told(ran)} if ran.was_reset else {}),
+            **({"parameters": ran.parameters} if ran.parameters else {}),
         }
 
     def _plain(self, request: Request, limit: int) -> Request:
@@ -215,10 +215,6 @@ def each_step(samples: list[_Given], sequence: Sequence) -> Iterator[tuple[_Give
 
 def _is_packed(request: Request) -> bool:
     return "content-encoding" in request.head.headers
-
-
-def _told(ran: Ran) -> dict[str, Any]:
-    return {"sequence_reset": True} if ran.was_reset else {}
 
 
 def _headline(answers: Mapping[str, JSON]) -> dict[str, JSON]:

@@ -22,6 +22,7 @@ VERSION = 1
 MAX_MESSAGE_BYTES = 256 * 1024
 MAX_CONDITIONS = 64
 MAX_DEPLOYMENTS = 32
+GUARD_SHARE = "metric:guard_share"
 # More than any engine on a small computer does; a window that claims more is not believed.
 MAX_REQUESTS_PER_S = 10_000
 MAX_WINDOW_S = 86_400.0
@@ -196,9 +197,10 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
 
     `infer_ms` is the engine call (contracts and gates mean this), `request_ms` includes the queue. `errors` are engine
     failures, timeouts and worker deaths over accepted `requests`; `rejected_inputs` are the callers' mistakes;
-    `sequence_resets` are requests that meant to go on with a sequence whose state was gone. `metrics` are what gates may
+    `sequence_resets` are requests that meant to go on with a sequence whose state was gone; `guarded` are those of the
+    accepted requests whose input the bundle's guard found unfamiliar, whatever was answered. `metrics` are what gates may
     name: `drift_psi` (the largest population stability index over the inputs, once per window) and `metric:NAME`, which
-    the application reports.
+    the application reports; `metric:guard_share` is the share of `guarded`, of bundles that have a guard.
     """
 
     deployment: Name
@@ -213,6 +215,7 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     inputs: Annotated[dict[Label, Histogram], Meta(max_length=256)] = {}
     outputs: Annotated[dict[Label, Histogram], Meta(max_length=256)] = {}
     metrics: Annotated[dict[MetricName, Moments], Meta(max_length=MAX_METRICS)] = {}
+    guarded: Count = 0
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -277,7 +280,9 @@ def impossible(report: Report) -> str:
     if len({(w.deployment, w.digest) for w in report.deployments}) < len(report.deployments):
         return "two windows of one bundle in one report"
     for window in report.deployments:
-        counts = (window.requests, window.errors, window.rejected_inputs, window.sequence_resets)
+        counts = (
+            window.requests, window.errors, window.rejected_inputs, window.sequence_resets, window.guarded,
+        )  # fmt: skip
         timed = max(window.infer_ms.count, window.request_ms.count)
         if max(*counts, timed) > most:
             return f"{window.deployment}: more than {MAX_REQUESTS_PER_S} requests a second"
