@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from converters.source import code
 from edgekit.errors import ProjectError, SourceError
+from edgekit.guard_section import GuardAnswer
 from edgekit.manifest import Buckets, Contract, Name, Step, Version
 from edgekit.profile import Budgets, Positive
 
@@ -88,6 +89,17 @@ class CodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reads: tuple[str, ...] = ()
 
 
+class GuardTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A guard against inputs unlike the calibration data. `false_alarms` is how many familiar inputs it may catch,
+    `answer` what a caller gets for one that is caught: `flag` the model's answer with a parameter, `refuse` an error, `pass`
+    what an address of the device's own configuration answers. `unfamiliar` is data to judge it on; empty are built-in kinds.
+    """
+
+    answer: GuardAnswer = "flag"
+    false_alarms: Annotated[float, Meta(gt=0, le=0.2)] = 0.01
+    unfamiliar: str = ""
+
+
 class ContractTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits for every target; a target's own table replaces them one by one."""
 
@@ -110,6 +122,7 @@ class ProjectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: DataTable = DataTable()
     code: CodeTable = CodeTable()
     contract: ContractTable = ContractTable()
+    guard: GuardTable | None = None
 
 
 class Project(msgspec.Struct, frozen=True):
@@ -219,6 +232,7 @@ _TABLES: Mapping[str, type[msgspec.Struct]] = {
     "data": DataTable,
     "code": CodeTable,
     "contract": ContractTable,
+    "guard": GuardTable,
     "inputs": InputTable,
     "outputs": OutputTable,
     "targets": ContractTable,
