@@ -6,6 +6,7 @@ tuf/                                       verified metadata, and what they bega
 commands.json                              a record too: what the fleet asked for once, and what came of it
 spool.db
 measuring/N/                               bundles that are only timed here, each like a deployment; gone when that is over
+samples/                                   inputs that wait for the fleet, only while an order has a policy for that
 status.json                                the last words of an agent, and its present ones where no RAM disk is
 deployments/NAME/machine.json              intent: the update machine's state
 deployments/NAME/{A,B}/                    slots: an extracted bundle and slot.json, written last
@@ -95,6 +96,10 @@ class StateFolder:
     @property
     def spool(self) -> Path:
         return self.root / "spool.db"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
 
     @property
     def status(self) -> Path:

@@ -103,6 +103,12 @@ from fleet.api.rollouts import (
     StageOutlook,
     Turn,
 )
+from fleet.api.samples import (
+    CollectionView,
+    NewCollection,
+    SamplesGone,
+    SampleView,
+)
 
 __all__ = [
     "MAX_TEXT",
@@ -122,6 +128,7 @@ __all__ = [
     "BundleView",
     "Change",
     "Changed",
+    "CollectionView",
     "CommandView",
     "ConditionView",
     "DeploymentView",
@@ -148,6 +155,7 @@ __all__ = [
     "NewAssignment",
     "NewBatch",
     "NewBundle",
+    "NewCollection",
     "NewCommand",
     "NewDeployment",
     "NewDevice",
@@ -172,6 +180,8 @@ __all__ = [
     "Retry",
     "RolloutAnswer",
     "RolloutView",
+    "SampleView",
+    "SamplesGone",
     "ScopeText",
     "Severity",
     "StageOutlook",

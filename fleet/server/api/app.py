@@ -35,6 +35,7 @@ from fleet.server.api import (
     releases,
     retry,
     rollouts,
+    samples,
     terminal,
 )
 from fleet.server.api.admission import admit
@@ -73,6 +74,7 @@ def make_app(context: Context) -> FastAPI:
         rollouts,
         experiments,
         history,
+        samples,
         terminal,
         events,
         alerts,
@@ -84,6 +86,7 @@ def make_app(context: Context) -> FastAPI:
     app.include_router(enrolment.device_router)
     app.include_router(releases.artifact_router)
     app.include_router(metadata.static_router)
+    app.include_router(samples.device_router)
 
     @cache
     def described() -> bytes:

@@ -25,6 +25,7 @@ from fleet.server.schema import (
 )
 from fleet.server.schema_commands import commands
 from fleet.server.schema_history import device_history
+from fleet.server.schema_samples import collection_devices, samples
 from fleet.server.store import audit, experiments, news
 from fleet.server.store import certificates as certificate_store
 from fleet.server.store import devices as device_store
@@ -41,6 +42,8 @@ _OF_DEVICE = (
     reports,
     enrolment_uses,
     device_history,
+    collection_devices,
+    samples,
 )
 # As a row that was never used has it, but for what counts.
 _EMPTY = {
