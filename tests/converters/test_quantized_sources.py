@@ -103,7 +103,7 @@ def build(run_build, digits, source: Path, out: Path, *targets: str, extra: tupl
     return result, told
 
 
-@pytest.mark.parametrize("name", ["qdq", "integers", "dynamic"])
+@pytest.mark.parametrize("name", ["qdq", "integers"])
 def test_an_int8_file_ships_as_it_came_and_no_candidate_is_called_float(
     name, files, digits, run_build, tmp_path
 ):
