@@ -92,6 +92,7 @@ def build(
         # Read everything that the user gave before the first conversion.
         bench.source, bench.metric, bench.standard.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
         bench.standard.check_labels()
+        bench.guarding.fitted  # noqa: B018  # likewise
         host = this_host()
         targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
         for target in targets:
@@ -284,6 +285,7 @@ def _notes(
         bench.standard.padding_note,
         bench.judging.metric_note,
         bench.data.shift_note,
+        bench.guarding.note,
         bench.standard.default_note if is_default_limit else "",
         footing.note(loaded.name),
     )

@@ -6,10 +6,11 @@ from pathlib import Path
 import click
 import msgspec
 
+from device_agent import account, log, start, status
 from device_agent import doctor as doctors
-from device_agent import log, start, status
 from device_agent.config import Settings
 from device_agent.folder import StateFolder
+from device_agent.install.commands import install, uninstall
 from device_agent.listen import Credentials, credentials
 from edgekit.errors import UsageError
 
@@ -25,6 +26,10 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for mac
 @click.group()
 def agent() -> None:
     """Run the agent on a device, and look at it."""
+
+
+agent.add_command(install)
+agent.add_command(uninstall)
 
 
 @agent.command(
@@ -75,6 +80,10 @@ def agent() -> None:
     is_flag=True,
     help="Serve a committed model even if it fails its golden data under newer engines.",
 )
+@click.option(
+    "--worker-user",
+    help="Run what loads models as this user; 'edgekit agent install' makes one that sees no key.",
+)
 def run(
     *,
     enrolment: Path | None,
@@ -88,6 +97,7 @@ def run(
     window: float,
     log_json: bool,
     serves_despite: bool,
+    worker_user: str | None,
 ) -> None:
     """Enrol if needed, then serve models, follow the fleet's orders and report, until told to end."""
     log.set_up(as_json=log_json)
@@ -102,6 +112,7 @@ def run(
         serves_despite_change=serves_despite,
         private=tuple(path.absolute() for path in (enrolment, tls_key, token_file) if path is not None),
         name=name,
+        account=account.take(worker_user) if worker_user else None,
     )
     asyncio.run(start.run(settings))
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from device_agent.account import Account
 from device_agent.clock import Clock
 from device_agent.folder import StateFolder
 from device_agent.identity import DeviceIdentity, DeviceKey
@@ -12,7 +13,9 @@ from device_agent.network import Access
 
 @dataclass(frozen=True)
 class Settings:
-    """What `edgekit agent run` was asked for. `profile` None means: find it. `private` is no business of workers."""
+    """What `edgekit agent run` was asked for. `profile` None means: find it. `private` is no business of workers,
+    which run as `account`; None for the agent's own user.
+    """
 
     state: StateFolder
     http: tuple[str, ...]
@@ -24,6 +27,7 @@ class Settings:
     serves_despite_change: bool = False
     private: tuple[Path, ...] = ()
     name: str = ""
+    account: Account | None = None
 
 
 @dataclass(frozen=True)

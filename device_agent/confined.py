@@ -8,6 +8,7 @@ break it nobody can promise. So it gets
  - no TCP socket of its own to bind or connect, no abstract socket, no signal to a process that is not its own
    (Landlock, kernel.org/doc/html/latest/userspace-api/landlock.html; what the kernel's version knows of it);
  - no capability, and none to be had by executing something (capabilities(7), PR_SET_NO_NEW_PRIVS);
+ - where the agent was given one, a user of its own (`device_agent.account`), changed to before any of this;
  - a bound on its memory, no core dump, and the first place when the kernel must end something for want of memory.
 
 Landlock binds the calling thread and those it makes later. So this happens before anything is imported that starts
@@ -20,10 +21,15 @@ import os
 import resource
 import runpy
 import struct
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from device_agent.account import Account
 
 MODULES = ("device_agent.worker", "device_agent.update.selftest", "device_agent.update.patching")
 
@@ -50,13 +56,15 @@ _FIRST_TO_GO = "600"
 class Bounds:
     """What one process may. `hidden` is the agent's own; of that, `readable` and `writable` are given back.
 
-    `memory_bytes` bounds the private memory that can be written (RLIMIT_DATA, getrlimit(2)).
+    `memory_bytes` bounds the private memory that can be written (RLIMIT_DATA, getrlimit(2)). `account` is whom it runs as;
+    None for the agent's own user.
     """
 
     hidden: tuple[Path, ...]
     readable: tuple[Path, ...]
     writable: tuple[Path, ...]
     memory_bytes: int
+    account: "Account | None" = None
 
 
 def command(module: str, bounds: Bounds, *words: str) -> list[str]:
@@ -65,6 +73,15 @@ def command(module: str, bounds: Bounds, *words: str) -> list[str]:
     for flag, paths in (("--hide", bounds.hidden), ("--read", bounds.readable), ("--write", bounds.writable)):
         limits += [word for path in paths for word in (flag, str(path))]
     return [sys.executable, "-m", "device_agent.confined", *limits, module, *words]
+
+
+def options(bounds: Bounds) -> dict[str, Any]:
+    """What `subprocess` is to start it with, and its user let in to what it may use. Blocks. Raises: OSError."""
+    started: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": environment()}
+    if bounds.account is not None:
+        bounds.account.let_in(bounds.hidden, bounds.readable, bounds.writable)
+        started |= bounds.account.options()
+    return started
 
 
 def environment() -> dict[str, str]:

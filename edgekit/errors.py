@@ -90,6 +90,13 @@ class InputError(EdgeKitError):
     code = "input"
 
 
+class UnfamiliarError(EdgeKitError):
+    """An input that fits, and is unlike all that the model was made with; its guard is set to refuse such."""
+
+    code = "unfamiliar"
+    http_status = 422
+
+
 class SelfTestFailedError(EdgeKitError):
     """A bundle's golden inputs gave other outputs than the tolerances allow."""
 
@@ -208,6 +215,13 @@ class ConflictError(FleetError):
 
     code = "conflict"
     http_status = 409
+
+
+class EndedError(ConflictError):
+    """What this is for is over, and does not come back."""
+
+    code = "ended"
+    http_status = 410
 
 
 class ChangedMeanwhileError(ConflictError):

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from device_agent import confined, memory, parent
+from device_agent.account import Account
 from device_agent.blocking import run_blocking
 from device_agent.folder import DeploymentFolder
 from device_agent.update.events import Cause, SlotName
@@ -37,7 +38,12 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 async def run(
-    folder: DeploymentFolder, name: SlotName, running: SlotName | None, *, outputs_only: bool = False
+    folder: DeploymentFolder,
+    name: SlotName,
+    running: SlotName | None,
+    *,
+    account: Account | None = None,
+    outputs_only: bool = False,
 ) -> Verdict:
     """Judge the bundle in slot `name`. Cancelling ends the child.
 
@@ -57,11 +63,12 @@ async def run(
         readable=(slot, *([beside] if beside is not None else [])),
         writable=(folder.cache,),
         memory_bytes=memory.wall(limit),
+        account=account,
     )
+    options = await run_blocking(lambda: confined.options(bounds))
     process = await asyncio.create_subprocess_exec(
         *confined.command("device_agent.update.selftest", bounds, *words),
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, start_new_session=True,
-        env=confined.environment(),
+        stdout=asyncio.subprocess.PIPE, start_new_session=True, **options,
     )  # fmt: skip
     assert process.stdout is not None
     guard = asyncio.create_task(_too_much_memory(process.pid, limit))
