@@ -1,15 +1,18 @@
 """`edgekit agent`: a thin skin over the agent, the status file and the doctor."""
 
 import asyncio
+import os
+import sys
 from pathlib import Path
 
 import click
 import msgspec
 
-from device_agent import agentfile, log, start, status
+from device_agent import account, agentfile, log, start, status
 from device_agent import doctor as doctors
 from device_agent.config import Settings
 from device_agent.folder import StateFolder
+from device_agent.install.commands import install, uninstall
 from device_agent.listen import Credentials, credentials
 from edgekit.errors import UsageError
 
@@ -30,6 +33,10 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for mac
 @click.group()
 def agent() -> None:
     """Run the agent on a device, and look at it."""
+
+
+agent.add_command(install)
+agent.add_command(uninstall)
 
 
 @agent.command(
@@ -81,6 +88,10 @@ def agent() -> None:
     is_flag=True,
     help="Serve a committed model even if it fails its golden data under newer engines.",
 )
+@click.option(
+    "--worker-user",
+    help="Run what loads models as this user; 'edgekit agent install' makes one that sees no key.",
+)
 def run(
     *,
     enrolment: Path | None,
@@ -95,8 +106,11 @@ def run(
     window: float,
     log_json: bool,
     serves_despite: bool,
+    worker_user: str | None,
 ) -> None:
     """Enrol if needed, then serve models, follow the fleet's orders and report, until told to end."""
+    # What it was started with: some of it is taken out, so that what it starts does not learn it.
+    environment = dict(os.environ)
     log.set_up(as_json=log_json)
     file = agentfile.read(state.absolute(), config)
     settings = Settings(
@@ -114,8 +128,14 @@ def run(
         ),
         name=name,
         file=file,
+        account=account.take(worker_user) if worker_user else None,
     )
-    asyncio.run(start.run(settings))
+    if asyncio.run(start.run(settings)):
+        # The same process with the same words: to whoever started it, it never ended.
+        log.event("agent starts again")
+        if settings.account is not None:
+            account.hand_on()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606  # no shell, its own words
 
 
 def _secured(cert: Path | None, key: Path | None, token: Path | None) -> Credentials | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from device_agent.account import Account
 from device_agent.agentfile import NO_FILE, AgentFile
 from device_agent.clock import Clock
 from device_agent.folder import StateFolder
@@ -13,8 +14,8 @@ from device_agent.network import Access
 
 @dataclass(frozen=True)
 class Settings:
-    """What `edgekit agent run` was asked for. `profile` None means: find it. `private` is no business of workers.
-    `file` is `agent.toml`.
+    """What `edgekit agent run` was asked for. `profile` None means: find it. `private` is no business of workers,
+    which run as `account`; None for the agent's own user. `file` is `agent.toml`.
     """
 
     state: StateFolder
@@ -28,6 +29,7 @@ class Settings:
     private: tuple[Path, ...] = ()
     name: str = ""
     file: AgentFile = NO_FILE
+    account: Account | None = None
 
 
 @dataclass(frozen=True)

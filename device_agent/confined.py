@@ -1,5 +1,5 @@
-"""A process that runs a bundle or reads a source, held to what that needs: `python -m device_agent.confined …` does that to itself and
-then becomes one of `MODULES`.
+"""A process that runs a bundle or reads a source, held to what that needs: `python -m device_agent.confined …` does that
+to itself and then becomes one of `MODULES`.
 
 A bundle is signed, but an engine that reads one is a large native library, and what it does with a file that was made to
 break it nobody can promise. So it gets
@@ -9,6 +9,7 @@ break it nobody can promise. So it gets
    (Landlock, kernel.org/doc/html/latest/userspace-api/landlock.html; what the kernel's version knows of it);
  - no capability, and none to be had by executing something (capabilities(7), PR_SET_NO_NEW_PRIVS);
  - a source besides: the ports, files and folders that `agent.toml` names for it (`sources/access.py`);
+ - where the agent was given one, a user of its own (`device_agent.account`), changed to before any of this;
  - a bound on its memory, no core dump, and the first place when the kernel must end something for want of memory.
 
 Landlock binds the calling thread and those it makes later. So this happens before anything is imported that starts
@@ -21,10 +22,15 @@ import os
 import resource
 import runpy
 import struct
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from device_agent.account import Account
 
 MODULES = (
     "device_agent.worker",
@@ -57,14 +63,15 @@ _FIRST_TO_GO = "600"
 class Bounds:
     """What one process may. `hidden` is the agent's own; of that, `readable` and `writable` are given back.
 
-    `memory_bytes` bounds the private memory that can be written (RLIMIT_DATA, getrlimit(2)). `ports` may be connected to
-    by TCP.
+    `memory_bytes` bounds the private memory that can be written (RLIMIT_DATA, getrlimit(2)). `account` is whom it runs as;
+    None for the agent's own user. `ports` may be connected to by TCP.
     """
 
     hidden: tuple[Path, ...]
     readable: tuple[Path, ...]
     writable: tuple[Path, ...]
     memory_bytes: int
+    account: "Account | None" = None
     ports: tuple[int, ...] = ()
 
 
@@ -75,6 +82,15 @@ def command(module: str, bounds: Bounds, *words: str) -> list[str]:
         limits += [word for path in paths for word in (flag, str(path))]
     limits += [word for port in bounds.ports for word in ("--port", str(port))]
     return [sys.executable, "-m", "device_agent.confined", *limits, module, *words]
+
+
+def options(bounds: Bounds) -> dict[str, Any]:
+    """What `subprocess` is to start it with, and its user let in to what it may use. Blocks. Raises: OSError."""
+    started: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": environment()}
+    if bounds.account is not None:
+        bounds.account.let_in(bounds.hidden, bounds.readable, bounds.writable)
+        started |= bounds.account.options()
+    return started
 
 
 def environment() -> dict[str, str]:

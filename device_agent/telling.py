@@ -14,7 +14,7 @@ from device_agent.link import Link
 from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
 from device_agent.reporter import Numbers, Vitals
-from device_agent.sources.keeper import Keeper
+from device_agent.sources.keeper import SourceKeeper
 from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
 from device_agent.update.reconciler import Reconciler
 from device_agent.workers import Workers
@@ -39,7 +39,7 @@ class Subject:
     orders: OrderBook
     reconcilers: Mapping[str, Reconciler]
     workers: Mapping[str, Workers]
-    sources: Keeper
+    sources: SourceKeeper
 
 
 class Telling:

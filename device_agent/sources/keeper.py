@@ -55,7 +55,7 @@ class Ground:
     changed: Callable[[], None]
 
 
-class Keeper:
+class SourceKeeper:
     """All sources of a device. Everything here happens in the event loop's thread."""
 
     def __init__(self, ground: Ground) -> None:
