@@ -210,7 +210,8 @@ def main() -> None:
     parser.add_argument("words", nargs=argparse.REMAINDER)
     chosen = parser.parse_args()
     ports = tuple(chosen.port or ())
-    confine(Bounds(_paths(chosen.hide), _paths(chosen.read), _paths(chosen.write), chosen.memory, ports))
+    hidden, readable, writable = _paths(chosen.hide), _paths(chosen.read), _paths(chosen.write)
+    confine(Bounds(hidden, readable, writable, memory_bytes=chosen.memory, ports=ports))
     sys.argv[1:] = chosen.words
     runpy.run_module(chosen.module, run_name="__main__", alter_sys=True)
 
