@@ -77,7 +77,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.frames = frames
         self.clients = 0
         self.methods = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self):
