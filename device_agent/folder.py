@@ -4,6 +4,7 @@ identity.json key.json boot.json order.json     records, each with its second co
                                            are in the first two, and in no other file
 tuf/                                       verified metadata, and what they began with (`tuf.kept`)
 spool.db
+samples/                                   inputs that wait for the fleet, only while an order has a policy for that
 status.json                                the last words of an agent, and its present ones where no RAM disk is
 deployments/NAME/machine.json              intent: the update machine's state
 deployments/NAME/{A,B}/                    slots: an extracted bundle and slot.json, written last
@@ -84,6 +85,10 @@ class StateFolder:
     @property
     def spool(self) -> Path:
         return self.root / "spool.db"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
 
     @property
     def status(self) -> Path:

@@ -24,6 +24,8 @@ from device_agent.probe import Platform
 from device_agent.process import Served
 from device_agent.renewal import Renewal
 from device_agent.reporter import Numbers, Reporter
+from device_agent.samples.keeper import Keeper
+from device_agent.samples.store import Store
 from device_agent.spool import Spool
 from device_agent.status import StatusFile
 from device_agent.storage import Storage
@@ -38,6 +40,7 @@ from edgekit import __version__
 from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire import topics
 from edgekit.wire.messages import Order
+from edgekit.wire.samples import sample_url
 
 TICK_S = 0.5
 
@@ -93,6 +96,9 @@ class Agent:
         self._lookup = Lookup(state.metadata, known.file, who.clock, self._order_keys_heard)
         self._watch = Watch(self._lookup)
         self._source = Source(known.file.artifact_url, who.access, self._lookup.check)
+        self._samples = Keeper(
+            Store(state.samples), storage, who.clock, who.access, url=sample_url(known.file.enrol_url)
+        )
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
         self._workers: dict[str, Workers] = {}
@@ -160,6 +166,9 @@ class Agent:
             cache=folder.cache,
             log_json=self._settings.log_json,
             given_back=self._given_back,
+            sampling=lambda: self._samples.sampling(name),
+            sampled=lambda descriptor: self._samples.take(name, descriptor),
+            passed_over=self._samples.passed_over,
             account=self._settings.account,
         )
         made = Reconciler(
@@ -191,7 +200,13 @@ class Agent:
             self._follow(self._orders.order)
         self._front.start()
         self._link.start()
-        for work in (self._tick(), self._take_orders(), self._renewal.run(), self._watch.run()):
+        for work in (
+            self._tick(),
+            self._take_orders(),
+            self._renewal.run(),
+            self._watch.run(),
+            self._samples.run(),
+        ):
             self._run(work)
         for reconciler in self._reconcilers.values():
             self._run(reconciler.run())
@@ -285,6 +300,7 @@ class Agent:
                 self._tell_all(Acknowledged(digest))
 
     def _follow(self, order: Order) -> None:
+        self._samples.follow(order)
         if order.options.window_s is not None:
             self._reporter.window_s = order.options.window_s
         for name in order.added:
@@ -300,6 +316,7 @@ class Agent:
         self._tell_all(LinkUp(asyncio.get_running_loop().time()))
         self._telling.publish()
         self._reporter.link_up()
+        self._samples.nudge()
 
     def _link_down(self) -> None:
         self._tell_all(LinkDown(asyncio.get_running_loop().time()))

@@ -217,6 +217,13 @@ class ConflictError(FleetError):
     http_status = 409
 
 
+class EndedError(ConflictError):
+    """What this is for is over, and does not come back."""
+
+    code = "ended"
+    http_status = 410
+
+
 class ChangedMeanwhileError(ConflictError):
     """What was to be decided about is no longer as the caller saw it."""
 

@@ -15,6 +15,7 @@ from msgspec import Meta
 from edgekit.errors import MessageError
 from edgekit.manifest import Histogram, Name, Sha256
 from edgekit.sketch import Sketch
+from edgekit.wire.samples import MAX_POLICIES, SamplePolicy
 from edgekit.wire.states import AgentState
 
 VERSION = 1
@@ -93,7 +94,8 @@ class Order(msgspec.Struct, frozen=True):
     """The signed desired state of a whole device; an empty or absent deployment means no model there.
 
     `added` are the deployments that an operator gave the device after it enrolled: the device has them from this order
-    on, beside those of its enrolment file.
+    on, beside those of its enrolment file. `samples` says what it may keep of its inputs and bring to the fleet; what no
+    policy of the newest order names is not kept, and what an ended one left waiting is deleted.
     """
 
     fleet: str
@@ -105,6 +107,7 @@ class Order(msgspec.Struct, frozen=True):
     expires: datetime
     options: OrderOptions = OrderOptions()
     added: Annotated[tuple[Name, ...], Meta(max_length=32)] = ()
+    samples: Annotated[tuple[SamplePolicy, ...], Meta(max_length=MAX_POLICIES)] = ()
     version: int = VERSION
 
 

@@ -97,6 +97,12 @@ from fleet.api.rollouts import (
     StageOutlook,
     Turn,
 )
+from fleet.api.samples import (
+    CollectionView,
+    NewCollection,
+    SamplesGone,
+    SampleView,
+)
 
 __all__ = [
     "MAX_TEXT",
@@ -115,6 +121,7 @@ __all__ = [
     "BundleView",
     "Change",
     "Changed",
+    "CollectionView",
     "ConditionView",
     "DeploymentView",
     "Deployments",
@@ -139,6 +146,7 @@ __all__ = [
     "NewAssignment",
     "NewBatch",
     "NewBundle",
+    "NewCollection",
     "NewDeployment",
     "NewDevice",
     "NewExperiment",
@@ -162,6 +170,8 @@ __all__ = [
     "Retry",
     "RolloutAnswer",
     "RolloutView",
+    "SampleView",
+    "SamplesGone",
     "ScopeText",
     "Severity",
     "StageOutlook",

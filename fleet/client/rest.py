@@ -261,6 +261,30 @@ class Client:
         )
         return self._transport.call("POST", path, api.ExperimentView)
 
+    def collect(self, wanted: api.NewCollection) -> api.CollectionView:
+        """Let devices keep inputs and bring them."""
+        return self._transport.call("POST", "/samples", api.CollectionView, wanted)
+
+    def collections(self) -> list[api.CollectionView]:
+        return list(self._transport.pages("/samples", api.CollectionView))
+
+    def samples(self, collection: str) -> Iterator[api.SampleView]:
+        """What came for a collection, page by page."""
+        return self._transport.pages(at("/samples/{}/items", collection), api.SampleView)
+
+    def sample(self, collection: str, sha256: str) -> bytes:
+        """One sample's file. Raises: FleetError if it is not just that."""
+        data = self._transport.send("GET", at("/samples/{}/files/{}", collection, sha256)).content
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise FleetError(f"the fleet sent another sample than {sha256[:12]}…")
+        return data
+
+    def stop_collection(self, collection: str) -> api.Changed:
+        return self._transport.call("POST", at("/samples/{}/stop", collection), api.Changed)
+
+    def delete_collection(self, collection: str) -> api.SamplesGone:
+        return self._transport.call("POST", at("/samples/{}/remove", collection), api.SamplesGone)
+
     def whoami(self) -> api.Whoami:
         return self._transport.call("GET", "/whoami", api.Whoami)
 

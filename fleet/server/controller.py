@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
@@ -20,7 +21,7 @@ from fleet.rules.evidence import StageEvidence
 from fleet.rules.experiment import NOTE_S
 from fleet.rules.retention import DEFAULT, Retention
 from fleet.rules.rollout import RETURNING, Command, Due, Heard, Left, Status, Tick
-from fleet.server import changes, joining, parting, queue, trials
+from fleet.server import changes, collecting, joining, parting, queue, trials
 from fleet.server.alarms import LOOK_S, Alarms
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
@@ -83,11 +84,12 @@ class Controller:
         on_lose: Callable[[], None] = lambda: None,
         has_workers: bool = False,
         retention: Retention = DEFAULT,
+        samples: Path | None = None,
         alarms: Alarms | None = None,
         took: Callable[[float], object] = lambda _seconds: None,
     ) -> None:
         """With `has_workers` others take the reports in: the fleet hears its devices while one of them does. `took` is
-        told how long each tick took.
+        told how long each tick took; `samples` is where their files are.
         """
         self._database = database
         self._issuer = issuer
@@ -102,7 +104,7 @@ class Controller:
         self.failing_since: float | None = None
         self._hears_since: float | None = None
         self._lock = Lock(database)
-        self._pruning = Pruning(self._lock, retention)
+        self._pruning = Pruning(self._lock, retention, samples)
         self._is_leading = False
         self._told = ""
         self._stopping = False
@@ -235,6 +237,7 @@ class Controller:
             self._try(fresh, now)
             self._follow_assignments(fresh, now)
             self._leave_queue(active, now)
+        self._collect(now)
         self._upkeep(now)
         self._publish(now)
         self._look(now)
@@ -356,6 +359,15 @@ class Controller:
         if self._rhythm.is_due("note experiments", NOTE_S):
             with self._lock.begin() as connection:
                 trials.note(connection, now)
+
+    def _collect(self, now: Now) -> None:
+        """Samples: orders that say who may keep any. Also of a frozen fleet: that somebody stopped it must be heard."""
+        with self._lock.begin() as connection:
+            collecting.mark(connection)
+        for _ in range(CHUNKS_AT_ONCE):
+            with self._lock.begin() as connection:
+                if not collecting.step(connection, self._issuer, now):
+                    break
 
     def _follow_assignments(self, fresh: News, now: Now) -> None:
         """A device gets what is assigned to where it is, where no rollout has it (`placing`)."""

@@ -34,6 +34,7 @@ from fleet.server.api import (
     releases,
     retry,
     rollouts,
+    samples,
     terminal,
 )
 from fleet.server.api.admission import admit
@@ -71,6 +72,7 @@ def make_app(context: Context) -> FastAPI:
         rollouts,
         experiments,
         history,
+        samples,
         terminal,
         events,
         alerts,
@@ -82,6 +84,7 @@ def make_app(context: Context) -> FastAPI:
     app.include_router(enrolment.device_router)
     app.include_router(releases.artifact_router)
     app.include_router(metadata.static_router)
+    app.include_router(samples.device_router)
 
     @cache
     def described() -> bytes:

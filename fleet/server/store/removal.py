@@ -24,6 +24,7 @@ from fleet.server.schema import (
     totals,
 )
 from fleet.server.schema_history import device_history
+from fleet.server.schema_samples import collection_devices, samples
 from fleet.server.store import audit, experiments, news
 from fleet.server.store import certificates as certificate_store
 from fleet.server.store import devices as device_store
@@ -39,6 +40,8 @@ _OF_DEVICE = (
     reports,
     enrolment_uses,
     device_history,
+    collection_devices,
+    samples,
 )
 # As a row that was never used has it, but for what counts.
 _EMPTY = {
