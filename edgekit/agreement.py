@@ -36,7 +36,9 @@ def scored(manifest: Manifest) -> frozenset[str]:
     )
 
 
-def of(first: Mapping[str, Array], second: Mapping[str, Array], ranked: Collection[str] = ()) -> dict[str, float]:
+def of(
+    first: Mapping[str, Array], second: Mapping[str, Array], ranked: Collection[str] = ()
+) -> dict[str, float]:
     """By the name of each output that both have; 0 where shapes or kinds differ."""
     return {
         name: one_of(array, second[name], is_ranked=name in ranked)
@@ -57,7 +59,8 @@ def one_of(first: Array, second: Array, *, is_ranked: bool = False) -> float:
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return float(largest_gap(first, second) == 0)
     if _is_unit(first):
-        return max(0.0, float(ours @ theirs / max(1e-12, np.linalg.norm(ours) * np.linalg.norm(theirs))))
+        lengths = float(np.linalg.norm(ours)) * float(np.linalg.norm(theirs))
+        return max(0.0, float(ours @ theirs) / lengths) if lengths else 0.0
     signal, noise = float(ours @ ours), float(((ours - theirs) ** 2).sum())
     return signal / (signal + noise) if signal + noise > 0 else 1.0
 
@@ -65,7 +68,7 @@ def one_of(first: Array, second: Array, *, is_ranked: bool = False) -> float:
 def _has_classes(output: Array) -> bool:
     if output.ndim < 2 or _is_unit(output):
         return False
-    return 1 < output.shape[class_axis(output.shape)] <= _MOST_CLASSES
+    return 1 < int(output.shape[class_axis(output.shape)]) <= _MOST_CLASSES
 
 
 def _is_unit(output: Array) -> bool:

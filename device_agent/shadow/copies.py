@@ -75,7 +75,7 @@ def send(sock: socket.socket, pieces: list[bytes]) -> bool:
             return True
         memory = os.memfd_create("copy", os.MFD_CLOEXEC)
         try:
-            with open(memory, "wb", closefd=False) as file:  # noqa: PTH123  # a descriptor has no path
+            with open(memory, "wb", closefd=False) as file:  # a descriptor has no path
                 file.writelines(pieces)
             socket.send_fds(sock, [_BY_FILE], [memory])
         finally:

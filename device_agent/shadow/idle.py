@@ -7,7 +7,7 @@ _LEAST = 19
 
 
 def be_idle() -> None:
-    """This process from now on, and what it starts (sched(7), SCHED_IDLE; its nice value where there is no such policy)."""
+    """Of the process and what it starts, from now on (sched(7), SCHED_IDLE; its nice value where there is no such policy)."""
     os.setpriority(os.PRIO_PROCESS, 0, _LEAST)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -28,6 +28,7 @@ from edgekit.engines import LoadedBundle
 from edgekit.errors import BundleError, EdgeKitError
 from edgekit.manifest import Manifest
 from edgekit.sketch import SketchBuilder
+from edgekit.tensors import Array
 from edgekit.transforms import prepare
 from edgekit.wire.messages import Moments, ShadowWindow
 
@@ -75,7 +76,7 @@ class Shadow:
         for name, share in agreement.of(copy.outputs, told, self._ranked).items():
             self._agreed.setdefault(name, []).append(share)
 
-    def _ready(self, copy: Copy) -> Mapping[str, copies.Array]:
+    def _ready(self, copy: Copy) -> Mapping[str, Array]:
         if not copy.head.is_raw:
             return copy.inputs
         return prepare(self.manifest.admitted, self.manifest.preprocess, copy.inputs)
@@ -157,7 +158,9 @@ def main() -> None:
         shadow = Shadow(chosen.slot, chosen.cache)
     except (EdgeKitError, OSError, MemoryError) as error:
         is_bundles = isinstance(error, EdgeKitError) and not isinstance(error, BundleError)
-        _tell(control, Failed(str(error) or type(error).__name__, Cause.BUNDLE if is_bundles else Cause.PASSING))
+        _tell(
+            control, Failed(str(error) or type(error).__name__, Cause.BUNDLE if is_bundles else Cause.PASSING)
+        )
         raise SystemExit(CANNOT_RUN) from None
     _tell(control, Ready(shadow.digest, shadow.manifest.name, shadow.manifest.version))
     follow(shadow, feed, control, chosen.share)

@@ -18,6 +18,7 @@ from device_agent import confined, memory, parent
 from device_agent.account import Account
 from device_agent.blocking import run_blocking
 from device_agent.folder import DeploymentFolder
+from device_agent.shadow.idle import be_idle
 from device_agent.update.events import Cause, SlotName
 from device_agent.update.slots import load_checked
 from device_agent.update.trial import LATENCY_MARGIN
@@ -44,6 +45,7 @@ async def run(
     *,
     account: Account | None = None,
     outputs_only: bool = False,
+    is_idle: bool = False,
 ) -> Verdict:
     """Judge the bundle in slot `name`. Cancelling ends the child.
 
@@ -55,8 +57,8 @@ async def run(
     words = ["--parent", str(os.getpid()), "--slot", str(slot), "--cache", str(folder.cache)]
     if beside is not None:
         words += ["--running", str(beside)]
-    if outputs_only:
-        words.append("--outputs-only")
+    words += ["--outputs-only"] if outputs_only else []
+    words += ["--idle"] if is_idle else []
     limit = await run_blocking(lambda: memory.limit(slot))
     bounds = confined.Bounds(
         hidden=(folder.state,),
@@ -166,7 +168,10 @@ def main() -> None:
     parser.add_argument("--running", type=Path)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--outputs-only", action="store_true", help="do not judge latency")
+    parser.add_argument("--idle", action="store_true", help="work only when nobody else has anything to do")
     chosen = parser.parse_args()
+    if chosen.idle:
+        be_idle()
     parent.die_with(chosen.parent)
     verdict = judge(chosen.slot, chosen.running, chosen.cache, outputs_only=chosen.outputs_only)
     sys.stdout.buffer.write(b"\n" + msgspec.json.encode(verdict))
