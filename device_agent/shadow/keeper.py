@@ -224,9 +224,10 @@ class Shadow:
             return
         if not self._means.overlap:
             raise JobError("this profile runs one model at a time", Cause.ORDER)
-        while self._serving_digest() == wanted.bundle.sha256:
+        while (serving := self._serving_digest()) in (None, wanted.bundle.sha256):
             # Looked at again: after a rollback something else may serve.
-            self._tell(wanted, "served", "it is what serves")
+            told: tuple[ShadowState, str] = ("served", "it is what serves") if serving else ("waiting", "nothing serves")
+            self._tell(wanted, *told)
             await asyncio.sleep(FIRST_PAUSE_S)
         await self._prepare(wanted)
         await self._compare(wanted)

@@ -1,17 +1,26 @@
 """A shadow's parts: what it may take, what a copy is, and that a worker never waits for one."""
 
+import os
 import socket
+import subprocess
+import sys
+import threading
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from device_agent import collector
-from device_agent.shadow import copies
+from device_agent.channel import Shadowed
+from device_agent.folder import DeploymentFolder
+from device_agent.shadow import copies, process
 from device_agent.shadow.feed import Feed
 from device_agent.shadow.pace import EVERY, FIRST_PAUSE_S, LEAST, REMEMBERED, SAVED_S, Allowance, Patience
 from edgekit import sketch
+from edgekit.engines import LoadedBundle
+from edgekit.transforms import prepare
 from edgekit.wire.messages import DeploymentWindow, Moments, ShadowWindow
 
 
@@ -165,3 +174,70 @@ def test_windows_of_one_shadow_are_added_and_of_two_the_newer_counts():
     assert both.cpu_ms.count == both.served_ms.count == 2
     assert collector.merge(window("a", 3), window("b", 5)).shadow.digest == "b" * 64
     assert collector.merge(window("a", 3), DeploymentWindow("d", "0" * 64)).shadow.compared == 3
+
+
+@pytest.fixture
+def compare(tmp_path, tools, make_bundle):
+    """Live inputs of one bundle compared by the shadow of another; the windows that it told."""
+
+    def run(served_seed, shadow_seed, *, is_raw=True, spoil=None, count=6):
+        served = tools.staged(DeploymentFolder(tmp_path / "served"), make_bundle(version="1", seed=served_seed))
+        other = tools.staged(DeploymentFolder(tmp_path / "other"), make_bundle(version="2", seed=shadow_seed))
+        shadow = process.Shadow(other, tmp_path)
+        manifest = process.slots.load_checked(served)[1]
+        loaded = LoadedBundle(manifest, served)
+        ours, fed = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        follower = threading.Thread(target=process.follow, args=(shadow, fed, theirs, 0.5), daemon=True)
+        follower.start()
+        feed, given = Feed(ours, 0.5), 0
+        for picture in np.resize(tools.digit_images(20), (100_000, 8, 8)):
+            raw = {"x": picture}
+            ready = prepare(manifest.admitted, manifest.preprocess, raw)
+            feed.is_busy()
+            if feed.took(1.0, beside=False):
+                inputs = raw if is_raw else ready
+                feed.give(spoil(inputs) if spoil else inputs, loaded.run(ready), is_raw=is_raw, took_ms=1.0)
+                given += 1
+            if given == count:
+                break
+        control.settimeout(30)
+        windows = []
+        while sum(window.compared + window.failed for window in windows) < count:
+            windows.append(msgspec.json.decode(control.recv(1 << 16)[1:], type=Shadowed).window)
+        control.close()
+        follower.join(10)
+        assert not follower.is_alive(), "it ends with the supervisor"
+        return windows
+
+    return run
+
+
+def total(windows):
+    shares = [window.agreement["logits"] for window in windows if "logits" in window.agreement]
+    return sum(each.total for each in shares) / max(1, sum(each.count for each in shares))
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+def test_the_same_network_agrees_wholly_and_another_does_not(compare, is_raw):
+    same = compare(1, 1, is_raw=is_raw)
+    assert total(same) == 1.0
+    assert sum(window.compared for window in same) == 6
+    assert sum(window.cpu_ms.count for window in same) == sum(window.served_ms.count for window in same) == 6
+    assert sum(window.dropped for window in same) > 0
+    assert total(compare(1, 2, is_raw=is_raw)) < 0.9
+
+
+def test_what_the_shadow_cannot_answer_is_its_own_failure(compare):
+    windows = compare(1, 2, is_raw=False, spoil=lambda _inputs: {"other": np.zeros(3, np.float32)})
+    assert sum(window.failed for window in windows) == 6
+    assert not any(window.compared for window in windows)
+
+
+def test_the_shadows_process_is_at_idle_priority():
+    code = (
+        "import os; from device_agent.shadow.idle import be_idle; be_idle();"
+        "print(os.sched_getscheduler(0) == os.SCHED_IDLE, os.getpriority(os.PRIO_PROCESS, 0))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert found.stdout.split() == ["True", "19"]

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from edgekit.wire.messages import OrderedShadow
 
 
@@ -21,6 +23,8 @@ def ask(agent, tools, count=20):
     return {answer.json["version"] for answer in answers}
 
 
+# A process at idle priority waits for as long as the machine has anything else to do.
+@pytest.mark.proof
 def test_a_shadow_is_compared_on_live_inputs_and_answers_nobody(
     make_fleet, make_agent, make_bundle, tools, tmp_path
 ):
