@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from msgspec import UNSET, structs
 
+from converters import backends
 from converters.bundle import selftest
 from converters.measure.host import Host
 from converters.rounds.candidates import Candidate
@@ -46,6 +47,7 @@ def write(
     files: dict[str, bytes | Path] = {f"model/{path.name}": path for path in artifact.files}
     test, members = selftest.made(bench, item, host)
     files |= members
+    loading = backends.get(plan.recipe.engine).loading(artifact.folder / artifact.model, plan)
     buckets = artifact.buckets(bench.source.buckets)
     entries: list[FileEntry] = [bundle.file_entry(path, data) for path, data in sorted(files.items())]
     content = Manifest(
@@ -54,7 +56,11 @@ def write(
         version=bench.project.model.version,
         profile=profile.name,
         engine=EngineSpec(
-            plan.recipe.engine, plan.versions, f"model/{artifact.model}", plan.options, plan.threads
+            plan.recipe.engine,
+            plan.versions,
+            f"model/{artifact.model}",
+            {**plan.options, **loading},
+            plan.threads,
         ),
         inputs=artifact.bound(bench.source.inputs),
         outputs=artifact.bound(bench.source.outputs),
