@@ -2,7 +2,7 @@
 
 A SEQPACKET socket pair: messages keep their bounds and order, so a `Drain` sent after a connection arrives after it.
 A packet is `J` and a JSON message, or one byte that says what kind of descriptor comes along, and some bytes about it:
-with a `CONNECTION`, those already read from it.
+with a `CONNECTION`, those already read from it; with a `SAMPLE` none: its memory holds all.
 """
 
 import asyncio
@@ -17,10 +17,12 @@ from device_agent import log
 from device_agent.update.events import Cause
 from edgekit.manifest import Sha256
 from edgekit.wire.messages import DeploymentWindow
+from edgekit.wire.samples import SamplePolicy
 
 MAX_PACKET_BYTES = 160 * 1024
 
 CONNECTION = b"C"
+SAMPLE = b"S"
 _MESSAGE = b"J"
 
 # Gets a descriptor, from now on its own, and the bytes that came with it.
@@ -63,7 +65,20 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     pass
 
 
-Message = Ready | Failed | Snapshot | Counted | Drain | Ping | Pong
+class Sampling(msgspec.Struct, frozen=True, tag="sampling"):
+    """What the worker may keep of its inputs from now on, and whether they drift by what the device finds."""
+
+    policies: tuple[SamplePolicy, ...] = ()
+    is_drifting: bool = False
+
+
+class PassedOver(msgspec.Struct, frozen=True, tag="passed-over"):
+    """So many inputs more that a policy wanted could not be kept without holding up answers."""
+
+    inputs: int
+
+
+Message = Ready | Failed | Snapshot | Counted | Drain | Ping | Pong | Sampling | PassedOver
 _DECODER = msgspec.json.Decoder(Message)
 
 

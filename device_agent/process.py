@@ -23,15 +23,19 @@ from device_agent.account import Account
 from device_agent.blocking import run_blocking
 from device_agent.channel import (
     CONNECTION,
+    SAMPLE,
     Channel,
     Counted,
     Drain,
     Failed,
     Message,
+    PassedOver,
     Ping,
     Pong,
     Ready,
+    Sampling,
     Snapshot,
+    Taker,
     untaken,
 )
 from device_agent.owed import IDLE, Owed, make_shared, taken_over
@@ -50,6 +54,7 @@ PING_TURNS = 20
 LATE_TURNS = 4
 # What a client gets to read a response on a connection that ends with it.
 LINGER_S = 1.0
+_NOTHING = Sampling()
 # The end of a process that says nothing of the bundle it ran: somebody ended it.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -76,10 +81,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Served:
-    """How to start workers of one deployment, and whom they give connections and counts to.
+    """How to start workers of one deployment, and whom they give connections, counts and samples to.
 
     Workers may not look into `state` but for their slot and `cache`, nor into what else is `private`. They run as `account`,
-    or as the agent's own user.
+    or as the agent's own user. `sampling` is what they may keep of their inputs: the same object until that changes.
     """
 
     deployment: str
@@ -89,6 +94,9 @@ class Served:
     cache: Path
     log_json: bool
     given_back: Callable[[int, bytes], None]
+    sampling: Callable[[], Sampling] = Sampling
+    sampled: Callable[[int], None] = os.close
+    passed_over: Callable[[int], None] = lambda _inputs: None
     account: Account | None = None
 
 
@@ -115,6 +123,7 @@ class WorkerProcess:
         self._first = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
         self._unanswered: int | None = None
+        self._may_keep = _NOTHING
 
     @property
     def pid(self) -> int:
@@ -167,7 +176,11 @@ class WorkerProcess:
         ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._owed = Owed(shared)
-            self._channel = Channel(ours, self._told, {CONNECTION: self._served.given_back}, lambda: None)
+            takers: dict[bytes, Taker] = {
+                CONNECTION: self._served.given_back,
+                SAMPLE: lambda descriptor, _about: self._served.sampled(descriptor),
+            }
+            self._channel = Channel(ours, self._told, takers, lambda: None)
             self._process = await asyncio.create_subprocess_exec(
                 *confined.command("device_agent.worker", self._bounds(), *self._words(shared)),
                 pass_fds=[self._theirs.fileno(), shared], stdout=asyncio.subprocess.DEVNULL, **options,
@@ -220,6 +233,8 @@ class WorkerProcess:
             self._refusal = message
         elif isinstance(message, Counted):
             self._counted(self, message.window)
+        elif isinstance(message, PassedOver):
+            self._served.passed_over(message.inputs)
 
     def tick(self) -> None:
         """One turn of the supervisor's clock: ask for counts, and whether it answers; end it if it does not, or if it
@@ -228,6 +243,7 @@ class WorkerProcess:
         if memory.resident(self.pid) > self._memory_limit:
             self._replace(f"it needed more than {self._memory_limit >> 20} MiB of memory")
             return
+        self._tell_sampling()
         if self._unanswered is None:
             self._unanswered = 0
             self._channel.send(Ping())
@@ -236,6 +252,11 @@ class WorkerProcess:
         self._unanswered += 1
         if self._unanswered == PING_TURNS:
             self._replace("it did not answer any more")
+
+    def _tell_sampling(self) -> None:
+        if (wanted := self._served.sampling()) is not self._may_keep and wanted != self._may_keep:
+            self._channel.send(wanted)
+        self._may_keep = wanted
 
     def _replace(self, why: str) -> None:
         """End it, and take its clients over."""

@@ -13,6 +13,8 @@ from typing import Any
 
 from device_agent import collector, identity, log
 from device_agent.collector import Collector
+from device_agent.commands.acts import Acts
+from device_agent.commands.desk import Desk, Speaker, extended
 from device_agent.conditions import Conditions
 from device_agent.config import Settings, Who
 from device_agent.front import Front
@@ -24,6 +26,8 @@ from device_agent.probe import Platform
 from device_agent.process import Served
 from device_agent.renewal import Renewal
 from device_agent.reporter import Numbers, Reporter
+from device_agent.samples.keeper import Keeper
+from device_agent.samples.store import Store
 from device_agent.spool import Spool
 from device_agent.status import StatusFile
 from device_agent.storage import Storage
@@ -38,6 +42,7 @@ from edgekit import __version__
 from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire import topics
 from edgekit.wire.messages import Order
+from edgekit.wire.samples import sample_url
 
 TICK_S = 0.5
 
@@ -93,6 +98,9 @@ class Agent:
         self._lookup = Lookup(state.metadata, known.file, who.clock, self._order_keys_heard)
         self._watch = Watch(self._lookup)
         self._source = Source(known.file.artifact_url, who.access, self._lookup.check)
+        self._samples = Keeper(
+            Store(state.samples), storage, who.clock, who.access, url=sample_url(known.file.enrol_url)
+        )
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
         self._workers: dict[str, Workers] = {}
@@ -115,6 +123,22 @@ class Agent:
             orders=self._orders,
             reconcilers=self._reconcilers,
             workers=self._workers,
+        )
+        self.restarting = asyncio.Event()
+        self._desk = Desk(
+            state,
+            storage,
+            self.conditions,
+            who.clock,
+            identity=lambda: extended(me, tuple(self._reconcilers)),
+            keys=lambda: self._orders.keys,
+            speaker=Speaker(
+                self._device,
+                self._boot,
+                self._numbers,
+                lambda payload: self._link.publish(topics.RESULT, payload),
+            ),
+            act=Acts(state, self._reconcilers, self.restarting.set, settings.account).act,
         )
         self._telling = Telling(subject, self._numbers, self._link, self._status)
         self._spool = Spool(state.spool)
@@ -139,6 +163,7 @@ class Agent:
         await self._orders.load()
         for name in dict.fromkeys((*self._names, *self._orders.added)):
             self._add(name)
+        await self._desk.load()
         self.conditions.changed = self._telling.describe
         self._storage.changed = self._storage_changed
         if self._start.error is not None:
@@ -160,6 +185,9 @@ class Agent:
             cache=folder.cache,
             log_json=self._settings.log_json,
             given_back=self._given_back,
+            sampling=lambda: self._samples.sampling(name),
+            sampled=lambda descriptor: self._samples.take(name, descriptor),
+            passed_over=self._samples.passed_over,
             account=self._settings.account,
         )
         made = Reconciler(
@@ -191,17 +219,25 @@ class Agent:
             self._follow(self._orders.order)
         self._front.start()
         self._link.start()
-        for work in (self._tick(), self._take_orders(), self._renewal.run(), self._watch.run()):
+        for work in (
+            self._tick(),
+            self._take_orders(),
+            self._renewal.run(),
+            self._watch.run(),
+            self._desk.run(),
+            self._samples.run(),
+        ):
             self._run(work)
         for reconciler in self._reconcilers.values():
             self._run(reconciler.run())
-        ended = asyncio.create_task(stopping.wait())
+        ends = [asyncio.create_task(event.wait()) for event in (stopping, self.restarting)]
         try:
             # A task that ends by itself has failed: better to end, and be started again, than to go on half.
-            while not ended.done() and not any(task.done() for task in self._running):
-                await asyncio.wait([*self._running, ended], return_when=asyncio.FIRST_COMPLETED, timeout=1)
+            while not any(task.done() for task in (*ends, *self._running)):
+                await asyncio.wait([*self._running, *ends], return_when=asyncio.FIRST_COMPLETED, timeout=1)
         finally:
-            ended.cancel()
+            for end in ends:
+                end.cancel()
             tasks = list(self._running)
             await self._end(tasks)
         for task in tasks:
@@ -234,6 +270,7 @@ class Agent:
                 workers.tick()
             self._telling.tick()
             self._reporter.tick()
+            self._desk.tick()
             self._look_at_the_clock()
 
     async def _take_orders(self) -> None:
@@ -280,11 +317,15 @@ class Agent:
         if leaf == topics.DESIRED and payload:
             self._newest_order = payload
             self._order_came.set()
+        elif leaf == topics.COMMAND and payload:
+            self._desk.heard(payload)
         elif leaf == topics.ACK:
+            self._desk.acknowledged(payload)
             for digest in self._reporter.acknowledged(payload):
                 self._tell_all(Acknowledged(digest))
 
     def _follow(self, order: Order) -> None:
+        self._samples.follow(order)
         if order.options.window_s is not None:
             self._reporter.window_s = order.options.window_s
         for name in order.added:
@@ -300,6 +341,8 @@ class Agent:
         self._tell_all(LinkUp(asyncio.get_running_loop().time()))
         self._telling.publish()
         self._reporter.link_up()
+        self._desk.link_up()
+        self._samples.nudge()
 
     def _link_down(self) -> None:
         self._tell_all(LinkDown(asyncio.get_running_loop().time()))

@@ -47,11 +47,14 @@ def write(
     files: dict[str, bytes | Path] = {f"model/{path.name}": path for path in artifact.files}
     test, members = selftest.made(bench, item, host)
     files |= members
+    guarded = bench.guarding.shipped(selftest.shipped(bench, item).samples)
+    if guarded is not None:
+        files |= guarded[1]
     loading = backends.get(plan.recipe.engine).loading(artifact.folder / artifact.model, plan)
     buckets = artifact.buckets(bench.source.buckets)
     entries: list[FileEntry] = [bundle.file_entry(path, data) for path, data in sorted(files.items())]
     content = Manifest(
-        format=manifest.FORMAT,
+        format=manifest.COMPACT_FORMAT if guarded is None else manifest.GUARD_FORMAT,
         name=bench.project.model.name,
         version=bench.project.model.version,
         profile=profile.name,
@@ -75,6 +78,7 @@ def write(
         tools=bench.keys.tools(plan),
         reference=_reference(bench, item),
         buckets=UNSET if buckets is None else _shipped(buckets),
+        guard=UNSET if guarded is None else guarded[0],
     )
     target = folder / content.filename
     digest = bundle.write(target, content, files)

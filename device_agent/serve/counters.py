@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgekit.manifest import Histogram, Manifest
 from edgekit.sketch import SketchBuilder
 from edgekit.tensors import Array
-from edgekit.wire.messages import DeploymentWindow
+from edgekit.wire.messages import GUARD_SHARE, DeploymentWindow, Moments
 
 SAMPLED = 512
 # Values put aside before somebody should sort them.
@@ -32,6 +32,7 @@ class Counters:
             for name, histogram in manifest.reference.outputs.items()
             if len(histogram.edges) > 1
         }
+        self._has_guard = bool(manifest.guard)
         self._random = np.random.default_rng()
         self._lock = threading.Lock()
         self._aside: dict[str, list[Array]] = {name: [] for name in self._edges}
@@ -39,7 +40,7 @@ class Counters:
         self._clear()
 
     def _clear(self) -> None:
-        self._requests = self._errors = self._rejected = self._resets = 0
+        self._requests = self._errors = self._rejected = self._resets = self._guarded = 0
         self._infer = SketchBuilder()
         self._request = SketchBuilder()
         self._outputs = {name: np.zeros(len(edges) - 1, np.int64) for name, edges in self._edges.items()}
@@ -55,6 +56,11 @@ class Counters:
     def rejected(self) -> None:
         with self._lock:
             self._rejected += 1
+
+    def guarded(self) -> None:
+        """An accepted request whose input is unfamiliar."""
+        with self._lock:
+            self._guarded += 1
 
     def reset(self) -> None:
         """A sequence began anew without being asked to."""
@@ -111,6 +117,8 @@ class Counters:
                 errors=self._errors,
                 rejected_inputs=self._rejected,
                 sequence_resets=self._resets,
+                guarded=self._guarded,
+                metrics={GUARD_SHARE: Moments(self._requests, self._guarded)} if self._has_guard else {},
                 infer_ms=self._infer.snapshot(),
                 request_ms=self._request.snapshot(),
                 outputs={
