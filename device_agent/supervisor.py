@@ -28,6 +28,7 @@ from device_agent.renewal import Renewal
 from device_agent.reporter import Numbers, Reporter
 from device_agent.samples.keeper import Keeper
 from device_agent.samples.store import Store
+from device_agent.sources.keeper import Ground, SourceKeeper
 from device_agent.spool import Spool
 from device_agent.status import StatusFile
 from device_agent.storage import Storage
@@ -111,6 +112,19 @@ class Agent:
         )
         hooks = LinkHooks(self._link_up, self._link_down, self._heard, self._renewal.nudge)
         self._link = Link(known.file.broker, who.access, self._device, self._boot, hooks)
+        self._sources = SourceKeeper(
+            Ground(
+                file=settings.file,
+                state=state,
+                device=self._device,
+                private=settings.private,
+                log_json=settings.log_json,
+                storage=storage,
+                conditions=self.conditions,
+                connect=lambda descriptor: self._given_back(descriptor, b""),
+                changed=self._describe,
+            )
+        )
         subject = Subject(
             device=self._device,
             boot=self._boot,
@@ -123,6 +137,7 @@ class Agent:
             orders=self._orders,
             reconcilers=self._reconcilers,
             workers=self._workers,
+            sources=self._sources,
         )
         self.restarting = asyncio.Event()
         self._desk = Desk(
@@ -206,6 +221,9 @@ class Agent:
         self._workers[name] = made.workers
         return made
 
+    def _describe(self) -> None:
+        self._telling.describe()
+
     def _given_back(self, descriptor: int, prefix: bytes) -> None:
         self._front.given_back(descriptor, prefix)
 
@@ -226,6 +244,7 @@ class Agent:
             self._watch.run(),
             self._desk.run(),
             self._samples.run(),
+            self._sources.run(),
         ):
             self._run(work)
         for reconciler in self._reconcilers.values():
@@ -252,6 +271,7 @@ class Agent:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await self._sources.close()
         await asyncio.gather(self._front.close(), *(workers.close() for workers in self._workers.values()))
         self._reporter.close_window()
         self._reporter.tick()
@@ -268,6 +288,7 @@ class Agent:
             await asyncio.sleep(TICK_S)
             for workers in self._workers.values():
                 workers.tick()
+            self._sources.tick()
             self._telling.tick()
             self._reporter.tick()
             self._desk.tick()
