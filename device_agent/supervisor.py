@@ -13,6 +13,8 @@ from typing import Any
 
 from device_agent import collector, identity, log
 from device_agent.collector import Collector
+from device_agent.commands.acts import Acts
+from device_agent.commands.desk import Desk, Speaker, extended
 from device_agent.conditions import Conditions
 from device_agent.config import Settings, Who
 from device_agent.front import Front
@@ -28,6 +30,7 @@ from device_agent.samples.keeper import Keeper
 from device_agent.samples.store import Store
 from device_agent.shadow.keeper import Means
 from device_agent.shadow.shadows import Shadows
+from device_agent.sources.keeper import Ground, SourceKeeper
 from device_agent.spool import Spool
 from device_agent.status import StatusFile
 from device_agent.storage import Storage
@@ -119,6 +122,19 @@ class Agent:
         )
         hooks = LinkHooks(self._link_up, self._link_down, self._heard, self._renewal.nudge)
         self._link = Link(known.file.broker, who.access, self._device, self._boot, hooks)
+        self._sources = SourceKeeper(
+            Ground(
+                file=settings.file,
+                state=state,
+                device=self._device,
+                private=settings.private,
+                log_json=settings.log_json,
+                storage=storage,
+                conditions=self.conditions,
+                connect=lambda descriptor: self._given_back(descriptor, b""),
+                changed=self._describe,
+            )
+        )
         subject = Subject(
             device=self._device,
             boot=self._boot,
@@ -132,6 +148,23 @@ class Agent:
             reconcilers=self._reconcilers,
             workers=self._workers,
             shadows=self._shadows,
+            sources=self._sources,
+        )
+        self.restarting = asyncio.Event()
+        self._desk = Desk(
+            state,
+            storage,
+            self.conditions,
+            who.clock,
+            identity=lambda: extended(me, tuple(self._reconcilers)),
+            keys=lambda: self._orders.keys,
+            speaker=Speaker(
+                self._device,
+                self._boot,
+                self._numbers,
+                lambda payload: self._link.publish(topics.RESULT, payload),
+            ),
+            act=Acts(state, self._reconcilers, self.restarting.set, settings.account).act,
         )
         self._telling = Telling(subject, self._numbers, self._link, self._status)
         self._spool = Spool(state.spool)
@@ -156,6 +189,7 @@ class Agent:
         await self._orders.load()
         for name in dict.fromkeys((*self._names, *self._orders.added)):
             self._add(name)
+        await self._desk.load()
         self.conditions.changed = self._telling.describe
         self._storage.changed = self._storage_changed
         if self._start.error is not None:
@@ -199,6 +233,9 @@ class Agent:
         self._shadows.add(name, served, made.workers)
         return made
 
+    def _describe(self) -> None:
+        self._telling.describe()
+
     def _given_back(self, descriptor: int, prefix: bytes) -> None:
         self._front.given_back(descriptor, prefix)
 
@@ -217,18 +254,21 @@ class Agent:
             self._take_orders(),
             self._renewal.run(),
             self._watch.run(),
+            self._desk.run(),
             self._samples.run(),
+            self._sources.run(),
         ):
             self._run(work)
         for follower in (*self._reconcilers.values(), *self._shadows):
             self._run(follower.run())
-        ended = asyncio.create_task(stopping.wait())
+        ends = [asyncio.create_task(event.wait()) for event in (stopping, self.restarting)]
         try:
             # A task that ends by itself has failed: better to end, and be started again, than to go on half.
-            while not ended.done() and not any(task.done() for task in self._running):
-                await asyncio.wait([*self._running, ended], return_when=asyncio.FIRST_COMPLETED, timeout=1)
+            while not any(task.done() for task in (*ends, *self._running)):
+                await asyncio.wait([*self._running, *ends], return_when=asyncio.FIRST_COMPLETED, timeout=1)
         finally:
-            ended.cancel()
+            for end in ends:
+                end.cancel()
             tasks = list(self._running)
             await self._end(tasks)
         for task in tasks:
@@ -243,6 +283,7 @@ class Agent:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await self._sources.close()
         await asyncio.gather(self._front.close(), *(workers.close() for workers in self._workers.values()))
         self._reporter.close_window()
         self._reporter.tick()
@@ -260,8 +301,10 @@ class Agent:
             for workers in self._workers.values():
                 workers.tick()
             self._shadows.tick()
+            self._sources.tick()
             self._telling.tick()
             self._reporter.tick()
+            self._desk.tick()
             self._look_at_the_clock()
 
     async def _take_orders(self) -> None:
@@ -308,7 +351,10 @@ class Agent:
         if leaf == topics.DESIRED and payload:
             self._newest_order = payload
             self._order_came.set()
+        elif leaf == topics.COMMAND and payload:
+            self._desk.heard(payload)
         elif leaf == topics.ACK:
+            self._desk.acknowledged(payload)
             for digest in self._reporter.acknowledged(payload):
                 self._tell_all(Acknowledged(digest))
 
@@ -331,6 +377,7 @@ class Agent:
         self._tell_all(LinkUp(asyncio.get_running_loop().time()))
         self._telling.publish()
         self._reporter.link_up()
+        self._desk.link_up()
         self._samples.nudge()
 
     def _link_down(self) -> None:

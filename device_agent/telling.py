@@ -17,6 +17,7 @@ from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
 from device_agent.reporter import Numbers, Vitals
 from device_agent.shadow.shadows import Shadows
+from device_agent.sources.keeper import SourceKeeper
 from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
 from device_agent.update.reconciler import Reconciler
 from device_agent.workers import Workers
@@ -42,6 +43,7 @@ class Subject:
     reconcilers: Mapping[str, Reconciler]
     workers: Mapping[str, Workers]
     shadows: Shadows
+    sources: SourceKeeper
 
 
 class Telling:
@@ -93,7 +95,7 @@ class Telling:
 
     def vitals(self) -> Vitals:
         workers = self._of.workers.values()
-        pids = [one.serving.pid for one in workers if one.serving is not None]
+        pids = [one.serving.pid for one in workers if one.serving is not None] + self._of.sources.pids
         return Vitals(
             cpu_percent=self._cpu.percent(),
             memory_mb=health.tree_memory_mb([os.getpid(), *pids, *self._of.shadows.pids()]),
@@ -135,4 +137,6 @@ class Telling:
         task.add_done_callback(self._writing.discard)
 
     def _status_now(self, reported: Reported) -> AgentStatus:
-        return AgentStatus(reported, self._of.http, self._link.is_up, datetime.now(UTC))
+        return AgentStatus(
+            reported, self._of.http, self._link.is_up, datetime.now(UTC), self._of.sources.told()
+        )

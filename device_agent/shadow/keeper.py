@@ -226,7 +226,9 @@ class Shadow:
             raise JobError("this profile runs one model at a time", Cause.ORDER)
         while (serving := self._serving_digest()) in (None, wanted.bundle.sha256):
             # Looked at again: after a rollback something else may serve.
-            told: tuple[ShadowState, str] = ("served", "it is what serves") if serving else ("waiting", "nothing serves")
+            told: tuple[ShadowState, str] = (
+                ("served", "it is what serves") if serving else ("waiting", "nothing serves")
+            )
             self._tell(wanted, *told)
             await asyncio.sleep(FIRST_PAUSE_S)
         await self._prepare(wanted)
@@ -244,7 +246,7 @@ class Shadow:
         self._tell(wanted, "selftest", "")
         await run_blocking(lambda: durable.make_folder(self._folder.cache, sync=False))
         verdict = await selftest.run(
-            self._folder, SLOT, None, account=self._account, outputs_only=True, is_idle=True
+            self._folder, SLOT, None, account=self._account, outputs_only=True, is_patient=True
         )
         if not verdict.passed:
             if verdict.cause is Cause.LOST:

@@ -181,7 +181,9 @@ def compare(tmp_path, tools, make_bundle):
     """Live inputs of one bundle compared by the shadow of another; the windows that it told."""
 
     def run(served_seed, shadow_seed, *, is_raw=True, spoil=None, count=6):
-        served = tools.staged(DeploymentFolder(tmp_path / "served"), make_bundle(version="1", seed=served_seed))
+        served = tools.staged(
+            DeploymentFolder(tmp_path / "served"), make_bundle(version="1", seed=served_seed)
+        )
         other = tools.staged(DeploymentFolder(tmp_path / "other"), make_bundle(version="2", seed=shadow_seed))
         shadow = process.Shadow(other, tmp_path)
         manifest = process.slots.load_checked(served)[1]
@@ -239,5 +241,7 @@ def test_the_shadows_process_is_at_idle_priority():
         "import os; from device_agent.shadow.idle import be_idle; be_idle();"
         "print(os.sched_getscheduler(0) == os.SCHED_IDLE, os.getpriority(os.PRIO_PROCESS, 0))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
     assert found.stdout.split() == ["True", "19"]
