@@ -4,7 +4,7 @@ The agent writes its status at every change, and where the file lies in memory a
 written at changes only, and never synced: it is made anew by the next start.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from device_agent import durable
+from device_agent.drift import Level
 from device_agent.folder import StateFolder
 from device_agent.hardware import difference, look, root
 from device_agent.identity import DeviceIdentity
@@ -22,15 +23,18 @@ from edgekit.wire.messages import Condition, DeploymentReport, Reported
 
 HEARTBEAT_S = 10.0
 _NAME = "status.json"
+# Lines on drift, of one deployment.
+_SHOWN = 6
 
 
 class AgentStatus(msgspec.Struct, frozen=True):
-    """`status.json`: the device as it last described itself."""
+    """`status.json`: the device as it last described itself, and how far what it meets has moved, by deployment."""
 
     reported: Reported
     http: str
     is_online: bool
     written: datetime
+    drift: dict[str, dict[str, Level]] = {}
 
 
 class StatusFile:
@@ -130,6 +134,7 @@ class StatusView(msgspec.Struct, frozen=True):
     age_s: float
     reported: Reported
     identity: "IdentityView | None" = None
+    drift: dict[str, dict[str, Level]] = {}
 
 
 def read(state: StateFolder) -> StatusView:
@@ -143,6 +148,7 @@ def read(state: StateFolder) -> StatusView:
         age_s=round((datetime.now(UTC) - status.written).total_seconds(), 1),
         reported=status.reported,
         identity=identity_of(state),
+        drift=status.drift,
     )
 
 
@@ -184,6 +190,7 @@ def render(view: StatusView) -> str:
             lines.append(f"  fetched  {got.sha256[:12]} {way}, {got.size_bytes} bytes")
         if deployment.reason:
             lines.append(f"  reason   {deployment.reason}")
+        lines += [f"  drift    {line}" for line in _drift(view.drift.get(name, {}))]
         lines += [
             f"  {line}" for line in _conditions([c for c in reported.conditions if c.deployment == name])
         ]
@@ -212,6 +219,20 @@ def _conditions(conditions: Sequence[Condition]) -> list[str]:
         whose = f"{condition.deployment}: " if condition.deployment else ""
         lines.append(f"wrong    {whose}{condition.code} since {since}: {condition.detail}")
     return lines
+
+
+def _drift(levels: Mapping[str, Level]) -> list[str]:
+    """The index of each thing, now and over the day; what moved most first."""
+    ordered = sorted(levels.items(), key=lambda item: (-(item[1].now or 0.0), item[0]))
+    shown = [
+        f"{label}: {_index(level.now)} now, {_index(level.day)} over the day"
+        for label, level in ordered[:_SHOWN]
+    ]
+    return shown + ([f"and {len(ordered) - _SHOWN} more"] if len(ordered) > _SHOWN else [])
+
+
+def _index(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
 
 
 def _runs(deployment: DeploymentReport) -> str:

@@ -11,10 +11,11 @@ import os
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from device_agent import collector, identity, log
+from device_agent import collector, drift, identity, log
 from device_agent.collector import Collector
 from device_agent.conditions import Conditions
 from device_agent.config import Settings, Who
+from device_agent.drift import Tracks
 from device_agent.front import Front
 from device_agent.identity import Start
 from device_agent.link import Link, LinkHooks
@@ -37,7 +38,7 @@ from device_agent.workers import Workers
 from edgekit import __version__
 from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire import topics
-from edgekit.wire.messages import Order
+from edgekit.wire.messages import DeploymentWindow, Order
 
 TICK_S = 0.5
 
@@ -90,6 +91,7 @@ class Agent:
         self._newest_order: bytes | None = None
         self._order_came = asyncio.Event()
         self._collector = Collector()
+        self._drift = Tracks()
         self._lookup = Lookup(state.metadata, known.file, who.clock, self._order_keys_heard)
         self._watch = Watch(self._lookup)
         self._source = Source(known.file.artifact_url, who.access, self._lookup.check)
@@ -115,6 +117,7 @@ class Agent:
             orders=self._orders,
             reconcilers=self._reconcilers,
             workers=self._workers,
+            drift=self._drift,
         )
         self._telling = Telling(subject, self._numbers, self._link, self._status)
         self._spool = Spool(state.spool)
@@ -125,7 +128,7 @@ class Agent:
             storage,
             self._spool,
             window_s=settings.window_s,
-            close_window=lambda: self._collector.close_window(self._telling.loaded().items()),
+            close_window=self._window_closed,
             vitals=self._telling.vitals,
             send=lambda payload: self._link.publish(topics.TELEMETRY, payload),
             set_aside=lambda: self.conditions.notice(
@@ -308,5 +311,10 @@ class Agent:
         for reconciler in self._reconcilers.values():
             reconciler.tell(event)
 
+    def _window_closed(self) -> tuple[DeploymentWindow, ...]:
+        closed = self._collector.close_window(self._telling.loaded().items())
+        return self._drift.judged(closed, self._telling.references())
+
     def _metrics(self) -> str:
-        return collector.prometheus(self._collector.totals, self._telling.loaded())
+        served = collector.prometheus(self._collector.totals, self._telling.loaded())
+        return served + drift.prometheus(self._drift.levels)

@@ -10,6 +10,7 @@ from device_agent import health
 from device_agent.clock import Clock
 from device_agent.conditions import Conditions
 from device_agent.config import Settings
+from device_agent.drift import Tracks
 from device_agent.link import Link
 from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
@@ -18,7 +19,7 @@ from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
 from device_agent.update.reconciler import Reconciler
 from device_agent.workers import Workers
 from edgekit import __version__
-from edgekit.manifest import FORMAT
+from edgekit.manifest import FORMAT, Reference
 from edgekit.wire import messages, topics
 from edgekit.wire.messages import Boot, DeploymentReport, Reported
 
@@ -38,6 +39,7 @@ class Subject:
     orders: OrderBook
     reconcilers: Mapping[str, Reconciler]
     workers: Mapping[str, Workers]
+    drift: Tracks
 
 
 class Telling:
@@ -87,6 +89,11 @@ class Telling:
             for name, workers in self._of.workers.items()
         }
 
+    def references(self) -> dict[str, Reference]:
+        """What each loaded bundle was judged on, by digest."""
+        serving = [one.serving.ready for one in self._of.workers.values() if one.serving is not None]
+        return {ready.digest: ready.reference for ready in serving if ready is not None}
+
     def vitals(self) -> Vitals:
         workers = self._of.workers.values()
         pids = [one.serving.pid for one in workers if one.serving is not None]
@@ -130,4 +137,5 @@ class Telling:
         task.add_done_callback(self._writing.discard)
 
     def _status_now(self, reported: Reported) -> AgentStatus:
-        return AgentStatus(reported, self._of.http, self._link.is_up, datetime.now(UTC))
+        levels = {name: dict(known) for name, known in self._of.drift.levels.items() if known}
+        return AgentStatus(reported, self._of.http, self._link.is_up, datetime.now(UTC), levels)

@@ -42,6 +42,9 @@ WindowSeconds = Annotated[float, Meta(ge=0, le=MAX_WINDOW_S)]
 MAX_METRICS = 32
 MetricName = Annotated[str, Meta(pattern=r"^(drift_psi|metric:[A-Za-z0-9_.-]{1,64})$")]
 Finite = Annotated[float, Meta(ge=-1e15, le=1e15)]
+# What was wrong with an input: `edgekit.errors.InputError.kind`.
+AnomalyKind = Annotated[str, Meta(pattern=r"^[a-z][a-z-]{0,31}$")]
+Index = Annotated[float, Meta(ge=0, le=1e6)]
 
 
 class Boot(msgspec.Struct, frozen=True, order=True):
@@ -196,6 +199,10 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     `sequence_resets` are requests that meant to go on with a sequence whose state was gone. `metrics` are what gates may
     name: `drift_psi` (the largest population stability index over the inputs, once per window) and `metric:NAME`, which
     the application reports.
+
+    `inputs`, `outputs` and `confidence` are counts over the bins of the bundle's reference, under its labels. `drift` is
+    how far each of them is from it now, as `inputs/NAME`; what is missing there is not known. `anomalies` counts, by
+    kind, inputs that were refused, and others that were answered and are unlike all that the model was judged on.
     """
 
     deployment: Name
@@ -210,6 +217,9 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     inputs: Annotated[dict[Label, Histogram], Meta(max_length=256)] = {}
     outputs: Annotated[dict[Label, Histogram], Meta(max_length=256)] = {}
     metrics: Annotated[dict[MetricName, Moments], Meta(max_length=MAX_METRICS)] = {}
+    confidence: Annotated[dict[Label, Histogram], Meta(max_length=64)] = {}
+    anomalies: Annotated[dict[AnomalyKind, Count], Meta(max_length=32)] = {}
+    drift: Annotated[dict[Label, Index], Meta(max_length=256)] = {}
 
 
 class Report(msgspec.Struct, frozen=True):

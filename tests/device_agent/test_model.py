@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agent.serve.counters import FOLD_AT, SAMPLED, Counters
+from device_agent.serve.binned import FOLD_AT, SAMPLED
+from device_agent.serve.counters import Counters
 from device_agent.serve.door import BusyError, Door
 from device_agent.serve.judged import Judged
 from device_agent.serve.model import EngineHungError, NotFiniteError, ServedModel
@@ -251,32 +252,34 @@ def test_a_reset_is_told_and_counted():
 
 def test_a_large_map_is_sampled_and_a_small_output_counted_whole():
     counters = Counters("d", "0" * 64, manifest())
-    counters.answered(1.0, {"y": np.full((1, 10), 3.0, np.float32)})
+    counters.answered(1.0, {}, {"y": np.full((1, 10), 3.0, np.float32)})
     assert counters.snapshot().outputs["y"].counts == [0, 10]
-    counters.answered(1.0, {"y": np.full((1, 512, 512, 21), -3.0, np.float32)})
+    counters.answered(1.0, {}, {"y": np.full((1, 512, 512, 21), -3.0, np.float32)})
     assert counters.snapshot().outputs["y"].counts == [SAMPLED, 0]
 
 
 def test_what_is_put_aside_between_two_folds_is_bounded():
     counters = Counters("d", "0" * 64, manifest())
-    due = [counters.answered(1.0, {"y": np.zeros((1, 4096), np.float32)}) for _ in range(FOLD_AT // SAMPLED)]
+    due = [
+        counters.answered(1.0, {}, {"y": np.zeros((1, 4096), np.float32)}) for _ in range(FOLD_AT // SAMPLED)
+    ]
     assert due == [False] * (len(due) - 1) + [True]
     counters.fold()
-    assert counters._aside_size == 0
+    assert counters._binned._aside_size == 0
 
 
 def test_a_sample_is_like_the_whole():
     counters = Counters("d", "0" * 64, manifest())
     values = np.where(np.arange(100_000) % 4 == 0, -1.0, 1.0).astype(np.float32)
     for _ in range(200):
-        counters.answered(1.0, {"y": values})
+        counters.answered(1.0, {}, {"y": values})
     below, above = counters.snapshot().outputs["y"].counts
     assert 0.23 < below / (below + above) < 0.27
 
 
 def test_not_a_number_is_in_no_bin():
     counters = Counters("d", "0" * 64, manifest())
-    counters.answered(1.0, {"y": np.array([np.nan, 1.0, np.inf], np.float32)})
+    counters.answered(1.0, {}, {"y": np.array([np.nan, 1.0, np.inf], np.float32)})
     window = counters.snapshot()
     assert window.outputs["y"].counts == [0, 1]
     assert msgspec.json.encode(window)
