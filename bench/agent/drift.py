@@ -144,7 +144,7 @@ def _counted(values: Values, reference: Histogram) -> NDArray[np.int64]:
     return np.bincount(place, minlength=devices * windows * bins).reshape(devices, windows, bins)
 
 
-def _looks(
+def _looks(  # noqa: PLR0917  # one device's, in the order of the others
     counts: NDArray[np.int64],
     has_request: NDArray[np.bool_],
     values: Values,
