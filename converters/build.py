@@ -92,6 +92,7 @@ def build(
         # Read everything that the user gave before the first conversion.
         bench.source, bench.metric, bench.standard.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
         bench.standard.check_labels()
+        bench.guarding.fitted  # noqa: B018  # likewise
         host = this_host()
         targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
         for target in targets:
@@ -241,10 +242,18 @@ def _trials(target: Target, options: Options) -> int:
 
 
 def _plans(bench: Workbench, loaded: Profile, options: Options) -> list[Plan]:
-    native = bench.source.native
-    if native is None:
-        return recipes.plans(loaded, options.recipes)
-    return recipes.as_is(loaded, native.engine, native.precision, native.what, options.recipes)
+    native, quantized = bench.source.native, bench.source.quantized
+    if native is not None:
+        return recipes.as_is(loaded, native.engine, native.precision, native.what, options.recipes)
+    if quantized is not None:
+        return recipes.of_quantized(
+            loaded,
+            quantized.what,
+            options.recipes,
+            is_widened=quantized.is_widened,
+            most_bytes=quantized.most_bytes,
+        )
+    return recipes.plans(loaded, options.recipes)
 
 
 def _sheet(bench: Workbench, outcome: ProfileResult, host: Host, missed: str, built: str) -> Sheet:
@@ -276,6 +285,7 @@ def _notes(
         bench.standard.padding_note,
         bench.judging.metric_note,
         bench.data.shift_note,
+        bench.guarding.note,
         bench.standard.default_note if is_default_limit else "",
         footing.note(loaded.name),
     )

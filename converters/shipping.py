@@ -69,7 +69,9 @@ def _written(
     emulated = emulation.of_build(
         written.path, outcome.profile, host.where(item.plan), options.cache, bench.tell
     )
-    predicate = msgspec.structs.replace(predicate, emulation=emulated, built=built)
+    predicate = msgspec.structs.replace(
+        predicate, emulation=emulated, built=built, guard=bench.guarding.evidence
+    )
     write_whole(
         evidence.beside(written.path),
         evidence.encode(evidence.statement(written.path.name, written.sha256, predicate)),
@@ -77,6 +79,8 @@ def _written(
     path = folder / written.path.name
     row = BundleRow(path, written.sha256, written.size_bytes)
     told = result.bundle_json(outcome, item, row, bench.metric)
+    if predicate.guard is not None:
+        told["guard"] = msgspec.to_builtins(predicate.guard)
     if emulated is not None:
         told["emulation"] = msgspec.to_builtins(emulated)
         if emulated.outcome == "failed":

@@ -1,15 +1,18 @@
 """`edgekit agent`: a thin skin over the agent, the status file and the doctor."""
 
 import asyncio
+import os
+import sys
 from pathlib import Path
 
 import click
 import msgspec
 
+from device_agent import account, agentfile, log, start, status
 from device_agent import doctor as doctors
-from device_agent import log, start, status
 from device_agent.config import Settings
 from device_agent.folder import StateFolder
+from device_agent.install.commands import install, uninstall
 from device_agent.listen import Credentials, credentials
 from edgekit.errors import UsageError
 
@@ -19,12 +22,21 @@ _STATE = click.option(
     required=True,
     help="The agent's state folder.",
 )
+_CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file with sources and sinks; by default agent.toml in the state folder, if there is one.",
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
 @click.group()
 def agent() -> None:
     """Run the agent on a device, and look at it."""
+
+
+agent.add_command(install)
+agent.add_command(uninstall)
 
 
 @agent.command(
@@ -40,6 +52,7 @@ def agent() -> None:
     "--name", default="", help="The device's name, where the file is for many; by default its serial number."
 )
 @_STATE
+@_CONFIG
 @click.option(
     "--http",
     multiple=True,
@@ -75,11 +88,16 @@ def agent() -> None:
     is_flag=True,
     help="Serve a committed model even if it fails its golden data under newer engines.",
 )
+@click.option(
+    "--worker-user",
+    help="Run what loads models as this user; 'edgekit agent install' makes one that sees no key.",
+)
 def run(
     *,
     enrolment: Path | None,
     name: str,
     state: Path,
+    config: Path | None,
     http: tuple[str, ...],
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -88,9 +106,13 @@ def run(
     window: float,
     log_json: bool,
     serves_despite: bool,
+    worker_user: str | None,
 ) -> None:
     """Enrol if needed, then serve models, follow the fleet's orders and report, until told to end."""
+    # What it was started with: some of it is taken out, so that what it starts does not learn it.
+    environment = dict(os.environ)
     log.set_up(as_json=log_json)
+    file = agentfile.read(state.absolute(), config)
     settings = Settings(
         state=StateFolder(state.absolute()),
         http=http,
@@ -100,10 +122,20 @@ def run(
         window_s=window,
         log_json=log_json,
         serves_despite_change=serves_despite,
-        private=tuple(path.absolute() for path in (enrolment, tls_key, token_file) if path is not None),
+        private=(
+            *(path.absolute() for path in (enrolment, tls_key, token_file) if path is not None),
+            *file.secrets,
+        ),
         name=name,
+        file=file,
+        account=account.take(worker_user) if worker_user else None,
     )
-    asyncio.run(start.run(settings))
+    if asyncio.run(start.run(settings)):
+        # The same process with the same words: to whoever started it, it never ended.
+        log.event("agent starts again")
+        if settings.account is not None:
+            account.hand_on()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606  # no shell, its own words
 
 
 def _secured(cert: Path | None, key: Path | None, token: Path | None) -> Credentials | None:
@@ -125,10 +157,11 @@ def status_command(*, state: Path, as_json: bool) -> None:
 
 @agent.command(epilog="Example:  edgekit agent doctor --state /var/lib/edgekit")
 @_STATE
+@_CONFIG
 @_JSON
 @click.option("--profile", help="A hardware profile's name or .toml file, as for 'run'.")
-def doctor(*, state: Path, as_json: bool, profile: str | None) -> int:
+def doctor(*, state: Path, config: Path | None, as_json: bool, profile: str | None) -> int:
     """Check engines, disk, clock, identity and the link to the fleet; exit code 1 if something is wrong."""
-    checks = asyncio.run(doctors.examine(StateFolder(state), profile))
+    checks = asyncio.run(doctors.examine(StateFolder(state), profile, config))
     click.echo(msgspec.json.encode(checks) if as_json else doctors.render(checks))
     return 1 if any(check.state == "bad" for check in checks) else 0

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from edgekit import sketch
 from edgekit.manifest import Histogram
-from edgekit.wire.messages import DeploymentWindow
+from edgekit.wire.messages import DeploymentWindow, Moments
 
 Key = tuple[str, str | None]
 
@@ -30,7 +30,15 @@ def merge(first: DeploymentWindow, second: DeploymentWindow) -> DeploymentWindow
         outputs=_merge_histograms(first.outputs, second.outputs),
         confidence=_merge_histograms(first.confidence, second.confidence),
         anomalies=dict(Counter(first.anomalies) + Counter(second.anomalies)),
+        metrics=_merge_moments(first.metrics, second.metrics),
+        guarded=first.guarded + second.guarded,
     )
+
+
+def _merge_moments(first: Mapping[str, Moments], second: Mapping[str, Moments]) -> dict[str, Moments]:
+    none = Moments()
+    sides = {name: (first.get(name, none), second.get(name, none)) for name in (*first, *second)}
+    return {name: Moments(a.count + b.count, a.total + b.total) for name, (a, b) in sides.items()}
 
 
 def _merge_histograms(
@@ -75,6 +83,7 @@ _COUNTERS = (
     ("requests", "edgekit_requests_total", "Accepted requests."),
     ("errors", "edgekit_errors_total", "Engine failures, timeouts and worker deaths."),
     ("rejected_inputs", "edgekit_rejected_inputs_total", "Requests whose input did not fit the model."),
+    ("guarded", "edgekit_guarded_total", "Accepted requests whose input the guard found unfamiliar."),
     ("worker_deaths", "edgekit_worker_deaths_total", "Worker processes that died."),
     ("sequence_resets", "edgekit_sequence_resets_total", "Requests whose sequence's state was gone."),
 )

@@ -1,4 +1,4 @@
-"""The link to the fleet: the only module that speaks MQTT.
+"""The link to the fleet; besides `sources/broker.py` the only module that speaks MQTT.
 
 Always true
  1. A broken or absent broker never stops anything else: the link tries again, with back-off and jitter, for ever.
@@ -133,6 +133,7 @@ class Link:
         if client is None or not self.is_up:
             return False
         result = client.publish(topics.of(self._device, leaf), payload, qos=1, retain=retain)
+        log.detail("said", leaf=leaf, size=len(payload), sent=result.rc is MQTTErrorCode.MQTT_ERR_SUCCESS)
         return result.rc is MQTTErrorCode.MQTT_ERR_SUCCESS
 
     async def stop(self, patience_s: float = 2.0) -> None:
@@ -213,7 +214,7 @@ class Link:
         client.on_disconnect = self._on_disconnect
         # paho 2.2.0 otherwise lets whoever publishes write to the socket, beside the link's own thread: what one has
         # half written the other writes once more, and the broker ends the connection over a malformed packet.
-        client.on_socket_register_write = _leave_writing_to_the_loop
+        client.on_socket_register_write = leave_writing_to_the_loop
         return client
 
     def _on_connect(
@@ -230,13 +231,18 @@ class Link:
             return
         self._was_taken = True
         client.subscribe(
-            [(topics.of(self._device, topics.DESIRED), 1), (topics.of(self._device, topics.ACK), 0)]
+            [
+                (topics.of(self._device, topics.DESIRED), 1),
+                (topics.of(self._device, topics.COMMAND), 1),
+                (topics.of(self._device, topics.ACK), 0),
+            ]
         )
         self._in_loop(self._came_up)
 
     def _on_message(self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
         parsed = topics.parse(message.topic)
         if parsed is not None and parsed[0] == self._device:
+            log.detail("heard", leaf=parsed[1], size=len(message.payload))
             self._in_loop(self._hooks.message, parsed[1], bytes(message.payload))
 
     def _on_disconnect(
@@ -274,7 +280,7 @@ class Link:
             self._hooks.down()
 
 
-def _leave_writing_to_the_loop(_client: mqtt.Client, _userdata: object, _sock: object) -> None:
+def leave_writing_to_the_loop(_client: mqtt.Client, _userdata: object, _sock: object) -> None:
     """The loop looks at what waits by itself."""
 
 

@@ -11,6 +11,9 @@ import mmap
 import os
 import signal
 import socket
+import threading
+
+from device_agent.account import Account
 
 # Beyond as many descriptors nothing is noted, and the client sees its connection end.
 SIZE = 64 * 1024
@@ -49,22 +52,37 @@ def make_shared() -> int:
     return descriptor
 
 
-def taken_over(pid: int, board: Owed) -> list[tuple[socket.socket, int]]:
+def taken_over(pid: int, board: Owed, account: Account | None = None) -> list[tuple[socket.socket, int]]:
     """The connections of process `pid` and their states; the process is stopped and must be ended.
 
-    Empty where the kernel or a sandbox does not allow it: then the clients see their connections end.
+    The process runs as `account`, or as this process's own user. Empty where the kernel or a sandbox does not allow it: then the clients see their connections end.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     found: list[tuple[socket.socket, int]] = []
     with contextlib.suppress(OSError):
         process = os.pidfd_open(pid)
         try:
             # It must not wake up and begin an answer of its own.
             os.kill(pid, signal.SIGSTOP)
-            for number, state in board.noted():
-                copy = libc.syscall(_PIDFD_GETFD, process, number, 0)
-                if copy >= 0:
-                    found.append((socket.socket(fileno=copy), state))
+            if account is None:
+                _copy(process, board, found)
+            else:
+                # Only a process of the same user may be looked into (ptrace(2), PTRACE_MODE_ATTACH).
+                thread = threading.Thread(target=_copy_as, args=(account, process, board, found))
+                thread.start()
+                thread.join()
         finally:
             os.close(process)
     return found
+
+
+def _copy_as(account: Account, process: int, board: Owed, found: list[tuple[socket.socket, int]]) -> None:
+    with contextlib.suppress(OSError):
+        account.acting(lambda: _copy(process, board, found))
+
+
+def _copy(process: int, board: Owed, found: list[tuple[socket.socket, int]]) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    for number, state in board.noted():
+        copy = libc.syscall(_PIDFD_GETFD, process, number, 0)
+        if copy >= 0:
+            found.append((socket.socket(fileno=copy), state))

@@ -19,18 +19,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_agent import confined, log, memory
+from device_agent.account import Account
 from device_agent.blocking import run_blocking
 from device_agent.channel import (
     CONNECTION,
+    SAMPLE,
     Channel,
     Counted,
     Drain,
     Failed,
     Message,
+    PassedOver,
     Ping,
     Pong,
     Ready,
+    Sampling,
     Snapshot,
+    Taker,
     untaken,
 )
 from device_agent.owed import IDLE, Owed, make_shared, taken_over
@@ -49,6 +54,7 @@ PING_TURNS = 20
 LATE_TURNS = 4
 # What a client gets to read a response on a connection that ends with it.
 LINGER_S = 1.0
+_NOTHING = Sampling()
 # The end of a process that says nothing of the bundle it ran: somebody ended it.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -75,9 +81,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Served:
-    """How to start workers of one deployment, and whom they give connections and counts to.
+    """How to start workers of one deployment, and whom they give connections, counts and samples to.
 
-    Workers may not look into `state` but for their slot and `cache`, nor into what else is `private`.
+    Workers may not look into `state` but for their slot and `cache`, nor into what else is `private`. They run as `account`,
+    or as the agent's own user. `sampling` is what they may keep of their inputs: the same object until that changes.
     """
 
     deployment: str
@@ -87,6 +94,10 @@ class Served:
     cache: Path
     log_json: bool
     given_back: Callable[[int, bytes], None]
+    sampling: Callable[[], Sampling] = Sampling
+    sampled: Callable[[int], None] = os.close
+    passed_over: Callable[[int], None] = lambda _inputs: None
+    account: Account | None = None
 
 
 class WorkerProcess:
@@ -112,6 +123,7 @@ class WorkerProcess:
         self._first = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
         self._unanswered: int | None = None
+        self._may_keep = _NOTHING
 
     @property
     def pid(self) -> int:
@@ -159,15 +171,19 @@ class WorkerProcess:
 
     async def _make_process(self) -> None:
         self._memory_limit = await run_blocking(lambda: memory.limit(self.slot) + memory.SERVING)
+        options = await run_blocking(lambda: confined.options(self._bounds()))
         shared = make_shared()
         ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._owed = Owed(shared)
-            self._channel = Channel(ours, self._told, {CONNECTION: self._served.given_back}, lambda: None)
+            takers: dict[bytes, Taker] = {
+                CONNECTION: self._served.given_back,
+                SAMPLE: lambda descriptor, _about: self._served.sampled(descriptor),
+            }
+            self._channel = Channel(ours, self._told, takers, lambda: None)
             self._process = await asyncio.create_subprocess_exec(
                 *confined.command("device_agent.worker", self._bounds(), *self._words(shared)),
-                pass_fds=[self._theirs.fileno(), shared], stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL, env=confined.environment(),
+                pass_fds=[self._theirs.fileno(), shared], stdout=asyncio.subprocess.DEVNULL, **options,
             )  # fmt: skip
         except BaseException:
             ours.close()
@@ -185,6 +201,7 @@ class WorkerProcess:
             readable=(self.slot,),
             writable=(served.cache,),
             memory_bytes=memory.wall(self._memory_limit),
+            account=served.account,
         )
 
     def _words(self, shared: int) -> list[str]:
@@ -216,6 +233,8 @@ class WorkerProcess:
             self._refusal = message
         elif isinstance(message, Counted):
             self._counted(self, message.window)
+        elif isinstance(message, PassedOver):
+            self._served.passed_over(message.inputs)
 
     def tick(self) -> None:
         """One turn of the supervisor's clock: ask for counts, and whether it answers; end it if it does not, or if it
@@ -224,6 +243,7 @@ class WorkerProcess:
         if memory.resident(self.pid) > self._memory_limit:
             self._replace(f"it needed more than {self._memory_limit >> 20} MiB of memory")
             return
+        self._tell_sampling()
         if self._unanswered is None:
             self._unanswered = 0
             self._channel.send(Ping())
@@ -233,12 +253,17 @@ class WorkerProcess:
         if self._unanswered == PING_TURNS:
             self._replace("it did not answer any more")
 
+    def _tell_sampling(self) -> None:
+        if (wanted := self._served.sampling()) is not self._may_keep and wanted != self._may_keep:
+            self._channel.send(wanted)
+        self._may_keep = wanted
+
     def _replace(self, why: str) -> None:
         """End it, and take its clients over."""
         if self._process.returncode is not None:
             return
         self._why = why
-        waiting = taken_over(self.pid, self._owed)
+        waiting = taken_over(self.pid, self._owed, self._served.account)
         log.trouble(
             "worker is ended", deployment=self._served.deployment, pid=self.pid, why=why, clients=len(waiting)
         )

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple
 
-from device_agent import enrol, hardware, identity, log, probe
+from device_agent import enrol, hardware, identity, log, notify, probe
 from device_agent.clock import Clock
 from device_agent.config import Settings, Who
 from device_agent.enrol import Asking
@@ -22,11 +22,15 @@ from device_agent.hardware import Hardware
 from device_agent.identity import DeviceIdentity
 from device_agent.listen import Listener, listen
 from device_agent.network import Access
+from device_agent.notify import Notifier
 from device_agent.probe import Platform
 from device_agent.storage import Storage
 from device_agent.supervisor import Agent
 from edgekit.errors import EdgeKitError, UsageError
 from edgekit.wire.enrolment import EnrolmentFile
+
+# From then on joining a fleet is waiting.
+JOINING_S = 10.0
 
 
 class _Known(NamedTuple):
@@ -36,12 +40,14 @@ class _Known(NamedTuple):
     again: EnrolmentFile | None = None
 
 
-async def run(settings: Settings) -> None:
-    """The agent, until it is told to end.
+async def run(settings: Settings) -> bool:
+    """The agent, until it is told to end; whether it is to be started again, as a whole.
 
     Raises: UsageError and other EdgeKitErrors for what a user can mend.
     """
-    stopping = _stop_on_signals()
+    notifier = notify.of(os.environ, os.getpid())
+    stopping = _stop_on_signals(notifier)
+    beating = asyncio.create_task(notifier.beat())
     _allow_descriptors()
     lock = settings.state.lock()
     storage = Storage(settings.state.root)
@@ -52,17 +58,30 @@ async def run(settings: Settings) -> None:
         for engine, trouble in platform.broken.items():
             log.trouble("an engine is installed but does not work", engine=engine, why=trouble)
         here = hardware.look(hardware.root())
-        known = await _or_stop(who_am_i(settings, platform, storage, here), stopping)
+        # A fleet that cannot be reached is waited for as long as it takes: that is no start that hangs.
+        told = asyncio.get_running_loop().call_later(JOINING_S, notifier.ready, "waiting to join its fleet")
+        try:
+            known = await _or_stop(who_am_i(settings, platform, storage, here), stopping)
+        finally:
+            told.cancel()
+        if known is not None:
+            notifier.ready(
+                f"{known.identity.answer.device} as {platform.profile}, {', '.join(settings.http)}"
+            )
         while known is not None:
-            known = await _serve(
+            known, is_restarting = await _serve(
                 settings, platform, storage, here, known, listeners=listeners, stopping=stopping
             )
+            if is_restarting:
+                return True
             listeners = listen(settings.http, settings.secured) if known is not None else ()
     finally:
         for listener in listeners:
             listener.close()
         await storage.close()
         os.close(lock)
+        beating.cancel()
+    return False
 
 
 async def _serve(
@@ -74,8 +93,10 @@ async def _serve(
     *,
     listeners: Sequence[Listener],
     stopping: asyncio.Event,
-) -> _Known | None:
-    """An agent of one identity; who it is next if it enrolled again meanwhile, or None if it was told to end."""
+) -> tuple[_Known | None, bool]:
+    """An agent of one identity; who it is next if it enrolled again meanwhile, or None if it was told to end, and whether
+    it was told to start again.
+    """
     who = await storage.do(lambda: credentials_of(settings, known.identity))
     agent = await Agent.made(settings, platform, who, listeners, storage)
     ending = asyncio.Event()
@@ -90,7 +111,9 @@ async def _serve(
         waiting.cancel()
         if again is not None and not again.done():
             again.cancel()
-    return again.result() if again is not None and again.done() and not stopping.is_set() else None
+    if stopping.is_set() or agent.restarting.is_set():
+        return None, agent.restarting.is_set() and not stopping.is_set()
+    return again.result() if again is not None and again.done() else None, False
 
 
 async def _again(
@@ -190,11 +213,16 @@ async def _or_stop(work: Coroutine[Any, Any, _Known], stopping: asyncio.Event) -
     return None
 
 
-def _stop_on_signals() -> asyncio.Event:
+def _stop_on_signals(notifier: Notifier) -> asyncio.Event:
     stopping = asyncio.Event()
+
+    def stop() -> None:
+        notifier.stopping()
+        stopping.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, stop)
     return stopping
 
 

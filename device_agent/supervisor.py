@@ -13,6 +13,8 @@ from typing import Any
 
 from device_agent import collector, drift, identity, log
 from device_agent.collector import Collector
+from device_agent.commands.acts import Acts
+from device_agent.commands.desk import Desk, Speaker, extended
 from device_agent.conditions import Conditions
 from device_agent.config import Settings, Who
 from device_agent.drift import Tracks
@@ -25,6 +27,9 @@ from device_agent.probe import Platform
 from device_agent.process import Served
 from device_agent.renewal import Renewal
 from device_agent.reporter import Numbers, Reporter
+from device_agent.samples.keeper import Keeper
+from device_agent.samples.store import Store
+from device_agent.sources.keeper import Ground, SourceKeeper
 from device_agent.spool import Spool
 from device_agent.status import StatusFile
 from device_agent.storage import Storage
@@ -39,6 +44,7 @@ from edgekit import __version__
 from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire import topics
 from edgekit.wire.messages import DeploymentWindow, Order
+from edgekit.wire.samples import sample_url
 
 TICK_S = 0.5
 
@@ -95,6 +101,9 @@ class Agent:
         self._lookup = Lookup(state.metadata, known.file, who.clock, self._order_keys_heard)
         self._watch = Watch(self._lookup)
         self._source = Source(known.file.artifact_url, who.access, self._lookup.check)
+        self._samples = Keeper(
+            Store(state.samples), storage, who.clock, who.access, url=sample_url(known.file.enrol_url)
+        )
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
         self._workers: dict[str, Workers] = {}
@@ -105,6 +114,19 @@ class Agent:
         )
         hooks = LinkHooks(self._link_up, self._link_down, self._heard, self._renewal.nudge)
         self._link = Link(known.file.broker, who.access, self._device, self._boot, hooks)
+        self._sources = SourceKeeper(
+            Ground(
+                file=settings.file,
+                state=state,
+                device=self._device,
+                private=settings.private,
+                log_json=settings.log_json,
+                storage=storage,
+                conditions=self.conditions,
+                connect=lambda descriptor: self._given_back(descriptor, b""),
+                changed=self._describe,
+            )
+        )
         subject = Subject(
             device=self._device,
             boot=self._boot,
@@ -118,6 +140,23 @@ class Agent:
             reconcilers=self._reconcilers,
             workers=self._workers,
             drift=self._drift,
+            sources=self._sources,
+        )
+        self.restarting = asyncio.Event()
+        self._desk = Desk(
+            state,
+            storage,
+            self.conditions,
+            who.clock,
+            identity=lambda: extended(me, tuple(self._reconcilers)),
+            keys=lambda: self._orders.keys,
+            speaker=Speaker(
+                self._device,
+                self._boot,
+                self._numbers,
+                lambda payload: self._link.publish(topics.RESULT, payload),
+            ),
+            act=Acts(state, self._reconcilers, self.restarting.set, settings.account).act,
         )
         self._telling = Telling(subject, self._numbers, self._link, self._status)
         self._spool = Spool(state.spool)
@@ -142,6 +181,7 @@ class Agent:
         await self._orders.load()
         for name in dict.fromkeys((*self._names, *self._orders.added)):
             self._add(name)
+        await self._desk.load()
         self.conditions.changed = self._telling.describe
         self._storage.changed = self._storage_changed
         if self._start.error is not None:
@@ -163,6 +203,10 @@ class Agent:
             cache=folder.cache,
             log_json=self._settings.log_json,
             given_back=self._given_back,
+            sampling=lambda: self._samples.sampling(name),
+            sampled=lambda descriptor: self._samples.take(name, descriptor),
+            passed_over=self._samples.passed_over,
+            account=self._settings.account,
         )
         made = Reconciler(
             folder,
@@ -180,6 +224,9 @@ class Agent:
         self._workers[name] = made.workers
         return made
 
+    def _describe(self) -> None:
+        self._telling.describe()
+
     def _given_back(self, descriptor: int, prefix: bytes) -> None:
         self._front.given_back(descriptor, prefix)
 
@@ -193,17 +240,26 @@ class Agent:
             self._follow(self._orders.order)
         self._front.start()
         self._link.start()
-        for work in (self._tick(), self._take_orders(), self._renewal.run(), self._watch.run()):
+        for work in (
+            self._tick(),
+            self._take_orders(),
+            self._renewal.run(),
+            self._watch.run(),
+            self._desk.run(),
+            self._samples.run(),
+            self._sources.run(),
+        ):
             self._run(work)
         for reconciler in self._reconcilers.values():
             self._run(reconciler.run())
-        ended = asyncio.create_task(stopping.wait())
+        ends = [asyncio.create_task(event.wait()) for event in (stopping, self.restarting)]
         try:
             # A task that ends by itself has failed: better to end, and be started again, than to go on half.
-            while not ended.done() and not any(task.done() for task in self._running):
-                await asyncio.wait([*self._running, ended], return_when=asyncio.FIRST_COMPLETED, timeout=1)
+            while not any(task.done() for task in (*ends, *self._running)):
+                await asyncio.wait([*self._running, *ends], return_when=asyncio.FIRST_COMPLETED, timeout=1)
         finally:
-            ended.cancel()
+            for end in ends:
+                end.cancel()
             tasks = list(self._running)
             await self._end(tasks)
         for task in tasks:
@@ -218,6 +274,7 @@ class Agent:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await self._sources.close()
         await asyncio.gather(self._front.close(), *(workers.close() for workers in self._workers.values()))
         self._reporter.close_window()
         self._reporter.tick()
@@ -234,8 +291,10 @@ class Agent:
             await asyncio.sleep(TICK_S)
             for workers in self._workers.values():
                 workers.tick()
+            self._sources.tick()
             self._telling.tick()
             self._reporter.tick()
+            self._desk.tick()
             self._look_at_the_clock()
 
     async def _take_orders(self) -> None:
@@ -282,11 +341,15 @@ class Agent:
         if leaf == topics.DESIRED and payload:
             self._newest_order = payload
             self._order_came.set()
+        elif leaf == topics.COMMAND and payload:
+            self._desk.heard(payload)
         elif leaf == topics.ACK:
+            self._desk.acknowledged(payload)
             for digest in self._reporter.acknowledged(payload):
                 self._tell_all(Acknowledged(digest))
 
     def _follow(self, order: Order) -> None:
+        self._samples.follow(order)
         if order.options.window_s is not None:
             self._reporter.window_s = order.options.window_s
         for name in order.added:
@@ -302,6 +365,8 @@ class Agent:
         self._tell_all(LinkUp(asyncio.get_running_loop().time()))
         self._telling.publish()
         self._reporter.link_up()
+        self._desk.link_up()
+        self._samples.nudge()
 
     def _link_down(self) -> None:
         self._tell_all(LinkDown(asyncio.get_running_loop().time()))

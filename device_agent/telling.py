@@ -15,6 +15,7 @@ from device_agent.link import Link
 from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
 from device_agent.reporter import Numbers, Vitals
+from device_agent.sources.keeper import SourceKeeper
 from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
 from device_agent.update.reconciler import Reconciler
 from device_agent.workers import Workers
@@ -39,6 +40,7 @@ class Subject:
     orders: OrderBook
     reconcilers: Mapping[str, Reconciler]
     workers: Mapping[str, Workers]
+    sources: SourceKeeper
     drift: Tracks
 
 
@@ -96,7 +98,7 @@ class Telling:
 
     def vitals(self) -> Vitals:
         workers = self._of.workers.values()
-        pids = [one.serving.pid for one in workers if one.serving is not None]
+        pids = [one.serving.pid for one in workers if one.serving is not None] + self._of.sources.pids
         return Vitals(
             cpu_percent=self._cpu.percent(),
             memory_mb=health.tree_memory_mb([os.getpid(), *pids]),
@@ -138,4 +140,11 @@ class Telling:
 
     def _status_now(self, reported: Reported) -> AgentStatus:
         levels = {name: dict(known) for name, known in self._of.drift.levels.items() if known}
-        return AgentStatus(reported, self._of.http, self._link.is_up, datetime.now(UTC), levels)
+        return AgentStatus(
+            reported,
+            self._of.http,
+            self._link.is_up,
+            datetime.now(UTC),
+            self._of.sources.told(),
+            levels,
+        )

@@ -15,21 +15,26 @@ from pathlib import Path
 from device_agent import log, parent
 from device_agent.channel import (
     CONNECTION,
+    SAMPLE,
     Channel,
     Counted,
     Drain,
     Failed,
     Message,
+    PassedOver,
     Ping,
     Pong,
     Ready,
+    Sampling,
     Snapshot,
 )
 from device_agent.owed import Owed
+from device_agent.samples.sampler import Sampler
 from device_agent.serve.app import WorkerApp
 from device_agent.serve.connections import Connections
 from device_agent.serve.counters import Counters
 from device_agent.serve.door import Door
+from device_agent.serve.guarded import guarded_by
 from device_agent.serve.judged import judge
 from device_agent.serve.model import ServedModel
 from device_agent.update import slots
@@ -53,12 +58,14 @@ class Worker:
         loaded = LoadedBundle(manifest, slot, cache=cache)
         judged = judge(manifest, loaded, slot)
         self._counters = Counters(deployment, self._mark.sha256, manifest)
-        self._model = ServedModel(manifest, loaded, self._counters, judged)
+        self._model = ServedModel(manifest, loaded, self._counters, judged, guarded_by(manifest, slot))
+        self._sampler = Sampler(deployment, self._mark.sha256, manifest, self._keep)
         self._app = WorkerApp(
             deployment,
             deployments,
             self._mark.sha256,
             self._model,
+            self._sampler,
             give_back=self._hand_back,
             on_hung=self._hung,
         )
@@ -81,6 +88,7 @@ class Worker:
             )
         )
         code = await self._ended
+        self._sampler.close()
         self._model.close()
         return code
 
@@ -89,6 +97,8 @@ class Worker:
             self._channel.send(Pong())
         elif isinstance(message, Snapshot):
             self._count()
+        elif isinstance(message, Sampling):
+            self._sampler.told(message)
         elif isinstance(message, Drain):
             self._drain = asyncio.get_running_loop().create_task(self._finish())
 
@@ -106,6 +116,11 @@ class Worker:
 
     def _count(self) -> None:
         self._channel.send(Counted(self._counters.snapshot()))
+        if passed_over := self._sampler.passed_over():
+            self._channel.send(PassedOver(passed_over))
+
+    def _keep(self, descriptor: int) -> None:
+        self._channel.pass_on(SAMPLE, descriptor)
 
     def _hung(self) -> None:
         """The engine's thread cannot be ended, so the process must be; the answers get a moment to leave."""

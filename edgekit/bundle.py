@@ -163,7 +163,7 @@ def _checked_members(
         if name in members:
             raise BundleError(f"{path.name}: member {name!r} appears twice")
         if name != MANIFEST_NAME and not manifests.safe_member_path(name):
-            raise BundleError(f"{path.name}: member {name!r} is not a plain path below model/ or selftest/")
+            raise BundleError(f"{path.name}: member {name!r} is not a plain path below a bundle's folders")
         mode = info.external_attr >> 16
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise BundleError(f"{path.name}: member {name!r} is compressed; bundles store")

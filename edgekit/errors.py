@@ -96,6 +96,20 @@ class InputError(EdgeKitError):
             self.kind = kind
 
 
+class FeedError(EdgeKitError):
+    """A source of the device's agent cannot be read, or a sink takes nothing: a folder, a broker, a camera, a webhook."""
+
+    code = "feed"
+    exit_code = 4
+
+
+class UnfamiliarError(EdgeKitError):
+    """An input that fits, and is unlike all that the model was made with; its guard is set to refuse such."""
+
+    code = "unfamiliar"
+    http_status = 422
+
+
 class SelfTestFailedError(EdgeKitError):
     """A bundle's golden inputs gave other outputs than the tolerances allow."""
 
@@ -188,6 +202,17 @@ class OrderRefusedError(EdgeKitError):
     http_status = 409
 
 
+class CommandRefusedError(EdgeKitError):
+    """A well-signed command that this device must not follow. `is_ours`: it was meant for this device as it is."""
+
+    code = "command-refused"
+    http_status = 409
+
+    def __init__(self, message: str, *, is_ours: bool = False) -> None:
+        super().__init__(message)
+        self.is_ours = is_ours
+
+
 class FleetError(EdgeKitError):
     """The fleet refused a request or cannot be reached."""
 
@@ -214,6 +239,13 @@ class ConflictError(FleetError):
 
     code = "conflict"
     http_status = 409
+
+
+class EndedError(ConflictError):
+    """What this is for is over, and does not come back."""
+
+    code = "ended"
+    http_status = 410
 
 
 class ChangedMeanwhileError(ConflictError):

@@ -201,6 +201,29 @@ class Emulation(msgspec.Struct, frozen=True, omit_defaults=True):
     against: Where | None = None
 
 
+class GuardCatch(msgspec.Struct, frozen=True):
+    """How many of some inputs a guard catches; `low` and `high` are the 95 % interval of the share."""
+
+    name: str
+    found: int
+    of: int
+    low: float
+    high: float
+
+
+class GuardEvidence(msgspec.Struct, frozen=True):
+    """What a build found of a bundle's guard: `stated` is the rate of false alarms that it was set for, on `set_on` samples,
+    `familiar` those of others that it caught, which are false alarms, `unfamiliar` what it was judged on beside them.
+    """
+
+    answer: str
+    stated: float
+    fitted_on: int
+    set_on: int
+    familiar: GuardCatch
+    unfamiliar: tuple[GuardCatch, ...] = ()
+
+
 class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     """The predicate: one bundle's build. `accuracy` and `source_accuracy` are of `samples` judged samples.
 
@@ -234,6 +257,7 @@ class BuildEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     buckets: tuple[BucketEvidence, ...] = ()
     built: str = ""
     is_limit_default: bool = False
+    guard: GuardEvidence | None = None
 
 
 class Subject(msgspec.Struct, frozen=True):

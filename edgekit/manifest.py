@@ -5,9 +5,11 @@ Always true
  2. Input shapes are closed; a device never guesses a dimension. Where one has buckets, its shape is the largest.
  3. This module needs no numpy: the agent's supervisor reads manifests and never loads it.
  4. Unknown fields are ignored, an unknown `format` is refused: an old agent never half-understands a new bundle.
-    Buckets came with format 2, compact self-test data with format 3, which is what is written now.
+    Buckets came with format 2, compact self-test data with format 3, which is what is written now; a guard with format 4,
+    which is written where there is one.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any
@@ -16,18 +18,23 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from edgekit.errors import ManifestError
+from edgekit.guard_section import Guard
 
-# The newest that is read here, which builds write, and the formats that things came with.
-FORMAT = 3
+# The newest that is read here, and the formats that things came with.
+FORMAT = 4
 FIRST_FORMAT = 1
 BUCKETS_FORMAT = 2
 COMPACT_FORMAT = 3
+GUARD_FORMAT = 4
 MANIFEST_NAME = "manifest.json"
+_FOLDERS = ("model", "selftest", "guard")
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Version = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 Option = str | int | float | bool
+# What an external delegate's library may be called; its folder is the board's business.
+DELEGATE = re.compile(r"lib[A-Za-z0-9._+-]{1,120}\.so(\.[0-9]{1,6}){0,3}")
 # `None` is an open dimension, allowed in a source, never in a bundle's inputs.
 Shape = tuple[int | None, ...]
 
@@ -223,6 +230,7 @@ class Manifest(msgspec.Struct, frozen=True):
     reference: Reference = Reference()
     # Left out where there are none, so that such bundles keep their bytes.
     buckets: Buckets | UnsetType = UNSET
+    guard: Guard | UnsetType = UNSET
 
     @property
     def admitted(self) -> tuple[TensorSpec, ...]:
@@ -266,13 +274,13 @@ def decode(data: bytes) -> Manifest:
 
 
 def safe_member_path(path: str) -> bool:
-    """A plain relative POSIX path below `model/` or `selftest/`: no `..`, no backslash, no drive, no empty part."""
+    """A plain relative POSIX path below one of a bundle's folders: no `..`, no backslash, no drive, no empty part."""
     if "\\" in path or ":" in path or "\0" in path:
         return False
     parts = path.split("/")
     return (
         len(parts) >= 2
-        and parts[0] in ("model", "selftest")
+        and parts[0] in _FOLDERS
         and all(part not in ("", ".", "..") for part in parts)
         and str(PurePosixPath(path)) == path
     )
@@ -284,6 +292,8 @@ def _check(manifest: Manifest) -> None:
     _check_selftest(manifest)
     if manifest.buckets:
         _check_buckets(manifest, manifest.buckets)
+    if manifest.guard:
+        _check_guard(manifest, manifest.guard)
 
 
 def _check_files(manifest: Manifest) -> None:
@@ -293,7 +303,7 @@ def _check_files(manifest: Manifest) -> None:
     for path in paths:
         if not safe_member_path(path):
             raise ManifestError(
-                f"manifest.json lists {path!r}, which is not a plain path below model/ or selftest/"
+                f"manifest.json lists {path!r}, which is not a plain path below {'/, '.join(_FOLDERS)}/"
             )
     test = manifest.selftest
     for path in (manifest.engine.model, test.inputs, test.source, test.artifact):
@@ -366,3 +376,14 @@ def _check_buckets(manifest: Manifest, buckets: Buckets) -> None:
         raise ManifestError(
             f"manifest.json: buckets refer to {sorted(missing) or manifest.engine.model!r}, which is not what the bundle has"
         )
+
+
+def _check_guard(manifest: Manifest, guard: Guard) -> None:
+    if manifest.format < GUARD_FORMAT:
+        raise ManifestError(
+            f"manifest.json has a guard, which came with format {GUARD_FORMAT}, and says {manifest.format}"
+        )
+    sizes = {entry.path: entry.size for entry in manifest.files}
+    names = {spec.name for spec in manifest.inputs} - {pair.input for pair in manifest.state}
+    if told := guard.trouble(sizes, names):
+        raise ManifestError(f"manifest.json {told}")

@@ -7,8 +7,8 @@ Always true
  1. States start at zero with each sequence and are fed back inside it, in the order of the samples.
  2. Only the engine call is timed.
  3. A check passes only if every output is finite where the artifact's was, inside its tolerance, as near to the float
-    source as the manifest says, and the agreement is reached; whatever cannot be judged (an output without a tolerance,
-    another shape) fails.
+    source as the manifest says, the agreement is reached, and a guard catches what it caught at build; whatever cannot be
+    judged (an output without a tolerance, another shape) fails.
 
 Needs numpy: the agent imports this in its worker and self-test processes only.
 """
@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
-from edgekit import noise
+from edgekit import guard, noise
 from edgekit.engines import LoadedBundle
 from edgekit.errors import DataError
 from edgekit.gaps import largest_gap
@@ -199,19 +199,26 @@ def golden_inputs(manifest: Manifest, folder: Path) -> Samples:
 def check(manifest: Manifest, loaded: LoadedBundle, folder: Path) -> SelfTestResult:
     """Run the golden inputs of an extracted bundle and judge the outputs.
 
-    Raises: DataError if the golden data cannot be read; EngineError, InputError from the run.
+    Raises: DataError if the golden data cannot be read, BundleError if a guard's statistics cannot; EngineError, InputError
+    from the run.
     """
     samples = golden_inputs(manifest, folder)
     pieces = (manifest.admitted, manifest.state, manifest.preprocess)
     # The first call pays for lazy set-up inside the engine, which is no latency of the model.
     run_samples(loaded.run, *pieces, samples.take([0]))
     outputs, latencies_ms = run_samples(loaded.run, *pieces, samples)
-    return judge(
+    result = judge(
         manifest,
         outputs,
         latencies_ms,
         source=load_arrays(folder / manifest.selftest.source, stored_only=True),
         artifact=load_arrays(folder / manifest.selftest.artifact, stored_only=True),
+    )
+    watch = guard.load(manifest, folder)
+    if watch is None or not (told := guard.complaint(watch, manifest, samples)):
+        return result
+    return msgspec.structs.replace(
+        result, passed=False, reason="; ".join(filter(None, (result.reason, told)))
     )
 
 

@@ -48,35 +48,40 @@ AGREEMENT_MARGIN_SAMPLES, USUAL_SAMPLES = 2, 32
 def made(bench: Workbench, item: Candidate, host: Host) -> tuple[SelfTest, dict[str, bytes]]:
     """A candidate's self-test and its members of the bundle by path. Raises: ToolFailedError, EngineError."""
     assert item.artifact is not None
-    is_whole = golden.is_whole(item.plan)
-    shipped = bench.golden.shipped(item.artifact.size_bytes, is_whole=is_whole)
-    ready = _ready(bench, shipped.samples)
+    is_whole, given = golden.is_whole(item.plan), shipped(bench, item)
+    ready = _ready(bench, given.samples)
     outputs = _ordered(
         bench,
         seen_alone(bench, item, host, {}, samples=ready, spec=judged_spec(item.plan, item.artifact, host)),
     )
-    file = golden.artifact_file(outputs, shipped.layout, is_whole=is_whole)
+    file = golden.artifact_file(outputs, given.layout, is_whole=is_whole)
     # As a device reads it.
     ours = compact.decoded(file)
-    answered = record(outputs, shipped.layout.kept)[ANSWERS]
-    others = list(_other_ways(bench, item, host, ready, ours=ours, kept=shipped.layout.kept))
+    answered = record(outputs, given.layout.kept)[ANSWERS]
+    others = list(_other_ways(bench, item, host, ready, ours=ours, kept=given.layout.kept))
     test = SelfTest(
         inputs=golden.INPUTS,
         source=golden.SOURCE,
         artifact=golden.ARTIFACT,
-        samples=len(shipped.samples),
+        samples=len(given.samples),
         tolerance={
             name: _tolerance(item.plan, array, _gap(name, array, others)) for name, array in ours.items()
         },
-        agreement=_agreement(answered, shipped),
-        kept=shipped.layout.kept,
-        snr_db=_snr_floors(bench, item.plan, shipped, [ours, *others]),
+        agreement=_agreement(answered, given),
+        kept=given.layout.kept,
+        snr_db=_snr_floors(bench, item.plan, given, [ours, *others]),
     )
     return test, {
-        golden.INPUTS: shipped.inputs,
-        golden.SOURCE: shipped.source_file,
+        golden.INPUTS: given.inputs,
+        golden.SOURCE: given.source_file,
         golden.ARTIFACT: dump_arrays(file),
     }
+
+
+def shipped(bench: Workbench, item: Candidate) -> Shipped:
+    """The golden inputs that a candidate's bundle gets. Raises: EngineError."""
+    assert item.artifact is not None
+    return bench.golden.shipped(item.artifact.size_bytes, is_whole=golden.is_whole(item.plan))
 
 
 def _other_ways(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from msgspec import UNSET, structs
 
+from converters import backends
 from converters.bundle import reference, selftest
 from converters.measure.host import Host
 from converters.rounds.candidates import Candidate
@@ -37,15 +38,23 @@ def write(
     files: dict[str, bytes | Path] = {f"model/{path.name}": path for path in artifact.files}
     test, members = selftest.made(bench, item, host)
     files |= members
+    guarded = bench.guarding.shipped(selftest.shipped(bench, item).samples)
+    if guarded is not None:
+        files |= guarded[1]
+    loading = backends.get(plan.recipe.engine).loading(artifact.folder / artifact.model, plan)
     buckets = artifact.buckets(bench.source.buckets)
     entries: list[FileEntry] = [bundle.file_entry(path, data) for path, data in sorted(files.items())]
     content = Manifest(
-        format=manifest.FORMAT,
+        format=manifest.COMPACT_FORMAT if guarded is None else manifest.GUARD_FORMAT,
         name=bench.project.model.name,
         version=bench.project.model.version,
         profile=profile.name,
         engine=EngineSpec(
-            plan.recipe.engine, plan.versions, f"model/{artifact.model}", plan.options, plan.threads
+            plan.recipe.engine,
+            plan.versions,
+            f"model/{artifact.model}",
+            {**plan.options, **loading},
+            plan.threads,
         ),
         inputs=artifact.bound(bench.source.inputs),
         outputs=artifact.bound(bench.source.outputs),
@@ -60,6 +69,7 @@ def write(
         tools=bench.keys.tools(plan),
         reference=reference.made(bench, item),
         buckets=UNSET if buckets is None else _shipped(buckets),
+        guard=UNSET if guarded is None else guarded[0],
     )
     target = folder / content.filename
     digest = bundle.write(target, content, files)

@@ -252,6 +252,10 @@ class Datasets:
                         " at that sample, or at what the model makes of it"
                     )
 
+    def opened(self, text: str) -> Samples:
+        """All samples of other data of the project's, raw. Raises: DataError."""
+        return self._open(text).collect()
+
     @cached_property
     def _held_from(self) -> int | None:
         """Without evaluation data: index of the first calibration sample that is held back, at a sequence's start."""

@@ -63,13 +63,14 @@ def told(samples: Samples, names: Sequence[str] = (DEFAULT,)) -> str:
 
 def _ways(samples: Samples) -> dict[str, str]:
     """How each input that can be corrupted is."""
-    signals = {name: SIGNAL for name, array in samples.inputs.items() if _is_signal(array)}
+    signals = {name: SIGNAL for name, array in samples.inputs.items() if is_signal(array)}
     ids = {name: array for name, array in samples.inputs.items() if _is_identifiers(array)}
     many = [name for name, array in ids.items() if is_ragged(array) or array[0].size > 1]
     return signals | dict.fromkeys(many or ([] if signals else ids), RESAMPLE)
 
 
-def _is_signal(array: Array) -> bool:
+def is_signal(array: Array) -> bool:
+    """Whether samples are measurements, real numbers or pixels, and no identifiers."""
     dtype = _dtype(array)
     return bool(np.issubdtype(dtype, np.floating) or dtype == np.uint8)
 
@@ -115,15 +116,16 @@ def _corrupt(array: Array, random: np.random.Generator, names: Sequence[str]) ->
             CORRUPTIONS[names[index % len(names)]](part[None].astype(np.float64), spread, random)[0]
             for index, part in enumerate(array)
         )
-        return stacked([_within(part, low, high, values.dtype) for part in parts])
+        return stacked([within(part, low, high, values.dtype) for part in parts])
     changed = np.empty(array.shape)
     for turn, name in enumerate(names):
         part = array[turn :: len(names)].astype(np.float64)
         changed[turn :: len(names)] = CORRUPTIONS[name](part, spread, random)
-    return _within(changed, low, high, array.dtype)
+    return within(changed, low, high, array.dtype)
 
 
-def _within(changed: Values, low: float, high: float, dtype: np.dtype[Any]) -> Array:
+def within(changed: Values, low: float, high: float, dtype: np.dtype[Any]) -> Array:
+    """As inputs of that type and range."""
     changed = np.clip(changed, low, high)
     result: Array = (np.rint(changed) if dtype == np.uint8 else changed).astype(dtype)
     return result

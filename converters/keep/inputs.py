@@ -58,7 +58,9 @@ def installed() -> list[str]:
 
 
 def _texts(project: Project) -> list[str]:
-    values = msgspec.to_builtins(project.file.data).values()
+    values = list(msgspec.to_builtins(project.file.data).values())
+    if project.file.guard is not None:
+        values.append(project.file.guard.unfamiliar)
     return [value for value in values if isinstance(value, str) and value]
 
 

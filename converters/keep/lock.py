@@ -81,6 +81,10 @@ def inputs(
     """Digests of what a target's choice depends on; `calibration` and `evaluation` are the data's."""
     asked: dict[str, Any] = msgspec.to_builtins(project.file)
     del asked["targets"], asked["contract"], asked["code"], asked["model"]["source"]
+    # What it is judged on changes no bundle; a project without one has the lock that it always had.
+    guard = asked.pop("guard")
+    if guard is not None:
+        asked["guard"] = {name: value for name, value in guard.items() if name != "unfamiliar"}
     # Paths may differ from machine to machine; the data is known by its contents.
     asked["data"] = {name: value for name, value in asked["data"].items() if name in ("metric", "seed")}
     return {

@@ -6,6 +6,7 @@ Always true
 """
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from msgspec import Meta
 
 from converters.source import code
 from edgekit.errors import ProjectError, SourceError
+from edgekit.guard_section import GuardAnswer
 from edgekit.manifest import Buckets, Contract, Name, Step, Version
 from edgekit.profile import Budgets, Positive
 
@@ -87,6 +89,17 @@ class CodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reads: tuple[str, ...] = ()
 
 
+class GuardTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A guard against inputs unlike the calibration data. `false_alarms` is how many familiar inputs it may catch,
+    `answer` what a caller gets for one that is caught: `flag` the model's answer with a parameter, `refuse` an error, `pass`
+    what an address of the device's own configuration answers. `unfamiliar` is data to judge it on; empty are built-in kinds.
+    """
+
+    answer: GuardAnswer = "flag"
+    false_alarms: Annotated[float, Meta(gt=0, le=0.2)] = 0.01
+    unfamiliar: str = ""
+
+
 class ContractTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits for every target; a target's own table replaces them one by one."""
 
@@ -109,6 +122,7 @@ class ProjectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: DataTable = DataTable()
     code: CodeTable = CodeTable()
     contract: ContractTable = ContractTable()
+    guard: GuardTable | None = None
 
 
 class Project(msgspec.Struct, frozen=True):
@@ -182,7 +196,9 @@ def load(path: Path, over: Mapping[str, Any] | None = None) -> Project:
     for key, value in (over or {}).items():
         if key == "targets":
             known = table.get("targets", {})
-            table["targets"] = {name: known.get(name, {}) for name in value} or known
+            table["targets"] = {
+                name: {**known.get(name, {}), **limits} for name, limits in value.items()
+            } or known
         elif isinstance(table.get(key, {}), dict):
             table[key] = {**table.get(key, {}), **value}
     return _project(table, file.parent.resolve(), str(file))
@@ -193,7 +209,21 @@ def from_flags(table: Mapping[str, Any]) -> Project:
 
     Raises: ProjectError.
     """
-    return _project(table, Path.cwd(), "flags")
+    return from_tables(table, Path.cwd(), "flags")
+
+
+def from_tables(table: Mapping[str, Any], folder: Path, where: str) -> Project:
+    """The project of a file's tables without the file; `where` names it in errors. Raises: ProjectError."""
+    return _project(table, folder, where)
+
+
+def here(text: str) -> str:
+    """A path that was not read from a project file, made independent of the project's folder; names (of metrics) stay."""
+    path, colon, attribute = text.rpartition(":")
+    if colon and path.endswith(".py"):
+        return f"{Path(path).resolve()}:{attribute}"
+    is_name = os.sep not in text and not Path(text).exists() and "." not in text
+    return text if is_name else str(Path(text).resolve())
 
 
 _TABLES: Mapping[str, type[msgspec.Struct]] = {
@@ -202,6 +232,7 @@ _TABLES: Mapping[str, type[msgspec.Struct]] = {
     "data": DataTable,
     "code": CodeTable,
     "contract": ContractTable,
+    "guard": GuardTable,
     "inputs": InputTable,
     "outputs": OutputTable,
     "targets": ContractTable,

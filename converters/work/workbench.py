@@ -36,6 +36,7 @@ from converters.source.work import Work, work
 from converters.work.findings import Evaluated, Findings, once
 from converters.work.forms import Forms
 from converters.work.golden import Golden
+from converters.work.guarding import Guarding
 from converters.work.judging import Judging
 from converters.work.keys import Keys
 from converters.work.limit import TooLongError, ends_after
@@ -121,9 +122,14 @@ class Workbench:
     @cached_property
     def work(self) -> Work:
         """What one inference of the source takes."""
-        if self.source.native is not None:
-            return self.source.native.work
+        told = self.source.native or self.source.quantized
+        if told is not None:
+            return told.work
         return work(onnx.load(str(self.prepared.canonical.path)))
+
+    @cached_property
+    def guarding(self) -> Guarding:
+        return Guarding(self.project, self.source, self.data)
 
     @cached_property
     def keys(self) -> Keys:

@@ -1,10 +1,11 @@
 """What a worker answers for its one deployment."""
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
+from device_agent.samples.sampler import Sampler
 from device_agent.serve import codec, coding, predict
 from device_agent.serve.http import (
     Head,
@@ -16,7 +17,7 @@ from device_agent.serve.http import (
     Serve,
     json_response,
 )
-from device_agent.serve.model import EngineHungError, Ran, ServedModel
+from device_agent.serve.model import EngineHungError, ServedModel
 from device_agent.serve.peers import Peer
 from device_agent.serve.routes import Target, target_of
 from device_agent.serve.sequences import Sequence, sequence_of
@@ -43,6 +44,7 @@ class WorkerApp:
         deployments: tuple[str, ...],
         digest: str,
         model: ServedModel,
+        sampler: Sampler,
         *,
         give_back: Callable[[int, bytes], None],
         on_hung: Callable[[], None],
@@ -51,6 +53,7 @@ class WorkerApp:
         self._deployments = deployments
         self._digest = digest
         self._model = model
+        self._sampler = sampler
         self._give_back = give_back
         self._on_hung = on_hung
         self._states = {pair.output for pair in model.manifest.state}
@@ -135,12 +138,13 @@ class WorkerApp:
         def use(found: tuple[codec.InferRequest, dict[str, Array], Sequence]) -> Response:
             parsed, tensors, sequence = found
             ran = model.run(tensors, sequence)
+            self._sampler.offer(tensors, ran.outputs, is_raw=False)
             return codec.write_answer(
                 parsed,
                 ran.outputs,
                 model=self._deployment,
                 version=model.manifest.version,
-                parameters=_told(ran),
+                parameters=ran.parameters,
             )
 
         assert request.ticket is not None
@@ -152,14 +156,19 @@ class WorkerApp:
     async def _predict(self, request: Request) -> Response:
         manifest = self._model.manifest
 
-        def read() -> tuple[list[dict[str, Array]], Sequence]:
+        def read() -> tuple[list[_Given], Sequence]:
             plain = self._plain(request, self._predict_limit)
             samples, sequence = predict.read_body(plain.head, plain.body, manifest)
-            return [prepare(manifest.admitted, manifest.preprocess, raw) for raw in samples], sequence
+            # What came is let go at once where nobody may keep it.
+            is_kept = self._sampler.is_on
+            return [
+                _Given(prepare(manifest.admitted, manifest.preprocess, raw), raw if is_kept else None)
+                for raw in samples
+            ], sequence
 
-        def use(found: tuple[list[dict[str, Array]], Sequence]) -> Response:
+        def use(found: tuple[list[_Given], Sequence]) -> Response:
             samples, sequence = found
-            answers = [self._predicted(inputs, step) for inputs, step in each_step(samples, sequence)]
+            answers = [self._predicted(given, step) for given, step in each_step(samples, sequence)]
             told = answers[0] if len(answers) == 1 else {"samples": answers}
             named = {"deployment": self._deployment, "model": manifest.name, "version": manifest.version}
             return Response(200, msgspec.json.encode({**named, **told}) + b"\n")
@@ -169,15 +178,17 @@ class WorkerApp:
         is_costly = is_unfolding or len(request.body) > _COSTLY_BYTES or _is_packed(request)
         return await self._model.do(request.ticket, read, use, is_costly=is_costly)
 
-    def _predicted(self, inputs: dict[str, Array], sequence: Sequence) -> dict[str, Any]:
+    def _predicted(self, given: "_Given", sequence: Sequence) -> dict[str, Any]:
         """What the caller is told of one sample; in the engine's thread."""
-        ran = self._model.run(inputs, sequence)
+        ran = self._model.run(given.inputs, sequence)
+        if given.raw is not None:
+            self._sampler.offer(given.raw, ran.outputs, is_raw=True)
         told = {name: value for name, value in ran.outputs.items() if name not in self._states}
         answers = postprocess(self._model.manifest.postprocess, told)
         return {
             "outputs": answers,
             **_headline(answers),
-            **({"parameters": _told(ran)} if ran.was_reset else {}),
+            **({"parameters": ran.parameters} if ran.parameters else {}),
         }
 
     def _plain(self, request: Request, limit: int) -> Request:
@@ -188,21 +199,22 @@ class WorkerApp:
         return Request(request.head, coding.decoded(told, request.body, limit), request.ticket)
 
 
-def each_step(
-    samples: list[dict[str, Array]], sequence: Sequence
-) -> Iterator[tuple[dict[str, Array], Sequence]]:
+class _Given(NamedTuple):
+    """One sample as the model takes it; as it came too, where a policy may want it."""
+
+    inputs: dict[str, Array]
+    raw: dict[str, Array] | None
+
+
+def each_step(samples: list[_Given], sequence: Sequence) -> Iterator[tuple[_Given, Sequence]]:
     """Samples in order: the first begins the sequence if the request does, the last ends it."""
-    for index, inputs in enumerate(samples):
+    for index, given in enumerate(samples):
         is_first, is_last = index == 0, index == len(samples) - 1
-        yield inputs, Sequence(sequence.key, sequence.is_start and is_first, sequence.is_end and is_last)
+        yield given, Sequence(sequence.key, sequence.is_start and is_first, sequence.is_end and is_last)
 
 
 def _is_packed(request: Request) -> bool:
     return "content-encoding" in request.head.headers
-
-
-def _told(ran: Ran) -> dict[str, Any]:
-    return {"sequence_reset": True} if ran.was_reset else {}
 
 
 def _headline(answers: Mapping[str, JSON]) -> dict[str, JSON]:

@@ -12,7 +12,7 @@ from edgekit.errors import InputError
 from edgekit.manifest import Manifest
 from edgekit.sketch import SketchBuilder
 from edgekit.tensors import Array
-from edgekit.wire.messages import DeploymentWindow
+from edgekit.wire.messages import GUARD_SHARE, DeploymentWindow, Moments
 
 
 class Counters:
@@ -20,11 +20,12 @@ class Counters:
         self._deployment = deployment
         self._digest = digest
         self._binned = Binned(manifest.reference)
+        self._has_guard = bool(manifest.guard)
         self._lock = threading.Lock()
         self._clear()
 
     def _clear(self) -> None:
-        self._requests = self._errors = self._rejected = self._resets = 0
+        self._requests = self._errors = self._rejected = self._resets = self._guarded = 0
         self._infer = SketchBuilder()
         self._request = SketchBuilder()
         self._anomalies: Counter[str] = Counter()
@@ -42,6 +43,11 @@ class Counters:
         with self._lock:
             self._rejected += 1
             self._anomalies[error.kind] += 1
+
+    def guarded(self) -> None:
+        """An accepted request whose input is unfamiliar."""
+        with self._lock:
+            self._guarded += 1
 
     def reset(self) -> None:
         """A sequence began anew without being asked to."""
@@ -79,6 +85,8 @@ class Counters:
                 errors=self._errors,
                 rejected_inputs=self._rejected,
                 sequence_resets=self._resets,
+                guarded=self._guarded,
+                metrics={GUARD_SHARE: Moments(self._requests, self._guarded)} if self._has_guard else {},
                 infer_ms=self._infer.snapshot(),
                 request_ms=self._request.snapshot(),
                 inputs=self._binned.histograms("inputs"),

@@ -7,7 +7,9 @@ Always true
     still fails is an error, and is counted once.
  3. An answer with NaN or infinity where the golden outputs have none is an error, and no state is kept of it. An error on
     inputs beyond all that the model was judged on is the caller's mistake.
- 4. The engine's time is limited from the start of its call. Waiting is limited apart, and is nobody's error.
+ 4. An unfamiliar input that the guard is to refuse is nobody's mistake: it is counted as accepted and as guarded, and the
+    engine never sees it.
+ 5. The engine's time is limited from the start of its call. Waiting is limited apart, and is nobody's error.
 """
 
 import asyncio
@@ -21,10 +23,11 @@ from typing import Any, TypeVar
 from device_agent.serve import parsing
 from device_agent.serve.counters import Counters
 from device_agent.serve.door import BusyError, Lane, Ticket
+from device_agent.serve.guarded import Guarded
 from device_agent.serve.judged import Judged
 from device_agent.serve.sequences import Sequence, Sequences
 from edgekit.engines import LoadedBundle
-from edgekit.errors import EngineError, InputError
+from edgekit.errors import EngineError, InputError, UnfamiliarError
 from edgekit.manifest import Manifest
 from edgekit.tensors import Array
 
@@ -50,15 +53,29 @@ class NotFiniteError(EngineError):
 
 @dataclass(frozen=True)
 class Ran:
-    """Outputs of one call, and whether its sequence began anew without being asked to."""
+    """Outputs of one call, and whether its sequence began anew without being asked to. `excess` is how many times further
+    away than the guard's threshold the input is; 0 for a familiar one.
+    """
 
     outputs: dict[str, Array]
     was_reset: bool
+    excess: float = 0.0
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the caller is told beside the outputs."""
+        told: dict[str, Any] = {"sequence_reset": True} if self.was_reset else {}
+        return told | ({"unfamiliar": True, "excess": round(self.excess, 3)} if self.excess else {})
 
 
 class ServedModel:
     def __init__(
-        self, manifest: Manifest, loaded: LoadedBundle, counters: Counters, judged: Judged | None = None
+        self,
+        manifest: Manifest,
+        loaded: LoadedBundle,
+        counters: Counters,
+        judged: Judged | None = None,
+        guarded: Guarded | None = None,
     ) -> None:
         self.manifest = manifest
         self.counters = counters
@@ -67,6 +84,7 @@ class ServedModel:
         self._reading = Lane(1)
         self._loaded = loaded
         self._judged = judged or Judged()
+        self._guarded = guarded
         self._sequences = Sequences(manifest)
         self._pool = ThreadPoolExecutor(1, "engine")
         self._readers = ThreadPoolExecutor(1, "reader")
@@ -135,7 +153,7 @@ class ServedModel:
         try:
             result = work()
         except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the one who waits for it
-            if not isinstance(error, InputError | EngineError):
+            if not isinstance(error, InputError | EngineError | UnfamiliarError):
                 # After the model's check nothing is the caller's fault any more.
                 self.counters.failed()
             loop.call_soon_threadsafe(_finish, future, None, error)
@@ -161,11 +179,12 @@ class ServedModel:
     def run(self, inputs: Mapping[str, Array], sequence: Sequence) -> Ran:
         """One engine call on inputs that went through pre-processing; in the engine's thread.
 
-        Raises: InputError, EngineError.
+        Raises: InputError, UnfamiliarError, EngineError.
         """
         states, was_reset = self._sequences.begin(sequence)
         checked = self._loaded.checked({**states, **inputs})
         self.counters.accepted()
+        excess = self._looked_at(inputs)
         began = time.perf_counter()
         self._call_since = time.monotonic()
         try:
@@ -182,7 +201,16 @@ class ServedModel:
         self._sequences.keep(sequence, outputs)
         if was_reset:
             self.counters.reset()
-        return Ran(outputs, was_reset)
+        return Ran(outputs, was_reset, excess)
+
+    def _looked_at(self, inputs: Mapping[str, Array]) -> float:
+        """How far beyond the guard's threshold; 0 for a familiar input. Raises: UnfamiliarError if it is to be refused."""
+        if self._guarded is None or (excess := self._guarded.excess(inputs)) == 0:
+            return 0.0
+        self.counters.guarded()
+        if self._guarded.refuses:
+            raise UnfamiliarError(self._guarded.told(excess))
+        return excess
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

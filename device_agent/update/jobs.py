@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from device_agent import durable
+from device_agent.account import Account
 from device_agent.blocking import Stopper, run_blocking
 from device_agent.folder import DeploymentFolder
 from device_agent.update import selftest, slots
@@ -42,10 +43,18 @@ class Memory(NamedTuple):
 class Jobs:
     """The jobs of one deployment; one at a time."""
 
-    def __init__(self, folder: DeploymentFolder, source: Source, memory: Callable[[], Memory]) -> None:
+    def __init__(
+        self,
+        folder: DeploymentFolder,
+        source: Source,
+        memory: Callable[[], Memory],
+        account: Account | None = None,
+    ) -> None:
+        """Self-tests run as `account`, or as the agent's own user."""
         self._folder = folder
         self._source = source
         self._memory = memory
+        self._account = account
         self._staging = threading.Lock()
         self._shortcuts = Shortcuts(folder, source)
         self._received: Received | None = None
@@ -112,7 +121,7 @@ class Jobs:
         running = slots.current(self._folder)
         beside = running if running != ref.slot else None
         await run_blocking(lambda: durable.make_folder(self._folder.cache, sync=False))
-        verdict = await selftest.run(self._folder, ref.slot, beside)
+        verdict = await selftest.run(self._folder, ref.slot, beside, account=self._account)
         if not verdict.passed:
             raise JobError(f"self-test: {verdict.reason}", verdict.cause)
         with contextlib.suppress(OSError):
@@ -124,7 +133,7 @@ class Jobs:
         with contextlib.suppress(OSError):
             # A disk that takes nothing must not keep a good bundle from serving.
             await run_blocking(lambda: durable.make_folder(self._folder.cache, sync=False))
-        verdict = await selftest.run(self._folder, ref.slot, None, outputs_only=True)
+        verdict = await selftest.run(self._folder, ref.slot, None, account=self._account, outputs_only=True)
         if not verdict.passed:
             raise JobError(verdict.reason, verdict.cause)
 

@@ -51,7 +51,7 @@ def patched(
     )
     child = subprocess.Popen(
         confined.command("device_agent.update.patching", bounds, *words),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, env=confined.environment(),
+        stdout=subprocess.PIPE, start_new_session=True, **confined.options(bounds),
     )  # fmt: skip
     assert child.stdout is not None
     deadline = time.monotonic() + TIMEOUT_S

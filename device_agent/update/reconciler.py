@@ -59,7 +59,7 @@ class Reconciler:
         self._changed = changed
         self._counted = counted
         self._overlap = overlap
-        self._jobs = Jobs(folder, source, self._memory)
+        self._jobs = Jobs(folder, source, self._memory, served.account)
         self._events: asyncio.Queue[events.Event] = asyncio.Queue()
         self._job: Job | None = None
         self._task: asyncio.Task[None] | None = None

@@ -229,9 +229,21 @@ def bundle_rows(found: Bundle) -> list[tuple[str, str]]:
         *(("state", f"{pair.output} feeds {pair.input}") for pair in manifest.state),
         *((f"before {name}", _steps(steps)) for name, steps in manifest.preprocess.items()),
         *((("after", _steps(manifest.postprocess)),) if manifest.postprocess else ()),
+        *guard_rows(manifest),
         ("contract", ", ".join(f"{key} {value:g}" for key, value in limits.items()) or "no limits"),
         ("self-test", f"{test.samples} samples, at least {test.agreement:.1%} agreement with the source"),
     ]
+
+
+def guard_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """What is done about unfamiliar inputs."""
+    guard = manifest.guard or None
+    if guard is None:
+        return []
+    told = (
+        f"looks at {', '.join(guard.inputs)}; set for {guard.false_alarms:.2%} false alarms; {guard.answer}"
+    )
+    return [("guard", told)]
 
 
 def buckets_rows(manifest: Manifest) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ text without control characters where it is stored as it is), and is something t
 """
 
 from datetime import datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -15,12 +15,14 @@ from msgspec import Meta
 from edgekit.errors import MessageError
 from edgekit.manifest import Histogram, Name, Sha256
 from edgekit.sketch import Sketch
+from edgekit.wire.samples import MAX_POLICIES, SamplePolicy
 from edgekit.wire.states import AgentState
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 256 * 1024
 MAX_CONDITIONS = 64
 MAX_DEPLOYMENTS = 32
+GUARD_SHARE = "metric:guard_share"
 # More than any engine on a small computer does; a window that claims more is not believed.
 MAX_REQUESTS_PER_S = 10_000
 MAX_WINDOW_S = 86_400.0
@@ -95,7 +97,8 @@ class Order(msgspec.Struct, frozen=True):
     """The signed desired state of a whole device; an empty or absent deployment means no model there.
 
     `added` are the deployments that an operator gave the device after it enrolled: the device has them from this order
-    on, beside those of its enrolment file.
+    on, beside those of its enrolment file. `samples` says what it may keep of its inputs and bring to the fleet; what no
+    policy of the newest order names is not kept, and what an ended one left waiting is deleted.
     """
 
     fleet: str
@@ -107,6 +110,7 @@ class Order(msgspec.Struct, frozen=True):
     expires: datetime
     options: OrderOptions = OrderOptions()
     added: Annotated[tuple[Name, ...], Meta(max_length=32)] = ()
+    samples: Annotated[tuple[SamplePolicy, ...], Meta(max_length=MAX_POLICIES)] = ()
     version: int = VERSION
 
 
@@ -196,9 +200,10 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
 
     `infer_ms` is the engine call (contracts and gates mean this), `request_ms` includes the queue. `errors` are engine
     failures, timeouts and worker deaths over accepted `requests`; `rejected_inputs` are the callers' mistakes;
-    `sequence_resets` are requests that meant to go on with a sequence whose state was gone. `metrics` are what gates may
+    `sequence_resets` are requests that meant to go on with a sequence whose state was gone; `guarded` are those of the
+    accepted requests whose input the bundle's guard found unfamiliar, whatever was answered. `metrics` are what gates may
     name: `drift_psi` (the largest population stability index over the inputs, once per window) and `metric:NAME`, which
-    the application reports.
+    the application reports; `metric:guard_share` is the share of `guarded`, of bundles that have a guard.
 
     `inputs`, `outputs` and `confidence` are counts over the bins of the bundle's reference, under its labels. `drift` is
     how far each of them is from it now, as `inputs/NAME`; what is missing there is not known. `anomalies` counts, by
@@ -217,6 +222,7 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     inputs: Annotated[dict[Label, Histogram], Meta(max_length=256)] = {}
     outputs: Annotated[dict[Label, Histogram], Meta(max_length=256)] = {}
     metrics: Annotated[dict[MetricName, Moments], Meta(max_length=MAX_METRICS)] = {}
+    guarded: Count = 0
     confidence: Annotated[dict[Label, Histogram], Meta(max_length=64)] = {}
     anomalies: Annotated[dict[AnomalyKind, Count], Meta(max_length=32)] = {}
     drift: Annotated[dict[Label, Index], Meta(max_length=256)] = {}
@@ -251,10 +257,17 @@ class Ack(msgspec.Struct, frozen=True):
     version: int = VERSION
 
 
-T = TypeVar("T", Order, Reported, Status, Report, Ack)
+class Message(Protocol):
+    """What goes over the wire by itself."""
+
+    @property
+    def version(self) -> int: ...
 
 
-def encode(message: Order | Reported | Status | Report | Ack) -> bytes:
+T = TypeVar("T", bound=Message)
+
+
+def encode(message: Message) -> bytes:
     return msgspec.json.encode(message)
 
 
@@ -284,7 +297,9 @@ def impossible(report: Report) -> str:
     if len({(w.deployment, w.digest) for w in report.deployments}) < len(report.deployments):
         return "two windows of one bundle in one report"
     for window in report.deployments:
-        counts = (window.requests, window.errors, window.rejected_inputs, window.sequence_resets)
+        counts = (
+            window.requests, window.errors, window.rejected_inputs, window.sequence_resets, window.guarded,
+        )  # fmt: skip
         timed = max(window.infer_ms.count, window.request_ms.count)
         if max(*counts, timed) > most:
             return f"{window.deployment}: more than {MAX_REQUESTS_PER_S} requests a second"

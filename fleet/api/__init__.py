@@ -24,6 +24,12 @@ from fleet.api.alerts import (
     TargetView,
     Webhook,
 )
+from fleet.api.commands import (
+    Ask,
+    CommandView,
+    MeasureHere,
+    NewCommand,
+)
 from fleet.api.common import (
     MAX_TEXT,
     Changed,
@@ -97,6 +103,12 @@ from fleet.api.rollouts import (
     StageOutlook,
     Turn,
 )
+from fleet.api.samples import (
+    CollectionView,
+    NewCollection,
+    SamplesGone,
+    SampleView,
+)
 
 __all__ = [
     "MAX_TEXT",
@@ -105,6 +117,7 @@ __all__ = [
     "ArmName",
     "ArmPoint",
     "ArmView",
+    "Ask",
     "Assigned",
     "AssignmentView",
     "AuditVerdict",
@@ -115,6 +128,8 @@ __all__ = [
     "BundleView",
     "Change",
     "Changed",
+    "CollectionView",
+    "CommandView",
     "ConditionView",
     "DeploymentView",
     "Deployments",
@@ -134,11 +149,14 @@ __all__ = [
     "Label",
     "MadeToken",
     "Mail",
+    "MeasureHere",
     "MemberView",
     "MetadataView",
     "NewAssignment",
     "NewBatch",
     "NewBundle",
+    "NewCollection",
+    "NewCommand",
     "NewDeployment",
     "NewDevice",
     "NewExperiment",
@@ -162,6 +180,8 @@ __all__ = [
     "Retry",
     "RolloutAnswer",
     "RolloutView",
+    "SampleView",
+    "SamplesGone",
     "ScopeText",
     "Severity",
     "StageOutlook",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from edgekit.wire.commands import SelfTest, SelfTested, Tested
 from edgekit.wire.enrolment import (
     FORMAT,
     BrokerAddress,
@@ -128,6 +129,11 @@ _ALL = (
     api.Retry(("lab-07",)),
     api.Retried(("lab-07",)),
     api.NewDeployment("digits"),
+    api.NewCommand(SelfTest("digits"), "1h"),
+    api.CommandView(
+        "4f0c6c1e8a3b4b86", "lab-07", SelfTest("digits"), "done", "", _AT, "user:ada", _LATER, _AT,
+        SelfTested((Tested(_SHA, True, "digits", "", 0.97, {"logits": 0.0004}, 4.1, 6.8),)),
+    ),
     _DEVICE,
     api.Explanation(_DEVICE, ("It is online, last heard of 4 s ago.", "digits: should run digits@1.4.2 (rollout r3), and does.")),
     api.FleetView(
@@ -160,6 +166,15 @@ _ALL = (
         "e1", "running", "", "digits", "site=lab", "metric:sold", "open", "B is ahead by 0.035; it could still be chance",
         _ARM_A, _ARM_B, 0.035, -0.004, 0.071, _AT,
     ),
+    api.NewCollection("digits", "site=lab", "1h", low_confidence=0.6, random="1%"),
+    api.CollectionView(
+        "s1", "digits", "site=lab", "active", "confidence below 0.6, 1 % at random", 14, 200, 0, 100_000_000, 37,
+        912_004, _LATER, _AT, "token:ops",
+    ),
+    api.SampleView(
+        _OTHER_SHA, "lab-07", "digits", _SHA, "confidence", "raw", 0.41, "7", _AT, _AT, 24_650
+    ),
+    api.SamplesGone("s1", 37),
     api.AlertView(
         "a7", "site-silent", "site=lab", "critical", "12 of 14 devices of the site lab have said nothing for 9 minutes",
         "look whether the site has power and a network", _AT, None, "", ("ops",),

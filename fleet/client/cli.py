@@ -25,6 +25,7 @@ from fleet.client import (
     login_cli,
     publishing,
     render,
+    samples_cli,
     views,
 )
 from fleet.client.complete import completes
@@ -107,6 +108,7 @@ for room in (
     audit_cli,
     alerts_cli,
     describe_cli,
+    samples_cli,
 ):
     for command in room.COMMANDS:
         fleet.add_command(command)

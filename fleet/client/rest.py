@@ -128,6 +128,16 @@ class Client:
     def retry_device(self, device: str) -> api.Retried:
         return self._transport.call("POST", at("/devices/{}/retry", device), api.Retried)
 
+    def command(self, device: str, wanted: api.NewCommand) -> api.CommandView:
+        return self._transport.call("POST", at("/devices/{}/commands", device), api.CommandView, wanted)
+
+    def commands(self, device: str) -> Iterator[api.CommandView]:
+        """What was asked of a device, the newest first."""
+        return self._transport.pages(at("/devices/{}/commands", device), api.CommandView)
+
+    def command_of(self, device: str, command: str) -> api.CommandView:
+        return self._transport.call("GET", at("/devices/{}/commands/{}", device, command), api.CommandView)
+
     def retry(self, rollout_id: str, devices: tuple[str, ...] = ()) -> api.Retried:
         return self._transport.call(
             "POST", at("/rollouts/{}/retry", rollout_id), api.Retried, api.Retry(devices)
@@ -260,6 +270,30 @@ class Client:
             else at("/experiments/{}/stop", experiment)
         )
         return self._transport.call("POST", path, api.ExperimentView)
+
+    def collect(self, wanted: api.NewCollection) -> api.CollectionView:
+        """Let devices keep inputs and bring them."""
+        return self._transport.call("POST", "/samples", api.CollectionView, wanted)
+
+    def collections(self) -> list[api.CollectionView]:
+        return list(self._transport.pages("/samples", api.CollectionView))
+
+    def samples(self, collection: str) -> Iterator[api.SampleView]:
+        """What came for a collection, page by page."""
+        return self._transport.pages(at("/samples/{}/items", collection), api.SampleView)
+
+    def sample(self, collection: str, sha256: str) -> bytes:
+        """One sample's file. Raises: FleetError if it is not just that."""
+        data = self._transport.send("GET", at("/samples/{}/files/{}", collection, sha256)).content
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise FleetError(f"the fleet sent another sample than {sha256[:12]}…")
+        return data
+
+    def stop_collection(self, collection: str) -> api.Changed:
+        return self._transport.call("POST", at("/samples/{}/stop", collection), api.Changed)
+
+    def delete_collection(self, collection: str) -> api.SamplesGone:
+        return self._transport.call("POST", at("/samples/{}/remove", collection), api.SamplesGone)
 
     def whoami(self) -> api.Whoami:
         return self._transport.call("GET", "/whoami", api.Whoami)

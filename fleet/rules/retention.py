@@ -27,6 +27,7 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_hours: str = "7d"
     device_days: str = "90d"
     report_keys: str = "14d"
+    samples: str = "90d"
 
     def seconds(self, name: str) -> float:
         """Raises: UsageError."""
@@ -45,6 +46,7 @@ class Kept(msgspec.Struct, frozen=True):
     device_hours_s: float
     device_days_s: float
     report_keys_s: float
+    samples_s: float
 
 
 # (what, at least as long as, or seconds).
@@ -55,6 +57,7 @@ _ORDER: tuple[tuple[str, str | float], ...] = (
     ("device_hours", _HOUR_S),
     ("device_days", "device_hours"),
     ("report_keys", LEAST_KEYS_S),
+    ("samples", _HOUR_S),
 )
 
 

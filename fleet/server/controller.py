@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
@@ -20,17 +21,18 @@ from fleet.rules.evidence import StageEvidence
 from fleet.rules.experiment import NOTE_S
 from fleet.rules.retention import DEFAULT, Retention
 from fleet.rules.rollout import RETURNING, Command, Due, Heard, Left, Status, Tick
-from fleet.server import changes, joining, parting, queue, trials
+from fleet.server import changes, collecting, joining, parting, queue, trials
 from fleet.server.alarms import LOOK_S, Alarms
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
-from fleet.server.draining import drain
+from fleet.server.draining import drain, drain_commands
 from fleet.server.link import Link
 from fleet.server.lock import Lock, LostError
 from fleet.server.placing import Placer
 from fleet.server.pruning import Pruning
 from fleet.server.rhythm import Rhythm
 from fleet.server.store import (
+    commands,
     devices,
     events,
     experiments,
@@ -83,11 +85,12 @@ class Controller:
         on_lose: Callable[[], None] = lambda: None,
         has_workers: bool = False,
         retention: Retention = DEFAULT,
+        samples: Path | None = None,
         alarms: Alarms | None = None,
         took: Callable[[float], object] = lambda _seconds: None,
     ) -> None:
         """With `has_workers` others take the reports in: the fleet hears its devices while one of them does. `took` is
-        told how long each tick took.
+        told how long each tick took; `samples` is where their files are.
         """
         self._database = database
         self._issuer = issuer
@@ -102,7 +105,7 @@ class Controller:
         self.failing_since: float | None = None
         self._hears_since: float | None = None
         self._lock = Lock(database)
-        self._pruning = Pruning(self._lock, retention)
+        self._pruning = Pruning(self._lock, retention, samples)
         self._is_leading = False
         self._told = ""
         self._stopping = False
@@ -235,6 +238,7 @@ class Controller:
             self._try(fresh, now)
             self._follow_assignments(fresh, now)
             self._leave_queue(active, now)
+        self._collect(now)
         self._upkeep(now)
         self._publish(now)
         self._look(now)
@@ -357,6 +361,15 @@ class Controller:
             with self._lock.begin() as connection:
                 trials.note(connection, now)
 
+    def _collect(self, now: Now) -> None:
+        """Samples: orders that say who may keep any. Also of a frozen fleet: that somebody stopped it must be heard."""
+        with self._lock.begin() as connection:
+            collecting.mark(connection)
+        for _ in range(CHUNKS_AT_ONCE):
+            with self._lock.begin() as connection:
+                if not collecting.step(connection, self._issuer, now):
+                    break
+
     def _follow_assignments(self, fresh: News, now: Now) -> None:
         """A device gets what is assigned to where it is, where no rollout has it (`placing`)."""
         with self._lock.begin() as connection:
@@ -400,7 +413,12 @@ class Controller:
             return
         with self._lock.begin() as connection:
             waiting = orders.unpublished(connection, PUBLISH_AT_ONCE)
+            asked = commands.unpublished(connection, now.wall, now.steady, PUBLISH_AT_ONCE)
         confirmed = drain(self._link, waiting)
+        sent = drain_commands(self._link, asked)
+        if sent:
+            with self._lock.begin() as connection:
+                commands.published(connection, sent, now.steady)
         if confirmed:
             with self._lock.begin() as connection:
                 orders.published(connection, confirmed, now.steady)

@@ -213,6 +213,7 @@ def _start(
         on_lose=link.stop,
         has_workers=has_workers,
         retention=config.history or DEFAULT,
+        samples=folder.samples,
         alarms=monitoring.alarms,
         took=monitoring.metrics.tick,
     )

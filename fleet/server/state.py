@@ -7,6 +7,7 @@
     DIR/publisher/      the publisher's keys, unless they are kept elsewhere (`fleet.tuf.together`)
     DIR/tuf/            the fleet's half of the metadata (`fleet.tuf.online`)
     DIR/artifacts/      <sha256>.edgekit
+    DIR/samples/        <first two digits>/<sha256>.sample: inputs that devices brought (`collecting`)
     DIR/client.toml     url and admin token (0600)
     DIR/service.lock    held while a service runs
 
@@ -84,7 +85,7 @@ class StateFolder:
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.chmod(0o700)
-            for name in ("keys", "artifacts"):
+            for name in ("keys", "artifacts", "samples"):
                 (path / name).mkdir(exist_ok=True, mode=0o700)
             self._lock = os.open(path / "service.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -96,12 +97,16 @@ class StateFolder:
             raise ConflictError(
                 f"--state {path}: another fleet service uses this folder; stop it, or choose another folder"
             ) from error
-        for leftover in self.artifacts.glob("*.part"):
+        for leftover in (*self.artifacts.glob("*.part"), *self.samples.glob("*/*.part")):
             leftover.unlink(missing_ok=True)
 
     @property
     def artifacts(self) -> Path:
         return self.path / "artifacts"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
 
     def artifact(self, sha256: str) -> Path:
         return self.artifacts / f"{sha256}.edgekit"

@@ -26,12 +26,10 @@ PAGE = (ROOT / "docs" / "raspberry-pi.md").read_text(encoding="utf-8")
 UNIT = "edgekit-agent.service"
 # Folders of the board that a line may name.
 BOARD_FOLDERS = ("/opt/edgekit", "/etc/edgekit", "/etc/systemd/system", "/var/lib/edgekit", "/run/edgekit")
-PRETENDED = ("apt-get", "useradd", "systemctl")
-# sudo as whoever runs the tests; `install` without the group that useradd did not make.
+PRETENDED = ("apt-get", "systemd-sysusers", "systemd-tmpfiles")
+# sudo as whoever runs the tests.
 SHIMS = {
     "sudo": 'if [ "$1" = -u ]; then shift 2; fi\nexec "$@"',
-    "install": 'for word; do shift\n[ "$word" = -g ] && { skip=1; continue; }\n[ "${skip:-}" ] && { skip=; continue; }\n'
-    'set -- "$@" "$word"\ndone\nexec /usr/bin/install "$@"',
     **{name: f'echo "{name} $*" >> "$NOTED"' for name in PRETENDED},
 }
 
@@ -156,16 +154,19 @@ def packages(home: Home, line: str) -> None:
     program.chmod(0o755)
 
 
-def start_unit(home: Home, line: str) -> None:
-    """What systemd would run, by the unit as it was installed; the profile is said, since this is no Pi."""
-    home.on_board(line)
-    assert "systemctl enable --now edgekit-agent" in home.noted.read_text()
+def install(home: Home, line: str) -> None:
+    """Into the board's tree. Then what systemd would run, by the unit as it was installed: as whoever runs the tests, and
+    the profile is said, since this is no Pi.
+    """
+    home.on_board(f"{line} --root {home.root}")
+    assert (home.root / "etc/systemd/system/multi-user.target.wants" / UNIT).is_symlink()
     unit = (home.root / "etc/systemd/system" / UNIT).read_text()
     (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
     variables = " ".join(re.findall(r"^Environment=(.*)$", unit, re.MULTILINE))
     for folder in re.findall(r"^(?:State|Runtime)Directory=(.*)$", unit, re.MULTILINE):
         (home.root / ("run" if "run/" in folder else "var/lib") / folder).mkdir(parents=True, exist_ok=True)
     (home.root / "run/edgekit").mkdir(parents=True, exist_ok=True)
+    command = re.sub(r" --worker-user \S+", "", command)
     started = f"env {variables} {command} --profile raspberry-pi-5 --http {home.desk.agent}"
     home.desk.start("agent", home.here(started), lambda: True)
 
@@ -203,11 +204,8 @@ LINES: Mapping[str, Callable[[Home, str], None]] = {
     r"sudo apt-get ": board,
     r"sudo python3 -m venv ": board,
     r"sudo /opt/edgekit/bin/pip install ": packages,
-    r"sudo useradd ": board,
-    r"sudo install ": board,
+    r"sudo /opt/edgekit/bin/edgekit agent install --enrolment pi-1\.json --start$": install,
     r"rm pi-1\.json$": board,
-    r"sudo systemctl daemon-reload$": board,
-    r"sudo systemctl enable --now edgekit-agent$": start_unit,
     r"sudo -u edgekit /opt/edgekit/bin/edgekit agent status ": status,
     r"sudo -u edgekit /opt/edgekit/bin/edgekit agent doctor ": doctor,
     r"edgekit fleet devices$": devices,
@@ -247,8 +245,7 @@ def test_from_an_empty_card_to_a_served_request(home: Home) -> None:
     assert installed == [
         "apt-get update",
         "apt-get install -y python3-venv",
-        f"useradd --system --home-dir {home.root}/var/lib/edgekit --shell /usr/sbin/nologin edgekit",
-        "systemctl daemon-reload",
-        "systemctl enable --now edgekit-agent",
+        f"systemd-sysusers --root={home.root} edgekit.conf",
+        f"systemd-tmpfiles --root={home.root} --create edgekit.conf",
     ]
     assert home.desk.stop("agent") == 0

@@ -19,6 +19,7 @@ RAW = {
     ("GET", "/api/v1/events"),
     ("GET", "/api/v1/evidence/{sha256}"),
     ("GET", "/api/v1/files/{sha256}"),
+    ("GET", "/api/v1/samples/{collection}/files/{sha256}"),
     ("PUT", "/api/v1/uploads/{sha256}"),
 }
 DESCRIBED = sorted(key for key in RULES if key[1].startswith(("/api/", "/v1/", "/artifacts", "/tuf")))

@@ -317,6 +317,8 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
     "edgekit fleet init DIR --public-url https://… --mqtt-public mqtts://…": make_a_home,
     "edgekit agent status": lines("edgekit agent status --state state"),
     "edgekit agent doctor": lines("edgekit agent doctor --state state"),
+    "edgekit agent install": lines("edgekit agent install --help"),
+    "edgekit agent install --dry-run": lines("edgekit agent install --dry-run"),
 }
 
 

@@ -20,6 +20,7 @@ from fleet.server.api import (
     audit,
     batches,
     blocked,
+    commands,
     describe,
     devices,
     enrolment,
@@ -34,6 +35,7 @@ from fleet.server.api import (
     releases,
     retry,
     rollouts,
+    samples,
     terminal,
 )
 from fleet.server.api.admission import admit
@@ -63,6 +65,7 @@ def make_app(context: Context) -> FastAPI:
         enrolment,
         batches,
         devices,
+        commands,
         metadata,
         releases,
         blocked,
@@ -71,6 +74,7 @@ def make_app(context: Context) -> FastAPI:
         rollouts,
         experiments,
         history,
+        samples,
         terminal,
         events,
         alerts,
@@ -82,6 +86,7 @@ def make_app(context: Context) -> FastAPI:
     app.include_router(enrolment.device_router)
     app.include_router(releases.artifact_router)
     app.include_router(metadata.static_router)
+    app.include_router(samples.device_router)
 
     @cache
     def described() -> bytes:

@@ -67,7 +67,9 @@ SECURITY_SCHEMES: Mapping[str, Any] = {
     },
 }
 # Routes that devices use with an identity; the others that are open ask for no scheme.
-_DEVICES = {("POST", "/v1/renew"), ("GET", "/artifacts/{sha256}")}
+_DEVICES = {("POST", "/v1/renew"), ("GET", "/artifacts/{sha256}"), ("PUT", "/v1/samples/{sha256}")}
+# What a device brings: its own bounds, and what it is for may be over.
+_BROUGHT = {("PUT", "/v1/samples/{sha256}")}
 _HEADERS: Mapping[str, Mapping[str, Any]] = {
     repeats.HEADER: {
         "description": "Yours to choose, best a random UUID: the request is done once, however often it is sent.",
@@ -96,9 +98,10 @@ _WORDS = {
     403: "Not with this role, or not outside of this scope.",
     404: "There is no such thing, or none within your scope.",
     409: "It contradicts what is there, or cannot be done as things stand.",
+    410: "What this is for is over, and does not come back.",
     412: "What you decide about has changed since you looked.",
     413: "Larger than is read.",
-    422: "The `Idempotency-Key` was another request's.",
+    422: "The `Idempotency-Key` was another request's; or what a device brings is no sample.",
     500: "The service failed on this; its log says why.",
     503: "Something that this needs is away (a key's token, the database); later it may work.",
 }
@@ -253,9 +256,10 @@ def _refusals(
         403: isinstance(rule, Rule) or is_change or (method, path) in _DEVICES,
         404: "{" in path or has_body or is_paged,
         409: is_change,
+        410: (method, path) in _BROUGHT,
         412: matching.IF_MATCH in headers,
         413: has_body or repeats.HEADER in headers,
-        422: repeats.HEADER in headers,
+        422: repeats.HEADER in headers or (method, path) in _BROUGHT,
         500: True,
         503: True,
     }
@@ -283,7 +287,7 @@ def _error_kinds() -> Iterator[type[EdgeKitError]]:
     """What a fleet service raises: of `edgekit.errors` those that are not a build's or a device's."""
     for name in (
         "UsageError", "NotPossibleError", "BundleError", "ManifestError", "SignatureRefusedError", "FleetError",
-        "HardwareKeyError", "NotFoundError", "ConflictError", "ChangedMeanwhileError", "KeyReusedError", "AuthError",
+        "HardwareKeyError", "NotFoundError", "ConflictError", "ChangedMeanwhileError", "KeyReusedError", "AuthError", "EndedError",
     ):  # fmt: skip
         yield getattr(errors, name)
 

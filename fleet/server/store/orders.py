@@ -6,7 +6,8 @@ Always true
     accepted, even by a clock that is slow.
  3. No bundle that is blocked becomes desired.
  4. The outbox holds one row per device, the newest; publishing it twice does no harm.
- 5. An order that is only said again (renewed, signed by another key, for a new enrolment) asks for the same way of going
+ 5. What a device may keep of its inputs stands in each of its orders as it stands in the database then.
+ 6. An order that is only said again (renewed, signed by another key, for a new enrolment) asks for the same way of going
     about it as the one before; a retry is asked for once.
 """
 
@@ -25,9 +26,10 @@ from sqlalchemy import Connection, Row, Select, bindparam, delete, insert, selec
 from edgekit.errors import MessageError
 from edgekit.trust.dsse import ORDER_TYPE, Envelope
 from edgekit.wire.messages import Order, OrderedBundle, OrderOptions, decode, encode
+from edgekit.wire.samples import SamplePolicy
 from fleet.publish import SigningKey, sign
 from fleet.server.schema import bundles, desired, devices, orders, outbox
-from fleet.server.store import blocked, known
+from fleet.server.store import blocked, collecting, known
 from fleet.server.store import devices as device_store
 from fleet.server.store.known import Known
 from fleet.server.store.upsert import among, upsert
@@ -169,10 +171,11 @@ def issue_all(
     signed: list[dict[str, Any]] = []
     named = options or {}
     as_before = _options_of(connection, sorted(rows.keys() - named.keys()))
+    kept = collecting.policies(connection, sorted(rows), now)
     for device, row in rows.items():
         counter = max(int(row.get("order_counter")) + 1, int(now * 1000), issuer.above)
         how = named.get(device) or as_before.get(device, OrderOptions())
-        envelope = _signed(issuer, row, wanted[device], counter, now, how)
+        envelope = _signed(issuer, row, wanted[device], counter, now, how, kept.get(device, ()))
         counters[device] = counter
         signed.append({"device": device, "counter": counter, "envelope": envelope})
         row.change(order_counter=counter)
@@ -194,6 +197,7 @@ def _signed(  # noqa: PLR0917  # what an order says, in its order
     counter: int,
     now: float,
     options: OrderOptions,
+    samples: tuple[SamplePolicy, ...],
 ) -> bytes:
     issued = datetime.fromtimestamp(now, UTC)
     order = Order(
@@ -206,6 +210,7 @@ def _signed(  # noqa: PLR0917  # what an order says, in its order
         expires=issued + timedelta(seconds=LIFETIME_S),
         options=options,
         added=device_store.added_of(row.row),
+        samples=samples,
     )
     return sign(encode(order), ORDER_TYPE, issuer.key)
 

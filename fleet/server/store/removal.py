@@ -23,13 +23,16 @@ from fleet.server.schema import (
     to_place,
     totals,
 )
+from fleet.server.schema_commands import commands
 from fleet.server.schema_history import device_history
+from fleet.server.schema_samples import collection_devices, samples
 from fleet.server.store import audit, experiments, news
 from fleet.server.store import certificates as certificate_store
 from fleet.server.store import devices as device_store
 from fleet.server.store.audit import Who
 
 _OF_DEVICE = (
+    commands,
     to_place,
     desired,
     outbox,
@@ -39,6 +42,8 @@ _OF_DEVICE = (
     reports,
     enrolment_uses,
     device_history,
+    collection_devices,
+    samples,
 )
 # As a row that was never used has it, but for what counts.
 _EMPTY = {

@@ -1,0 +1,255 @@
+"""The agent as the unit of `edgekit agent install` runs it: under a service manager, with a user of its own for workers."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from device_agent import account
+from edgekit.errors import UsageError
+
+# Accounts of every Debian that share a group, as the agent's and its workers' do.
+AGENT, WORKER = "nobody", "_apt"
+CAPABILITIES = "+setuid,+setgid,+kill"
+HANGING = """
+import time
+from device_agent.supervisor import Agent
+ticked = Agent._tick
+async def tick(agent):
+    open(MARK, "w").close()
+    time.sleep(60)
+Agent._tick = tick
+from edgekit.cli import main
+main()
+"""
+
+
+@pytest.fixture
+def manager():
+    """A service manager's socket."""
+    with (
+        tempfile.TemporaryDirectory(prefix="edgekit-") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+    ):
+        sock.bind(f"{folder}/notify")
+        sock.settimeout(60)
+        yield sock, {"NOTIFY_SOCKET": f"{folder}/notify", "WATCHDOG_USEC": "600000"}
+
+
+def told(sock, wanted):
+    """Everything up to the first message that begins like this."""
+    found = []
+    while not found or not found[-1].startswith(wanted):
+        found.append(sock.recv(4096).decode())
+    return found
+
+
+def test_an_agent_says_when_it_is_ready_lives_and_ends(manager, fleet, make_agent):
+    sock, variables = manager
+    agent = make_agent(fleet, start=False)
+    agent.environment = variables
+    agent.start()
+    ready = told(sock, "READY=1")
+    assert set(ready[:-1]) <= {"WATCHDOG=1"}
+    assert f"STATUS={fleet.device} as x86-64-v3" in ready[-1]
+    assert fleet.enrolled
+    told(sock, "WATCHDOG=1")
+    agent.process.send_signal(signal.SIGTERM)
+    assert "STOPPING=1" in told(sock, "STOPPING=1")[-1]
+    assert agent.process.wait(30) == 0
+
+
+def test_an_agent_that_cannot_start_is_never_ready(manager, fleet, make_agent, tmp_path):
+    sock, variables = manager
+    agent = make_agent(fleet, start=False)
+    (tmp_path / "enrolment.json").write_text("{}")
+    agent.environment = variables
+    agent.start()
+    assert agent.process.wait(60) == 2
+    sock.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        told(sock, "READY=1")
+
+
+def test_a_supervisor_whose_loop_hangs_is_given_up_by_the_watchdog(
+    manager, fleet, make_agent, tmp_path, tools
+):
+    sock, variables = manager
+    agent = make_agent(fleet, start=False)
+    agent.environment = variables
+    mark = tmp_path / "hangs"
+    agent._words[:2] = ["-c", HANGING.replace("MARK", repr(str(mark)))]
+    agent.start()
+    tools.wait_until(mark.exists, "it hangs")
+    sock.settimeout(1.5)  # what a manager would wait is 0.6
+    with suppress(TimeoutError):
+        for _ in range(100):
+            sock.recv(4096)
+    with pytest.raises(TimeoutError):
+        sock.recv(4096)
+    assert agent.process.poll() is None
+
+
+# Twice: setpriv's own right to everything reaches as far as what it executes.
+STARTS = "import device_agent, msgspec, numpy, subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
+
+
+# -- a user of its own for workers -------------------------------------------------------------------------------------
+
+
+def python_for_all():
+    """A Python of this version that other users may run, with what is installed here."""
+    for path in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        words = ["setpriv", f"--reuid={WORKER}", f"--regid={group()}", "--clear-groups", path, "-c", STARTS]  # fmt: skip
+        if (
+            subprocess.run(words, env=environment(), capture_output=True, check=False, cwd="/").returncode
+            == 0
+        ):
+            return path
+    return None
+
+
+def group():
+    return pwd.getpwnam(AGENT).pw_gid
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": ":".join(path for path in sys.path if path.startswith("/"))}
+
+
+def service_words(python):
+    """As systemd would start it by the unit's User=, AmbientCapabilities= and CapabilityBoundingSet=."""
+    return [f"--reuid={AGENT}", f"--regid={group()}", "--clear-groups", f"--inh-caps=-all,{CAPABILITIES}",
+            f"--ambient-caps=-all,{CAPABILITIES}", f"--bounding-set=-all,{CAPABILITIES}", "--no-new-privs", python]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def python():
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root may run an agent as another user")
+    try:
+        if pwd.getpwnam(WORKER).pw_gid != group():
+            pytest.skip(f"{AGENT} and {WORKER} share no group here")
+    except KeyError:
+        pytest.skip(f"this system has no {AGENT} and {WORKER}")
+    found = python_for_all()
+    if found is None:
+        pytest.skip("no Python here that another user may run")
+    return found
+
+
+@pytest.fixture
+def place():
+    """A folder that the agent's user reaches."""
+    folder = Path(tempfile.mkdtemp(prefix="edgekit-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def service(python, place, fleet, make_agent):
+    """An agent as the service runs it."""
+    agent = make_agent(fleet, "--worker-user", WORKER, start=False)
+    uid = pwd.getpwnam(AGENT).pw_uid
+    state = place / "state"
+    state.mkdir(mode=0o710)
+    enrolment = shutil.copy(agent._words[agent._words.index("--enrolment") + 1], place)
+    for path in (state, Path(enrolment)):
+        os.chown(path, uid, group())
+    Path(enrolment).chmod(0o600)
+    agent._words = [*service_words(python), *agent._words]
+    agent._words[agent._words.index("--state") + 1] = str(state)
+    agent._words[agent._words.index("--enrolment") + 1] = enrolment
+    agent.state, agent.python = state, "setpriv"
+    agent.environment = {**environment(), "EDGEKIT_RUNTIME_DIR": str(place)}
+    return agent.start()
+
+
+def status_of(pid):
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_workers_run_as_a_user_that_reads_no_key_and_the_rest_goes_on_as_ever(
+    service, fleet, make_bundle, tools
+):
+    first, second = make_bundle(), make_bundle(seed=2, version="1.1.0")
+    fleet.order(fleet.publish(first))
+    tools.wait_until(lambda: fleet.runs(first), "it is committed", 90)
+    (pid,) = service.children()
+    there = status_of(pid)
+    assert set(there["Uid"]) == {str(pwd.getpwnam(WORKER).pw_uid)}
+    assert there["Groups"] in ([], [str(group())])
+    assert {there[name][0].strip("0") for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} <= {"", "e"}
+    assert there["CapEff"][0].strip("0") == there["CapAmb"][0].strip("0") == ""
+    supervisor = status_of(service.process.pid)
+    assert supervisor["CapAmb"][0].strip("0") == ""
+    assert set(supervisor["Uid"]) == {str(pwd.getpwnam(AGENT).pw_uid)}
+    assert tools.predict(service) == first.manifest.version
+
+    secrets = [path for path in service.state.rglob("*") if path.is_file() and path.name in SECRET]
+    assert {path.name for path in secrets} >= {"key.json", "identity.json", "spool.db", "order.json"}
+    for path in secrets:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        words = ["setpriv", f"--reuid={WORKER}", f"--regid={group()}", "--clear-groups", "cat", str(path)]
+        assert subprocess.run(words, capture_output=True, check=False).returncode == 1, path
+
+    fleet.order(fleet.publish(second))
+    tools.wait_until(lambda: fleet.runs(second), "it is committed", 90)
+    assert tools.predict(service) == second.manifest.version
+    assert service.stop() == 0
+
+
+SECRET = {"key.json", "identity.json", "boot.json", "order.json", "spool.db", "machine.json", "status.json"}
+
+
+TAKING = """
+import os, signal, socket, subprocess, sys
+from device_agent import account
+from device_agent.owed import IDLE, Owed, make_shared, taken_over
+worker = account.take(sys.argv[1])
+board = Owed(make_shared())
+ours, theirs = socket.socketpair()
+child = subprocess.Popen(["sleep", "60"], pass_fds=[theirs.fileno()], **worker.options())
+board.set(theirs.fileno(), IDLE)
+told = [len(taken_over(child.pid, board))]
+(taken, state), = taken_over(child.pid, board, worker)
+theirs.close()
+child.kill()
+child.wait()
+taken.sendall(b"still here")
+print(*told, state, ours.recv(20), os.geteuid() == os.getuid() != worker.uid)
+"""
+
+
+def test_the_clients_of_a_hung_worker_are_taken_over_from_its_own_user(python):
+    words = ["setpriv", *service_words(python), "-c", TAKING, WORKER]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, cwd="/")
+    assert done.stdout.strip() == "0 1 b'still here' True", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [("nobody-of-that-name", "no such user"), ("root", "neither root"), ("daemon", "its group must be")],
+)
+def test_a_user_that_would_not_do_is_refused(name, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        account.find(name)
+
+
+def test_without_the_right_to_change_users_the_agent_says_what_it_needs(python, place):
+    words = ["setpriv", f"--reuid={AGENT}", f"--regid={group()}", "--clear-groups", python, "-m", "edgekit",
+             "agent", "run", "--state", str(place / "state"), "--worker-user", WORKER]  # fmt: skip
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 2
+    assert "needs CAP_KILL, CAP_SETGID, CAP_SETUID" in done.stderr
