@@ -7,7 +7,7 @@ text without control characters where it is stored as it is), and is something t
 """
 
 from datetime import datetime
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -78,6 +78,18 @@ class OrderedBundle(msgspec.Struct, frozen=True):
         )  # fmt: skip
 
 
+# Of one processor's time.
+Share = Annotated[float, Meta(gt=0, le=0.5)]
+DEFAULT_SHARE = 0.1
+
+
+class OrderedShadow(msgspec.Struct, frozen=True):
+    """A bundle that gets copies of what a deployment serves, and answers nobody. It may take `share` of a processor's time."""
+
+    bundle: OrderedBundle
+    share: Share = DEFAULT_SHARE
+
+
 class OrderOptions(msgspec.Struct, frozen=True):
     """How the device goes about it. `None` leaves the agent's own setting.
 
@@ -110,6 +122,8 @@ class Order(msgspec.Struct, frozen=True):
     expires: datetime
     options: OrderOptions = OrderOptions()
     added: Annotated[tuple[Name, ...], Meta(max_length=32)] = ()
+    # Bundles that are compared with what a deployment serves.
+    shadows: Annotated[dict[Name, OrderedShadow], Meta(max_length=32)] = {}
     samples: Annotated[tuple[SamplePolicy, ...], Meta(max_length=MAX_POLICIES)] = ()
     version: int = VERSION
 
@@ -120,6 +134,17 @@ class Fetched(msgspec.Struct, frozen=True):
     sha256: Sha256
     size_bytes: Count
     by_delta: bool = False
+
+
+ShadowState = Literal["fetch", "selftest", "running", "waiting", "refused", "served"]
+
+
+class ShadowReport(msgspec.Struct, frozen=True):
+    """What has become of an ordered shadow; `reason` says what it waits for, or why it is refused."""
+
+    digest: Sha256
+    state: ShadowState
+    reason: Text = ""
 
 
 class DeploymentReport(msgspec.Struct, frozen=True):
@@ -137,6 +162,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     reason: Text = ""
     memory_mb: Megabytes | None = None
     fetched: Fetched | None = None
+    shadow: ShadowReport | None = None
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -195,6 +221,23 @@ class Moments(msgspec.Struct, frozen=True, gc=False):
         return self.total / self.count if self.count else 0.0
 
 
+class ShadowWindow(msgspec.Struct, frozen=True):
+    """What a shadow did in a window, beside the bundle that served.
+
+    `compared` inputs it answered too, `dropped` were served without a copy, on `failed` it gave no answer. `agreement` has
+    for each output the sum of figures between 0 and 1 (`edgekit.agreement`), `cpu_ms` what an engine call took of one
+    processor, `served_ms` what the served calls on the same inputs took by the clock.
+    """
+
+    digest: Sha256
+    compared: Count = 0
+    dropped: Count = 0
+    failed: Count = 0
+    agreement: Annotated[dict[Label, Moments], Meta(max_length=64)] = {}
+    cpu_ms: Sketch = Sketch()
+    served_ms: Sketch = Sketch()
+
+
 class DeploymentWindow(msgspec.Struct, frozen=True):
     """What one loaded bundle did in a window.
 
@@ -226,6 +269,7 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     confidence: Annotated[dict[Label, Histogram], Meta(max_length=64)] = {}
     anomalies: Annotated[dict[AnomalyKind, Count], Meta(max_length=32)] = {}
     drift: Annotated[dict[Label, Index], Meta(max_length=256)] = {}
+    shadow: ShadowWindow | None = None
 
 
 class Report(msgspec.Struct, frozen=True):
