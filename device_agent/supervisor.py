@@ -45,7 +45,7 @@ from device_agent.workers import Workers
 from edgekit import __version__
 from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire import topics
-from edgekit.wire.messages import DeploymentWindow, Order
+from edgekit.wire.messages import Order
 from edgekit.wire.samples import sample_url
 
 TICK_S = 0.5
@@ -178,7 +178,9 @@ class Agent:
             storage,
             self._spool,
             window_s=settings.window_s,
-            close_window=self._window_closed,
+            close_window=lambda: self._drift.judged(
+                self._collector.close_window(self._telling.loaded().items()), self._telling.references()
+            ),
             vitals=self._telling.vitals,
             send=lambda payload: self._link.publish(topics.TELEMETRY, payload),
             set_aside=lambda: self.conditions.notice(
@@ -390,10 +392,6 @@ class Agent:
     def _tell_all(self, event: Event) -> None:
         for reconciler in self._reconcilers.values():
             reconciler.tell(event)
-
-    def _window_closed(self) -> tuple[DeploymentWindow, ...]:
-        closed = self._collector.close_window(self._telling.loaded().items())
-        return self._drift.judged(closed, self._telling.references())
 
     def _metrics(self) -> str:
         served = collector.prometheus(self._collector.totals, self._telling.loaded())
