@@ -131,7 +131,9 @@ class Agent:
             storage,
             self._spool,
             window_s=settings.window_s,
-            close_window=lambda: self._collector.close_window(self._telling.loaded().items()),
+            close_window=lambda: self._samples.judged(
+                self._collector.close_window(self._telling.loaded().items())
+            ),
             vitals=self._telling.vitals,
             send=lambda payload: self._link.publish(topics.TELEMETRY, payload),
             set_aside=lambda: self.conditions.notice(

@@ -27,13 +27,15 @@ from device_agent.samples.allowance import Taken
 from device_agent.samples.sending import Outcome, Sent
 from device_agent.samples.store import Held, Store, Waiting
 from device_agent.storage import Storage
-from edgekit.wire.messages import Order
+from edgekit.wire.messages import DeploymentWindow, Order
 from edgekit.wire.samples import SamplePolicy
 
 FIRST_RETRY_S = 5.0
 LONGEST_RETRY_S = 300.0
 # Samples between a worker and the disk.
 MOST_IN_HAND = 4
+# A shift by convention (Yurdakul 2018), of the index that a window says.
+DRIFT_METRIC, DRIFT_PSI = "drift_psi", 0.2
 # How often it is looked at what a policy still allows.
 LOOK_S = 2.0
 
@@ -93,10 +95,11 @@ class Keeper:
         self._ended &= self._policies.keys()
         self._look()
 
-    def drifts(self, deployment: str, *, is_drifting: bool) -> None:
-        """What the device finds of a deployment's inputs."""
-        (self._drifting.add if is_drifting else self._drifting.discard)(deployment)
+    def judged(self, windows: tuple[DeploymentWindow, ...]) -> tuple[DeploymentWindow, ...]:
+        """Windows that were closed, as they are: what they say of drift holds until the next ones."""
+        self._drifting = {window.deployment for window in windows if _drifts(window)}
         self._tell()
+        return windows
 
     def sampling(self, deployment: str) -> Sampling:
         """What the workers of a deployment are to keep; the same object until that changes."""
@@ -258,3 +261,8 @@ class Keeper:
 
 
 _NOTHING = Sampling()
+
+
+def _drifts(window: DeploymentWindow) -> bool:
+    found = window.metrics.get(DRIFT_METRIC)
+    return found is not None and found.mean > DRIFT_PSI

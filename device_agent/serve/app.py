@@ -17,10 +17,11 @@ from device_agent.serve.http import (
     Serve,
     json_response,
 )
-from device_agent.serve.model import EngineHungError, ServedModel
+from device_agent.serve.model import EngineHungError, Ran, ServedModel
 from device_agent.serve.peers import Peer
 from device_agent.serve.routes import Target, target_of
 from device_agent.serve.sequences import Sequence, sequence_of
+from edgekit.errors import UnfamiliarError
 from edgekit.manifest import TensorSpec
 from edgekit.tensors import V2_DTYPES, Array
 from edgekit.transforms import JSON, postprocess, prepare
@@ -137,8 +138,7 @@ class WorkerApp:
 
         def use(found: tuple[codec.InferRequest, dict[str, Array], Sequence]) -> Response:
             parsed, tensors, sequence = found
-            ran = model.run(tensors, sequence)
-            self._sampler.offer(tensors, ran.outputs, is_raw=False)
+            ran = self._run(tensors, sequence, tensors, is_raw=False)
             return codec.write_answer(
                 parsed,
                 ran.outputs,
@@ -180,9 +180,7 @@ class WorkerApp:
 
     def _predicted(self, given: "_Given", sequence: Sequence) -> dict[str, Any]:
         """What the caller is told of one sample; in the engine's thread."""
-        ran = self._model.run(given.inputs, sequence)
-        if given.raw is not None:
-            self._sampler.offer(given.raw, ran.outputs, is_raw=True)
+        ran = self._run(given.inputs, sequence, given.raw, is_raw=True)
         told = {name: value for name, value in ran.outputs.items() if name not in self._states}
         answers = postprocess(self._model.manifest.postprocess, told)
         return {
@@ -190,6 +188,25 @@ class WorkerApp:
             **_headline(answers),
             **({"parameters": ran.parameters} if ran.parameters else {}),
         }
+
+    def _run(
+        self,
+        inputs: Mapping[str, Array],
+        sequence: Sequence,
+        as_given: Mapping[str, Array] | None,
+        *,
+        is_raw: bool,
+    ) -> Ran:
+        """One call of the model, its input offered as a sample as it was given. Raises: as `ServedModel.run`."""
+        try:
+            ran = self._model.run(inputs, sequence)
+        except UnfamiliarError:
+            if as_given is not None:
+                self._sampler.offer(as_given, {}, is_raw=is_raw, is_flagged=True)
+            raise
+        if as_given is not None:
+            self._sampler.offer(as_given, ran.outputs, is_raw=is_raw, is_flagged=ran.excess > 0)
+        return ran
 
     def _plain(self, request: Request, limit: int) -> Request:
         """The request without a content coding."""
