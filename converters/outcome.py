@@ -1,5 +1,6 @@
 """What a build is asked, and what it answers; light enough to load before any engine or converter."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,11 @@ from edgekit.errors import ContractMissedError, GuiltyLayer, Tried
 
 # Layers named of each candidate that loses too much.
 LAYERS = 5
+
+
+def sensible_jobs() -> int:
+    """Two where there are cores for it: converters take gigabytes, and use several cores themselves."""
+    return min(2, len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True)

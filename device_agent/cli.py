@@ -1,6 +1,8 @@
 """`edgekit agent`: a thin skin over the agent, the status file and the doctor."""
 
 import asyncio
+import os
+import sys
 from pathlib import Path
 
 import click
@@ -100,6 +102,8 @@ def run(
     worker_user: str | None,
 ) -> None:
     """Enrol if needed, then serve models, follow the fleet's orders and report, until told to end."""
+    # What it was started with: some of it is taken out, so that what it starts does not learn it.
+    environment = dict(os.environ)
     log.set_up(as_json=log_json)
     settings = Settings(
         state=StateFolder(state.absolute()),
@@ -114,7 +118,12 @@ def run(
         name=name,
         account=account.take(worker_user) if worker_user else None,
     )
-    asyncio.run(start.run(settings))
+    if asyncio.run(start.run(settings)):
+        # The same process with the same words: to whoever started it, it never ended.
+        log.event("agent starts again")
+        if settings.account is not None:
+            account.hand_on()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606  # no shell, its own words
 
 
 def _secured(cert: Path | None, key: Path | None, token: Path | None) -> Credentials | None:

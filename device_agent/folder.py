@@ -3,7 +3,9 @@
 identity.json key.json boot.json order.json     records, each with its second copy NAME.2; the keys and the certificate
                                            are in the first two, and in no other file
 tuf/                                       verified metadata, and what they began with (`tuf.kept`)
+commands.json                              a record too: what the fleet asked for once, and what came of it
 spool.db
+measuring/N/                               bundles that are only timed here, each like a deployment; gone when that is over
 samples/                                   inputs that wait for the fleet, only while an order has a policy for that
 status.json                                the last words of an agent, and its present ones where no RAM disk is
 deployments/NAME/machine.json              intent: the update machine's state
@@ -77,6 +79,15 @@ class StateFolder:
     @property
     def order(self) -> Path:
         return self.root / "order.json"
+
+    @property
+    def commands(self) -> Path:
+        return self.root / "commands.json"
+
+    @property
+    def measuring(self) -> Path:
+        """What is only here to be timed; anything in it may go at any time."""
+        return self.root / "measuring"
 
     @property
     def metadata(self) -> Path:

@@ -133,6 +133,7 @@ class Link:
         if client is None or not self.is_up:
             return False
         result = client.publish(topics.of(self._device, leaf), payload, qos=1, retain=retain)
+        log.detail("said", leaf=leaf, size=len(payload), sent=result.rc is MQTTErrorCode.MQTT_ERR_SUCCESS)
         return result.rc is MQTTErrorCode.MQTT_ERR_SUCCESS
 
     async def stop(self, patience_s: float = 2.0) -> None:
@@ -230,13 +231,18 @@ class Link:
             return
         self._was_taken = True
         client.subscribe(
-            [(topics.of(self._device, topics.DESIRED), 1), (topics.of(self._device, topics.ACK), 0)]
+            [
+                (topics.of(self._device, topics.DESIRED), 1),
+                (topics.of(self._device, topics.COMMAND), 1),
+                (topics.of(self._device, topics.ACK), 0),
+            ]
         )
         self._in_loop(self._came_up)
 
     def _on_message(self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
         parsed = topics.parse(message.topic)
         if parsed is not None and parsed[0] == self._device:
+            log.detail("heard", leaf=parsed[1], size=len(message.payload))
             self._in_loop(self._hooks.message, parsed[1], bytes(message.payload))
 
     def _on_disconnect(

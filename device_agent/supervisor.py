@@ -13,6 +13,8 @@ from typing import Any
 
 from device_agent import collector, identity, log
 from device_agent.collector import Collector
+from device_agent.commands.acts import Acts
+from device_agent.commands.desk import Desk, Speaker, extended
 from device_agent.conditions import Conditions
 from device_agent.config import Settings, Who
 from device_agent.front import Front
@@ -122,6 +124,22 @@ class Agent:
             reconcilers=self._reconcilers,
             workers=self._workers,
         )
+        self.restarting = asyncio.Event()
+        self._desk = Desk(
+            state,
+            storage,
+            self.conditions,
+            who.clock,
+            identity=lambda: extended(me, tuple(self._reconcilers)),
+            keys=lambda: self._orders.keys,
+            speaker=Speaker(
+                self._device,
+                self._boot,
+                self._numbers,
+                lambda payload: self._link.publish(topics.RESULT, payload),
+            ),
+            act=Acts(state, self._reconcilers, self.restarting.set, settings.account).act,
+        )
         self._telling = Telling(subject, self._numbers, self._link, self._status)
         self._spool = Spool(state.spool)
         self._reporter = Reporter(
@@ -147,6 +165,7 @@ class Agent:
         await self._orders.load()
         for name in dict.fromkeys((*self._names, *self._orders.added)):
             self._add(name)
+        await self._desk.load()
         self.conditions.changed = self._telling.describe
         self._storage.changed = self._storage_changed
         if self._start.error is not None:
@@ -207,18 +226,20 @@ class Agent:
             self._take_orders(),
             self._renewal.run(),
             self._watch.run(),
+            self._desk.run(),
             self._samples.run(),
         ):
             self._run(work)
         for reconciler in self._reconcilers.values():
             self._run(reconciler.run())
-        ended = asyncio.create_task(stopping.wait())
+        ends = [asyncio.create_task(event.wait()) for event in (stopping, self.restarting)]
         try:
             # A task that ends by itself has failed: better to end, and be started again, than to go on half.
-            while not ended.done() and not any(task.done() for task in self._running):
-                await asyncio.wait([*self._running, ended], return_when=asyncio.FIRST_COMPLETED, timeout=1)
+            while not any(task.done() for task in (*ends, *self._running)):
+                await asyncio.wait([*self._running, *ends], return_when=asyncio.FIRST_COMPLETED, timeout=1)
         finally:
-            ended.cancel()
+            for end in ends:
+                end.cancel()
             tasks = list(self._running)
             await self._end(tasks)
         for task in tasks:
@@ -251,6 +272,7 @@ class Agent:
                 workers.tick()
             self._telling.tick()
             self._reporter.tick()
+            self._desk.tick()
             self._look_at_the_clock()
 
     async def _take_orders(self) -> None:
@@ -297,7 +319,10 @@ class Agent:
         if leaf == topics.DESIRED and payload:
             self._newest_order = payload
             self._order_came.set()
+        elif leaf == topics.COMMAND and payload:
+            self._desk.heard(payload)
         elif leaf == topics.ACK:
+            self._desk.acknowledged(payload)
             for digest in self._reporter.acknowledged(payload):
                 self._tell_all(Acknowledged(digest))
 
@@ -318,6 +343,7 @@ class Agent:
         self._tell_all(LinkUp(asyncio.get_running_loop().time()))
         self._telling.publish()
         self._reporter.link_up()
+        self._desk.link_up()
         self._samples.nudge()
 
     def _link_down(self) -> None:

@@ -189,6 +189,17 @@ class OrderRefusedError(EdgeKitError):
     http_status = 409
 
 
+class CommandRefusedError(EdgeKitError):
+    """A well-signed command that this device must not follow. `is_ours`: it was meant for this device as it is."""
+
+    code = "command-refused"
+    http_status = 409
+
+    def __init__(self, message: str, *, is_ours: bool = False) -> None:
+        super().__init__(message)
+        self.is_ours = is_ours
+
+
 class FleetError(EdgeKitError):
     """The fleet refused a request or cannot be reached."""
 

@@ -6,6 +6,9 @@ tell. SIGTERM unwinds like Ctrl-C: what was made for the time of a command is re
 """
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 # The signal that asked to stop; 0 while none did.
@@ -19,6 +22,26 @@ def install() -> None:
         signal.signal(signal.SIGINT, _handle)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _handle)
+
+
+@contextmanager
+def heeded() -> Iterator[None]:
+    """Ctrl-C remembered while a library's call lasts, and forgotten after it: the next call begins anew. Threads other
+    than the main one get no signals, and nothing is done there.
+    """
+    global _requested  # noqa: PLW0603  # a signal is the process's, and so is this
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, _handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _requested = 0
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

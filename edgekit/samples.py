@@ -1,7 +1,8 @@
 """Data files: `.npz` archives of samples for calibration, evaluation, self-tests and prediction.
 
 An archive holds one array per input, samples along the first axis, and optionally `labels` (N, …) and `sequence`
-(N,) int64, whose runs of equal ids are the sequences of a stateful model. Samples of several shapes (a model with
+(N,) int64, whose runs of equal ids are the sequences of a stateful model. `slices` (N,) may name the group that each
+sample belongs to. Samples of several shapes (a model with
 buckets takes them) stand one after the other in a flat array NAME, with their shapes (N, axes) in NAME@shapes. Arrays
 may be stored in fewer bytes than they have when read (`edgekit.encoding`).
 
@@ -32,7 +33,8 @@ LABELS = "labels"
 # What follows an array's name where its samples differ in shape.
 SHAPES = "@shapes"
 SEQUENCE = "sequence"
-_RESERVED = (LABELS, SEQUENCE)
+SLICES = "slices"
+_RESERVED = (LABELS, SEQUENCE, SLICES)
 # What numpy and zipfile raise for bytes that are not what they should be: a header that is no Python literal or asks for
 # more memory than there is, an encrypted member (RuntimeError), an unknown method (NotImplementedError, one of those).
 DAMAGED = (
@@ -70,7 +72,8 @@ def rows(arrays: Mapping[str, Array]) -> list[dict[str, Array]]:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """N samples: `inputs` by name, each (N, *sample shape) or ragged; `labels` (N, …); `sequence` (N,) int64.
+    """N samples: `inputs` by name, each (N, *sample shape) or ragged; `labels` (N, …); `sequence` (N,) int64; `slices` (N,)
+    text, the group that each belongs to.
 
     Raises: DataError if the first axes differ or there is no sample.
     """
@@ -78,6 +81,7 @@ class Samples:
     inputs: dict[str, Array]
     labels: Array | None = None
     sequence: NDArray[np.int64] | None = None
+    slices: NDArray[np.str_] | None = None
     _length: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
@@ -86,6 +90,8 @@ class Samples:
             arrays[LABELS] = self.labels
         if self.sequence is not None:
             arrays[SEQUENCE] = self.sequence
+        if self.slices is not None:
+            arrays[SLICES] = self.slices
         object.__setattr__(self, "_length", _common_length("samples", arrays, self.inputs))
 
     def __len__(self) -> int:
@@ -105,6 +111,7 @@ class Samples:
             inputs={name: array[chosen] for name, array in self.inputs.items()},
             labels=None if self.labels is None else self.labels[chosen],
             sequence=None if self.sequence is None else self.sequence[chosen],
+            slices=None if self.slices is None else self.slices[chosen],
         )
 
     def starts(self, index: int) -> bool:
@@ -137,7 +144,12 @@ def load_npz(
     if specs is not None:
         arrays = _fitted(where, arrays, specs, raw, optional)
     _common_length(where, {**arrays, **extra}, arrays)
-    return Samples(arrays, extra.get(LABELS), _sequence_ids(where, extra.get(SEQUENCE)))
+    return Samples(
+        arrays,
+        extra.get(LABELS),
+        _sequence_ids(where, extra.get(SEQUENCE)),
+        _slice_names(where, extra.get(SLICES)),
+    )
 
 
 def dump_npz(samples: Samples) -> bytes:
@@ -246,7 +258,7 @@ def _fitted(
     if unknown:
         raise DataError(
             f"{where}: array {unknown[0]!r} is no input of the model; expected {', '.join(names)},"
-            f" and optionally {LABELS} and {SEQUENCE}"
+            f" and optionally {', '.join(_RESERVED)}"
         )
     fitted: dict[str, Array] = {}
     for spec in specs:
@@ -290,6 +302,17 @@ def _sequence_ids(where: str, array: Array | None) -> NDArray[np.int64] | None:
             f"{where}: array {SEQUENCE!r} is {array.dtype} of {array.ndim} axes; expected one id a sample, (N,) int64"
         )
     return array.astype(np.int64)
+
+
+def _slice_names(where: str, array: Array | None) -> NDArray[np.str_] | None:
+    if array is None:
+        return None
+    if array.ndim != 1 or array.dtype.kind not in "Uiub":
+        raise DataError(
+            f"{where}: array {SLICES!r} is {array.dtype} of {array.ndim} axes; expected one name a sample, (N,) text or"
+            " integers"
+        )
+    return array.astype(np.str_)
 
 
 def _common_length(where: str, arrays: Mapping[str, Array], inputs: Collection[str]) -> int:

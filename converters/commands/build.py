@@ -1,26 +1,20 @@
 """`edgekit build`: flags in, one call of the build, a table and JSON out."""
 
-import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from converters.commands import tables
+from converters.commands import running, tables
 from converters.commands.durations import seconds
-from converters.commands.screen import BAR, LEFT, Screen
-from converters.emulation import setup as emulation
-from converters.emulation.machine import META
-from converters.keep import builds, inputs, room
-from converters.keep.artifacts import Cache, default_root
-from converters.outcome import Options, Outcome
-from converters.report import folder
+from converters.commands.screen import watched
+from converters.keep.artifacts import default_root
+from converters.outcome import Options, Outcome, sensible_jobs
 from converters.source import project as projects
 from converters.source.project import Project
-from converters.work.steps import Steps
-from edgekit import interrupt, profile
+from edgekit import interrupt
 from edgekit.cli import render
 from edgekit.errors import ContractMissedError, UsageError
 
@@ -38,11 +32,6 @@ Examples:
 \b
 Exit codes: 0 built, 2 usage or bad input, 3 contract not met, 4 a tool failed.
 """
-
-
-def _sensible_jobs() -> int:
-    """Two where there are cores for it: converters take gigabytes, and use several cores themselves."""
-    return min(2, len(os.sched_getaffinity(0)))
 
 
 @click.command(epilog=EPILOG)
@@ -91,7 +80,7 @@ def _sensible_jobs() -> int:
 @click.option(
     "--jobs",
     type=click.IntRange(min=0),
-    default=_sensible_jobs(),
+    default=sensible_jobs(),
     show_default=True,
     help="Processes that make candidates side by side; 0: in this one. Measuring is always alone.",
 )
@@ -158,9 +147,8 @@ def build(
         time_budget_s=time_budget,
         lock="write" if write_lock else "require" if locked else "use",
     )
-    with render.progress(LEFT, bar_width=BAR) as progress:
-        screen = Screen(progress)
-        outcome = _build(project, options, screen.tell, screen.steps, measure=measure)
+    with watched() as screen:
+        outcome = running.run(project, options, screen, measure=measure)
         interrupt.check()
     if json_file is not None:
         render.write_text(json_file, render.as_json(outcome.document) + "\n")
@@ -198,12 +186,13 @@ def _table(source: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
     # A project file's relative paths start at its folder, a flag's at the current one.
     table: dict[str, Any] = {
         "model": _given(flags, "name", "version")
-        | ({"source": _here(source)} if source else {})
+        | ({"source": projects.here(source)} if source else {})
         | ({"outputs": outputs} if outputs else {}),
         "inputs": shapes,
         "state": _pairs("--state", flags["states"]),
         "data": {
-            key: _here(value) for key, value in _given(flags, "calibration", "evaluation", "metric").items()
+            key: projects.here(value)
+            for key, value in _given(flags, "calibration", "evaluation", "metric").items()
         },
         "contract": _given(flags, "max_accuracy_drop", "latency_p95_ms", "memory_mb", "size_mb"),
         "targets": {target: {} for target in flags["targets"]},
@@ -213,15 +202,6 @@ def _table(source: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _given(flags: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: flags[name] for name in names if flags[name] is not None}
-
-
-def _here(text: str) -> str:
-    """A path from a flag, made independent of the project's folder; metric names stay."""
-    path, colon, attribute = text.rpartition(":")
-    if colon and path.endswith(".py"):
-        return f"{Path(path).resolve()}:{attribute}"
-    is_name = os.sep not in text and not Path(text).exists() and "." not in text
-    return text if is_name else str(Path(text).resolve())
 
 
 def _pairs(flag: str, values: tuple[str, ...]) -> dict[str, str]:
@@ -243,34 +223,6 @@ def _dims(name: str, text: str) -> list[int | list[int]]:
         raise UsageError(
             f"--shape {name}={text}: expected numbers, e.g. --shape {name}=1,3,224,224 (or 160|320 for buckets)"
         ) from error
-
-
-def _build(
-    project: Project, options: Options, tell: Callable[[str], None], steps: Steps, *, measure: bool
-) -> Outcome:
-    """The kept build of the same inputs, or a new one."""
-    profiles = [profile.load(project.profile(target)) for target in project.file.targets]
-    emulator = emulation.home() / META
-    name = builds.fingerprint(project, profiles, options, emulator)
-    room.limit_bytes()  # read before the work, not after
-    cache = Cache(options.cache, tell=tell)
-    found = None if name is None or measure else builds.find(name, options, cache)
-    if found is not None:
-        tell(
-            "nothing changed since the last build of this: its bundles and figures are used again (--measure)"
-        )
-        folder.write(options.out, found.sheets)
-        return found
-    # Loads every engine and converter.
-    from converters.build import build as run_build
-
-    outcome = run_build(project, options, tell, steps)
-    # A file that changed meanwhile may have been read before or after.
-    if name is not None and name == builds.fingerprint(project, profiles, options, emulator):
-        builds.keep(name, outcome, options, cache)
-    elif inputs.has_code(project) and not project.file.code.reads:
-        tell(inputs.HINT)
-    return outcome
 
 
 def _show(outcome: Outcome, *, verbose: bool) -> None:

@@ -4,16 +4,29 @@ Into a pipe go the lines alone.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.progress import Progress, TextColumn
 
 from converters.work.steps import Steps
 from edgekit import interrupt
+from edgekit.cli import render
 
 BAR = 16
 LEFT = TextColumn("{task.fields[left]}", style="dim")
 # What spinner, bar, counts, clock and estimate take of a line.
 _TAKEN = 54
+
+
+class Silent:
+    """Shows nothing."""
+
+    def __init__(self) -> None:
+        self.steps = Steps()
+
+    def tell(self, message: str) -> None:  # noqa: ARG002  # a watcher's signature
+        interrupt.check()
 
 
 class Screen:
@@ -53,6 +66,13 @@ class Screen:
             completed=steps.done,
             left=estimate(steps, self._elapsed_s),
         )
+
+
+@contextmanager
+def watched() -> Iterator[Screen]:
+    """On standard error for as long as it lasts."""
+    with render.progress(LEFT, bar_width=BAR) as progress:
+        yield Screen(progress)
 
 
 def describe(steps: Steps, message: str) -> str:

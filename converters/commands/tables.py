@@ -6,8 +6,10 @@ Always true
  3. Nothing is told here alone: result.json, the evidence and report.html hold all of it, unrounded.
 """
 
+import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 from converters.report import numbers
@@ -50,16 +52,24 @@ def show(sheet: Sheet, *, verbose: bool) -> None:
     """One profile: its table, why each candidate ended as it did, and what to know."""
     columns = _fitting(sheet, None if verbose else render.width())
     render.compact(
-        _title(sheet),
+        title(sheet),
         [column.title(sheet) for column in columns],
         [(_STYLES[item.status], [column.cell(item) for column in columns]) for item in sheet.ranked],
         numeric=[column.title(sheet) for column in columns if column.is_numeric],
     )
-    render.explained(_verbatim(sheet) if verbose else _reasons(sheet))
+    render.explained(_verbatim(sheet) if verbose else reasons(sheet))
     if verbose:
         _show_outputs(sheet)
     _show_buckets(sheet)
     _show_notes(sheet, verbose=verbose)
+
+
+def text(sheet: Sheet) -> str:
+    """What `show` prints into a pipe."""
+    written = io.StringIO()
+    with redirect_stdout(written), redirect_stderr(written):
+        show(sheet, verbose=False)
+    return written.getvalue()
 
 
 def show_layers(layers: Sequence[GuiltyLayer]) -> None:
@@ -82,7 +92,7 @@ def show_layers(layers: Sequence[GuiltyLayer]) -> None:
     )
 
 
-def _title(sheet: Sheet) -> str:
+def title(sheet: Sheet) -> str:
     how = "measured here" if sheet.is_measured else "latency estimated, not measured"
     how = "times of this CPU, which only rank" if sheet.ranks_only else how
     score, drop = sheet.source_accuracy, sheet.contract.max_accuracy_drop
@@ -157,21 +167,23 @@ def _columns(characters: int | None) -> list[Column]:
     ]
 
 
+def saying(sheet: Sheet, characters: int | None = None) -> list[Column]:
+    """The columns that say something of this sheet, with that many characters of an output's name (None: all)."""
+    return [column for column in _columns(characters) if any(map(column.cell, sheet.candidates))]
+
+
 def _fitting(sheet: Sheet, width: int | None) -> list[Column]:
     """The columns that say something of this sheet, and fit."""
-
-    def saying(characters: int | None) -> list[Column]:
-        return [column for column in _columns(characters) if any(map(column.cell, sheet.candidates))]
 
     def fits(columns: Sequence[Column]) -> bool:
         # One space between two columns.
         return width is None or sum(column.width(sheet) + 1 for column in columns) - 1 <= width
 
     if width is None:
-        return saying(None)
+        return saying(sheet)
     columns: list[Column] = []
     for characters in _NAMES:
-        columns = saying(characters)
+        columns = saying(sheet, characters)
         if fits(columns):
             return columns
     while not fits(columns) and any(column.rank for column in columns):
@@ -188,7 +200,7 @@ def _verbatim(sheet: Sheet) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _reasons(sheet: Sheet) -> list[tuple[str, str, str]]:
+def reasons(sheet: Sheet) -> list[tuple[str, str, str]]:
     """Each reason once, with the candidates that it holds for."""
     groups: dict[tuple[str, str], list[CandidateEvidence]] = {}
     for item in sheet.ranked:

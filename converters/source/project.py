@@ -6,6 +6,7 @@ Always true
 """
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -195,7 +196,9 @@ def load(path: Path, over: Mapping[str, Any] | None = None) -> Project:
     for key, value in (over or {}).items():
         if key == "targets":
             known = table.get("targets", {})
-            table["targets"] = {name: known.get(name, {}) for name in value} or known
+            table["targets"] = {
+                name: {**known.get(name, {}), **limits} for name, limits in value.items()
+            } or known
         elif isinstance(table.get(key, {}), dict):
             table[key] = {**table.get(key, {}), **value}
     return _project(table, file.parent.resolve(), str(file))
@@ -206,7 +209,21 @@ def from_flags(table: Mapping[str, Any]) -> Project:
 
     Raises: ProjectError.
     """
-    return _project(table, Path.cwd(), "flags")
+    return from_tables(table, Path.cwd(), "flags")
+
+
+def from_tables(table: Mapping[str, Any], folder: Path, where: str) -> Project:
+    """The project of a file's tables without the file; `where` names it in errors. Raises: ProjectError."""
+    return _project(table, folder, where)
+
+
+def here(text: str) -> str:
+    """A path that was not read from a project file, made independent of the project's folder; names (of metrics) stay."""
+    path, colon, attribute = text.rpartition(":")
+    if colon and path.endswith(".py"):
+        return f"{Path(path).resolve()}:{attribute}"
+    is_name = os.sep not in text and not Path(text).exists() and "." not in text
+    return text if is_name else str(Path(text).resolve())
 
 
 _TABLES: Mapping[str, type[msgspec.Struct]] = {

@@ -7,7 +7,7 @@ text without control characters where it is stored as it is), and is something t
 """
 
 from datetime import datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -247,10 +247,17 @@ class Ack(msgspec.Struct, frozen=True):
     version: int = VERSION
 
 
-T = TypeVar("T", Order, Reported, Status, Report, Ack)
+class Message(Protocol):
+    """What goes over the wire by itself."""
+
+    @property
+    def version(self) -> int: ...
 
 
-def encode(message: Order | Reported | Status | Report | Ack) -> bytes:
+T = TypeVar("T", bound=Message)
+
+
+def encode(message: Message) -> bytes:
     return msgspec.json.encode(message)
 
 

@@ -24,6 +24,12 @@ from fleet.api.alerts import (
     TargetView,
     Webhook,
 )
+from fleet.api.commands import (
+    Ask,
+    CommandView,
+    MeasureHere,
+    NewCommand,
+)
 from fleet.api.common import (
     MAX_TEXT,
     Changed,
@@ -111,6 +117,7 @@ __all__ = [
     "ArmName",
     "ArmPoint",
     "ArmView",
+    "Ask",
     "Assigned",
     "AssignmentView",
     "AuditVerdict",
@@ -122,6 +129,7 @@ __all__ = [
     "Change",
     "Changed",
     "CollectionView",
+    "CommandView",
     "ConditionView",
     "DeploymentView",
     "Deployments",
@@ -141,12 +149,14 @@ __all__ = [
     "Label",
     "MadeToken",
     "Mail",
+    "MeasureHere",
     "MemberView",
     "MetadataView",
     "NewAssignment",
     "NewBatch",
     "NewBundle",
     "NewCollection",
+    "NewCommand",
     "NewDeployment",
     "NewDevice",
     "NewExperiment",

@@ -6,7 +6,7 @@ import click
 
 from edgekit.errors import UsageError
 from fleet import api
-from fleet.client import bulk, device_views, files, render
+from fleet.client import bulk, command_cli, device_views, files, render
 from fleet.client.bulk import many, with_where, with_yes
 from fleet.client.complete import completes
 from fleet.client.enrol_cli import labels_of, write_file
@@ -228,6 +228,10 @@ def retry(
         if not chosen.is_one:
             bulk.confirm(chosen, "tell {} to try again", is_sure=is_sure)
         bulk.run(chosen, client.retry_device, told, as_json=as_json)
+
+
+for one in command_cli.COMMANDS:
+    device.add_command(one)
 
 
 @click.group(epilog=examples("edgekit fleet deployment add roof-1 faces"))

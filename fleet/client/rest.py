@@ -128,6 +128,16 @@ class Client:
     def retry_device(self, device: str) -> api.Retried:
         return self._transport.call("POST", at("/devices/{}/retry", device), api.Retried)
 
+    def command(self, device: str, wanted: api.NewCommand) -> api.CommandView:
+        return self._transport.call("POST", at("/devices/{}/commands", device), api.CommandView, wanted)
+
+    def commands(self, device: str) -> Iterator[api.CommandView]:
+        """What was asked of a device, the newest first."""
+        return self._transport.pages(at("/devices/{}/commands", device), api.CommandView)
+
+    def command_of(self, device: str, command: str) -> api.CommandView:
+        return self._transport.call("GET", at("/devices/{}/commands/{}", device, command), api.CommandView)
+
     def retry(self, rollout_id: str, devices: tuple[str, ...] = ()) -> api.Retried:
         return self._transport.call(
             "POST", at("/rollouts/{}/retry", rollout_id), api.Retried, api.Retry(devices)

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+import edgekit
+
 HEAVY = ("torch", "onnx", "nncf", "litert_torch", "onnxruntime", "openvino", "sqlalchemy", "fastapi")
 
 
@@ -35,3 +37,18 @@ def test_help_loads_neither_numpy_nor_rich_nor_any_engine() -> None:
         "from edgekit.cli import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass"
     )
     assert not {"numpy", "rich", *HEAVY} & loaded
+
+
+def test_the_library_loads_neither_numpy_nor_a_converter_before_a_call() -> None:
+    loaded = loaded_by("import edgekit; edgekit.build; edgekit.BuildResult; dir(edgekit)")
+    assert not {"numpy", "rich", "converters", *HEAVY} & loaded
+
+
+def test_a_loaded_bundle_needs_no_converter() -> None:
+    loaded = loaded_by("import edgekit; edgekit.load")
+    assert not {"converters", "rich", *HEAVY} & loaded
+
+
+def test_a_name_that_the_library_has_not_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'bild'"):
+        edgekit.bild  # noqa: B018
