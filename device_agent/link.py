@@ -29,6 +29,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from device_agent import log
 from device_agent.network import Access, dial, place
+from device_agent.traffic import Meter
 from edgekit.wire import messages, topics
 from edgekit.wire.enrolment import BrokerAddress
 from edgekit.wire.messages import Boot, Status
@@ -109,6 +110,7 @@ class Link:
         self._host = broker.host.strip("[]")
         self._is_tls = broker.tls
         self._access = access
+        self._meter: Meter | None = None
         self._device = device
         self._boot = boot
         self._hooks = hooks
@@ -209,6 +211,8 @@ class Link:
             qos=1,
             retain=True,
         )
+        client.on_socket_open = self._counted
+        client.on_socket_close = self._counted_no_more
         client.on_connect = self._on_connect
         client.on_message = self._on_message
         client.on_disconnect = self._on_disconnect
@@ -216,6 +220,12 @@ class Link:
         # half written the other writes once more, and the broker ends the connection over a malformed packet.
         client.on_socket_register_write = _leave_writing_to_the_loop
         return client
+
+    def _counted(self, _client: mqtt.Client, _userdata: object, sock: Any) -> None:
+        self._meter = self._access.traffic.meter("orders", sock)
+
+    def _counted_no_more(self, _client: mqtt.Client, _userdata: object, _sock: Any) -> None:
+        self._access.traffic.end(self._meter)
 
     def _on_connect(
         self,

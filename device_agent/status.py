@@ -4,7 +4,7 @@ The agent writes its status at every change, and where the file lies in memory a
 written at changes only, and never synced: it is made anew by the next start.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from device_agent.identity import DeviceIdentity
 from device_agent.record import Record
 from device_agent.storage import Storage
 from edgekit.errors import UsageError
-from edgekit.wire.messages import Condition, DeploymentReport, Reported
+from edgekit.wire.messages import Condition, DeploymentReport, Passed, Purpose, Reported
 
 HEARTBEAT_S = 10.0
 _NAME = "status.json"
@@ -31,6 +31,7 @@ class AgentStatus(msgspec.Struct, frozen=True):
     http: str
     is_online: bool
     written: datetime
+    traffic: dict[Purpose, Passed] = {}
 
 
 class StatusFile:
@@ -130,6 +131,7 @@ class StatusView(msgspec.Struct, frozen=True):
     age_s: float
     reported: Reported
     identity: "IdentityView | None" = None
+    traffic: dict[Purpose, Passed] = {}
 
 
 def read(state: StateFolder) -> StatusView:
@@ -143,6 +145,7 @@ def read(state: StateFolder) -> StatusView:
         age_s=round((datetime.now(UTC) - status.written).total_seconds(), 1),
         reported=status.reported,
         identity=identity_of(state),
+        traffic=status.traffic,
     )
 
 
@@ -172,6 +175,7 @@ def render(view: StatusView) -> str:
         f"order    {reported.order_counter or 'none yet'}"
         + (f"   newest refused: {reported.refused}" if reported.refused else ""),
         f"serving  {view.http if view.is_running else 'nothing: the agent is not running'}",
+        *_traffic(view.traffic),
         *_conditions([c for c in reported.conditions if c.deployment not in reported.deployments]),
     ]
     for name, deployment in reported.deployments.items():
@@ -188,6 +192,15 @@ def render(view: StatusView) -> str:
             f"  {line}" for line in _conditions([c for c in reported.conditions if c.deployment == name])
         ]
     return "\n".join(lines)
+
+
+def _traffic(traffic: Mapping[Purpose, Passed]) -> list[str]:
+    """What the link has carried since the state folder was made, by purpose."""
+    told = [
+        f"{purpose} {passed.sent / 1e6:.2f} up {passed.received / 1e6:.2f} down"
+        for purpose, passed in traffic.items()
+    ]
+    return [f"traffic  MB: {', '.join(told)}"] if told else []
 
 
 def _identity(known: IdentityView | None) -> list[str]:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from device_agent import collector, identity, log
+from device_agent import collector, identity, log, traffic
 from device_agent.collector import Collector
 from device_agent.commands.acts import Acts
 from device_agent.commands.desk import Desk, Speaker, extended
@@ -28,6 +28,7 @@ from device_agent.renewal import Renewal
 from device_agent.reporter import Numbers, Reporter
 from device_agent.samples.keeper import Keeper
 from device_agent.samples.store import Store
+from device_agent.spending import Spending
 from device_agent.spool import Spool
 from device_agent.status import StatusFile
 from device_agent.storage import Storage
@@ -97,9 +98,20 @@ class Agent:
         self._collector = Collector()
         self._lookup = Lookup(state.metadata, known.file, who.clock, self._order_keys_heard)
         self._watch = Watch(self._lookup)
-        self._source = Source(known.file.artifact_url, who.access, self._lookup.check)
+        self._spending = Spending(
+            traffic.record(state.traffic), storage, who.clock, self.conditions, limits=settings.budget
+        )
+        who.access.traffic = self._lookup.traffic = self._spending.traffic
+        self._source = Source(
+            known.file.artifact_url, who.access, self._lookup.check, self._spending.model_waits
+        )
         self._samples = Keeper(
-            Store(state.samples), storage, who.clock, who.access, url=sample_url(known.file.enrol_url)
+            Store(state.samples),
+            storage,
+            who.clock,
+            who.access,
+            url=sample_url(known.file.enrol_url),
+            may_send=self._spending.may_send,
         )
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
@@ -123,6 +135,7 @@ class Agent:
             orders=self._orders,
             reconcilers=self._reconcilers,
             workers=self._workers,
+            traffic=self._spending.traffic,
         )
         self.restarting = asyncio.Event()
         self._desk = Desk(
@@ -153,7 +166,8 @@ class Agent:
                 self._collector.close_window(self._telling.loaded().items())
             ),
             vitals=self._telling.vitals,
-            send=lambda payload: self._link.publish(topics.TELEMETRY, payload),
+            send=self._send_report,
+            spaced=self._spending.window_s,
             set_aside=lambda: self.conditions.notice(
                 "spool-set-aside", "the spool was damaged and is begun anew; reports in it are lost"
             ),
@@ -258,6 +272,7 @@ class Agent:
         self._reporter.close_window()
         self._reporter.tick()
         await self._link.stop()
+        await self._spending.save()
         await self._reporter.close()
         await self._storage.do(self._spool.close)
         await self._telling.end()
@@ -271,6 +286,7 @@ class Agent:
             for workers in self._workers.values():
                 workers.tick()
             self._telling.tick()
+            self._spending.tick()
             self._reporter.tick()
             self._desk.tick()
             self._look_at_the_clock()
@@ -322,11 +338,23 @@ class Agent:
         elif leaf == topics.COMMAND and payload:
             self._desk.heard(payload)
         elif leaf == topics.ACK:
+            self._spending.traffic.telemetry(received=self._on_the_wire(leaf, payload))
             self._desk.acknowledged(payload)
             for digest in self._reporter.acknowledged(payload):
                 self._tell_all(Acknowledged(digest))
 
+    def _send_report(self, payload: bytes) -> bool:
+        is_taken = self._link.publish(topics.TELEMETRY, payload)
+        if is_taken:
+            self._spending.traffic.telemetry(sent=self._on_the_wire(topics.TELEMETRY, payload))
+        return is_taken
+
+    def _on_the_wire(self, leaf: str, payload: bytes) -> int:
+        """What a message takes of the connection, without the few bytes before the topic's name."""
+        return len(topics.of(self._device, leaf)) + len(payload)
+
     def _follow(self, order: Order) -> None:
+        self._spending.is_forced = order.options.despite_budget
         self._samples.follow(order)
         if order.options.window_s is not None:
             self._reporter.window_s = order.options.window_s
@@ -355,4 +383,5 @@ class Agent:
             reconciler.tell(event)
 
     def _metrics(self) -> str:
-        return collector.prometheus(self._collector.totals, self._telling.loaded())
+        counted = collector.prometheus(self._collector.totals, self._telling.loaded())
+        return counted + traffic.prometheus(self._spending.totals) + self._samples.prometheus()

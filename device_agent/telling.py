@@ -15,6 +15,7 @@ from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
 from device_agent.reporter import Numbers, Vitals
 from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
+from device_agent.traffic import Traffic
 from device_agent.update.reconciler import Reconciler
 from device_agent.workers import Workers
 from edgekit import __version__
@@ -38,6 +39,7 @@ class Subject:
     orders: OrderBook
     reconcilers: Mapping[str, Reconciler]
     workers: Mapping[str, Workers]
+    traffic: Traffic
 
 
 class Telling:
@@ -95,6 +97,7 @@ class Telling:
             memory_mb=health.tree_memory_mb([os.getpid(), *pids]),
             temperature_c=health.temperature_c(),
             clock_ok=not self._of.clock.doubt(),
+            traffic=self._of.traffic.totals(),
         )
 
     def _reported(self) -> Reported:
@@ -130,4 +133,6 @@ class Telling:
         task.add_done_callback(self._writing.discard)
 
     def _status_now(self, reported: Reported) -> AgentStatus:
-        return AgentStatus(reported, self._of.http, self._link.is_up, datetime.now(UTC))
+        return AgentStatus(
+            reported, self._of.http, self._link.is_up, datetime.now(UTC), self._of.traffic.totals()
+        )

@@ -9,6 +9,7 @@ Always true
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import random
 import sqlite3
@@ -86,6 +87,19 @@ class Keeper:
     def waiting(self) -> int:
         """How many samples wait for the fleet."""
         return len(self._held.waiting)
+
+    def prometheus(self) -> str:
+        """The counts in Prometheus' text format, version 0.0.4."""
+        lines = [
+            "# HELP edgekit_samples_total Inputs for retraining.",
+            "# TYPE edgekit_samples_total counter",
+        ]
+        lines += [
+            f'edgekit_samples_total{{what="{what}"}} {count}'
+            for what, count in dataclasses.asdict(self.tally).items()
+        ]
+        lines += ["# HELP edgekit_samples_waiting On disk.", "# TYPE edgekit_samples_waiting gauge"]
+        return "\n".join([*lines, f"edgekit_samples_waiting {self.waiting}"]) + "\n"
 
     # -- what may be kept ----------------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ from fleet.api.devices import (
     Retried,
     Retry,
     Telemetry,
+    TrafficView,
     Waiting,
 )
 from fleet.api.events import (
@@ -191,6 +192,7 @@ __all__ = [
     "TargetView",
     "Telemetry",
     "Text",
+    "TrafficView",
     "TokenView",
     "Turn",
     "UserChange",

@@ -131,6 +131,15 @@ class ConditionView(msgspec.Struct, frozen=True):
     deployment: str = ""
 
 
+class TrafficView(msgspec.Struct, frozen=True):
+    """Bytes of one purpose: since the device's state folder was made, and of them in this month (UTC)."""
+
+    sent: int
+    received: int
+    month_sent: int
+    month_received: int
+
+
 class DeviceView(msgspec.Struct, frozen=True):
     """`refused` says why it did not follow its newest order, if so. `tag` stands for labels and deployments, which a
     person decides about.
@@ -153,6 +162,8 @@ class DeviceView(msgspec.Struct, frozen=True):
     former_seen: datetime | None = None
     tag: str = ""
     conditions: tuple[ConditionView, ...] = ()
+    # By purpose: orders, telemetry, models, samples; empty until it says.
+    traffic: dict[str, TrafficView] = {}
 
 
 class Explanation(msgspec.Struct, frozen=True):
