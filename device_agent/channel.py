@@ -1,4 +1,4 @@
-"""What supervisor and worker say to each other, and file descriptors beside it.
+"""What supervisor, workers and sources say to each other, and file descriptors beside it.
 
 A SEQPACKET socket pair: messages keep their bounds and order, so a `Drain` sent after a connection arrives after it.
 A packet is `J` and a JSON message, or one byte that says what kind of descriptor comes along, and some bytes about it:
@@ -65,6 +65,29 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     pass
 
 
+class Dial(msgspec.Struct, frozen=True, tag="dial"):
+    """A source asks for a connection to the agent's own front; it comes as a `CONNECTION`."""
+
+
+class SourceTold(msgspec.Struct, frozen=True, tag="source-told"):
+    """What a source did since its process started: inputs read, answered, refused, dropped; answers that sinks took.
+
+    `waiting` answers are on disk until sinks take them. `waits` says what the source waits for, `sinks` why one takes
+    nothing, `error` why the process ends; `is_over` that there is nothing more to read.
+    """
+
+    read: int = 0
+    answered: int = 0
+    refused: int = 0
+    dropped: int = 0
+    delivered: int = 0
+    waiting: int = 0
+    waits: str = ""
+    sinks: dict[str, str] = {}
+    error: str = ""
+    is_over: bool = False
+
+
 class Sampling(msgspec.Struct, frozen=True, tag="sampling"):
     """What the worker may keep of its inputs from now on, and whether they drift by what the device finds."""
 
@@ -78,7 +101,9 @@ class PassedOver(msgspec.Struct, frozen=True, tag="passed-over"):
     inputs: int
 
 
-Message = Ready | Failed | Snapshot | Counted | Drain | Ping | Pong | Sampling | PassedOver
+Message = (
+    Ready | Failed | Snapshot | Counted | Drain | Ping | Pong | Sampling | PassedOver | Dial | SourceTold
+)
 _DECODER = msgspec.json.Decoder(Message)
 
 

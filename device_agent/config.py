@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_agent.account import Account
-from device_agent.budget import NO_LIMITS, Limits
+from device_agent.agentfile import NO_FILE, AgentFile
 from device_agent.clock import Clock
 from device_agent.folder import StateFolder
 from device_agent.identity import DeviceIdentity, DeviceKey
@@ -15,7 +15,7 @@ from device_agent.network import Access
 @dataclass(frozen=True)
 class Settings:
     """What `edgekit agent run` was asked for. `profile` None means: find it. `private` is no business of workers,
-    which run as `account`; None for the agent's own user. `budget` is what the link may cost.
+    which run as `account`; None for the agent's own user. `file` is `agent.toml`.
     """
 
     state: StateFolder
@@ -28,8 +28,8 @@ class Settings:
     serves_despite_change: bool = False
     private: tuple[Path, ...] = ()
     name: str = ""
+    file: AgentFile = NO_FILE
     account: Account | None = None
-    budget: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ deployments/NAME/{A,B}/                    slots: an extracted bundle and slot.j
 deployments/NAME/current                   link to A or B: the only truth about what runs
 deployments/NAME/fetch/                    downloads
 deployments/NAME/cache/                    what an engine compiled
+agent.toml                                 sources and sinks, as the user wrote them
+sources/NAME/backlog.db                    answers that not every sink has taken yet
 
 What may be lost at a power cut lies in `runtime`, in memory and not on the card, where the system offers that.
 """
@@ -109,6 +111,10 @@ class StateFolder:
     @property
     def status(self) -> Path:
         return self.root / "status.json"
+
+    def source(self, name: str) -> Path:
+        """A source's own folder: the answers that no sink has taken yet."""
+        return self.root / "sources" / name
 
     def deployment(self, name: str) -> DeploymentFolder:
         return DeploymentFolder(self.root / "deployments" / name)

@@ -1,4 +1,4 @@
-"""The link to the fleet: the only module that speaks MQTT.
+"""The link to the fleet; besides `sources/broker.py` the only module that speaks MQTT.
 
 Always true
  1. A broken or absent broker never stops anything else: the link tries again, with back-off and jitter, for ever.
@@ -136,7 +136,10 @@ class Link:
             return False
         result = client.publish(topics.of(self._device, leaf), payload, qos=1, retain=retain)
         log.detail("said", leaf=leaf, size=len(payload), sent=result.rc is MQTTErrorCode.MQTT_ERR_SUCCESS)
-        return result.rc is MQTTErrorCode.MQTT_ERR_SUCCESS
+        is_taken = result.rc is MQTTErrorCode.MQTT_ERR_SUCCESS
+        if is_taken and leaf == topics.TELEMETRY:
+            self._access.traffic.telemetry(sent=len(topics.of(self._device, leaf)) + len(payload))
+        return is_taken
 
     async def stop(self, patience_s: float = 2.0) -> None:
         """Say goodbye as retained status, then end."""
@@ -218,7 +221,7 @@ class Link:
         client.on_disconnect = self._on_disconnect
         # paho 2.2.0 otherwise lets whoever publishes write to the socket, beside the link's own thread: what one has
         # half written the other writes once more, and the broker ends the connection over a malformed packet.
-        client.on_socket_register_write = _leave_writing_to_the_loop
+        client.on_socket_register_write = leave_writing_to_the_loop
         return client
 
     def _counted(self, _client: mqtt.Client, _userdata: object, sock: Any) -> None:
@@ -290,7 +293,7 @@ class Link:
             self._hooks.down()
 
 
-def _leave_writing_to_the_loop(_client: mqtt.Client, _userdata: object, _sock: object) -> None:
+def leave_writing_to_the_loop(_client: mqtt.Client, _userdata: object, _sock: object) -> None:
     """The loop looks at what waits by itself."""
 
 

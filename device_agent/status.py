@@ -16,6 +16,8 @@ from device_agent.folder import StateFolder
 from device_agent.hardware import difference, look, root
 from device_agent.identity import DeviceIdentity
 from device_agent.record import Record
+from device_agent.sources import standing
+from device_agent.sources.standing import SourceStatus
 from device_agent.storage import Storage
 from edgekit.errors import UsageError
 from edgekit.wire.messages import Condition, DeploymentReport, Passed, Purpose, Reported
@@ -32,6 +34,7 @@ class AgentStatus(msgspec.Struct, frozen=True):
     is_online: bool
     written: datetime
     traffic: dict[Purpose, Passed] = {}
+    sources: tuple[SourceStatus, ...] = ()
 
 
 class StatusFile:
@@ -132,6 +135,7 @@ class StatusView(msgspec.Struct, frozen=True):
     reported: Reported
     identity: "IdentityView | None" = None
     traffic: dict[Purpose, Passed] = {}
+    sources: tuple[SourceStatus, ...] = ()
 
 
 def read(state: StateFolder) -> StatusView:
@@ -146,6 +150,7 @@ def read(state: StateFolder) -> StatusView:
         reported=status.reported,
         identity=identity_of(state),
         traffic=status.traffic,
+        sources=status.sources,
     )
 
 
@@ -191,6 +196,7 @@ def render(view: StatusView) -> str:
         lines += [
             f"  {line}" for line in _conditions([c for c in reported.conditions if c.deployment == name])
         ]
+    lines += standing.render(view.sources, is_running=view.is_running)
     return "\n".join(lines)
 
 

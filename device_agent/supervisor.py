@@ -28,6 +28,7 @@ from device_agent.renewal import Renewal
 from device_agent.reporter import Numbers, Reporter
 from device_agent.samples.keeper import Keeper
 from device_agent.samples.store import Store
+from device_agent.sources.keeper import Ground, SourceKeeper
 from device_agent.spending import Spending
 from device_agent.spool import Spool
 from device_agent.status import StatusFile
@@ -99,7 +100,7 @@ class Agent:
         self._lookup = Lookup(state.metadata, known.file, who.clock, self._order_keys_heard)
         self._watch = Watch(self._lookup)
         self._spending = Spending(
-            traffic.record(state.traffic), storage, who.clock, self.conditions, limits=settings.budget
+            traffic.record(state.traffic), storage, who.clock, self.conditions, limits=settings.file.budget
         )
         who.access.traffic = self._lookup.traffic = self._spending.traffic
         self._source = Source(
@@ -123,6 +124,19 @@ class Agent:
         )
         hooks = LinkHooks(self._link_up, self._link_down, self._heard, self._renewal.nudge)
         self._link = Link(known.file.broker, who.access, self._device, self._boot, hooks)
+        self._sources = SourceKeeper(
+            Ground(
+                file=settings.file,
+                state=state,
+                device=self._device,
+                private=settings.private,
+                log_json=settings.log_json,
+                storage=storage,
+                conditions=self.conditions,
+                connect=lambda descriptor: self._given_back(descriptor, b""),
+                changed=self._describe,
+            )
+        )
         subject = Subject(
             device=self._device,
             boot=self._boot,
@@ -136,6 +150,7 @@ class Agent:
             reconcilers=self._reconcilers,
             workers=self._workers,
             traffic=self._spending.traffic,
+            sources=self._sources,
         )
         self.restarting = asyncio.Event()
         self._desk = Desk(
@@ -166,7 +181,7 @@ class Agent:
                 self._collector.close_window(self._telling.loaded().items())
             ),
             vitals=self._telling.vitals,
-            send=self._send_report,
+            send=lambda payload: self._link.publish(topics.TELEMETRY, payload),
             spaced=self._spending.window_s,
             set_aside=lambda: self.conditions.notice(
                 "spool-set-aside", "the spool was damaged and is begun anew; reports in it are lost"
@@ -222,6 +237,9 @@ class Agent:
         self._workers[name] = made.workers
         return made
 
+    def _describe(self) -> None:
+        self._telling.describe()
+
     def _given_back(self, descriptor: int, prefix: bytes) -> None:
         self._front.given_back(descriptor, prefix)
 
@@ -242,6 +260,7 @@ class Agent:
             self._watch.run(),
             self._desk.run(),
             self._samples.run(),
+            self._sources.run(),
         ):
             self._run(work)
         for reconciler in self._reconcilers.values():
@@ -268,6 +287,7 @@ class Agent:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await self._sources.close()
         await asyncio.gather(self._front.close(), *(workers.close() for workers in self._workers.values()))
         self._reporter.close_window()
         self._reporter.tick()
@@ -285,6 +305,7 @@ class Agent:
             await asyncio.sleep(TICK_S)
             for workers in self._workers.values():
                 workers.tick()
+            self._sources.tick()
             self._telling.tick()
             self._spending.tick()
             self._reporter.tick()
@@ -338,20 +359,9 @@ class Agent:
         elif leaf == topics.COMMAND and payload:
             self._desk.heard(payload)
         elif leaf == topics.ACK:
-            self._spending.traffic.telemetry(received=self._on_the_wire(leaf, payload))
             self._desk.acknowledged(payload)
             for digest in self._reporter.acknowledged(payload):
                 self._tell_all(Acknowledged(digest))
-
-    def _send_report(self, payload: bytes) -> bool:
-        is_taken = self._link.publish(topics.TELEMETRY, payload)
-        if is_taken:
-            self._spending.traffic.telemetry(sent=self._on_the_wire(topics.TELEMETRY, payload))
-        return is_taken
-
-    def _on_the_wire(self, leaf: str, payload: bytes) -> int:
-        """What a message takes of the connection, without the few bytes before the topic's name."""
-        return len(topics.of(self._device, leaf)) + len(payload)
 
     def _follow(self, order: Order) -> None:
         self._spending.is_forced = order.options.despite_budget

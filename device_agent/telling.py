@@ -14,6 +14,7 @@ from device_agent.link import Link
 from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
 from device_agent.reporter import Numbers, Vitals
+from device_agent.sources.keeper import SourceKeeper
 from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
 from device_agent.traffic import Traffic
 from device_agent.update.reconciler import Reconciler
@@ -39,6 +40,7 @@ class Subject:
     orders: OrderBook
     reconcilers: Mapping[str, Reconciler]
     workers: Mapping[str, Workers]
+    sources: SourceKeeper
     traffic: Traffic
 
 
@@ -91,7 +93,7 @@ class Telling:
 
     def vitals(self) -> Vitals:
         workers = self._of.workers.values()
-        pids = [one.serving.pid for one in workers if one.serving is not None]
+        pids = [one.serving.pid for one in workers if one.serving is not None] + self._of.sources.pids
         return Vitals(
             cpu_percent=self._cpu.percent(),
             memory_mb=health.tree_memory_mb([os.getpid(), *pids]),
@@ -134,5 +136,10 @@ class Telling:
 
     def _status_now(self, reported: Reported) -> AgentStatus:
         return AgentStatus(
-            reported, self._of.http, self._link.is_up, datetime.now(UTC), self._of.traffic.totals()
+            reported,
+            self._of.http,
+            self._link.is_up,
+            datetime.now(UTC),
+            sources=self._of.sources.told(),
+            traffic=self._of.traffic.totals(),
         )
