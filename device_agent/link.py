@@ -256,6 +256,8 @@ class Link:
         parsed = topics.parse(message.topic)
         if parsed is not None and parsed[0] == self._device:
             log.detail("heard", leaf=parsed[1], size=len(message.payload))
+            if parsed[1] == topics.ACK:
+                self._access.traffic.telemetry(received=len(message.topic) + len(message.payload))
             self._in_loop(self._hooks.message, parsed[1], bytes(message.payload))
 
     def _on_disconnect(
