@@ -83,6 +83,14 @@ class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: Annotated[tuple[DeviceId, ...], Meta(max_length=100_000)] = ()
 
 
+class RetryDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /devices/ID/retry`. `despite_budget`: it fetches even where its own budget for its link is spent, until it is
+    told how to go about another release.
+    """
+
+    despite_budget: bool = False
+
+
 class Retried(msgspec.Struct, frozen=True):
     """Who was told to try again."""
 
