@@ -8,6 +8,7 @@ from device_agent import budget, log, traffic
 from device_agent.budget import Limits, Spent, Used
 from device_agent.clock import Clock
 from device_agent.conditions import Conditions
+from device_agent.config import Settings, Who
 from device_agent.record import Record
 from device_agent.storage import Storage
 from device_agent.traffic import Kept, Traffic
@@ -16,6 +17,14 @@ from edgekit.wire.messages import Passed, Purpose
 # How much a power cut may forget; a card is written no oftener for it.
 SAVE_S = 900.0
 CONDITION = "budget"
+
+
+def made(settings: Settings, storage: Storage, who: Who, conditions: Conditions) -> "Spending":
+    """Of an agent, whose connections are counted from now on."""
+    kept_in = traffic.record(settings.state.traffic)
+    found = Spending(kept_in, storage, who.clock, conditions, limits=settings.file.budget)
+    who.access.traffic = found.traffic
+    return found
 
 
 class Spending:
@@ -42,6 +51,10 @@ class Spending:
         self._used: Used | None = None
         self._saving: asyncio.Task[None] | None = None
         self.is_forced = False
+
+    def prometheus(self) -> str:
+        """The counts in Prometheus' text format, version 0.0.4."""
+        return traffic.prometheus(self.totals)
 
     @property
     def totals(self) -> dict[Purpose, Passed]:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from device_agent import collector, identity, log, traffic
+from device_agent import collector, identity, log, spending
 from device_agent.collector import Collector
 from device_agent.commands.acts import Acts
 from device_agent.commands.desk import Desk, Speaker, extended
@@ -26,10 +26,10 @@ from device_agent.probe import Platform
 from device_agent.process import Served
 from device_agent.renewal import Renewal
 from device_agent.reporter import Numbers, Reporter
-from device_agent.samples.keeper import Keeper
-from device_agent.samples.store import Store
+from device_agent.samples import keeper
+from device_agent.shadow.keeper import Means
+from device_agent.shadow.shadows import Shadows
 from device_agent.sources.keeper import Ground, SourceKeeper
-from device_agent.spending import Spending
 from device_agent.spool import Spool
 from device_agent.status import StatusFile
 from device_agent.storage import Storage
@@ -44,7 +44,6 @@ from edgekit import __version__
 from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire import topics
 from edgekit.wire.messages import Order
-from edgekit.wire.samples import sample_url
 
 TICK_S = 0.5
 
@@ -99,24 +98,23 @@ class Agent:
         self._collector = Collector()
         self._lookup = Lookup(state.metadata, known.file, who.clock, self._order_keys_heard)
         self._watch = Watch(self._lookup)
-        self._spending = Spending(
-            traffic.record(state.traffic), storage, who.clock, self.conditions, limits=settings.file.budget
-        )
-        who.access.traffic = self._lookup.traffic = self._spending.traffic
+        self._spending = spending.made(settings, storage, who, self.conditions)
+        self._lookup.traffic = self._spending.traffic
         self._source = Source(
             known.file.artifact_url, who.access, self._lookup.check, self._spending.model_waits
         )
-        self._samples = Keeper(
-            Store(state.samples),
-            storage,
-            who.clock,
-            who.access,
-            url=sample_url(known.file.enrol_url),
-            may_send=self._spending.may_send,
-        )
+        self._samples = keeper.made(state, storage, who, self._spending.may_send)
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
         self._workers: dict[str, Workers] = {}
+        means = Means(
+            self._source,
+            storage,
+            platform.overlap,
+            self._collector.add,
+            lambda: self._telling.describe(),  # noqa: PLW0108  # made below
+        )
+        self._shadows = Shadows(state, means)
         self._running: set[asyncio.Task[None]] = set()
         self._front = Front(listeners, self._names, self._workers, self._metrics, settings.secured)
         self._renewal = Renewal(
@@ -150,6 +148,7 @@ class Agent:
             reconcilers=self._reconcilers,
             workers=self._workers,
             traffic=self._spending.traffic,
+            shadows=self._shadows,
             sources=self._sources,
         )
         self.restarting = asyncio.Event()
@@ -235,6 +234,7 @@ class Agent:
         )
         self._reconcilers[name] = made
         self._workers[name] = made.workers
+        self._shadows.add(name, served, made.workers)
         return made
 
     def _describe(self) -> None:
@@ -263,8 +263,8 @@ class Agent:
             self._sources.run(),
         ):
             self._run(work)
-        for reconciler in self._reconcilers.values():
-            self._run(reconciler.run())
+        for follower in (*self._reconcilers.values(), *self._shadows):
+            self._run(follower.run())
         ends = [asyncio.create_task(event.wait()) for event in (stopping, self.restarting)]
         try:
             # A task that ends by itself has failed: better to end, and be started again, than to go on half.
@@ -305,6 +305,7 @@ class Agent:
             await asyncio.sleep(TICK_S)
             for workers in self._workers.values():
                 workers.tick()
+            self._shadows.tick()
             self._sources.tick()
             self._telling.tick()
             self._spending.tick()
@@ -374,8 +375,10 @@ class Agent:
                 added = self._add(name)
                 added.tell(LinkUp(asyncio.get_running_loop().time()))
                 self._run(added.run())
+                self._run(self._shadows.of(name).run())
         for name, reconciler in self._reconcilers.items():
             reconciler.tell(Ordered(order.counter, order.deployments.get(name), order.options))
+        self._shadows.follow(order)
 
     def _link_up(self) -> None:
         self._tell_all(LinkUp(asyncio.get_running_loop().time()))
@@ -394,4 +397,4 @@ class Agent:
 
     def _metrics(self) -> str:
         counted = collector.prometheus(self._collector.totals, self._telling.loaded())
-        return counted + traffic.prometheus(self._spending.totals) + self._samples.prometheus()
+        return counted + self._spending.prometheus() + self._samples.prometheus()

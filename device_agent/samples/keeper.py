@@ -22,6 +22,8 @@ from device_agent import log
 from device_agent.blocking import Stopper, run_blocking
 from device_agent.channel import Sampling
 from device_agent.clock import Clock
+from device_agent.config import Who
+from device_agent.folder import StateFolder
 from device_agent.network import Access
 from device_agent.samples import allowance, sending
 from device_agent.samples.allowance import Taken
@@ -29,7 +31,7 @@ from device_agent.samples.sending import Outcome, Sent
 from device_agent.samples.store import Held, Store, Waiting
 from device_agent.storage import Storage
 from edgekit.wire.messages import DeploymentWindow, Order
-from edgekit.wire.samples import SamplePolicy
+from edgekit.wire.samples import SamplePolicy, sample_url
 
 FIRST_RETRY_S = 5.0
 LONGEST_RETRY_S = 300.0
@@ -50,6 +52,12 @@ class Tally:
     unwanted: int = 0
     passed_over: int = 0
     dropped: int = 0
+
+
+def made(state: StateFolder, storage: Storage, who: Who, may_send: Callable[[int], bool]) -> "Keeper":
+    """Of an agent."""
+    url = sample_url(who.identity.file.enrol_url)
+    return Keeper(Store(state.samples), storage, who.clock, who.access, url=url, may_send=may_send)
 
 
 class Keeper:
