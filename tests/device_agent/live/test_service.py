@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
 from device_agent import account
 from edgekit.errors import UsageError
@@ -66,6 +67,29 @@ def test_an_agent_says_when_it_is_ready_lives_and_ends(manager, fleet, make_agen
     agent.process.send_signal(signal.SIGTERM)
     assert "STOPPING=1" in told(sock, "STOPPING=1")[-1]
     assert agent.process.wait(30) == 0
+
+
+def test_the_check_of_a_container_tells_an_agent_that_answers_from_one_that_does_not(
+    fleet, make_agent, tools
+):
+    agent = make_agent(fleet, start=False)
+    file = Path(__file__).parents[3] / "deploy/compose/agent.yaml"
+    _, python, *words = yaml.safe_load(file.read_text())["services"]["agent"]["healthcheck"]["test"]
+    assert python == "python"
+    asked = [
+        sys.executable,
+        *(word.replace("${EDGEKIT_AGENT_PORT:-8500}", str(agent.port)) for word in words),
+    ]
+
+    def is_healthy():
+        return subprocess.run(asked, capture_output=True, check=False).returncode == 0
+
+    assert not is_healthy()
+    agent.start()
+    tools.wait_until(is_healthy, "it answers, without a model")
+    agent.process.send_signal(signal.SIGSTOP)
+    assert not is_healthy()
+    agent.process.send_signal(signal.SIGCONT)
 
 
 def test_an_agent_that_cannot_start_is_never_ready(manager, fleet, make_agent, tmp_path):
