@@ -37,6 +37,7 @@ MODULES = (
     "device_agent.update.selftest",
     "device_agent.update.patching",
     "device_agent.sources.process",
+    "device_agent.shadow.process",
 )
 
 # linux/landlock.h; the numbers of the calls are the same on every architecture (since Linux 5.13).

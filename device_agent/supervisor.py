@@ -28,6 +28,8 @@ from device_agent.renewal import Renewal
 from device_agent.reporter import Numbers, Reporter
 from device_agent.samples.keeper import Keeper
 from device_agent.samples.store import Store
+from device_agent.shadow.keeper import Means
+from device_agent.shadow.shadows import Shadows
 from device_agent.sources.keeper import Ground, SourceKeeper
 from device_agent.spool import Spool
 from device_agent.status import StatusFile
@@ -105,6 +107,14 @@ class Agent:
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
         self._workers: dict[str, Workers] = {}
+        means = Means(
+            self._source,
+            storage,
+            platform.overlap,
+            self._collector.add,
+            lambda: self._telling.describe(),  # noqa: PLW0108  # made below
+        )
+        self._shadows = Shadows(state, means)
         self._running: set[asyncio.Task[None]] = set()
         self._front = Front(listeners, self._names, self._workers, self._metrics, settings.secured)
         self._renewal = Renewal(
@@ -137,6 +147,7 @@ class Agent:
             orders=self._orders,
             reconcilers=self._reconcilers,
             workers=self._workers,
+            shadows=self._shadows,
             sources=self._sources,
         )
         self.restarting = asyncio.Event()
@@ -219,6 +230,7 @@ class Agent:
         )
         self._reconcilers[name] = made
         self._workers[name] = made.workers
+        self._shadows.add(name, served, made.workers)
         return made
 
     def _describe(self) -> None:
@@ -247,8 +259,8 @@ class Agent:
             self._sources.run(),
         ):
             self._run(work)
-        for reconciler in self._reconcilers.values():
-            self._run(reconciler.run())
+        for follower in (*self._reconcilers.values(), *self._shadows):
+            self._run(follower.run())
         ends = [asyncio.create_task(event.wait()) for event in (stopping, self.restarting)]
         try:
             # A task that ends by itself has failed: better to end, and be started again, than to go on half.
@@ -288,6 +300,7 @@ class Agent:
             await asyncio.sleep(TICK_S)
             for workers in self._workers.values():
                 workers.tick()
+            self._shadows.tick()
             self._sources.tick()
             self._telling.tick()
             self._reporter.tick()
@@ -355,8 +368,10 @@ class Agent:
                 added = self._add(name)
                 added.tell(LinkUp(asyncio.get_running_loop().time()))
                 self._run(added.run())
+                self._run(self._shadows.of(name).run())
         for name, reconciler in self._reconcilers.items():
             reconciler.tell(Ordered(order.counter, order.deployments.get(name), order.options))
+        self._shadows.follow(order)
 
     def _link_up(self) -> None:
         self._tell_all(LinkUp(asyncio.get_running_loop().time()))
