@@ -123,9 +123,7 @@ class Standard:
         """What the search half is scored against."""
         return self._yardstick(self.data.halves[0], self.search_reference, is_searched=True)
 
-    def search_score(
-        self, plan: Plan, found: Evaluated, limit: float, slice_limit: float | None = None
-    ) -> Score:
+    def search_score(self, plan: Plan, found: Evaluated, limit: float, slice_limit: float | None) -> Score:
         """A candidate's figures on the search half, of its outputs there. Raises: DataError."""
         kept = self.output_scores(plan, found, self.search_reference, limit)
         return score(
