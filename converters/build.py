@@ -242,10 +242,18 @@ def _trials(target: Target, options: Options) -> int:
 
 
 def _plans(bench: Workbench, loaded: Profile, options: Options) -> list[Plan]:
-    native = bench.source.native
-    if native is None:
-        return recipes.plans(loaded, options.recipes)
-    return recipes.as_is(loaded, native.engine, native.precision, native.what, options.recipes)
+    native, quantized = bench.source.native, bench.source.quantized
+    if native is not None:
+        return recipes.as_is(loaded, native.engine, native.precision, native.what, options.recipes)
+    if quantized is not None:
+        return recipes.of_quantized(
+            loaded,
+            quantized.what,
+            options.recipes,
+            is_widened=quantized.is_widened,
+            most_bytes=quantized.most_bytes,
+        )
+    return recipes.plans(loaded, options.recipes)
 
 
 def _sheet(bench: Workbench, outcome: ProfileResult, host: Host, missed: str, built: str) -> Sheet:

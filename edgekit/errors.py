@@ -90,6 +90,13 @@ class InputError(EdgeKitError):
     code = "input"
 
 
+class FeedError(EdgeKitError):
+    """A source of the device's agent cannot be read, or a sink takes nothing: a folder, a broker, a camera, a webhook."""
+
+    code = "feed"
+    exit_code = 4
+
+
 class UnfamiliarError(EdgeKitError):
     """An input that fits, and is unlike all that the model was made with; its guard is set to refuse such."""
 
@@ -187,6 +194,17 @@ class OrderRefusedError(EdgeKitError):
 
     code = "order-refused"
     http_status = 409
+
+
+class CommandRefusedError(EdgeKitError):
+    """A well-signed command that this device must not follow. `is_ours`: it was meant for this device as it is."""
+
+    code = "command-refused"
+    http_status = 409
+
+    def __init__(self, message: str, *, is_ours: bool = False) -> None:
+        super().__init__(message)
+        self.is_ours = is_ours
 
 
 class FleetError(EdgeKitError):

@@ -18,7 +18,7 @@ import onnx
 from onnx import version_converter
 
 from converters.graph import stft, tidy
-from converters.source import onnx_source
+from converters.source import onnx_source, quantized
 from converters.source.source import Source, closed
 from edgekit.errors import SourceError, ToolFailedError
 from edgekit.gaps import largest, largest_gap
@@ -64,6 +64,11 @@ def canonicalize(
     wanted = [source.reference.run(feed) for feed in feeds]
     if source.onnx_path is not None:
         model, _ = onnx_source.read_mended(source.onnx_path)
+        if source.quantized is not None and source.quantized.is_widened:
+            try:
+                model = quantized.widened(model)
+            except ValueError as error:
+                raise ToolFailedError(f"its weights have no float form here: {error}") from error
         return _settle(source, model, feeds, wanted, folder=folder, notes=source.notes)
     notes = list(source.notes)
     for name in exporters or EXPORTERS:

@@ -14,6 +14,16 @@ SLOTS = 2
 MEGABYTE = 1_000_000
 
 
+def grown(size_bytes: int, most_bytes: int) -> str:
+    """Why a candidate is too large beside the file that it was made of; empty if it is not, or there is no limit."""
+    if not most_bytes or size_bytes <= most_bytes:
+        return ""
+    return (
+        f"size: {size_bytes / MEGABYTE:.4g} MB, made of a file that is quantized already and may grow to"
+        f" {most_bytes / MEGABYTE:.4g} MB"
+    )
+
+
 def misfit(profile: Profile, bundle_bytes: int, memory_mb: float | None, compiled: Compiled | None) -> str:
     """Why it does not fit; empty if it does, or if nothing says that it does not."""
     needed_mb = SLOTS * bundle_bytes / MEGABYTE

@@ -5,7 +5,8 @@ A recipe's name is `engine/scheme-precision`: `fp32`, `f32`, `bf16` and `fp16` c
 `percentile-int8` likewise with the outermost hundredth of a percent of values cut off, `dynamic-int8` has int8
 weights and takes activation ranges at run time, `weights-int8` stores weights in eight bits and computes in float,
 `static-int16x8` has int8 weights and 16-bit activations. `weights-int8-bf16` computes in bf16 instead of
-fp32. `as-is` is a source that came in the engine's own format.
+fp32. `as-is` is a source that came in the engine's own format, and an ONNX file that is quantized already, for ONNX
+Runtime; `kept-int8` is such a source as another engine's own reader takes it, with the integers and scales that it has.
 
 Data alone: reading an engine's facts loads no engine.
 """
@@ -17,11 +18,13 @@ from typing import Literal
 from edgekit.manifest import Option
 from edgekit.profile import Precision
 
-Scheme = Literal["float", "static", "static16", "percentile", "dynamic", "weights", "as-is"]
+Scheme = Literal["float", "static", "static16", "percentile", "dynamic", "weights", "as-is", "kept"]
 AS_IS: Scheme = "as-is"
+KEPT: Scheme = "kept"
 # Kinds of accelerator.
 NPU = "openvino-npu"
 ETHOS = "ethos-u"
+DELEGATE = "litert-delegate"
 # Instruction sets that compute bf16.
 BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 # Share of an output's largest value below which a difference is another CPU's rounding.
@@ -97,6 +100,7 @@ class EngineFacts:
     ways                a self-test's tolerance is the largest difference among these: one thread alone if nothing else
     floors              the least tolerance by precision, as a share of an output's largest value
     emulated            the arm64 wheel that runs under qemu, as a requirement; empty if there is none
+    takes_as_is         suffixes of formats, beside its own, of which it runs a file that is quantized already
     source              the module whose `open_file(project, path)` opens a file of that suffix, to ship as it is; empty
                         where such files are no sources
     """
@@ -111,4 +115,5 @@ class EngineFacts:
     ways: tuple[Way, ...] = (Way(),)
     floors: Mapping[Precision, float] = field(default_factory=lambda: FLOORS)
     emulated: str = ""
+    takes_as_is: tuple[str, ...] = ()
     source: str = ""

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from converters.recipes import facts
-from converters.recipes.recipe import AS_IS, ETHOS, Recipe
+from converters.recipes.recipe import AS_IS, DELEGATE, ETHOS, KEPT, Recipe
 from edgekit.errors import ProfileError, UsageError
 from edgekit.manifest import Option
 from edgekit.profile import Precision, Profile
@@ -30,10 +30,17 @@ class VelaConfig(msgspec.Struct, frozen=True):
     memory_mode: str
 
 
+class DelegateConfig(msgspec.Struct, frozen=True):
+    """An external delegate's library, and the operators that it takes."""
+
+    library: str
+    operators: tuple[str, ...]
+
+
 class Constraints(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a profile asks of an artifact's bytes; two profiles that ask the same share one conversion.
 
-    `vela` compiles the artifact that the other constraints make.
+    `vela` compiles the artifact that the other constraints make; `delegate` takes operators of it on the device.
     """
 
     symmetric_activations: bool
@@ -42,6 +49,7 @@ class Constraints(msgspec.Struct, frozen=True, omit_defaults=True):
     accelerator: str = ""
     vela: VelaConfig | None = None
     signed_activations: bool = False
+    delegate: DelegateConfig | None = None
 
 
 class Tuning(msgspec.Struct, frozen=True):
@@ -77,6 +85,8 @@ class Plan:
     obstacle: str = ""
     # Whether a model with data-dependent shapes inside is refused.
     static_shapes_only: bool = False
+    # What it is made of is smaller than this already, which it may not exceed; 0 is no limit.
+    most_bytes: int = 0
 
     @property
     def is_accelerated(self) -> bool:
@@ -120,7 +130,8 @@ def plans(profile: Profile, patterns: Sequence[str] = ()) -> list[Plan]:
         _plan(profile, recipe, profile.engines[engine])
         for engine in profile.engines
         for recipe in facts.of(engine).recipes
-        if recipe.precision in profile.precisions
+        if recipe.scheme != KEPT
+        and recipe.precision in profile.precisions
         and (recipe.remainder == "fp32" or recipe.remainder in profile.precisions)
         and (not recipe.isa or set(recipe.isa) & set(profile.isa))
         and accelerator in recipe.accelerators
@@ -137,15 +148,58 @@ def as_is(
         plan = _plan(profile, Recipe(f"{name}/as-is", name, precision, AS_IS), versions)
         if patterns and not any(fnmatchcase(plan.name, pattern) for pattern in patterns):
             continue
-        obstacle = ""
         if name != engine:
-            obstacle = f"the source is {what}, which only {engine} reads"
-        elif precision not in profile.precisions:
-            obstacle = (
-                f"the source computes in {precision}; {profile.name} takes {', '.join(profile.precisions)}"
-            )
-        found.append(replace(plan, obstacle=obstacle))
+            plan = replace(plan, obstacle=f"the source is {what}, which only {engine} reads")
+        found.append(_within(profile, plan))
     return found
+
+
+def of_quantized(
+    profile: Profile, what: str, patterns: Sequence[str] = (), *, is_widened: bool, most_bytes: int
+) -> list[Plan]:
+    """Candidates of an ONNX file that is quantized already.
+
+    The file itself for engines that run it, and what an engine's own reader keeps of its integers. Where weights alone
+    are quantized (`is_widened`), also every int8 recipe, since its float form is exact; an engine that cannot take the
+    file gets those anyway where no other of the profile can. `most_bytes` is what one made anew may weigh.
+    """
+    takers = [name for name in profile.engines if ".onnx" in facts.of(name).takes_as_is]
+    anew = [
+        replace(plan, most_bytes=most_bytes if takers else 0)
+        for plan in plans(profile, patterns)
+        if plan.recipe.precision == "int8"
+    ]
+    found: list[Plan] = []
+    for name, versions in profile.engines.items():
+        own = Recipe(f"{name}/as-is", name, "int8", AS_IS)
+        kept = [recipe for recipe in facts.of(name).recipes if recipe.scheme == KEPT]
+        direct = [_plan(profile, recipe, versions) for recipe in ([own] if name in takers else kept)]
+        if takers and name not in takers:
+            direct = [replace(plan, most_bytes=most_bytes) for plan in direct]
+        if not direct and not is_widened and takers:
+            obstacle = (
+                f"the source is {what}, which {name} cannot take as it is and {takers[0]} can; for {name}, build from the"
+                " float model that it was made of"
+            )
+            direct = [replace(_plan(profile, own, versions), obstacle=obstacle)]
+        found += [
+            _within(profile, plan)
+            for plan in direct
+            if not patterns or any(fnmatchcase(plan.name, pattern) for pattern in patterns)
+        ]
+        if is_widened or not takers:
+            found += [plan for plan in anew if plan.recipe.engine == name]
+    return found
+
+
+def _within(profile: Profile, plan: Plan) -> Plan:
+    """Refused where the profile does not compute in the plan's precision."""
+    if plan.obstacle or plan.recipe.precision in profile.precisions:
+        return plan
+    return replace(
+        plan,
+        obstacle=f"the source computes in {plan.recipe.precision}; {profile.name} takes {', '.join(profile.precisions)}",
+    )
 
 
 def threads_for(profile: Profile) -> int:
@@ -156,7 +210,7 @@ def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
     known = facts.of(recipe.engine)
     quantization = profile.quantization
     accelerator = profile.accelerator.kind if profile.accelerator else ""
-    has_int8_weights = recipe.precision == "int8" and recipe.scheme != AS_IS
+    has_int8_weights = recipe.precision == "int8" and recipe.scheme not in (AS_IS, KEPT)
     is_int8 = has_int8_weights and recipe.scheme != "weights"
     constraints = Constraints(
         symmetric_activations=is_int8 and quantization.symmetric_activations,
@@ -165,12 +219,16 @@ def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
         accelerator=accelerator,
         vela=_vela(profile),
         signed_activations=is_int8 and profile.arch in known.signed_activations,
+        delegate=_delegate(profile),
     )
     options = known.options.of(recipe)
     judged = dict(options)
     notes: tuple[str, ...] = ()
     if device := known.devices.get(accelerator):
         options, judged, notes = device.options.of(recipe), dict(device.judged), (device.note,)
+    if constraints.delegate is not None and profile.accelerator is not None:
+        own = {f"delegate.{key}": value for key, value in sorted(profile.accelerator.options.items())}
+        options = {**options, "delegate": constraints.delegate.library, **own}
     return Plan(
         recipe,
         constraints,
@@ -181,6 +239,13 @@ def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
         notes,
         static_shapes_only=quantization.static_shapes_only,
     )
+
+
+def _delegate(profile: Profile) -> DelegateConfig | None:
+    unit = profile.accelerator
+    if unit is None or unit.kind != DELEGATE:
+        return None
+    return DelegateConfig(unit.delegate, unit.operators)
 
 
 def _vela(profile: Profile) -> VelaConfig | None:

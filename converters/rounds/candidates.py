@@ -34,6 +34,7 @@ _SCHEME_RANK = {
     "dynamic": 3,
     "weights": 4,
     "as-is": 0,
+    "kept": 0,
 }
 
 
@@ -114,7 +115,8 @@ def contender(item: Candidate, profile: Profile) -> Contender:
         is_own_time=item.latency is None or item.latency.is_own,
         memory_mb=item.memory_mb,
         least_memory_mb=compiled.memory_mb if compiled else None,
-        misfit=fit.misfit(profile, item.bundle_bytes or item.artifact.size_bytes, item.memory_mb, compiled),
+        misfit=fit.grown(item.artifact.size_bytes, item.plan.most_bytes)
+        or fit.misfit(profile, item.bundle_bytes or item.artifact.size_bytes, item.memory_mb, compiled),
     )
 
 

@@ -1,5 +1,7 @@
 """ONNX files as sources."""
 
+import math
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -7,9 +9,18 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx, without stubs
 
-from converters.source import onnx_files, onnx_mending
+from converters.source import onnx_files, onnx_mending, quantized
 from converters.source.project import Project
-from converters.source.source import Source, hash_parts, observed_outputs, open_shapes_error, state_pairs
+from converters.source.quantized import Quantized
+from converters.source.source import (
+    Source,
+    closed,
+    hash_parts,
+    observed_outputs,
+    open_shapes_error,
+    state_pairs,
+)
+from converters.source.work import Work, work
 from edgekit import engines
 from edgekit.bundle import sha256_file
 from edgekit.engines import Model
@@ -65,8 +76,44 @@ def open_file(project: Project, path: Path) -> Source:
         sha256=_sha256(path),
         reference=reference,
         onnx_path=path,
+        quantized=_quantized(model, path, specs),
         notes=notes,
     )
+
+
+def _quantized(model: onnx.ModelProto, path: Path, specs: tuple[TensorSpec, ...]) -> Quantized | None:
+    found = quantized.kind(model)
+    if found is None:
+        return None
+    what, is_widened = found
+    size = sum(file.stat().st_size for file in onnx_files.of_model(path))
+    return Quantized(what, is_widened, size, _work(model, specs))
+
+
+def _work(model: onnx.ModelProto, specs: tuple[TensorSpec, ...]) -> Work:
+    """Of a file whose inputs may be open."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    sizes = {spec.name: closed(spec) for spec in specs}
+    for value in made.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, sizes.get(value.name, ()), strict=False):
+            dim.dim_value = size
+    try:
+        return work(made)
+    except onnx.shape_inference.InferenceError:
+        # A file that says of its shapes what is not so runs all the same.
+        return Work(
+            0, sum(math.prod(tensor.dims) for tensor in made.graph.initializer), 0, len(made.graph.node)
+        )
+
+
+def written_as_it_came(path: Path, target: Path) -> None:
+    """The file under a fixed name: its bytes where it stands alone and nothing in it had to be mended."""
+    model, notes = read_mended(path)
+    if notes or len(onnx_files.of_model(path)) > 1:
+        target.write_bytes(model.SerializeToString(deterministic=True))
+    else:
+        shutil.copyfile(path, target)
 
 
 def _loaded(

@@ -19,6 +19,7 @@ import numpy as np
 from converters.source import code
 from converters.source.native import Native
 from converters.source.project import Project
+from converters.source.quantized import Quantized
 from edgekit.engines import Model
 from edgekit.errors import EdgeKitError, ProjectError, SourceError
 from edgekit.manifest import Buckets, StatePair, TensorSpec
@@ -32,7 +33,7 @@ class Source:
 
     `inputs` are in the order in which a torch program takes them. With `buckets`, shapes are those of the largest one,
     outputs are open where they follow it, and `by_size` are the sources of fixed shapes that it stands for, smallest first.
-    `notes` tell what of the user's file is not in it.
+    `quantized` says of an ONNX file what it is where it is quantized already. `notes` tell what of the user's file is not in it.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -43,6 +44,7 @@ class Source:
     onnx_path: Path | None = None
     module: Any = None
     native: Native | None = None
+    quantized: Quantized | None = None
     buckets: Buckets | None = None
     by_size: tuple["Source", ...] = ()
     notes: tuple[str, ...] = ()

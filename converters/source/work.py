@@ -57,6 +57,15 @@ def _gemm(node: onnx.NodeProto, shapes: Shapes) -> int:
     return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else -1]
 
 
+def _with_scales(weights: int) -> Callable[[onnx.NodeProto, Shapes], int]:
+    """Of an operator over integers whose filter or matrix is input `weights`, behind the scale and zero point of the first."""
+
+    def count(node: onnx.NodeProto, shapes: Shapes) -> int:
+        return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[weights]][1:])
+
+    return count
+
+
 def _recurrent(node: onnx.NodeProto, shapes: Shapes) -> int:
     steps_and_batch = int(np.prod(shapes[node.input[0]][:2]))
     return steps_and_batch * (math.prod(shapes[node.input[1]]) + math.prod(shapes[node.input[2]]))
@@ -67,6 +76,10 @@ _MACS: Mapping[str, Callable[[onnx.NodeProto, Shapes], int]] = {
     "ConvTranspose": _conv_transpose,
     "MatMul": _matmul,
     "Gemm": _gemm,
+    "ConvInteger": _conv,
+    "MatMulInteger": _matmul,
+    "QLinearConv": _with_scales(3),
+    "QLinearMatMul": _matmul,
     "LSTM": _recurrent,
     "GRU": _recurrent,
     "RNN": _recurrent,

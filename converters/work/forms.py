@@ -14,6 +14,7 @@ from converters.keep.artifacts import Cache
 from converters.recipes import facts
 from converters.source.source import Source
 from edgekit import __version__
+from edgekit.errors import ToolFailedError
 from edgekit.tensors import Array
 
 
@@ -32,7 +33,7 @@ class Forms:
         """One for each bucket, smallest first; without buckets, one. Raises: ToolFailedError."""
         data, buckets = self.data, self.source.buckets
         if buckets is None:
-            form = None if self.source.native else self._form(0, self.source, data.feeds)
+            form = self._form(0, self.source, data.feeds)
             return (Prepared(self.source, form, data.calibration, data.shifted, self.tell),)
         return tuple(
             Prepared(
@@ -45,10 +46,22 @@ class Forms:
             for index, (size, source) in enumerate(zip(buckets.sizes, self.source.by_size, strict=True))
         )
 
-    def _form(self, index: int, source: Source, feeds: Sequence[Mapping[str, Array]]) -> Canonical:
-        """The canonical form of a source of fixed shapes."""
+    def _form(self, index: int, source: Source, feeds: Sequence[Mapping[str, Array]]) -> Canonical | None:
+        """The canonical form of a source of fixed shapes; None where nothing is converted from it."""
         if self.known:
             return self.known[index]
+        if source.native is not None:
+            return None
+        try:
+            return self._made(index, source, feeds)
+        except ToolFailedError as error:
+            if source.quantized is None:
+                raise
+            # What takes the file as it is goes on.
+            self.tell(f"no candidate is made anew of {source.quantized.what}: {error}")
+            return None
+
+    def _made(self, index: int, source: Source, feeds: Sequence[Mapping[str, Array]]) -> Canonical:
         folder = self.folder / f"source-{index}"
         folder.mkdir()
         parts = {

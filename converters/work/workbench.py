@@ -122,8 +122,9 @@ class Workbench:
     @cached_property
     def work(self) -> Work:
         """What one inference of the source takes."""
-        if self.source.native is not None:
-            return self.source.native.work
+        told = self.source.native or self.source.quantized
+        if told is not None:
+            return told.work
         return work(onnx.load(str(self.prepared.canonical.path)))
 
     @cached_property

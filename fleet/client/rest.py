@@ -125,8 +125,19 @@ class Client:
     def replace(self, device: str, wanted: api.Replacement) -> EnrolmentFile:
         return self._transport.call("POST", at("/devices/{}/replace", device), EnrolmentFile, wanted)
 
-    def retry_device(self, device: str) -> api.Retried:
-        return self._transport.call("POST", at("/devices/{}/retry", device), api.Retried)
+    def retry_device(self, device: str, *, despite_budget: bool = False) -> api.Retried:
+        how = api.RetryDevice(despite_budget) if despite_budget else None
+        return self._transport.call("POST", at("/devices/{}/retry", device), api.Retried, how)
+
+    def command(self, device: str, wanted: api.NewCommand) -> api.CommandView:
+        return self._transport.call("POST", at("/devices/{}/commands", device), api.CommandView, wanted)
+
+    def commands(self, device: str) -> Iterator[api.CommandView]:
+        """What was asked of a device, the newest first."""
+        return self._transport.pages(at("/devices/{}/commands", device), api.CommandView)
+
+    def command_of(self, device: str, command: str) -> api.CommandView:
+        return self._transport.call("GET", at("/devices/{}/commands/{}", device, command), api.CommandView)
 
     def retry(self, rollout_id: str, devices: tuple[str, ...] = ()) -> api.Retried:
         return self._transport.call(

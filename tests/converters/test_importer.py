@@ -388,4 +388,5 @@ def test_open_dimensions_are_all_listed(tmp_path):
 
 def test_the_table_is_sorted_by_opset_and_named_as_onnx_does():
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
-    assert set(importer.known()) <= known
+    # Of another domain, behind its name.
+    assert {name for name in importer.known() if "." not in name} <= known

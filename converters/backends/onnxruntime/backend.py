@@ -13,6 +13,7 @@ from converters.backends.sharing import Store
 from converters.graph import canonical
 from converters.quantize.sensitivity import LayerError
 from converters.recipes.knobs import Knob
+from converters.recipes.recipe import AS_IS
 from converters.recipes.recipes import Plan
 from converters.source import onnx_source
 
@@ -24,6 +25,10 @@ LOOKED_AT = 12
 class OnnxRuntimeBackend(Backend):
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
         target = folder / MODEL
+        if plan.recipe.scheme == AS_IS:
+            assert prepared.source.onnx_path is not None
+            onnx_source.written_as_it_came(prepared.source.onnx_path, target)
+            return Artifact(folder, MODEL, {}, prepared.source.notes)
         if plan.recipe.scheme == "float":
             return Artifact(folder, MODEL, {}, _float_model(prepared, target))
         notes: tuple[str, ...] = ()
@@ -46,6 +51,8 @@ class OnnxRuntimeBackend(Backend):
         return layers.sensitivity(qdq.folded(prepared), int8, kinds, samples)
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
+        if plan.recipe.scheme == AS_IS:
+            return ()
         knobs = qdq.knobs if plan.recipe.needs_calibration else dynamic.knobs
         return knobs(plan)
 

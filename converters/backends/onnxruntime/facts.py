@@ -12,6 +12,7 @@ FACTS = EngineFacts(
     ),
     tools=("onnx", "onnxruntime", "onnxslim"),
     suffix=".onnx",
+    takes_as_is=(".onnx",),
     options=LoadOptions({"graph_optimization_level": "all"}),
     # Its Arm kernels multiply signed by signed, its x86 ones unsigned by signed.
     signed_activations=("aarch64",),

@@ -5,6 +5,7 @@ A build tells nobody that it ran (`edgekit.analytics`).
 """
 
 import re
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from converters.backends.openvino import sensitivity as analysis
 from converters.backends.sharing import Store
 from converters.quantize.sensitivity import LayerError
 from converters.recipes.knobs import Knob
-from converters.recipes.recipe import NPU
+from converters.recipes.recipe import KEPT, NPU
 from converters.recipes.recipes import Plan
+from converters.source import onnx_source
+from converters.source.source import closed
 from edgekit.errors import ToolFailedError
 
 MODEL = "model.xml"
@@ -27,7 +30,7 @@ MODEL = "model.xml"
 
 class OpenVinoBackend(Backend):
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
-        model = _read(prepared)
+        model = _kept(prepared) if plan.recipe.scheme == KEPT else _read(prepared)
         notes: tuple[str, ...] = ()
         if plan.recipe.needs_calibration:
             model, notes = quantizer.quantized(model, prepared, plan)
@@ -60,13 +63,30 @@ class OpenVinoBackend(Backend):
         files.move_weights(model, store)
 
 
-def _read(prepared: Prepared) -> Any:
-    try:
-        model = ov.Core().read_model(prepared.canonical.path)
-    except RuntimeError as error:
-        raise Unsupported(f"OpenVINO cannot read the model: {_cause(error)}") from error
+def _kept(prepared: Prepared) -> Any:
+    """The source's own file with its integers and scales, of the shapes that the build decided."""
+    source = prepared.source
+    assert source.onnx_path is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "source.onnx"
+        onnx_source.written_as_it_came(source.onnx_path, path)
+        model = _opened(path)
+    model.reshape({spec.name: list(closed(spec)) for spec in source.inputs})
     graph.name_nodes(model)
     return model
+
+
+def _read(prepared: Prepared) -> Any:
+    model = _opened(prepared.canonical.path)
+    graph.name_nodes(model)
+    return model
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return ov.Core().read_model(path)
+    except RuntimeError as error:
+        raise Unsupported(f"OpenVINO cannot read the model: {_cause(error)}") from error
 
 
 def _cause(error: RuntimeError) -> str:

@@ -15,6 +15,8 @@ FACTS = EngineFacts(
         # primitive descriptor").
         Recipe("openvino/weights-int8", "openvino", "int8", "weights", isa=("avx512",)),
         Recipe("openvino/weights-int8-bf16", "openvino", "int8", "weights", isa=BF16, remainder="bf16"),
+        # Of a source that is quantized already: its Q/DQ pairs and integers, read by OpenVINO itself.
+        Recipe("openvino/kept-int8", "openvino", "int8", "kept", accelerators=(None, NPU)),
     ),
     tools=("openvino", "nncf", "onnx", "onnxslim"),
     suffix=".xml",

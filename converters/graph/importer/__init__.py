@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 # Each module enters its operators in the table when it is imported.
 from converters.graph.importer import (
+    contributed,
     convolution,
     elementwise,
     indexing,
@@ -32,6 +33,7 @@ from converters.graph.importer.registry import UnsupportedOperatorsError, known
 __all__ = [
     "OnnxModule",
     "UnsupportedOperatorsError",
+    "contributed",
     "convolution",
     "elementwise",
     "from_model",

@@ -21,7 +21,7 @@ import torch
 from onnx import numpy_helper
 
 from converters.graph.importer.functions import body, defaults, has_body, inlined, with_attributes
-from converters.graph.importer.registry import Call, UnsupportedOperatorsError, lookup
+from converters.graph.importer.registry import Call, UnsupportedOperatorsError, lookup, qualified
 from converters.graph.importer.types import KEEPS_RANGE, at_edge, carried, widened
 from edgekit.errors import SourceError
 
@@ -174,7 +174,7 @@ class Builder:
         constants = tuple(self.values[key].numpy() if key in self.fixed else None for key in inputs)
         kinds = tuple(self.values[key].dtype if key else None for key in inputs)
         call = Call(node.op_type, attributes, constants, len(node.output), self.opset, kinds)
-        entry = lookup(node.op_type, self.opset)
+        entry = lookup(qualified(node.domain, node.op_type), self.opset)
         if entry is None and has_body(node.domain, node.op_type, self.opset):
             return self._function(node, inputs)
         if entry is None:

@@ -24,7 +24,7 @@ _RANGES = {
 def quantize(call: Call, value: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
     code = call.get("output_dtype", 0)
     kind = kind_of(call, code) if code else torch.uint8 if zero_point is None else call.kind(2)
-    return _quantized(call, value / _along(call, scale, value), _shifted(call, zero_point, value), kind)
+    return quantized(call, value / _along(call, scale, value), _shifted(call, zero_point, value), kind)
 
 
 @operator("DequantizeLinear", since=10)
@@ -38,7 +38,7 @@ def matmul(call: Call, *inputs: Tensor) -> Tensor:
     left, left_scale, left_zero, right, right_scale, right_zero, scale, zero = inputs
     product = torch.matmul(_real(left, left_zero, -1), _real(right, right_zero, -2))
     factor = _beside(left_scale.float(), -1) * _beside(right_scale.float(), -2) / _beside(scale.float(), -1)
-    return _quantized(call, product * factor, _beside(zero, -1).to(torch.float32), call.kind(7))
+    return quantized(call, product * factor, _beside(zero, -1).to(torch.float32), call.kind(7))
 
 
 @operator("MatMulInteger", since=10)
@@ -64,7 +64,7 @@ def conv(call: Call, *inputs: Tensor) -> Tensor:
         weight.to(torch.float32) - weight_zero.to(torch.float32).reshape(kernels),
         bias,
     )
-    return _quantized(
+    return quantized(
         call,
         product * (value_scale * weight_scale / scale).reshape(channels),
         zero.to(torch.float32),
@@ -88,7 +88,8 @@ def conv_integer(
     return convolved(call, left, right, None).to(torch.int32)
 
 
-def _quantized(call: Call, value: Tensor, zero: Any, kind: Any) -> Tensor:
+def quantized(call: Call, value: Tensor, zero: Any, kind: Any) -> Tensor:
+    """Steps, rounded to even and shifted, as integers of a kind. Raises: UnsupportedOperatorsError."""
     if kind not in _RANGES:
         raise call.unsupported(f"results of {kind}")
     return torch.clamp(torch.round(value) + zero, *_RANGES[kind]).to(typed(call, kind))

@@ -107,6 +107,11 @@ def operator(*names: str, since: int = 1, fixed: Sequence[int] = ()) -> Callable
     return enter
 
 
+def qualified(domain: str, name: str) -> str:
+    """What the table calls an operator: those of ONNX itself by name, others behind their domain."""
+    return name if domain in ("", "ai.onnx") else f"{domain}.{name}"
+
+
 def lookup(name: str, opset: int) -> Entry | None:
     """The newest entry that the opset admits."""
     fitting = [entry for entry in _TABLE.get(name, []) if entry.since <= opset]
