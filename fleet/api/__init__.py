@@ -55,7 +55,9 @@ from fleet.api.devices import (
     Replacement,
     Retried,
     Retry,
+    RetryDevice,
     Telemetry,
+    TrafficView,
     Waiting,
 )
 from fleet.api.events import (
@@ -178,6 +180,7 @@ __all__ = [
     "Replacement",
     "Retried",
     "Retry",
+    "RetryDevice",
     "RolloutAnswer",
     "RolloutView",
     "SampleView",
@@ -192,6 +195,7 @@ __all__ = [
     "Telemetry",
     "Text",
     "TokenView",
+    "TrafficView",
     "Turn",
     "UserChange",
     "UserView",
