@@ -31,7 +31,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from device_agent.account import Account
 
-MODULES = ("device_agent.worker", "device_agent.update.selftest", "device_agent.update.patching")
+MODULES = (
+    "device_agent.worker",
+    "device_agent.update.selftest",
+    "device_agent.update.patching",
+    "device_agent.commands.timing",
+)
 
 # linux/landlock.h; the numbers of the calls are the same on every architecture (since Linux 5.13).
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
