@@ -26,7 +26,6 @@ from device_agent.update import fetch, selftest, slots
 from device_agent.update.events import SlotName
 from device_agent.update.fetch import FetchError, Received, Source
 from device_agent.update.selftest import Verdict
-from edgekit import detect
 from edgekit.errors import BundleError
 from edgekit.protocol import room
 from edgekit.wire.commands import Measure, Measured, Timed
@@ -96,14 +95,15 @@ class Bench:
     async def _measured(self, staged: Sequence[Staged], budget_s: float) -> Measured:
         verdicts = [await self._test(one) for one in staged]
         sound = [one for one, verdict in zip(staged, verdicts, strict=True) if verdict.passed]
-        times = await self._time(sound, budget_s) if sound else {}
+        told = await self._time(sound, budget_s) if sound else Told()
+        times = dict(zip((one.path for one in sound), told.times, strict=True))
         cores = len(os.sched_getaffinity(0))
         found = Measured(
             tuple(
                 _timed(one, verdict, times.get(one.path))
                 for one, verdict in zip(staged, verdicts, strict=True)
             ),
-            cpu=detect.cpu_name(),
+            cpu=told.cpu,
             isa=self.isa,
             load=os.getloadavg()[0] / cores,
         )
@@ -117,8 +117,8 @@ class Bench:
             one.folder, one.slot, None, account=self.account, outputs_only=True, is_patient=True
         )
 
-    async def _time(self, staged: Sequence[Staged], budget_s: float) -> dict[Path, Times]:
-        """Times by slot. Raises: FailedError, OSError."""
+    async def _time(self, staged: Sequence[Staged], budget_s: float) -> Told:
+        """Raises: FailedError, OSError."""
         words = ["--parent", str(os.getpid()), "--budget", str(budget_s)]
         for one in staged:
             words += ["--slot", str(one.path), "--cache", str(one.folder.cache)]
@@ -154,7 +154,7 @@ class Bench:
             raise FailedError(f"the timing said nothing that can be read ({error})") from error
         if told.trouble:
             raise FailedError(told.trouble)
-        return {one.path: times for one, times in zip(staged, told.times, strict=True)}
+        return told
 
 
 def _timed(one: Staged, verdict: Verdict, times: Times | None) -> Timed:

@@ -41,11 +41,14 @@ class Told(msgspec.Struct, frozen=True):
     """`times` in the order of the slots, or why there are none."""
 
     times: tuple[Times, ...] = ()
+    cpu: str = ""
     trouble: str = ""
 
 
 def measure(slots: Sequence[Path], caches: Sequence[Path], budget_s: float) -> Told:
     """Load all, and time them for `budget_s`, but for `MIN_ROUNDS` in any case."""
+    from edgekit import detect
+
     try:
         racers = [_Racer(slot, cache) for slot, cache in zip(slots, caches, strict=True)]
         chance, began = random.Random(0), time.monotonic()  # noqa: S311  # an order, no secret
@@ -54,7 +57,7 @@ def measure(slots: Sequence[Path], caches: Sequence[Path], budget_s: float) -> T
                 break
             for racer in chance.sample(racers, len(racers)):
                 racer.round()
-        return Told(tuple(racer.times() for racer in racers))
+        return Told(tuple(racer.times() for racer in racers), detect.cpu_name())
     except (EdgeKitError, OSError, MemoryError) as error:
         return Told(trouble=str(error) or type(error).__name__)
 
