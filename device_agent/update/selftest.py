@@ -27,7 +27,7 @@ from edgekit.manifest import Manifest
 
 TIMEOUT_S = 300.0
 # nice(2), of what is in no hurry.
-PATIENCE = 10
+PATIENCE = 5
 _POLL_S = 0.1
 
 

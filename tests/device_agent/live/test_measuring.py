@@ -7,7 +7,7 @@ from edgekit.wire.commands import ClearRefused, Measure
 
 
 def over(fleet, tools, number):
-    return tools.wait_until(lambda: fleet.result(number), "the command is over", patience_s=120)
+    return tools.wait_until(lambda: fleet.result(number), "the command is over", patience_s=400)
 
 
 def test_bundles_are_timed_beside_what_serves_and_no_request_is_lost(
