@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from edgekit import sketch
 from edgekit.manifest import Histogram
-from edgekit.wire.messages import DeploymentWindow, Moments
+from edgekit.wire.messages import DeploymentWindow, Moments, ShadowWindow
 
 Key = tuple[str, str | None]
 
@@ -29,6 +29,22 @@ def merge(first: DeploymentWindow, second: DeploymentWindow) -> DeploymentWindow
         outputs=_merge_histograms(first.outputs, second.outputs),
         metrics=_merge_moments(first.metrics, second.metrics),
         guarded=first.guarded + second.guarded,
+        shadow=_merge_shadows(first.shadow, second.shadow),
+    )
+
+
+def _merge_shadows(first: ShadowWindow | None, second: ShadowWindow | None) -> ShadowWindow | None:
+    """Of one shadow both; of two, the newer: an order has put it in the other's place."""
+    if first is None or second is None or first.digest != second.digest:
+        return second or first
+    return ShadowWindow(
+        digest=first.digest,
+        compared=first.compared + second.compared,
+        dropped=first.dropped + second.dropped,
+        failed=first.failed + second.failed,
+        agreement=_merge_moments(first.agreement, second.agreement),
+        cpu_ms=sketch.merge((first.cpu_ms, second.cpu_ms)),
+        served_ms=sketch.merge((first.served_ms, second.served_ms)),
     )
 
 

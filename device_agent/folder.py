@@ -8,11 +8,14 @@ spool.db
 measuring/N/                               bundles that are only timed here, each like a deployment; gone when that is over
 samples/                                   inputs that wait for the fleet, only while an order has a policy for that
 status.json                                the last words of an agent, and its present ones where no RAM disk is
+shadows/NAME/{A,fetch,cache}/              a bundle that is only compared, while an order names one
 deployments/NAME/machine.json              intent: the update machine's state
 deployments/NAME/{A,B}/                    slots: an extracted bundle and slot.json, written last
 deployments/NAME/current                   link to A or B: the only truth about what runs
 deployments/NAME/fetch/                    downloads
 deployments/NAME/cache/                    what an engine compiled
+agent.toml                                 sources and sinks, as the user wrote them
+sources/NAME/backlog.db                    answers that not every sink has taken yet
 
 What may be lost at a power cut lies in `runtime`, in memory and not on the card, where the system offers that.
 """
@@ -105,8 +108,15 @@ class StateFolder:
     def status(self) -> Path:
         return self.root / "status.json"
 
+    def source(self, name: str) -> Path:
+        """A source's own folder: the answers that no sink has taken yet."""
+        return self.root / "sources" / name
+
     def deployment(self, name: str) -> DeploymentFolder:
         return DeploymentFolder(self.root / "deployments" / name)
+
+    def shadow(self, name: str) -> DeploymentFolder:
+        return DeploymentFolder(self.root / "shadows" / name)
 
     @property
     def runtime(self) -> Path:

@@ -1,4 +1,4 @@
-"""The link to the fleet: the only module that speaks MQTT.
+"""The link to the fleet; besides `sources/broker.py` the only module that speaks MQTT.
 
 Always true
  1. A broken or absent broker never stops anything else: the link tries again, with back-off and jitter, for ever.
@@ -214,7 +214,7 @@ class Link:
         client.on_disconnect = self._on_disconnect
         # paho 2.2.0 otherwise lets whoever publishes write to the socket, beside the link's own thread: what one has
         # half written the other writes once more, and the broker ends the connection over a malformed packet.
-        client.on_socket_register_write = _leave_writing_to_the_loop
+        client.on_socket_register_write = leave_writing_to_the_loop
         return client
 
     def _on_connect(
@@ -280,7 +280,7 @@ class Link:
             self._hooks.down()
 
 
-def _leave_writing_to_the_loop(_client: mqtt.Client, _userdata: object, _sock: object) -> None:
+def leave_writing_to_the_loop(_client: mqtt.Client, _userdata: object, _sock: object) -> None:
     """The loop looks at what waits by itself."""
 
 

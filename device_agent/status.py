@@ -16,6 +16,8 @@ from device_agent.folder import StateFolder
 from device_agent.hardware import difference, look, root
 from device_agent.identity import DeviceIdentity
 from device_agent.record import Record
+from device_agent.sources import standing
+from device_agent.sources.standing import SourceStatus
 from device_agent.storage import Storage
 from edgekit.errors import UsageError
 from edgekit.wire.messages import Condition, DeploymentReport, Reported
@@ -31,6 +33,7 @@ class AgentStatus(msgspec.Struct, frozen=True):
     http: str
     is_online: bool
     written: datetime
+    sources: tuple[SourceStatus, ...] = ()
 
 
 class StatusFile:
@@ -130,6 +133,7 @@ class StatusView(msgspec.Struct, frozen=True):
     age_s: float
     reported: Reported
     identity: "IdentityView | None" = None
+    sources: tuple[SourceStatus, ...] = ()
 
 
 def read(state: StateFolder) -> StatusView:
@@ -143,6 +147,7 @@ def read(state: StateFolder) -> StatusView:
         age_s=round((datetime.now(UTC) - status.written).total_seconds(), 1),
         reported=status.reported,
         identity=identity_of(state),
+        sources=status.sources,
     )
 
 
@@ -187,6 +192,7 @@ def render(view: StatusView) -> str:
         lines += [
             f"  {line}" for line in _conditions([c for c in reported.conditions if c.deployment == name])
         ]
+    lines += standing.render(view.sources, is_running=view.is_running)
     return "\n".join(lines)
 
 

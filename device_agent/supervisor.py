@@ -30,6 +30,9 @@ from device_agent.renewal import Renewal
 from device_agent.reporter import Numbers, Reporter
 from device_agent.samples.keeper import Keeper
 from device_agent.samples.store import Store
+from device_agent.shadow.keeper import Means
+from device_agent.shadow.shadows import Shadows
+from device_agent.sources.keeper import Ground, SourceKeeper
 from device_agent.spool import Spool
 from device_agent.status import StatusFile
 from device_agent.storage import Storage
@@ -106,6 +109,14 @@ class Agent:
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
         self._workers: dict[str, Workers] = {}
+        means = Means(
+            self._source,
+            storage,
+            platform.overlap,
+            self._collector.add,
+            lambda: self._telling.describe(),  # noqa: PLW0108  # made below
+        )
+        self._shadows = Shadows(state, means)
         self._running: set[asyncio.Task[None]] = set()
         self._front = Front(listeners, self._names, self._workers, self._metrics, settings.secured)
         self._renewal = Renewal(
@@ -113,6 +124,19 @@ class Agent:
         )
         hooks = LinkHooks(self._link_up, self._link_down, self._heard, self._renewal.nudge)
         self._link = Link(known.file.broker, who.access, self._device, self._boot, hooks)
+        self._sources = SourceKeeper(
+            Ground(
+                file=settings.file,
+                state=state,
+                device=self._device,
+                private=settings.private,
+                log_json=settings.log_json,
+                storage=storage,
+                conditions=self.conditions,
+                connect=lambda descriptor: self._given_back(descriptor, b""),
+                changed=self._describe,
+            )
+        )
         subject = Subject(
             device=self._device,
             boot=self._boot,
@@ -125,6 +149,8 @@ class Agent:
             orders=self._orders,
             reconcilers=self._reconcilers,
             workers=self._workers,
+            shadows=self._shadows,
+            sources=self._sources,
         )
         self.restarting = asyncio.Event()
         self._bench = Bench(state, self._source, platform.isa, settings.account)
@@ -215,7 +241,11 @@ class Agent:
         )
         self._reconcilers[name] = made
         self._workers[name] = made.workers
+        self._shadows.add(name, served, made.workers)
         return made
+
+    def _describe(self) -> None:
+        self._telling.describe()
 
     def _given_back(self, descriptor: int, prefix: bytes) -> None:
         self._front.given_back(descriptor, prefix)
@@ -237,10 +267,11 @@ class Agent:
             self._watch.run(),
             self._desk.run(),
             self._samples.run(),
+            self._sources.run(),
         ):
             self._run(work)
-        for reconciler in self._reconcilers.values():
-            self._run(reconciler.run())
+        for follower in (*self._reconcilers.values(), *self._shadows):
+            self._run(follower.run())
         ends = [asyncio.create_task(event.wait()) for event in (stopping, self.restarting)]
         try:
             # A task that ends by itself has failed: better to end, and be started again, than to go on half.
@@ -263,6 +294,7 @@ class Agent:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await self._sources.close()
         await asyncio.gather(self._front.close(), *(workers.close() for workers in self._workers.values()))
         self._reporter.close_window()
         self._reporter.tick()
@@ -279,6 +311,8 @@ class Agent:
             await asyncio.sleep(TICK_S)
             for workers in self._workers.values():
                 workers.tick()
+            self._shadows.tick()
+            self._sources.tick()
             self._telling.tick()
             self._reporter.tick()
             self._desk.tick()
@@ -345,8 +379,10 @@ class Agent:
                 added = self._add(name)
                 added.tell(LinkUp(asyncio.get_running_loop().time()))
                 self._run(added.run())
+                self._run(self._shadows.of(name).run())
         for name, reconciler in self._reconcilers.items():
             reconciler.tell(Ordered(order.counter, order.deployments.get(name), order.options))
+        self._shadows.follow(order)
 
     def _link_up(self) -> None:
         self._tell_all(LinkUp(asyncio.get_running_loop().time()))

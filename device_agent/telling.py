@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from msgspec import structs
+
 from device_agent import health
 from device_agent.clock import Clock
 from device_agent.conditions import Conditions
@@ -14,6 +16,8 @@ from device_agent.link import Link
 from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
 from device_agent.reporter import Numbers, Vitals
+from device_agent.shadow.shadows import Shadows
+from device_agent.sources.keeper import SourceKeeper
 from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
 from device_agent.update.reconciler import Reconciler
 from device_agent.workers import Workers
@@ -38,6 +42,8 @@ class Subject:
     orders: OrderBook
     reconcilers: Mapping[str, Reconciler]
     workers: Mapping[str, Workers]
+    shadows: Shadows
+    sources: SourceKeeper
 
 
 class Telling:
@@ -89,10 +95,10 @@ class Telling:
 
     def vitals(self) -> Vitals:
         workers = self._of.workers.values()
-        pids = [one.serving.pid for one in workers if one.serving is not None]
+        pids = [one.serving.pid for one in workers if one.serving is not None] + self._of.sources.pids
         return Vitals(
             cpu_percent=self._cpu.percent(),
-            memory_mb=health.tree_memory_mb([os.getpid(), *pids]),
+            memory_mb=health.tree_memory_mb([os.getpid(), *pids, *self._of.shadows.pids()]),
             temperature_c=health.temperature_c(),
             clock_ok=not self._of.clock.doubt(),
         )
@@ -100,8 +106,9 @@ class Telling:
     def _reported(self) -> Reported:
         subject = self._of
         deployments: dict[str, DeploymentReport] = {}
+        shadows = subject.shadows.reports()
         for name, reconciler in subject.reconcilers.items():
-            deployments[name] = reconciler.report()
+            deployments[name] = structs.replace(reconciler.report(), shadow=shadows.get(name))
             subject.conditions.hold(name, reconciler.conditions())
         return Reported(
             device=subject.device,
@@ -130,4 +137,6 @@ class Telling:
         task.add_done_callback(self._writing.discard)
 
     def _status_now(self, reported: Reported) -> AgentStatus:
-        return AgentStatus(reported, self._of.http, self._link.is_up, datetime.now(UTC))
+        return AgentStatus(
+            reported, self._of.http, self._link.is_up, datetime.now(UTC), self._of.sources.told()
+        )

@@ -90,6 +90,13 @@ class InputError(EdgeKitError):
     code = "input"
 
 
+class FeedError(EdgeKitError):
+    """A source of the device's agent cannot be read, or a sink takes nothing: a folder, a broker, a camera, a webhook."""
+
+    code = "feed"
+    exit_code = 4
+
+
 class UnfamiliarError(EdgeKitError):
     """An input that fits, and is unlike all that the model was made with; its guard is set to refuse such."""
 

@@ -9,6 +9,7 @@ Always true
     which is written where there is one.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any
@@ -32,6 +33,8 @@ Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Version = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 Option = str | int | float | bool
+# What an external delegate's library may be called; its folder is the board's business.
+DELEGATE = re.compile(r"lib[A-Za-z0-9._+-]{1,120}\.so(\.[0-9]{1,6}){0,3}")
 # `None` is an open dimension, allowed in a source, never in a bundle's inputs.
 Shape = tuple[int | None, ...]
 

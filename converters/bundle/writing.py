@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from msgspec import UNSET, structs
 
+from converters import backends
 from converters.bundle import selftest
 from converters.measure.host import Host
 from converters.rounds.candidates import Candidate
@@ -49,6 +50,7 @@ def write(
     guarded = bench.guarding.shipped(selftest.shipped(bench, item).samples)
     if guarded is not None:
         files |= guarded[1]
+    loading = backends.get(plan.recipe.engine).loading(artifact.folder / artifact.model, plan)
     buckets = artifact.buckets(bench.source.buckets)
     entries: list[FileEntry] = [bundle.file_entry(path, data) for path, data in sorted(files.items())]
     content = Manifest(
@@ -57,7 +59,11 @@ def write(
         version=bench.project.model.version,
         profile=profile.name,
         engine=EngineSpec(
-            plan.recipe.engine, plan.versions, f"model/{artifact.model}", plan.options, plan.threads
+            plan.recipe.engine,
+            plan.versions,
+            f"model/{artifact.model}",
+            {**plan.options, **loading},
+            plan.threads,
         ),
         inputs=artifact.bound(bench.source.inputs),
         outputs=artifact.bound(bench.source.outputs),

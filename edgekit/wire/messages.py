@@ -7,7 +7,7 @@ text without control characters where it is stored as it is), and is something t
 """
 
 from datetime import datetime
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -75,6 +75,18 @@ class OrderedBundle(msgspec.Struct, frozen=True):
         )  # fmt: skip
 
 
+# Of one processor's time.
+Share = Annotated[float, Meta(gt=0, le=0.5)]
+DEFAULT_SHARE = 0.1
+
+
+class OrderedShadow(msgspec.Struct, frozen=True):
+    """A bundle that gets copies of what a deployment serves, and answers nobody. It may take `share` of a processor's time."""
+
+    bundle: OrderedBundle
+    share: Share = DEFAULT_SHARE
+
+
 class OrderOptions(msgspec.Struct, frozen=True):
     """How the device goes about it. `None` leaves the agent's own setting.
 
@@ -107,6 +119,8 @@ class Order(msgspec.Struct, frozen=True):
     expires: datetime
     options: OrderOptions = OrderOptions()
     added: Annotated[tuple[Name, ...], Meta(max_length=32)] = ()
+    # Bundles that are compared with what a deployment serves.
+    shadows: Annotated[dict[Name, OrderedShadow], Meta(max_length=32)] = {}
     samples: Annotated[tuple[SamplePolicy, ...], Meta(max_length=MAX_POLICIES)] = ()
     version: int = VERSION
 
@@ -117,6 +131,17 @@ class Fetched(msgspec.Struct, frozen=True):
     sha256: Sha256
     size_bytes: Count
     by_delta: bool = False
+
+
+ShadowState = Literal["fetch", "selftest", "running", "waiting", "refused", "served"]
+
+
+class ShadowReport(msgspec.Struct, frozen=True):
+    """What has become of an ordered shadow; `reason` says what it waits for, or why it is refused."""
+
+    digest: Sha256
+    state: ShadowState
+    reason: Text = ""
 
 
 class DeploymentReport(msgspec.Struct, frozen=True):
@@ -134,6 +159,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     reason: Text = ""
     memory_mb: Megabytes | None = None
     fetched: Fetched | None = None
+    shadow: ShadowReport | None = None
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -192,6 +218,23 @@ class Moments(msgspec.Struct, frozen=True, gc=False):
         return self.total / self.count if self.count else 0.0
 
 
+class ShadowWindow(msgspec.Struct, frozen=True):
+    """What a shadow did in a window, beside the bundle that served.
+
+    `compared` inputs it answered too, `dropped` were served without a copy, on `failed` it gave no answer. `agreement` has
+    for each output the sum of figures between 0 and 1 (`edgekit.agreement`), `cpu_ms` what an engine call took of one
+    processor, `served_ms` what the served calls on the same inputs took by the clock.
+    """
+
+    digest: Sha256
+    compared: Count = 0
+    dropped: Count = 0
+    failed: Count = 0
+    agreement: Annotated[dict[Label, Moments], Meta(max_length=64)] = {}
+    cpu_ms: Sketch = Sketch()
+    served_ms: Sketch = Sketch()
+
+
 class DeploymentWindow(msgspec.Struct, frozen=True):
     """What one loaded bundle did in a window.
 
@@ -216,6 +259,7 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     outputs: Annotated[dict[Label, Histogram], Meta(max_length=256)] = {}
     metrics: Annotated[dict[MetricName, Moments], Meta(max_length=MAX_METRICS)] = {}
     guarded: Count = 0
+    shadow: ShadowWindow | None = None
 
 
 class Report(msgspec.Struct, frozen=True):
