@@ -167,12 +167,7 @@ class Agent:
                 self._numbers,
                 lambda payload: self._link.publish(topics.RESULT, payload),
             ),
-            act=Acts(
-                state,
-                self._reconcilers,
-                self.restarting.set,
-                self._bench,
-            ).act,
+            act=Acts(state, self._reconcilers, self.restarting.set, self._bench).act,
         )
         self._telling = Telling(subject, self._numbers, self._link, self._status)
         self._spool = Spool(state.spool)
