@@ -58,7 +58,9 @@ from fleet.api.devices import (
     Replacement,
     Retried,
     Retry,
+    RetryDevice,
     Telemetry,
+    TrafficView,
     Waiting,
 )
 from fleet.api.events import (
@@ -184,6 +186,7 @@ __all__ = [
     "Replacement",
     "Retried",
     "Retry",
+    "RetryDevice",
     "RolloutAnswer",
     "RolloutView",
     "SampleView",
@@ -198,6 +201,7 @@ __all__ = [
     "Telemetry",
     "Text",
     "TokenView",
+    "TrafficView",
     "Turn",
     "UserChange",
     "UserView",
