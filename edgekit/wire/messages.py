@@ -44,6 +44,9 @@ WindowSeconds = Annotated[float, Meta(ge=0, le=MAX_WINDOW_S)]
 MAX_METRICS = 32
 MetricName = Annotated[str, Meta(pattern=r"^(drift_psi|metric:[A-Za-z0-9_.-]{1,64})$")]
 Finite = Annotated[float, Meta(ge=-1e15, le=1e15)]
+# What was wrong with an input: `edgekit.errors.InputError.kind`.
+AnomalyKind = Annotated[str, Meta(pattern=r"^[a-z][a-z-]{0,31}$")]
+Index = Annotated[float, Meta(ge=0, le=1e6)]
 
 
 class Boot(msgspec.Struct, frozen=True, order=True):
@@ -92,6 +95,7 @@ class OrderOptions(msgspec.Struct, frozen=True):
 
     `retry` clears what the device holds against the ordered bundles, so that they are tried once more. A download begins
     `fetch_after_s` after the order came, and takes at most `fetch_bytes_s`, so that the devices of a site share its line.
+    `despite_budget`: models are fetched even where the device's budget for its link is spent.
     """
 
     probation_s: Annotated[float, Meta(ge=0)] | None = None
@@ -100,6 +104,7 @@ class OrderOptions(msgspec.Struct, frozen=True):
     retry: bool = False
     fetch_after_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
     fetch_bytes_s: Annotated[float, Meta(gt=0)] | None = None
+    despite_budget: bool = False
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -244,6 +249,10 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     accepted requests whose input the bundle's guard found unfamiliar, whatever was answered. `metrics` are what gates may
     name: `drift_psi` (the largest population stability index over the inputs, once per window) and `metric:NAME`, which
     the application reports; `metric:guard_share` is the share of `guarded`, of bundles that have a guard.
+
+    `inputs`, `outputs` and `confidence` are counts over the bins of the bundle's reference, under its labels. `drift` is
+    how far each of them is from it now, as `inputs/NAME`; what is missing there is not known. `anomalies` counts, by
+    kind, inputs that were refused, and others that were answered and are unlike all that the model was judged on.
     """
 
     deployment: Name
@@ -259,13 +268,27 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     outputs: Annotated[dict[Label, Histogram], Meta(max_length=256)] = {}
     metrics: Annotated[dict[MetricName, Moments], Meta(max_length=MAX_METRICS)] = {}
     guarded: Count = 0
+    confidence: Annotated[dict[Label, Histogram], Meta(max_length=64)] = {}
+    anomalies: Annotated[dict[AnomalyKind, Count], Meta(max_length=32)] = {}
+    drift: Annotated[dict[Label, Index], Meta(max_length=256)] = {}
     shadow: ShadowWindow | None = None
+
+
+Purpose = Literal["orders", "telemetry", "models", "samples"]
+
+
+class Passed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Bytes that went to the fleet, and that came from it."""
+
+    sent: Count
+    received: Count
 
 
 class Report(msgspec.Struct, frozen=True):
     """One telemetry message: a window of counters and sketches; idle windows are sent with zero counts.
 
-    `started` is wall time as the device believes it, `length_s` monotonic.
+    `started` is wall time as the device believes it, `length_s` monotonic. `traffic` is what the link has carried by
+    purpose since the device's state folder was made (what TCP carries, with TLS).
     """
 
     device: DeviceName
@@ -280,6 +303,7 @@ class Report(msgspec.Struct, frozen=True):
     memory_mb: Megabytes | None = None
     temperature_c: Annotated[float, Meta(ge=-300, le=10_000)] | None = None
     lost_reports: Count = 0
+    traffic: dict[Purpose, Passed] = {}
     version: int = VERSION
 
 
