@@ -62,9 +62,8 @@ CASES = [
 def test_the_file_itself_is_measured_and_shipped(
     file, engine, name, target, member, files, digits, run_build, tmp_path
 ):
-    result = run_build(
-        *words(digits, files / file, target, name=name), "--out", tmp_path, "--json", tmp_path / "r.json"
-    )
+    flags = words(digits, files / file, target, name=name)
+    result = run_build(*flags, "--recipe", "*/as-is", "--out", tmp_path, "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
     told = json.loads((tmp_path / "r.json").read_text())
     (entry,) = told["bundles"]
