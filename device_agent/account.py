@@ -26,7 +26,7 @@ from edgekit.errors import UsageError
 T = TypeVar("T")
 
 # linux/prctl.h, linux/capability.h
-_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 NEEDED = {"CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7}
 # setresuid and setresgid by machine (the tables of syscall numbers in Linux); of 32-bit ARM those of 32-bit ids.
 _SETRES: dict[str, tuple[int, int]] = {
@@ -114,6 +114,16 @@ def take(name: str) -> Account:
     os.umask(0o077)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     return account
+
+
+def hand_on() -> None:
+    """What this process executes next keeps the capabilities that `take` hands on to nobody: the agent itself, anew.
+
+    They stay inheritable where the service manager made them ambient; elsewhere, as for root, nothing is lost.
+    """
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    for bit in NEEDED.values():
+        prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, bit, 0, 0)
 
 
 def held() -> int:

@@ -1,8 +1,9 @@
-"""What supervisor and worker say to each other, and file descriptors beside it.
+"""What supervisor, workers and sources say to each other, and file descriptors beside it.
 
 A SEQPACKET socket pair: messages keep their bounds and order, so a `Drain` sent after a connection arrives after it.
 A packet is `J` and a JSON message, or one byte that says what kind of descriptor comes along, and some bytes about it:
-with a `CONNECTION`, those already read from it; with a `SAMPLE` none: its memory holds all.
+with a `CONNECTION`, those already read from it; with a `SAMPLE` none: its memory holds all; with a `FEED`, the
+socket by which a worker feeds a shadow, the share that this may take.
 """
 
 import asyncio
@@ -15,14 +16,15 @@ import msgspec
 
 from device_agent import log
 from device_agent.update.events import Cause
-from edgekit.manifest import Sha256
-from edgekit.wire.messages import DeploymentWindow
+from edgekit.manifest import Reference, Sha256
+from edgekit.wire.messages import DeploymentWindow, ShadowWindow
 from edgekit.wire.samples import SamplePolicy
 
 MAX_PACKET_BYTES = 160 * 1024
 
 CONNECTION = b"C"
 SAMPLE = b"S"
+FEED = b"F"
 _MESSAGE = b"J"
 
 # Gets a descriptor, from now on its own, and the bytes that came with it.
@@ -36,6 +38,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     model: str
     version: str
     latency_limit_ms: float | None = None
+    reference: Reference = Reference()
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -65,6 +68,29 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     pass
 
 
+class Dial(msgspec.Struct, frozen=True, tag="dial"):
+    """A source asks for a connection to the agent's own front; it comes as a `CONNECTION`."""
+
+
+class SourceTold(msgspec.Struct, frozen=True, tag="source-told"):
+    """What a source did since its process started: inputs read, answered, refused, dropped; answers that sinks took.
+
+    `waiting` answers are on disk until sinks take them. `waits` says what the source waits for, `sinks` why one takes
+    nothing, `error` why the process ends; `is_over` that there is nothing more to read.
+    """
+
+    read: int = 0
+    answered: int = 0
+    refused: int = 0
+    dropped: int = 0
+    delivered: int = 0
+    waiting: int = 0
+    waits: str = ""
+    sinks: dict[str, str] = {}
+    error: str = ""
+    is_over: bool = False
+
+
 class Sampling(msgspec.Struct, frozen=True, tag="sampling"):
     """What the worker may keep of its inputs from now on, and whether they drift by what the device finds."""
 
@@ -78,7 +104,26 @@ class PassedOver(msgspec.Struct, frozen=True, tag="passed-over"):
     inputs: int
 
 
-Message = Ready | Failed | Snapshot | Counted | Drain | Ping | Pong | Sampling | PassedOver
+class Shadowed(msgspec.Struct, frozen=True, tag="shadowed"):
+    """What a shadow compared since it last said so."""
+
+    window: ShadowWindow
+
+
+Message = (
+    Shadowed
+    | Ready
+    | Failed
+    | Snapshot
+    | Counted
+    | Drain
+    | Ping
+    | Pong
+    | Sampling
+    | PassedOver
+    | Dial
+    | SourceTold
+)
 _DECODER = msgspec.json.Decoder(Message)
 
 

@@ -1,12 +1,14 @@
 """`edgekit agent`: a thin skin over the agent, the status file and the doctor."""
 
 import asyncio
+import os
+import sys
 from pathlib import Path
 
 import click
 import msgspec
 
-from device_agent import account, log, start, status
+from device_agent import account, agentfile, log, start, status
 from device_agent import doctor as doctors
 from device_agent.config import Settings
 from device_agent.folder import StateFolder
@@ -19,6 +21,11 @@ _STATE = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
     help="The agent's state folder.",
+)
+_CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file with sources and sinks; by default agent.toml in the state folder, if there is one.",
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
@@ -45,6 +52,7 @@ agent.add_command(uninstall)
     "--name", default="", help="The device's name, where the file is for many; by default its serial number."
 )
 @_STATE
+@_CONFIG
 @click.option(
     "--http",
     multiple=True,
@@ -89,6 +97,7 @@ def run(
     enrolment: Path | None,
     name: str,
     state: Path,
+    config: Path | None,
     http: tuple[str, ...],
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -100,7 +109,10 @@ def run(
     worker_user: str | None,
 ) -> None:
     """Enrol if needed, then serve models, follow the fleet's orders and report, until told to end."""
+    # What it was started with: some of it is taken out, so that what it starts does not learn it.
+    environment = dict(os.environ)
     log.set_up(as_json=log_json)
+    file = agentfile.read(state.absolute(), config)
     settings = Settings(
         state=StateFolder(state.absolute()),
         http=http,
@@ -110,11 +122,20 @@ def run(
         window_s=window,
         log_json=log_json,
         serves_despite_change=serves_despite,
-        private=tuple(path.absolute() for path in (enrolment, tls_key, token_file) if path is not None),
+        private=(
+            *(path.absolute() for path in (enrolment, tls_key, token_file) if path is not None),
+            *file.secrets,
+        ),
         name=name,
+        file=file,
         account=account.take(worker_user) if worker_user else None,
     )
-    asyncio.run(start.run(settings))
+    if asyncio.run(start.run(settings)):
+        # The same process with the same words: to whoever started it, it never ended.
+        log.event("agent starts again")
+        if settings.account is not None:
+            account.hand_on()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606  # no shell, its own words
 
 
 def _secured(cert: Path | None, key: Path | None, token: Path | None) -> Credentials | None:
@@ -136,10 +157,11 @@ def status_command(*, state: Path, as_json: bool) -> None:
 
 @agent.command(epilog="Example:  edgekit agent doctor --state /var/lib/edgekit")
 @_STATE
+@_CONFIG
 @_JSON
 @click.option("--profile", help="A hardware profile's name or .toml file, as for 'run'.")
-def doctor(*, state: Path, as_json: bool, profile: str | None) -> int:
+def doctor(*, state: Path, config: Path | None, as_json: bool, profile: str | None) -> int:
     """Check engines, disk, clock, identity and the link to the fleet; exit code 1 if something is wrong."""
-    checks = asyncio.run(doctors.examine(StateFolder(state), profile))
+    checks = asyncio.run(doctors.examine(StateFolder(state), profile, config))
     click.echo(msgspec.json.encode(checks) if as_json else doctors.render(checks))
     return 1 if any(check.state == "bad" for check in checks) else 0

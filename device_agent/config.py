@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_agent.account import Account
+from device_agent.agentfile import NO_FILE, AgentFile
 from device_agent.clock import Clock
 from device_agent.folder import StateFolder
 from device_agent.identity import DeviceIdentity, DeviceKey
@@ -14,7 +15,7 @@ from device_agent.network import Access
 @dataclass(frozen=True)
 class Settings:
     """What `edgekit agent run` was asked for. `profile` None means: find it. `private` is no business of workers,
-    which run as `account`; None for the agent's own user.
+    which run as `account`; None for the agent's own user. `file` is `agent.toml`.
     """
 
     state: StateFolder
@@ -27,6 +28,7 @@ class Settings:
     serves_despite_change: bool = False
     private: tuple[Path, ...] = ()
     name: str = ""
+    file: AgentFile = NO_FILE
     account: Account | None = None
 
 

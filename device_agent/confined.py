@@ -1,5 +1,5 @@
-"""A process that runs a bundle, held to what a bundle needs: `python -m device_agent.confined …` does that to itself and
-then becomes one of `MODULES`.
+"""A process that runs a bundle or reads a source, held to what that needs: `python -m device_agent.confined …` does that
+to itself and then becomes one of `MODULES`.
 
 A bundle is signed, but an engine that reads one is a large native library, and what it does with a file that was made to
 break it nobody can promise. So it gets
@@ -8,6 +8,7 @@ break it nobody can promise. So it gets
  - no TCP socket of its own to bind or connect, no abstract socket, no signal to a process that is not its own
    (Landlock, kernel.org/doc/html/latest/userspace-api/landlock.html; what the kernel's version knows of it);
  - no capability, and none to be had by executing something (capabilities(7), PR_SET_NO_NEW_PRIVS);
+ - a source besides: the ports, files and folders that `agent.toml` names for it (`sources/access.py`);
  - where the agent was given one, a user of its own (`device_agent.account`), changed to before any of this;
  - a bound on its memory, no core dump, and the first place when the kernel must end something for want of memory.
 
@@ -31,18 +32,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from device_agent.account import Account
 
-MODULES = ("device_agent.worker", "device_agent.update.selftest", "device_agent.update.patching")
+MODULES = (
+    "device_agent.worker",
+    "device_agent.update.selftest",
+    "device_agent.update.patching",
+    "device_agent.commands.timing",
+    "device_agent.sources.process",
+    "device_agent.shadow.process",
+)
 
 # linux/landlock.h; the numbers of the calls are the same on every architecture (since Linux 5.13).
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _ONLY_VERSION = 1
-_RULE_PATH_BENEATH = 1
+_RULE_PATH_BENEATH, _RULE_NET_PORT = 1, 2
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 # Remove and make entries of every kind: bits 4 to 12.
 _CHANGE_FOLDER = sum(1 << bit for bit in range(4, 13))
 # Rights, and the version of Landlock that brought them.
 _LINKING, _TRUNCATING = (1 << 13, 2), (1 << 14, 3)
 _TCP, _SCOPES = (0b11, 4), (0b11, 6)
+_CONNECT_TCP = 1 << 1
 _READ = _READ_FILE | _READ_DIR
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATING[0]
 
@@ -57,7 +66,7 @@ class Bounds:
     """What one process may. `hidden` is the agent's own; of that, `readable` and `writable` are given back.
 
     `memory_bytes` bounds the private memory that can be written (RLIMIT_DATA, getrlimit(2)). `account` is whom it runs as;
-    None for the agent's own user.
+    None for the agent's own user. `ports` may be connected to by TCP.
     """
 
     hidden: tuple[Path, ...]
@@ -65,6 +74,7 @@ class Bounds:
     writable: tuple[Path, ...]
     memory_bytes: int
     account: "Account | None" = None
+    ports: tuple[int, ...] = ()
 
 
 def command(module: str, bounds: Bounds, *words: str) -> list[str]:
@@ -72,6 +82,7 @@ def command(module: str, bounds: Bounds, *words: str) -> list[str]:
     limits = ["--memory", str(bounds.memory_bytes)]
     for flag, paths in (("--hide", bounds.hidden), ("--read", bounds.readable), ("--write", bounds.writable)):
         limits += [word for path in paths for word in (flag, str(path))]
+    limits += [word for port in bounds.ports for word in ("--port", str(port))]
     return [sys.executable, "-m", "device_agent.confined", *limits, module, *words]
 
 
@@ -126,6 +137,9 @@ def _landlock(bounds: Bounds, known: int) -> None:
             _allow(rules, path, _READ)
         for path in (Path("/dev"), *bounds.writable):
             _allow(rules, path, files & ~_EXECUTE)
+        for port in bounds.ports if network else ():
+            rule = struct.pack("=QQ", _CONNECT_TCP, port)
+            _check(_syscall(_ADD_RULE, rules, _RULE_NET_PORT, rule, 0), f"port {port}")
         _check(_syscall(_RESTRICT_SELF, rules, 0), "Landlock")
     finally:
         os.close(rules)
@@ -193,10 +207,13 @@ def main() -> None:
     parser.add_argument("--hide", type=Path, action="append", help="what is the agent's own")
     parser.add_argument("--read", type=Path, action="append", help="what of that may be read all the same")
     parser.add_argument("--write", type=Path, action="append", help="what may be written")
+    parser.add_argument("--port", type=int, action="append", help="a port that it may connect to")
     parser.add_argument("module", choices=MODULES)
     parser.add_argument("words", nargs=argparse.REMAINDER)
     chosen = parser.parse_args()
-    confine(Bounds(_paths(chosen.hide), _paths(chosen.read), _paths(chosen.write), chosen.memory))
+    ports = tuple(chosen.port or ())
+    hidden, readable, writable = _paths(chosen.hide), _paths(chosen.read), _paths(chosen.write)
+    confine(Bounds(hidden, readable, writable, memory_bytes=chosen.memory, ports=ports))
     sys.argv[1:] = chosen.words
     runpy.run_module(chosen.module, run_name="__main__", alter_sys=True)
 

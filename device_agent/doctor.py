@@ -6,12 +6,13 @@ No engine is called good before it has run a model (`device_agent.probe`).
 import os
 import socket
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
-from device_agent import confined, health, identity, probe, renewal, status
+from device_agent import agentfile, confined, health, identity, probe, renewal, status
 from device_agent.blocking import run_blocking
 from device_agent.clock import AGENT_BUILT, Clock, is_synchronized
 from device_agent.folder import StateFolder
@@ -19,6 +20,7 @@ from device_agent.hardware import ROOT_VARIABLE
 from device_agent.identity import DeviceIdentity
 from device_agent.network import CONNECT_TIMEOUT_S, Access, dial, place
 from device_agent.record import Record
+from device_agent.sources.advice import examine as examine_sources
 from edgekit.distribution import PROVIDERS, engine_extras, extra
 from edgekit.errors import EdgeKitError, UsageError
 from edgekit.wire.enrolment import EXPIRED_MAY_RENEW_S
@@ -35,9 +37,10 @@ class Check(msgspec.Struct, frozen=True):
     advice: str = ""
 
 
-async def examine(state: StateFolder, profile: str | None) -> list[Check]:
-    """All checks; what cannot be looked at is a finding, not an error."""
-    checks = [*await _machine(profile), _disk(state), *_aside(state), _clock(), *_conditions(state)]
+async def examine(state: StateFolder, profile: str | None, config: Path | None = None) -> list[Check]:
+    """All checks; what cannot be looked at is a finding, not an error. `config` as for a start of the agent."""
+    own = [_disk(state), *_aside(state), _clock(), *_sources(state, config), *_conditions(state)]
+    checks = [*await _machine(profile), *own]
     record = Record(state.identity, DeviceIdentity)
     known = record.peek()
     if record.trouble:
@@ -128,6 +131,19 @@ def _clock() -> Check:
     if not is_synchronized():
         return Check("clock", "note", f"{found}, plausible; the kernel does not call it synchronized")
     return Check("clock", "good", f"{found}, synchronized")
+
+
+def _sources(state: StateFolder, config: Path | None) -> list[Check]:
+    """What `agent.toml` says, and what it names that is not there."""
+    try:
+        file = agentfile.read(state.root, config)
+    except UsageError as error:
+        return [Check("agent.toml", "bad", str(error), "the agent does not start until it is mended")]
+    if file.path is None:
+        return []
+    found = f"{file.path}: {len(file.sources)} sources, {len(file.sinks)} sinks"
+    troubles = [Check("sources", "bad", f"{one.who}: {one.what}", one.todo) for one in examine_sources(file)]
+    return [Check("agent.toml", "good", found), *troubles]
 
 
 def _enrolment(state: StateFolder) -> list[Check]:

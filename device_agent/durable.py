@@ -157,6 +157,13 @@ def rename(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
+def move(source: Path, target: Path) -> None:
+    """Take a file to another folder of the same filesystem. Cut off in between it is in one of them, or in both."""
+    _rename(source, target)
+    sync_folder(target.parent)
+    sync_folder(source.parent)
+
+
 def set_aside(path: Path) -> None:
     """Move a damaged file out of the way, over the one set aside before: `NAME.damaged`. Not synced: it is found again."""
     _rename(path, path.with_name(f"{path.name}.damaged"))

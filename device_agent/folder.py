@@ -3,14 +3,20 @@
 identity.json key.json boot.json order.json     records, each with its second copy NAME.2; the keys and the certificate
                                            are in the first two, and in no other file
 tuf/                                       verified metadata, and what they began with (`tuf.kept`)
+commands.json                              a record too: what the fleet asked for once, and what came of it
 spool.db
+traffic.json                               a record: bytes by purpose, and where day and month began
+measuring/N/                               bundles that are only timed here, each like a deployment; gone when that is over
 samples/                                   inputs that wait for the fleet, only while an order has a policy for that
 status.json                                the last words of an agent, and its present ones where no RAM disk is
+shadows/NAME/{A,fetch,cache}/              a bundle that is only compared, while an order names one
 deployments/NAME/machine.json              intent: the update machine's state
 deployments/NAME/{A,B}/                    slots: an extracted bundle and slot.json, written last
 deployments/NAME/current                   link to A or B: the only truth about what runs
 deployments/NAME/fetch/                    downloads
 deployments/NAME/cache/                    what an engine compiled
+agent.toml                                 sources and sinks, as the user wrote them
+sources/NAME/backlog.db                    answers that not every sink has taken yet
 
 What may be lost at a power cut lies in `runtime`, in memory and not on the card, where the system offers that.
 """
@@ -79,12 +85,25 @@ class StateFolder:
         return self.root / "order.json"
 
     @property
+    def commands(self) -> Path:
+        return self.root / "commands.json"
+
+    @property
+    def measuring(self) -> Path:
+        """What is only here to be timed; anything in it may go at any time."""
+        return self.root / "measuring"
+
+    @property
     def metadata(self) -> Path:
         return self.root / "tuf"
 
     @property
     def spool(self) -> Path:
         return self.root / "spool.db"
+
+    @property
+    def traffic(self) -> Path:
+        return self.root / "traffic.json"
 
     @property
     def samples(self) -> Path:
@@ -94,8 +113,15 @@ class StateFolder:
     def status(self) -> Path:
         return self.root / "status.json"
 
+    def source(self, name: str) -> Path:
+        """A source's own folder: the answers that no sink has taken yet."""
+        return self.root / "sources" / name
+
     def deployment(self, name: str) -> DeploymentFolder:
         return DeploymentFolder(self.root / "deployments" / name)
+
+    def shadow(self, name: str) -> DeploymentFolder:
+        return DeploymentFolder(self.root / "shadows" / name)
 
     @property
     def runtime(self) -> Path:

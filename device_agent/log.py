@@ -31,6 +31,16 @@ def set_up(*, as_json: bool) -> None:
     _LOGGER.propagate = False
 
 
+def set_level(level: str) -> None:
+    """`debug`, `info` or `warning`: what is logged from now on."""
+    _LOGGER.setLevel(level.upper())
+
+
+def detail(what: str, **fields: Any) -> None:
+    """What is of interest only while somebody looks for something."""
+    _LOGGER.debug(what, extra={"fields": fields})
+
+
 def event(what: str, **fields: Any) -> None:
     _LOGGER.info(what, extra={"fields": fields})
 

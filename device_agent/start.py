@@ -40,8 +40,8 @@ class _Known(NamedTuple):
     again: EnrolmentFile | None = None
 
 
-async def run(settings: Settings) -> None:
-    """The agent, until it is told to end.
+async def run(settings: Settings) -> bool:
+    """The agent, until it is told to end; whether it is to be started again, as a whole.
 
     Raises: UsageError and other EdgeKitErrors for what a user can mend.
     """
@@ -69,9 +69,11 @@ async def run(settings: Settings) -> None:
                 f"{known.identity.answer.device} as {platform.profile}, {', '.join(settings.http)}"
             )
         while known is not None:
-            known = await _serve(
+            known, is_restarting = await _serve(
                 settings, platform, storage, here, known, listeners=listeners, stopping=stopping
             )
+            if is_restarting:
+                return True
             listeners = listen(settings.http, settings.secured) if known is not None else ()
     finally:
         for listener in listeners:
@@ -79,6 +81,7 @@ async def run(settings: Settings) -> None:
         await storage.close()
         os.close(lock)
         beating.cancel()
+    return False
 
 
 async def _serve(
@@ -90,8 +93,10 @@ async def _serve(
     *,
     listeners: Sequence[Listener],
     stopping: asyncio.Event,
-) -> _Known | None:
-    """An agent of one identity; who it is next if it enrolled again meanwhile, or None if it was told to end."""
+) -> tuple[_Known | None, bool]:
+    """An agent of one identity; who it is next if it enrolled again meanwhile, or None if it was told to end, and whether
+    it was told to start again.
+    """
     who = await storage.do(lambda: credentials_of(settings, known.identity))
     agent = await Agent.made(settings, platform, who, listeners, storage)
     ending = asyncio.Event()
@@ -106,7 +111,9 @@ async def _serve(
         waiting.cancel()
         if again is not None and not again.done():
             again.cancel()
-    return again.result() if again is not None and again.done() and not stopping.is_set() else None
+    if stopping.is_set() or agent.restarting.is_set():
+        return None, agent.restarting.is_set() and not stopping.is_set()
+    return again.result() if again is not None and again.done() else None, False
 
 
 async def _again(

@@ -58,6 +58,8 @@ class Workers:
         self._pointed: Path | tuple[()] | None = ()
         self._troubles = 0
         self._leaving: set[WorkerProcess] = set()
+        # One that another is to take the place of, although it serves what it should.
+        self._renewed: WorkerProcess | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- for the front -------------------------------------------------------------------------------------------
@@ -90,6 +92,17 @@ class Workers:
         self._wanted = place
         self._turn.set()
         self._note_change()
+
+    async def renew(self, patience_s: float) -> bool:
+        """Let a new worker take over from the one that serves, which finishes what it has begun; whether it did in time."""
+        old = self.serving
+        self._renewed = old
+        self._turn.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while self.serving is None or self.serving is old:  # noqa: ASYNC110  # the loop above has no event for it
+                    await asyncio.sleep(0.1)
+        return self.serving is not None and self.serving is not old
 
     async def run(self) -> None:
         """Bring what serves to what should, for ever."""
@@ -125,7 +138,7 @@ class Workers:
             await self._point(None)
             await self._retired()
             await self._rest(None)
-        elif serving is not None and self._serves(serving, place):
+        elif serving is not None and serving is not self._renewed and self._serves(serving, place):
             if serving.generation != place.generation:
                 serving.generation = place.generation
                 self._tell_started(serving)

@@ -85,9 +85,22 @@ class EngineMissingError(EngineError):
 
 
 class InputError(EdgeKitError):
-    """An inference input does not fit the manifest; never the engine's fault."""
+    """An inference input does not fit the manifest; never the engine's fault. `kind` is what devices count it under."""
 
     code = "input"
+    kind: str = "undecodable"
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        if kind:
+            self.kind = kind
+
+
+class FeedError(EdgeKitError):
+    """A source of the device's agent cannot be read, or a sink takes nothing: a folder, a broker, a camera, a webhook."""
+
+    code = "feed"
+    exit_code = 4
 
 
 class UnfamiliarError(EdgeKitError):
@@ -187,6 +200,17 @@ class OrderRefusedError(EdgeKitError):
 
     code = "order-refused"
     http_status = 409
+
+
+class CommandRefusedError(EdgeKitError):
+    """A well-signed command that this device must not follow. `is_ours`: it was meant for this device as it is."""
+
+    code = "command-refused"
+    http_status = 409
+
+    def __init__(self, message: str, *, is_ours: bool = False) -> None:
+        super().__init__(message)
+        self.is_ours = is_ours
 
 
 class FleetError(EdgeKitError):

@@ -9,6 +9,7 @@ Always true
     which is written where there is one.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any
@@ -32,6 +33,8 @@ Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Version = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 Option = str | int | float | bool
+# What an external delegate's library may be called; its folder is the board's business.
+DELEGATE = re.compile(r"lib[A-Za-z0-9._+-]{1,120}\.so(\.[0-9]{1,6}){0,3}")
 # `None` is an open dimension, allowed in a source, never in a bundle's inputs.
 Shape = tuple[int | None, ...]
 
@@ -127,12 +130,15 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Contract(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the bundle must meet; `None` is no limit. `max_accuracy_drop` is absolute, in the harmful direction."""
+    """What the bundle must meet; `None` is no limit. `max_accuracy_drop` is absolute, in the harmful direction, and so is
+    `max_drop_per_slice`, of each group of the evaluation data.
+    """
 
     max_accuracy_drop: float | None = None
     latency_p95_ms: float | None = None
     memory_mb: float | None = None
     size_mb: float | None = None
+    max_drop_per_slice: float | None = None
 
 
 class Floor(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -182,17 +188,29 @@ class SelfTest(msgspec.Struct, frozen=True):
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """Reference counts over fixed bins: `edges` has one entry more than `counts`; ends are open."""
+    """Reference counts over fixed bins: `edges` has one entry more than `counts`; ends are open.
+
+    `worth` is how many independent values the counts are worth: those of one image are alike. Unset, all of them.
+    """
 
     edges: Annotated[list[float], Meta(max_length=4097)]
     counts: Annotated[list[Annotated[int, Meta(ge=0, le=2**53)]], Meta(max_length=4096)]
+    worth: Annotated[float, Meta(ge=0)] | UnsetType = UNSET
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """Statistics of the evaluation data that drift is judged against, by tensor name."""
+    """Statistics of the evaluation data that drift is judged against, by tensor name.
+
+    An input in `channels` is watched channel by channel along that axis, as `NAME/0`, `NAME/1`, …: its channels have
+    ranges of their own. `confidence` has, of outputs that are classes, the probability of the likeliest
+    (`edgekit.confidence`).
+    """
 
     inputs: dict[str, Histogram] = {}
     outputs: dict[str, Histogram] = {}
+    # Left out where there are none, so that older bundles keep their bytes.
+    channels: dict[str, Annotated[int, Meta(ge=0)]] | UnsetType = UNSET
+    confidence: dict[str, Histogram] | UnsetType = UNSET
 
 
 class Manifest(msgspec.Struct, frozen=True):

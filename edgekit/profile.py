@@ -18,7 +18,7 @@ from msgspec import Meta
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from edgekit.errors import ProfileError
-from edgekit.manifest import Name
+from edgekit.manifest import DELEGATE, Name, Option
 from edgekit.plugins import ADAPTERS
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -41,12 +41,17 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Accelerator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What stands beside the CPU: an OpenVINO NPU, or an Arm Ethos-U with its Vela configuration."""
+    """What stands beside the CPU: an OpenVINO NPU, an Arm Ethos-U with its Vela configuration, or whatever an external
+    delegate of LiteRT drives: its library's name, the operators that it takes (LiteRT's names) and its own options.
+    """
 
-    kind: Literal["openvino-npu", "ethos-u"]
+    kind: Literal["openvino-npu", "ethos-u", "litert-delegate"]
     config: str = ""
     system_config: str = ""
     memory_mode: str = ""
+    delegate: str = ""
+    operators: tuple[str, ...] = ()
+    options: dict[str, Option] = {}
 
 
 class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,7 +101,11 @@ _RELEASES: Mapping[str, tuple[str, Sequence[int], Sequence[int]]] = {
 }
 _ANY: tuple[str, Sequence[int], Sequence[int]] = (">=1.0,<2", (), ())
 # Accelerator → the engine that drives it.
-_DRIVERS: Mapping[str, str] = {"openvino-npu": "openvino", "ethos-u": "litert"}
+_DRIVERS: Mapping[str, str] = {
+    "openvino-npu": "openvino",
+    "ethos-u": "litert",
+    "litert-delegate": "litert",
+}
 # Instruction set → the architecture that has it, and the one it never comes without.
 _ISA_NEEDS: Mapping[str, tuple[str, str]] = {
     "avx2": ("x86_64", ""),
@@ -320,7 +329,29 @@ def _accelerator(profile: Profile) -> str:
         return f"engines: an accelerator of kind {kind} is driven by {engine} only; name that alone"
     if not profile.quantization.static_shapes_only:
         return f"quantization.static_shapes_only: must be true for {kind}"
+    if kind == "litert-delegate":
+        return _delegate(profile.accelerator)
+    if profile.accelerator.delegate or profile.accelerator.operators or profile.accelerator.options:
+        return f"accelerator: delegate, operators and options are of the kind litert-delegate, not {kind}"
     return _ethos_u(profile, profile.accelerator) if kind == "ethos-u" else _npu(profile, profile.accelerator)
+
+
+def _delegate(accelerator: Accelerator) -> str:
+    if not DELEGATE.fullmatch(accelerator.delegate):
+        return (
+            f"accelerator.delegate: {accelerator.delegate!r} is no name of a library; give it as libNAME.so, without a"
+            " folder: the board says where its delegates lie"
+        )
+    if not accelerator.operators:
+        return (
+            "accelerator.operators: name those that the delegate takes, e.g. ['CONV_2D', 'FULLY_CONNECTED']"
+        )
+    for name in accelerator.operators:
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+            return f"accelerator.operators: {name!r} is none of LiteRT's names, such as CONV_2D"
+    if accelerator.config or accelerator.system_config or accelerator.memory_mode:
+        return "accelerator: config, system_config and memory_mode are Vela's; a delegate has options"
+    return _repeated("accelerator.operators", accelerator.operators)
 
 
 def _ethos_u(profile: Profile, accelerator: Accelerator) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # these load onnx
     from converters.recipes.knobs import Knob
     from converters.recipes.recipes import Plan
     from converters.source.source import Source
+    from edgekit.manifest import Option
     from edgekit.tensors import Array
 
 
@@ -75,6 +76,10 @@ class Backend(Protocol):
         Raises: Unsupported where the engine's tools cannot tell layers apart, ToolFailedError.
         """
         raise Unsupported(f"the converter of {plan.recipe.engine} cannot tell layers apart")
+
+    def loading(self, model: Path, plan: Plan) -> Mapping[str, Option]:  # noqa: ARG002  # for those that do more
+        """Options that the device loads this model file with, beside the plan's. Raises: Unsupported."""
+        return {}
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:  # noqa: ARG002  # for those that do more
         """Settings that a search may turn for this int8 plan; none for one that cannot be tuned, which a search knows as a

@@ -24,6 +24,7 @@ KEPT: Scheme = "kept"
 # Kinds of accelerator.
 NPU = "openvino-npu"
 ETHOS = "ethos-u"
+DELEGATE = "litert-delegate"
 # Instruction sets that compute bf16.
 BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 # Share of an output's largest value below which a difference is another CPU's rounding.

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from converters.recipes import facts
-from converters.recipes.recipe import AS_IS, ETHOS, KEPT, Recipe
+from converters.recipes.recipe import AS_IS, DELEGATE, ETHOS, KEPT, Recipe
 from edgekit.errors import ProfileError, UsageError
 from edgekit.manifest import Option
 from edgekit.profile import Precision, Profile
@@ -30,10 +30,17 @@ class VelaConfig(msgspec.Struct, frozen=True):
     memory_mode: str
 
 
+class DelegateConfig(msgspec.Struct, frozen=True):
+    """An external delegate's library, and the operators that it takes."""
+
+    library: str
+    operators: tuple[str, ...]
+
+
 class Constraints(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a profile asks of an artifact's bytes; two profiles that ask the same share one conversion.
 
-    `vela` compiles the artifact that the other constraints make.
+    `vela` compiles the artifact that the other constraints make; `delegate` takes operators of it on the device.
     """
 
     symmetric_activations: bool
@@ -42,6 +49,7 @@ class Constraints(msgspec.Struct, frozen=True, omit_defaults=True):
     accelerator: str = ""
     vela: VelaConfig | None = None
     signed_activations: bool = False
+    delegate: DelegateConfig | None = None
 
 
 class Tuning(msgspec.Struct, frozen=True):
@@ -237,12 +245,16 @@ def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
         accelerator=accelerator,
         vela=_vela(profile),
         signed_activations=is_int8 and profile.arch in known.signed_activations,
+        delegate=_delegate(profile),
     )
     options = known.options.of(recipe)
     judged = dict(options)
     notes: tuple[str, ...] = ()
     if device := known.devices.get(accelerator):
         options, judged, notes = device.options.of(recipe), dict(device.judged), (device.note,)
+    if constraints.delegate is not None and profile.accelerator is not None:
+        own = {f"delegate.{key}": value for key, value in sorted(profile.accelerator.options.items())}
+        options = {**options, "delegate": constraints.delegate.library, **own}
     return Plan(
         recipe,
         constraints,
@@ -253,6 +265,13 @@ def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
         notes,
         static_shapes_only=quantization.static_shapes_only,
     )
+
+
+def _delegate(profile: Profile) -> DelegateConfig | None:
+    unit = profile.accelerator
+    if unit is None or unit.kind != DELEGATE:
+        return None
+    return DelegateConfig(unit.delegate, unit.operators)
 
 
 def _vela(profile: Profile) -> VelaConfig | None:

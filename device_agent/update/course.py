@@ -1,10 +1,13 @@
 """Where an update machine goes from here: towards what is wanted, or to rest. Parts of `transitions`; pure."""
 
+from collections.abc import Collection
+
 from msgspec.structs import replace
 
 from device_agent.update.events import SlotRef
-from device_agent.update.machine import Machine, free_slot, is_of, is_proved
+from device_agent.update.machine import Machine, free_slot, is_busy, is_of, is_proved
 from device_agent.update.trial import Trial
+from edgekit.manifest import Sha256
 from edgekit.wire.messages import OrderedBundle
 from edgekit.wire.states import AgentState as Step
 
@@ -35,6 +38,20 @@ def begin(machine: Machine) -> Machine:
 
 def fetch(machine: Machine, bundle: OrderedBundle) -> Machine:
     return replace(rest(machine, Step.FETCH, ""), candidate=SlotRef(free_slot(machine), bundle))
+
+
+def pardon(machine: Machine, digests: Collection[Sha256]) -> Machine:
+    """What was held against these bundles is forgotten."""
+    refused = {digest: why for digest, why in machine.refused.items() if digest not in digests}
+    failing = {digest: why for digest, why in machine.failing.items() if digest not in digests}
+    return replace(machine, refused=refused, failing=failing)
+
+
+def pardoned(machine: Machine, digests: Collection[Sha256]) -> Machine:
+    """The same for those named, or for all; what is wanted, and was given up for that, begins anew."""
+    after = pardon(machine, digests or (*machine.refused, *machine.failing))
+    is_given_up = after != machine and not is_busy(machine) and machine.wanted is not None
+    return begin(after) if is_given_up else after
 
 
 def rest(machine: Machine, step: Step, reason: str) -> Machine:

@@ -64,6 +64,12 @@ class Ordered(msgspec.Struct, frozen=True):
     options: OrderOptions = OrderOptions()
 
 
+class Pardoned(msgspec.Struct, frozen=True):
+    """An operator wants these bundles tried again, or, with none named, all that were refused here."""
+
+    digests: tuple[Sha256, ...] = ()
+
+
 class Done(msgspec.Struct, frozen=True):
     """The job succeeded."""
 
@@ -135,6 +141,7 @@ Event = (
     Resumed
     | Stopped
     | Ordered
+    | Pardoned
     | Done
     | Failed
     | Started

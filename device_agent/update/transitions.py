@@ -8,7 +8,7 @@ Always true
  2. `committed` changes only by a commit, which the fleet acknowledged; by falling back from it when it does not keep
     running; when it is damaged on disk; or when no model is ordered.
  3. A digest is refused only for what its bundle did, by counts in this module and `trial`; never for a restart, a
-    link, a disk or a server. It stays refused until engine or agent change, or an order says `retry`.
+    link, a disk or a server. It stays refused until engine or agent change, or an order says `retry` or an operator so.
  4. Health of what is committed and progress towards what is wanted are two things: neither ends the other.
  5. What is not the bundle's fault leaves the step where it is, with a pause that doubles; the state never ends in a
     place that a good order does not lead out of. A missing acknowledgement alone never rolls back.
@@ -35,6 +35,7 @@ from device_agent.update.events import (
     LinkUp,
     Observed,
     Ordered,
+    Pardoned,
     Recheck,
     Resumed,
     SlotRef,
@@ -99,10 +100,7 @@ def _ordered(machine: Machine, event: Ordered) -> Machine:
         return machine
     machine = replace(machine, counter=event.counter, options=event.options, wanted=event.bundle)
     if event.bundle is not None and event.options.retry:
-        refused, failing = dict(machine.refused), dict(machine.failing)
-        refused.pop(event.bundle.sha256, None)
-        failing.pop(event.bundle.sha256, None)
-        machine = replace(machine, refused=refused, failing=failing)
+        machine = course.pardon(machine, (event.bundle.sha256,))
     if is_busy(machine) and machine.candidate is not None and machine.candidate.bundle.is_same(event.bundle):
         if machine.step is Step.FETCH:
             machine = replace(machine, candidate=replace(machine.candidate, bundle=event.bundle))
@@ -388,6 +386,7 @@ _HANDLERS: Mapping[type, Callable[..., Machine]] = {
     Resumed: _resumed,
     Stopped: _stopped,
     Ordered: _ordered,
+    Pardoned: lambda machine, event: course.pardoned(machine, event.digests),
     Done: _done,
     Failed: _failed,
     Started: _started,

@@ -1,6 +1,6 @@
 """LiteRT (ai-edge-litert), or tflite-runtime where that is what the device has: the two share one interpreter API.
 
-Options: `delegate`, `xnnpack` (default) or `none` for the plain kernels. Integer inputs and outputs of a fully quantized model are converted with the scale and zero point that
+Options: `delegate`, `xnnpack` (default), `none` for the plain kernels, or an accelerator's library (`_delegates`). Integer inputs and outputs of a fully quantized model are converted with the scale and zero point that
 the model itself carries, so the public tensors stay float32. litert-torch narrows 64-bit tensors to 32 bits, and the
 importer gives unsigned ones of 16 bits and more as signed ones, inputs and outputs too: the public types stay, a number
 that does not fit is refused.
@@ -14,19 +14,20 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.engines import _delegates
 from edgekit.errors import EngineError
-from edgekit.manifest import EngineSpec, TensorSpec
+from edgekit.manifest import EngineSpec, Option, TensorSpec
 from edgekit.tensors import Array
 
 try:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType, load_delegate
 
     _DISTRIBUTION = "ai-edge-litert"
 except ModuleNotFoundError as absent:
     # Only its absence: why an installed one does not import must not be hidden by the absence of the other.
     if absent.name != "ai_edge_litert":
         raise
-    from tflite_runtime.interpreter import Interpreter, OpResolverType
+    from tflite_runtime.interpreter import Interpreter, OpResolverType, load_delegate
 
     _DISTRIBUTION = "tflite-runtime"
 
@@ -111,6 +112,21 @@ def _dequantized(array: Array, detail: dict[str, Any]) -> Array:
     return real
 
 
+def _checked(delegate: str, options: Mapping[str, Option]) -> int | None:
+    """How many operators an external delegate must take, if that is said. Raises: EngineError for other options."""
+    own = {key for key in options if key.startswith(_delegates.PREFIX)} | {_delegates.EXPECTED}
+    known = {"delegate", *(own if _delegates.is_external(delegate) else ())}
+    if (delegate not in _RESOLVERS and not _delegates.is_external(delegate)) or set(options) - known:
+        raise EngineError(
+            f"litert takes the option delegate, one of {', '.join(_RESOLVERS)} or a library's name, and with one"
+            f" {_delegates.EXPECTED} and {_delegates.PREFIX}…"
+        )
+    expected = options.get(_delegates.EXPECTED)
+    if expected is not None and (isinstance(expected, bool) or not isinstance(expected, int) or expected < 1):
+        raise EngineError(f"litert: {_delegates.EXPECTED} is a number of operators, not {expected!r}")
+    return expected
+
+
 class LiteRtEngine:
     name = "litert"
 
@@ -126,14 +142,18 @@ class LiteRtEngine:
         cache: Path | None,  # noqa: ARG002  # XNNPACK keeps its packed weights in memory
     ) -> LiteRtModel:
         delegate = str(spec.options.get("delegate", "xnnpack"))
-        if delegate not in _RESOLVERS or set(spec.options) - {"delegate"}:
-            raise EngineError(f"litert takes the option delegate, one of {', '.join(_RESOLVERS)}")
+        expected = _checked(delegate, spec.options)
+        external = [_delegates.load(load_delegate, spec.options)] if delegate not in _RESOLVERS else []
         try:
             interpreter = Interpreter(
                 model_path=str(path),
                 num_threads=spec.threads or None,
-                experimental_op_resolver_type=_RESOLVERS[delegate],
+                # What an external delegate leaves is XNNPACK's.
+                experimental_op_resolver_type=_RESOLVERS.get(delegate, OpResolverType.AUTO),
+                experimental_delegates=external or None,
             )
+            if external:
+                _delegates.check(interpreter, delegate, expected)
             interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"litert cannot load {path.name}: {error}") from error

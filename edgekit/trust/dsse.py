@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from edgekit.errors import SignatureRefusedError
 
 ORDER_TYPE = "application/vnd.edgekit.desired.v1+json"
+COMMAND_TYPE = "application/vnd.edgekit.command.v1+json"
 MAX_ENVELOPE_BYTES = 512 * 1024
 
 

@@ -6,14 +6,15 @@ signed, and what each side may rest on.
 
 import base64
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
 
 from edgekit.sketch import Sketch
-from edgekit.trust.dsse import ORDER_TYPE, Envelope, Signature
+from edgekit.trust.dsse import COMMAND_TYPE, ORDER_TYPE, Envelope, Signature
 from edgekit.wire import topics
+from edgekit.wire.commands import Command, CommandState, Result, SelfTest, SelfTested, Tested
 from edgekit.wire.messages import (
     MAX_MESSAGE_BYTES,
     VERSION,
@@ -58,6 +59,9 @@ _ORDER = Order(
     counter=12,
     issued=_AT,
     expires=datetime(2027, 11, 27, 8, 30, tzinfo=UTC),
+)
+_COMMAND = Command(
+    "5d0c2f9e", "lab-07", 2, "4f0c6c1e8a3b4b86", _AT, _AT + timedelta(hours=1), SelfTest("digits")
 )
 CHANNELS = (
     Channel(
@@ -149,18 +153,51 @@ CHANNELS = (
         "fleet",
         0,
         is_retained=False,
-        words="These reports are committed in the fleet's database. Lost, it is repeated when the report comes again.",
+        words=(
+            "These reports and results are committed in the fleet's database. Lost, it is repeated when they come again."
+        ),
         example=Ack(_BOOT, (40, 41)),
+    ),
+    Channel(
+        topics.COMMAND,
+        "fleet",
+        1,
+        is_retained=False,
+        words=(
+            "What the device is asked to do once, signed like an order, with a type of its own. It is sent again until the "
+            "device says something of it or it expires; the device remembers its `id`, and does it once."
+        ),
+        example=Envelope(
+            base64.b64encode(encode(_COMMAND)).decode(),
+            COMMAND_TYPE,
+            (Signature("1b0e6c0d5a7f4e21", "3q2+7w=="),),
+        ),
+    ),
+    Channel(
+        topics.RESULT,
+        "device",
+        1,
+        is_retained=False,
+        words="Where a command stands. Sent again, with a new `seq`, until an `ack` names its (boot, seq).",
+        example=Result(
+            "lab-07",
+            _BOOT,
+            42,
+            "4f0c6c1e8a3b4b86",
+            CommandState.DONE,
+            payload=SelfTested((Tested(_SHA, passed=True, deployment="digits", agreement=1.0),)),
+        ),
     ),
 )
 
 
 def document() -> dict[str, Any]:
     """The whole document."""
-    kinds = [*(type(channel.example) for channel in CHANNELS), Order]
+    kinds = [*(type(channel.example) for channel in CHANNELS), Order, Command]
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     payload = components["Envelope"]["properties"]["payload"]
-    payload |= {"contentEncoding": "base64", "contentMediaType": "application/json", "x-decoded": schemas[-1]}
+    decoded = {"x-decoded": {"oneOf": schemas[-2:]}}
+    payload |= {"contentEncoding": "base64", "contentMediaType": "application/json", **decoded}
     return {
         "asyncapi": ASYNCAPI_VERSION,
         "info": {

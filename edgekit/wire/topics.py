@@ -12,6 +12,8 @@ TELEMETRY = "telemetry"
 ACK = "ack"
 COMMAND = "command"
 RESULT = "result"
+# What devices send until the fleet acknowledges it; workers share it among them.
+TAKEN_IN = (TELEMETRY, RESULT)
 
 
 def of(device: str, leaf: str) -> str:

@@ -1,12 +1,13 @@
 """`edgekit fleet device|deployment`: one device, or those that a filter finds."""
 
+from functools import partial
 from pathlib import Path
 
 import click
 
 from edgekit.errors import UsageError
 from fleet import api
-from fleet.client import bulk, device_views, files, render
+from fleet.client import bulk, command_cli, device_views, files, render
 from fleet.client.bulk import many, with_where, with_yes
 from fleet.client.complete import completes
 from fleet.client.enrol_cli import labels_of, write_file
@@ -210,13 +211,23 @@ def replace(*, device: str, expires: str, approve: bool, out: Path, place: str |
     epilog=examples(
         "edgekit fleet device retry roof-1",
         "edgekit fleet device retry --where 'state=failed and site=lab' --yes",
+        "edgekit fleet device retry roof-1 --despite-budget",
     )
 )
 @many
+@click.option(
+    "--despite-budget", is_flag=True, help="Fetch even where the device's budget for its link is spent."
+)
 @with_yes
 @with_fleet
 def retry(
-    *, devices: tuple[str, ...], where: str | None, is_sure: bool, place: str | None, as_json: bool
+    *,
+    devices: tuple[str, ...],
+    where: str | None,
+    despite_budget: bool,
+    is_sure: bool,
+    place: str | None,
+    as_json: bool,
 ) -> None:
     """Tell devices to try once more what they have given up: after a full disk, a broken link, a fixed sensor."""
 
@@ -227,7 +238,12 @@ def retry(
         chosen = bulk.choose(client, devices, where)
         if not chosen.is_one:
             bulk.confirm(chosen, "tell {} to try again", is_sure=is_sure)
-        bulk.run(chosen, client.retry_device, told, as_json=as_json)
+        again = partial(client.retry_device, despite_budget=despite_budget)
+        bulk.run(chosen, again, told, as_json=as_json)
+
+
+for one in command_cli.COMMANDS:
+    device.add_command(one)
 
 
 @click.group(epilog=examples("edgekit fleet deployment add roof-1 faces"))

@@ -132,6 +132,7 @@ def acl(shut_out: Iterable[str] = ()) -> str:
                 for line in (
                     f"user {worker_name(number)}",
                     f"topic read {topics.ROOT}/+/{topics.TELEMETRY}",
+                    f"topic read {topics.ROOT}/+/{topics.RESULT}",
                     f"topic write {topics.ROOT}/+/{topics.ACK}",
                 )
             ),
@@ -146,8 +147,11 @@ def acl(shut_out: Iterable[str] = ()) -> str:
 
 
 def is_ours(rules: str) -> bool:
-    """Whether nobody has changed these rules by hand: they are `acl`'s, whoever is shut out."""
-    return re.sub(r"user \S+\ntopic deny #\n\n", "", rules) == acl()
+    """Whether nobody has changed these rules by hand: they are `acl`'s, whoever is shut out, or those of a version whose
+    workers did not take results in.
+    """
+    plain_rules = re.sub(r"user \S+\ntopic deny #\n\n", "", rules)
+    return plain_rules in (acl(), acl().replace(f"topic read {topics.ROOT}/+/{topics.RESULT}\n", ""))
 
 
 def plain(host: str, port: int) -> str:

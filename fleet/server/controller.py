@@ -25,13 +25,14 @@ from fleet.server import changes, collecting, joining, parting, queue, trials
 from fleet.server.alarms import LOOK_S, Alarms
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
-from fleet.server.draining import drain
+from fleet.server.draining import drain, drain_commands
 from fleet.server.link import Link
 from fleet.server.lock import Lock, LostError
 from fleet.server.placing import Placer
 from fleet.server.pruning import Pruning
 from fleet.server.rhythm import Rhythm
 from fleet.server.store import (
+    commands,
     devices,
     events,
     experiments,
@@ -412,7 +413,12 @@ class Controller:
             return
         with self._lock.begin() as connection:
             waiting = orders.unpublished(connection, PUBLISH_AT_ONCE)
+            asked = commands.unpublished(connection, now.wall, now.steady, PUBLISH_AT_ONCE)
         confirmed = drain(self._link, waiting)
+        sent = drain_commands(self._link, asked)
+        if sent:
+            with self._lock.begin() as connection:
+                commands.published(connection, sent, now.steady)
         if confirmed:
             with self._lock.begin() as connection:
                 orders.published(connection, confirmed, now.steady)

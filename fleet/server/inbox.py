@@ -1,7 +1,8 @@
 """Messages between the network thread and ingest.
 
 Always true
- 1. Only telemetry is ever dropped, when more than `TELEMETRY` reports wait: devices send unacknowledged ones again.
+ 1. Only telemetry and results are ever dropped, when more than `TELEMETRY` of them wait: devices send unacknowledged ones
+    again.
  2. `reported` and `status` are kept in their order. Where very many wait, older ones give way to newer ones of the same
     topic: both are states, of which the newest is the truth.
 """
@@ -16,6 +17,7 @@ TELEMETRY = 20_000
 STATES = 50_000
 # How long reports wait for others, so that they are stored together; states wait for nobody.
 LINGER_S = 0.05
+_SENT_AGAIN = tuple(f"/{leaf}" for leaf in topics.TAKEN_IN)
 
 
 class Message(NamedTuple):
@@ -45,7 +47,7 @@ class Inbox:
 
     def put(self, message: Message) -> None:
         with self._filled:
-            if not message.topic.endswith(f"/{topics.TELEMETRY}"):
+            if not message.topic.endswith(_SENT_AGAIN):
                 self._states.append(message)
                 if len(self._states) > self._thin_at:
                     self._thin_out()

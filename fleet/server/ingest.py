@@ -22,12 +22,13 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 
 from edgekit.errors import MessageError
 from edgekit.wire import topics
+from edgekit.wire.commands import Result
 from edgekit.wire.messages import Ack, Boot, Report, Reported, Status, decode, encode
 from fleet.rules.sums import NOT_DEAF, Deaf
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
 from fleet.server.inbox import Message
-from fleet.server.store import devices, former, known, news, telemetry
+from fleet.server.store import commands, devices, former, known, news, telemetry
 from fleet.server.store.known import Known
 
 log = logging.getLogger(__name__)
@@ -36,14 +37,16 @@ BATCH = 500
 RETRY_S = 1.0
 # (device, boot) → sequence numbers to acknowledge.
 Acks = dict[tuple[str, Boot], list[int]]
-_KINDS: dict[str, Callable[[bytes], Report | Reported | Status]] = {
+Content = Report | Reported | Status | Result
+_KINDS: dict[str, Callable[[bytes], Content]] = {
     topics.TELEMETRY: lambda payload: decode(payload, Report),
     topics.REPORTED: lambda payload: decode(payload, Reported),
     topics.STATUS: lambda payload: decode(payload, Status),
+    topics.RESULT: lambda payload: decode(payload, Result),
 }
 # What ingest needs of a device's row, which holds its whole self-description besides.
 _COLUMNS = (
-    "id", "enrolment", "credential_hash", "decommissioned_at", "profile", "is_confirmed", "window_s", "incarnation", "nonce", "is_online",
+    "id", "enrolment", "credential_hash", "decommissioned_at", "profile", "is_confirmed", "window_s", "traffic", "incarnation", "nonce", "is_online",
     "offline_at", "is_duplicate", "reported_seq", "last_report_at", "enrolled_at", "former_enrolment", "former_at",
 )  # fmt: skip
 _CANNOT_BE_STORED = "cannot be stored"
@@ -62,7 +65,7 @@ class _Said(NamedTuple):
 
     device: str
     message: Message
-    content: Report | Reported | Status | None
+    content: Content | None
     wrong: str = ""
 
 
@@ -103,7 +106,7 @@ class Source(Protocol):
 
 
 class Ingest:
-    """Reads a source in a thread of its own, a transaction per batch. `stored` counts the reports acknowledged.
+    """Reads a source in a thread of its own, a transaction per batch. `stored` counts the reports and results acknowledged.
 
     `late_since` is when (steady) the database began to refuse what is waiting; None while it takes it.
     """
@@ -237,6 +240,7 @@ def _read(message: Message, taken: Taken) -> _Said | None:
 def _store(connection: Connection, said: list[_Said], taken: Taken, now: Now, deaf: Deaf) -> None:
     rows = known.lock(connection, (one.device for one in said), _COLUMNS)
     arrived: list[telemetry.Arrived] = []
+    results: list[tuple[str, Result]] = []
     heard: set[str] = set()
     for one in said:
         received = now.steady if one.message.received is None else one.message.received
@@ -249,20 +253,22 @@ def _store(connection: Connection, said: list[_Said], taken: Taken, now: Now, de
         if isinstance(content, Report):
             arrived.append(telemetry.Arrived(row, content, received))
             taken.acks.setdefault((one.device, content.boot), []).append(content.seq)
+        elif isinstance(content, Result):
+            results.append((row.id, content))
+            taken.acks.setdefault((one.device, content.boot), []).append(content.seq)
         elif isinstance(content, Reported):
             devices.reported(row, content, now.steady)
         else:
             devices.status(row, content, received=received, now=now.steady)
     telemetry.record(connection, arrived, now, deaf)
+    commands.record(connection, results, now.wall)
     news.note(connection, heard)
     devices.note_clones(connection, rows.values(), now.wall)
     former.note(connection, rows.values(), now.wall)
     known.write(connection, rows.values())
 
 
-def _believed(
-    rows: dict[str, Known], one: _Said, received: float
-) -> tuple[Known, Report | Reported | Status]:
+def _believed(rows: dict[str, Known], one: _Said, received: float) -> tuple[Known, Content]:
     content = one.content
     if content is None:
         raise DroppedError(one.wrong, is_poison=True)

@@ -37,7 +37,7 @@ class Intake:
     def __init__(self, address: Address, group: str, login: Login, clock: Clock) -> None:
         self.address = address
         self.is_connected = False
-        self._topic = topics.of_all(topics.TELEMETRY, group=group)
+        self._topics = [topics.of_all(leaf, group=group) for leaf in topics.TAKEN_IN]
         self._clock = clock
         self._inbox = Inbox()
         # Goes up with each connection: a packet identifier means nothing on another one.
@@ -97,7 +97,7 @@ class Intake:
             return
         with self._lock:
             self._connection += 1
-        client.subscribe([(self._topic, SubscribeOptions(qos=1))])
+        client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._topics])
         self._clock.hears_again()
         self.is_connected = True
         log.info("connected to broker %s", self.address)

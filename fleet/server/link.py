@@ -118,8 +118,8 @@ class Link:
             (topics.of_all(topics.STATUS), SubscribeOptions(qos=1, retainAsPublished=True)),
         ]
         if self._has_telemetry:
-            telemetry = topics.of_all(topics.TELEMETRY, group=self._telemetry_group)
-            wanted.append((telemetry, SubscribeOptions(qos=1)))
+            shared = (topics.of_all(leaf, group=self._telemetry_group) for leaf in topics.TAKEN_IN)
+            wanted += ((topic, SubscribeOptions(qos=1)) for topic in shared)
         client.subscribe(wanted)
         self._clock.hears_again()
         self.connected_since = self._clock.now().steady

@@ -15,10 +15,12 @@ from fleet.server import collecting
 from fleet.server.clock import Now
 from fleet.server.lock import Lock
 from fleet.server.store import collecting as collections
-from fleet.server.store import retention, telemetry, workers
+from fleet.server.store import commands, retention, telemetry, workers
 
 # How often each is looked at while it finds nothing to do.
-_EVERY_S = {"parts": 15.0, "devices": 60.0, "report keys": 60.0, "workers": 600.0, "samples": 600.0}
+_EVERY_S = {
+    "parts": 15.0, "devices": 60.0, "report keys": 60.0, "workers": 600.0, "samples": 600.0, "commands": 1.0,
+}  # fmt: skip
 
 
 class Pruning:
@@ -36,6 +38,7 @@ class Pruning:
                 connection, now.steady, kept.report_keys_s
             ),
             "workers": lambda connection, _, now: workers.prune(connection, now.steady),
+            "commands": lambda connection, _, now: commands.expire(connection, now.wall),
         }
         if samples is not None:
             self._steps["samples"] = lambda connection, kept, now: _samples(connection, samples, kept, now)

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from edgekit.errors import MessageError, OrderRefusedError, SignatureRefusedError
-from edgekit.protocol import orders
+from edgekit.errors import CommandRefusedError, MessageError, OrderRefusedError, SignatureRefusedError
+from edgekit.protocol import commands, orders
 from edgekit.trust import dsse
 from edgekit.wire import topics
+from edgekit.wire.commands import Command, CommandState, Measure, Result, SelfTest
 from edgekit.wire.enrolment import EnrolmentFile
 from edgekit.wire.messages import (
     Ack,
@@ -105,6 +106,7 @@ class Device:
         self._incarnation, self._nonce = identity.incarnation, _nonce(shared.random)
         self._seq = self._said = 0
         self._followed = identity.followed
+        self._asked_for = commands.Ledger()
         self._refused = ""
         self._slots: dict[str, _Slot] = {name: _Slot() for name in shared.file.deployments}
         for name, digest, model, version in identity.runs:
@@ -156,7 +158,9 @@ class Device:
     def up(self, line: Line) -> None:
         """There is a connection."""
         self._line = line
-        line.subscribe((self._topic[topics.DESIRED], 1), (self._topic[topics.ACK], 0))
+        line.subscribe(
+            (self._topic[topics.DESIRED], 1), (self._topic[topics.COMMAND], 1), (self._topic[topics.ACK], 0)
+        )
         self._status(is_online=True)
         self._say()
         for kept in self._kept.values():
@@ -178,20 +182,42 @@ class Device:
                 self._acknowledged(decode(payload, Ack))
             elif topic == self._topic[topics.DESIRED] and payload:
                 self._ordered(payload)
+            elif topic == self._topic[topics.COMMAND] and payload:
+                self._asked(payload)
+        except CommandRefusedError:
+            # What is not meant for it, or has expired by now, the fleet finds unanswered.
+            return
         except (MessageError, SignatureRefusedError, OrderRefusedError) as error:
             self._shared.tally.orders_refused += 1
             self._refused = str(error)
             self._say()
 
+    @property
+    def _me(self) -> orders.Identity:
+        profile = self.identity.profile
+        chain = self._shared.chain.get(profile, (profile,))
+        return orders.Identity(
+            self._shared.file.fleet, self.identity.name, self.identity.enrolment, chain, tuple(self._slots)
+        )
+
+    def _asked(self, data: bytes) -> None:
+        """It has no model to test or measure; the rest it says that it did. A fleet that heard nothing asks again."""
+        command = decode(dsse.verify(data, dsse.COMMAND_TYPE, self._shared.file.order_keys), Command)
+        self._asked_for = (
+            commands.accept(command, self._me, self._asked_for, datetime.now(UTC)) or self._asked_for
+        )
+        is_real = isinstance(command.action, SelfTest | Measure)
+        state = CommandState.FAILED if is_real else CommandState.DONE
+        self._said += 1
+        reason = "this device is simulated, and has no model" if is_real else ""
+        result = Result(self.identity.name, self._boot, self._said, command.id, state, reason)
+        if self._line is not None:
+            self._line.publish(self._topic[topics.RESULT], encode(result))
+
     def _ordered(self, data: bytes) -> None:
         payload = dsse.verify(data, dsse.ORDER_TYPE, self._shared.file.order_keys)
         order = decode(payload, Order)
-        profile = self.identity.profile
-        chain = self._shared.chain.get(profile, (profile,))
-        me = orders.Identity(
-            self._shared.file.fleet, self.identity.name, self.identity.enrolment, chain, tuple(self._slots)
-        )
-        followed = orders.accept(order, payload, me, self._followed, datetime.now(UTC))
+        followed = orders.accept(order, payload, self._me, self._followed, datetime.now(UTC))
         if followed is None:
             return
         self._followed, self._refused = followed, ""
@@ -318,7 +344,15 @@ class Device:
                 self._shared.tally.acknowledged(now - kept.made)
 
 
-_LEAVES = (topics.DESIRED, topics.ACK, topics.STATUS, topics.REPORTED, topics.TELEMETRY)
+_LEAVES = (
+    topics.COMMAND,
+    topics.RESULT,
+    topics.DESIRED,
+    topics.ACK,
+    topics.STATUS,
+    topics.REPORTED,
+    topics.TELEMETRY,
+)
 
 
 def _nonce(source: random.Random) -> str:

@@ -31,13 +31,18 @@ def test_the_worker_loads_no_build_tool_and_no_link():
     assert not (NEVER | {"paho", "cryptography"}) & loaded
 
 
-def test_only_the_link_speaks_mqtt():
+@pytest.mark.parametrize("module", ["device_agent.sources.process", "device_agent.sources.folder"])
+def test_a_source_loads_no_engine_and_no_numpy_until_it_needs_it(module):
+    assert not (NEVER | ENGINES | {"cv2", "sounddevice", "tuf"}) & loaded_by(f"import {module}")
+
+
+def test_only_the_link_and_the_brokers_of_sources_speak_mqtt():
     users = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "device_agent").rglob("*.py")
         if "import paho" in path.read_text() or "from paho" in path.read_text()
     }
-    assert users == {"device_agent/link.py"}
+    assert users == {"device_agent/link.py", "device_agent/sources/broker.py"}
 
 
 @pytest.mark.slow

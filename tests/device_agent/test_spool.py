@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from device_agent import reporter as reporters
 from device_agent.collector import Collector, death, merge, prometheus
+from device_agent.database import PAGE_BYTES
 from device_agent.reporter import Numbers, Reporter, Vitals
-from device_agent.spool import PAGE_BYTES, Entry, Spool, key_of
+from device_agent.spool import Entry, Spool, key_of
 from edgekit import sketch
 from edgekit.manifest import Histogram
 from edgekit.wire import messages
@@ -82,8 +83,8 @@ def test_it_is_all_there_after_a_restart(tmp_path):
     held = again.exchange()
     assert (held.lost, held.reports, held.file) == (1, 2, 0)
     mode = (
-        again._db.execute("PRAGMA journal_mode").fetchone()[0],
-        again._db.execute("PRAGMA synchronous").fetchone()[0],
+        again._database.connection.execute("PRAGMA journal_mode").fetchone()[0],
+        again._database.connection.execute("PRAGMA synchronous").fetchone()[0],
     )
     assert mode == (b"wal", 2)
     assert (tmp_path / "s.db").stat().st_mode & 0o777 == 0o600
@@ -148,7 +149,7 @@ def test_damage_met_while_running_is_set_aside_too(tmp_path):
     spool = Spool(path)
     assert len(spool.oldest(3)) == 3
     path.write_bytes(path.read_bytes()[: 3 * PAGE_BYTES] + noise(len(path.read_bytes())))
-    spool._db.execute("PRAGMA shrink_memory")
+    spool._database.connection.execute("PRAGMA shrink_memory")
     spool.oldest(64)
     held = spool.exchange([entry(1000)])
     assert (held.reports, held.file, spool.file) == (1, 1, 1)
@@ -157,8 +158,10 @@ def test_damage_met_while_running_is_set_aside_too(tmp_path):
 def test_a_report_whose_bytes_were_altered_is_dropped_and_counted(tmp_path):
     spool = Spool(tmp_path / "s.db")
     spool.exchange([entry(seq, b"%d" % seq) for seq in range(3)])
-    with spool._db:
-        spool._db.execute("UPDATE report SET body = substr(body, 1, length(body) - 1) || x'ff' WHERE id = 2")
+    with spool._database.connection:
+        spool._database.connection.execute(
+            "UPDATE report SET body = substr(body, 1, length(body) - 1) || x'ff' WHERE id = 2"
+        )
     assert [found.key.seq for _, found in spool.oldest(9)] == [0, 2]
     held = spool.exchange()
     assert (held.reports, held.lost, held.file) == (2, 1, 0)

@@ -1,5 +1,6 @@
 """A tiny real classifier of images, and bundles of it with true golden data."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from edgekit.manifest import EngineSpec, Manifest, SelfTest, StatePair, Step, Te
 from edgekit.samples import Samples, dump_arrays, dump_npz
 from edgekit.selftest import record
 from edgekit.tensors import Array
+
+# importlib mode does not look beside a test.
+sys.path.insert(0, str(Path(__file__).parent))
 
 SIDE = 8
 CLASSES = 3

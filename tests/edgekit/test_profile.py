@@ -158,3 +158,60 @@ def test_a_machine_with_bf16_gets_a_profile_whose_recipes_compute_in_it(
     monkeypatch.setattr(detect.platform, "machine", lambda: "x86_64")
     mine = profile.parse(detect.detect(), "detected.toml")
     assert "openvino/bf16" in [plan.name for plan in plans(mine)]
+
+
+DELEGATE = """
+extends = "raspberry-pi-5"
+title = "A board with an accelerator"
+engines = { litert = ">=2.1,<3" }
+[quantization]
+static_shapes_only = true
+[accelerator]
+kind = "litert-delegate"
+delegate = "libvx_delegate.so"
+operators = ["CONV_2D", "FULLY_CONNECTED"]
+options = { device_id = 0 }
+"""
+
+
+def test_a_profile_names_an_external_delegate_by_its_library_alone() -> None:
+    accelerator = profile.parse(DELEGATE, "board.toml").accelerator
+    assert accelerator is not None
+    assert (accelerator.delegate, accelerator.operators) == (
+        "libvx_delegate.so",
+        ("CONV_2D", "FULLY_CONNECTED"),
+    )
+    assert accelerator.options == {"device_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "complaint"),
+    [
+        (
+            '"libvx_delegate.so"',
+            '"/usr/lib/libvx_delegate.so"',
+            "is no name of a library; give it as libNAME.so",
+        ),
+        ('"libvx_delegate.so"', '"vx"', "is no name of a library"),
+        ('["CONV_2D", "FULLY_CONNECTED"]', "[]", "name those that the delegate takes"),
+        ('"CONV_2D"', '"conv"', "is none of LiteRT's names"),
+        ('"CONV_2D"', '"FULLY_CONNECTED"', "stands there twice"),
+        ("options = {", 'config = "x"\noptions = {', "are Vela's; a delegate has options"),
+        ("static_shapes_only = true", "", "must be true for litert-delegate"),
+        ("litert = ", "onnxruntime = ", "is driven by litert only"),
+    ],
+)
+def test_what_cannot_be_a_delegate_is_refused_in_the_profile(wrong: str, right: str, complaint: str) -> None:
+    with pytest.raises(ProfileError, match=complaint):
+        profile.parse(
+            DELEGATE.replace(wrong, right).replace(
+                ">=2.1,<3", ">=1.22,<2" if "onnx" in right else ">=2.1,<3"
+            ),
+            "board.toml",
+        )
+
+
+def test_other_accelerators_have_no_delegate() -> None:
+    text = 'extends = "intel-core-ultra-npu"\ntitle = "A board"\n[accelerator]\ndelegate = "libx.so"\n'
+    with pytest.raises(ProfileError, match="are of the kind litert-delegate, not openvino-npu"):
+        profile.parse(text, "board.toml")

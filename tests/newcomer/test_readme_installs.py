@@ -24,12 +24,14 @@ UNREACHABLE = re.compile(
     r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ProxyError|ReadTimeoutError"
 )
 # Fresh environments of what others install too: with make proofs.
-AGAIN = ("pkcs11", "oidc", "postgres", "audio")
+AGAIN = ("pkcs11", "oidc", "postgres", "audio", "camera", "microphone")
 # Extra → what must work once it is installed: a line of Python.
 PROMISES = {
     "agent": "import device_agent.supervisor, device_agent.worker",
     "images": "from PIL import Image",
     "audio": "import soundfile",
+    "camera": "import cv2; assert 'FFMPEG:                      YES' in cv2.getBuildInformation()",
+    "microphone": "import sounddevice, soundfile",
     "fleet": "import fleet.server.service; from iotcore import Broker",
     "postgres": "import psycopg",
     "pkcs11": "import pkcs11",

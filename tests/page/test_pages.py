@@ -7,12 +7,16 @@ import msgspec
 import pytest
 from page_support import Site, form_of, post, token_of
 
+from edgekit.wire import commands as wire
+from edgekit.wire.messages import Boot
 from edgekit.wire.states import FleetState
+from fleet.api import NewCollection
 from fleet.rules import selectors
 from fleet.rules.access import RULES, Role, Rule
 from fleet.rules.alerts import Alert
 from fleet.rules.rollout import Status
-from fleet.server.store import alerts, audit, devices, glance, groups, rollouts
+from fleet.server import collecting
+from fleet.server.store import alerts, audit, commands, devices, glance, groups, rollouts
 from fleet.server.store.audit import Who
 from fleet.server.store.glance import Browse
 
@@ -193,6 +197,34 @@ def test_a_device_has_what_it_should_run_and_what_was_done_to_it(site: Site) -> 
     assert "nothing is ordered" in page
     assert "bob changed the labels of" in page
     assert "edgekit fleet device explain d1" in page
+
+
+def test_a_device_shows_what_it_was_asked_and_what_came_of_it(site: Site) -> None:
+    site.devices(["d1"])
+    ann = site.person("ann")
+    assert post(ann, "/devices/d1/self-test").status_code == 303
+    assert "run the self-test" in ann.get("/devices/d1").text
+    with site.database.begin() as connection:
+        (asked,) = commands.of_device(connection, "d1")
+        found = wire.Tested("a" * 64, passed=True, deployment="digits", agreement=0.984, latency_p50_ms=1.25)
+        result = wire.Result(
+            "d1", Boot(1, 1, "0" * 16), 1, asked.id, wire.CommandState.DONE, payload=wire.SelfTested((found,))
+        )
+        commands.record(connection, [("d1", result)], site.clock())
+    told = "digits: passed, 98.4% of the answers as the source gives them, median 1.25 ms"
+    assert told in ann.get("/devices/d1").text
+    vera = site.person("vera", Role.VIEWER)
+    assert post(vera, "/devices/d1/restart").status_code == 403
+
+
+def test_a_device_shows_what_it_is_asked_to_bring_for_retraining(site: Site) -> None:
+    site.devices(["d1", "d2"])
+    wanted = NewCollection("digits", "device=d1", "1h", low_confidence=0.5)
+    with site.database.begin() as connection:
+        collecting.begin(connection, wanted, wanted.to, now=site.clock(), who=Who("user:ann"))
+    ann = site.person("ann")
+    assert "edgekit fleet samples download s1 --out samples" in ann.get("/devices/d1").text
+    assert "Samples for retraining" not in ann.get("/devices/d2").text
 
 
 def test_deleting_a_device_asks_for_its_name_first(site: Site) -> None:

@@ -8,7 +8,7 @@ throughout, and the engine adapter converts its inputs and outputs.
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from ai_edge_litert.interpreter import Interpreter
 
 from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact, passed
+from converters.backends.litert import delegated, int8
 from converters.backends.litert import graph as litert_graph
-from converters.backends.litert import int8
 from converters.backends.litert.layers import layer_errors
 from converters.backends.litert.running import SIGNATURE
 from converters.backends.parity import smallest_gap
@@ -32,7 +32,7 @@ from converters.source import tflite
 from converters.source.source import closed
 from edgekit import engines
 from edgekit.errors import ToolFailedError
-from edgekit.manifest import EngineSpec
+from edgekit.manifest import EngineSpec, Option
 from edgekit.quiet import first_line, quietly
 
 MODEL = "model.tflite"
@@ -68,13 +68,16 @@ class LiteRtBackend(Backend):
             notes += litert_graph.float_islands(graph)
         left = Counter[str]() if plan.is_accelerated else litert_graph.left_by_xnnpack(target)
         notes += litert_graph.off_the_fast_path(graph, left)
-        return Artifact(folder, MODEL, _bindings(prepared, target), notes)
+        return Artifact(folder, MODEL, _bindings(prepared, target), notes + delegated.notes(target, plan))
 
     def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:  # noqa: ARG002  # the artifact no longer tells its layers' float names
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / MODEL
             _float_model(prepared, plan, path)
             return layer_errors(prepared, plan, path, time.monotonic)
+
+    def loading(self, model: Path, plan: Plan) -> Mapping[str, Option]:
+        return delegated.options(model, plan)
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
         return int8.knobs(plan)

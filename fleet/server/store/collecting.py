@@ -89,6 +89,13 @@ def everything(connection: Connection) -> list[CollectionRow]:
     return list(connection.execute(select(collections).order_by(collections.c.id.desc())))
 
 
+def of_device(connection: Connection, device: str, limit: int) -> list[CollectionRow]:
+    """Those that name it, the newest first."""
+    query = select(collections).join(collection_devices, collection_devices.c.collection == collections.c.id)
+    query = query.where(collection_devices.c.device == device).order_by(collections.c.id.desc()).limit(limit)
+    return list(connection.execute(query))
+
+
 def devices_of(connection: Connection, number: int) -> list[str]:
     query = select(collection_devices.c.device).where(collection_devices.c.collection == number)
     return list(connection.execute(query.order_by(collection_devices.c.device)).scalars())

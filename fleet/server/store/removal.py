@@ -23,6 +23,7 @@ from fleet.server.schema import (
     to_place,
     totals,
 )
+from fleet.server.schema_commands import commands
 from fleet.server.schema_history import device_history
 from fleet.server.schema_samples import collection_devices, samples
 from fleet.server.store import audit, experiments, news
@@ -31,6 +32,7 @@ from fleet.server.store import devices as device_store
 from fleet.server.store.audit import Who
 
 _OF_DEVICE = (
+    commands,
     to_place,
     desired,
     outbox,
@@ -58,6 +60,7 @@ _EMPTY = {
     "last_report_at": None,
     "offline_at": None,
     "window_s": None,
+    "traffic": "",
     "is_duplicate": False,
     "former_enrolment": 0,
     "former_at": None,

@@ -7,6 +7,7 @@ import msgspec
 from fastapi import APIRouter, Response
 
 from edgekit.errors import EdgeKitError, NotFoundError, UsageError
+from edgekit.wire.commands import Restart, SelfTest
 from fleet import api
 from fleet.server.api import devices as rest
 from fleet.server.api import enrolment, retry
@@ -14,7 +15,7 @@ from fleet.server.api.matching import Expected
 from fleet.server.store import devices as device_store
 from fleet.server.store import glance, history, releases
 from fleet.server.store.glance import Look
-from fleet.server.web import charts
+from fleet.server.web import asked, charts
 from fleet.server.web.auditing import lines
 from fleet.server.web.forms import Fields, Form, pairs, valid
 from fleet.server.web.frame import On, Page, headers
@@ -34,6 +35,8 @@ def show(page: On, device: str) -> Response:
         titles = releases.titles(connection, sorted({point.digest for point in points}))
         changes = lines(glance.entries(connection, Look(subject=device), _ENTRIES))
         reported = device_store.reported_of(row)
+        commands = asked.of_device(connection, device)
+        samples = asked.samples_of(connection, device, now)
     view = told.device
     return page.show(
         "device.html.jinja",
@@ -43,6 +46,8 @@ def show(page: On, device: str) -> Response:
         reported=reported,
         charts={name: charts.of_device(points, name, titles) for name in view.deployments},
         history=changes,
+        commands=commands,
+        samples=samples,
         verbs=[(verb, act.title) for verb, act in ACTS.items()],
         refused=page.why_not("POST", "/devices/{device}/{verb}"),
     )
@@ -78,6 +83,24 @@ ACTS: dict[str, Act] = {
             "What it holds against what it is ordered to run is forgotten, and the same order goes out once more.",
         ),
         "edgekit fleet device retry {device}",
+    ),
+    "self-test": Act(
+        "Run the self-test",
+        "Have it run the self-test",
+        (
+            "What it serves runs its golden inputs once more, beside what it answers, and says what came of it.",
+            "It is asked within the hour, as soon as it is online.",
+        ),
+        "edgekit fleet device command {device} self-test",
+    ),
+    "restart": Act(
+        "Restart the agent",
+        "Restart it",
+        (
+            "The agent starts anew with the same words; requests that it has begun are answered first.",
+            "It is asked within the hour, as soon as it is online.",
+        ),
+        "edgekit fleet device command {device} restart",
     ),
     "deployments": Act(
         "Add a deployment",
@@ -198,7 +221,11 @@ def _why(given: Fields) -> api.Reason:
 
 _DO: dict[str, Callable[[Page, str, Fields], object]] = {
     "labels": _labels,
-    "retry": lambda page, device, _given: retry.retry_device(page.ctx, page.caller, device),
+    "retry": lambda page, device, _given: retry.retry_device(
+        page.ctx, page.caller, device, api.RetryDevice()
+    ),
+    "self-test": lambda page, device, _given: asked.ask(page.ctx, page.caller, device, SelfTest()),
+    "restart": lambda page, device, _given: asked.ask(page.ctx, page.caller, device, Restart()),
     "deployments": lambda page, device, given: rest.add_deployment(
         page.ctx, page.caller, device, valid(api.NewDeployment(given.one("deployment")))
     ),

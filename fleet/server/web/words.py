@@ -77,6 +77,13 @@ _KINDS: Mapping[str, str] = {
     # Experiments.
     "stopped": BACK,
     "adopted": GOOD,
+    # Commands.
+    "waiting": WAITS,
+    "accepted": BUSY,
+    "refused": BAD,
+    # Collections of samples.
+    "active": BUSY,
+    "over": AWAY,
     # Alerts.
     "warning": ASKS,
     "critical": BAD,

@@ -38,6 +38,7 @@ from tls_authority import Authority
 from edgekit.trust import dsse
 from edgekit.trust.target import Target
 from edgekit.wire import enrolment, messages, topics
+from edgekit.wire.commands import OVER, Action, Command, Result
 from edgekit.wire.enrolment import BrokerAddress, EnrolAnswer, EnrolmentFile, EnrolRequest, RenewRequest
 from edgekit.wire.messages import Ack, Order, OrderedBundle, OrderOptions, Report, Reported, Status
 
@@ -84,6 +85,7 @@ class Fleet:
         self.reported: list[Reported] = []
         self.reports: list[Report] = []
         self.statuses: list[Status] = []
+        self.results: list[Result] = []
         self.counter = 100
         self.acknowledges = True
         self.chunk_delay_s = 0.0
@@ -146,6 +148,33 @@ class Fleet:
         assert self._last_order is not None
         self._client.publish(topics.of(self.device, topics.DESIRED), self._last_order, qos=1, retain=True)
 
+    def command(
+        self, action: Action, *, key: Ed25519PrivateKey | None = None, keyid: str = "orders", **changed: Any
+    ) -> str:
+        """Sign and publish a command; its id."""
+        now = datetime.now(UTC)
+        command = Command(
+            "lab",
+            self.device,
+            self.enrolment_number,
+            os.urandom(8).hex(),
+            now,
+            now + timedelta(hours=1),
+            action,
+        )
+        command = msgspec.structs.replace(command, **changed)
+        self.last_command = sign(messages.encode(command), dsse.COMMAND_TYPE, keyid, key or self.order_key)
+        self.send_command()
+        return command.id
+
+    def send_command(self) -> None:
+        self._client.publish(topics.of(self.device, topics.COMMAND), self.last_command, qos=1)
+
+    def result(self, number: str) -> Result | None:
+        """What came of a command, once it is over."""
+        found = (one for one in self.results if one.id == number and one.state in OVER)
+        return next(found, None)
+
     # -- what the agent said -------------------------------------------------------------------------------------
 
     @property
@@ -191,7 +220,7 @@ class Fleet:
         return client
 
     def _on_connect(self, client: mqtt.Client, *_: Any) -> None:
-        leaves = (topics.REPORTED, topics.STATUS, topics.TELEMETRY)
+        leaves = (topics.REPORTED, topics.STATUS, topics.TELEMETRY, topics.RESULT)
         client.subscribe([(topics.of(self.device, leaf), 1) for leaf in leaves])
         if self._last_order is not None:
             self.send_order()
@@ -203,6 +232,12 @@ class Fleet:
             self.reported.append(messages.decode(message.payload, Reported))
         elif parsed[1] == topics.STATUS:
             self.statuses.append(messages.decode(message.payload, Status))
+        elif parsed[1] == topics.RESULT:
+            result = messages.decode(message.payload, Result)
+            self.results.append(result)
+            if self.acknowledges:
+                ack = messages.encode(Ack(result.boot, (result.seq,)))
+                client.publish(topics.of(self.device, topics.ACK), ack, qos=0)
         elif parsed[1] == topics.TELEMETRY:
             report = messages.decode(message.payload, Report)
             self.reports.append(report)

@@ -1,0 +1,205 @@
+"""`edgekit fleet device command|commands`: what is asked of a device once, and what came of it."""
+
+import time
+
+import click
+
+from edgekit.errors import FleetError
+from edgekit.wire.commands import ClearRefused, Level, LogLevel, Restart, SelfTest
+from fleet import api
+from fleet.client import command_views, render
+from fleet.client.complete import completes
+from fleet.client.options import connected, examples, with_fleet
+from fleet.client.rest import Client
+
+_LOOK_S = 0.5
+_expires = click.option(
+    "--expires", default="", metavar="DURATION", help="How long it may wait for the device.  [default: 1h]"
+)
+_wait = click.option("--wait", is_flag=True, help="Until it is over; exit code 5 unless it was done.")
+_deployment = click.option("--deployment", default="", help="One model slot of the device.")
+
+
+class NotDoneError(FleetError):
+    """A command that was waited for was not done."""
+
+    code = "command"
+
+
+@click.group(
+    epilog=examples(
+        "edgekit fleet device command roof-1 self-test --wait",
+        "edgekit fleet device command roof-1 measure 9f2c41d07a… e31b88aa02… --wait --json",
+        "edgekit fleet device command roof-1 clear-refused",
+        "edgekit fleet device command roof-1 restart --deployment digits --wait",
+        "edgekit fleet device command roof-1 log-level debug --for 10m",
+    )
+)
+@click.argument("device", shell_complete=completes("device"))
+@click.pass_context
+def command(ctx: click.Context, device: str) -> None:
+    """Ask something of DEVICE once: signed, done when it is online, answered for.
+
+    'edgekit fleet device commands DEVICE' shows what came of it.
+    """
+    ctx.obj = {**(ctx.obj or {}), "device": device}
+
+
+@command.command("self-test", epilog=examples("edgekit fleet device command roof-1 self-test --wait"))
+@_deployment
+@_expires
+@_wait
+@with_fleet
+@click.pass_obj
+def self_test(
+    chosen: dict[str, str], *, deployment: str, expires: str, wait: bool, place: str | None, as_json: bool
+) -> None:
+    """Run the golden inputs of what serves, beside it and below it in priority, and show the figures."""
+    _ask(chosen, SelfTest(deployment), expires, wait=wait, place=place, as_json=as_json)
+
+
+@command.command(
+    epilog=examples("edgekit fleet device command roof-1 measure 9f2c41d07a… --deployment digits --wait")
+)
+@click.argument("digests", nargs=-1, required=True, metavar="SHA256...")
+@click.option("--deployment", default="", help="Time what serves in this model slot beside them.")
+@click.option(
+    "--budget", default=10.0, show_default=True, type=click.FloatRange(0.5, 600), help="Seconds of timing."
+)
+@_expires
+@_wait
+@with_fleet
+@click.pass_obj
+def measure(
+    chosen: dict[str, str],
+    *,
+    digests: tuple[str, ...],
+    deployment: str,
+    budget: float,
+    expires: str,
+    wait: bool,
+    place: str | None,
+    as_json: bool,
+) -> None:
+    """Bring published bundles to DEVICE, by whole digest, and time them there, call by call in turn. None will serve."""
+    ask = api.MeasureHere(digests, deployment, budget)
+    _ask(chosen, ask, expires, wait=wait, place=place, as_json=as_json)
+
+
+@command.command("clear-refused", epilog=examples("edgekit fleet device command roof-1 clear-refused"))
+@click.argument("digests", nargs=-1, metavar="[SHA256]...")
+@_expires
+@_wait
+@with_fleet
+@click.pass_obj
+def clear_refused(
+    chosen: dict[str, str],
+    *,
+    digests: tuple[str, ...],
+    expires: str,
+    wait: bool,
+    place: str | None,
+    as_json: bool,
+) -> None:
+    """Forget what DEVICE holds against these bundles, or all; what is ordered is tried once more."""
+    _ask(chosen, ClearRefused(digests), expires, wait=wait, place=place, as_json=as_json)
+
+
+@command.command(epilog=examples("edgekit fleet device command roof-1 restart --wait"))
+@click.option("--deployment", default="", help="Only the worker of this model slot; no request is lost.")
+@_expires
+@_wait
+@with_fleet
+@click.pass_obj
+def restart(
+    chosen: dict[str, str], *, deployment: str, expires: str, wait: bool, place: str | None, as_json: bool
+) -> None:
+    """Start the agent anew in its process, with the words it was started with, or one worker of it."""
+    _ask(chosen, Restart(deployment), expires, wait=wait, place=place, as_json=as_json)
+
+
+@command.command(
+    "log-level", epilog=examples("edgekit fleet device command roof-1 log-level debug --for 1800")
+)
+@click.argument("level", type=click.Choice(["debug", "info", "warning"]))
+@click.option(
+    "--for",
+    "seconds",
+    default=900.0,
+    show_default=True,
+    type=click.FloatRange(1, 86_400),
+    help="Seconds until it logs as usual again.",
+)
+@_expires
+@_wait
+@with_fleet
+@click.pass_obj
+def log_level(
+    chosen: dict[str, str],
+    *,
+    level: Level,
+    seconds: float,
+    expires: str,
+    wait: bool,
+    place: str | None,
+    as_json: bool,
+) -> None:
+    """Let the agent of DEVICE log more, or less, for a while."""
+    _ask(chosen, LogLevel(level, seconds), expires, wait=wait, place=place, as_json=as_json)
+
+
+@click.command(
+    epilog=examples(
+        "edgekit fleet device commands roof-1", "edgekit fleet device commands roof-1 4f0c6c1e8a3b4b86 --json"
+    )
+)
+@click.argument("device", shell_complete=completes("device"))
+@click.argument("number", required=False, metavar="[ID]")
+@with_fleet
+def commands(*, device: str, number: str | None, place: str | None, as_json: bool) -> None:
+    """What was asked of DEVICE, the newest first, and what came of it; or one of them, with its figures."""
+    with connected(place) as client:
+        if number:
+            _show(client.command_of(device, number), as_json=as_json)
+            return
+        found = list(client.commands(device))
+    if as_json:
+        render.show_json(found)
+    else:
+        render.show(command_views.listed(found))
+
+
+def _ask(
+    chosen: dict[str, str], ask: api.Ask, expires: str, *, wait: bool, place: str | None, as_json: bool
+) -> None:
+    device = chosen["device"]
+    with connected(place) as client:
+        made = client.command(device, api.NewCommand(ask, expires))
+        if wait:
+            made = waited_for(client, made)
+    _show(made, as_json=as_json)
+    if wait and made.state != "done":
+        raise NotDoneError(f"{device}: {made.kind} {made.state}: {made.reason or 'no reason given'}")
+    if not wait and not as_json:
+        render.say(f"follow it with: edgekit fleet device commands {device} {made.id}")
+
+
+def waited_for(client: Client, command: api.CommandView) -> api.CommandView:
+    """The command once it is over: the fleet says so at the latest a day after it expired."""
+    while not command.is_over:
+        time.sleep(_LOOK_S)
+        command = client.command_of(command.device, command.id)
+    return command
+
+
+def _show(made: api.CommandView, *, as_json: bool) -> None:
+    if as_json:
+        render.show_json(made)
+        return
+    reason = f": {made.reason}" if made.reason else ""
+    render.say(f"{made.device}: {made.kind} {made.id} {made.state}{reason}")
+    if made.payload is not None:
+        render.show(command_views.figures(made.payload))
+
+
+COMMANDS = (command, commands)
