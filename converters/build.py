@@ -228,7 +228,7 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
         )
 
     chosen = selected(accept_uncertain=options.accept_uncertain)
-    is_doubtful = chosen.picked is None and target.is_default_limit
+    is_doubtful = chosen.picked is None and target.is_default_limit and contract.max_drop_per_slice is None
     if is_doubtful:
         # A limit that nobody asked for refuses what breaks it, not what too few samples leave open.
         chosen = selected(accept_uncertain=True)
@@ -259,7 +259,9 @@ def _trials(target: Target, options: Options) -> int:
 def _plans(bench: Workbench, loaded: Profile, options: Options) -> list[Plan]:
     native, quantized = bench.source.native, bench.source.quantized
     if native is not None:
-        return recipes.as_is(loaded, native.engine, native.precision, native.what, options.recipes)
+        return recipes.as_is(
+            loaded, native.engine, native.precision, native.what, options.recipes, suffix=native.suffix
+        )
     if quantized is not None:
         return recipes.of_quantized(
             loaded,

@@ -2,7 +2,8 @@
 
 A SEQPACKET socket pair: messages keep their bounds and order, so a `Drain` sent after a connection arrives after it.
 A packet is `J` and a JSON message, or one byte that says what kind of descriptor comes along, and some bytes about it:
-with a `CONNECTION`, those already read from it; with a `SAMPLE` none: its memory holds all.
+with a `CONNECTION`, those already read from it; with a `SAMPLE` none: its memory holds all; with a `FEED`, the
+socket by which a worker feeds a shadow, the share that this may take.
 """
 
 import asyncio
@@ -15,14 +16,15 @@ import msgspec
 
 from device_agent import log
 from device_agent.update.events import Cause
-from edgekit.manifest import Sha256
-from edgekit.wire.messages import DeploymentWindow
+from edgekit.manifest import Reference, Sha256
+from edgekit.wire.messages import DeploymentWindow, ShadowWindow
 from edgekit.wire.samples import SamplePolicy
 
 MAX_PACKET_BYTES = 160 * 1024
 
 CONNECTION = b"C"
 SAMPLE = b"S"
+FEED = b"F"
 _MESSAGE = b"J"
 
 # Gets a descriptor, from now on its own, and the bytes that came with it.
@@ -36,6 +38,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     model: str
     version: str
     latency_limit_ms: float | None = None
+    reference: Reference = Reference()
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -101,8 +104,25 @@ class PassedOver(msgspec.Struct, frozen=True, tag="passed-over"):
     inputs: int
 
 
+class Shadowed(msgspec.Struct, frozen=True, tag="shadowed"):
+    """What a shadow compared since it last said so."""
+
+    window: ShadowWindow
+
+
 Message = (
-    Ready | Failed | Snapshot | Counted | Drain | Ping | Pong | Sampling | PassedOver | Dial | SourceTold
+    Shadowed
+    | Ready
+    | Failed
+    | Snapshot
+    | Counted
+    | Drain
+    | Ping
+    | Pong
+    | Sampling
+    | PassedOver
+    | Dial
+    | SourceTold
 )
 _DECODER = msgspec.json.Decoder(Message)
 

@@ -4,11 +4,12 @@ A window holds one entry per deployment and digest, so that a swap inside it mix
 traffic has its entry with zero counts.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from edgekit import sketch
 from edgekit.manifest import Histogram
-from edgekit.wire.messages import DeploymentWindow, Moments
+from edgekit.wire.messages import DeploymentWindow, Moments, ShadowWindow
 
 Key = tuple[str, str | None]
 
@@ -27,8 +28,26 @@ def merge(first: DeploymentWindow, second: DeploymentWindow) -> DeploymentWindow
         request_ms=sketch.merge((first.request_ms, second.request_ms)),
         inputs=_merge_histograms(first.inputs, second.inputs),
         outputs=_merge_histograms(first.outputs, second.outputs),
+        confidence=_merge_histograms(first.confidence, second.confidence),
+        anomalies=dict(Counter(first.anomalies) + Counter(second.anomalies)),
         metrics=_merge_moments(first.metrics, second.metrics),
         guarded=first.guarded + second.guarded,
+        shadow=_merge_shadows(first.shadow, second.shadow),
+    )
+
+
+def _merge_shadows(first: ShadowWindow | None, second: ShadowWindow | None) -> ShadowWindow | None:
+    """Of one shadow both; of two, the newer: an order has put it in the other's place."""
+    if first is None or second is None or first.digest != second.digest:
+        return second or first
+    return ShadowWindow(
+        digest=first.digest,
+        compared=first.compared + second.compared,
+        dropped=first.dropped + second.dropped,
+        failed=first.failed + second.failed,
+        agreement=_merge_moments(first.agreement, second.agreement),
+        cpu_ms=sketch.merge((first.cpu_ms, second.cpu_ms)),
+        served_ms=sketch.merge((first.served_ms, second.served_ms)),
     )
 
 
@@ -107,6 +126,15 @@ def prometheus(totals: Mapping[Key, DeploymentWindow], loaded: Mapping[str, str 
                 f"{name}_sum{{{_labels(key)}}} {values.total:.6g}",
                 f"{name}_count{{{_labels(key)}}} {values.count}",
             ]
+    lines += [
+        "# HELP edgekit_input_anomalies_total Inputs that were refused, or unlike all that the model was judged on.",
+        "# TYPE edgekit_input_anomalies_total counter",
+    ]
+    for key, window in totals.items():
+        lines += [
+            f'edgekit_input_anomalies_total{{{_labels(key)},kind="{kind}"}} {count}'
+            for kind, count in sorted(window.anomalies.items())
+        ]
     lines += ["# HELP edgekit_ready Whether a worker serves the deployment.", "# TYPE edgekit_ready gauge"]
     lines += [f'edgekit_ready{{deployment="{name}"}} {int(bool(digest))}' for name, digest in loaded.items()]
     return "\n".join(lines) + "\n"

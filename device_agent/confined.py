@@ -36,7 +36,9 @@ MODULES = (
     "device_agent.worker",
     "device_agent.update.selftest",
     "device_agent.update.patching",
+    "device_agent.commands.timing",
     "device_agent.sources.process",
+    "device_agent.shadow.process",
 )
 
 # linux/landlock.h; the numbers of the calls are the same on every architecture (since Linux 5.13).

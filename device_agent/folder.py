@@ -5,9 +5,11 @@ identity.json key.json boot.json order.json     records, each with its second co
 tuf/                                       verified metadata, and what they began with (`tuf.kept`)
 commands.json                              a record too: what the fleet asked for once, and what came of it
 spool.db
+traffic.json                               a record: bytes by purpose, and where day and month began
 measuring/N/                               bundles that are only timed here, each like a deployment; gone when that is over
 samples/                                   inputs that wait for the fleet, only while an order has a policy for that
 status.json                                the last words of an agent, and its present ones where no RAM disk is
+shadows/NAME/{A,fetch,cache}/              a bundle that is only compared, while an order names one
 deployments/NAME/machine.json              intent: the update machine's state
 deployments/NAME/{A,B}/                    slots: an extracted bundle and slot.json, written last
 deployments/NAME/current                   link to A or B: the only truth about what runs
@@ -100,6 +102,10 @@ class StateFolder:
         return self.root / "spool.db"
 
     @property
+    def traffic(self) -> Path:
+        return self.root / "traffic.json"
+
+    @property
     def samples(self) -> Path:
         return self.root / "samples"
 
@@ -113,6 +119,9 @@ class StateFolder:
 
     def deployment(self, name: str) -> DeploymentFolder:
         return DeploymentFolder(self.root / "deployments" / name)
+
+    def shadow(self, name: str) -> DeploymentFolder:
+        return DeploymentFolder(self.root / "shadows" / name)
 
     @property
     def runtime(self) -> Path:

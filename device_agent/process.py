@@ -23,6 +23,7 @@ from device_agent.account import Account
 from device_agent.blocking import run_blocking
 from device_agent.channel import (
     CONNECTION,
+    FEED,
     SAMPLE,
     Channel,
     Counted,
@@ -276,6 +277,10 @@ class WorkerProcess:
 
     def give(self, descriptor: int, prefix: bytes) -> None:
         self._channel.pass_on(CONNECTION, descriptor, prefix)
+
+    def let_feed(self, descriptor: int, share: float) -> None:
+        """Copies of what it serves go to a shadow from now on, by this socket, which is closed here."""
+        self._channel.pass_on(FEED, descriptor, repr(share).encode())
 
     # -- end -----------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ The agent writes its status at every change, and where the file lies in memory a
 written at changes only, and never synced: it is made anew by the next start.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from device_agent import durable
+from device_agent.drift import Level
 from device_agent.folder import StateFolder
 from device_agent.hardware import difference, look, root
 from device_agent.identity import DeviceIdentity
@@ -20,20 +21,24 @@ from device_agent.sources import standing
 from device_agent.sources.standing import SourceStatus
 from device_agent.storage import Storage
 from edgekit.errors import UsageError
-from edgekit.wire.messages import Condition, DeploymentReport, Reported
+from edgekit.wire.messages import Condition, DeploymentReport, Passed, Purpose, Reported
 
 HEARTBEAT_S = 10.0
 _NAME = "status.json"
+# Lines on drift, of one deployment.
+_SHOWN = 6
 
 
 class AgentStatus(msgspec.Struct, frozen=True):
-    """`status.json`: the device as it last described itself."""
+    """`status.json`: the device as it last described itself, and how far what it meets has moved, by deployment."""
 
     reported: Reported
     http: str
     is_online: bool
     written: datetime
+    traffic: dict[Purpose, Passed] = {}
     sources: tuple[SourceStatus, ...] = ()
+    drift: dict[str, dict[str, Level]] = {}
 
 
 class StatusFile:
@@ -133,7 +138,9 @@ class StatusView(msgspec.Struct, frozen=True):
     age_s: float
     reported: Reported
     identity: "IdentityView | None" = None
+    traffic: dict[Purpose, Passed] = {}
     sources: tuple[SourceStatus, ...] = ()
+    drift: dict[str, dict[str, Level]] = {}
 
 
 def read(state: StateFolder) -> StatusView:
@@ -147,7 +154,9 @@ def read(state: StateFolder) -> StatusView:
         age_s=round((datetime.now(UTC) - status.written).total_seconds(), 1),
         reported=status.reported,
         identity=identity_of(state),
+        traffic=status.traffic,
         sources=status.sources,
+        drift=status.drift,
     )
 
 
@@ -177,6 +186,7 @@ def render(view: StatusView) -> str:
         f"order    {reported.order_counter or 'none yet'}"
         + (f"   newest refused: {reported.refused}" if reported.refused else ""),
         f"serving  {view.http if view.is_running else 'nothing: the agent is not running'}",
+        *_traffic(view.traffic),
         *_conditions([c for c in reported.conditions if c.deployment not in reported.deployments]),
     ]
     for name, deployment in reported.deployments.items():
@@ -189,11 +199,21 @@ def render(view: StatusView) -> str:
             lines.append(f"  fetched  {got.sha256[:12]} {way}, {got.size_bytes} bytes")
         if deployment.reason:
             lines.append(f"  reason   {deployment.reason}")
+        lines += [f"  drift    {line}" for line in _drift(view.drift.get(name, {}))]
         lines += [
             f"  {line}" for line in _conditions([c for c in reported.conditions if c.deployment == name])
         ]
     lines += standing.render(view.sources, is_running=view.is_running)
     return "\n".join(lines)
+
+
+def _traffic(traffic: Mapping[Purpose, Passed]) -> list[str]:
+    """What the link has carried since the state folder was made, by purpose."""
+    told = [
+        f"{purpose} {passed.sent / 1e6:.2f} up {passed.received / 1e6:.2f} down"
+        for purpose, passed in traffic.items()
+    ]
+    return [f"traffic  MB: {', '.join(told)}"] if told else []
 
 
 def _identity(known: IdentityView | None) -> list[str]:
@@ -218,6 +238,20 @@ def _conditions(conditions: Sequence[Condition]) -> list[str]:
         whose = f"{condition.deployment}: " if condition.deployment else ""
         lines.append(f"wrong    {whose}{condition.code} since {since}: {condition.detail}")
     return lines
+
+
+def _drift(levels: Mapping[str, Level]) -> list[str]:
+    """The index of each thing, now and over the day; what moved most first."""
+    ordered = sorted(levels.items(), key=lambda item: (-(item[1].now or 0.0), item[0]))
+    shown = [
+        f"{label}: {_index(level.now)} now, {_index(level.day)} over the day"
+        for label, level in ordered[:_SHOWN]
+    ]
+    return shown + ([f"and {len(ordered) - _SHOWN} more"] if len(ordered) > _SHOWN else [])
+
+
+def _index(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
 
 
 def _runs(deployment: DeploymentReport) -> str:

@@ -9,12 +9,14 @@ Always true
 import asyncio
 import os
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
-from device_agent import collector, identity, log
+from device_agent import collector, identity, log, spending
 from device_agent.collector import Collector
 from device_agent.commands.acts import Acts
 from device_agent.commands.desk import Desk, Speaker, extended
+from device_agent.commands.measuring import Bench
 from device_agent.conditions import Conditions
 from device_agent.config import Settings, Who
 from device_agent.front import Front
@@ -26,8 +28,9 @@ from device_agent.probe import Platform
 from device_agent.process import Served
 from device_agent.renewal import Renewal
 from device_agent.reporter import Numbers, Reporter
-from device_agent.samples.keeper import Keeper
-from device_agent.samples.store import Store
+from device_agent.samples import keeper
+from device_agent.shadow.keeper import Means
+from device_agent.shadow.shadows import Shadows
 from device_agent.sources.keeper import Ground, SourceKeeper
 from device_agent.spool import Spool
 from device_agent.status import StatusFile
@@ -43,7 +46,6 @@ from edgekit import __version__
 from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire import topics
 from edgekit.wire.messages import Order
-from edgekit.wire.samples import sample_url
 
 TICK_S = 0.5
 
@@ -98,13 +100,23 @@ class Agent:
         self._collector = Collector()
         self._lookup = Lookup(state.metadata, known.file, who.clock, self._order_keys_heard)
         self._watch = Watch(self._lookup)
-        self._source = Source(known.file.artifact_url, who.access, self._lookup.check)
-        self._samples = Keeper(
-            Store(state.samples), storage, who.clock, who.access, url=sample_url(known.file.enrol_url)
+        self._spending = spending.made(settings, storage, who, self.conditions)
+        self._lookup.traffic = self._spending.traffic
+        self._source = Source(
+            known.file.artifact_url, who.access, self._lookup.check, self._spending.model_waits
         )
+        self._samples = keeper.made(state, storage, who, self._spending.may_send)
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
         self._workers: dict[str, Workers] = {}
+        means = Means(
+            self._source,
+            storage,
+            platform.overlap,
+            self._collector.add,
+            lambda: self._telling.describe(),  # noqa: PLW0108  # made below
+        )
+        self._shadows = Shadows(state, means)
         self._running: set[asyncio.Task[None]] = set()
         self._front = Front(listeners, self._names, self._workers, self._metrics, settings.secured)
         self._renewal = Renewal(
@@ -137,9 +149,12 @@ class Agent:
             orders=self._orders,
             reconcilers=self._reconcilers,
             workers=self._workers,
+            traffic=self._spending.traffic,
+            shadows=self._shadows,
             sources=self._sources,
         )
         self.restarting = asyncio.Event()
+        self._bench = Bench(state, self._source, platform.isa, settings.account)
         self._desk = Desk(
             state,
             storage,
@@ -153,7 +168,7 @@ class Agent:
                 self._numbers,
                 lambda payload: self._link.publish(topics.RESULT, payload),
             ),
-            act=Acts(state, self._reconcilers, self.restarting.set, settings.account).act,
+            act=Acts(state, self._reconcilers, self.restarting.set, self._bench).act,
         )
         self._telling = Telling(subject, self._numbers, self._link, self._status)
         self._spool = Spool(state.spool)
@@ -164,9 +179,12 @@ class Agent:
             storage,
             self._spool,
             window_s=settings.window_s,
-            close_window=lambda: self._collector.close_window(self._telling.loaded().items()),
+            close_window=lambda: self._samples.judged(
+                self._telling.judged(self._collector.close_window(self._telling.loaded().items()))
+            ),
             vitals=self._telling.vitals,
             send=lambda payload: self._link.publish(topics.TELEMETRY, payload),
+            spaced=self._spending.window_s,
             set_aside=lambda: self.conditions.notice(
                 "spool-set-aside", "the spool was damaged and is begun anew; reports in it are lost"
             ),
@@ -179,6 +197,9 @@ class Agent:
         for name in dict.fromkeys((*self._names, *self._orders.added)):
             self._add(name)
         await self._desk.load()
+        with suppress(OSError):
+            # What a measurement left that was cut off; the next one takes it away otherwise.
+            await self._bench.clear()
         self.conditions.changed = self._telling.describe
         self._storage.changed = self._storage_changed
         if self._start.error is not None:
@@ -219,6 +240,7 @@ class Agent:
         )
         self._reconcilers[name] = made
         self._workers[name] = made.workers
+        self._shadows.add(name, served, made.workers)
         return made
 
     def _describe(self) -> None:
@@ -247,8 +269,8 @@ class Agent:
             self._sources.run(),
         ):
             self._run(work)
-        for reconciler in self._reconcilers.values():
-            self._run(reconciler.run())
+        for follower in (*self._reconcilers.values(), *self._shadows):
+            self._run(follower.run())
         ends = [asyncio.create_task(event.wait()) for event in (stopping, self.restarting)]
         try:
             # A task that ends by itself has failed: better to end, and be started again, than to go on half.
@@ -276,6 +298,7 @@ class Agent:
         self._reporter.close_window()
         self._reporter.tick()
         await self._link.stop()
+        await self._spending.save()
         await self._reporter.close()
         await self._storage.do(self._spool.close)
         await self._telling.end()
@@ -288,8 +311,10 @@ class Agent:
             await asyncio.sleep(TICK_S)
             for workers in self._workers.values():
                 workers.tick()
+            self._shadows.tick()
             self._sources.tick()
             self._telling.tick()
+            self._spending.tick()
             self._reporter.tick()
             self._desk.tick()
             self._look_at_the_clock()
@@ -346,6 +371,7 @@ class Agent:
                 self._tell_all(Acknowledged(digest))
 
     def _follow(self, order: Order) -> None:
+        self._spending.is_forced = order.options.despite_budget
         self._samples.follow(order)
         if order.options.window_s is not None:
             self._reporter.window_s = order.options.window_s
@@ -355,8 +381,10 @@ class Agent:
                 added = self._add(name)
                 added.tell(LinkUp(asyncio.get_running_loop().time()))
                 self._run(added.run())
+                self._run(self._shadows.of(name).run())
         for name, reconciler in self._reconcilers.items():
             reconciler.tell(Ordered(order.counter, order.deployments.get(name), order.options))
+        self._shadows.follow(order)
 
     def _link_up(self) -> None:
         self._tell_all(LinkUp(asyncio.get_running_loop().time()))
@@ -374,4 +402,5 @@ class Agent:
             reconciler.tell(event)
 
     def _metrics(self) -> str:
-        return collector.prometheus(self._collector.totals, self._telling.loaded())
+        counted = collector.prometheus(self._collector.totals, self._telling.loaded())
+        return counted + self._telling.prometheus() + self._spending.prometheus() + self._samples.prometheus()

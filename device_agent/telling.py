@@ -6,22 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from device_agent import health
+from msgspec import structs
+
+from device_agent import drift, health
 from device_agent.clock import Clock
 from device_agent.conditions import Conditions
 from device_agent.config import Settings
+from device_agent.drift import Tracks
 from device_agent.link import Link
 from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
 from device_agent.reporter import Numbers, Vitals
+from device_agent.shadow.shadows import Shadows
 from device_agent.sources.keeper import SourceKeeper
 from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
+from device_agent.traffic import Traffic
 from device_agent.update.reconciler import Reconciler
 from device_agent.workers import Workers
 from edgekit import __version__
 from edgekit.manifest import FORMAT
 from edgekit.wire import messages, topics
-from edgekit.wire.messages import Boot, DeploymentReport, Reported
+from edgekit.wire.messages import Boot, DeploymentReport, DeploymentWindow, Reported
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,9 @@ class Subject:
     orders: OrderBook
     reconcilers: Mapping[str, Reconciler]
     workers: Mapping[str, Workers]
+    shadows: Shadows
     sources: SourceKeeper
+    traffic: Traffic
 
 
 class Telling:
@@ -51,6 +58,7 @@ class Telling:
         self._link = link
         self._status = status
         self._cpu = health.CpuMeter()
+        self._drift = Tracks()
         self._is_describing = False
         self._is_due = False
         self._status_written = 0.0
@@ -89,21 +97,32 @@ class Telling:
             for name, workers in self._of.workers.items()
         }
 
+    def judged(self, windows: tuple[DeploymentWindow, ...]) -> tuple[DeploymentWindow, ...]:
+        """Windows that were closed, with how far what they met is from what each loaded bundle was judged on."""
+        serving = [one.serving.ready for one in self._of.workers.values() if one.serving is not None]
+        references = {ready.digest: ready.reference for ready in serving if ready is not None}
+        return self._drift.judged(windows, references)
+
+    def prometheus(self) -> str:
+        return drift.prometheus(self._drift.levels)
+
     def vitals(self) -> Vitals:
         workers = self._of.workers.values()
         pids = [one.serving.pid for one in workers if one.serving is not None] + self._of.sources.pids
         return Vitals(
             cpu_percent=self._cpu.percent(),
-            memory_mb=health.tree_memory_mb([os.getpid(), *pids]),
+            memory_mb=health.tree_memory_mb([os.getpid(), *pids, *self._of.shadows.pids()]),
             temperature_c=health.temperature_c(),
             clock_ok=not self._of.clock.doubt(),
+            traffic=self._of.traffic.totals(),
         )
 
     def _reported(self) -> Reported:
         subject = self._of
         deployments: dict[str, DeploymentReport] = {}
+        shadows = subject.shadows.reports()
         for name, reconciler in subject.reconcilers.items():
-            deployments[name] = reconciler.report()
+            deployments[name] = structs.replace(reconciler.report(), shadow=shadows.get(name))
             subject.conditions.hold(name, reconciler.conditions())
         return Reported(
             device=subject.device,
@@ -132,6 +151,13 @@ class Telling:
         task.add_done_callback(self._writing.discard)
 
     def _status_now(self, reported: Reported) -> AgentStatus:
+        levels = {name: dict(known) for name, known in self._drift.levels.items() if known}
         return AgentStatus(
-            reported, self._of.http, self._link.is_up, datetime.now(UTC), self._of.sources.told()
+            reported,
+            self._of.http,
+            self._link.is_up,
+            datetime.now(UTC),
+            drift=levels,
+            sources=self._of.sources.told(),
+            traffic=self._of.traffic.totals(),
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from device_agent import log, parent
 from device_agent.channel import (
     CONNECTION,
+    FEED,
     SAMPLE,
     Channel,
     Counted,
@@ -37,8 +38,10 @@ from device_agent.serve.door import Door
 from device_agent.serve.guarded import guarded_by
 from device_agent.serve.judged import judge
 from device_agent.serve.model import ServedModel
+from device_agent.shadow.feed import Feed
 from device_agent.update import slots
 from device_agent.update.events import Cause
+from edgekit import drift
 from edgekit.engines import LoadedBundle
 from edgekit.errors import BundleError, EdgeKitError
 
@@ -77,11 +80,15 @@ class Worker:
     async def serve(self, sock: socket.socket) -> int:
         """Answer until drained or cut off; the exit code."""
         self._ended = asyncio.get_running_loop().create_future()
-        self._channel = Channel(sock, self._told, {CONNECTION: self._given}, self._cut_off)
+        self._channel = Channel(sock, self._told, {CONNECTION: self._given, FEED: self._fed}, self._cut_off)
         self._channel.start()
         manifest = self._model.manifest
         limit = manifest.contract.latency_p95_ms
-        self._channel.send(Ready(self._mark.sha256, manifest.name, manifest.version, limit))
+        self._channel.send(
+            Ready(
+                self._mark.sha256, manifest.name, manifest.version, limit, drift.bounded(manifest.reference)
+            )
+        )
         code = await self._ended
         self._sampler.close()
         self._model.close()
@@ -99,6 +106,9 @@ class Worker:
 
     def _given(self, descriptor: int, prefix: bytes) -> None:
         self._connections.adopt(socket.socket(fileno=descriptor), prefix)
+
+    def _fed(self, descriptor: int, share: bytes) -> None:
+        self._model.feed = Feed(socket.socket(fileno=descriptor), float(share))
 
     async def _finish(self) -> None:
         await self._connections.drain(self._hand_back, DRAIN_PATIENCE_S)

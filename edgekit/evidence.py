@@ -25,7 +25,7 @@ How = Literal["measured", "emulated", "estimated"]
 
 class Where(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a figure was obtained on. `held` says what kept the engine to the profile's instruction sets, where the CPU has
-    more.
+    more; `device` names the boards of a fleet that measured it, where some did.
     """
 
     cpu: str
@@ -34,6 +34,7 @@ class Where(msgspec.Struct, frozen=True, omit_defaults=True):
     engine_version: str = ""
     threads: int = 0
     held: str = ""
+    device: str = ""
 
 
 class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -132,6 +133,23 @@ class OutputEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
+class SliceEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a candidate loses in one group of the judged samples. `drop` is in the harmful direction, `low` and `high` its
+    95 % bounds, for all groups of all judged candidates together; None where the metric says nothing of such a group.
+    `verdict` is empty where no `max_drop_per_slice` was set.
+    """
+
+    name: str
+    samples: int
+    source_accuracy: Figure | None = None
+    accuracy: Figure | None = None
+    drop: float | None = None
+    low: float | None = None
+    high: float | None = None
+    verdict: Literal["", "met", "missed", "undecided"] = ""
+    reason: str = ""
+
+
 class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     """One recipe tried: its figures, and why it won or lost. `size_bytes` is of the model, `bundle_bytes` about what its
     bundle weighs, self-test data included.
@@ -155,6 +173,7 @@ class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     buckets: tuple[BucketEvidence, ...] = ()
     bundle_bytes: int | None = None
     outputs: tuple[OutputEvidence, ...] = ()
+    slices: tuple[SliceEvidence, ...] = ()
 
 
 def worst_output(outputs: Sequence[OutputEvidence]) -> OutputEvidence | None:

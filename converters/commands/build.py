@@ -17,7 +17,7 @@ from converters.source import project as projects
 from converters.source.project import Project
 from converters.work.spent import Account
 from edgekit import interrupt
-from edgekit.cli import render
+from edgekit.cli import boards, render
 from edgekit.errors import ContractMissedError, UsageError
 
 EPILOG = """\b
@@ -27,6 +27,7 @@ Examples:
   edgekit build model.onnx --name digits --version 1.0.0 --shape x=1,1,8,8 \\
       --calibration calib.npz --evaluation eval.npz --metric top1 \\
       --target raspberry-pi-5 --target x86-64-v4-vnni --out dist --json result.json
+  edgekit build --target raspberry-pi-5 --on-device lab-07   # a real board measures what is kept, and picks
   edgekit build --search 40              # 40 settings beyond the fixed recipes; Ctrl-C keeps what was tried
   edgekit build train.py:make_model --name vad --version 2 --shape input=1,576 --shape state=2,1,128 \\
       --state state=stateN --output output --output stateN --evaluation data.py:evaluation --target x86-64-v3
@@ -59,6 +60,10 @@ Exit codes: 0 built, 2 usage or bad input, 3 contract not met, 4 a tool failed.
 @click.option("--evaluation", help="Likewise, with labels where there are any.")
 @click.option("--metric", help="top1, topK, f1, cosine, rmse, map, cer, wer, agreement, or file.py:function.")
 @click.option("--max-accuracy-drop", type=click.FloatRange(min=0), help="Absolute, in the harmful direction.")
+@click.option(
+    "--max-drop-per-slice", type=click.FloatRange(min=0), help="The same for each group that the data names."
+)
+@click.option("--slices", help="The groups of the evaluation samples: an .npz or file.py:function.")
 @click.option(
     "--latency-p95-ms", type=click.FloatRange(min=0, min_open=True), help="Budget for every target."
 )
@@ -103,6 +108,17 @@ Exit codes: 0 built, 2 usage or bad input, 3 contract not met, 4 a tool failed.
 @click.option(
     "--measure", is_flag=True, help="Measure again even if nothing changed since a build that was kept."
 )
+@click.option(
+    "--on-device",
+    metavar="DEVICE",
+    help="Let this board of a fleet measure what was kept for its profile, and pick by that.",
+)
+@click.option("--fleet", "place", help="State folder or client.toml of that fleet [env: EDGEKIT_FLEET].")
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Publisher's folder of 'edgekit keys'; that of a fleet on this machine unless set.",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Show every column, reason, note and output.")
 def build(
     source: str | None,
@@ -122,6 +138,9 @@ def build(
     measure: bool,
     write_lock: bool,
     locked: bool,
+    on_device: str | None,
+    place: str | None,
+    keys: Path | None,
     verbose: bool,
     **flags: Any,
 ) -> None:
@@ -136,6 +155,10 @@ def build(
         raise UsageError(
             "--locked builds what edgekit.lock says, so there is nothing to --search; use --lock to choose anew"
         )
+    if (place or keys) and not on_device:
+        raise UsageError("--fleet and --keys are for --on-device DEVICE")
+    # Before the work: a fleet that is not known is no news for after it.
+    measure_on = boards.measuring(place, on_device, keys) if on_device else None
     project = _project(source, project_file, flags)
     options = Options(
         out=out,
@@ -152,6 +175,11 @@ def build(
     with watched() as screen:
         outcome = running.run(project, options, screen, measure=measure)
         interrupt.check()
+        if measure_on is not None:
+            from converters import onboard
+
+            outcome = onboard.settled(outcome, options, measure_on, screen.tell)
+            interrupt.check()
     if json_file is not None:
         render.write_text(json_file, render.as_json(outcome.document) + "\n")
     _show(outcome, verbose=verbose)
@@ -194,9 +222,11 @@ def _table(source: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
         "state": _pairs("--state", flags["states"]),
         "data": {
             key: projects.here(value)
-            for key, value in _given(flags, "calibration", "evaluation", "metric").items()
+            for key, value in _given(flags, "calibration", "evaluation", "slices", "metric").items()
         },
-        "contract": _given(flags, "max_accuracy_drop", "latency_p95_ms", "memory_mb", "size_mb"),
+        "contract": _given(
+            flags, "max_accuracy_drop", "max_drop_per_slice", "latency_p95_ms", "memory_mb", "size_mb"
+        ),
         "targets": {target: {} for target in flags["targets"]},
     }
     return {key: value for key, value in table.items() if value or key in ("model", "targets")}

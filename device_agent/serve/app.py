@@ -17,10 +17,11 @@ from device_agent.serve.http import (
     Serve,
     json_response,
 )
-from device_agent.serve.model import EngineHungError, ServedModel
+from device_agent.serve.model import EngineHungError, Ran, ServedModel
 from device_agent.serve.peers import Peer
 from device_agent.serve.routes import Target, target_of
 from device_agent.serve.sequences import Sequence, sequence_of
+from edgekit.errors import UnfamiliarError
 from edgekit.manifest import TensorSpec
 from edgekit.tensors import V2_DTYPES, Array
 from edgekit.transforms import JSON, postprocess, prepare
@@ -137,8 +138,7 @@ class WorkerApp:
 
         def use(found: tuple[codec.InferRequest, dict[str, Array], Sequence]) -> Response:
             parsed, tensors, sequence = found
-            ran = model.run(tensors, sequence)
-            self._sampler.offer(tensors, ran.outputs, is_raw=False)
+            ran = self._ran(_Given(tensors, None), sequence)
             return codec.write_answer(
                 parsed,
                 ran.outputs,
@@ -154,13 +154,13 @@ class WorkerApp:
         return await model.do(request.ticket, read, use, is_costly=is_costly or _is_packed(request))
 
     async def _predict(self, request: Request) -> Response:
-        manifest = self._model.manifest
+        model, manifest = self._model, self._model.manifest
 
         def read() -> tuple[list[_Given], Sequence]:
             plain = self._plain(request, self._predict_limit)
             samples, sequence = predict.read_body(plain.head, plain.body, manifest)
             # What came is let go at once where nobody may keep it.
-            is_kept = self._sampler.is_on
+            is_kept = self._sampler.is_on or model.feed is not None
             return [
                 _Given(prepare(manifest.admitted, manifest.preprocess, raw), raw if is_kept else None)
                 for raw in samples
@@ -176,13 +176,22 @@ class WorkerApp:
         assert request.ticket is not None
         is_unfolding = predict.KINDS.get(request.head.content_type) in ("image", "audio")
         is_costly = is_unfolding or len(request.body) > _COSTLY_BYTES or _is_packed(request)
-        return await self._model.do(request.ticket, read, use, is_costly=is_costly)
+        return await model.do(request.ticket, read, use, is_costly=is_costly)
+
+    def _ran(self, given: "_Given", sequence: Sequence) -> Ran:
+        """The model's answer; the input may become a sample. In the engine's thread."""
+        kept, is_raw = (given.inputs, False) if given.raw is None else (given.raw, True)
+        try:
+            ran = self._model.run(given.inputs, sequence, given.raw)
+        except UnfamiliarError:
+            self._sampler.offer(kept, {}, is_raw=is_raw, is_flagged=True)
+            raise
+        self._sampler.offer(kept, ran.outputs, is_raw=is_raw, is_flagged=ran.excess > 0)
+        return ran
 
     def _predicted(self, given: "_Given", sequence: Sequence) -> dict[str, Any]:
         """What the caller is told of one sample; in the engine's thread."""
-        ran = self._model.run(given.inputs, sequence)
-        if given.raw is not None:
-            self._sampler.offer(given.raw, ran.outputs, is_raw=True)
+        ran = self._ran(given, sequence)
         told = {name: value for name, value in ran.outputs.items() if name not in self._states}
         answers = postprocess(self._model.manifest.postprocess, told)
         return {

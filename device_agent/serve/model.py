@@ -26,6 +26,7 @@ from device_agent.serve.door import BusyError, Lane, Ticket
 from device_agent.serve.guarded import Guarded
 from device_agent.serve.judged import Judged
 from device_agent.serve.sequences import Sequence, Sequences
+from device_agent.shadow.feed import Feed
 from edgekit.engines import LoadedBundle
 from edgekit.errors import EngineError, InputError, UnfamiliarError
 from edgekit.manifest import Manifest
@@ -85,6 +86,8 @@ class ServedModel:
         self._loaded = loaded
         self._judged = judged or Judged()
         self._guarded = guarded
+        # A shadow that gets copies of what is served; None costs nothing.
+        self.feed: Feed | None = None
         self._sequences = Sequences(manifest)
         self._pool = ThreadPoolExecutor(1, "engine")
         self._readers = ThreadPoolExecutor(1, "reader")
@@ -112,8 +115,8 @@ class ServedModel:
             else:
                 await self.engine.enter(ticket)
                 result = await self._in_engine(ticket, lambda: use(parsing.read(read)))
-        except InputError:
-            self.counters.rejected()
+        except InputError as error:
+            self.counters.rejected(error)
             raise
         self.counters.took((time.perf_counter() - began) * 1000)
         return result
@@ -176,8 +179,10 @@ class ServedModel:
         for other in others:
             other.set_exception(BusyError("the engine hangs, and the worker is replaced; try again shortly"))
 
-    def run(self, inputs: Mapping[str, Array], sequence: Sequence) -> Ran:
-        """One engine call on inputs that went through pre-processing; in the engine's thread.
+    def run(
+        self, inputs: Mapping[str, Array], sequence: Sequence, raw: Mapping[str, Array] | None = None
+    ) -> Ran:
+        """One engine call on inputs that went through pre-processing; in the engine's thread. `raw` are those before it.
 
         Raises: InputError, UnfamiliarError, EngineError.
         """
@@ -185,6 +190,8 @@ class ServedModel:
         checked = self._loaded.checked({**states, **inputs})
         self.counters.accepted()
         excess = self._looked_at(inputs)
+        feed = self.feed
+        is_beside = feed is not None and feed.is_busy()
         began = time.perf_counter()
         self._call_since = time.monotonic()
         try:
@@ -196,12 +203,21 @@ class ServedModel:
             raise self._blamed(error, checked) from error
         finally:
             self._call_since = None
-        if self.counters.answered(took_ms, outputs):
+        if self.counters.answered(took_ms, inputs, outputs):
             self._pool.submit(self.counters.fold)
+        if feed is not None and feed.took(took_ms, beside=is_beside):
+            given, is_raw = (checked, False) if raw is None or states else (raw, True)
+            self._pool.submit(self._copy, feed, given, outputs, is_raw, took_ms)
         self._sequences.keep(sequence, outputs)
         if was_reset:
             self.counters.reset()
         return Ran(outputs, was_reset, excess)
+
+    @staticmethod
+    def _copy(
+        feed: Feed, given: Mapping[str, Array], outputs: Mapping[str, Array], is_raw: bool, took_ms: float
+    ) -> None:
+        feed.give(given, outputs, is_raw=is_raw, took_ms=took_ms)
 
     def _looked_at(self, inputs: Mapping[str, Array]) -> float:
         """How far beyond the guard's threshold; 0 for a familiar input. Raises: UnfamiliarError if it is to be refused."""
@@ -220,7 +236,9 @@ class ServedModel:
         """Whose fault a call was that went wrong."""
         unlike = self._judged.unlike(inputs)
         if unlike is not None:
-            return InputError(f"input {unlike!r} is far beyond all that this model was judged on: {error}")
+            return InputError(
+                f"input {unlike!r} is far beyond all that this model was judged on: {error}", "out-of-range"
+            )
         self.counters.failed()
         return error if isinstance(error, EngineError) else EngineError(f"the engine failed: {error!r}")
 

@@ -69,6 +69,8 @@ def accept(
     for name, bundle in order.deployments.items():
         if name not in strange:
             _check_bundle(name, bundle.target, bundle.sha256, identity)
+    for name, shadow in order.shadows.items():
+        _check_bundle(name, shadow.bundle.target, shadow.bundle.sha256, identity)
     return Followed(order.counter, digest)
 
 

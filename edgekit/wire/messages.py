@@ -7,7 +7,7 @@ text without control characters where it is stored as it is), and is something t
 """
 
 from datetime import datetime
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -44,6 +44,9 @@ WindowSeconds = Annotated[float, Meta(ge=0, le=MAX_WINDOW_S)]
 MAX_METRICS = 32
 MetricName = Annotated[str, Meta(pattern=r"^(drift_psi|metric:[A-Za-z0-9_.-]{1,64})$")]
 Finite = Annotated[float, Meta(ge=-1e15, le=1e15)]
+# What was wrong with an input: `edgekit.errors.InputError.kind`.
+AnomalyKind = Annotated[str, Meta(pattern=r"^[a-z][a-z-]{0,31}$")]
+Index = Annotated[float, Meta(ge=0, le=1e6)]
 
 
 class Boot(msgspec.Struct, frozen=True, order=True):
@@ -75,11 +78,24 @@ class OrderedBundle(msgspec.Struct, frozen=True):
         )  # fmt: skip
 
 
+# Of one processor's time.
+Share = Annotated[float, Meta(gt=0, le=0.5)]
+DEFAULT_SHARE = 0.1
+
+
+class OrderedShadow(msgspec.Struct, frozen=True):
+    """A bundle that gets copies of what a deployment serves, and answers nobody. It may take `share` of a processor's time."""
+
+    bundle: OrderedBundle
+    share: Share = DEFAULT_SHARE
+
+
 class OrderOptions(msgspec.Struct, frozen=True):
     """How the device goes about it. `None` leaves the agent's own setting.
 
     `retry` clears what the device holds against the ordered bundles, so that they are tried once more. A download begins
     `fetch_after_s` after the order came, and takes at most `fetch_bytes_s`, so that the devices of a site share its line.
+    `despite_budget`: models are fetched even where the device's budget for its link is spent.
     """
 
     probation_s: Annotated[float, Meta(ge=0)] | None = None
@@ -88,6 +104,7 @@ class OrderOptions(msgspec.Struct, frozen=True):
     retry: bool = False
     fetch_after_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
     fetch_bytes_s: Annotated[float, Meta(gt=0)] | None = None
+    despite_budget: bool = False
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -107,6 +124,8 @@ class Order(msgspec.Struct, frozen=True):
     expires: datetime
     options: OrderOptions = OrderOptions()
     added: Annotated[tuple[Name, ...], Meta(max_length=32)] = ()
+    # Bundles that are compared with what a deployment serves.
+    shadows: Annotated[dict[Name, OrderedShadow], Meta(max_length=32)] = {}
     samples: Annotated[tuple[SamplePolicy, ...], Meta(max_length=MAX_POLICIES)] = ()
     version: int = VERSION
 
@@ -117,6 +136,17 @@ class Fetched(msgspec.Struct, frozen=True):
     sha256: Sha256
     size_bytes: Count
     by_delta: bool = False
+
+
+ShadowState = Literal["fetch", "selftest", "running", "waiting", "refused", "served"]
+
+
+class ShadowReport(msgspec.Struct, frozen=True):
+    """What has become of an ordered shadow; `reason` says what it waits for, or why it is refused."""
+
+    digest: Sha256
+    state: ShadowState
+    reason: Text = ""
 
 
 class DeploymentReport(msgspec.Struct, frozen=True):
@@ -134,6 +164,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     reason: Text = ""
     memory_mb: Megabytes | None = None
     fetched: Fetched | None = None
+    shadow: ShadowReport | None = None
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -192,6 +223,23 @@ class Moments(msgspec.Struct, frozen=True, gc=False):
         return self.total / self.count if self.count else 0.0
 
 
+class ShadowWindow(msgspec.Struct, frozen=True):
+    """What a shadow did in a window, beside the bundle that served.
+
+    `compared` inputs it answered too, `dropped` were served without a copy, on `failed` it gave no answer. `agreement` has
+    for each output the sum of figures between 0 and 1 (`edgekit.agreement`), `cpu_ms` what an engine call took of one
+    processor, `served_ms` what the served calls on the same inputs took by the clock.
+    """
+
+    digest: Sha256
+    compared: Count = 0
+    dropped: Count = 0
+    failed: Count = 0
+    agreement: Annotated[dict[Label, Moments], Meta(max_length=64)] = {}
+    cpu_ms: Sketch = Sketch()
+    served_ms: Sketch = Sketch()
+
+
 class DeploymentWindow(msgspec.Struct, frozen=True):
     """What one loaded bundle did in a window.
 
@@ -201,6 +249,10 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     accepted requests whose input the bundle's guard found unfamiliar, whatever was answered. `metrics` are what gates may
     name: `drift_psi` (the largest population stability index over the inputs, once per window) and `metric:NAME`, which
     the application reports; `metric:guard_share` is the share of `guarded`, of bundles that have a guard.
+
+    `inputs`, `outputs` and `confidence` are counts over the bins of the bundle's reference, under its labels. `drift` is
+    how far each of them is from it now, as `inputs/NAME`; what is missing there is not known. `anomalies` counts, by
+    kind, inputs that were refused, and others that were answered and are unlike all that the model was judged on.
     """
 
     deployment: Name
@@ -216,12 +268,27 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     outputs: Annotated[dict[Label, Histogram], Meta(max_length=256)] = {}
     metrics: Annotated[dict[MetricName, Moments], Meta(max_length=MAX_METRICS)] = {}
     guarded: Count = 0
+    confidence: Annotated[dict[Label, Histogram], Meta(max_length=64)] = {}
+    anomalies: Annotated[dict[AnomalyKind, Count], Meta(max_length=32)] = {}
+    drift: Annotated[dict[Label, Index], Meta(max_length=256)] = {}
+    shadow: ShadowWindow | None = None
+
+
+Purpose = Literal["orders", "telemetry", "models", "samples"]
+
+
+class Passed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Bytes that went to the fleet, and that came from it."""
+
+    sent: Count
+    received: Count
 
 
 class Report(msgspec.Struct, frozen=True):
     """One telemetry message: a window of counters and sketches; idle windows are sent with zero counts.
 
-    `started` is wall time as the device believes it, `length_s` monotonic.
+    `started` is wall time as the device believes it, `length_s` monotonic. `traffic` is what the link has carried by
+    purpose since the device's state folder was made (what TCP carries, with TLS).
     """
 
     device: DeviceName
@@ -236,6 +303,7 @@ class Report(msgspec.Struct, frozen=True):
     memory_mb: Megabytes | None = None
     temperature_c: Annotated[float, Meta(ge=-300, le=10_000)] | None = None
     lost_reports: Count = 0
+    traffic: dict[Purpose, Passed] = {}
     version: int = VERSION
 
 

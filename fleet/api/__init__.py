@@ -27,8 +27,11 @@ from fleet.api.alerts import (
 from fleet.api.commands import (
     Ask,
     CommandView,
+    Lent,
     MeasureHere,
     NewCommand,
+    NewFinalist,
+    NewPick,
 )
 from fleet.api.common import (
     MAX_TEXT,
@@ -55,7 +58,9 @@ from fleet.api.devices import (
     Replacement,
     Retried,
     Retry,
+    RetryDevice,
     Telemetry,
+    TrafficView,
     Waiting,
 )
 from fleet.api.events import (
@@ -147,6 +152,7 @@ __all__ = [
     "Ineligible",
     "KeysView",
     "Label",
+    "Lent",
     "MadeToken",
     "Mail",
     "MeasureHere",
@@ -160,9 +166,11 @@ __all__ = [
     "NewDeployment",
     "NewDevice",
     "NewExperiment",
+    "NewFinalist",
     "NewLabels",
     "NewMetadata",
     "NewPassword",
+    "NewPick",
     "NewRollout",
     "NewTarget",
     "NewToken",
@@ -178,6 +186,7 @@ __all__ = [
     "Replacement",
     "Retried",
     "Retry",
+    "RetryDevice",
     "RolloutAnswer",
     "RolloutView",
     "SampleView",
@@ -192,6 +201,7 @@ __all__ = [
     "Telemetry",
     "Text",
     "TokenView",
+    "TrafficView",
     "Turn",
     "UserChange",
     "UserView",

@@ -125,8 +125,9 @@ class Client:
     def replace(self, device: str, wanted: api.Replacement) -> EnrolmentFile:
         return self._transport.call("POST", at("/devices/{}/replace", device), EnrolmentFile, wanted)
 
-    def retry_device(self, device: str) -> api.Retried:
-        return self._transport.call("POST", at("/devices/{}/retry", device), api.Retried)
+    def retry_device(self, device: str, *, despite_budget: bool = False) -> api.Retried:
+        how = api.RetryDevice(despite_budget) if despite_budget else None
+        return self._transport.call("POST", at("/devices/{}/retry", device), api.Retried, how)
 
     def command(self, device: str, wanted: api.NewCommand) -> api.CommandView:
         return self._transport.call("POST", at("/devices/{}/commands", device), api.CommandView, wanted)
@@ -213,6 +214,22 @@ class Client:
 
     def register(self, bundle: api.NewBundle) -> api.PublishAnswer:
         return self._transport.call("POST", "/bundles", api.PublishAnswer, bundle)
+
+    def lend(self, finalist: api.NewFinalist) -> api.Lent:
+        """An uploaded and listed bundle that boards may fetch to measure it."""
+        return self._transport.call("POST", "/finalists", api.Lent, finalist)
+
+    def take_back(self, sha256: str) -> api.Lent:
+        return self._transport.call("POST", at("/finalists/{}/remove", sha256), api.Lent)
+
+    def statement(self, sha256: str) -> bytes:
+        """A bundle's evidence. Raises: NotFoundError if none was published with it."""
+        return self._transport.send("GET", at("/evidence/{}", sha256)).content
+
+    def pick(self, name: str, version: str, profile: str, pick: api.NewPick) -> api.BundleView:
+        """Another bundle of a release for a profile, of those that were published for it."""
+        path = at("/bundles/{}/{}/{}/pick", name, version, profile)
+        return self._transport.call("POST", path, api.BundleView, pick)
 
     def blocked(self) -> list[api.BlockedView]:
         return list(self._transport.pages("/blocked", api.BlockedView))

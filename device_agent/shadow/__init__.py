@@ -1,0 +1,1 @@
+"""A second bundle that gets copies of live inputs, and never answers anybody."""
