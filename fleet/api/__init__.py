@@ -27,8 +27,11 @@ from fleet.api.alerts import (
 from fleet.api.commands import (
     Ask,
     CommandView,
+    Lent,
     MeasureHere,
     NewCommand,
+    NewFinalist,
+    NewPick,
 )
 from fleet.api.common import (
     MAX_TEXT,
@@ -149,6 +152,7 @@ __all__ = [
     "Ineligible",
     "KeysView",
     "Label",
+    "Lent",
     "MadeToken",
     "Mail",
     "MeasureHere",
@@ -162,9 +166,11 @@ __all__ = [
     "NewDeployment",
     "NewDevice",
     "NewExperiment",
+    "NewFinalist",
     "NewLabels",
     "NewMetadata",
     "NewPassword",
+    "NewPick",
     "NewRollout",
     "NewTarget",
     "NewToken",
