@@ -109,10 +109,12 @@ from fleet.api.samples import (
     SamplesGone,
     SampleView,
 )
+from fleet.api.shadows import AgreementView, NewShadow, ShadowDeviceView, ShadowView
 
 __all__ = [
     "MAX_TEXT",
     "AccessName",
+    "AgreementView",
     "AlertView",
     "ArmName",
     "ArmPoint",
@@ -164,6 +166,7 @@ __all__ = [
     "NewMetadata",
     "NewPassword",
     "NewRollout",
+    "NewShadow",
     "NewTarget",
     "NewToken",
     "NewUser",
@@ -184,6 +187,8 @@ __all__ = [
     "SamplesGone",
     "ScopeText",
     "Severity",
+    "ShadowDeviceView",
+    "ShadowView",
     "StageOutlook",
     "TargetEvent",
     "TargetKind",

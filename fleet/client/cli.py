@@ -26,6 +26,7 @@ from fleet.client import (
     publishing,
     render,
     samples_cli,
+    shadow_cli,
     views,
 )
 from fleet.client.complete import completes
@@ -109,6 +110,7 @@ for room in (
     alerts_cli,
     describe_cli,
     samples_cli,
+    shadow_cli,
 ):
     for command in room.COMMANDS:
         fleet.add_command(command)

@@ -275,6 +275,18 @@ class Client:
         """Let devices keep inputs and bring them."""
         return self._transport.call("POST", "/samples", api.CollectionView, wanted)
 
+    def start_shadow(self, shadow: api.NewShadow) -> api.ShadowView:
+        return self._transport.call("POST", "/shadows", api.ShadowView, shadow)
+
+    def shadows(self) -> list[api.ShadowView]:
+        return list(self._transport.pages("/shadows", api.ShadowView))
+
+    def shadow(self, shadow: str) -> api.ShadowView:
+        return self._transport.call("GET", at("/shadows/{}", shadow), api.ShadowView)
+
+    def stop_shadow(self, shadow: str) -> api.ShadowView:
+        return self._transport.call("POST", at("/shadows/{}/stop", shadow), api.ShadowView)
+
     def collections(self) -> list[api.CollectionView]:
         return list(self._transport.pages("/samples", api.CollectionView))
 

@@ -36,6 +36,7 @@ from fleet.server.api import (
     retry,
     rollouts,
     samples,
+    shadows,
     terminal,
 )
 from fleet.server.api.admission import admit
@@ -75,6 +76,7 @@ def make_app(context: Context) -> FastAPI:
         experiments,
         history,
         samples,
+        shadows,
         terminal,
         events,
         alerts,
