@@ -213,7 +213,7 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
         )
 
     chosen = selected(accept_uncertain=options.accept_uncertain)
-    is_doubtful = chosen.picked is None and target.is_default_limit
+    is_doubtful = chosen.picked is None and target.is_default_limit and contract.max_drop_per_slice is None
     if is_doubtful:
         # A limit that nobody asked for refuses what breaks it, not what too few samples leave open.
         chosen = selected(accept_uncertain=True)

@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from device_agent import budget
+from device_agent.budget import NO_LIMITS, Budget, Limits
 from edgekit.errors import UsageError
 
 FILE_NAME = "agent.toml"
@@ -148,11 +150,12 @@ def kind_of(part: AnySource | AnySink) -> str:
 
 
 class AgentFile(msgspec.Struct, frozen=True):
-    """Sources and sinks by the order of the file; `path` None where there is no file."""
+    """Sources and sinks by the order of the file, and what the link may cost; `path` None where there is no file."""
 
     path: Path | None = None
     sources: tuple[AnySource, ...] = ()
     sinks: tuple[AnySink, ...] = ()
+    budget: Limits = NO_LIMITS
 
     @property
     def secrets(self) -> tuple[Path, ...]:
@@ -214,8 +217,9 @@ def parse(text: str, path: Path) -> AgentFile:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"no TOML: {error}") from error
-    for key in table.keys() - _TABLES.keys():
-        raise UsageError(f"{key}: unknown key; {_hint(key, tuple(_TABLES))}")
+    known = (*_TABLES, "budget")
+    for key in table.keys() - set(known):
+        raise UsageError(f"{key}: unknown key; {_hint(key, known)}")
     sources = tuple(_parts(table, "source", _SOURCES, path.parent))
     sinks = tuple(_parts(table, "sink", _SINKS, path.parent))
     for title, parts in (("source", sources), ("sink", sinks)):
@@ -224,7 +228,17 @@ def parse(text: str, path: Path) -> AgentFile:
             raise UsageError(f"{title} {twice!r}: there are two of that name; give each its own")
     for source in sources:
         _check_sinks(source, sinks)
-    return AgentFile(path, sources, sinks)
+    return AgentFile(path, sources, sinks, _budget(table.get("budget", {})))
+
+
+def _budget(given: Any) -> Limits:
+    known = Budget.__struct_fields__
+    for key in given.keys() - set(known) if isinstance(given, dict) else ():
+        raise UsageError(f"budget: {key}: unknown key; {_hint(key, known)}")
+    try:
+        return budget.limits(msgspec.convert(given, Budget))
+    except msgspec.ValidationError as error:
+        raise UsageError(f"budget: {_told(str(error))}") from error
 
 
 def _check_sinks(source: AnySource, sinks: Sequence[AnySink]) -> None:

@@ -5,6 +5,7 @@ identity.json key.json boot.json order.json     records, each with its second co
 tuf/                                       verified metadata, and what they began with (`tuf.kept`)
 commands.json                              a record too: what the fleet asked for once, and what came of it
 spool.db
+traffic.json                               a record: bytes by purpose, and where day and month began
 measuring/N/                               bundles that are only timed here, each like a deployment; gone when that is over
 samples/                                   inputs that wait for the fleet, only while an order has a policy for that
 status.json                                the last words of an agent, and its present ones where no RAM disk is
@@ -99,6 +100,10 @@ class StateFolder:
     @property
     def spool(self) -> Path:
         return self.root / "spool.db"
+
+    @property
+    def traffic(self) -> Path:
+        return self.root / "traffic.json"
 
     @property
     def samples(self) -> Path:

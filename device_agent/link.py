@@ -29,6 +29,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from device_agent import log
 from device_agent.network import Access, dial, place
+from device_agent.traffic import Meter
 from edgekit.wire import messages, topics
 from edgekit.wire.enrolment import BrokerAddress
 from edgekit.wire.messages import Boot, Status
@@ -109,6 +110,7 @@ class Link:
         self._host = broker.host.strip("[]")
         self._is_tls = broker.tls
         self._access = access
+        self._meter: Meter | None = None
         self._device = device
         self._boot = boot
         self._hooks = hooks
@@ -134,7 +136,10 @@ class Link:
             return False
         result = client.publish(topics.of(self._device, leaf), payload, qos=1, retain=retain)
         log.detail("said", leaf=leaf, size=len(payload), sent=result.rc is MQTTErrorCode.MQTT_ERR_SUCCESS)
-        return result.rc is MQTTErrorCode.MQTT_ERR_SUCCESS
+        is_taken = result.rc is MQTTErrorCode.MQTT_ERR_SUCCESS
+        if is_taken and leaf == topics.TELEMETRY:
+            self._access.traffic.telemetry(sent=len(topics.of(self._device, leaf)) + len(payload))
+        return is_taken
 
     async def stop(self, patience_s: float = 2.0) -> None:
         """Say goodbye as retained status, then end."""
@@ -209,6 +214,8 @@ class Link:
             qos=1,
             retain=True,
         )
+        client.on_socket_open = self._counted
+        client.on_socket_close = self._counted_no_more
         client.on_connect = self._on_connect
         client.on_message = self._on_message
         client.on_disconnect = self._on_disconnect
@@ -216,6 +223,12 @@ class Link:
         # half written the other writes once more, and the broker ends the connection over a malformed packet.
         client.on_socket_register_write = leave_writing_to_the_loop
         return client
+
+    def _counted(self, _client: mqtt.Client, _userdata: object, sock: Any) -> None:
+        self._meter = self._access.traffic.meter("orders", sock)
+
+    def _counted_no_more(self, _client: mqtt.Client, _userdata: object, _sock: Any) -> None:
+        self._access.traffic.end(self._meter)
 
     def _on_connect(
         self,
@@ -243,6 +256,8 @@ class Link:
         parsed = topics.parse(message.topic)
         if parsed is not None and parsed[0] == self._device:
             log.detail("heard", leaf=parsed[1], size=len(message.payload))
+            if parsed[1] == topics.ACK:
+                self._access.traffic.telemetry(received=len(message.topic) + len(message.payload))
             self._in_loop(self._hooks.message, parsed[1], bytes(message.payload))
 
     def _on_disconnect(

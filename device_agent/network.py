@@ -21,13 +21,17 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from device_agent.traffic import Meter, Traffic
 from edgekit.errors import UsageError
 from edgekit.wire.enrolment import is_loopback
+from edgekit.wire.messages import Purpose
 
 CONNECT_TIMEOUT_S = 10.0
 TIMEOUT_S = 30.0
 # X509_V_FLAG_NO_CHECK_TIME (openssl/x509_vfy.h, X509_VERIFY_PARAM_set_flags(3)); the ssl module has no name for it.
 _NO_CHECK_TIME = 0x200000
+
+_ORDERS: Purpose = "orders"
 
 # What time it is, or None where that is not known.
 Now = Callable[[], datetime | None]
@@ -195,7 +199,7 @@ def _tunnel(sock: socket.socket, proxy: Proxy, target: str) -> None:
 class Access:
     """How one device reaches its fleet. A renewed certificate is used from the next connection on; any thread may ask.
 
-    `credential` is what says who asks where a proxy ends TLS.
+    `credential` is what says who asks where a proxy ends TLS; `traffic` counts what is carried.
     """
 
     def __init__(self, ca: str, allowed_hosts: tuple[str, ...], now: Now) -> None:
@@ -204,6 +208,7 @@ class Access:
         self._now = now
         self.credential = ""
         self.context = pinned(ca, now) if ca else None
+        self.traffic = Traffic()
 
     def show(self, certificate: str, key: str, credential: str) -> None:
         """From now on be who `certificate` says. Raises: UsageError if `key` is not its key."""
@@ -213,9 +218,11 @@ class Access:
 
     def unnamed(self) -> "Access":
         """The same fleet, reached without a certificate."""
-        return Access(self._ca, self._allowed, self._now)
+        made = Access(self._ca, self._allowed, self._now)
+        made.traffic = self.traffic
+        return made
 
-    def open(self, url: str) -> "Connection":
+    def open(self, url: str, purpose: Purpose = "orders") -> "Connection":
         """A connection for `url`, not yet made. Raises: UsageError for an address that is not allowed."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or parts.hostname is None:
@@ -223,7 +230,9 @@ class Access:
         if not is_allowed(parts.hostname, parts.port, self._allowed):
             raise UsageError(f"{parts.netloc} is not among the hosts that the enrolment allows")
         self.check(parts.hostname, is_tls=parts.scheme == "https")
-        return Connection(parts.scheme, parts.hostname, parts.port, self.context)
+        made = Connection(parts.scheme, parts.hostname, parts.port, self.context)
+        made.counts_in(self.traffic, purpose)
+        return made
 
     def check(self, host: str, *, is_tls: bool) -> None:
         """Raises: UsageError for a plain connection beyond loopback, or TLS without an authority to verify it by."""
@@ -246,10 +255,32 @@ class Connection(http.client.HTTPConnection):
         self._context = context if scheme == "https" else None
         self.default_port = 443 if scheme == "https" else 80
         super().__init__(host, port or self.default_port, timeout=CONNECT_TIMEOUT_S)
+        self._traffic, self._purpose = Traffic(), _ORDERS
+        self._meter: Meter | None = None
+        self._is_reading_head = False
+
+    def counts_in(self, traffic: Traffic, purpose: Purpose) -> None:
+        """Where what this connection carries is counted, and as what."""
+        self._traffic, self._purpose = traffic, purpose
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        self._is_reading_head = True
+        try:
+            return super().getresponse()
+        finally:
+            self._is_reading_head = False
+
+    def close(self) -> None:
+        super().close()
+        # http.client closes its end as soon as it has the head of a last answer, whose body is still to come.
+        if not self._is_reading_head and self._meter is not None:
+            self._traffic.end(self._meter)
+            self._meter = None
 
     def connect(self) -> None:
         """From then on an answer may take `TIMEOUT_S`. Raises: OSError."""
         sock = dial(self._scheme, self.host, self.port)
+        self._meter = self._traffic.meter(self._purpose, sock)
         if self._context is not None:
             try:
                 sock = self._context.wrap_socket(sock, server_hostname=self.host)

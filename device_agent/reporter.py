@@ -12,7 +12,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
@@ -22,7 +22,7 @@ from device_agent.spool import Entry, Held, Key, Spool, key_of
 from device_agent.storage import Storage
 from edgekit.errors import MessageError
 from edgekit.wire import messages
-from edgekit.wire.messages import MAX_MESSAGE_BYTES, Ack, Boot, DeploymentWindow, Report
+from edgekit.wire.messages import MAX_MESSAGE_BYTES, Ack, Boot, DeploymentWindow, Passed, Purpose, Report
 
 FIRST_RETRY_S = 5.0
 LONGEST_RETRY_S = 300.0
@@ -39,6 +39,7 @@ class Vitals:
     memory_mb: float | None
     temperature_c: float | None
     clock_ok: bool
+    traffic: dict[Purpose, Passed] = field(default_factory=dict)
 
 
 class Numbers:
@@ -53,7 +54,8 @@ class Numbers:
 
 
 class Reporter:
-    """`send` publishes a payload and says whether the link took it. Used from the event loop only.
+    """`send` publishes a payload and says whether the link took it; `spaced` how long a window is for the usual length.
+    Used from the event loop only.
 
     A report is in one of three places: not yet on disk (`_unsaved`), on disk and among the first (`_head`, with its id
     there), or on disk behind them. It may be sent from the first two; which one it is in changes nothing for the fleet.
@@ -72,6 +74,7 @@ class Reporter:
         vitals: Callable[[], Vitals],
         send: Callable[[bytes], bool],
         set_aside: Callable[[], None],
+        spaced: Callable[[float], float] = lambda usual_s: usual_s,
     ) -> None:
         self._device = device
         self._boot = boot
@@ -83,6 +86,7 @@ class Reporter:
         self._vitals = vitals
         self._send = send
         self._set_aside = set_aside
+        self._spaced = spaced
         self._opened = time.monotonic()
         self._started = datetime.now(UTC)
         self._tries: dict[Key, tuple[float, int]] = {}
@@ -102,7 +106,7 @@ class Reporter:
 
     def tick(self) -> None:
         """Close the window if it is over, save and send what is due. Call several times a window."""
-        if time.monotonic() - self._opened >= self.window_s:
+        if time.monotonic() - self._opened >= self._spaced(self.window_s):
             self.close_window()
         self._save_due()
         self._send_due()
@@ -122,6 +126,7 @@ class Reporter:
             memory_mb=vitals.memory_mb,
             temperature_c=vitals.temperature_c,
             lost_reports=self._held.lost + self._dropped,
+            traffic=vitals.traffic,
         )
         self._opened, self._started = now, datetime.now(UTC)
         digests = frozenset(window.digest for window in report.deployments if window.digest is not None)

@@ -4,7 +4,7 @@ The agent writes its status at every change, and where the file lies in memory a
 written at changes only, and never synced: it is made anew by the next start.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from device_agent.sources import standing
 from device_agent.sources.standing import SourceStatus
 from device_agent.storage import Storage
 from edgekit.errors import UsageError
-from edgekit.wire.messages import Condition, DeploymentReport, Reported
+from edgekit.wire.messages import Condition, DeploymentReport, Passed, Purpose, Reported
 
 HEARTBEAT_S = 10.0
 _NAME = "status.json"
@@ -33,6 +33,7 @@ class AgentStatus(msgspec.Struct, frozen=True):
     http: str
     is_online: bool
     written: datetime
+    traffic: dict[Purpose, Passed] = {}
     sources: tuple[SourceStatus, ...] = ()
 
 
@@ -133,6 +134,7 @@ class StatusView(msgspec.Struct, frozen=True):
     age_s: float
     reported: Reported
     identity: "IdentityView | None" = None
+    traffic: dict[Purpose, Passed] = {}
     sources: tuple[SourceStatus, ...] = ()
 
 
@@ -147,6 +149,7 @@ def read(state: StateFolder) -> StatusView:
         age_s=round((datetime.now(UTC) - status.written).total_seconds(), 1),
         reported=status.reported,
         identity=identity_of(state),
+        traffic=status.traffic,
         sources=status.sources,
     )
 
@@ -177,6 +180,7 @@ def render(view: StatusView) -> str:
         f"order    {reported.order_counter or 'none yet'}"
         + (f"   newest refused: {reported.refused}" if reported.refused else ""),
         f"serving  {view.http if view.is_running else 'nothing: the agent is not running'}",
+        *_traffic(view.traffic),
         *_conditions([c for c in reported.conditions if c.deployment not in reported.deployments]),
     ]
     for name, deployment in reported.deployments.items():
@@ -194,6 +198,15 @@ def render(view: StatusView) -> str:
         ]
     lines += standing.render(view.sources, is_running=view.is_running)
     return "\n".join(lines)
+
+
+def _traffic(traffic: Mapping[Purpose, Passed]) -> list[str]:
+    """What the link has carried since the state folder was made, by purpose."""
+    told = [
+        f"{purpose} {passed.sent / 1e6:.2f} up {passed.received / 1e6:.2f} down"
+        for purpose, passed in traffic.items()
+    ]
+    return [f"traffic  MB: {', '.join(told)}"] if told else []
 
 
 def _identity(known: IdentityView | None) -> list[str]:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from device_agent import collector, identity, log
+from device_agent import collector, identity, log, spending
 from device_agent.collector import Collector
 from device_agent.commands.acts import Acts
 from device_agent.commands.desk import Desk, Speaker, extended
@@ -26,8 +26,7 @@ from device_agent.probe import Platform
 from device_agent.process import Served
 from device_agent.renewal import Renewal
 from device_agent.reporter import Numbers, Reporter
-from device_agent.samples.keeper import Keeper
-from device_agent.samples.store import Store
+from device_agent.samples import keeper
 from device_agent.shadow.keeper import Means
 from device_agent.shadow.shadows import Shadows
 from device_agent.sources.keeper import Ground, SourceKeeper
@@ -45,7 +44,6 @@ from edgekit import __version__
 from edgekit.trust.orderkeys import OrderKeys
 from edgekit.wire import topics
 from edgekit.wire.messages import Order
-from edgekit.wire.samples import sample_url
 
 TICK_S = 0.5
 
@@ -100,10 +98,12 @@ class Agent:
         self._collector = Collector()
         self._lookup = Lookup(state.metadata, known.file, who.clock, self._order_keys_heard)
         self._watch = Watch(self._lookup)
-        self._source = Source(known.file.artifact_url, who.access, self._lookup.check)
-        self._samples = Keeper(
-            Store(state.samples), storage, who.clock, who.access, url=sample_url(known.file.enrol_url)
+        self._spending = spending.made(settings, storage, who, self.conditions)
+        self._lookup.traffic = self._spending.traffic
+        self._source = Source(
+            known.file.artifact_url, who.access, self._lookup.check, self._spending.model_waits
         )
+        self._samples = keeper.made(state, storage, who, self._spending.may_send)
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
         self._workers: dict[str, Workers] = {}
@@ -147,6 +147,7 @@ class Agent:
             orders=self._orders,
             reconcilers=self._reconcilers,
             workers=self._workers,
+            traffic=self._spending.traffic,
             shadows=self._shadows,
             sources=self._sources,
         )
@@ -175,9 +176,12 @@ class Agent:
             storage,
             self._spool,
             window_s=settings.window_s,
-            close_window=lambda: self._collector.close_window(self._telling.loaded().items()),
+            close_window=lambda: self._samples.judged(
+                self._collector.close_window(self._telling.loaded().items())
+            ),
             vitals=self._telling.vitals,
             send=lambda payload: self._link.publish(topics.TELEMETRY, payload),
+            spaced=self._spending.window_s,
             set_aside=lambda: self.conditions.notice(
                 "spool-set-aside", "the spool was damaged and is begun anew; reports in it are lost"
             ),
@@ -288,6 +292,7 @@ class Agent:
         self._reporter.close_window()
         self._reporter.tick()
         await self._link.stop()
+        await self._spending.save()
         await self._reporter.close()
         await self._storage.do(self._spool.close)
         await self._telling.end()
@@ -303,6 +308,7 @@ class Agent:
             self._shadows.tick()
             self._sources.tick()
             self._telling.tick()
+            self._spending.tick()
             self._reporter.tick()
             self._desk.tick()
             self._look_at_the_clock()
@@ -359,6 +365,7 @@ class Agent:
                 self._tell_all(Acknowledged(digest))
 
     def _follow(self, order: Order) -> None:
+        self._spending.is_forced = order.options.despite_budget
         self._samples.follow(order)
         if order.options.window_s is not None:
             self._reporter.window_s = order.options.window_s
@@ -389,4 +396,5 @@ class Agent:
             reconciler.tell(event)
 
     def _metrics(self) -> str:
-        return collector.prometheus(self._collector.totals, self._telling.loaded())
+        counted = collector.prometheus(self._collector.totals, self._telling.loaded())
+        return counted + self._spending.prometheus() + self._samples.prometheus()

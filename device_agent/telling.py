@@ -19,6 +19,7 @@ from device_agent.reporter import Numbers, Vitals
 from device_agent.shadow.shadows import Shadows
 from device_agent.sources.keeper import SourceKeeper
 from device_agent.status import HEARTBEAT_S, AgentStatus, StatusFile
+from device_agent.traffic import Traffic
 from device_agent.update.reconciler import Reconciler
 from device_agent.workers import Workers
 from edgekit import __version__
@@ -44,6 +45,7 @@ class Subject:
     workers: Mapping[str, Workers]
     shadows: Shadows
     sources: SourceKeeper
+    traffic: Traffic
 
 
 class Telling:
@@ -101,6 +103,7 @@ class Telling:
             memory_mb=health.tree_memory_mb([os.getpid(), *pids, *self._of.shadows.pids()]),
             temperature_c=health.temperature_c(),
             clock_ok=not self._of.clock.doubt(),
+            traffic=self._of.traffic.totals(),
         )
 
     def _reported(self) -> Reported:
@@ -138,5 +141,10 @@ class Telling:
 
     def _status_now(self, reported: Reported) -> AgentStatus:
         return AgentStatus(
-            reported, self._of.http, self._link.is_up, datetime.now(UTC), self._of.sources.told()
+            reported,
+            self._of.http,
+            self._link.is_up,
+            datetime.now(UTC),
+            sources=self._of.sources.told(),
+            traffic=self._of.traffic.totals(),
         )

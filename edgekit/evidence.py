@@ -132,6 +132,23 @@ class OutputEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
+class SliceEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a candidate loses in one group of the judged samples. `drop` is in the harmful direction, `low` and `high` its
+    95 % bounds, for all groups of all judged candidates together; None where the metric says nothing of such a group.
+    `verdict` is empty where no `max_drop_per_slice` was set.
+    """
+
+    name: str
+    samples: int
+    source_accuracy: Figure | None = None
+    accuracy: Figure | None = None
+    drop: float | None = None
+    low: float | None = None
+    high: float | None = None
+    verdict: Literal["", "met", "missed", "undecided"] = ""
+    reason: str = ""
+
+
 class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     """One recipe tried: its figures, and why it won or lost. `size_bytes` is of the model, `bundle_bytes` about what its
     bundle weighs, self-test data included.
@@ -155,6 +172,7 @@ class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     buckets: tuple[BucketEvidence, ...] = ()
     bundle_bytes: int | None = None
     outputs: tuple[OutputEvidence, ...] = ()
+    slices: tuple[SliceEvidence, ...] = ()
 
 
 def worst_output(outputs: Sequence[OutputEvidence]) -> OutputEvidence | None:

@@ -130,12 +130,15 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Contract(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the bundle must meet; `None` is no limit. `max_accuracy_drop` is absolute, in the harmful direction."""
+    """What the bundle must meet; `None` is no limit. `max_accuracy_drop` is absolute, in the harmful direction, and so is
+    `max_drop_per_slice`, of each group of the evaluation data.
+    """
 
     max_accuracy_drop: float | None = None
     latency_p95_ms: float | None = None
     memory_mb: float | None = None
     size_mb: float | None = None
+    max_drop_per_slice: float | None = None
 
 
 class Floor(msgspec.Struct, frozen=True, omit_defaults=True):

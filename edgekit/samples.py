@@ -148,7 +148,7 @@ def load_npz(
         arrays,
         extra.get(LABELS),
         _sequence_ids(where, extra.get(SEQUENCE)),
-        _slice_names(where, extra.get(SLICES)),
+        slice_names(where, extra[SLICES]) if SLICES in extra else None,
     )
 
 
@@ -304,9 +304,8 @@ def _sequence_ids(where: str, array: Array | None) -> NDArray[np.int64] | None:
     return array.astype(np.int64)
 
 
-def _slice_names(where: str, array: Array | None) -> NDArray[np.str_] | None:
-    if array is None:
-        return None
+def slice_names(where: str, array: Array) -> NDArray[np.str_]:
+    """Names of groups as text; integers and flags are names too. Raises: DataError."""
     if array.ndim != 1 or array.dtype.kind not in "Uiub":
         raise DataError(
             f"{where}: array {SLICES!r} is {array.dtype} of {array.ndim} axes; expected one name a sample, (N,) text or"

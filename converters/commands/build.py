@@ -58,6 +58,10 @@ Exit codes: 0 built, 2 usage or bad input, 3 contract not met, 4 a tool failed.
 @click.option("--metric", help="top1, topK, f1, cosine, rmse, map, cer, wer, agreement, or file.py:function.")
 @click.option("--max-accuracy-drop", type=click.FloatRange(min=0), help="Absolute, in the harmful direction.")
 @click.option(
+    "--max-drop-per-slice", type=click.FloatRange(min=0), help="The same for each group that the data names."
+)
+@click.option("--slices", help="The groups of the evaluation samples: an .npz or file.py:function.")
+@click.option(
     "--latency-p95-ms", type=click.FloatRange(min=0, min_open=True), help="Budget for every target."
 )
 @click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="Budget for every target.")
@@ -192,9 +196,11 @@ def _table(source: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
         "state": _pairs("--state", flags["states"]),
         "data": {
             key: projects.here(value)
-            for key, value in _given(flags, "calibration", "evaluation", "metric").items()
+            for key, value in _given(flags, "calibration", "evaluation", "slices", "metric").items()
         },
-        "contract": _given(flags, "max_accuracy_drop", "latency_p95_ms", "memory_mb", "size_mb"),
+        "contract": _given(
+            flags, "max_accuracy_drop", "max_drop_per_slice", "latency_p95_ms", "memory_mb", "size_mb"
+        ),
         "targets": {target: {} for target in flags["targets"]},
     }
     return {key: value for key, value in table.items() if value or key in ("model", "targets")}

@@ -12,6 +12,7 @@ from typing import Any
 
 from converters.commands import tables
 from converters.commands.screen import describe, estimate
+from converters.report import sliced
 from converters.sheet import Sheet
 from converters.work.steps import Steps
 from edgekit import interrupt
@@ -117,8 +118,18 @@ def _table(sheet: Sheet) -> str:
         f"<tr><td>{escape(word)}</td><td style='text-align:left'>{escape(text)}</td></tr>"
         for _, word, text in tables.reasons(sheet)
     )
+    groups = sliced.shown(sheet)
+    names = "".join(f"<th>{escape(each.name)} ({each.samples})</th>" for each in groups)
+    by_group = "".join(
+        f"<tr><td style='text-align:left'>{escape(item.recipe)}</td>"
+        + "".join(f"<td>{escape(sliced.interval(sliced.of(item, each.name)))}</td>" for each in groups)
+        + "</tr>"
+        for item in sliced.judged(sheet.ranked)
+    )
+    lost = f"<p>{escape(sheet.metric)} lost by group</p><table><tr><th></th>{names}</tr>{by_group}</table>"
     notes = "".join(f"<li>{escape(note)}</li>" for note in sheet.notes)
     return (
         f"<p><b>{escape(tables.title(sheet))}</b></p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f"{lost if groups else ''}"
         f"<details><summary>why each ended as it did</summary><table>{reasons}</table><ul>{notes}</ul></details>"
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
-from converters.report import numbers
+from converters.report import numbers, sliced
 from converters.sheet import Sheet
 from edgekit.cli import render
 from edgekit.errors import GuiltyLayer
@@ -60,6 +60,7 @@ def show(sheet: Sheet, *, verbose: bool) -> None:
     render.explained(_verbatim(sheet) if verbose else reasons(sheet))
     if verbose:
         _show_outputs(sheet)
+    _show_slices(sheet)
     _show_buckets(sheet)
     _show_notes(sheet, verbose=verbose)
 
@@ -255,6 +256,29 @@ def _show_outputs(sheet: Sheet) -> None:
         render.compact(
             "every output against the float source", columns, rows, numeric=("drop at most", "SNR dB")
         )
+
+
+def _show_slices(sheet: Sheet) -> None:
+    """What each group of the samples loses in each candidate, the groups that lose most."""
+    groups = sliced.shown(sheet)
+    if not groups:
+        return
+    limit = sheet.contract.max_drop_per_slice
+    told = "" if limit is None else f", limit {limit:g} each (! beyond it, ? not shown by so few samples)"
+    left = sliced.hidden(sheet)
+    more = f"; {left} groups that lose less are in the report" if left else ""
+    render.compact(
+        f"{sheet.metric} lost by group{told}{more}",
+        ["candidate", *(f"{each.name} ({each.samples})" for each in groups)],
+        [
+            (
+                _STYLES[item.status],
+                [item.recipe, *(sliced.interval(sliced.of(item, each.name)) for each in groups)],
+            )
+            for item in sliced.judged(sheet.ranked)
+        ],
+        numeric=[f"{each.name} ({each.samples})" for each in groups],
+    )
 
 
 def _show_buckets(sheet: Sheet) -> None:

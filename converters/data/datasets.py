@@ -8,14 +8,14 @@ Always true
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.data import halves, reading, shifted
+from converters.data import halves, reading, shifted, sliced
 from converters.data.halves import Half
 from converters.source import code
 from converters.source.project import Project
@@ -78,7 +78,19 @@ class Datasets:
                 f"{text}: the model keeps state, so its data needs a 'sequence' array (N,) of ids, one a sample;"
                 " without it every sample would meet a zero state"
             )
-        return samples
+        return replace(samples, slices=self._slices(samples))
+
+    def _slices(self, samples: Samples) -> NDArray[np.str_] | None:
+        """The group of each evaluation sample. Raises: DataError, ProjectError."""
+        text = self.project.file.data.slices
+        if not text:
+            return samples.slices
+        found = sliced.read(text, self.project.folder, self.gate, samples, self._held_from or 0)
+        if len(found) != len(samples):
+            raise DataError(
+                f"{text}: {len(found)} names of groups for {len(samples)} evaluation samples; give one a sample"
+            )
+        return found
 
     @property
     def evaluated_from(self) -> str:
@@ -283,7 +295,8 @@ class Datasets:
     @cached_property
     def _split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices into the evaluation data of the search half and the judged half."""
-        return halves.split(len(self.evaluation), self.evaluation.sequence, self.project.file.data.seed)
+        samples = self.evaluation
+        return halves.split(len(samples), samples.sequence, self.project.file.data.seed, samples.slices)
 
     def _check_judged(self) -> None:
         """Raises: DataError if a bucket has no judged sample."""
@@ -335,7 +348,8 @@ def feeds_fingerprint(feeds: Iterable[Mapping[str, Array]]) -> str:
 
 def fingerprint(samples: Samples) -> str:
     """sha256 over names, types, shapes and bytes."""
-    return _fingerprint({**samples.inputs, "\0labels": samples.labels, "\0sequence": samples.sequence})
+    own = {"\0labels": samples.labels, "\0sequence": samples.sequence, "\0slices": samples.slices}
+    return _fingerprint({**samples.inputs, **own})
 
 
 def _fingerprint(arrays: Mapping[str, Array | None]) -> str:

@@ -7,6 +7,7 @@ Always true
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +25,23 @@ class Half:
 
 
 def split(
-    count: int, sequence: NDArray[np.int64] | None, seed: int
+    count: int,
+    sequence: NDArray[np.int64] | None,
+    seed: int,
+    slices: NDArray[np.str_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices to search on and indices to judge on, halves by seed; sequences stay whole."""
+    """Indices to search on and indices to judge on, halves by seed; sequences stay whole. With `slices` (N,), each of
+    them is halved: chance would leave some halves without the rare ones.
+    """
     groups = groups_of(count, sequence)
     order = np.random.default_rng(seed).permutation(len(groups))
-    half = len(groups) // 2
-    search = np.sort(np.concatenate([groups[index] for index in order[:half]] or [np.empty(0, np.int64)]))
-    judged = np.sort(np.concatenate([groups[index] for index in order[half:]]))
+    named = np.zeros(len(groups)) if slices is None else slices[[group[0] for group in groups]]
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    for name in np.unique(named):
+        own = order[named[order] == name]
+        parts[0].extend(groups[index] for index in own[: len(own) // 2])
+        parts[1].extend(groups[index] for index in own[len(own) // 2 :])
+    search, judged = (np.sort(np.concatenate([np.empty(0, np.int64), *part])) for part in parts)
     return search.astype(np.int64), judged.astype(np.int64)
 
 

@@ -100,7 +100,7 @@ def concatenate(what: str, chunks: Sequence[Samples], *, may_differ: bool = Fals
         )
     except (ValueError, KeyError) as error:
         raise DataError(f"{what}: its parts do not fit together ({error})") from error
-    return Samples(inputs=inputs, labels=labels, sequence=_sequences(chunks))
+    return Samples(inputs=inputs, labels=labels, sequence=_sequences(chunks), slices=_groups(what, chunks))
 
 
 def _joined_rows(parts: Sequence[Array]) -> Array:
@@ -108,6 +108,17 @@ def _joined_rows(parts: Sequence[Array]) -> Array:
     if len({(part.dtype, part.shape[1:]) for part in parts}) == 1:
         return np.concatenate(parts)
     return stacked([np.asarray(row) for part in parts for row in part])
+
+
+def _groups(what: str, chunks: Sequence[Samples]) -> Any:
+    named = [chunk.slices for chunk in chunks if chunk.slices is not None]
+    if not named:
+        return None
+    if len(named) < len(chunks):
+        raise DataError(
+            f"{what}: some of its parts name the groups of their samples (slices) and some do not"
+        )
+    return np.concatenate(named)
 
 
 def _sequences(chunks: Sequence[Samples]) -> Any:

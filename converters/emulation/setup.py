@@ -24,8 +24,17 @@ from converters.keep.artifacts import default_root
 from converters.recipes import facts
 from edgekit.errors import EdgeKitError, ToolFailedError
 
-# What `edgekit` itself imports on the way to an engine.
+# What `edgekit` itself imports on the way to an engine, and the agent beside it: a whole agent runs there, too.
 BASE = ("numpy>=1.26", "msgspec>=0.19", "packaging>=24")
+AGENT = (
+    "click>=8.1",
+    "rich>=13.7",
+    "cryptography>=44",
+    "httptools>=0.6",
+    "paho-mqtt>=2.1",
+    "securesystemslib>=1.3,<2",
+    "tuf>=7,<8",
+)
 QEMU_PACKAGES = ("qemu-user-static", "qemu-user")
 QEMU_PROGRAMS = ("qemu-aarch64-static", "qemu-aarch64")
 # libstdc++ and OpenMP are what the engines' wheels link to beside the C library.
@@ -186,7 +195,7 @@ class _Apt:
 
 def _wheels(target: Path, python: str) -> None:
     """The machine's own package index, through uv where there is one, else through pip."""
-    wanted = [*BASE, *(known.emulated for known in facts.own() if known.emulated)]
+    wanted = [*BASE, *AGENT, *(known.emulated for known in facts.own() if known.emulated)]
     beside = Path(sys.executable).with_name("uv")
     uv = str(beside) if beside.is_file() else shutil.which("uv")
     if uv is not None:

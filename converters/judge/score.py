@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from converters.judge import accuracy
+from converters.judge import accuracy, slices
 from converters.judge.accuracy import ALONE, Accuracy, Judgement, Place, Shift
 from converters.judge.bounds import Own
 from converters.judge.metrics import Metric, of_source
 from converters.judge.outputs import OutputScore
+from converters.judge.slices import SliceScore
 from edgekit.samples import Samples
 from edgekit.tensors import Array
 
@@ -71,6 +72,23 @@ class Mark:
             is_same_function=is_same_function,
         )
 
+    @cached_property
+    def by_slice(self) -> tuple[slices.Mark, ...]:
+        """The same for each group of the samples. Raises: DataError for groups that cannot be judged."""
+        found = slices.groups(self.samples.slices, self.samples.sequence)
+        return tuple(
+            slices.Mark(
+                self.metric,
+                group,
+                {name: array[group.rows] for name, array in self.digest.items()},
+                self.labels[group.rows],
+                None if self.samples.sequence is None else self.samples.sequence[group.rows],
+                self.seed,
+                self.is_searched,
+            )
+            for group in found
+        )
+
     def first(self, count: int) -> float:
         """The source's own figure on the first samples."""
         digest = {name: array[:count] for name, array in self.digest.items()}
@@ -101,16 +119,24 @@ class Score:
     is_kept: bool
     outputs: tuple[OutputScore, ...] = ()
     limit: float = 0.0
+    slices: tuple[SliceScore, ...] = ()
+    slice_limit: float | None = None
 
     @property
     def badness(self) -> float:
-        """The largest of the two losses and of what outputs lose, in units of the limit; a figure that is not finite,
-        or was not to be had, is the worst.
+        """The largest of the two losses, of what outputs lose and of what the worst group does, in units of the limit; a
+        figure that is not finite, or was not to be had, is the worst.
         """
         if self.accuracy.trouble or (self.there is not None and self.there.trouble):
             return math.inf
         worst = max((output.excess for output in self.outputs), default=0.0)
-        losses = (self.accuracy.drop, self.there.drop if self.there else -math.inf, worst * self.limit)
+        group = slices.worst(self.slices) if self.slice_limit is not None else None
+        losses = (
+            self.accuracy.drop,
+            self.there.drop if self.there else -math.inf,
+            worst * self.limit,
+            slices.in_units(group.drop, self.slice_limit, self.limit) if group else -math.inf,
+        )
         return math.inf if any(math.isnan(loss) for loss in losses) else max(losses)
 
 
@@ -123,9 +149,11 @@ def score(
     outputs: tuple[OutputScore, ...] = (),
     place: Place = ALONE,
     is_same_function: bool = False,
+    slice_limit: float | None = None,
 ) -> Score:
     """Figures and verdicts of a candidate's digests on this half. `place`: among the candidates that are
-    judged on it for the target; `is_same_function`: what is known to compute as the source does.
+    judged on it for the target; `is_same_function`: what is known to compute as the source does; `slice_limit`: what each
+    group of the samples may lose.
     """
     metric = against.clean.metric
     figures = against.clean.compared(clean, place=place, is_same_function=is_same_function)
@@ -140,12 +168,19 @@ def score(
         and figures.drop > SMALL_SHARE * limit
     )
     is_broken |= not all(output.holds for output in outputs)
+    groups = slices.scores(
+        against.clean.by_slice, clean, slice_limit, place, is_same_function=is_same_function
+    )
+    # What so few samples show is no proof, and all that there is to mend by.
+    is_broken |= slice_limit is not None and any(group.drop > slice_limit for group in groups)
     if against.shifted is None or shifted is None:
-        return Score(figures, judgement, None, None, is_broken, not is_broken, outputs, limit)
+        return Score(
+            figures, judgement, None, None, is_broken, not is_broken, outputs, limit, groups, slice_limit
+        )
     # The shift is one coarse question, and each candidate's own: its interval is not widened by their number.
     there = against.shifted.compared(shifted, is_same_function=is_same_function)
     shift = accuracy.judge_shift(against.clean.first(against.pairs), there, metric, limit)
     # What is red beyond doubt.
     is_broken |= shift.verdict == "refused" or there.low > limit
     is_kept = not is_broken and shift.gap <= limit
-    return Score(figures, judgement, shift, there, is_broken, is_kept, outputs, limit)
+    return Score(figures, judgement, shift, there, is_broken, is_kept, outputs, limit, groups, slice_limit)

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from converters.report import chart, numbers, trials
+from converters.report import chart, numbers, sliced, trials
 from converters.sheet import Sheet
 from edgekit import __version__, look
 from edgekit.evidence import CandidateEvidence, Figure, LayerEvidence, worst_output
@@ -78,6 +78,10 @@ def _template() -> jinja2.Template:
         "worst_output": worst_output,
         "fidelity": numbers.fidelity,
         "how_long": _origin,
+        "slices_shown": sliced.shown,
+        "slices_hidden": sliced.hidden,
+        "slice_of": sliced.of,
+        "slice_interval": sliced.interval,
     }
     return environment.get_template("page.html.jinja")
 
@@ -132,6 +136,16 @@ def _budgets(sheet: Sheet) -> list[dict[str, str]]:
                 "what": "accuracy drop",
                 "limit": f"≤ {drop:g}{' (the default, as none was set)' if sheet.is_limit_default else ''}",
                 "outcome": outcome,
+            }
+        )
+    if sheet.contract.max_drop_per_slice is not None:
+        verdicts = {each.verdict for each in sheet.pick.slices} if sheet.pick else {"missed"}
+        outcome = next((word for word in ("missed", "undecided") if word in verdicts), "met")
+        rows.append(
+            {
+                "what": "drop of each group",
+                "limit": f"≤ {sheet.contract.max_drop_per_slice:g}",
+                "outcome": "unverified" if outcome == "undecided" else outcome,
             }
         )
     for key, (what, unit) in _BUDGETS.items():

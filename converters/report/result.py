@@ -12,6 +12,7 @@ from converters.judge.outputs import OutputScore
 from converters.judge.select import Decision
 from converters.measure.host import Host
 from converters.measure.latency import Latency
+from converters.report import sliced
 from converters.rounds.candidates import Candidate
 from converters.sheet import Sheet
 from edgekit.evidence import (
@@ -105,6 +106,7 @@ def candidate_json(result: ProfileResult, item: Candidate, metric: Metric) -> di
         "notes": list(item.notes),
         "compiled": _compiled(item),
         "outputs": [msgspec.to_builtins(_output(found)) for found in item.outputs],
+        **({"slices": list(map(sliced.as_json, item.slices))} if item.slices else {}),
         **_buckets_json(item),
     }
 
@@ -252,6 +254,10 @@ def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> C
         compiled=_compiled(item),
         buckets=_buckets(item, host),
         outputs=tuple(map(_output, item.outputs)),
+        slices=tuple(
+            sliced.evidence(each, host.where(item.plan), Where(cpu=host.cpu, isa=host.isa))
+            for each in item.slices
+        ),
     )
 
 

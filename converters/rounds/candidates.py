@@ -7,14 +7,16 @@ Always true
  2. What selection is told is the judged half's verdict, made worse but never better by outputs and search half.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from converters.backends.artifact import Artifact
-from converters.judge import fit
+from converters.judge import fit, slices
 from converters.judge.accuracy import Accuracy, Judgement, Shift, Verdict
 from converters.judge.outputs import OutputScore
 from converters.judge.score import Score
 from converters.judge.select import Contender
+from converters.judge.slices import SliceScore
 from converters.measure import roofline
 from converters.measure.latency import Latency
 from converters.quantize.sensitivity import LayerError
@@ -34,6 +36,9 @@ _SCHEME_RANK = {
     "as-is": 0,
     "kept": 0,
 }
+
+
+_RANK: Mapping[Verdict, int] = {"met": 0, "undecided": 1, "missed": 2}
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class Candidate:
     # What the search half said, and each layer's share in it where that was asked for.
     search: Score | None = None
     layers: tuple[LayerError, ...] = ()
+    # What each group of the judged samples loses, where they have groups.
+    slices: tuple[SliceScore, ...] = ()
     # The candidate that was made of this one and keeps what this one does not.
     mended: str = ""
 
@@ -117,6 +124,10 @@ def _verdict(item: Candidate) -> tuple[Verdict, str]:
     """The judged half's word, with what the search half and the layers had to say about it."""
     assert item.judgement is not None
     verdict, reason = item.judgement.verdict, item.judgement.reason
+    groups = slices.verdict(item.slices)
+    if groups is not None and _RANK[groups.verdict] >= _RANK[verdict] and groups.verdict != "met":
+        reason = groups.reason if groups.verdict != verdict else f"{reason}; {groups.reason}"
+        verdict = groups.verdict
     ruined = [output.reason for output in item.outputs if not output.holds]
     if ruined:
         verdict, reason = "missed", "; ".join(ruined if verdict != "missed" else (reason, *ruined))
@@ -134,7 +145,11 @@ def on_search_half(item: Candidate) -> str:
         return ""
     if item.search.judgement.verdict == "missed":
         return item.search.judgement.reason
-    return next((output.reason for output in item.search.outputs if not output.holds), "")
+    ruined = next((output.reason for output in item.search.outputs if not output.holds), "")
+    if ruined:
+        return ruined
+    groups = slices.verdict(item.search.slices)
+    return groups.reason if groups is not None and groups.verdict == "missed" else ""
 
 
 def _shift_reason(item: Candidate) -> str:

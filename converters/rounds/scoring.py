@@ -32,7 +32,8 @@ def searched(bench: Workbench, contract: Contract, item: Candidate, host: Host) 
         interrupt.check()
         return replace(item, failure=told(error))
     try:
-        return replace(item, search=bench.standard.search_score(item.plan, found, limit_of(contract)))
+        score = bench.standard.search_score(item.plan, found, limit_of(contract), contract.max_drop_per_slice)
+        return replace(item, search=score)
     except DataError as error:
         return replace(item, failure=str(error))
 
@@ -74,6 +75,7 @@ def scored(bench: Workbench, contract: Contract, item: Candidate, place: Place) 
         outputs=item.outputs,
         place=place,
         is_same_function=is_same_function(item),
+        slice_limit=contract.max_drop_per_slice,
     )
     notes = item.notes
     if found.shift is not None and found.shift.verdict == "red":
@@ -84,6 +86,7 @@ def scored(bench: Workbench, contract: Contract, item: Candidate, place: Place) 
         judgement=found.judgement,
         shift=found.shift,
         notes=notes,
+        slices=found.slices,
         buckets=_bucket_scores(bench, item.evaluated.digest),
     )
 

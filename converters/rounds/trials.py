@@ -159,7 +159,7 @@ def _journal_name(hunt: _Hunt, spaces: Sequence[Space]) -> str:
         "metric": _metric_digest(bench),
         "calibration": bench.data.fingerprint,
         "data": bench.data.search_fingerprint,
-        "contract": hunt.contract.max_accuracy_drop,
+        "contract": [hunt.contract.max_accuracy_drop, hunt.contract.max_drop_per_slice],
         "spaces": msgspec.to_builtins(spaces),
         "machine": [hunt.host.cpu, *hunt.host.isa, hunt.host.cores, dict(hunt.host.environment)]
         if hunt.is_timed

@@ -59,6 +59,9 @@ class DataTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file whose line k is what class k writes, for error rates of text. `seed` decides which half of the evaluation data
     the contract is judged on.
 
+    `slices` names the group of each evaluation sample where their `.npz` does not: an `.npz` with a `slices` array, or
+    `file.py:function`, which is called with all inputs by name, each (N, ...), and the labels.
+
     `shifted` is what the field may bring: data of your own, or built-in corruptions (one name or a list of them, of
     which each sample gets the next in turn); empty is dimmer and noisier inputs.
     """
@@ -68,6 +71,7 @@ class DataTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metric: str = ""
     alphabet: str = ""
     shifted: str | tuple[str, ...] = ""
+    slices: str = ""
     seed: int = 0
 
 
@@ -104,6 +108,7 @@ class ContractTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits for every target; a target's own table replaces them one by one."""
 
     max_accuracy_drop: Annotated[float, Meta(ge=0)] | None = None
+    max_drop_per_slice: Annotated[float, Meta(ge=0)] | None = None
     latency_p95_ms: Positive | None = None
     memory_mb: Positive | None = None
     size_mb: Positive | None = None

@@ -74,8 +74,16 @@ class Standard:
             raise DataError(f"{self.data.evaluated_from}: {found}")
 
     def contract(self, target: str, budgets: Budgets) -> Contract:
-        """A target's limits; where nobody gave one, the accuracy that may be lost is the metric's default."""
+        """A target's limits; where nobody gave one, the accuracy that may be lost is the metric's default.
+
+        Raises: ProjectError for a limit of groups where the samples have none.
+        """
         own = self.project.contract(target, budgets)
+        if own.max_drop_per_slice is not None and self.data.evaluation.slices is None:
+            raise ProjectError(
+                f"{self.project.where}: max_drop_per_slice needs the group of each evaluation sample: an array 'slices' in"
+                f" the .npz, or [data] slices = 'file.py:function' ({self.data.evaluated_from} names none)"
+            )
         if own.max_accuracy_drop is not None:
             return own
         return structs.replace(own, max_accuracy_drop=self._default_limit[0])
@@ -115,10 +123,17 @@ class Standard:
         """What the search half is scored against."""
         return self._yardstick(self.data.halves[0], self.search_reference, is_searched=True)
 
-    def search_score(self, plan: Plan, found: Evaluated, limit: float) -> Score:
+    def search_score(self, plan: Plan, found: Evaluated, limit: float, slice_limit: float | None) -> Score:
         """A candidate's figures on the search half, of its outputs there. Raises: DataError."""
         kept = self.output_scores(plan, found, self.search_reference, limit)
-        return score(self.search_yardstick, found.digest, found.shifted, limit, outputs=kept)
+        return score(
+            self.search_yardstick,
+            found.digest,
+            found.shifted,
+            limit,
+            outputs=kept,
+            slice_limit=slice_limit,
+        )
 
     def output_scores(
         self, plan: Plan, found: Evaluated, source: Evaluated, limit: float

@@ -9,6 +9,7 @@ Always true
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import random
 import sqlite3
@@ -21,19 +22,23 @@ from device_agent import log
 from device_agent.blocking import Stopper, run_blocking
 from device_agent.channel import Sampling
 from device_agent.clock import Clock
+from device_agent.config import Who
+from device_agent.folder import StateFolder
 from device_agent.network import Access
 from device_agent.samples import allowance, sending
 from device_agent.samples.allowance import Taken
 from device_agent.samples.sending import Outcome, Sent
 from device_agent.samples.store import Held, Store, Waiting
 from device_agent.storage import Storage
-from edgekit.wire.messages import Order
-from edgekit.wire.samples import SamplePolicy
+from edgekit.wire.messages import DeploymentWindow, Order
+from edgekit.wire.samples import SamplePolicy, sample_url
 
 FIRST_RETRY_S = 5.0
 LONGEST_RETRY_S = 300.0
 # Samples between a worker and the disk.
 MOST_IN_HAND = 4
+# A shift by convention (Yurdakul 2018), of the index that a window says.
+DRIFT_METRIC, DRIFT_PSI = "drift_psi", 0.2
 # How often it is looked at what a policy still allows.
 LOOK_S = 2.0
 
@@ -47,6 +52,12 @@ class Tally:
     unwanted: int = 0
     passed_over: int = 0
     dropped: int = 0
+
+
+def made(state: StateFolder, storage: Storage, who: Who, may_send: Callable[[int], bool]) -> "Keeper":
+    """Of an agent."""
+    url = sample_url(who.identity.file.enrol_url)
+    return Keeper(Store(state.samples), storage, who.clock, who.access, url=url, may_send=may_send)
 
 
 class Keeper:
@@ -85,6 +96,19 @@ class Keeper:
         """How many samples wait for the fleet."""
         return len(self._held.waiting)
 
+    def prometheus(self) -> str:
+        """The counts in Prometheus' text format, version 0.0.4."""
+        lines = [
+            "# HELP edgekit_samples_total Inputs for retraining.",
+            "# TYPE edgekit_samples_total counter",
+        ]
+        lines += [
+            f'edgekit_samples_total{{what="{what}"}} {count}'
+            for what, count in dataclasses.asdict(self.tally).items()
+        ]
+        lines += ["# HELP edgekit_samples_waiting On disk.", "# TYPE edgekit_samples_waiting gauge"]
+        return "\n".join([*lines, f"edgekit_samples_waiting {self.waiting}"]) + "\n"
+
     # -- what may be kept ----------------------------------------------------------------------------------------
 
     def follow(self, order: Order) -> None:
@@ -93,10 +117,11 @@ class Keeper:
         self._ended &= self._policies.keys()
         self._look()
 
-    def drifts(self, deployment: str, *, is_drifting: bool) -> None:
-        """What the device finds of a deployment's inputs."""
-        (self._drifting.add if is_drifting else self._drifting.discard)(deployment)
+    def judged(self, windows: tuple[DeploymentWindow, ...]) -> tuple[DeploymentWindow, ...]:
+        """Windows that were closed, as they are: what they say of drift holds until the next ones."""
+        self._drifting = {window.deployment for window in windows if _drifts(window)}
         self._tell()
+        return windows
 
     def sampling(self, deployment: str) -> Sampling:
         """What the workers of a deployment are to keep; the same object until that changes."""
@@ -258,3 +283,8 @@ class Keeper:
 
 
 _NOTHING = Sampling()
+
+
+def _drifts(window: DeploymentWindow) -> bool:
+    found = window.metrics.get(DRIFT_METRIC)
+    return found is not None and found.mean > DRIFT_PSI

@@ -35,7 +35,7 @@ def send(access: Access, url: str, data: bytes, stopping: Stopper) -> Sent:
     """Offer one sample to `url`, which ends in its id."""
     parts = urlsplit(url)
     try:
-        connection = access.open(url)
+        connection = access.open(url, "samples")
     except UsageError as error:
         return Sent(Outcome.LATER, str(error))
     try:

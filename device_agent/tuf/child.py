@@ -35,10 +35,15 @@ _ANCHOR = "anchor"
 
 def answer(question: Question) -> Answer:
     """Bring the metadata up to date and look up what is asked for."""
+    access = Access(question.ca, question.allowed_hosts, lambda: question.known)
+    told = _answer(question, access)
+    return msgspec.structs.replace(told, passed=access.traffic.totals()["orders"])
+
+
+def _answer(question: Question, access: Access) -> Answer:
     kept = Kept(Path(question.folder))
     try:
         _anchor(kept, question.root.encode())
-        access = Access(question.ca, question.allowed_hosts, lambda: question.known)
         web = Web(access.open)
         client = _refreshed(kept, web, question)
         listed = {}

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from device_agent.clock import Clock
+from device_agent.traffic import Traffic
 from device_agent.tuf.question import Answer, Listed, Question
 from device_agent.update.events import Cause
 from device_agent.update.fetch import FetchError
@@ -50,7 +51,7 @@ async def in_child(question: Question) -> Answer:
 
 
 class Lookup:
-    """What one enrolment's publishers signed. `heard` is told of the order keys in every answer."""
+    """What one enrolment's publishers signed. `heard` is told of the order keys in every answer, `traffic` what it took."""
 
     def __init__(self, folder: Path, file: EnrolmentFile, clock: Clock, heard: Heard) -> None:
         self._folder = folder
@@ -58,6 +59,7 @@ class Lookup:
         self._clock = clock
         self._heard = heard
         self._turn = asyncio.Lock()
+        self.traffic = Traffic()
 
     async def look(self, *paths: str) -> dict[str, Listed]:
         """Bring the metadata up to date; those of `paths` that are targets.
@@ -74,6 +76,7 @@ class Lookup:
                 now=now, known=self._clock.known(), paths=paths,
             )  # fmt: skip
             told = await in_child(question)
+        self.traffic.add("models", told.passed)
         if told.trouble:
             raise FetchError(f"the publisher's metadata: {told.trouble}")
         await self._heard(told.order_keys)

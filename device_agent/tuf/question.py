@@ -6,6 +6,7 @@ import msgspec
 
 from edgekit.manifest import Sha256
 from edgekit.trust.orderkeys import OrderKeys
+from edgekit.wire.messages import Passed
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -36,9 +37,10 @@ class Listed(msgspec.Struct, frozen=True):
 class Answer(msgspec.Struct, frozen=True):
     """`listed` has those of the paths that are targets; `trouble` is why nothing can be said, empty otherwise.
 
-    `order_keys` are those that the publisher lists now; None where none ever were listed: the enrolment's count.
+    `passed` is what it took of the network. `order_keys` are those that the publisher lists now; None where none ever were listed: the enrolment's count.
     """
 
     listed: dict[str, Listed] = {}
     order_keys: OrderKeys | None = None
     trouble: str = ""
+    passed: Passed = Passed(0, 0)

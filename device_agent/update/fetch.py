@@ -79,6 +79,8 @@ class Source:
     artifact_url: str
     access: Access
     check_signed: CheckSigned
+    # Why a download of so many bytes waits; empty if it need not.
+    waits: Callable[[int], str] = lambda _size: ""
 
 
 def fetch(
@@ -119,6 +121,8 @@ def download(
     def ask(headers: Mapping[str, str]) -> AbstractContextManager[http.client.HTTPResponse]:
         return _asking(source, sha256, headers, stopping)
 
+    if told := source.waits(length - part.synced):
+        raise FetchError(told)
     part.throttle = Throttle(received.bytes_s)
     try:
         receive(ask, name, length, part, stopping)
@@ -287,7 +291,7 @@ def _asking(
     """GET one artifact. Raises: FetchError for a host that is not allowed or a link that fails."""
     url = urlsplit(f"{source.artifact_url.rstrip('/')}/{name}")
     try:
-        connection = source.access.open(url.geturl())
+        connection = source.access.open(url.geturl(), "models")
     except UsageError as error:
         raise FetchError(str(error)) from error
     try:

@@ -92,6 +92,7 @@ class OrderOptions(msgspec.Struct, frozen=True):
 
     `retry` clears what the device holds against the ordered bundles, so that they are tried once more. A download begins
     `fetch_after_s` after the order came, and takes at most `fetch_bytes_s`, so that the devices of a site share its line.
+    `despite_budget`: models are fetched even where the device's budget for its link is spent.
     """
 
     probation_s: Annotated[float, Meta(ge=0)] | None = None
@@ -100,6 +101,7 @@ class OrderOptions(msgspec.Struct, frozen=True):
     retry: bool = False
     fetch_after_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
     fetch_bytes_s: Annotated[float, Meta(gt=0)] | None = None
+    despite_budget: bool = False
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -262,10 +264,21 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     shadow: ShadowWindow | None = None
 
 
+Purpose = Literal["orders", "telemetry", "models", "samples"]
+
+
+class Passed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Bytes that went to the fleet, and that came from it."""
+
+    sent: Count
+    received: Count
+
+
 class Report(msgspec.Struct, frozen=True):
     """One telemetry message: a window of counters and sketches; idle windows are sent with zero counts.
 
-    `started` is wall time as the device believes it, `length_s` monotonic.
+    `started` is wall time as the device believes it, `length_s` monotonic. `traffic` is what the link has carried by
+    purpose since the device's state folder was made (what TCP carries, with TLS).
     """
 
     device: DeviceName
@@ -280,6 +293,7 @@ class Report(msgspec.Struct, frozen=True):
     memory_mb: Megabytes | None = None
     temperature_c: Annotated[float, Meta(ge=-300, le=10_000)] | None = None
     lost_reports: Count = 0
+    traffic: dict[Purpose, Passed] = {}
     version: int = VERSION
 
 

@@ -83,6 +83,14 @@ class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: Annotated[tuple[DeviceId, ...], Meta(max_length=100_000)] = ()
 
 
+class RetryDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /devices/ID/retry`. `despite_budget`: it fetches even where its own budget for its link is spent, until it is
+    told how to go about another release.
+    """
+
+    despite_budget: bool = False
+
+
 class Retried(msgspec.Struct, frozen=True):
     """Who was told to try again."""
 
@@ -131,6 +139,15 @@ class ConditionView(msgspec.Struct, frozen=True):
     deployment: str = ""
 
 
+class TrafficView(msgspec.Struct, frozen=True):
+    """Bytes of one purpose: since the device's state folder was made, and of them in this month (UTC)."""
+
+    sent: int
+    received: int
+    month_sent: int
+    month_received: int
+
+
 class DeviceView(msgspec.Struct, frozen=True):
     """`refused` says why it did not follow its newest order, if so. `tag` stands for labels and deployments, which a
     person decides about.
@@ -153,6 +170,8 @@ class DeviceView(msgspec.Struct, frozen=True):
     former_seen: datetime | None = None
     tag: str = ""
     conditions: tuple[ConditionView, ...] = ()
+    # By purpose: orders, telemetry, models, samples; empty until it says.
+    traffic: dict[str, TrafficView] = {}
 
 
 class Explanation(msgspec.Struct, frozen=True):

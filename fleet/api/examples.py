@@ -127,6 +127,7 @@ _ALL = (
     api.NewLabels({"floor": "3"}, ("old",)),
     api.Replacement("7d"),
     api.Retry(("lab-07",)),
+    api.RetryDevice(despite_budget=True),
     api.Retried(("lab-07",)),
     api.NewDeployment("digits"),
     api.NewCommand(SelfTest("digits"), "1h"),

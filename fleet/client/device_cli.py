@@ -1,5 +1,6 @@
 """`edgekit fleet device|deployment`: one device, or those that a filter finds."""
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -210,13 +211,23 @@ def replace(*, device: str, expires: str, approve: bool, out: Path, place: str |
     epilog=examples(
         "edgekit fleet device retry roof-1",
         "edgekit fleet device retry --where 'state=failed and site=lab' --yes",
+        "edgekit fleet device retry roof-1 --despite-budget",
     )
 )
 @many
+@click.option(
+    "--despite-budget", is_flag=True, help="Fetch even where the device's budget for its link is spent."
+)
 @with_yes
 @with_fleet
 def retry(
-    *, devices: tuple[str, ...], where: str | None, is_sure: bool, place: str | None, as_json: bool
+    *,
+    devices: tuple[str, ...],
+    where: str | None,
+    despite_budget: bool,
+    is_sure: bool,
+    place: str | None,
+    as_json: bool,
 ) -> None:
     """Tell devices to try once more what they have given up: after a full disk, a broken link, a fixed sensor."""
 
@@ -227,7 +238,8 @@ def retry(
         chosen = bulk.choose(client, devices, where)
         if not chosen.is_one:
             bulk.confirm(chosen, "tell {} to try again", is_sure=is_sure)
-        bulk.run(chosen, client.retry_device, told, as_json=as_json)
+        again = partial(client.retry_device, despite_budget=despite_budget)
+        bulk.run(chosen, again, told, as_json=as_json)
 
 
 for one in command_cli.COMMANDS:

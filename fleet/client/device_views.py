@@ -58,6 +58,14 @@ def milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.3g} ms"
 
 
+def traffic(one: api.TrafficView) -> str:
+    """Megabytes of one purpose."""
+    return (
+        f"{one.month_sent / 1e6:.2f} MB sent, {one.month_received / 1e6:.2f} MB received this month;"
+        f" {one.sent / 1e6:.2f} and {one.received / 1e6:.2f} MB in all"
+    )
+
+
 def labels(found: Mapping[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in found.items() if key not in ("device", "profile"))
 
@@ -136,6 +144,7 @@ def device(one: Device) -> Group:
         ("refused", cell(one.refused, "red")),
         *((f"condition {each.code}", cell(f"{each.detail} (since {each.since:%Y-%m-%d %H:%M} by its clock)", "yellow"))
           for each in one.conditions),
+        *((f"link: {purpose}", traffic(each)) for purpose, each in one.traffic.items()),
     ]  # fmt: skip
     parts: list[RenderableType] = [words((one.device, "bold")), _filled(rows)]
     for name, deployment in one.deployments.items():

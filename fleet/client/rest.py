@@ -125,8 +125,9 @@ class Client:
     def replace(self, device: str, wanted: api.Replacement) -> EnrolmentFile:
         return self._transport.call("POST", at("/devices/{}/replace", device), EnrolmentFile, wanted)
 
-    def retry_device(self, device: str) -> api.Retried:
-        return self._transport.call("POST", at("/devices/{}/retry", device), api.Retried)
+    def retry_device(self, device: str, *, despite_budget: bool = False) -> api.Retried:
+        how = api.RetryDevice(despite_budget) if despite_budget else None
+        return self._transport.call("POST", at("/devices/{}/retry", device), api.Retried, how)
 
     def command(self, device: str, wanted: api.NewCommand) -> api.CommandView:
         return self._transport.call("POST", at("/devices/{}/commands", device), api.CommandView, wanted)

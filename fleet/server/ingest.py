@@ -46,7 +46,7 @@ _KINDS: dict[str, Callable[[bytes], Content]] = {
 }
 # What ingest needs of a device's row, which holds its whole self-description besides.
 _COLUMNS = (
-    "id", "enrolment", "credential_hash", "decommissioned_at", "profile", "is_confirmed", "window_s", "incarnation", "nonce", "is_online",
+    "id", "enrolment", "credential_hash", "decommissioned_at", "profile", "is_confirmed", "window_s", "traffic", "incarnation", "nonce", "is_online",
     "offline_at", "is_duplicate", "reported_seq", "last_report_at", "enrolled_at", "former_enrolment", "former_at",
 )  # fmt: skip
 _CANNOT_BE_STORED = "cannot be stored"

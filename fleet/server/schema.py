@@ -118,6 +118,8 @@ devices = Table(
     Column("last_report_at", Float),
     Column("offline_at", Float),
     Column("window_s", Float),
+    # What its link has carried (`fleet.rules.links.Link`).
+    Column("traffic", Text, nullable=False, default="", server_default=""),
     # The counter of the newest order issued to it.
     Column("order_counter", BigInteger, nullable=False, default=0),
     # What filters and counts read, without the wide rows: SQLite goes over this instead of the table. Nothing in it

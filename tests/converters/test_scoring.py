@@ -18,7 +18,7 @@ from edgekit.samples import Samples
 
 
 def test_outputs_that_cannot_be_compared_on_the_search_half_cost_the_candidate():
-    def search_score(plan, found, limit):
+    def search_score(plan, found, limit, slice_limit):
         raise DataError("output 'y': shapes (1, 3) and (1, 4) cannot be compared")
 
     bench = SimpleNamespace(

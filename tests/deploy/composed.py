@@ -24,9 +24,9 @@ FOLDER = ROOT / "deploy" / "compose"
 _VARIABLE = re.compile(r"\$\{(\w+)(?:(:\?|:-)([^}]*))?\}")
 
 
-def load() -> dict[str, Any]:
+def load(name: str = "compose.yaml") -> dict[str, Any]:
     """The file, with merges done and variables as they stand."""
-    return yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((FOLDER / name).read_text(encoding="utf-8"))
 
 
 def filled(text: str, variables: Mapping[str, str]) -> str:

@@ -1,5 +1,6 @@
 """deploy/: what a container engine, systemd and a shell would refuse or run unsafely is found here first."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -42,10 +43,12 @@ def services() -> dict[str, Any]:
 # -- compose -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_compose_file_follows_the_schema_of_the_specification(tmp_path: Path) -> None:
+def test_the_compose_files_follow_the_schema_of_the_specification(tmp_path: Path) -> None:
     pytest.importorskip("check_jsonschema")
     check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    done = subprocess.run([*check, FOLDER / "compose.yaml"], capture_output=True, text=True, check=False)
+    files = sorted(FOLDER.glob("*.yaml"))
+    assert [file.name for file in files] == ["agent.yaml", "compose.yaml"]
+    done = subprocess.run([*check, *files], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     damaged = tmp_path / "compose.yaml"
     damaged.write_text((FOLDER / "compose.yaml").read_text().replace("read_only:", "readonly:"))
@@ -56,12 +59,16 @@ def test_every_container_is_without_root_rights_or_a_root_that_can_be_written(
     services: dict[str, Any],
 ) -> None:
     assert set(services) == {"init", "broker-config", "fleet", "mosquitto", "postgres"}
-    for name, service in services.items():
+    agents = composed.load("agent.yaml")["services"]
+    assert set(agents) == {"agent"}
+    for name, service in {**services, **agents}.items():
         assert service["user"].startswith("${EDGEKIT_USER:?"), name
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & service.keys(), name
+        assert not {"privileged", "cap_add", "pid", "devices"} & service.keys(), name
+        # The agent serves on its board's own loopback address.
+        assert service.get("network_mode") == ("host" if name == "agent" else None)
 
 
 def test_only_what_devices_reach_is_open_to_the_network(services: dict[str, Any]) -> None:
@@ -108,6 +115,27 @@ def test_a_container_file_ends_as_nobody_and_fetches_by_pip_only(file: Path) -> 
             for install in re.findall(r"pip install[^&]*", value):
                 assert "--constraint constraints.txt" in install
     assert [word for word, _ in steps].index("USER") < [word for word, _ in steps].index("ENTRYPOINT")
+    # One file for every architecture: neither base nor steps name one.
+    assert not re.search(
+        r"amd64|arm64|x86_64|aarch64|armv7", "".join(f"{word} {value}" for word, value in steps)
+    )
+
+
+def test_an_agent_in_a_container_is_asked_how_it_is_where_it_serves() -> None:
+    """The image's own check and the compose file's are one, and what it runs by names options that there are."""
+    text = re.sub(r"\\\n\s*", " ", (ROOT / "deploy/container/agent.Containerfile").read_text())
+    (check,) = re.findall(r"^HEALTHCHECK .*CMD (\[.*\])$", text, re.MULTILINE)
+    agent = composed.load("agent.yaml")["services"]["agent"]
+    kind, *words = (composed.filled(word, {}) for word in agent["healthcheck"]["test"])
+    assert (kind, words) == ("CMD", json.loads(check))
+    command = [composed.filled(word, {}) for word in agent["command"]]
+    assert command[command.index("--http") + 1] in words[-1]
+    mounted = {volume.split(":")[1] for volume in agent["volumes"]} | {
+        f"/run/secrets/{name}" for name in agent["secrets"]
+    }
+    assert mounted == {"/state", command[command.index("--enrolment") + 1]}
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
+    assert json.loads(entry)[-1] == "/state"
 
 
 @pytest.mark.parametrize("file", CONTAINERS, ids=lambda file: file.name)

@@ -36,6 +36,7 @@ ATTEMPTS = {
 ALLOWED = {
     "read its slot": "open(state / 'slot/model').read()",
     "write its cache": "open(state / 'cache/kernel', 'w').write('x')",
+    "connect to a port that it was given": "socket.create_connection(('127.0.0.1', given['ports'][0]), 5)",
     "read what all may read": "open(token.parent / 'common/beside').read()",
     "run an engine": "__import__('onnxruntime').__version__",
 }
@@ -45,7 +46,7 @@ from pathlib import Path
 from device_agent.confined import Bounds, confine
 given = json.loads(sys.argv[1])
 state, token, link, port = Path(given["state"]), Path(given["token"]), given["link"], given["port"]
-confine(Bounds((state, token), (state / "slot",), (state / "cache",), 2 << 30))
+confine(Bounds((state, token), (state / "slot",), (state / "cache",), 2 << 30, ports=tuple(given["ports"])))
 told = {}
 for name, text in given["attempts"].items():
     try:
@@ -72,10 +73,10 @@ def told(tmp_path_factory):
     for name in ("token", "common/beside"):
         (folder / name).write_text("text")
     (folder / "link").symlink_to(state / "key.json")
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as other:
         given = {
             "state": str(state), "token": str(folder / "token"), "link": str(folder / "link"),
-            "port": server.getsockname()[1], "attempts": ATTEMPTS | ALLOWED,
+            "port": server.getsockname()[1], "ports": [other.getsockname()[1]], "attempts": ATTEMPTS | ALLOWED,
         }  # fmt: skip
         words = [sys.executable, "-c", PROBE, json.dumps(given)]
         return json.loads(subprocess.run(words, check=True, capture_output=True).stdout)

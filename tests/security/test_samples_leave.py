@@ -56,7 +56,10 @@ class Board:
         self.agent.start()
         self._random = np.random.default_rng(11)
         self.asked: list[np.ndarray] = []
-        wait_until(lambda: self.runs, f"it runs\n{self.agent.log}", 120)
+        try:
+            wait_until(lambda: self.runs, "it runs", 120)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.agent.log}") from error
 
     def _rewire(self, file: Path) -> None:
         given = json.loads(file.read_text())
@@ -156,6 +159,10 @@ def test_nothing_of_an_input_leaves_but_samples_by_a_policy(board: Board, tmp_pa
     index = json.loads((out / "index.json").read_text())
     assert [(one["about"]["device"], one["about"]["reason"]) for one in index] == [("b-1", "random")] * 5
 
+    said = board.device.traffic["samples"]
+    files = sum(view.length for view in board.client.samples(name))
+    assert files < said.sent < files + 5 * 2000
+    assert board.device.traffic["models"].received > 4000
     wait_until(lambda: not board.kept(), f"what waits is deleted\n{board.agent.log}", 60)
     wait_until(lambda: board.device.order_counter == board.device.reported_counter, "it is told the end", 60)
     routes = len(board.leaks())

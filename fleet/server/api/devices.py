@@ -246,6 +246,7 @@ def view(row: DeviceRow, ordered: Ordered, seen: Seen, now: Now) -> api.DeviceVi
         deployments=deployments,
         tag=_tag(row),
         former_seen=datetime.fromtimestamp(row.former_at, UTC) if row.former_at else None,
+        traffic=_traffic(row),
         conditions=tuple(
             api.ConditionView(one.code, one.detail, one.since, one.deployment)
             for one in (reported.conditions if reported else ())
@@ -257,6 +258,15 @@ def view(row: DeviceRow, ordered: Ordered, seen: Seen, now: Now) -> api.DeviceVi
             ]
         ),
     )
+
+
+def _traffic(row: DeviceRow) -> dict[str, api.TrafficView]:
+    link = devices.link_of(row.traffic)
+    found: dict[str, api.TrafficView] = {}
+    for purpose, passed in link.totals.items():
+        month = link.of_month(purpose)
+        found[purpose] = api.TrafficView(passed.sent, passed.received, month.sent, month.received)
+    return found
 
 
 def _summary(rows: list[Row[Any] | None]) -> api.Telemetry:

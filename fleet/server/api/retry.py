@@ -12,7 +12,7 @@ from fleet.rules import retry as rules
 from fleet.rules.rollout import Rollout
 from fleet.server import changes
 from fleet.server.api.admission import Caller, Principal
-from fleet.server.api.context import Answer, Context, Ctx, answer, body
+from fleet.server.api.context import Answer, Context, Ctx, answer, body, body_or
 from fleet.server.api.rollouts import within
 from fleet.server.api.routing import Router
 from fleet.server.store import audit, devices, orders, rollouts, settings
@@ -36,7 +36,12 @@ def retry_rollout(
 
 
 @router.post("/devices/{device}/retry")
-def retry_device(ctx: Ctx, caller: Caller, device: str) -> Answer[api.Retried]:
+def retry_device(
+    ctx: Ctx,
+    caller: Caller,
+    device: str,
+    how: Annotated[api.RetryDevice, Depends(body_or(api.RetryDevice()))],
+) -> Answer[api.Retried]:
     """What it holds against what it is ordered to run is forgotten, and the same order goes out once more."""
     now = ctx.time.now()
     with ctx.database.begin() as connection:
@@ -48,13 +53,13 @@ def retry_device(ctx: Ctx, caller: Caller, device: str) -> Answer[api.Retried]:
         for number in mine:
             rollout = rollouts.load(connection, number)
             told += changes.retry(connection, ctx.issuer, rollout, [device], now=now, who=caller.who)
-        if not told:
-            _repeat(connection, ctx, device, caller.who)
+        if not told or how.despite_budget:
+            _repeat(connection, ctx, device, caller.who, despite_budget=how.despite_budget)
     ctx.wake()
     return answer(api.Retried((device,)))
 
 
-def _repeat(connection: Connection, ctx: Context, device: str, who: Who) -> None:
+def _repeat(connection: Connection, ctx: Context, device: str, who: Who, *, despite_budget: bool) -> None:
     """It is in no rollout that counts it as failed. Raises: ConflictError if it is ordered nothing."""
     row = devices.get(connection, device, lock=True)
     wanted = orders.desired_of(connection, device)
@@ -62,7 +67,9 @@ def _repeat(connection: Connection, ctx: Context, device: str, who: Who) -> None
         raise ConflictError(
             f"nothing is ordered of {device}; 'edgekit fleet device explain {device}' says why"
         )
-    options = msgspec.structs.replace(orders.options_of(connection, device), retry=True)
+    before = orders.options_of(connection, device)
+    is_forced = before.despite_budget or despite_budget
+    options = msgspec.structs.replace(before, retry=True, despite_budget=is_forced)
     counter = orders.issue(connection, ctx.issuer, device, ctx.clock(), options)
     reported = devices.reported_of(row)
     said = {name: found.reason for name, found in (reported.deployments if reported else {}).items()}
@@ -73,7 +80,7 @@ def _repeat(connection: Connection, ctx: Context, device: str, who: Who) -> None
         "device.retry",
         device,
         before={"order": row.order_counter, "reasons": said},
-        after={"order": counter},
+        after={"order": counter, **({"despite_budget": True} if despite_budget else {})},
     )
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import JSON, Connection, Row, cast, delete, func, select, update
 from edgekit.errors import AuthError, ConflictError, NotFoundError
 from edgekit.wire.messages import Boot, Reported, Status
 from fleet.rules import facts
+from fleet.rules.links import Link
 from fleet.server.schema import desired, devices, outbox, to_place
 from fleet.server.store import audit, news
 from fleet.server.store.audit import Who
@@ -47,6 +48,11 @@ def added_of(row: DeviceRow) -> tuple[str, ...]:
 
 def reported_of(row: DeviceRow) -> Reported | None:
     return msgspec.json.decode(row.reported, type=Reported) if row.reported else None
+
+
+def link_of(kept: str) -> Link:
+    """What its link has carried, of the column."""
+    return msgspec.json.decode(kept, type=Link) if kept else Link()
 
 
 def get(connection: Connection, device: str, *, lock: bool = False) -> DeviceRow:

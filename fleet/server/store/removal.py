@@ -62,6 +62,7 @@ _EMPTY = {
     "last_report_at": None,
     "offline_at": None,
     "window_s": None,
+    "traffic": "",
     "is_duplicate": False,
     "former_enrolment": 0,
     "former_at": None,

@@ -16,13 +16,14 @@ from sqlalchemy import Connection, Row, delete, select
 from edgekit.sketch import Sketch, merge
 from edgekit.wire.messages import DeploymentWindow, Report
 from fleet.api.history import ArmName
+from fleet.rules import links
 from fleet.rules import sums as rules
 from fleet.rules.evidence import COLD_WINDOWS, Sums
 from fleet.rules.history import DeviceSums, Gauges
 from fleet.rules.sums import Deaf, Recent, Side, StageSums, Work
 from fleet.server.clock import Now
 from fleet.server.schema import members, reports, stage_sums, totals
-from fleet.server.store import experiments, history, rollouts, shadows
+from fleet.server.store import devices, experiments, history, rollouts, shadows
 from fleet.server.store.known import Known
 from fleet.server.store.members import parts_of
 from fleet.server.store.upsert import among, among_keys, insert_new, upsert
@@ -123,6 +124,10 @@ def _alive(item: Arrived, now: Now) -> None:
     # The last window before a restart is a short one, and says nothing about when the next comes.
     window_s = max(report.length_s, usual / 2)
     known.change(last_report_at=now.steady, last_seen_at=now.steady, window_s=window_s)
+    if report.traffic:
+        before = devices.link_of(known.get("traffic"))
+        link = links.grown(before, report, now.wall)
+        known.change(traffic=_ENCODER.encode(link).decode())
     is_newest = (report.boot.incarnation, report.boot.nonce) == (known.get("incarnation"), known.get("nonce"))
     if is_newest and not known.get("is_online") and item.received > (known.get("offline_at") or 0.0) + 1.0:
         known.change(is_online=True)

@@ -221,7 +221,9 @@ def _why(given: Fields) -> api.Reason:
 
 _DO: dict[str, Callable[[Page, str, Fields], object]] = {
     "labels": _labels,
-    "retry": lambda page, device, _given: retry.retry_device(page.ctx, page.caller, device),
+    "retry": lambda page, device, _given: retry.retry_device(
+        page.ctx, page.caller, device, api.RetryDevice()
+    ),
     "self-test": lambda page, device, _given: asked.ask(page.ctx, page.caller, device, SelfTest()),
     "restart": lambda page, device, _given: asked.ask(page.ctx, page.caller, device, Restart()),
     "deployments": lambda page, device, given: rest.add_deployment(

@@ -1,6 +1,7 @@
 """The agent as the unit of `edgekit agent install` runs it: under a service manager, with a user of its own for workers."""
 
 import os
+import platform
 import pwd
 import shutil
 import signal
@@ -13,8 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
 from device_agent import account
+from device_agent.install import files
 from edgekit.errors import UsageError
 
 # Accounts of every Debian that share a group, as the agent's and its workers' do.
@@ -68,6 +71,29 @@ def test_an_agent_says_when_it_is_ready_lives_and_ends(manager, fleet, make_agen
     assert agent.process.wait(30) == 0
 
 
+def test_the_check_of_a_container_tells_an_agent_that_answers_from_one_that_does_not(
+    fleet, make_agent, tools
+):
+    agent = make_agent(fleet, start=False)
+    file = Path(__file__).parents[3] / "deploy/compose/agent.yaml"
+    _, python, *words = yaml.safe_load(file.read_text())["services"]["agent"]["healthcheck"]["test"]
+    assert python == "python"
+    asked = [
+        sys.executable,
+        *(word.replace("${EDGEKIT_AGENT_PORT:-8500}", str(agent.port)) for word in words),
+    ]
+
+    def is_healthy():
+        return subprocess.run(asked, capture_output=True, check=False).returncode == 0
+
+    assert not is_healthy()
+    agent.start()
+    tools.wait_until(is_healthy, "it answers, without a model")
+    agent.process.send_signal(signal.SIGSTOP)
+    assert not is_healthy()
+    agent.process.send_signal(signal.SIGCONT)
+
+
 def test_an_agent_that_cannot_start_is_never_ready(manager, fleet, make_agent, tmp_path):
     sock, variables = manager
     agent = make_agent(fleet, start=False)
@@ -101,6 +127,17 @@ def test_a_supervisor_whose_loop_hangs_is_given_up_by_the_watchdog(
 
 # Twice: setpriv's own right to everything reaches as far as what it executes.
 STARTS = "import device_agent, msgspec, numpy, subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
+
+
+FILTERED = Path(__file__).with_name("filtered.py")
+HAS_FILTER = (
+    shutil.which("systemd-analyze") is not None
+    and platform.machine() == "x86_64"
+    and Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h").exists()
+)
+needs_filter = pytest.mark.skipif(
+    not HAS_FILTER, reason="needs systemd-analyze, and the kernel's headers of x86_64"
+)
 
 
 # -- a user of its own for workers -------------------------------------------------------------------------------------
@@ -157,8 +194,8 @@ def place():
 
 
 @pytest.fixture
-def service(python, place, fleet, make_agent):
-    """An agent as the service runs it."""
+def service_made(python, place, fleet, make_agent):
+    """An agent as the service runs it, not started."""
     agent = make_agent(fleet, "--worker-user", WORKER, start=False)
     uid = pwd.getpwnam(AGENT).pw_uid
     state = place / "state"
@@ -172,6 +209,18 @@ def service(python, place, fleet, make_agent):
     agent._words[agent._words.index("--enrolment") + 1] = enrolment
     agent.state, agent.python = state, "setpriv"
     agent.environment = {**environment(), "EDGEKIT_RUNTIME_DIR": str(place)}
+    return agent
+
+
+@pytest.fixture
+def filtered(service_made, tmp_path):
+    """The same under the unit's filter of system calls, where that can be made here."""
+    if not HAS_FILTER:
+        return service_made.start()
+    (tmp_path / "unit").write_text(files.unit())
+    agent = service_made
+    agent._words = [str(FILTERED), str(tmp_path / "unit"), "setpriv", *agent._words]
+    agent.python = sys.executable
     return agent.start()
 
 
@@ -181,8 +230,9 @@ def status_of(pid):
 
 
 def test_workers_run_as_a_user_that_reads_no_key_and_the_rest_goes_on_as_ever(
-    service, fleet, make_bundle, tools
+    filtered, fleet, make_bundle, tools
 ):
+    service = filtered
     first, second = make_bundle(), make_bundle(seed=2, version="1.1.0")
     fleet.order(fleet.publish(first))
     tools.wait_until(lambda: fleet.runs(first), "it is committed", 90)
@@ -211,6 +261,29 @@ def test_workers_run_as_a_user_that_reads_no_key_and_the_rest_goes_on_as_ever(
 
 
 SECRET = {"key.json", "identity.json", "boot.json", "order.json", "spool.db", "machine.json", "status.json"}
+
+
+@needs_filter
+def test_the_units_filter_allows_what_confines_a_worker_and_little_else(tmp_path):
+    """Without what is given back after @privileged no worker could start: it would not be able to confine itself."""
+    confining = (
+        "from pathlib import Path; from device_agent.confined import Bounds, confine;"
+        f"confine(Bounds((Path({str(tmp_path)!r}),), (), (), 2 << 30)); print('confined')"
+    )
+    rebooting = (
+        "import os, ctypes; c = ctypes.CDLL(None, use_errno=True); print(c.reboot(0), ctypes.get_errno())"
+    )
+
+    def told(unit, code):
+        (tmp_path / "unit").write_text(unit)
+        words = [sys.executable, FILTERED, tmp_path / "unit", sys.executable, "-c", code]
+        return subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+
+    whole = files.unit()
+    assert told(whole, confining).stdout == "confined\n"
+    assert told(whole, rebooting).stdout.split() == ["-1", "1"]
+    closed = "\n".join(line for line in whole.splitlines() if not line.startswith("SystemCallFilter=@setuid"))
+    assert "capset: Operation not permitted" in told(closed, confining).stderr
 
 
 TAKING = """

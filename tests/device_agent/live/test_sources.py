@@ -1,7 +1,9 @@
 """Sources and sinks of a running agent: folders, brokers, cameras, a microphone; and what a SIGKILL in the middle costs."""
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -82,7 +84,9 @@ def out(tmp_path):
     return folder / "answers.jsonl"
 
 
-def test_files_of_a_folder_are_answered_and_moved_and_refused_ones_say_why(out, fed, inbox, tools):
+def test_files_of_a_folder_are_answered_and_moved_refused_ones_say_why_and_kills_lose_none(
+    out, fed, inbox, tools
+):
     for number in range(3):
         drop(inbox, f"{number}.json", number)
     (inbox / "notes.txt").write_text("no input")
@@ -100,8 +104,20 @@ def test_files_of_a_folder_are_answered_and_moved_and_refused_ones_say_why(out, 
     assert by_file["1.json"]["answer"]["model"] == "digits"
     assert by_file["broken.json"]["error"] == "input"
     assert len({one["id"] for one in answers(out)}) == 5
-    shown = tools.Client(fed.port)
-    assert shown.get("/metrics").status == 200
+    # Killed wherever it is; each step on its own is in tests/device_agent/sources/test_folder_kills.py.
+    for number in range(60):
+        drop(inbox, f"more-{number}.json", number % 16)
+        if number in (20, 40):
+            tools.wait_until(lambda: len(answers(out)) > 5, "it is at work")
+            os.kill(tools.wait_until(lambda: source_process(fed), "a process"), signal.SIGKILL)
+    tools.wait_until(lambda: len(list((inbox / "done").iterdir())) == 63, "every file is done")
+    tools.wait_until(lambda: len({one["id"] for one in answers(out)}) == 65, "every file has its answer")
+    by_file = {}
+    for one in answers(out):
+        by_file.setdefault(one["input"]["file"], set()).add(one["id"])
+    assert {len(ids) for ids in by_file.values()} == {1}
+    assert "killed by signal 9" in fed.log
+    assert fed.stop() == 0
 
 
 class Receiver:
@@ -274,3 +290,42 @@ def state_of(agent, source):
     words = [sys.executable, "-m", "edgekit", "agent", "status", "--state", str(agent.state), "--json"]
     shown = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     return {one["name"]: one for one in shown["sources"]}[source]
+
+
+def source_process(agent):
+    """The one source's process."""
+    found = agent.children("device_agent.sources.process")
+    return found[0] if found else None
+
+
+@pytest.mark.proof
+@pytest.mark.broker
+def test_messages_come_through_while_agent_and_sources_are_killed_and_senders_ids_make_them_once(
+    make_fed, mosquitto, peer, tools
+):
+    agent = make_fed(f"""
+[[source]]
+kind = "mqtt"
+name = "line"
+broker = "mqtt://127.0.0.1:{mosquitto.port}"
+topics = ["in/a"]
+
+[[sink]]
+kind = "mqtt"
+name = "topic"
+broker = "mqtt://127.0.0.1:{mosquitto.port}"
+topic = "answers/{{source}}"
+""")
+    tools.wait_until(lambda: "connected to a broker" in agent.log, "the source is connected")
+    for number in range(60):
+        peer.send("in/a", number % 16, uid=f"m{number}")
+        if number == 20:
+            tools.wait_until(lambda: peer.heard, "it is at work")
+            os.kill(tools.wait_until(lambda: source_process(agent), "a process"), signal.SIGKILL)
+        if number == 40:
+            agent.kill_tree()
+            agent.start()
+    sent = {f"m{number}" for number in range(60)}
+    tools.wait_until(lambda: {one["input"]["id"] for one in peer.heard} == sent, "each message has an answer")
+    # An answer may arrive twice, and then with one id: there is one of each message.
+    assert len({one["id"] for one in peer.heard}) == 60
