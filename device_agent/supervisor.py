@@ -22,6 +22,7 @@ from device_agent.identity import Start
 from device_agent.link import Link, LinkHooks
 from device_agent.listen import Listener
 from device_agent.orderbook import OrderBook
+from device_agent.passing import Passer
 from device_agent.probe import Platform
 from device_agent.process import Served
 from device_agent.renewal import Renewal
@@ -104,6 +105,7 @@ class Agent:
             known.file.artifact_url, who.access, self._lookup.check, self._spending.model_waits
         )
         self._samples = keeper.made(state, storage, who, self._spending.may_send)
+        self._passer = Passer(settings.file.guard)
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
         self._workers: dict[str, Workers] = {}
@@ -219,6 +221,8 @@ class Agent:
             sampled=lambda descriptor: self._samples.take(name, descriptor),
             passed_over=self._samples.passed_over,
             account=self._settings.account,
+            guard=self._settings.file.guard,
+            passer=self._passer,
         )
         made = Reconciler(
             folder,
