@@ -244,7 +244,9 @@ def _trials(target: Target, options: Options) -> int:
 def _plans(bench: Workbench, loaded: Profile, options: Options) -> list[Plan]:
     native, quantized = bench.source.native, bench.source.quantized
     if native is not None:
-        return recipes.as_is(loaded, native.engine, native.precision, native.what, options.recipes)
+        return recipes.as_is(
+            loaded, native.engine, native.precision, native.what, options.recipes, suffix=native.suffix
+        )
     if quantized is not None:
         return recipes.of_quantized(
             loaded,

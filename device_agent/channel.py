@@ -17,7 +17,7 @@ import msgspec
 
 from device_agent import log
 from device_agent.update.events import Cause
-from edgekit.manifest import Sha256
+from edgekit.manifest import Reference, Sha256
 from edgekit.wire.messages import DeploymentWindow, ShadowWindow
 from edgekit.wire.samples import SamplePolicy
 
@@ -40,6 +40,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     model: str
     version: str
     latency_limit_ms: float | None = None
+    reference: Reference = Reference()
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -4,6 +4,7 @@ A window holds one entry per deployment and digest, so that a swap inside it mix
 traffic has its entry with zero counts.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from edgekit import sketch
@@ -27,6 +28,8 @@ def merge(first: DeploymentWindow, second: DeploymentWindow) -> DeploymentWindow
         request_ms=sketch.merge((first.request_ms, second.request_ms)),
         inputs=_merge_histograms(first.inputs, second.inputs),
         outputs=_merge_histograms(first.outputs, second.outputs),
+        confidence=_merge_histograms(first.confidence, second.confidence),
+        anomalies=dict(Counter(first.anomalies) + Counter(second.anomalies)),
         metrics=_merge_moments(first.metrics, second.metrics),
         guarded=first.guarded + second.guarded,
         shadow=_merge_shadows(first.shadow, second.shadow),
@@ -123,6 +126,15 @@ def prometheus(totals: Mapping[Key, DeploymentWindow], loaded: Mapping[str, str 
                 f"{name}_sum{{{_labels(key)}}} {values.total:.6g}",
                 f"{name}_count{{{_labels(key)}}} {values.count}",
             ]
+    lines += [
+        "# HELP edgekit_input_anomalies_total Inputs that were refused, or unlike all that the model was judged on.",
+        "# TYPE edgekit_input_anomalies_total counter",
+    ]
+    for key, window in totals.items():
+        lines += [
+            f'edgekit_input_anomalies_total{{{_labels(key)},kind="{kind}"}} {count}'
+            for kind, count in sorted(window.anomalies.items())
+        ]
     lines += ["# HELP edgekit_ready Whether a worker serves the deployment.", "# TYPE edgekit_ready gauge"]
     lines += [f'edgekit_ready{{deployment="{name}"}} {int(bool(digest))}' for name, digest in loaded.items()]
     return "\n".join(lines) + "\n"

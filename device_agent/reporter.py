@@ -262,5 +262,5 @@ def _encoded(report: Report) -> bytes:
     if len(payload) <= MAX_MESSAGE_BYTES:
         return payload
     log.trouble("a report was too large; its histograms were left out", size=len(payload))
-    slim = tuple(replace(window, inputs={}, outputs={}) for window in report.deployments)
+    slim = tuple(replace(window, inputs={}, outputs={}, confidence={}) for window in report.deployments)
     return messages.encode(replace(report, deployments=slim))

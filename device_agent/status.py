@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from device_agent import durable
+from device_agent.drift import Level
 from device_agent.folder import StateFolder
 from device_agent.hardware import difference, look, root
 from device_agent.identity import DeviceIdentity
@@ -24,10 +25,12 @@ from edgekit.wire.messages import Condition, DeploymentReport, Passed, Purpose, 
 
 HEARTBEAT_S = 10.0
 _NAME = "status.json"
+# Lines on drift, of one deployment.
+_SHOWN = 6
 
 
 class AgentStatus(msgspec.Struct, frozen=True):
-    """`status.json`: the device as it last described itself."""
+    """`status.json`: the device as it last described itself, and how far what it meets has moved, by deployment."""
 
     reported: Reported
     http: str
@@ -35,6 +38,7 @@ class AgentStatus(msgspec.Struct, frozen=True):
     written: datetime
     traffic: dict[Purpose, Passed] = {}
     sources: tuple[SourceStatus, ...] = ()
+    drift: dict[str, dict[str, Level]] = {}
 
 
 class StatusFile:
@@ -136,6 +140,7 @@ class StatusView(msgspec.Struct, frozen=True):
     identity: "IdentityView | None" = None
     traffic: dict[Purpose, Passed] = {}
     sources: tuple[SourceStatus, ...] = ()
+    drift: dict[str, dict[str, Level]] = {}
 
 
 def read(state: StateFolder) -> StatusView:
@@ -151,6 +156,7 @@ def read(state: StateFolder) -> StatusView:
         identity=identity_of(state),
         traffic=status.traffic,
         sources=status.sources,
+        drift=status.drift,
     )
 
 
@@ -193,6 +199,7 @@ def render(view: StatusView) -> str:
             lines.append(f"  fetched  {got.sha256[:12]} {way}, {got.size_bytes} bytes")
         if deployment.reason:
             lines.append(f"  reason   {deployment.reason}")
+        lines += [f"  drift    {line}" for line in _drift(view.drift.get(name, {}))]
         lines += [
             f"  {line}" for line in _conditions([c for c in reported.conditions if c.deployment == name])
         ]
@@ -231,6 +238,20 @@ def _conditions(conditions: Sequence[Condition]) -> list[str]:
         whose = f"{condition.deployment}: " if condition.deployment else ""
         lines.append(f"wrong    {whose}{condition.code} since {since}: {condition.detail}")
     return lines
+
+
+def _drift(levels: Mapping[str, Level]) -> list[str]:
+    """The index of each thing, now and over the day; what moved most first."""
+    ordered = sorted(levels.items(), key=lambda item: (-(item[1].now or 0.0), item[0]))
+    shown = [
+        f"{label}: {_index(level.now)} now, {_index(level.day)} over the day"
+        for label, level in ordered[:_SHOWN]
+    ]
+    return shown + ([f"and {len(ordered) - _SHOWN} more"] if len(ordered) > _SHOWN else [])
+
+
+def _index(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
 
 
 def _runs(deployment: DeploymentReport) -> str:

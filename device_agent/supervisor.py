@@ -9,12 +9,14 @@ Always true
 import asyncio
 import os
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from device_agent import collector, identity, log, spending
 from device_agent.collector import Collector
 from device_agent.commands.acts import Acts
 from device_agent.commands.desk import Desk, Speaker, extended
+from device_agent.commands.measuring import Bench
 from device_agent.conditions import Conditions
 from device_agent.config import Settings, Who
 from device_agent.front import Front
@@ -154,6 +156,7 @@ class Agent:
             sources=self._sources,
         )
         self.restarting = asyncio.Event()
+        self._bench = Bench(state, self._source, platform.isa, settings.account)
         self._desk = Desk(
             state,
             storage,
@@ -167,7 +170,7 @@ class Agent:
                 self._numbers,
                 lambda payload: self._link.publish(topics.RESULT, payload),
             ),
-            act=Acts(state, self._reconcilers, self.restarting.set, settings.account).act,
+            act=Acts(state, self._reconcilers, self.restarting.set, self._bench).act,
         )
         self._telling = Telling(subject, self._numbers, self._link, self._status)
         self._spool = Spool(state.spool)
@@ -179,7 +182,7 @@ class Agent:
             self._spool,
             window_s=settings.window_s,
             close_window=lambda: self._samples.judged(
-                self._collector.close_window(self._telling.loaded().items())
+                self._telling.judged(self._collector.close_window(self._telling.loaded().items()))
             ),
             vitals=self._telling.vitals,
             send=lambda payload: self._link.publish(topics.TELEMETRY, payload),
@@ -196,6 +199,9 @@ class Agent:
         for name in dict.fromkeys((*self._names, *self._orders.added)):
             self._add(name)
         await self._desk.load()
+        with suppress(OSError):
+            # What a measurement left that was cut off; the next one takes it away otherwise.
+            await self._bench.clear()
         self.conditions.changed = self._telling.describe
         self._storage.changed = self._storage_changed
         if self._start.error is not None:
@@ -401,4 +407,4 @@ class Agent:
 
     def _metrics(self) -> str:
         counted = collector.prometheus(self._collector.totals, self._telling.loaded())
-        return counted + self._spending.prometheus() + self._samples.prometheus()
+        return counted + self._telling.prometheus() + self._spending.prometheus() + self._samples.prometheus()

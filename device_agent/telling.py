@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 
 from msgspec import structs
 
-from device_agent import health
+from device_agent import drift, health
 from device_agent.clock import Clock
 from device_agent.conditions import Conditions
 from device_agent.config import Settings
+from device_agent.drift import Tracks
 from device_agent.link import Link
 from device_agent.orderbook import OrderBook
 from device_agent.probe import Platform
@@ -25,7 +26,7 @@ from device_agent.workers import Workers
 from edgekit import __version__
 from edgekit.manifest import FORMAT
 from edgekit.wire import messages, topics
-from edgekit.wire.messages import Boot, DeploymentReport, Reported
+from edgekit.wire.messages import Boot, DeploymentReport, DeploymentWindow, Reported
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Telling:
         self._link = link
         self._status = status
         self._cpu = health.CpuMeter()
+        self._drift = Tracks()
         self._is_describing = False
         self._is_due = False
         self._status_written = 0.0
@@ -94,6 +96,15 @@ class Telling:
             else None
             for name, workers in self._of.workers.items()
         }
+
+    def judged(self, windows: tuple[DeploymentWindow, ...]) -> tuple[DeploymentWindow, ...]:
+        """Windows that were closed, with how far what they met is from what each loaded bundle was judged on."""
+        serving = [one.serving.ready for one in self._of.workers.values() if one.serving is not None]
+        references = {ready.digest: ready.reference for ready in serving if ready is not None}
+        return self._drift.judged(windows, references)
+
+    def prometheus(self) -> str:
+        return drift.prometheus(self._drift.levels)
 
     def vitals(self) -> Vitals:
         workers = self._of.workers.values()
@@ -140,11 +151,13 @@ class Telling:
         task.add_done_callback(self._writing.discard)
 
     def _status_now(self, reported: Reported) -> AgentStatus:
+        levels = {name: dict(known) for name, known in self._drift.levels.items() if known}
         return AgentStatus(
             reported,
             self._of.http,
             self._link.is_up,
             datetime.now(UTC),
+            drift=levels,
             sources=self._of.sources.told(),
             traffic=self._of.traffic.totals(),
         )

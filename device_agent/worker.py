@@ -43,6 +43,7 @@ from device_agent.serve.model import ServedModel
 from device_agent.shadow.feed import Feed
 from device_agent.update import slots
 from device_agent.update.events import Cause
+from edgekit import drift
 from edgekit.engines import LoadedBundle
 from edgekit.errors import BundleError, EdgeKitError
 from edgekit.guard_section import GuardAnswer
@@ -107,7 +108,11 @@ class Worker:
         self._channel.start()
         manifest = self._model.manifest
         limit = manifest.contract.latency_p95_ms
-        self._channel.send(Ready(self._mark.sha256, manifest.name, manifest.version, limit))
+        self._channel.send(
+            Ready(
+                self._mark.sha256, manifest.name, manifest.version, limit, drift.bounded(manifest.reference)
+            )
+        )
         code = await self._ended
         self._sampler.close()
         self._model.close()

@@ -28,11 +28,12 @@ def bucket_of(buckets: Buckets, inputs: Mapping[str, Array]) -> int:
     name, size = next(iter(have.items()))
     if len(set(have.values())) > 1:
         told = ", ".join(f"{name} {size} along axis {buckets.axes[name]}" for name, size in have.items())
-        raise InputError(f"inputs that step together must be of one size; these are {told}")
+        raise InputError(f"inputs that step together must be of one size; these are {told}", "wrong-shape")
     found = next((fitting for fitting in buckets.sizes if size <= fitting), None)
     if found is None or not size:
         raise InputError(
-            f"input {name!r} has {size} along axis {buckets.axes[name]}; this model takes 1 to {buckets.sizes[-1]}"
+            f"input {name!r} has {size} along axis {buckets.axes[name]}; this model takes 1 to {buckets.sizes[-1]}",
+            "wrong-shape",
         )
     return found
 

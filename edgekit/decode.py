@@ -108,9 +108,11 @@ def check_json(data: bytes | bytearray | memoryview, most_values: int) -> None:
     """
     text = bytes(data)
     if text.count(b",") + text.count(b"[") + text.count(b"{") > most_values:
-        raise InputError(f"the JSON text has more than {most_values} values, the most taken here")
+        raise InputError(
+            f"the JSON text has more than {most_values} values, the most taken here", "too-large"
+        )
     if text.count(b":") > MAX_NAMES:
-        raise InputError(f"the JSON text has more than {MAX_NAMES} keys")
+        raise InputError(f"the JSON text has more than {MAX_NAMES} keys", "too-large")
 
 
 def exactly(plain: Array, dtype: "np.dtype[Any]", name: str) -> Array:
@@ -120,13 +122,13 @@ def exactly(plain: Array, dtype: "np.dtype[Any]", name: str) -> Array:
     """
     allowed = {"b": "b", "u": "iuf", "i": "iuf", "f": "iuf"}[dtype.kind]
     if plain.size and plain.dtype.kind not in allowed:
-        raise InputError(f"input {name!r}: data is not made of {dtype} values")
+        raise InputError(f"input {name!r}: data is not made of {dtype} values", "wrong-dtype")
     with np.errstate(invalid="ignore", over="ignore"):
         cast: Array = plain.astype(dtype)
     if dtype.kind in "iu" and not _is_same(plain, cast):
-        raise InputError(f"input {name!r}: some of the data does not fit {dtype}")
+        raise InputError(f"input {name!r}: some of the data does not fit {dtype}", "out-of-range")
     if dtype.kind == "f" and not np.array_equal(np.isfinite(plain), np.isfinite(cast)):
-        raise InputError(f"input {name!r}: some of the data is outside the range of {dtype}")
+        raise InputError(f"input {name!r}: some of the data is outside the range of {dtype}", "out-of-range")
     return cast
 
 
@@ -213,9 +215,9 @@ def _json(data: bytes, manifest: Manifest, bounds: Bounds) -> Decoded:
     given, parameters = _named(data, manifest, specs)
     unknown = sorted(set(given) - set(specs))
     if unknown:
-        raise InputError(f"{unknown[0]!r} is no input; the model takes {', '.join(specs)}")
+        raise InputError(f"{unknown[0]!r} is no input; the model takes {', '.join(specs)}", "unknown-input")
     if not given:
-        raise InputError(f"holds no input; the model takes {', '.join(specs)}")
+        raise InputError(f"holds no input; the model takes {', '.join(specs)}", "missing-input")
     return Decoded(
         _one_sample(
             {
@@ -291,7 +293,7 @@ def _image(data: bytes, manifest: Manifest, bounds: Bounds) -> Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=PICTURES) as picture:
             if math.prod(picture.size) > bounds.pixels:
-                raise InputError(f"the image has more than {bounds.pixels} pixels")
+                raise InputError(f"the image has more than {bounds.pixels} pixels", "too-large")
             is_grey = picture.mode in ("1", "L", "I", "I;16", "F")
             pixels: Array = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"), np.uint8)
             grey: Array = np.asarray(picture.convert("L"), dtype=np.uint8) if is_grey else pixels
@@ -328,7 +330,7 @@ def _audio(data: bytes, manifest: Manifest, bounds: Bounds) -> Decoded:
                     f"the sound has {sound.samplerate} samples a second; the model takes {steps[0].args['sample_rate']}"
                 )
             if sound.frames * sound.channels > bounds.audio_values:
-                raise InputError(f"the sound has more than {bounds.audio_values} values")
+                raise InputError(f"the sound has more than {bounds.audio_values} values", "too-large")
             values: Array = sound.read(dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
         raise InputError(f"not a readable sound: {error}") from error

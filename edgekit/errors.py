@@ -85,9 +85,15 @@ class EngineMissingError(EngineError):
 
 
 class InputError(EdgeKitError):
-    """An inference input does not fit the manifest; never the engine's fault."""
+    """An inference input does not fit the manifest; never the engine's fault. `kind` is what devices count it under."""
 
     code = "input"
+    kind: str = "undecodable"
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        if kind:
+            self.kind = kind
 
 
 class FeedError(EdgeKitError):

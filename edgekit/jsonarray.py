@@ -33,7 +33,7 @@ def read(text: bytes, name: str) -> Array:
     Raises: InputError for anything else, and for lists that are not rectangular.
     """
     if b'"' in text or b"{" in text:
-        raise InputError(f"input {name!r}: data is not made of numbers alone")
+        raise InputError(f"input {name!r}: data is not made of numbers alone", "wrong-dtype")
     marks = text.translate(_AS_MARKS, b" \t\r\n")
     if b"v[" in marks or b"]v" in marks:
         raise InputError(f"input {name!r}: not JSON")
@@ -53,7 +53,7 @@ def _shape(brackets: bytes, name: str) -> tuple[int, ...]:
     """The shape that nested lists have, by their brackets and commas alone; an empty last axis looks like one of 1."""
     depth = len(brackets) - len(brackets.lstrip(b"["))
     if depth > MAX_DIMENSIONS:
-        raise InputError(f"input {name!r}: lists nested deeper than {MAX_DIMENSIONS}")
+        raise InputError(f"input {name!r}: lists nested deeper than {MAX_DIMENSIONS}", "wrong-shape")
     sizes: list[int] = []
     values = 1
     for level in range(1, depth + 1):
@@ -64,7 +64,7 @@ def _shape(brackets: bytes, name: str) -> tuple[int, ...]:
         values = until
     shape = tuple(reversed(sizes))
     if brackets != _brackets(shape):
-        raise InputError(f"input {name!r}: data is no rectangular list of numbers")
+        raise InputError(f"input {name!r}: data is no rectangular list of numbers", "wrong-shape")
     return shape
 
 

@@ -188,17 +188,29 @@ class SelfTest(msgspec.Struct, frozen=True):
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """Reference counts over fixed bins: `edges` has one entry more than `counts`; ends are open."""
+    """Reference counts over fixed bins: `edges` has one entry more than `counts`; ends are open.
+
+    `worth` is how many independent values the counts are worth: those of one image are alike. Unset, all of them.
+    """
 
     edges: Annotated[list[float], Meta(max_length=4097)]
     counts: Annotated[list[Annotated[int, Meta(ge=0, le=2**53)]], Meta(max_length=4096)]
+    worth: Annotated[float, Meta(ge=0)] | UnsetType = UNSET
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """Statistics of the evaluation data that drift is judged against, by tensor name."""
+    """Statistics of the evaluation data that drift is judged against, by tensor name.
+
+    An input in `channels` is watched channel by channel along that axis, as `NAME/0`, `NAME/1`, …: its channels have
+    ranges of their own. `confidence` has, of outputs that are classes, the probability of the likeliest
+    (`edgekit.confidence`).
+    """
 
     inputs: dict[str, Histogram] = {}
     outputs: dict[str, Histogram] = {}
+    # Left out where there are none, so that older bundles keep their bytes.
+    channels: dict[str, Annotated[int, Meta(ge=0)]] | UnsetType = UNSET
+    confidence: dict[str, Histogram] | UnsetType = UNSET
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -222,6 +234,8 @@ class Manifest(msgspec.Struct, frozen=True):
     # Left out where there are none, so that such bundles keep their bytes.
     buckets: Buckets | UnsetType = UNSET
     guard: Guard | UnsetType = UNSET
+    # Names of classes, or an alphabet, that the source carries and no step of `postprocess` has.
+    labels: tuple[str, ...] | UnsetType = UNSET
 
     @property
     def admitted(self) -> tuple[TensorSpec, ...]:

@@ -49,19 +49,25 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> di
     by_name = {spec.name: spec for spec in specs}
     for name in inputs:
         if name not in by_name:
-            raise InputError(f"unknown input {name!r}; this model takes {', '.join(sorted(by_name))}")
+            raise InputError(
+                f"unknown input {name!r}; this model takes {', '.join(sorted(by_name))}", "unknown-input"
+            )
     checked: dict[str, Array] = {}
     for spec in specs:
         if spec.name not in inputs:
-            raise InputError(f"input {spec.name!r} is missing; expected {spec.describe()}")
+            raise InputError(f"input {spec.name!r} is missing; expected {spec.describe()}", "missing-input")
         array = inputs[spec.name]
         if not fits(spec, array.shape):
             have = "x".join(map(str, array.shape)) or "scalar"
-            raise InputError(f"input {spec.name!r} has shape {have}; expected {spec.describe()}")
+            raise InputError(
+                f"input {spec.name!r} has shape {have}; expected {spec.describe()}", "wrong-shape"
+            )
         wanted = np.dtype(spec.dtype)
         if array.dtype != wanted:
             if not (np.issubdtype(array.dtype, np.floating) and np.issubdtype(wanted, np.floating)):
-                raise InputError(f"input {spec.name!r} has dtype {array.dtype}; expected {spec.describe()}")
+                raise InputError(
+                    f"input {spec.name!r} has dtype {array.dtype}; expected {spec.describe()}", "wrong-dtype"
+                )
             array = array.astype(wanted)
         checked[spec.name] = np.asarray(array, order="C")
     return checked

@@ -15,7 +15,7 @@ from converters.outcome import Options, Outcome, sensible_jobs
 from converters.source import project as projects
 from converters.source.project import Project
 from edgekit import interrupt
-from edgekit.cli import render
+from edgekit.cli import boards, render
 from edgekit.errors import ContractMissedError, UsageError
 
 EPILOG = """\b
@@ -25,6 +25,7 @@ Examples:
   edgekit build model.onnx --name digits --version 1.0.0 --shape x=1,1,8,8 \\
       --calibration calib.npz --evaluation eval.npz --metric top1 \\
       --target raspberry-pi-5 --target x86-64-v4-vnni --out dist --json result.json
+  edgekit build --target raspberry-pi-5 --on-device lab-07   # a real board measures what is kept, and picks
   edgekit build --search 40              # 40 settings beyond the fixed recipes; Ctrl-C keeps what was tried
   edgekit build train.py:make_model --name vad --version 2 --shape input=1,576 --shape state=2,1,128 \\
       --state state=stateN --output output --output stateN --evaluation data.py:evaluation --target x86-64-v3
@@ -105,6 +106,17 @@ Exit codes: 0 built, 2 usage or bad input, 3 contract not met, 4 a tool failed.
 @click.option(
     "--measure", is_flag=True, help="Measure again even if nothing changed since a build that was kept."
 )
+@click.option(
+    "--on-device",
+    metavar="DEVICE",
+    help="Let this board of a fleet measure what was kept for its profile, and pick by that.",
+)
+@click.option("--fleet", "place", help="State folder or client.toml of that fleet [env: EDGEKIT_FLEET].")
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Publisher's folder of 'edgekit keys'; that of a fleet on this machine unless set.",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Show every column, reason, note and output.")
 def build(
     source: str | None,
@@ -124,6 +136,9 @@ def build(
     measure: bool,
     write_lock: bool,
     locked: bool,
+    on_device: str | None,
+    place: str | None,
+    keys: Path | None,
     verbose: bool,
     **flags: Any,
 ) -> None:
@@ -138,6 +153,10 @@ def build(
         raise UsageError(
             "--locked builds what edgekit.lock says, so there is nothing to --search; use --lock to choose anew"
         )
+    if (place or keys) and not on_device:
+        raise UsageError("--fleet and --keys are for --on-device DEVICE")
+    # Before the work: a fleet that is not known is no news for after it.
+    measure_on = boards.measuring(place, on_device, keys) if on_device else None
     project = _project(source, project_file, flags)
     options = Options(
         out=out,
@@ -154,6 +173,11 @@ def build(
     with watched() as screen:
         outcome = running.run(project, options, screen, measure=measure)
         interrupt.check()
+        if measure_on is not None:
+            from converters import onboard
+
+            outcome = onboard.settled(outcome, options, measure_on, screen.tell)
+            interrupt.check()
     if json_file is not None:
         render.write_text(json_file, render.as_json(outcome.document) + "\n")
     _show(outcome, verbose=verbose)

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from converters.backends.artifact import Artifact
 from converters.quantize.sensitivity import LayerError
+from converters.work.watched import Watched
 from edgekit.errors import EdgeKitError, ToolFailedError
 from edgekit.tensors import Array
 
@@ -18,13 +19,15 @@ Found = TypeVar("Found")
 @dataclass(frozen=True)
 class Evaluated:
     """What is kept of a model's outputs on one half: the metric's digest of it and of its shifted samples, what the judges
-    of its outputs keep of them, and (of the judged half) the golden samples' whole outputs, (N, *shape).
+    of its outputs keep of them, and (of the judged half) the golden samples' whole outputs, (N, *shape), and what is
+    watched for drift.
     """
 
     digest: dict[str, Array]
     shifted: dict[str, Array] | None
     golden: dict[str, Array]
     outputs: dict[str, Array] = field(default_factory=dict)
+    watched: dict[str, Watched] = field(default_factory=dict)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from converters.source.project import Project
 from converters.source.source import Source
 from converters.work.findings import Evaluated
 from converters.work.judging import Judging
+from converters.work.watched import Watched, looked_at
 from edgekit.engines import Model
 from edgekit.errors import SourceError
 from edgekit.samples import Samples, is_ragged, stacked
@@ -37,10 +38,10 @@ class Running:
     def on_judged_half(self, model: Model) -> Evaluated:
         """With the golden samples' whole outputs."""
         golden: list[dict[str, Array]] = []
-        found = self._half(model, self.data.halves[1], golden)
-        return replace(
-            found, golden={name: self._stacked([row[name] for row in golden]) for name in golden[0]}
-        )
+        seen: dict[str, Watched] = {}
+        found = self._half(model, self.data.halves[1], golden, seen)
+        whole = {name: self._stacked([row[name] for row in golden]) for name in golden[0]}
+        return replace(found, golden=whole, watched=seen)
 
     def on_search_half(self, model: Model) -> Evaluated:
         return self._half(model, self.data.halves[0])
@@ -51,11 +52,13 @@ class Running:
         samples: Samples,
         golden: list[dict[str, Array]] | None = None,
         judged: dict[str, list[Array]] | None = None,
+        seen: dict[str, Watched] | None = None,
     ) -> dict[str, Array]:
         """The metric's digest of every sample; whole outputs of the golden ones go into `golden`, what the judges of
-        outputs keep into `judged`.
+        outputs keep into `judged`, and what is watched for drift into `seen`.
         """
         kept = set() if golden is None else set(self.data.golden.tolist())
+        watched = set() if seen is None else set(looked_at(len(samples)))
         measured = set(spread(np.arange(len(samples)), snr.SAMPLES).tolist())
         parts: dict[str, list[Array]] = {}
         pieces = (self.source.admitted, self.source.state, self.project.preprocess)
@@ -64,6 +67,9 @@ class Running:
                 self.data.refuse_nan(samples, index, made)
             if golden is not None and index in kept:
                 golden.append(made)
+            if seen is not None and index in watched:
+                for name, array in made.items():
+                    seen.setdefault(name, Watched()).add(array)
             one = {name: array[None] for name, array in made.items()}
             if judged is not None:
                 for name, array in self.judging.kept(one, with_entries=index in measured).items():
@@ -74,9 +80,15 @@ class Running:
                 parts.setdefault(name, []).append(np.array(array[0]))
         return {name: self._stacked(arrays) for name, arrays in parts.items()}
 
-    def _half(self, model: Model, half: Half, golden: list[dict[str, Array]] | None = None) -> Evaluated:
+    def _half(
+        self,
+        model: Model,
+        half: Half,
+        golden: list[dict[str, Array]] | None = None,
+        seen: dict[str, Watched] | None = None,
+    ) -> Evaluated:
         kept: dict[str, list[Array]] = {}
-        digest = self.digest(model, half.samples, golden, kept)
+        digest = self.digest(model, half.samples, golden, kept, seen)
         shifted = None if half.shifted is None else self.digest(model, half.shifted)
         return Evaluated(digest, shifted, {}, {name: stacked(arrays) for name, arrays in kept.items()})
 
@@ -84,5 +96,8 @@ class Running:
         """Raises: SourceError where an output's shape follows the data, not a bucket."""
         made = stacked(arrays)
         if self.source.buckets is None and is_ragged(made):
-            raise SourceError("an output's shape changes from sample to sample; a bundle's shapes are fixed")
+            raise SourceError(
+                "an output's shape changes from sample to sample (what follows NonMaxSuppression or NonZero does); a bundle's"
+                " shapes are fixed: export the boxes and scores before that step"
+            )
         return made

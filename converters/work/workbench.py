@@ -242,7 +242,7 @@ class Workbench:
     def load(self, artifact: Artifact, plan: Plan, options: Mapping[str, Option], threads: int) -> Model:
         """The artifact in its engine, as it is judged. Raises: EngineError."""
         spec = EngineSpec(plan.recipe.engine, plan.versions, artifact.runs_here, dict(options), threads)
-        bound = artifact.bound(self.source.inputs), artifact.bound(self.source.outputs)
+        bound = artifact.bound(self.source.inputs), artifact.bound(self.source.outputs, are_outputs=True)
         # LiteRT announces its delegate on standard error.
         buckets = artifact.buckets(self.source.buckets)
         return quietly(lambda: engines.load(artifact.folder, spec, *bound, buckets=buckets))
@@ -279,8 +279,9 @@ class Workbench:
 
     def _made(self, plan: Plan, target: Path) -> Artifact:
         config = plan.constraints.vela
-        if config is None and self.source.native is not None:
-            return copied(self.source.native, target)
+        native = self.source.native
+        if config is None and native is not None and native.engine == plan.recipe.engine:
+            return copied(native, target)
         if config is None:
             self.tell(f"converting {plan.name}")
             backend = backends.get(plan.recipe.engine)

@@ -286,5 +286,7 @@ _NOTHING = Sampling()
 
 
 def _drifts(window: DeploymentWindow) -> bool:
+    """Now, or over the day."""
     found = window.metrics.get(DRIFT_METRIC)
-    return found is not None and found.mean > DRIFT_PSI
+    now = max((index for label, index in window.drift.items() if label.startswith("inputs/")), default=0.0)
+    return now > DRIFT_PSI or (found is not None and found.mean > DRIFT_PSI)

@@ -81,10 +81,11 @@ def _read_tensor(tensor: TensorIn, rest: memoryview, most_values: int) -> tuple[
     where = f"input {tensor.name!r}"
     count = _count(tensor, where, most_values)
     if tensor.datatype == "BYTES":
-        raise InputError(f"{where}: models here take numbers; BYTES (text) is not taken")
+        raise InputError(f"{where}: models here take numbers; BYTES (text) is not taken", "wrong-dtype")
     if tensor.datatype not in (*_NUMPY, "BF16"):
         raise InputError(
-            f"{where}: datatype {tensor.datatype[:40]!r} is not one of {', '.join((*_NUMPY, 'BF16'))}"
+            f"{where}: datatype {tensor.datatype[:40]!r} is not one of {', '.join((*_NUMPY, 'BF16'))}",
+            "wrong-dtype",
         )
     size = tensor.parameters.get("binary_data_size")
     if size is not None:
@@ -101,7 +102,7 @@ def _read_tensor(tensor: TensorIn, rest: memoryview, most_values: int) -> tuple[
         dtype = np.dtype("float32" if tensor.datatype == "BF16" else _NUMPY[tensor.datatype])
         flat = exactly(jsonarray.read(bytes(tensor.data), tensor.name), dtype, tensor.name).ravel()
     if flat.size != count:
-        raise InputError(f"{where}: {flat.size} values for shape {tensor.shape}")
+        raise InputError(f"{where}: {flat.size} values for shape {tensor.shape}", "wrong-shape")
     return flat.reshape(tensor.shape), rest
 
 
@@ -109,12 +110,18 @@ def _count(tensor: TensorIn, where: str, most_values: int) -> int:
     """How many values the shape has."""
     shape = tensor.shape
     if len(shape) > jsonarray.MAX_DIMENSIONS:
-        raise InputError(f"{where}: {len(shape)} dimensions; at most {jsonarray.MAX_DIMENSIONS} are taken")
+        raise InputError(
+            f"{where}: {len(shape)} dimensions; at most {jsonarray.MAX_DIMENSIONS} are taken", "wrong-shape"
+        )
     if any(not 0 <= dim <= _LARGEST_DIMENSION for dim in shape):
-        raise InputError(f"{where}: shape {shape} has a dimension that is negative or too large")
+        raise InputError(
+            f"{where}: shape {shape} has a dimension that is negative or too large", "wrong-shape"
+        )
     count = math.prod(shape)
     if count > most_values:
-        raise InputError(f"{where}: shape {shape} has more than {most_values} values, the most taken here")
+        raise InputError(
+            f"{where}: shape {shape} has more than {most_values} values, the most taken here", "too-large"
+        )
     return count
 
 
@@ -136,9 +143,11 @@ def check_outputs(parsed: InferRequest, manifest: Manifest) -> None:
     asked = [output.name for output in parsed.outputs]
     for name in asked:
         if name not in known:
-            raise InputError(f"there is no output {name!r}; the model has {', '.join(known)}")
+            raise InputError(
+                f"there is no output {name!r}; the model has {', '.join(known)}", "unknown-output"
+            )
     if len(set(asked)) != len(asked):
-        raise InputError("an output is asked for twice")
+        raise InputError("an output is asked for twice", "unknown-output")
 
 
 def write_answer(

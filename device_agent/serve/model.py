@@ -115,8 +115,8 @@ class ServedModel:
             else:
                 await self.engine.enter(ticket)
                 result = await self._in_engine(ticket, lambda: use(parsing.read(read)))
-        except InputError:
-            self.counters.rejected()
+        except InputError as error:
+            self.counters.rejected(error)
             raise
         self.counters.took((time.perf_counter() - began) * 1000)
         return result
@@ -203,7 +203,7 @@ class ServedModel:
             raise self._blamed(error, checked) from error
         finally:
             self._call_since = None
-        if self.counters.answered(took_ms, outputs):
+        if self.counters.answered(took_ms, inputs, outputs):
             self._pool.submit(self.counters.fold)
         if feed is not None and feed.took(took_ms, beside=is_beside):
             given, is_raw = (checked, False) if raw is None or states else (raw, True)
@@ -236,7 +236,9 @@ class ServedModel:
         """Whose fault a call was that went wrong."""
         unlike = self._judged.unlike(inputs)
         if unlike is not None:
-            return InputError(f"input {unlike!r} is far beyond all that this model was judged on: {error}")
+            return InputError(
+                f"input {unlike!r} is far beyond all that this model was judged on: {error}", "out-of-range"
+            )
         self.counters.failed()
         return error if isinstance(error, EngineError) else EngineError(f"the engine failed: {error!r}")
 

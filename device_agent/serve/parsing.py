@@ -17,6 +17,7 @@ class MediaTypeError(InputError):
     """A content type or coding that is not taken here."""
 
     code = "media-type"
+    kind = "media-type"
     http_status = 415
 
 
@@ -24,6 +25,7 @@ class TooLargeError(InputError):
     """A body that unfolds to more than is taken here."""
 
     code = "too-large"
+    kind = "too-large"
     http_status = 413
 
 
@@ -36,6 +38,6 @@ def read(work: Callable[[], T]) -> T:
     except EdgeKitError as error:
         raise InputError(str(error)) from error
     except MemoryError as error:
-        raise InputError("the request asks for more memory than there is") from error
+        raise InputError("the request asks for more memory than there is", "too-large") from error
     except Exception as error:  # the boundary: see the module
         raise InputError(f"the request cannot be read ({type(error).__name__}: {error})"[:500]) from error

@@ -72,7 +72,9 @@ def read_body(
     sequence = sequence_of(found.parameters if "sequence_id" in found.parameters else asked)
     count, most = len(found.samples), most_samples(manifest)
     if count > most:
-        raise InputError(f"{count} samples at once; at most {most} of this model are taken in one request")
+        raise InputError(
+            f"{count} samples at once; at most {most} of this model are taken in one request", "too-large"
+        )
     return [found.samples.sample(index) for index in range(count)], sequence
 
 

@@ -37,5 +37,5 @@ def describe(value: Array) -> str:
 def checked_axis(value: Array, axis: int, op: str) -> int:
     """`axis` counted from the front. Raises: InputError if the value has no such axis."""
     if not -value.ndim <= axis < value.ndim:
-        raise InputError(f"{op} works on axis {axis}, which {describe(value)} does not have")
+        raise InputError(f"{op} works on axis {axis}, which {describe(value)} does not have", "wrong-shape")
     return axis % value.ndim

@@ -58,7 +58,7 @@ class Waveform(PreOperation, frozen=True):
 
     def apply(self, value: Array) -> Array:
         if value.ndim not in (1, 2) or not value.size or value.dtype.kind != "f":
-            raise InputError(f"waveform: takes float frames x channels, not {describe(value)}")
+            raise InputError(f"waveform: takes float frames x channels, not {describe(value)}", "wrong-shape")
         wave = as_float32(value)
         if wave.ndim == 1:
             return wave
@@ -98,7 +98,8 @@ class Normalize(PreOperation, frozen=True):
         count = len(self.mean)
         if count not in (1, value.shape[axis]):
             raise InputError(
-                f"normalize has {count} means, but axis {self.axis} of {describe(value)} has {value.shape[axis]}"
+                f"normalize has {count} means, but axis {self.axis} of {describe(value)} has {value.shape[axis]}",
+                "wrong-shape",
             )
         along = tuple(count if index == axis else 1 for index in range(value.ndim))
         mean = np.asarray(self.mean, np.float32).reshape(along)
@@ -149,7 +150,7 @@ class Grayscale(PreOperation, frozen=True):
         if value.shape[2] == 1:
             return as_float32(value)
         if value.shape[2] != 3:
-            raise InputError(f"grayscale needs 1 or 3 channels last, got {describe(value)}")
+            raise InputError(f"grayscale needs 1 or 3 channels last, got {describe(value)}", "wrong-shape")
         red, blue = (0, 2) if self.order == "rgb" else (2, 0)
         pixels = as_float32(value)
         gray = pixels[:, :, red] * np.float32(0.299) + pixels[:, :, 1] * np.float32(0.587)
@@ -180,7 +181,7 @@ class Transpose(PreOperation, frozen=True):
 
     def apply(self, value: Array) -> Array:
         if value.ndim != len(self.axes):
-            raise InputError(f"transpose orders {len(self.axes)} axes, got {describe(value)}")
+            raise InputError(f"transpose orders {len(self.axes)} axes, got {describe(value)}", "wrong-shape")
         return value.transpose(self.axes)
 
 
@@ -197,7 +198,9 @@ class Reshape(PreOperation, frozen=True):
         try:
             return value.reshape(self.shape)
         except ValueError as error:
-            raise InputError(f"reshape to {list(self.shape)} does not suit {describe(value)}") from error
+            raise InputError(
+                f"reshape to {list(self.shape)} does not suit {describe(value)}", "wrong-shape"
+            ) from error
 
 
 class ExpandDims(PreOperation, frozen=True):
@@ -208,7 +211,9 @@ class ExpandDims(PreOperation, frozen=True):
 
     def apply(self, value: Array) -> Array:
         if not -value.ndim - 1 <= self.axis <= value.ndim:
-            raise InputError(f"expand_dims at axis {self.axis} does not suit {describe(value)}")
+            raise InputError(
+                f"expand_dims at axis {self.axis} does not suit {describe(value)}", "wrong-shape"
+            )
         return np.expand_dims(value, self.axis)
 
 
@@ -238,7 +243,9 @@ class CenterCrop(PreOperation, frozen=True):
         _image(value, "center_crop")
         top, left = (value.shape[0] - self.height) // 2, (value.shape[1] - self.width) // 2
         if top < 0 or left < 0:
-            raise InputError(f"center_crop to {self.height}x{self.width} needs more than {describe(value)}")
+            raise InputError(
+                f"center_crop to {self.height}x{self.width} needs more than {describe(value)}", "wrong-shape"
+            )
         return value[top : top + self.height, left : left + self.width]
 
 
@@ -256,7 +263,8 @@ class PadTo(PreOperation, frozen=True):
             size and have > size for size, have in zip(wanted, value.shape, strict=False)
         ):
             raise InputError(
-                f"pad_to {list(wanted)} does not suit {describe(value)}, which must be no larger"
+                f"pad_to {list(wanted)} does not suit {describe(value)}, which must be no larger",
+                "wrong-shape",
             )
         missing = [size - have if size else 0 for size, have in zip(wanted, value.shape, strict=True)]
         before = [gap // 2 if self.align == "center" else 0 for gap in missing]
@@ -271,7 +279,7 @@ def _bounds(dtype: np.dtype[Any]) -> tuple[int, int]:
 
 def _image(value: Array, op: str) -> None:
     if value.ndim not in (2, 3) or 0 in value.shape:
-        raise InputError(f"{op} takes HxW or HxWxC, got {describe(value)}")
+        raise InputError(f"{op} takes HxW or HxWxC, got {describe(value)}", "wrong-shape")
 
 
 def _nearest(have: int, want: int) -> NDArray[np.int64]:

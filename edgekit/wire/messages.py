@@ -44,6 +44,9 @@ WindowSeconds = Annotated[float, Meta(ge=0, le=MAX_WINDOW_S)]
 MAX_METRICS = 32
 MetricName = Annotated[str, Meta(pattern=r"^(drift_psi|metric:[A-Za-z0-9_.-]{1,64})$")]
 Finite = Annotated[float, Meta(ge=-1e15, le=1e15)]
+# What was wrong with an input: `edgekit.errors.InputError.kind`.
+AnomalyKind = Annotated[str, Meta(pattern=r"^[a-z][a-z-]{0,31}$")]
+Index = Annotated[float, Meta(ge=0, le=1e6)]
 
 
 class Boot(msgspec.Struct, frozen=True, order=True):
@@ -246,6 +249,10 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     accepted requests whose input the bundle's guard found unfamiliar, whatever was answered. `metrics` are what gates may
     name: `drift_psi` (the largest population stability index over the inputs, once per window) and `metric:NAME`, which
     the application reports; `metric:guard_share` is the share of `guarded`, of bundles that have a guard.
+
+    `inputs`, `outputs` and `confidence` are counts over the bins of the bundle's reference, under its labels. `drift` is
+    how far each of them is from it now, as `inputs/NAME`; what is missing there is not known. `anomalies` counts, by
+    kind, inputs that were refused, and others that were answered and are unlike all that the model was judged on.
     """
 
     deployment: Name
@@ -261,6 +268,9 @@ class DeploymentWindow(msgspec.Struct, frozen=True):
     outputs: Annotated[dict[Label, Histogram], Meta(max_length=256)] = {}
     metrics: Annotated[dict[MetricName, Moments], Meta(max_length=MAX_METRICS)] = {}
     guarded: Count = 0
+    confidence: Annotated[dict[Label, Histogram], Meta(max_length=64)] = {}
+    anomalies: Annotated[dict[AnomalyKind, Count], Meta(max_length=32)] = {}
+    drift: Annotated[dict[Label, Index], Meta(max_length=256)] = {}
     shadow: ShadowWindow | None = None
 
 

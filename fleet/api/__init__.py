@@ -27,8 +27,11 @@ from fleet.api.alerts import (
 from fleet.api.commands import (
     Ask,
     CommandView,
+    Lent,
     MeasureHere,
     NewCommand,
+    NewFinalist,
+    NewPick,
 )
 from fleet.api.common import (
     MAX_TEXT,
@@ -151,6 +154,7 @@ __all__ = [
     "Ineligible",
     "KeysView",
     "Label",
+    "Lent",
     "MadeToken",
     "Mail",
     "MeasureHere",
@@ -164,9 +168,11 @@ __all__ = [
     "NewDeployment",
     "NewDevice",
     "NewExperiment",
+    "NewFinalist",
     "NewLabels",
     "NewMetadata",
     "NewPassword",
+    "NewPick",
     "NewRollout",
     "NewShadow",
     "NewTarget",

@@ -135,6 +135,9 @@ _ALL = (
         "4f0c6c1e8a3b4b86", "lab-07", SelfTest("digits"), "done", "", _AT, "user:ada", _LATER, _AT,
         SelfTested((Tested(_SHA, True, "digits", "", 0.97, {"logits": 0.0004}, 4.1, 6.8),)),
     ),
+    api.NewFinalist(_SHA),
+    api.Lent(_SHA, is_changed=True),
+    api.NewPick(_OTHER_SHA, {_OTHER_SHA: '{"_type": "https://in-toto.io/Statement/v1"}'}),
     _DEVICE,
     api.Explanation(_DEVICE, ("It is online, last heard of 4 s ago.", "digits: should run digits@1.4.2 (rollout r3), and does.")),
     api.FleetView(

@@ -11,7 +11,7 @@ from litert_models import converted, outputs, prepared
 from onnx import TensorProto, helper, numpy_helper
 
 from converters.backends import get
-from converters.bundle.writing import _histogram
+from converters.bundle.reference import histogram
 from converters.quantize.sensitivity import MAX_SNR_DB, snr_db
 from converters.recipes.recipes import plans
 from converters.source.code import CodeGate
@@ -53,9 +53,9 @@ def test_a_layer_is_weighed_by_what_is_finite():
 
 
 def test_drift_is_told_from_finite_values():
-    histogram = _histogram(np.array([-INFINITE, 1, 2, 3, np.nan], np.float32))
-    assert (min(histogram.edges), max(histogram.edges), sum(histogram.counts)) == (1, 3, 3)
-    assert sum(_histogram(np.full(4, -INFINITE, np.float32)).counts) == 0
+    found = histogram([np.array([-INFINITE, 1, 2, 3, np.nan], np.float32)], np.zeros(1, np.int64))
+    assert (min(found.edges), max(found.edges), sum(found.counts)) == (1, 3, 3)
+    assert sum(histogram([np.full(4, -INFINITE, np.float32)], np.zeros(1, np.int64)).counts) == 0
 
 
 def masked(hidden, number):

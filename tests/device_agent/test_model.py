@@ -8,11 +8,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agent.serve.counters import FOLD_AT, SAMPLED, Counters
+from device_agent.serve.binned import FOLD_AT, SAMPLED
+from device_agent.serve.counters import Counters
 from device_agent.serve.door import BusyError, Door
 from device_agent.serve.judged import Judged
 from device_agent.serve.model import EngineHungError, NotFiniteError, ServedModel
 from device_agent.serve.sequences import IDLE_S, Sequence, Sequences
+from edgekit import confidence
 from edgekit.errors import EngineError, InputError
 from edgekit.manifest import EngineSpec, Histogram, Manifest, Reference, SelfTest, StatePair, TensorSpec
 from edgekit.tensors import check_inputs
@@ -251,32 +253,115 @@ def test_a_reset_is_told_and_counted():
 
 def test_a_large_map_is_sampled_and_a_small_output_counted_whole():
     counters = Counters("d", "0" * 64, manifest())
-    counters.answered(1.0, {"y": np.full((1, 10), 3.0, np.float32)})
+    counters.answered(1.0, {}, {"y": np.full((1, 10), 3.0, np.float32)})
     assert counters.snapshot().outputs["y"].counts == [0, 10]
-    counters.answered(1.0, {"y": np.full((1, 512, 512, 21), -3.0, np.float32)})
+    counters.answered(1.0, {}, {"y": np.full((1, 512, 512, 21), -3.0, np.float32)})
     assert counters.snapshot().outputs["y"].counts == [SAMPLED, 0]
 
 
 def test_what_is_put_aside_between_two_folds_is_bounded():
     counters = Counters("d", "0" * 64, manifest())
-    due = [counters.answered(1.0, {"y": np.zeros((1, 4096), np.float32)}) for _ in range(FOLD_AT // SAMPLED)]
+    due = [
+        counters.answered(1.0, {}, {"y": np.zeros((1, 4096), np.float32)}) for _ in range(FOLD_AT // SAMPLED)
+    ]
     assert due == [False] * (len(due) - 1) + [True]
     counters.fold()
-    assert counters._aside_size == 0
+    assert counters._binned._aside_size == 0
 
 
 def test_a_sample_is_like_the_whole():
     counters = Counters("d", "0" * 64, manifest())
     values = np.where(np.arange(100_000) % 4 == 0, -1.0, 1.0).astype(np.float32)
     for _ in range(200):
-        counters.answered(1.0, {"y": values})
+        counters.answered(1.0, {}, {"y": values})
     below, above = counters.snapshot().outputs["y"].counts
     assert 0.23 < below / (below + above) < 0.27
 
 
 def test_not_a_number_is_in_no_bin():
     counters = Counters("d", "0" * 64, manifest())
-    counters.answered(1.0, {"y": np.array([np.nan, 1.0, np.inf], np.float32)})
+    counters.answered(1.0, {}, {"y": np.array([np.nan, 1.0, np.inf], np.float32)})
     window = counters.snapshot()
     assert window.outputs["y"].counts == [0, 1]
     assert msgspec.json.encode(window)
+
+
+# -- what is held against the reference ------------------------------------------------------------------------------
+
+
+def watched():
+    """An input of two channels with bins of their own, an output of classes."""
+    two = Histogram([0.0, 1.0, 2.0], [5, 5])
+    reference = Reference(
+        inputs={"x/0": two, "x/1": Histogram([0.0, 100.0, 200.0], [5, 5])},
+        outputs={"y": Histogram([-5.0, 0.0, 5.0], [5, 5])},
+        channels={"x": 1},
+        confidence={"y": Histogram([0.25, 0.5, 1.0], [5, 5])},
+    )
+    return Counters("d", "0" * 64, msgspec.structs.replace(manifest(), reference=reference))
+
+
+def pixels(first, second):
+    return {"x": np.stack([np.full((4, 4), first), np.full((4, 4), second)])[None].astype(np.float32)}
+
+
+def test_channels_are_counted_over_bins_of_their_own():
+    counters = watched()
+    counters.answered(1.0, pixels(0.5, 150.0), {})
+    inputs = counters.snapshot().inputs
+    assert inputs["x/0"].counts == [16, 0]
+    assert inputs["x/1"].counts == [0, 16]
+
+
+@pytest.mark.parametrize(
+    ("logits", "counts"), [([0.0, 0.0, 0.0, 0.0], [1, 0]), ([9.0, 0.0, 0.0, 0.0], [0, 1]), ([np.nan, 0, 0, 0], [0, 0])]
+)  # fmt: skip
+def test_confidence_is_the_probability_of_the_likeliest_class(logits, counts):
+    counters = watched()
+    counters.answered(1.0, {}, {"y": np.array([logits], np.float32)})
+    assert counters.snapshot().confidence["y"].counts == counts
+
+
+def test_probabilities_are_taken_as_they_are():
+    assert confidence.top(np.array([0.7, 0.3]), is_probability=True).tolist() == [0.7]
+    assert confidence.is_probability(Histogram([0.0, 0.5, 1.0], [1, 1]))
+    assert not confidence.is_probability(Histogram([-1.0, 0.5, 1.0], [1, 1]))
+
+
+def test_a_large_map_of_classes_is_looked_at_in_places():
+    found = confidence.top(np.zeros((1, 21, 512, 512), np.float32), is_probability=False)
+    assert 64 <= found.size <= 65
+    assert found[0] == pytest.approx(1 / 21)
+
+
+@pytest.mark.parametrize(
+    ("value", "kinds"),
+    [(0.5, {}), (1.9, {}), (3.9, {}), (40.0, {"out-of-range": 1}), (-40.0, {"out-of-range": 1}),
+     (np.nan, {"not-finite": 1}), (np.inf, {"not-finite": 1})],
+)  # fmt: skip
+def test_answered_inputs_unlike_all_of_the_reference_are_counted(value, kinds):
+    counters = watched()
+    counters.answered(1.0, pixels(value, 150.0), {})
+    assert counters.snapshot().anomalies == kinds
+    assert counters.snapshot().anomalies == {}
+
+
+def test_refused_inputs_are_counted_by_what_was_wrong():
+    async def story():
+        served = Served(same)
+        for given in (
+            lambda: {"x": np.zeros((2, 2), np.float32)},
+            lambda: {"x": np.zeros(ONE, np.int8)},
+            dict,
+            lambda: {"x": np.zeros(ONE, np.float32), "z": np.zeros(ONE, np.float32)},
+            lambda: msgspec.json.decode(b"{"),
+        ):
+            with pytest.raises(InputError):
+                await served.ask(read=given)
+        return served.counters.snapshot()
+
+    window = asyncio.run(story())
+    assert window.rejected_inputs == 5
+    assert window.anomalies == {
+        "wrong-shape": 1, "wrong-dtype": 1, "missing-input": 1, "unknown-input": 1, "undecodable": 1,
+    }  # fmt: skip
