@@ -127,18 +127,11 @@ class Agent:
         hooks = LinkHooks(self._link_up, self._link_down, self._heard, self._renewal.nudge)
         self._link = Link(known.file.broker, who.access, self._device, self._boot, hooks)
         self._sources = SourceKeeper(
-            Ground(
-                file=settings.file,
-                state=state,
-                device=self._device,
-                private=settings.private,
-                log_json=settings.log_json,
-                storage=storage,
-                conditions=self.conditions,
-                connect=lambda descriptor: self._given_back(descriptor, b""),
-                changed=self._describe,
+            Ground.of(
+                settings, self._device, storage, self.conditions,
+                connect=lambda descriptor: self._given_back(descriptor, b""), changed=self._describe,
             )
-        )
+        )  # fmt: skip
         subject = Subject(
             device=self._device,
             boot=self._boot,
