@@ -54,6 +54,12 @@ class Sheet(msgspec.Struct, frozen=True, omit_defaults=True):
         return any(item.latency_p50_ms and item.latency_p50_ms.how == "measured" for item in self.candidates)
 
     @property
+    def boards(self) -> str:
+        """The boards of a fleet that measured it; empty where none did."""
+        figure = self.pick.latency_p50_ms if self.pick is not None else None
+        return figure.on.device if figure is not None else ""
+
+    @property
     def ranks_only(self) -> bool:
         """Whether it was measured on a machine with more than the profile has: such times only order candidates."""
         return any(item.latency_p50_ms and item.latency_p50_ms.ranks_only for item in self.candidates)

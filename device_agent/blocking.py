@@ -8,6 +8,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# A thread that still connects writes nothing once it is told to stop, so it need not be waited for longer.
+STOP_PATIENCE_S = 5.0
+
 
 class Stopper:
     """Tells a thread to stop, and wakes it where it waits for the network."""
@@ -65,3 +68,17 @@ async def run_blocking(work: Callable[[], T]) -> T:
 
     threading.Thread(target=body, name="blocking", daemon=True).start()
     return await future
+
+
+async def stoppable(work: Callable[[Stopper], object]) -> None:
+    """Run blocking work; cancelling stops it and waits for its end, so that two never write the same file."""
+    stopping = Stopper()
+    task = asyncio.create_task(run_blocking(lambda: work(stopping)))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        stopping.set()
+        # How it ends is of no interest any more; asyncio would log an error that nobody looked at.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        await asyncio.wait([task], timeout=STOP_PATIENCE_S)
+        raise

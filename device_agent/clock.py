@@ -17,6 +17,8 @@ from edgekit.protocol import clock
 
 # No order was ever signed before this; a clock that says less is wrong.
 AGENT_BUILT = datetime(2025, 6, 1, tzinfo=UTC)
+# As long as an order lives.
+COMMAND_CONFIRMS = timedelta(days=30)
 # adjtimex(2): the state of a clock that nothing keeps synchronized; the structure has 208 bytes on 64-bit machines.
 _TIME_ERROR = 5
 _TIMEX_BYTES = 512
@@ -53,6 +55,11 @@ class Clock:
     def hear(self, issued: datetime, expires: datetime) -> None:
         """The fleet has just sent an order of this life, and its signature is good."""
         self._heard, self._order_at = (issued, expires), time.monotonic()
+
+    def hear_command(self, issued: datetime) -> None:
+        """The fleet has just sent a command, which confirms the time as an order does; it ends no order's life."""
+        if self._heard is None or issued > self._heard[0]:
+            self.hear(issued, max(issued + COMMAND_CONFIRMS, self._heard[1] if self._heard else issued))
 
     def trusted(self, issued: datetime | None = None) -> datetime:
         """The time; for judging a newer order, without what its own time `issued` disproves."""

@@ -36,6 +36,7 @@ MODULES = (
     "device_agent.worker",
     "device_agent.update.selftest",
     "device_agent.update.patching",
+    "device_agent.commands.timing",
     "device_agent.sources.process",
     "device_agent.shadow.process",
 )

@@ -9,12 +9,14 @@ Always true
 import asyncio
 import os
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from device_agent import collector, identity, log, spending
 from device_agent.collector import Collector
 from device_agent.commands.acts import Acts
 from device_agent.commands.desk import Desk, Speaker, extended
+from device_agent.commands.measuring import Bench
 from device_agent.conditions import Conditions
 from device_agent.config import Settings, Who
 from device_agent.front import Front
@@ -22,6 +24,7 @@ from device_agent.identity import Start
 from device_agent.link import Link, LinkHooks
 from device_agent.listen import Listener
 from device_agent.orderbook import OrderBook
+from device_agent.passing import Passer
 from device_agent.probe import Platform
 from device_agent.process import Served
 from device_agent.renewal import Renewal
@@ -104,6 +107,7 @@ class Agent:
             known.file.artifact_url, who.access, self._lookup.check, self._spending.model_waits
         )
         self._samples = keeper.made(state, storage, who, self._spending.may_send)
+        self._passer = Passer(settings.file.guard)
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
         self._workers: dict[str, Workers] = {}
@@ -123,18 +127,11 @@ class Agent:
         hooks = LinkHooks(self._link_up, self._link_down, self._heard, self._renewal.nudge)
         self._link = Link(known.file.broker, who.access, self._device, self._boot, hooks)
         self._sources = SourceKeeper(
-            Ground(
-                file=settings.file,
-                state=state,
-                device=self._device,
-                private=settings.private,
-                log_json=settings.log_json,
-                storage=storage,
-                conditions=self.conditions,
-                connect=lambda descriptor: self._given_back(descriptor, b""),
-                changed=self._describe,
+            Ground.of(
+                settings, self._device, storage, self.conditions,
+                connect=lambda descriptor: self._given_back(descriptor, b""), changed=self._describe,
             )
-        )
+        )  # fmt: skip
         subject = Subject(
             device=self._device,
             boot=self._boot,
@@ -152,6 +149,7 @@ class Agent:
             sources=self._sources,
         )
         self.restarting = asyncio.Event()
+        self._bench = Bench(state, self._source, platform.isa, settings.account)
         self._desk = Desk(
             state,
             storage,
@@ -165,7 +163,7 @@ class Agent:
                 self._numbers,
                 lambda payload: self._link.publish(topics.RESULT, payload),
             ),
-            act=Acts(state, self._reconcilers, self.restarting.set, settings.account).act,
+            act=Acts(state, self._reconcilers, self.restarting.set, self._bench).act,
         )
         self._telling = Telling(subject, self._numbers, self._link, self._status)
         self._spool = Spool(state.spool)
@@ -194,6 +192,9 @@ class Agent:
         for name in dict.fromkeys((*self._names, *self._orders.added)):
             self._add(name)
         await self._desk.load()
+        with suppress(OSError):
+            # What a measurement left that was cut off; the next one takes it away otherwise.
+            await self._bench.clear()
         self.conditions.changed = self._telling.describe
         self._storage.changed = self._storage_changed
         if self._start.error is not None:
@@ -219,6 +220,8 @@ class Agent:
             sampled=lambda descriptor: self._samples.take(name, descriptor),
             passed_over=self._samples.passed_over,
             account=self._settings.account,
+            guard=self._settings.file.guard,
+            passer=self._passer,
         )
         made = Reconciler(
             folder,

@@ -25,7 +25,7 @@ How = Literal["measured", "emulated", "estimated"]
 
 class Where(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a figure was obtained on. `held` says what kept the engine to the profile's instruction sets, where the CPU has
-    more.
+    more; `device` names the boards of a fleet that measured it, where some did.
     """
 
     cpu: str
@@ -34,6 +34,7 @@ class Where(msgspec.Struct, frozen=True, omit_defaults=True):
     engine_version: str = ""
     threads: int = 0
     held: str = ""
+    device: str = ""
 
 
 class Figure(msgspec.Struct, frozen=True, omit_defaults=True):

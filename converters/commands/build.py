@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from converters.commands import running, tables
 from converters.commands.durations import seconds
@@ -14,8 +15,9 @@ from converters.keep.artifacts import default_root
 from converters.outcome import Options, Outcome, sensible_jobs
 from converters.source import project as projects
 from converters.source.project import Project
+from converters.work.spent import Account
 from edgekit import interrupt
-from edgekit.cli import render
+from edgekit.cli import boards, render
 from edgekit.errors import ContractMissedError, UsageError
 
 EPILOG = """\b
@@ -25,6 +27,7 @@ Examples:
   edgekit build model.onnx --name digits --version 1.0.0 --shape x=1,1,8,8 \\
       --calibration calib.npz --evaluation eval.npz --metric top1 \\
       --target raspberry-pi-5 --target x86-64-v4-vnni --out dist --json result.json
+  edgekit build --target raspberry-pi-5 --on-device lab-07   # a real board measures what is kept, and picks
   edgekit build --search 40              # 40 settings beyond the fixed recipes; Ctrl-C keeps what was tried
   edgekit build train.py:make_model --name vad --version 2 --shape input=1,576 --shape state=2,1,128 \\
       --state state=stateN --output output --output stateN --evaluation data.py:evaluation --target x86-64-v3
@@ -105,6 +108,17 @@ Exit codes: 0 built, 2 usage or bad input, 3 contract not met, 4 a tool failed.
 @click.option(
     "--measure", is_flag=True, help="Measure again even if nothing changed since a build that was kept."
 )
+@click.option(
+    "--on-device",
+    metavar="DEVICE",
+    help="Let this board of a fleet measure what was kept for its profile, and pick by that.",
+)
+@click.option("--fleet", "place", help="State folder or client.toml of that fleet [env: EDGEKIT_FLEET].")
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Publisher's folder of 'edgekit keys'; that of a fleet on this machine unless set.",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Show every column, reason, note and output.")
 def build(
     source: str | None,
@@ -124,6 +138,9 @@ def build(
     measure: bool,
     write_lock: bool,
     locked: bool,
+    on_device: str | None,
+    place: str | None,
+    keys: Path | None,
     verbose: bool,
     **flags: Any,
 ) -> None:
@@ -138,6 +155,10 @@ def build(
         raise UsageError(
             "--locked builds what edgekit.lock says, so there is nothing to --search; use --lock to choose anew"
         )
+    if (place or keys) and not on_device:
+        raise UsageError("--fleet and --keys are for --on-device DEVICE")
+    # Before the work: a fleet that is not known is no news for after it.
+    measure_on = boards.measuring(place, on_device, keys) if on_device else None
     project = _project(source, project_file, flags)
     options = Options(
         out=out,
@@ -154,6 +175,11 @@ def build(
     with watched() as screen:
         outcome = running.run(project, options, screen, measure=measure)
         interrupt.check()
+        if measure_on is not None:
+            from converters import onboard
+
+            outcome = onboard.settled(outcome, options, measure_on, screen.tell)
+            interrupt.check()
     if json_file is not None:
         render.write_text(json_file, render.as_json(outcome.document) + "\n")
     _show(outcome, verbose=verbose)
@@ -240,6 +266,7 @@ def _show(outcome: Outcome, *, verbose: bool) -> None:
         # A terminal's line has room for the digest's head; a pipe gets it whole.
         digest = entry["digest"] if render.width() is None else entry["digest"][:19] + "…"
         click.echo(f"{kind} {entry['path']}  {render.size(entry['size_bytes'])}  {digest}")
+    click.echo(f"time   {msgspec.convert(outcome.document['spent'], Account).words()}")
     click.echo(f"report {outcome.report}")
     for number, command in enumerate(_next(outcome)):
         click.echo(f"{'next:' if number == 0 else '     '} {command}")

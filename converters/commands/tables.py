@@ -94,7 +94,8 @@ def show_layers(layers: Sequence[GuiltyLayer]) -> None:
 
 
 def title(sheet: Sheet) -> str:
-    how = "measured here" if sheet.is_measured else "latency estimated, not measured"
+    where = f"measured on {sheet.boards}" if sheet.boards else "measured here"
+    how = where if sheet.is_measured else "latency estimated, not measured"
     how = "times of this CPU, which only rank" if sheet.ranks_only else how
     score, drop = sheet.source_accuracy, sheet.contract.max_accuracy_drop
     source = f"; source {sheet.metric} {numbers.score(score.value)}" if score else ""

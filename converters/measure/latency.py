@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from converters.judge.select import Ratio
 from converters.measure import heats
+from edgekit import pairs
 from edgekit.tensors import Array
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -34,7 +35,6 @@ CALLS_A_ROUND = 5
 # Of all candidates of a profile together, and as much again where two cannot be told apart; the first heat may take
 # longer.
 BUDGET_S = 4.0
-RESAMPLES = 1000
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -163,12 +163,8 @@ def _warmed(run: Run, feeds: Sequence[Mapping[str, Array]]) -> float:
 
 def ratio(ours: Latency, theirs: Latency, seed: int = 0) -> Ratio:
     """Our time over theirs: median over the rounds that both ran, with its 95 % bootstrap interval."""
-    both = min(len(ours.rounds), len(theirs.rounds))
-    logs = np.log(np.asarray(ours.rounds[:both])) - np.log(np.asarray(theirs.rounds[:both]))
-    drawn = np.random.default_rng(seed).integers(0, len(logs), (RESAMPLES, len(logs)))
-    medians = np.median(logs[drawn], axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return Ratio(float(np.exp(low)), float(np.exp(np.median(logs))), float(np.exp(high)))
+    found = pairs.ratio(ours.rounds, theirs.rounds, seed)
+    return Ratio(found.low, found.median, found.high)
 
 
 def shown_ratio(ours: Latency, theirs: Latency) -> Ratio:

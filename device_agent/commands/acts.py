@@ -6,22 +6,23 @@ from dataclasses import dataclass, field
 from functools import singledispatchmethod
 
 from device_agent import durable, log
-from device_agent.account import Account
 from device_agent.blocking import run_blocking
 from device_agent.commands.desk import FailedError
+from device_agent.commands.figures import figures_of
+from device_agent.commands.measuring import Bench, Staged
 from device_agent.folder import StateFolder
 from device_agent.process import START_TIMEOUT_S
 from device_agent.update import machine as machines
 from device_agent.update import selftest
 from device_agent.update.events import Pardoned
 from device_agent.update.reconciler import Reconciler
-from device_agent.update.selftest import Verdict
 from edgekit.manifest import Sha256
 from edgekit.wire.commands import (
     Action,
     Cleared,
     ClearRefused,
     LogLevel,
+    Measure,
     Payload,
     Restart,
     SelfTest,
@@ -34,14 +35,12 @@ USUAL_LEVEL = "info"
 
 @dataclass
 class Acts:
-    """The device's hands. `reconcilers` is the supervisor's own table; `restart` asks it to start the agent anew; bundles run as
-    `account`, or as the agent's own user.
-    """
+    """The device's hands. `reconcilers` is the supervisor's own table; `restart` asks it to start the agent anew."""
 
     state: StateFolder
     reconcilers: Mapping[str, Reconciler]
     restart: Callable[[], None]
-    account: Account | None = None
+    bench: Bench
     _quiet: asyncio.TimerHandle | None = field(default=None, repr=False)
 
     async def act(self, action: Action) -> Payload | None:
@@ -71,9 +70,20 @@ class Acts:
         folder = self.state.deployment(name)
         await run_blocking(lambda: durable.make_folder(folder.cache, sync=False))
         verdict = await selftest.run(
-            folder, served.slot, None, account=self.account, outputs_only=True, is_patient=True
+            folder, served.slot, None, account=self.bench.account, outputs_only=True, is_patient=True
         )
         return figures_of(verdict, served.bundle.sha256, name)
+
+    @_act.register
+    async def _(self, action: Measure) -> Payload:
+        serving = None
+        if action.deployment:
+            served = machines.serves(self.reconcilers[action.deployment].machine)
+            if served is None:
+                raise FailedError(f"{action.deployment} serves no bundle")
+            folder = self.state.deployment(action.deployment)
+            serving = Staged(folder, served.slot, served.bundle.sha256, serves=True)
+        return await self.bench.measure(action, serving)
 
     @_act.register
     async def _(self, action: ClearRefused) -> Payload:
@@ -106,17 +116,3 @@ class Acts:
         log.set_level(action.level)
         later = asyncio.get_running_loop().call_later
         self._quiet = later(action.seconds, log.set_level, USUAL_LEVEL)
-
-
-def figures_of(verdict: Verdict, sha256: Sha256, deployment: str = "") -> Tested:
-    """A verdict as the wire says it."""
-    return Tested(
-        sha256=sha256,
-        passed=verdict.passed,
-        deployment=deployment,
-        reason=verdict.reason[:2000],
-        agreement=verdict.agreement,
-        max_error=verdict.max_error,
-        latency_p50_ms=verdict.latency_p50_ms,
-        latency_p95_ms=verdict.latency_p95_ms,
-    )

@@ -182,6 +182,7 @@ class Desk:
             if ledger is None:
                 self._tell_again(command.id)
                 return
+            self._clock.hear_command(command.issued)
             if await self._save(ledger):
                 log.event("command accepted", id=command.id, kind=kind_of(command.action))
                 self._tell(command.id, CommandState.ACCEPTED)

@@ -117,7 +117,8 @@ class Feed:
             raise StoppedError
 
     def wait_for_room(self) -> None:
-        """Until sinks have taken enough. Raises: StoppedError."""
+        """Until sinks have taken enough; before each input. Raises: StoppedError."""
+        self.pause(0)
         while self.outbox.is_full:
             self.tally.waits("the backlog is full until a sink takes something")
             self.pause(FULL_PAUSE_S)

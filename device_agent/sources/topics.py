@@ -8,6 +8,7 @@ Always true
  3. The broker sends at most `in_flight` messages ahead: a slow model slows the topic, not the memory.
 """
 
+import contextlib
 import hashlib
 import queue
 import uuid
@@ -42,7 +43,8 @@ class _Came(NamedTuple):
 class Topics:
     def __init__(self, spec: MqttSource, client: str) -> None:
         self._spec = spec
-        self._came: queue.SimpleQueue[_Came] = queue.SimpleQueue()
+        # None: something waits on disk.
+        self._came: queue.SimpleQueue[_Came | None] = queue.SimpleQueue()
         # Answered, but not acknowledged: the connection was lost in between. The broker sends just these again.
         self._unacknowledged: set[tuple[int, str, bytes]] = set()
         self._feed: Feed
@@ -66,12 +68,11 @@ class Topics:
         if (waiting := feed.outbox.next_waiting()) is not None:
             self._answer_waiting(feed, *waiting)
             return
-        try:
+        came: _Came | None = None
+        with contextlib.suppress(queue.Empty):
             came = self._came.get(timeout=LOOK_S)
-        except queue.Empty:
-            feed.pause(0)
-            return
-        self._answer(feed, came)
+        if came is not None:
+            self._answer(feed, came)
 
     def _answer(self, feed: Feed, came: _Came) -> None:
         message, connection = came
@@ -131,3 +132,4 @@ class Topics:
         self._feed.tally.count("read")
         about = msgspec.json.encode(_Waiting(given.uid, given.content_type, given.about))
         self._feed.tally.count("dropped", self._feed.outbox.keep_waiting(about, given.body))
+        self._came.put(None)

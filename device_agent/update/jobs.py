@@ -1,6 +1,5 @@
 """The work that an update consists of: fetch, stage, self-test. Each ends well, or raises whose fault it was."""
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from typing import NamedTuple
 
 from device_agent import durable
 from device_agent.account import Account
-from device_agent.blocking import Stopper, run_blocking
+from device_agent.blocking import Stopper, run_blocking, stoppable
 from device_agent.folder import DeploymentFolder
 from device_agent.update import selftest, slots
 from device_agent.update.events import Cause, Fetch, Job, Recheck, SelfTest, SlotRef, Stage, Wait
@@ -17,9 +16,6 @@ from device_agent.update.shortcut import Offer, Shortcuts
 from edgekit.errors import BundleError, EdgeKitError
 from edgekit.protocol import room
 from edgekit.wire.messages import Fetched
-
-# A thread that still connects writes nothing once it is told to stop, so it need not be waited for longer.
-STOP_PATIENCE_S = 5.0
 
 
 class JobError(EdgeKitError):
@@ -93,7 +89,7 @@ class Jobs:
             received = self._received
             received.bytes_s = job.bytes_s
             offers = [Offer(bases[base], base, listed) for base, listed in deltas.items()]
-            await _in_thread(lambda stop: self._shortcuts.bring(job.bundle, offers, stop, received))
+            await stoppable(lambda stop: self._shortcuts.bring(job.bundle, offers, stop, received))
         except FetchError as error:
             raise JobError(str(error), error.cause) from error
 
@@ -109,7 +105,7 @@ class Jobs:
                 slots.stage(self._folder, ref.slot, bundle, ref.bundle.target)
 
         try:
-            await _in_thread(work)
+            await stoppable(work)
         except FetchError as error:
             cause = Cause.LOST if error.cause is Cause.PASSING else error.cause
             raise JobError(str(error), cause) from error
@@ -136,17 +132,3 @@ class Jobs:
         verdict = await selftest.run(self._folder, ref.slot, None, account=self._account, outputs_only=True)
         if not verdict.passed:
             raise JobError(verdict.reason, verdict.cause)
-
-
-async def _in_thread(work: Callable[[Stopper], object]) -> None:
-    """Run blocking work; cancelling stops it and waits for its end, so that two never write the same file."""
-    stopping = Stopper()
-    task = asyncio.create_task(run_blocking(lambda: work(stopping)))
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        stopping.set()
-        # How it ends is of no interest any more; asyncio would log an error that nobody looked at.
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        await asyncio.wait([task], timeout=STOP_PATIENCE_S)
-        raise

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import math
 import os
-import resource
 import signal
 import sys
 from pathlib import Path
@@ -28,7 +27,7 @@ from edgekit.manifest import Manifest
 
 TIMEOUT_S = 300.0
 # nice(2), of what is in no hurry.
-PATIENCE = 10
+PATIENCE = 5
 _POLL_S = 0.1
 
 
@@ -146,7 +145,7 @@ def judge(slot: Path, running: Path | None, cache: Path, *, outputs_only: bool =
         latency_p50_ms=result.latency_p50_ms,
         agreement=result.agreement,
         max_error={name: error if math.isfinite(error) else None for name, error in result.max_error.items()},
-        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+        peak_memory_mb=memory.peak_mb(),
     )
 
 

@@ -27,8 +27,11 @@ from fleet.api.alerts import (
 from fleet.api.commands import (
     Ask,
     CommandView,
+    Lent,
     MeasureHere,
     NewCommand,
+    NewFinalist,
+    NewPick,
 )
 from fleet.api.common import (
     MAX_TEXT,
@@ -116,10 +119,12 @@ from fleet.api.samples import (
     SamplesGone,
     SampleView,
 )
+from fleet.api.shadows import AgreementView, NewShadow, ShadowDeviceView, ShadowView
 
 __all__ = [
     "MAX_TEXT",
     "AccessName",
+    "AgreementView",
     "AlertView",
     "ArmName",
     "ArmPoint",
@@ -157,6 +162,7 @@ __all__ = [
     "Ineligible",
     "KeysView",
     "Label",
+    "Lent",
     "MadeToken",
     "Mail",
     "MeasureHere",
@@ -170,10 +176,13 @@ __all__ = [
     "NewDeployment",
     "NewDevice",
     "NewExperiment",
+    "NewFinalist",
     "NewLabels",
     "NewMetadata",
     "NewPassword",
+    "NewPick",
     "NewRollout",
+    "NewShadow",
     "NewTarget",
     "NewToken",
     "NewUser",
@@ -195,6 +204,8 @@ __all__ = [
     "SamplesGone",
     "ScopeText",
     "Severity",
+    "ShadowDeviceView",
+    "ShadowView",
     "StageOutlook",
     "TargetEvent",
     "TargetKind",

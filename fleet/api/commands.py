@@ -40,6 +40,30 @@ class NewCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires: MaybeDuration = ""
 
 
+class NewFinalist(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /finalists`: a bundle that was uploaded and is a target, which boards may fetch to measure it, until it is
+    removed.
+    """
+
+    sha256: Sha256
+
+
+class Lent(msgspec.Struct, frozen=True):
+    """`is_changed` is False where it was so before."""
+
+    sha256: Sha256
+    is_changed: bool
+
+
+class NewPick(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /bundles/NAME/VERSION/PROFILE/pick`: which of a release's bundles for a profile orders name from now on, and the
+    evidence for it (digest → in-toto statement, as text) of each that was measured.
+    """
+
+    sha256: Sha256
+    evidence: Annotated[dict[Sha256, str], Meta(min_length=1, max_length=16)]
+
+
 class CommandView(msgspec.Struct, frozen=True):
     """`GET /devices/ID/commands`. `state` is waiting, accepted, running, done, failed, refused or expired; `payload` is what
     the device has to show, of the last of them too.

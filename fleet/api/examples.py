@@ -135,6 +135,9 @@ _ALL = (
         "4f0c6c1e8a3b4b86", "lab-07", SelfTest("digits"), "done", "", _AT, "user:ada", _LATER, _AT,
         SelfTested((Tested(_SHA, True, "digits", "", 0.97, {"logits": 0.0004}, 4.1, 6.8),)),
     ),
+    api.NewFinalist(_SHA),
+    api.Lent(_SHA, is_changed=True),
+    api.NewPick(_OTHER_SHA, {_OTHER_SHA: '{"_type": "https://in-toto.io/Statement/v1"}'}),
     _DEVICE,
     api.Explanation(_DEVICE, ("It is online, last heard of 4 s ago.", "digits: should run digits@1.4.2 (rollout r3), and does.")),
     api.FleetView(
@@ -166,6 +169,13 @@ _ALL = (
     api.ExperimentView(
         "e1", "running", "", "digits", "site=lab", "metric:sold", "open", "B is ahead by 0.035; it could still be chance",
         _ARM_A, _ARM_B, 0.035, -0.004, 0.071, _AT,
+    ),
+    api.NewShadow("digits@1.4.2", "site=lab", "10%"),
+    api.ShadowView(
+        "h1", "running", "", "digits@1.4.2", "digits", "site=lab", 0.1, 14, 48_200, 410_770, 0,
+        (api.AgreementView("logits", 0.981, 0.974, 0.988, 14, 48_200, is_of_devices=True),), 1.12,
+        "48200 inputs compared, 410770 served without a copy; logits agrees 98.1% (97.4% to 98.8%, 14 devices)", _AT,
+        "token:ops", (api.ShadowDeviceView("lab-07", "running", "", 3440, 29_300, 0, 0.979, 1.1),),
     ),
     api.NewCollection("digits", "site=lab", "1h", low_confidence=0.6, random="1%"),
     api.CollectionView(

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from edgekit.distribution import extra
-from edgekit.errors import UsageError
 from fleet.client import (
     access_cli,
     alerts_cli,
@@ -27,6 +26,8 @@ from fleet.client import (
     publishing,
     render,
     samples_cli,
+    shadow_cli,
+    tune_cli,
     views,
 )
 from fleet.client.complete import completes
@@ -111,6 +112,8 @@ for room in (
     alerts_cli,
     describe_cli,
     samples_cli,
+    shadow_cli,
+    tune_cli,
 ):
     for command in room.COMMANDS:
         fleet.add_command(command)
@@ -157,13 +160,7 @@ def publish(
     A folder means the bundles of a build in it. What their evidence calls an alternate lies beside the release's own
     bundle of the profile; no device is ordered to run it.
     """
-    access = config.find(place)
-    if custody is None:
-        custody = access.folder / "publisher" if access.folder is not None else None
-        if custody is None or not custody.is_dir():
-            raise UsageError(
-                "where are the publisher's keys? give --keys DIR, the folder of 'edgekit keys init'"
-            )
+    custody = publishing.custody_of(config.find(place), custody)
     answers = []
     with connected(place) as client:
         checked = publishing.check(client, publishing.bundle_files(bundles))

@@ -19,6 +19,7 @@ from edgekit.bundle import Bundle
 from edgekit.errors import ConflictError, NotFoundError, UsageError
 from edgekit.trust.target import DeltaTarget
 from fleet import api
+from fleet.client.config import Access
 from fleet.client.rest import Client
 
 
@@ -30,6 +31,14 @@ class Checked:
     statement: str | None
     was_there: bool
     is_alternate: bool = False
+
+
+def custody_of(access: Access, given: Path | None) -> Path:
+    """The publisher's folder: the given one, or that of a fleet on this machine. Raises: UsageError."""
+    folder = given or (access.folder / "publisher" if access.folder is not None else None)
+    if folder is None or not folder.is_dir():
+        raise UsageError("where are the publisher's keys? give --keys DIR, the folder of 'edgekit keys init'")
+    return folder
 
 
 def bundle_files(paths: Iterable[Path]) -> list[Path]:

@@ -215,6 +215,22 @@ class Client:
     def register(self, bundle: api.NewBundle) -> api.PublishAnswer:
         return self._transport.call("POST", "/bundles", api.PublishAnswer, bundle)
 
+    def lend(self, finalist: api.NewFinalist) -> api.Lent:
+        """An uploaded and listed bundle that boards may fetch to measure it."""
+        return self._transport.call("POST", "/finalists", api.Lent, finalist)
+
+    def take_back(self, sha256: str) -> api.Lent:
+        return self._transport.call("POST", at("/finalists/{}/remove", sha256), api.Lent)
+
+    def statement(self, sha256: str) -> bytes:
+        """A bundle's evidence. Raises: NotFoundError if none was published with it."""
+        return self._transport.send("GET", at("/evidence/{}", sha256)).content
+
+    def pick(self, name: str, version: str, profile: str, pick: api.NewPick) -> api.BundleView:
+        """Another bundle of a release for a profile, of those that were published for it."""
+        path = at("/bundles/{}/{}/{}/pick", name, version, profile)
+        return self._transport.call("POST", path, api.BundleView, pick)
+
     def blocked(self) -> list[api.BlockedView]:
         return list(self._transport.pages("/blocked", api.BlockedView))
 
@@ -279,6 +295,18 @@ class Client:
     def collect(self, wanted: api.NewCollection) -> api.CollectionView:
         """Let devices keep inputs and bring them."""
         return self._transport.call("POST", "/samples", api.CollectionView, wanted)
+
+    def start_shadow(self, shadow: api.NewShadow) -> api.ShadowView:
+        return self._transport.call("POST", "/shadows", api.ShadowView, shadow)
+
+    def shadows(self) -> list[api.ShadowView]:
+        return list(self._transport.pages("/shadows", api.ShadowView))
+
+    def shadow(self, shadow: str) -> api.ShadowView:
+        return self._transport.call("GET", at("/shadows/{}", shadow), api.ShadowView)
+
+    def stop_shadow(self, shadow: str) -> api.ShadowView:
+        return self._transport.call("POST", at("/shadows/{}/stop", shadow), api.ShadowView)
 
     def collections(self) -> list[api.CollectionView]:
         return list(self._transport.pages("/samples", api.CollectionView))

@@ -1,9 +1,12 @@
 """agent.toml: what is read, and what is refused with the key and what would be right."""
 
+from pathlib import Path
+
 import pytest
 
-from device_agent import agentfile
+from device_agent import agentfile, doctor
 from device_agent.agentfile import CameraSource, FolderSource
+from device_agent.folder import StateFolder
 from device_agent.sources import access, advice
 from edgekit.errors import UsageError
 
@@ -119,3 +122,24 @@ def test_the_doctors_look_names_what_is_not_there(tmp_path):
     (tmp_path / "film.avi").touch()
     (tmp_path / "secret").touch()
     assert list(advice.examine(read)) == []
+
+
+def test_the_example_of_the_documents_is_read():
+    text = (Path(__file__).parents[2] / "docs/sources.md").read_text()
+    example = text.partition("```toml\n")[2].partition("```")[0]
+    read = agentfile.parse(example, Path("/etc/edgekit/agent.toml"))
+    assert [agentfile.kind_of(one) for one in read.sources] == ["folder", "mqtt", "camera"]
+    assert [agentfile.kind_of(one) for one in read.sinks] == ["mqtt", "file", "webhook"]
+    assert [one.name for one in read.sinks_of(read.sources[2])] == ["events"]
+
+
+def test_the_doctor_tells_of_the_file(tmp_path):
+    assert doctor._sources(StateFolder(tmp_path), None) == []
+    (tmp_path / "agent.toml").write_text(FOLDER + FILE)
+    good, bad = doctor._sources(StateFolder(tmp_path), None)
+    assert (good.state, good.found) == ("good", f"{tmp_path}/agent.toml: 1 sources, 1 sinks")
+    assert (bad.state, bad.found) == ("bad", f"source inbox: {tmp_path}/in: there is no such folder")
+    (tmp_path / "agent.toml").write_text(FOLDER)
+    (refused,) = doctor._sources(StateFolder(tmp_path), None)
+    assert refused.state == "bad"
+    assert "its answers go nowhere" in refused.found

@@ -33,10 +33,12 @@ from fleet.server.api import (
     metadata,
     metrics,
     oidc,
+    picking,
     releases,
     retry,
     rollouts,
     samples,
+    shadows,
     terminal,
 )
 from fleet.server.api.admission import admit
@@ -69,6 +71,7 @@ def make_app(context: Context) -> FastAPI:
         commands,
         metadata,
         releases,
+        picking,
         blocked,
         assignments,
         retry,
@@ -77,6 +80,7 @@ def make_app(context: Context) -> FastAPI:
         drift,
         history,
         samples,
+        shadows,
         terminal,
         events,
         alerts,

@@ -189,6 +189,14 @@ def bundle(connection: Connection, sha256: str) -> BundleRow:
     return row
 
 
+def is_published(connection: Connection, sha256: str) -> bool:
+    """Whether it is some release's, picked or alternate."""
+    return any(
+        connection.execute(select(table.c.sha256).where(table.c.sha256 == sha256)).scalar() is not None
+        for table in (bundles, alternates)
+    )
+
+
 def titles(connection: Connection, digests: list[str]) -> dict[str, str]:
     """Digest → NAME@VERSION, of those of these bundles that are published here."""
     query = select(bundles.c.sha256, bundles.c.name, bundles.c.version).where(bundles.c.sha256.in_(digests))

@@ -222,7 +222,7 @@ def make_video(path, frames=20):
 
 @pytest.mark.broker
 def test_topics_and_a_film_are_answered_to_a_topic_a_file_and_a_signed_webhook(
-    make_fed, mosquitto, peer, receiver, out, tmp_path, tools
+    make_fed, fleet, mosquitto, peer, receiver, out, tmp_path, tools
 ):
     secret = tmp_path / "secret"
     secret.write_text("a-secret-of-thirty-two-characters")
@@ -232,6 +232,11 @@ kind = "mqtt"
 name = "line"
 broker = "mqtt://127.0.0.1:{mosquitto.port}"
 topics = ["in/#"]
+
+[[source]]
+kind = "folder"
+name = "absent"
+path = "{tmp_path}/absent"
 
 [[source]]
 kind = "camera"
@@ -283,6 +288,17 @@ secret_file = "{secret}"
     assert state_of(agent, "gate")["state"] == "running"
     assert state_of(agent, "gate")["did"]["dropped"] > 0
     assert state_of(agent, "line")["did"]["read"] == 3
+    # What one source lacks costs no other anything, and the fleet hears of it.
+    tools.wait_until(
+        lambda: "source-failing" in told_to(fleet), "the fleet hears of the folder that is not there"
+    )
+    assert f"absent: {tmp_path}/absent: cannot be read and written" in told_to(fleet)["source-failing"]
+    assert state_of(agent, "absent")["state"] == "failing"
+
+
+def told_to(fleet):
+    """The conditions that stand, by code."""
+    return {one.code: one.detail for one in fleet.now.conditions}
 
 
 def state_of(agent, source):
