@@ -234,6 +234,8 @@ class Manifest(msgspec.Struct, frozen=True):
     # Left out where there are none, so that such bundles keep their bytes.
     buckets: Buckets | UnsetType = UNSET
     guard: Guard | UnsetType = UNSET
+    # Names of classes, or an alphabet, that the source carries and no step of `postprocess` has.
+    labels: tuple[str, ...] | UnsetType = UNSET
 
     @property
     def admitted(self) -> tuple[TensorSpec, ...]:

@@ -49,11 +49,19 @@ class Artifact:
         """The source's buckets with the file of each."""
         return None if of_source is None else msgspec.structs.replace(of_source, models=self.models)
 
-    def bound(self, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    def bound(self, specs: tuple[TensorSpec, ...], *, are_outputs: bool = False) -> tuple[TensorSpec, ...]:
         """The specs with the engine's names."""
-        return tuple(
-            TensorSpec(spec.name, spec.dtype, spec.shape, self.bindings.get(spec.name, "")) for spec in specs
-        )
+
+        def engine_name(name: str) -> str:
+            own = self.bindings.get(passed(name)) if are_outputs else None
+            return own or self.bindings.get(name, "")
+
+        return tuple(TensorSpec(spec.name, spec.dtype, spec.shape, engine_name(spec.name)) for spec in specs)
+
+
+def passed(name: str) -> str:
+    """What bindings call an output that has the name of an input, since the model passes that through."""
+    return f"{name}@output"
 
 
 def copied(native: Native, folder: Path) -> Artifact:

@@ -6,7 +6,7 @@ from pathlib import Path
 from msgspec import UNSET, structs
 
 from converters import backends
-from converters.bundle import reference, selftest
+from converters.bundle import naming, reference, selftest
 from converters.measure.host import Host
 from converters.rounds.candidates import Candidate
 from converters.work.workbench import Workbench
@@ -57,7 +57,7 @@ def write(
             plan.threads,
         ),
         inputs=artifact.bound(bench.source.inputs),
-        outputs=artifact.bound(bench.source.outputs),
+        outputs=artifact.bound(bench.source.outputs, are_outputs=True),
         recipe=plan.name,
         source_sha256=bench.source.sha256,
         files=tuple(entries),
@@ -71,6 +71,8 @@ def write(
         buckets=UNSET if buckets is None else _shipped(buckets),
         guard=UNSET if guarded is None else guarded[0],
     )
+    named = naming.named(content.postprocess, content.outputs, bench.source.labels)
+    content = structs.replace(content, postprocess=named.steps, labels=named.left or UNSET)
     target = folder / content.filename
     digest = bundle.write(target, content, files)
     return Written(target, digest, target.stat().st_size)

@@ -101,6 +101,7 @@ class EngineFacts:
     floors              the least tolerance by precision, as a share of an output's largest value
     emulated            the arm64 wheel that runs under qemu, as a requirement; empty if there is none
     takes_as_is         suffixes of formats, beside its own, of which it runs a file that is quantized already
+    reads               suffixes of another engine's files that its converter reads itself
     source              the module whose `open_file(project, path)` opens a file of that suffix, to ship as it is; empty
                         where such files are no sources
     """
@@ -116,4 +117,5 @@ class EngineFacts:
     floors: Mapping[Precision, float] = field(default_factory=lambda: FLOORS)
     emulated: str = ""
     takes_as_is: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     source: str = ""

@@ -140,11 +140,22 @@ def plans(profile: Profile, patterns: Sequence[str] = ()) -> list[Plan]:
 
 
 def as_is(
-    profile: Profile, engine: str, precision: Precision, what: str, patterns: Sequence[str] = ()
+    profile: Profile,
+    engine: str,
+    precision: Precision,
+    what: str,
+    patterns: Sequence[str] = (),
+    *,
+    suffix: str = "",
 ) -> list[Plan]:
-    """The one candidate of a source in `engine`'s own format, and for each other engine why it gets none."""
-    found = []
+    """The one candidate of a source in `engine`'s own format, those of engines that read files of that `suffix`
+    themselves (a float one in every recipe, an int8 one with its integers kept), and why each other engine gets none.
+    """
+    found: list[Plan] = []
     for name, versions in profile.engines.items():
+        if name != engine and suffix in facts.of(name).reads:
+            found += _read_by(profile, name, precision, patterns)
+            continue
         plan = _plan(profile, Recipe(f"{name}/as-is", name, precision, AS_IS), versions)
         if patterns and not any(fnmatchcase(plan.name, pattern) for pattern in patterns):
             continue
@@ -190,6 +201,21 @@ def of_quantized(
         if is_widened or not takers:
             found += [plan for plan in anew if plan.recipe.engine == name]
     return found
+
+
+def _read_by(profile: Profile, engine: str, precision: Precision, patterns: Sequence[str]) -> list[Plan]:
+    if precision != "int8":
+        return [plan for plan in plans(profile, patterns) if plan.recipe.engine == engine]
+    kept = [
+        _plan(profile, recipe, profile.engines[engine])
+        for recipe in facts.of(engine).recipes
+        if recipe.scheme == KEPT
+    ]
+    return [
+        _within(profile, plan)
+        for plan in kept
+        if not patterns or any(fnmatchcase(plan.name, pattern) for pattern in patterns)
+    ]
 
 
 def _within(profile: Profile, plan: Plan) -> Plan:

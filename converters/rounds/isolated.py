@@ -53,7 +53,7 @@ def _job(bench: Workbench, item: Candidate, spec: EngineSpec, folder: Path) -> J
         folder=str(artifact.folder),
         engine=spec,
         inputs=artifact.bound(source.inputs),
-        outputs=artifact.bound(source.outputs),
+        outputs=artifact.bound(source.outputs, are_outputs=True),
         state=source.state,
         samples=str(folder / "samples.npz"),
         out=str(folder / "out.npz"),

@@ -68,7 +68,10 @@ def estimated(bench: Workbench, profile: Profile, item: Candidate) -> roofline.E
 
 def _runner(bench: Workbench, item: Candidate, artifact: Artifact, host: Host, size: int | None) -> Runner:
     """The candidate's model, or that of one bucket."""
-    inputs, outputs = artifact.bound(bench.source.inputs), artifact.bound(bench.source.outputs)
+    inputs, outputs = (
+        artifact.bound(bench.source.inputs),
+        artifact.bound(bench.source.outputs, are_outputs=True),
+    )
     model, buckets = artifact.runs_here, artifact.buckets(bench.source.buckets)
     if size is not None and buckets is not None:
         model, inputs = buckets.models[buckets.sizes.index(size)], buckets.at(inputs, size)

@@ -2,11 +2,11 @@
 
 Always true
  1. The bytes that ship are the bytes that came, unless an Ethos-U's compiler makes its own of them.
- 2. The reference is the file itself in its engine; nothing is converted, so no other engine gets a candidate.
+ 2. The reference is the file itself in its engine. Another engine gets candidates where its converter reads such files.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from converters.source.work import Work
@@ -16,7 +16,8 @@ from edgekit.profile import Precision
 @dataclass(frozen=True)
 class Native:
     """`files` are what the engine reads, the first of them by name; `names` maps public names to the engine's where
-    they differ. `work` is read from the graph.
+    they differ. `work` is read from the graph. `scales` has scale and zero point of the inputs and outputs, by public
+    name, that are stored as integers and float to the caller.
     """
 
     engine: str
@@ -25,3 +26,9 @@ class Native:
     names: Mapping[str, str]
     precision: Precision
     work: Work
+    scales: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+
+    @property
+    def suffix(self) -> str:
+        """Of the file that an engine is given, in small letters."""
+        return self.files[0].suffix.lower()

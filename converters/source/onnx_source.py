@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx, without stubs
 
-from converters.source import onnx_files, onnx_mending, quantized
+from converters.source import labels, onnx_files, onnx_mending, quantized
 from converters.source.project import Project
 from converters.source.quantized import Quantized
 from converters.source.source import (
@@ -69,14 +69,16 @@ def open_file(project: Project, path: Path) -> Source:
         reference = _loaded(path, None if model is stored else model, specs, output_names(model))
     except EngineError as error:
         raise SourceError(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {error}") from error
+    outputs = observed_outputs(reference, specs, project.model.source)
     return Source(
         inputs=specs,
-        outputs=observed_outputs(reference, specs, project.model.source),
+        outputs=outputs,
         state=state_pairs(project),
         sha256=_sha256(path),
         reference=reference,
         onnx_path=path,
         quantized=_quantized(model, path, specs),
+        labels=labels.of_model(stored, outputs),
         notes=notes,
     )
 

@@ -28,6 +28,8 @@ def open_source(project: Project, gate: code.CodeGate) -> Source:
         source = torch_source.from_factory(project, gate)
     else:
         path = project.folder / text
+        if path.suffix.lower() in _KERAS or (path / "saved_model.pb").is_file():
+            raise SourceError(f"{text}: {KERAS}")
         opener = _opener(path.suffix.lower())
         if opener is None:
             raise SourceError(
@@ -88,6 +90,16 @@ def _open_exported(project: Project, path: Path, gate: code.CodeGate) -> Source:
 
     return torch_source.from_exported(project, path, gate)
 
+
+# What only Keras and TensorFlow read, which EdgeKit does not install.
+_KERAS = (".keras", ".h5", ".hdf5", ".pb")
+KERAS = (
+    "EdgeKit reads no Keras or TensorFlow files. With Keras 3 and KERAS_BACKEND=torch (pip install keras torch):"
+    " model = keras.saving.load_model('model.keras'); model.eval();"
+    " torch.export.save(torch.export.export(model, (torch.zeros(1, 8, 8, 1),), strict=False), 'model.pt2'), with your input's"
+    " shape; build from that .pt2. A SavedModel: tf.lite.TFLiteConverter.from_saved_model(folder).convert(), written to a"
+    " .tflite, where TensorFlow is installed"
+)
 
 Opener = Callable[[Project, Path, code.CodeGate], Source]
 _OPENERS: Mapping[str, Opener] = {

@@ -266,7 +266,7 @@ def _project(table: Mapping[str, Any], folder: Path, where: str) -> Project:
             f"{where}: targets: name at least one profile, e.g. [targets.raspberry-pi-5] or --target raspberry-pi-5"
         )
     # A mistyped model is told before what else is missing.
-    if not code.is_reference(file.model.source) and not (folder / file.model.source).is_file():
+    if not code.is_reference(file.model.source) and not (folder / file.model.source).exists():
         raise SourceError(f"{folder / file.model.source}: there is no such model file")
     if not file.data.calibration and not file.data.evaluation:
         raise ProjectError(

@@ -33,7 +33,8 @@ class Source:
 
     `inputs` are in the order in which a torch program takes them. With `buckets`, shapes are those of the largest one,
     outputs are open where they follow it, and `by_size` are the sources of fixed shapes that it stands for, smallest first.
-    `quantized` says of an ONNX file what it is where it is quantized already. `notes` tell what of the user's file is not in it.
+    `quantized` says of an ONNX file what it is where it is quantized already. `labels` are names of
+    classes, or the alphabet, that the file carries. `notes` tell what of the user's file is not in it.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -45,6 +46,7 @@ class Source:
     module: Any = None
     native: Native | None = None
     quantized: Quantized | None = None
+    labels: tuple[str, ...] = ()
     buckets: Buckets | None = None
     by_size: tuple["Source", ...] = ()
     notes: tuple[str, ...] = ()

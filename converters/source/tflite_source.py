@@ -29,8 +29,9 @@ def open_file(project: Project, path: Path) -> Source:
     graph = quietly(lambda: tflite.read(path))
     _refuse(path, graph)
     names = _public_names(path, graph)
-    details = quietly(lambda: Interpreter(model_path=str(path))).get_input_details()
-    kinds = {detail["name"]: detail for detail in details}
+    interpreter = quietly(lambda: Interpreter(model_path=str(path)))
+    kinds = {detail["name"]: detail for detail in interpreter.get_input_details()}
+    given = {detail["name"]: detail for detail in interpreter.get_output_details()}
     inputs = tuple(
         # The engine converts quantized inputs with the model's own scale: the public tensor is float.
         TensorSpec(
@@ -65,6 +66,12 @@ def open_file(project: Project, path: Path) -> Source:
             names={**names["inputs"], **names["outputs"]},
             precision=precision(graph),
             work=work(graph),
+            scales={
+                name: found[tensor]["quantization"]
+                for found, side in ((kinds, "inputs"), (given, "outputs"))
+                for name, tensor in names[side].items()
+                if found[tensor]["quantization"][0]
+            },
         ),
     )
 

@@ -134,7 +134,10 @@ class Judging:
     @property
     def _alphabet(self) -> Alphabet:
         path = self.project.file.data.alphabet
-        return read_alphabet(self.project.folder / path) if path else NO_ALPHABET
+        if path:
+            return read_alphabet(self.project.folder / path)
+        # What the file itself says its classes write.
+        return Alphabet(self.source.labels) if self.source.labels else NO_ALPHABET
 
     def _located(self, make: Callable[[], Made]) -> Made:
         """With the project file's name before what is wrong."""

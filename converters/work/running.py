@@ -96,5 +96,8 @@ class Running:
         """Raises: SourceError where an output's shape follows the data, not a bucket."""
         made = stacked(arrays)
         if self.source.buckets is None and is_ragged(made):
-            raise SourceError("an output's shape changes from sample to sample; a bundle's shapes are fixed")
+            raise SourceError(
+                "an output's shape changes from sample to sample (what follows NonMaxSuppression or NonZero does); a bundle's"
+                " shapes are fixed: export the boxes and scores before that step"
+            )
         return made

@@ -43,6 +43,7 @@ from converters.work.limit import TooLongError, ends_after
 from converters.work.orders import Ledger, Order
 from converters.work.pool import PoolUnfitError, WorkerPool
 from converters.work.running import Running
+from converters.work.spent import HERE, IDLE, Stopwatch
 from converters.work.standard import Standard
 from converters.work.steps import Steps
 from edgekit import engines
@@ -78,6 +79,8 @@ class Workbench:
     cut: list[str] = field(default_factory=list)
     # How far the build is, for whoever watches.
     steps: Steps = field(default_factory=Steps)
+    # Where its time goes.
+    spent: Stopwatch = field(default_factory=Stopwatch)
 
     @cached_property
     def source(self) -> Source:
@@ -154,6 +157,7 @@ class Workbench:
         missing = [order for order in orders if not ledger.knows(order)]
         if self.pool is None or not missing:
             return
+        self.spent.does(HERE, IDLE)
         try:
             for order, answer in self.pool.run(missing, ledger.shared, self.findings):
                 self.steps.made(order.plan.name)
@@ -242,7 +246,7 @@ class Workbench:
     def load(self, artifact: Artifact, plan: Plan, options: Mapping[str, Option], threads: int) -> Model:
         """The artifact in its engine, as it is judged. Raises: EngineError."""
         spec = EngineSpec(plan.recipe.engine, plan.versions, artifact.runs_here, dict(options), threads)
-        bound = artifact.bound(self.source.inputs), artifact.bound(self.source.outputs)
+        bound = artifact.bound(self.source.inputs), artifact.bound(self.source.outputs, are_outputs=True)
         # LiteRT announces its delegate on standard error.
         buckets = artifact.buckets(self.source.buckets)
         return quietly(lambda: engines.load(artifact.folder, spec, *bound, buckets=buckets))
@@ -279,8 +283,9 @@ class Workbench:
 
     def _made(self, plan: Plan, target: Path) -> Artifact:
         config = plan.constraints.vela
-        if config is None and self.source.native is not None:
-            return copied(self.source.native, target)
+        native = self.source.native
+        if config is None and native is not None and native.engine == plan.recipe.engine:
+            return copied(native, target)
         if config is None:
             self.tell(f"converting {plan.name}")
             backend = backends.get(plan.recipe.engine)

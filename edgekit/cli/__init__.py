@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "verify": ("edgekit.cli.bundles:verify", "Run a bundle's self-test on this machine."),
     "emulator": ("converters.commands.emulator:emulator", "Set up, show and remove the ARM emulator."),
     "run": ("edgekit.cli.bundles:run", "Run a bundle on input files."),
+    "explain": ("edgekit.cli.explain:explain", "Say what a bundle's answer rests on."),
     "diff": ("edgekit.cli.bundles:diff", "Compare two bundles."),
     "profiles": ("edgekit.cli.profiles:profiles", "List, show and detect hardware profiles."),
     "agent": ("device_agent.cli:agent", "Run the agent on a device."),

@@ -230,9 +230,19 @@ def bundle_rows(found: Bundle) -> list[tuple[str, str]]:
         *((f"before {name}", _steps(steps)) for name, steps in manifest.preprocess.items()),
         *((("after", _steps(manifest.postprocess)),) if manifest.postprocess else ()),
         *guard_rows(manifest),
+        *label_rows(manifest),
         ("contract", ", ".join(f"{key} {value:g}" for key, value in limits.items()) or "no limits"),
         ("self-test", f"{test.samples} samples, at least {test.agreement:.1%} agreement with the source"),
     ]
+
+
+def label_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """Names of classes that the source carries and no step gives."""
+    labels = manifest.labels or ()
+    if not labels:
+        return []
+    shown = ", ".join(repr(label) for label in labels[:5])
+    return [("labels", f"{len(labels)}: {shown}{', …' if len(labels) > 5 else ''}")]
 
 
 def guard_rows(manifest: Manifest) -> list[tuple[str, str]]:

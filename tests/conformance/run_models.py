@@ -185,7 +185,7 @@ def converted(prepared, recipe, feeds, folder):
     artifact = backends.get(plan.recipe.engine).convert(prepared, plan, folder)
     source = prepared.source
     spec = EngineSpec(plan.recipe.engine, "", artifact.model, plan.judged_options, 2)
-    bound = artifact.bound(source.inputs), artifact.bound(source.outputs)
+    bound = artifact.bound(source.inputs), artifact.bound(source.outputs, are_outputs=True)
     model = quietly(lambda: engines.get(plan.recipe.engine).load(folder / artifact.model, spec, *bound, None))
     gap = canonical.parity(
         [source.reference.run(feed) for feed in feeds], [model.run(feed) for feed in feeds]

@@ -66,7 +66,7 @@ def outputs(artifact, ready, feed):
     source = ready.source
     loaded = engines.get("litert").load(
         artifact.folder / artifact.model, EngineSpec("litert", "", artifact.model, threads=1),
-        artifact.bound(source.inputs), artifact.bound(source.outputs), None,
+        artifact.bound(source.inputs), artifact.bound(source.outputs, are_outputs=True), None,
     )  # fmt: skip
     found = {name: array.copy() for name, array in loaded.run(feed).items()}
     loaded.close()

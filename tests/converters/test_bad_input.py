@@ -325,3 +325,19 @@ def test_a_missing_model_is_told_before_missing_data(run_build, tmp_path):
     )
     assert result.exit_code == 2
     assert "absent.onnx: there is no such model file" in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["net.keras", "net.h5", "saved"])
+def test_a_keras_model_is_told_the_way_that_needs_no_tensorflow(name, digits, run_build, tmp_path):
+    if name == "saved":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").write_bytes(b"x")
+    else:
+        (tmp_path / name).write_bytes(b"x")
+    words = digits.flags("model.onnx", "x86-64-v3")
+    words[0] = str(tmp_path / name)
+    result = run_build(*words, "--out", tmp_path / "dist")
+    assert result.exit_code == 2
+    assert "KERAS_BACKEND=torch" in str(result.exception)
+    assert "torch.export.save" in str(result.exception)
+    assert not (tmp_path / "dist").exists()

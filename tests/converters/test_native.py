@@ -62,9 +62,8 @@ CASES = [
 def test_the_file_itself_is_measured_and_shipped(
     file, engine, name, target, member, files, digits, run_build, tmp_path
 ):
-    result = run_build(
-        *words(digits, files / file, target, name=name), "--out", tmp_path, "--json", tmp_path / "r.json"
-    )
+    flags = words(digits, files / file, target, name=name)
+    result = run_build(*flags, "--recipe", "*/as-is", "--out", tmp_path, "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
     told = json.loads((tmp_path / "r.json").read_text())
     (entry,) = told["bundles"]
@@ -72,7 +71,9 @@ def test_the_file_itself_is_measured_and_shipped(
     assert entry["accuracy"]["shipped"] > 0.9
     assert entry["accuracy"]["drop"] == 0
     others = {item["recipe"]: item["reason"] for item in told["candidates"] if item["status"] == "failed"}
-    assert set(others) == {"onnxruntime/as-is", "openvino/as-is", "litert/as-is"} - {f"{engine}/as-is"}
+    # OpenVINO reads TFLite files itself.
+    lacking = {"onnxruntime/as-is"} if engine == "litert" else {"onnxruntime/as-is", "litert/as-is"}
+    assert set(others) == lacking
     assert all(f"which only {engine} reads" in reason for reason in others.values())
     found = bundle.read(Path(entry["path"]))
     found.extract(tmp_path / "b")
@@ -83,6 +84,21 @@ def test_the_file_itself_is_measured_and_shipped(
     predicate = evidence.decode(evidence.beside(Path(entry["path"])).read_bytes()).predicate
     wanted = "measured" if target == "x86-64-v3" else "estimated"
     assert predicate.latency_p50_ms.how == wanted
+
+
+@pytest.mark.parametrize(
+    ("file", "recipe"), [("float.tflite", "openvino/static-int8"), ("int8.tflite", "openvino/kept-int8")]
+)
+def test_openvino_makes_candidates_of_a_tflite_file(file, recipe, files, digits, run_build, tmp_path):
+    """An integer input and output are float to the caller, as they are in LiteRT."""
+    flags = words(digits, files / file, "x86-64-v3", name="args_0")
+    result = run_build(*flags, "--recipe", recipe, "--out", tmp_path, "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    (entry,) = json.loads((tmp_path / "r.json").read_text())["bundles"]
+    assert entry["recipe"] == recipe
+    assert entry["accuracy"]["drop"] < 0.02
+    found = bundle.read(Path(entry["path"]))
+    assert [(spec.name, spec.dtype) for spec in found.manifest.inputs] == [("args_0", "float32")]
 
 
 def test_an_int8_file_goes_through_vela_and_a_float_one_is_refused(files, digits, run_build, tmp_path):

@@ -219,6 +219,13 @@ def build_locked(desk: Desk) -> None:
 
 
 @functools.cache
+def explain_a_picture(desk: Desk) -> None:
+    image, _ = desk.digits[0]
+    (desk.folder / "explained.json").write_text(json.dumps({"x": image.tolist()}))
+    assert "rests on" in desk.run(f"edgekit explain {desk.bundle()} explained.json --out why.png")
+    assert (desk.folder / "why.png").is_file()
+
+
 def run_on_pictures(desk: Desk) -> None:
     from PIL import Image
 
@@ -304,6 +311,7 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
     "edgekit run": run_on_pictures,
     "edgekit run BUNDLE INPUT…": run_on_pictures,
     "edgekit run BUNDLE cat.png": run_on_pictures,
+    "edgekit explain BUNDLE INPUT": explain_a_picture,
     "edgekit diff A B": compare,
     "edgekit profiles list|show|detect": lines(
         "edgekit profiles list", "edgekit profiles show raspberry-pi-5", "edgekit profiles detect"

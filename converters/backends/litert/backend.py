@@ -18,7 +18,7 @@ import onnx
 from ai_edge_litert.interpreter import Interpreter
 
 from converters.backends import Backend, Prepared, Unsupported
-from converters.backends.artifact import Artifact
+from converters.backends.artifact import Artifact, passed
 from converters.backends.litert import delegated, int8
 from converters.backends.litert import graph as litert_graph
 from converters.backends.litert.layers import layer_errors
@@ -32,7 +32,7 @@ from converters.source import tflite
 from converters.source.source import closed
 from edgekit import engines
 from edgekit.errors import ToolFailedError
-from edgekit.manifest import EngineSpec, Option, TensorSpec
+from edgekit.manifest import EngineSpec, Option
 from edgekit.quiet import first_line, quietly
 
 MODEL = "model.tflite"
@@ -175,16 +175,13 @@ def _convert_torch(prepared: Prepared, module: Any, zeros: tuple[Any, ...], targ
     spec = EngineSpec("litert", "", target.name)
     bindings = _bindings(prepared, target)
     source = prepared.source
-    bound = _bound(source.inputs, bindings), _bound(source.outputs, bindings)
+    artifact = Artifact(target.parent, target.name, bindings)
+    bound = artifact.bound(source.inputs), artifact.bound(source.outputs, are_outputs=True)
     model = quietly(lambda: engines.get("litert").load(target, spec, *bound, None))
     gap = smallest_gap(prepared, model)
     model.close()
     if gap > canonical.PARITY:
         raise ToolFailedError(f"the LiteRT model differs from the source by {gap:.2g} of its largest output")
-
-
-def _bound(specs: tuple[TensorSpec, ...], bindings: dict[str, str]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(spec.name, spec.dtype, spec.shape, bindings[spec.name]) for spec in specs)
 
 
 def _zeros(prepared: Prepared) -> tuple[Any, ...]:
@@ -203,7 +200,8 @@ def _bindings(prepared: Prepared, target: Path) -> dict[str, str]:
     for index, spec in enumerate(source.inputs):
         found[spec.name] = _only(inputs, f"{SIGNATURE}_args_{index}")
     for index, spec in enumerate(source.outputs):
-        found[spec.name] = _only(outputs, f"{SIGNATURE}_output_{index}_output")
+        key = passed(spec.name) if spec.name in found else spec.name
+        found[key] = _only(outputs, f"{SIGNATURE}_output_{index}_output")
     return found
 
 

@@ -93,7 +93,7 @@ def kept_float(graph: Sequence[Layer], reach: Mapping[str, float] | None = None)
     for layer in graph:
         for name in layer.inputs:
             readers.setdefault(name, []).append(layer)
-    kept = {layer.name for layer in graph if layer.op_type in SLOW_IN_INT8}
+    kept = {layer.name for layer in graph if layer.op_type in SLOW_IN_INT8 or _is_copy(layer)}
     wide = {layer.name for layer in graph if layer.op_type in _WIDE}
     scaled = {
         layer.name
@@ -112,6 +112,11 @@ def kept_float(graph: Sequence[Layer], reach: Mapping[str, float] | None = None)
             scaled.add(layer.name)
     tables = {layer.name for layer in graph if layer.op_type == "EMBEDDING_LOOKUP"}
     return (kept | wide | scaled) - tables
+
+
+def _is_copy(layer: Layer) -> bool:
+    """An output that is given a second time (`program`): int8 by ai-edge-quantizer 0.10, all of its values are wrong."""
+    return layer.op_type == "MAXIMUM" and len(layer.inputs) == 2 and len(set(layer.inputs)) == 1
 
 
 def _unlike(graph: Sequence[Layer], maker: Mapping[str, Layer], reach: Mapping[str, float]) -> set[str]:

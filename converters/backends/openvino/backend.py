@@ -14,7 +14,7 @@ import openvino as ov
 
 from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact
-from converters.backends.openvino import execution, files, graph, npu, quantizer
+from converters.backends.openvino import edges, execution, files, graph, npu, quantizer
 from converters.backends.openvino import sensitivity as analysis
 from converters.backends.sharing import Store
 from converters.quantize.sensitivity import LayerError
@@ -30,7 +30,11 @@ MODEL = "model.xml"
 
 class OpenVinoBackend(Backend):
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
-        model = _kept(prepared) if plan.recipe.scheme == KEPT else _read(prepared)
+        model = (
+            _kept(prepared)
+            if plan.recipe.scheme == KEPT and prepared.source.native is None
+            else _read(prepared)
+        )
         notes: tuple[str, ...] = ()
         if plan.recipe.needs_calibration:
             model, notes = quantizer.quantized(model, prepared, plan)
@@ -77,7 +81,10 @@ def _kept(prepared: Prepared) -> Any:
 
 
 def _read(prepared: Prepared) -> Any:
-    model = _opened(prepared.canonical.path)
+    native = prepared.source.native
+    model = _opened(prepared.canonical.path if native is None else native.files[0])
+    if native is not None:
+        model = edges.public(model, prepared.source, native)
     graph.name_nodes(model)
     return model
 

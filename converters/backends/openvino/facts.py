@@ -32,5 +32,6 @@ FACTS = EngineFacts(
     ways=(Way(environment={"ONEDNN_MAX_CPU_ISA": "AVX2"}), Way()),
     # 2026.4.1 runs under qemu 7.2.
     emulated="openvino>=2026.4,<2027",
+    reads=(".tflite",),
     source="converters.source.ir_source",
 )
