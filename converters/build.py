@@ -37,6 +37,7 @@ from converters.source.code import CodeGate
 from converters.source.project import Project
 from converters.work.pool import Opening, WorkerPool
 from converters.work.scratch import scratch
+from converters.work.spent import HERE, Stopwatch
 from converters.work.steps import Steps
 from converters.work.workbench import Workbench
 from edgekit import profile
@@ -85,8 +86,20 @@ def build(
     recipes.check_patterns(options.recipes)
     profiles = {target: profile.load(project.profile(target)) for target in project.file.targets}
     with scratch() as folder:
+        spent = Stopwatch()
+        spent.does(HERE, "reading")
+
+        def told(text: str) -> None:
+            spent.does(HERE, text)
+            tell(text)
+
         bench = Workbench(
-            project, CodeGate(options.allow_code, tell), Cache(options.cache, tell=tell), folder, tell
+            project,
+            CodeGate(options.allow_code, tell),
+            Cache(options.cache, tell=tell),
+            folder,
+            told,
+            spent=spent,
         )
         bench.steps = steps or bench.steps
         # Read everything that the user gave before the first conversion.
@@ -99,7 +112,7 @@ def build(
             bench.steps.expect(target.profile.name, [plan.name for plan in target.plans])
             bench.steps.expect_more(target.profile.name, "trial", _trials(target, options))
         done = _Build()
-        with closing(_pool(bench, options)):
+        with closing(_pool(bench, options, tell)):
             # Of all profiles at once: what several share is made once, and what is measured later has the machine
             # to itself.
             made_together(bench, [plan for target in targets for plan in target.plans], host)
@@ -116,7 +129,7 @@ def build(
         return Outcome(_document(bench, done), tuple(done.sheets), tuple(done.missed), report, cut)
 
 
-def _pool(bench: Workbench, options: Options) -> WorkerPool:
+def _pool(bench: Workbench, options: Options, tell: Callable[[str], None]) -> WorkerPool:
     """Workers that know what this build has read; the workbench has them unless none are wanted."""
     pool = WorkerPool(
         Opening(
@@ -131,8 +144,9 @@ def _pool(bench: Workbench, options: Options) -> WorkerPool:
         ),
         options.jobs,
         bench.folder,
-        bench.tell,
+        tell,
         options.time_budget_s,
+        bench.spent,
     )
     bench.limit_s = options.time_budget_s
     bench.pool = pool if options.jobs else None
@@ -189,6 +203,7 @@ def _document(bench: Workbench, done: _Build) -> dict[str, Any]:
         "table": msgspec.to_builtins(tried(done.sheets), enc_hook=plain),
         "layers": msgspec.to_builtins(guilty(done.sheets), enc_hook=plain),
         "profiles": msgspec.to_builtins(done.sheets, enc_hook=plain),
+        "spent": msgspec.to_builtins(bench.spent.account()),
     }
 
 

@@ -149,6 +149,17 @@ def kind_of(part: AnySource | AnySink) -> str:
     return str(part.__struct_config__.tag)
 
 
+class GuardTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is done about inputs that a bundle's guard finds unfamiliar: `answer` in the place of what the bundle says (empty:
+    as it says), `url` who answers those that are passed on.
+    """
+
+    answer: Literal["", "flag", "refuse", "pass"] = ""
+    url: str = ""
+    ca_file: str = ""
+    timeout_s: Annotated[float, Meta(gt=0, le=60)] = 10.0
+
+
 class AgentFile(msgspec.Struct, frozen=True):
     """Sources and sinks by the order of the file, and what the link may cost; `path` None where there is no file."""
 
@@ -156,6 +167,7 @@ class AgentFile(msgspec.Struct, frozen=True):
     sources: tuple[AnySource, ...] = ()
     sinks: tuple[AnySink, ...] = ()
     budget: Limits = NO_LIMITS
+    guard: GuardTable = GuardTable()
 
     @property
     def secrets(self) -> tuple[Path, ...]:
@@ -217,7 +229,7 @@ def parse(text: str, path: Path) -> AgentFile:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"no TOML: {error}") from error
-    known = (*_TABLES, "budget")
+    known = (*_TABLES, "budget", "guard")
     for key in table.keys() - set(known):
         raise UsageError(f"{key}: unknown key; {_hint(key, known)}")
     sources = tuple(_parts(table, "source", _SOURCES, path.parent))
@@ -228,7 +240,32 @@ def parse(text: str, path: Path) -> AgentFile:
             raise UsageError(f"{title} {twice!r}: there are two of that name; give each its own")
     for source in sources:
         _check_sinks(source, sinks)
-    return AgentFile(path, sources, sinks, _budget(table.get("budget", {})))
+    return AgentFile(
+        path, sources, sinks, _budget(table.get("budget", {})), _guard(table.get("guard", {}), path.parent)
+    )
+
+
+def _guard(given: Any, folder: Path) -> GuardTable:
+    known = GuardTable.__struct_fields__
+    for key in given.keys() - set(known) if isinstance(given, dict) else ():
+        raise UsageError(f"guard: {key}: unknown key; {_hint(key, known)}")
+    try:
+        table = msgspec.convert(given, GuardTable)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"guard: {_told(str(error))}") from error
+    if table.url:
+        try:
+            _address("url", table.url, "webhook", "https://example.org/unfamiliar")
+        except UsageError as error:
+            raise UsageError(f"guard: {error}") from error
+        if "@" in urlsplit(table.url).netloc:
+            raise UsageError("guard: url: no name and password in the address")
+    if table.answer == "pass" and not table.url:
+        raise UsageError(
+            "guard: answer = 'pass' needs a url that answers, e.g. https://example.org/unfamiliar"
+        )
+    ca_file = str((folder / table.ca_file).absolute()) if table.ca_file else ""
+    return msgspec.structs.replace(table, ca_file=ca_file)
 
 
 def _budget(given: Any) -> Limits:

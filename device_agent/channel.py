@@ -3,7 +3,8 @@
 A SEQPACKET socket pair: messages keep their bounds and order, so a `Drain` sent after a connection arrives after it.
 A packet is `J` and a JSON message, or one byte that says what kind of descriptor comes along, and some bytes about it:
 with a `CONNECTION`, those already read from it; with a `SAMPLE` none: its memory holds all; with a `FEED`, the
-socket by which a worker feeds a shadow, the share that this may take.
+socket by which a worker feeds a shadow, the share that this may take; with a `PASSED`, an unfamiliar input
+or what was answered to it (`device_agent.passing`).
 """
 
 import asyncio
@@ -25,6 +26,7 @@ MAX_PACKET_BYTES = 160 * 1024
 CONNECTION = b"C"
 SAMPLE = b"S"
 FEED = b"F"
+PASSED = b"G"
 _MESSAGE = b"J"
 
 # Gets a descriptor, from now on its own, and the bytes that came with it.

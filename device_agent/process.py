@@ -15,15 +15,17 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from device_agent import confined, log, memory
 from device_agent.account import Account
+from device_agent.agentfile import GuardTable
 from device_agent.blocking import run_blocking
 from device_agent.channel import (
     CONNECTION,
     FEED,
+    PASSED,
     SAMPLE,
     Channel,
     Counted,
@@ -40,6 +42,7 @@ from device_agent.channel import (
     untaken,
 )
 from device_agent.owed import IDLE, Owed, make_shared, taken_over
+from device_agent.passing import Passer
 from device_agent.serve.http import error_response
 from device_agent.update.events import Cause
 from edgekit.errors import EngineError
@@ -99,6 +102,8 @@ class Served:
     sampled: Callable[[int], None] = os.close
     passed_over: Callable[[int], None] = lambda _inputs: None
     account: Account | None = None
+    guard: GuardTable = field(default_factory=GuardTable)
+    passer: Passer | None = None
 
 
 class WorkerProcess:
@@ -181,6 +186,8 @@ class WorkerProcess:
                 CONNECTION: self._served.given_back,
                 SAMPLE: lambda descriptor, _about: self._served.sampled(descriptor),
             }
+            if (passer := self._served.passer) is not None:
+                takers[PASSED] = lambda descriptor, about: passer.take(descriptor, about, self._answer)
             self._channel = Channel(ours, self._told, takers, lambda: None)
             self._process = await asyncio.create_subprocess_exec(
                 *confined.command("device_agent.worker", self._bounds(), *self._words(shared)),
@@ -211,7 +218,14 @@ class WorkerProcess:
             "--parent", str(os.getpid()), "--channel", str(self._theirs.fileno()), "--owed", str(shared),
             "--deployment", served.deployment, "--deployments", ",".join(served.deployments),
             "--slot", str(self.slot), "--cache", str(served.cache), *(["--log-json"] if served.log_json else []),
+            *self._guarding(),
         ]  # fmt: skip
+
+    def _guarding(self) -> list[str]:
+        """What is done about unfamiliar inputs, where this device says so."""
+        guard = self._served.guard
+        words = ["--guard-answer", guard.answer] if guard.answer else []
+        return [*words, "--guard-timeout", str(guard.timeout_s)] if guard.url else words
 
     def _start_error(self) -> StartError:
         if self.ready is not None:
@@ -277,6 +291,9 @@ class WorkerProcess:
 
     def give(self, descriptor: int, prefix: bytes) -> None:
         self._channel.pass_on(CONNECTION, descriptor, prefix)
+
+    def _answer(self, descriptor: int, about: bytes) -> None:
+        self._channel.pass_on(PASSED, descriptor, about)
 
     def let_feed(self, descriptor: int, share: float) -> None:
         """Copies of what it serves go to a shadow from now on, by this socket, which is closed here."""

@@ -24,6 +24,7 @@ from device_agent.identity import Start
 from device_agent.link import Link, LinkHooks
 from device_agent.listen import Listener
 from device_agent.orderbook import OrderBook
+from device_agent.passing import Passer
 from device_agent.probe import Platform
 from device_agent.process import Served
 from device_agent.renewal import Renewal
@@ -106,6 +107,7 @@ class Agent:
             known.file.artifact_url, who.access, self._lookup.check, self._spending.model_waits
         )
         self._samples = keeper.made(state, storage, who, self._spending.may_send)
+        self._passer = Passer(settings.file.guard)
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
         self._workers: dict[str, Workers] = {}
@@ -125,18 +127,11 @@ class Agent:
         hooks = LinkHooks(self._link_up, self._link_down, self._heard, self._renewal.nudge)
         self._link = Link(known.file.broker, who.access, self._device, self._boot, hooks)
         self._sources = SourceKeeper(
-            Ground(
-                file=settings.file,
-                state=state,
-                device=self._device,
-                private=settings.private,
-                log_json=settings.log_json,
-                storage=storage,
-                conditions=self.conditions,
-                connect=lambda descriptor: self._given_back(descriptor, b""),
-                changed=self._describe,
+            Ground.of(
+                settings, self._device, storage, self.conditions,
+                connect=lambda descriptor: self._given_back(descriptor, b""), changed=self._describe,
             )
-        )
+        )  # fmt: skip
         subject = Subject(
             device=self._device,
             boot=self._boot,
@@ -225,6 +220,8 @@ class Agent:
             sampled=lambda descriptor: self._samples.take(name, descriptor),
             passed_over=self._samples.passed_over,
             account=self._settings.account,
+            guard=self._settings.file.guard,
+            passer=self._passer,
         )
         made = Reconciler(
             folder,
@@ -317,7 +314,8 @@ class Agent:
             self._spending.tick()
             self._reporter.tick()
             self._desk.tick()
-            self._look_at_the_clock()
+            if self._orders.is_late_no_more:
+                self._order_came.set()
 
     async def _take_orders(self) -> None:
         """Follow the newest order that was heard, one at a time; once more after the disk recovered."""
@@ -336,16 +334,6 @@ class Agent:
 
     async def _order_keys_heard(self, listed: OrderKeys | None) -> None:
         if await self._orders.trust(listed) and self._orders.lacks_key:
-            self._order_came.set()
-
-    def _look_at_the_clock(self) -> None:
-        """Serving never waits for it; orders that it made look expired are judged again when it has changed."""
-        if doubt := self._clock.doubt():
-            if not self.conditions.stands("clock-doubtful"):
-                self.conditions.set("clock-doubtful", doubt)
-        else:
-            self.conditions.clear("clock-doubtful")
-        if self._orders.is_late_no_more:
             self._order_came.set()
 
     def _storage_changed(self) -> None:

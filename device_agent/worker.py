@@ -16,6 +16,7 @@ from device_agent import log, parent
 from device_agent.channel import (
     CONNECTION,
     FEED,
+    PASSED,
     SAMPLE,
     Channel,
     Counted,
@@ -30,6 +31,7 @@ from device_agent.channel import (
     Snapshot,
 )
 from device_agent.owed import Owed
+from device_agent.passing import Asker
 from device_agent.samples.sampler import Sampler
 from device_agent.serve.app import WorkerApp
 from device_agent.serve.connections import Connections
@@ -44,6 +46,7 @@ from device_agent.update.events import Cause
 from edgekit import drift
 from edgekit.engines import LoadedBundle
 from edgekit.errors import BundleError, EdgeKitError
+from edgekit.guard_section import GuardAnswer
 
 DRAIN_PATIENCE_S = 30.0
 CANNOT_SERVE = 3
@@ -54,13 +57,28 @@ class Worker:
     """One loaded slot and the channel to the supervisor."""
 
     def __init__(
-        self, deployment: str, deployments: tuple[str, ...], slot: Path, cache: Path, owed: Owed
+        self,
+        deployment: str,
+        deployments: tuple[str, ...],
+        slot: Path,
+        cache: Path,
+        owed: Owed,
+        *,
+        guard_answer: GuardAnswer | None = None,
+        guard_timeout_s: float | None = None,
     ) -> None:
+        """`guard_answer` is the device's word on unfamiliar inputs, if it has one; `guard_timeout_s` is given where it has
+        somebody who answers those that are passed on.
+        """
         self._mark, manifest = slots.load_checked(slot)
         loaded = LoadedBundle(manifest, slot, cache=cache)
         judged = judge(manifest, loaded, slot)
         self._counters = Counters(deployment, self._mark.sha256, manifest)
-        self._model = ServedModel(manifest, loaded, self._counters, judged, guarded_by(manifest, slot))
+        guarded = guarded_by(manifest, slot, guard_answer)
+        self._model = ServedModel(manifest, loaded, self._counters, judged, guarded)
+        self._asker: Asker | None = None
+        if guarded is not None and guarded.answer == "pass" and guard_timeout_s is not None:
+            self._asker = Asker(deployment, guard_timeout_s, self._ask)
         self._sampler = Sampler(deployment, self._mark.sha256, manifest, self._keep)
         self._app = WorkerApp(
             deployment,
@@ -70,6 +88,7 @@ class Worker:
             self._sampler,
             give_back=self._hand_back,
             on_hung=self._hung,
+            pass_on=self._asker.ask if self._asker is not None else None,
         )
         self._connections = Connections(
             self._app.route, Door(self._app.total_bytes), relayed_back=self._hand_back, owed=owed
@@ -80,7 +99,12 @@ class Worker:
     async def serve(self, sock: socket.socket) -> int:
         """Answer until drained or cut off; the exit code."""
         self._ended = asyncio.get_running_loop().create_future()
-        self._channel = Channel(sock, self._told, {CONNECTION: self._given, FEED: self._fed}, self._cut_off)
+        self._channel = Channel(
+            sock,
+            self._told,
+            {CONNECTION: self._given, FEED: self._fed, PASSED: self._answered},
+            self._cut_off,
+        )
         self._channel.start()
         manifest = self._model.manifest
         limit = manifest.contract.latency_p95_ms
@@ -106,6 +130,15 @@ class Worker:
 
     def _given(self, descriptor: int, prefix: bytes) -> None:
         self._connections.adopt(socket.socket(fileno=descriptor), prefix)
+
+    def _ask(self, descriptor: int, about: bytes) -> None:
+        self._channel.pass_on(PASSED, descriptor, about)
+
+    def _answered(self, descriptor: int, about: bytes) -> None:
+        if self._asker is not None:
+            self._asker.take(descriptor, about)
+        else:
+            os.close(descriptor)
 
     def _fed(self, descriptor: int, share: bytes) -> None:
         self._model.feed = Feed(socket.socket(fileno=descriptor), float(share))
@@ -168,6 +201,10 @@ def main() -> None:
     parser.add_argument("--slot", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--log-json", action="store_true")
+    parser.add_argument("--guard-answer", choices=("flag", "refuse", "pass"), help="to unfamiliar inputs")
+    parser.add_argument(
+        "--guard-timeout", type=float, help="seconds that who answers those passed on may take"
+    )
     chosen = parser.parse_args()
     parent.die_with(chosen.parent)
     log.set_up(as_json=chosen.log_json)
@@ -178,7 +215,15 @@ def main() -> None:
     sock = socket.socket(fileno=chosen.channel)
     names = tuple(chosen.deployments.split(","))
     try:
-        worker = Worker(chosen.deployment, names, chosen.slot, chosen.cache, Owed(chosen.owed))
+        worker = Worker(
+            chosen.deployment,
+            names,
+            chosen.slot,
+            chosen.cache,
+            Owed(chosen.owed),
+            guard_answer=chosen.guard_answer,
+            guard_timeout_s=chosen.guard_timeout,
+        )
     except (EdgeKitError, OSError, MemoryError) as error:
         cause = next(cause for kind, cause in _CAUSES if isinstance(error, kind))
         asyncio.run(_refuse(sock, str(error) or type(error).__name__, cause))

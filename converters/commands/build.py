@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from converters.commands import running, tables
 from converters.commands.durations import seconds
@@ -14,6 +15,7 @@ from converters.keep.artifacts import default_root
 from converters.outcome import Options, Outcome, sensible_jobs
 from converters.source import project as projects
 from converters.source.project import Project
+from converters.work.spent import Account
 from edgekit import interrupt
 from edgekit.cli import boards, render
 from edgekit.errors import ContractMissedError, UsageError
@@ -264,6 +266,7 @@ def _show(outcome: Outcome, *, verbose: bool) -> None:
         # A terminal's line has room for the digest's head; a pipe gets it whole.
         digest = entry["digest"] if render.width() is None else entry["digest"][:19] + "…"
         click.echo(f"{kind} {entry['path']}  {render.size(entry['size_bytes'])}  {digest}")
+    click.echo(f"time   {msgspec.convert(outcome.document['spent'], Account).words()}")
     click.echo(f"report {outcome.report}")
     for number, command in enumerate(_next(outcome)):
         click.echo(f"{'next:' if number == 0 else '     '} {command}")

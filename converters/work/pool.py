@@ -34,6 +34,7 @@ from converters.source.project import Project
 from converters.work.findings import Findings
 from converters.work.limit import DEFAULT_S, TooLongError, too_long
 from converters.work.orders import Order
+from converters.work.spent import IDLE, Stopwatch
 from edgekit import interrupt
 from edgekit.errors import ToolFailedError
 
@@ -85,6 +86,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
     words: Path
+    watch: Stopwatch
     engines: set[str] = field(default_factory=set)
     order: Order | None = None
     shared: str = ""
@@ -99,10 +101,20 @@ class _Worker:
         self.spent_s, self.since = 0.0, time.monotonic()
         if self.doing != "starting":
             self.doing = f"preparing {order.plan.name}"
+            self._told(self.doing)
 
     def does(self, what: str) -> None:
         self.spent_s = self.counted_s()
         self.doing, self.since = what, time.monotonic()
+        self._told(what)
+
+    def rests(self) -> None:
+        """Its order is done, or it is."""
+        self.order = None
+        self._told(IDLE)
+
+    def _told(self, what: str) -> None:
+        self.watch.does(str(self.process.pid), what)
 
     def counted_s(self) -> float:
         """Seconds of the order so far that count against its limit."""
@@ -132,6 +144,7 @@ class WorkerPool:
     folder: Path
     tell: Tell
     limit_s: float = DEFAULT_S
+    spent: Stopwatch = field(default_factory=Stopwatch)
     _workers: list[_Worker] = field(default_factory=list)
     _started: int = 0
     # Engines whose float model could not be made in time.
@@ -169,6 +182,7 @@ class WorkerPool:
             # With what the worker started itself.
             os.killpg(worker.process.pid, signal.SIGKILL)
         worker.process.wait()
+        worker.rests()
         worker.connection.close()
         self._workers.remove(worker)
 
@@ -236,7 +250,8 @@ class WorkerPool:
                 # What a killed converter leaves behind goes with the build's folder.
                 env={**os.environ, "TMPDIR": str(folder)},
             )
-        worker = _Worker(process, Connection(ours.detach()), words)
+        worker = _Worker(process, Connection(ours.detach()), words, self.spent)
+        self.spent.does(str(process.pid), worker.doing)
         self._workers.append(worker)
         with suppress(BrokenPipeError, ConnectionResetError):
             worker.connection.send(self.opening)
@@ -259,11 +274,12 @@ class WorkerPool:
                 raise PoolUnfitError(message.objection)
             worker.does(f"preparing {order.plan.name}")
             return None
-        worker.order = None
+        worker.rests()
         return order, message
 
     def _buried(self, worker: _Worker) -> ToolFailedError:
         self._workers.remove(worker)
+        worker.rests()
         worker.connection.close()
         cause = worker.cause()
         if worker.doing == "starting":

@@ -43,6 +43,7 @@ from converters.work.limit import TooLongError, ends_after
 from converters.work.orders import Ledger, Order
 from converters.work.pool import PoolUnfitError, WorkerPool
 from converters.work.running import Running
+from converters.work.spent import HERE, IDLE, Stopwatch
 from converters.work.standard import Standard
 from converters.work.steps import Steps
 from edgekit import engines
@@ -78,6 +79,8 @@ class Workbench:
     cut: list[str] = field(default_factory=list)
     # How far the build is, for whoever watches.
     steps: Steps = field(default_factory=Steps)
+    # Where its time goes.
+    spent: Stopwatch = field(default_factory=Stopwatch)
 
     @cached_property
     def source(self) -> Source:
@@ -154,6 +157,7 @@ class Workbench:
         missing = [order for order in orders if not ledger.knows(order)]
         if self.pool is None or not missing:
             return
+        self.spent.does(HERE, IDLE)
         try:
             for order, answer in self.pool.run(missing, ledger.shared, self.findings):
                 self.steps.made(order.plan.name)

@@ -49,6 +49,7 @@ class WorkerApp:
         *,
         give_back: Callable[[int, bytes], None],
         on_hung: Callable[[], None],
+        pass_on: Callable[[Request], Awaitable[Response]] | None = None,
     ) -> None:
         self._deployment = deployment
         self._deployments = deployments
@@ -57,6 +58,7 @@ class WorkerApp:
         self._sampler = sampler
         self._give_back = give_back
         self._on_hung = on_hung
+        self._pass_on = pass_on
         self._states = {pair.output for pair in model.manifest.state}
         dense = predict.input_bytes(model.manifest) * _JSON_BYTES_PER_BYTE + 64 * 1024
         self._infer_limit = max(dense, _SMALLEST_BODY_LIMIT)
@@ -98,6 +100,10 @@ class WorkerApp:
             except EngineHungError:
                 self._on_hung()
                 raise
+            except UnfamiliarError:
+                if self._pass_on is None:
+                    raise
+                return await self._pass_on(request)
             if coding.is_worth_packing(request.head, response):
                 return await self._model.beside(lambda: coding.packed(response))
             return response

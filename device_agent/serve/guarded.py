@@ -38,7 +38,7 @@ class Guarded:
         return f"the input is unlike what this model was made with: {excess:.3g} times as far from it as is taken for familiar"
 
 
-def guarded_by(manifest: Manifest, slot: Path) -> Guarded | None:
-    """A bundle's guard; None if it has none. Raises: BundleError."""
+def guarded_by(manifest: Manifest, slot: Path, answer: GuardAnswer | None = None) -> Guarded | None:
+    """A bundle's guard; None if it has none. `answer` is the device's word, which counts more. Raises: BundleError."""
     watch = guard.load(manifest, slot)
-    return None if watch is None else Guarded(watch, watch.guard.answer)
+    return None if watch is None else Guarded(watch, answer or watch.guard.answer)

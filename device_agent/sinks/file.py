@@ -18,7 +18,8 @@ from device_agent.sinks.delivery import Taken
 from device_agent.sources.outbox import Owed
 from edgekit.errors import FeedError
 
-_FILE_MODE = 0o640
+# Sources of two users may write to one file (`sources/access.py`).
+_FILE_MODE = 0o660
 # A torn line is looked for this far back at a time.
 _BLOCK = 64 << 10
 

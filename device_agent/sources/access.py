@@ -21,10 +21,21 @@ _PORTS = {"mqtt": 1883, "mqtts": 8883, "rtsp": 554, "rtsps": 322, "http": 80, "h
 _READ = ("password_file", "ca_file", "cert_file", "key_file", "secret_file")
 
 
+# What large native libraries decode, and may come from anywhere.
+_DECODED = (CameraSource, RtspSource)
+
+
 class Access(NamedTuple):
     readable: tuple[Path, ...]
     writable: tuple[Path, ...]
     ports: tuple[int, ...]
+
+
+def is_apart(source: AnySource) -> bool:
+    """Whether its process runs as the workers' user, where there is one. What reads and moves files of other programs has the
+    agent's own user, whom these give their folders to; so has a microphone, which workers may not hear.
+    """
+    return isinstance(source, _DECODED)
 
 
 def host_and_port(url: str) -> tuple[str, int]:

@@ -16,13 +16,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from device_agent import confined, durable, log
+from device_agent.account import Account
 from device_agent.agentfile import AgentFile, AnySink, AnySource, kind_of
+from device_agent.blocking import run_blocking
 from device_agent.channel import CONNECTION, Channel, Dial, Drain, Message, SourceTold
 from device_agent.conditions import Conditions
+from device_agent.config import Settings
 from device_agent.folder import StateFolder
 from device_agent.sources import access, standing
 from device_agent.sources.process import FAREWELL_S, FINISH_S, Assignment
@@ -33,6 +37,8 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
 # A process that lives for this long is well.
 STEADY_S = 10.0
+# Where there are two users, both may write one file of answers: they share the agent's group.
+UMASK = 0o007
 # And one that never failed is called running after this.
 STARTED_S = 1.0
 # OpenCV, numpy and the threads of both, with frames under way.
@@ -42,7 +48,10 @@ END_S = FAREWELL_S + FINISH_S + 2.0
 
 @dataclass(frozen=True)
 class Ground:
-    """What sources stand on. `connect` gives the front a connection; `changed` is called when one's state is another."""
+    """What sources stand on. `connect` gives the front a connection; `changed` is called when one's state is another.
+
+    `account` is the workers' user; None for the agent's own.
+    """
 
     file: AgentFile
     state: StateFolder
@@ -53,6 +62,23 @@ class Ground:
     conditions: Conditions
     connect: Callable[[int], None]
     changed: Callable[[], None]
+    account: Account | None = None
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        device: str,
+        storage: Storage,
+        conditions: Conditions,
+        *,
+        connect: Callable[[int], None],
+        changed: Callable[[], None],
+    ) -> "Ground":
+        return cls(
+            settings.file, settings.state, device, settings.private, settings.log_json, storage, conditions,
+            connect, changed, settings.account,
+        )  # fmt: skip
 
 
 class SourceKeeper:
@@ -189,13 +215,13 @@ class SourceProcess:
             hidden=(ground.state.root, *ground.private), readable=may.readable, writable=may.writable,
             memory_bytes=MEMORY_BYTES, ports=may.ports,
         )  # fmt: skip
+        options = await run_blocking(lambda: self._options(own))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             words = ("--parent", str(os.getpid()), "--channel", str(theirs.fileno()))
             self._process = await asyncio.create_subprocess_exec(
                 *confined.command("device_agent.sources.process", bounds, *words),
-                pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
-                env=confined.environment(),
+                pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, **options,
             )  # fmt: skip
         except BaseException:
             ours.close()
@@ -210,6 +236,18 @@ class SourceProcess:
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(given))
         self._process.stdin.close()
+
+    def _options(self, own: Path) -> dict[str, Any]:
+        """Its user, let in to its own folder alone: what else it needs is its group's, or the user's to give. Raises: OSError."""
+        ground = self._ground
+        options: dict[str, Any] = {"env": confined.environment()}
+        if ground.account is None:
+            return options
+        options["umask"] = UMASK
+        if access.is_apart(self._spec):
+            ground.account.let_in((ground.state.root,), (), (own,))
+            options |= ground.account.options()
+        return options
 
     async def end(self) -> None:
         """Let it finish; killed if it takes too long."""

@@ -63,6 +63,11 @@ from fleet.api.devices import (
     TrafficView,
     Waiting,
 )
+from fleet.api.drift import (
+    Confidence,
+    DriftAnswer,
+    DriftView,
+)
 from fleet.api.events import (
     Change,
     EventKind,
@@ -114,10 +119,12 @@ from fleet.api.samples import (
     SamplesGone,
     SampleView,
 )
+from fleet.api.shadows import AgreementView, NewShadow, ShadowDeviceView, ShadowView
 
 __all__ = [
     "MAX_TEXT",
     "AccessName",
+    "AgreementView",
     "AlertView",
     "ArmName",
     "ArmPoint",
@@ -136,11 +143,14 @@ __all__ = [
     "CollectionView",
     "CommandView",
     "ConditionView",
+    "Confidence",
     "DeploymentView",
     "Deployments",
     "DevicePoint",
     "DeviceView",
     "Done",
+    "DriftAnswer",
+    "DriftView",
     "ErrorAnswer",
     "ErrorBody",
     "EventKind",
@@ -172,6 +182,7 @@ __all__ = [
     "NewPassword",
     "NewPick",
     "NewRollout",
+    "NewShadow",
     "NewTarget",
     "NewToken",
     "NewUser",
@@ -193,6 +204,8 @@ __all__ = [
     "SamplesGone",
     "ScopeText",
     "Severity",
+    "ShadowDeviceView",
+    "ShadowView",
     "StageOutlook",
     "TargetEvent",
     "TargetKind",

@@ -170,6 +170,13 @@ _ALL = (
         "e1", "running", "", "digits", "site=lab", "metric:sold", "open", "B is ahead by 0.035; it could still be chance",
         _ARM_A, _ARM_B, 0.035, -0.004, 0.071, _AT,
     ),
+    api.NewShadow("digits@1.4.2", "site=lab", "10%"),
+    api.ShadowView(
+        "h1", "running", "", "digits@1.4.2", "digits", "site=lab", 0.1, 14, 48_200, 410_770, 0,
+        (api.AgreementView("logits", 0.981, 0.974, 0.988, 14, 48_200, is_of_devices=True),), 1.12,
+        "48200 inputs compared, 410770 served without a copy; logits agrees 98.1% (97.4% to 98.8%, 14 devices)", _AT,
+        "token:ops", (api.ShadowDeviceView("lab-07", "running", "", 3440, 29_300, 0, 0.979, 1.1),),
+    ),
     api.NewCollection("digits", "site=lab", "1h", low_confidence=0.6, random="1%"),
     api.CollectionView(
         "s1", "digits", "site=lab", "active", "confidence below 0.6, 1 % at random", 14, 200, 0, 100_000_000, 37,
@@ -188,6 +195,12 @@ _ALL = (
     api.TargetTried("ops", has_arrived=True, words="it answered 204"),
     api.ArmPoint(1_795_768_200.0, 60.0, 1, "canary", 24, 1440, 6, 0.0042, 0.0019, 0.0071, 4.1, 6.8, 6.5, 7.2),
     api.DevicePoint(1_795_768_200.0, 3600.0, "digits", _SHA, 3600, 12, 4.1, 6.8, 0.04, 312.0, 51.5),
+    api.DriftAnswer((
+        api.DriftView(
+            "digits@1.4.2", "raspberry-pi-5", "9f2c41d07a" + "5" * 54, 240, 12, {"inputs/x": 0.41, "outputs/logits": 0.12},
+            {"logits": api.Confidence(0.95, 0.81)}, {"wrong-shape": 3},
+        ),
+    )),
     api.ReleasePoint(1_795_768_200.0, 3600.0, 240, 864_000, 2900, 4.2, 6.9, 0.05),
     _FILE,
     EnrolRequest("lab-07", "eke_…", _CSR, "raspberry-pi-5", "0.1.0"),

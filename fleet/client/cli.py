@@ -20,11 +20,13 @@ from fleet.client import (
     describe_cli,
     device_cli,
     devices_cli,
+    drift_cli,
     enrol_cli,
     login_cli,
     publishing,
     render,
     samples_cli,
+    shadow_cli,
     tune_cli,
     views,
 )
@@ -100,6 +102,7 @@ fleet.add_command(experiment)
 for room in (
     enrol_cli,
     devices_cli,
+    drift_cli,
     device_cli,
     assign_cli,
     batch_cli,
@@ -109,6 +112,7 @@ for room in (
     alerts_cli,
     describe_cli,
     samples_cli,
+    shadow_cli,
     tune_cli,
 ):
     for command in room.COMMANDS:

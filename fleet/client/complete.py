@@ -55,6 +55,7 @@ _KINDS: Mapping[str, Callable[[Client, str], Found]] = {
     "token": lambda client, _: [(one.name, one.role) for one in client.tokens()],
     "assignment": lambda client, _: [(one.id, f"{one.release} to {one.to}") for one in client.assignments()],
     "experiment": lambda client, _: [(one.id, one.status) for one in client.experiments()],
+    "shadow": lambda client, _: [(one.id, f"{one.release}, {one.status}") for one in client.shadows()],
     "samples": lambda client, _: [(one.id, f"{one.deployment}, {one.state}") for one in client.collections()],
     "batch": lambda client, _: [(one.id, one.state) for one in client.batches()],
     "waiting": lambda client, _: [(one.device, one.profile) for one in client.waiting()],

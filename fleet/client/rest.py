@@ -259,6 +259,10 @@ class Client:
         """Canary and control of its stages over time."""
         return self._transport.call("GET", at("/rollouts/{}/history", rollout_id), list[ArmPoint])
 
+    def drift(self) -> api.DriftAnswer:
+        """What devices say of drift, of each bundle that runs."""
+        return self._transport.call("GET", "/drift", api.DriftAnswer)
+
     def members(self, rollout_id: str, state: str = "") -> Iterator[api.MemberView]:
         """All devices of a rollout by name, or those in a state; page by page."""
         only = f"?{urlencode({'state': state})}" if state else ""
@@ -291,6 +295,18 @@ class Client:
     def collect(self, wanted: api.NewCollection) -> api.CollectionView:
         """Let devices keep inputs and bring them."""
         return self._transport.call("POST", "/samples", api.CollectionView, wanted)
+
+    def start_shadow(self, shadow: api.NewShadow) -> api.ShadowView:
+        return self._transport.call("POST", "/shadows", api.ShadowView, shadow)
+
+    def shadows(self) -> list[api.ShadowView]:
+        return list(self._transport.pages("/shadows", api.ShadowView))
+
+    def shadow(self, shadow: str) -> api.ShadowView:
+        return self._transport.call("GET", at("/shadows/{}", shadow), api.ShadowView)
+
+    def stop_shadow(self, shadow: str) -> api.ShadowView:
+        return self._transport.call("POST", at("/shadows/{}/stop", shadow), api.ShadowView)
 
     def collections(self) -> list[api.CollectionView]:
         return list(self._transport.pages("/samples", api.CollectionView))

@@ -100,6 +100,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/devices/{device}/history"): _VIEW,
     ("GET", "/api/v1/releases/{name}/{version}/history"): _VIEW_FLEET,
     ("GET", "/api/v1/alerts"): _VIEW_FLEET,
+    ("GET", "/api/v1/drift"): _VIEW_FLEET,
     ("GET", "/metrics"): _VIEW_FLEET,
     # Devices and rollouts.
     ("POST", "/api/v1/devices"): _OPERATE,
@@ -128,6 +129,10 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("POST", "/api/v1/experiments"): _OPERATE_FLEET,
     ("POST", "/api/v1/experiments/{experiment}/stop"): _OPERATE_FLEET,
     ("POST", "/api/v1/experiments/{experiment}/adopt/{arm}"): _OPERATE_FLEET,
+    ("GET", "/api/v1/shadows"): _VIEW_FLEET,
+    ("GET", "/api/v1/shadows/{shadow}"): _VIEW_FLEET,
+    ("POST", "/api/v1/shadows"): _OPERATE_FLEET,
+    ("POST", "/api/v1/shadows/{shadow}/stop"): _OPERATE_FLEET,
     ("GET", "/api/v1/samples"): _VIEW,
     ("POST", "/api/v1/samples"): _OPERATE,
     # Inputs are people's: whoever may only look sees how many there are.

@@ -21,7 +21,7 @@ from fleet.rules.evidence import StageEvidence
 from fleet.rules.experiment import NOTE_S
 from fleet.rules.retention import DEFAULT, Retention
 from fleet.rules.rollout import RETURNING, Command, Due, Heard, Left, Status, Tick
-from fleet.server import changes, collecting, joining, parting, queue, trials
+from fleet.server import changes, collecting, joining, parting, queue, shadowing, trials
 from fleet.server.alarms import LOOK_S, Alarms
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
@@ -239,6 +239,7 @@ class Controller:
             self._follow_assignments(fresh, now)
             self._leave_queue(active, now)
         self._collect(now)
+        self._shadow(now)
         self._upkeep(now)
         self._publish(now)
         self._look(now)
@@ -368,6 +369,13 @@ class Controller:
         for _ in range(CHUNKS_AT_ONCE):
             with self._lock.begin() as connection:
                 if not collecting.step(connection, self._issuer, now):
+                    break
+
+    def _shadow(self, now: Now) -> None:
+        """Shadows: orders that say what is compared. Also of a frozen fleet, which may stop one."""
+        for _ in range(CHUNKS_AT_ONCE):
+            with self._lock.begin() as connection:
+                if not shadowing.step(connection, self._issuer, now):
                     break
 
     def _follow_assignments(self, fresh: News, now: Now) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from desk import Desk
 from ports import free_port
-from readme import ROOT
 
 from converters.emulation import setup
 
 pytestmark = pytest.mark.proof
 CPU = "cortex-a76"
 DEVICE = "pi-emulated"
+# A profile whose bundles have no bound on latency: emulated times say nothing of a board.
+PROFILE = "generic-arm64"
 # An emulated start imports numpy and an engine in a minute on a busy machine.
 PATIENCE_S = 600
 # Where the user's emulator lies, before a test is given a cache of its own.
@@ -59,8 +60,8 @@ def device(desk):
 
 def release(desk, version):
     desk.run(
-        f"edgekit build --project examples/digits --target raspberry-pi-5 --recipe onnxruntime/static-int8"
-        f" --version {version} && edgekit fleet publish dist/digits-{version}-raspberry-pi-5.edgekit"
+        f"edgekit build --project examples/digits --target {PROFILE} --recipe onnxruntime/static-int8"
+        f" --version {version} && edgekit fleet publish dist/digits-{version}-{PROFILE}.edgekit"
     )
 
 
@@ -70,9 +71,11 @@ def roll_out(desk, version, number):
         " --gate 'install_failures < 1%'"
     )
     said = desk.run(
-        f"edgekit fleet rollout watch r{number} --timeout {PATIENCE_S}", timeout_s=PATIENCE_S + 60
+        f"edgekit fleet rollout watch r{number} --timeout {PATIENCE_S}",
+        codes=(0, 3, 5),
+        timeout_s=PATIENCE_S + 60,
     )
-    assert "completed" in said
+    assert "completed" in said, said + (desk.folder.parent / "agent.log").read_text()[-3000:]
 
 
 def predict(desk):
@@ -98,6 +101,7 @@ def programs(pid):
     return found
 
 
+@pytest.mark.timeout(2400)  # two builds and an emulated engine, beside whatever else runs
 def test_an_emulated_board_joins_updates_serves_and_reports(desk, python, record_property):
     took, began = {}, time.monotonic()
 
@@ -118,13 +122,13 @@ def test_an_emulated_board_joins_updates_serves_and_reports(desk, python, record
 
     native = {key: value for key, value in desk.environment.items() if not key.startswith(("PYTHON", "LD_"))}
     desk.environment, kept = (
-        native | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(MACHINE.folder / "site")))},
+        native | {"PYTHONPATH": os.pathsep.join((str(desk.folder), str(MACHINE.folder / "site")))},
         desk.environment,
     )
     desk.start(
         "agent",
         f"{python} -m edgekit agent run --enrolment device.json --state state --http {desk.agent} --window 5"
-        " --profile raspberry-pi-5",
+        f" --profile {PROFILE}",
         lambda: True,
     )
     desk.environment = kept
@@ -141,9 +145,5 @@ def test_an_emulated_board_joins_updates_serves_and_reports(desk, python, record
     running = programs(desk.running["agent"].pid)
     assert len(running) >= 2
     assert all("qemu" in words for words in running)
-    status = json.loads(desk.run("edgekit agent status --state state --json", codes=(0,)))
-    print(json.dumps(status)[:1500])
-    print(json.dumps(device(desk))[:1500])
     assert desk.stop("agent") == 0
     lap("stopped")
-    print(took)

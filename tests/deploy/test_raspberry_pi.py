@@ -237,6 +237,7 @@ def test_every_line_of_the_page_has_an_entry_and_every_entry_a_line() -> None:
 
 
 @pytest.mark.proof
+@pytest.mark.timeout(1800)
 def test_from_an_empty_card_to_a_served_request(home: Home) -> None:
     for line in lines(PAGE):
         (run,) = (entry for pattern, entry in LINES.items() if re.match(pattern, line))

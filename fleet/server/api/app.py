@@ -23,6 +23,7 @@ from fleet.server.api import (
     commands,
     describe,
     devices,
+    drift,
     enrolment,
     events,
     experiments,
@@ -37,6 +38,7 @@ from fleet.server.api import (
     retry,
     rollouts,
     samples,
+    shadows,
     terminal,
 )
 from fleet.server.api.admission import admit
@@ -75,8 +77,10 @@ def make_app(context: Context) -> FastAPI:
         retry,
         rollouts,
         experiments,
+        drift,
         history,
         samples,
+        shadows,
         terminal,
         events,
         alerts,

@@ -6,7 +6,7 @@ Always true
     accepted, even by a clock that is slow.
  3. No bundle that is blocked becomes desired.
  4. The outbox holds one row per device, the newest; publishing it twice does no harm.
- 5. What a device may keep of its inputs stands in each of its orders as it stands in the database then.
+ 5. What a device may keep of its inputs, and what it compares with what it serves, stands in each of its orders as it stands in the database then.
  6. An order that is only said again (renewed, signed by another key, for a new enrolment) asks for the same way of going
     about it as the one before; a retry is asked for once.
 """
@@ -25,11 +25,11 @@ from sqlalchemy import Connection, Row, Select, bindparam, delete, insert, selec
 
 from edgekit.errors import MessageError
 from edgekit.trust.dsse import ORDER_TYPE, Envelope
-from edgekit.wire.messages import Order, OrderedBundle, OrderOptions, decode, encode
+from edgekit.wire.messages import Order, OrderedBundle, OrderedShadow, OrderOptions, decode, encode
 from edgekit.wire.samples import SamplePolicy
 from fleet.publish import SigningKey, sign
 from fleet.server.schema import bundles, desired, devices, orders, outbox
-from fleet.server.store import blocked, collecting, known
+from fleet.server.store import blocked, collecting, known, shadows
 from fleet.server.store import devices as device_store
 from fleet.server.store.known import Known
 from fleet.server.store.upsert import among, upsert
@@ -172,10 +172,13 @@ def issue_all(
     named = options or {}
     as_before = _options_of(connection, sorted(rows.keys() - named.keys()))
     kept = collecting.policies(connection, sorted(rows), now)
+    compared = shadows.ordered(connection, sorted(rows))
     for device, row in rows.items():
         counter = max(int(row.get("order_counter")) + 1, int(now * 1000), issuer.above)
         how = named.get(device) or as_before.get(device, OrderOptions())
-        envelope = _signed(issuer, row, wanted[device], counter, now, how, kept.get(device, ()))
+        envelope = _signed(
+            issuer, row, wanted[device], counter, now, how, kept.get(device, ()), compared.get(device, {})
+        )
         counters[device] = counter
         signed.append({"device": device, "counter": counter, "envelope": envelope})
         row.change(order_counter=counter)
@@ -198,6 +201,7 @@ def _signed(  # noqa: PLR0917  # what an order says, in its order
     now: float,
     options: OrderOptions,
     samples: tuple[SamplePolicy, ...],
+    beside: dict[str, OrderedShadow],
 ) -> bytes:
     issued = datetime.fromtimestamp(now, UTC)
     order = Order(
@@ -211,6 +215,7 @@ def _signed(  # noqa: PLR0917  # what an order says, in its order
         options=options,
         added=device_store.added_of(row.row),
         samples=samples,
+        shadows=beside,
     )
     return sign(encode(order), ORDER_TYPE, issuer.key)
 

@@ -26,6 +26,7 @@ from fleet.server.schema import (
 from fleet.server.schema_commands import commands
 from fleet.server.schema_history import device_history
 from fleet.server.schema_samples import collection_devices, samples
+from fleet.server.schema_shadows import shadow_devices
 from fleet.server.store import audit, experiments, news
 from fleet.server.store import certificates as certificate_store
 from fleet.server.store import devices as device_store
@@ -44,6 +45,7 @@ _OF_DEVICE = (
     device_history,
     collection_devices,
     samples,
+    shadow_devices,
 )
 # As a row that was never used has it, but for what counts.
 _EMPTY = {

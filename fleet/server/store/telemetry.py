@@ -23,7 +23,7 @@ from fleet.rules.history import DeviceSums, Gauges
 from fleet.rules.sums import Deaf, Recent, Side, StageSums, Work
 from fleet.server.clock import Now
 from fleet.server.schema import members, reports, stage_sums, totals
-from fleet.server.store import devices, experiments, history, rollouts
+from fleet.server.store import devices, experiments, history, rollouts, shadows
 from fleet.server.store.known import Known
 from fleet.server.store.members import parts_of
 from fleet.server.store.upsert import among, among_keys, insert_new, upsert
@@ -99,6 +99,7 @@ def record(connection: Connection, arrived: Sequence[Arrived], now: Now, deaf: D
         _alive(item, now)
     book.write(connection)
     experiments.record(connection, new, now)
+    shadows.record(connection, new)
 
 
 def _new(connection: Connection, arrived: Sequence[Arrived], received_at: float) -> list[Arrived]:
@@ -329,7 +330,7 @@ def sums_of(
 
 def totals_of(connection: Connection, names: Sequence[str]) -> dict[TotalKey, Row[Any]]:
     """(device, deployment, digest) → everything that these devices ever reported of it, but not their recent past."""
-    columns = [column for column in totals.c if column.name not in ("recent", "gauges")]
+    columns = [column for column in totals.c if column.name != "recent"]
     query = select(*columns).where(among(connection, totals.c.device, names))
     return {(row.device, row.deployment, row.digest): row for row in connection.execute(query).all()}
 

@@ -50,6 +50,8 @@ DID: Mapping[str, str] = {
     "release.unblock": "unblocked",
     "assignment.add": "assigned",
     "assignment.remove": "took back assignment",
+    "shadow.start": "started shadow",
+    "shadow.stop": "stopped shadow",
     "experiment.start": "started experiment",
     "experiment.stop": "stopped experiment",
     "experiment.adopt": "adopted an arm of experiment",

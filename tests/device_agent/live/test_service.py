@@ -1,5 +1,6 @@
 """The agent as the unit of `edgekit agent install` runs it: under a service manager, with a user of its own for workers."""
 
+import json
 import os
 import platform
 import pwd
@@ -13,6 +14,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -257,6 +259,56 @@ def test_workers_run_as_a_user_that_reads_no_key_and_the_rest_goes_on_as_ever(
     fleet.order(fleet.publish(second))
     tools.wait_until(lambda: fleet.runs(second), "it is committed", 90)
     assert tools.predict(service) == second.manifest.version
+    assert service.stop() == 0
+
+
+@pytest.mark.proof
+def test_a_source_that_decodes_runs_as_the_workers_user_and_one_that_moves_files_as_the_agents(
+    service_made, place, fleet, make_bundle, tools
+):
+    cv2 = pytest.importorskip("cv2")
+    film = cv2.VideoWriter(str(place / "film.avi"), cv2.VideoWriter_fourcc(*"FFV1"), 10, (8, 8))
+    for number in range(20):
+        film.write(np.full((8, 8, 3), number % 16, np.uint8))
+    film.release()
+    (place / "film.avi").chmod(0o644)
+    for name, mode in (("inbox", 0o750), ("out", 0o770)):
+        (place / name).mkdir()
+        (place / name).chmod(mode)
+        os.chown(place / name, pwd.getpwnam(AGENT).pw_uid, group())
+    config = service_made.state / "agent.toml"
+    config.write_text(f"""
+[[source]]
+kind = "folder"
+name = "inbox"
+path = "{place}/inbox"
+settle_s = 0.1
+[[source]]
+kind = "camera"
+name = "gate"
+device = "{place}/film.avi"
+colour = "grey"
+repeat = true
+[[sink]]
+kind = "file"
+name = "lines"
+path = "{place}/out/answers.jsonl"
+""")
+    os.chown(config, pwd.getpwnam(AGENT).pw_uid, group())
+    config.chmod(0o600)
+    service = service_made.start()
+    built = make_bundle(sturdy=True)
+    fleet.order(fleet.publish(built))
+    tools.wait_until(lambda: fleet.runs(built), "it is committed", 90)
+    (place / "inbox/a.json").write_text(json.dumps({"input": np.ones((8, 8)).tolist()}))
+    (place / "inbox/a.json").chmod(0o644)
+    lines = place / "out/answers.jsonl"
+    tools.wait_until(
+        lambda: '"gate"' in lines.read_text() and '"inbox"' in lines.read_text(), "both answer", 90
+    )
+    users = sorted(status_of(pid)["Uid"][0] for pid in service.children("device_agent.sources.process"))
+    assert users == sorted(str(pwd.getpwnam(name).pw_uid) for name in (AGENT, WORKER))
+    assert (place / "inbox/done/a.json").exists()
     assert service.stop() == 0
 
 
