@@ -311,7 +311,8 @@ class Agent:
             self._spending.tick()
             self._reporter.tick()
             self._desk.tick()
-            self._look_at_the_clock()
+            if self._orders.is_late_no_more:
+                self._order_came.set()
 
     async def _take_orders(self) -> None:
         """Follow the newest order that was heard, one at a time; once more after the disk recovered."""
@@ -330,16 +331,6 @@ class Agent:
 
     async def _order_keys_heard(self, listed: OrderKeys | None) -> None:
         if await self._orders.trust(listed) and self._orders.lacks_key:
-            self._order_came.set()
-
-    def _look_at_the_clock(self) -> None:
-        """Serving never waits for it; orders that it made look expired are judged again when it has changed."""
-        if doubt := self._clock.doubt():
-            if not self.conditions.stands("clock-doubtful"):
-                self.conditions.set("clock-doubtful", doubt)
-        else:
-            self.conditions.clear("clock-doubtful")
-        if self._orders.is_late_no_more:
             self._order_came.set()
 
     def _storage_changed(self) -> None:

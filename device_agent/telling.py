@@ -78,12 +78,17 @@ class Telling:
         self._write_status(reported)
 
     def tick(self) -> None:
-        """One turn of the supervisor's clock: what could not be told, and the heartbeat."""
+        """One turn of the supervisor's clock: what could not be told, the heartbeat, and a clock not to be believed."""
         if self._is_due and self._link.is_up:
             self.describe()
         now = asyncio.get_running_loop().time()
         if self._status.is_in_memory and now - self._status_written >= HEARTBEAT_S:
             self._write_status(self._reported())
+        if doubt := self._of.clock.doubt():
+            if not self._of.conditions.stands("clock-doubtful"):
+                self._of.conditions.set("clock-doubtful", doubt)
+        else:
+            self._of.conditions.clear("clock-doubtful")
 
     async def end(self) -> None:
         await self._status.end(self._status_now(self._reported()))

@@ -37,7 +37,7 @@ FIRST_RETRY_S = 5.0
 LONGEST_RETRY_S = 300.0
 # Samples between a worker and the disk.
 MOST_IN_HAND = 4
-# A shift by convention (Yurdakul 2018), of the index that a window says.
+# A shift by convention (Yurdakul 2018), of the index that a window says of an input.
 DRIFT_METRIC, DRIFT_PSI = "drift_psi", 0.2
 # How often it is looked at what a policy still allows.
 LOOK_S = 2.0

@@ -63,6 +63,11 @@ from fleet.api.devices import (
     TrafficView,
     Waiting,
 )
+from fleet.api.drift import (
+    Confidence,
+    DriftAnswer,
+    DriftView,
+)
 from fleet.api.events import (
     Change,
     EventKind,
@@ -138,11 +143,14 @@ __all__ = [
     "CollectionView",
     "CommandView",
     "ConditionView",
+    "Confidence",
     "DeploymentView",
     "Deployments",
     "DevicePoint",
     "DeviceView",
     "Done",
+    "DriftAnswer",
+    "DriftView",
     "ErrorAnswer",
     "ErrorBody",
     "EventKind",

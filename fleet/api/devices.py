@@ -104,13 +104,18 @@ class NewDeployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Telemetry(msgspec.Struct, frozen=True):
-    """All windows of what a device runs now; the quantiles are None before the first request."""
+    """All windows of what a device runs now; the quantiles are None before the first request.
+
+    `drift` is the newest index that it said of each thing; `anomalies` counts inputs that did not fit, by kind.
+    """
 
     windows: int = 0
     requests: int = 0
     errors: int = 0
     infer_ms_p50: float | None = None
     infer_ms_p95: float | None = None
+    drift: dict[str, float] = {}
+    anomalies: dict[str, int] = {}
 
 
 class DeploymentView(msgspec.Struct, frozen=True):

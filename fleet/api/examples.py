@@ -195,6 +195,12 @@ _ALL = (
     api.TargetTried("ops", has_arrived=True, words="it answered 204"),
     api.ArmPoint(1_795_768_200.0, 60.0, 1, "canary", 24, 1440, 6, 0.0042, 0.0019, 0.0071, 4.1, 6.8, 6.5, 7.2),
     api.DevicePoint(1_795_768_200.0, 3600.0, "digits", _SHA, 3600, 12, 4.1, 6.8, 0.04, 312.0, 51.5),
+    api.DriftAnswer((
+        api.DriftView(
+            "digits@1.4.2", "raspberry-pi-5", "9f2c41d07a" + "5" * 54, 240, 12, {"inputs/x": 0.41, "outputs/logits": 0.12},
+            {"logits": api.Confidence(0.95, 0.81)}, {"wrong-shape": 3},
+        ),
+    )),
     api.ReleasePoint(1_795_768_200.0, 3600.0, 240, 864_000, 2900, 4.2, 6.9, 0.05),
     _FILE,
     EnrolRequest("lab-07", "eke_…", _CSR, "raspberry-pi-5", "0.1.0"),

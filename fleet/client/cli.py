@@ -20,6 +20,7 @@ from fleet.client import (
     describe_cli,
     device_cli,
     devices_cli,
+    drift_cli,
     enrol_cli,
     login_cli,
     publishing,
@@ -101,6 +102,7 @@ fleet.add_command(experiment)
 for room in (
     enrol_cli,
     devices_cli,
+    drift_cli,
     device_cli,
     assign_cli,
     batch_cli,

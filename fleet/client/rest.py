@@ -259,6 +259,10 @@ class Client:
         """Canary and control of its stages over time."""
         return self._transport.call("GET", at("/rollouts/{}/history", rollout_id), list[ArmPoint])
 
+    def drift(self) -> api.DriftAnswer:
+        """What devices say of drift, of each bundle that runs."""
+        return self._transport.call("GET", "/drift", api.DriftAnswer)
+
     def members(self, rollout_id: str, state: str = "") -> Iterator[api.MemberView]:
         """All devices of a rollout by name, or those in a state; page by page."""
         only = f"?{urlencode({'state': state})}" if state else ""

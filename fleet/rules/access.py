@@ -100,6 +100,7 @@ RULES: Mapping[tuple[str, str], Rule | Open] = {
     ("GET", "/api/v1/devices/{device}/history"): _VIEW,
     ("GET", "/api/v1/releases/{name}/{version}/history"): _VIEW_FLEET,
     ("GET", "/api/v1/alerts"): _VIEW_FLEET,
+    ("GET", "/api/v1/drift"): _VIEW_FLEET,
     ("GET", "/metrics"): _VIEW_FLEET,
     # Devices and rollouts.
     ("POST", "/api/v1/devices"): _OPERATE,

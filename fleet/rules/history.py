@@ -18,10 +18,11 @@ import msgspec
 from edgekit.sketch import Sketch, merge
 from edgekit.wire.messages import DeploymentWindow, Report
 from fleet.api.history import ArmName, ArmPoint, DevicePoint, ReleasePoint
-from fleet.rules import seen
+from fleet.rules import seen, telling
 from fleet.rules.evalues import NORMAL
 from fleet.rules.scores import HALF_WEIGHT_REQUESTS
 from fleet.rules.seen import Seen
+from fleet.rules.telling import Anomalies, Moved
 
 _Z = NORMAL.inv_cdf(0.975)
 # What a sketch cannot tell apart (`edgekit.sketch.ACCURACY`), as a standard deviation of the logarithm.
@@ -201,7 +202,8 @@ def _t(freedom: int) -> float:
 
 class ReleaseSums(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """All devices on one bundle. `devices` are those whose first window in their minute is among these, `devices_hour`
-    and `devices_day` those whose first one in the hour, in the day is: so each adds up to what its level needs. `seen` are counts over the bins of the bundle's reference.
+    and `devices_day` those whose first one in the hour, in the day is: so each adds up to what its level needs. `seen` are counts over the bins of the bundle's reference; `moved` is what windows said of drift, and `anomalies` of
+    inputs, by label and by kind.
     """
 
     windows: int = 0
@@ -214,6 +216,8 @@ class ReleaseSums(msgspec.Struct, frozen=True, gc=False, array_like=True):
     psi_count: int = 0
     psi_total: float = 0.0
     seen: Seen = {}
+    moved: Moved = {}
+    anomalies: Anomalies = {}
 
 
 def together(one: ReleaseSums, other: ReleaseSums) -> ReleaseSums:
@@ -228,6 +232,8 @@ def together(one: ReleaseSums, other: ReleaseSums) -> ReleaseSums:
         one.psi_count + other.psi_count,
         one.psi_total + other.psi_total,
         seen.together(one.seen, other.seen),
+        telling.moved_together(one.moved, other.moved),
+        telling.added(one.anomalies, other.anomalies),
     )
 
 
@@ -254,7 +260,7 @@ def _mean(count: int, total: float) -> float | None:
 
 class Gauges(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What a device's windows on one bundle said besides their counts, added up since ever; `filed` is when the newest
-    of them ended.
+    of them ended, `drift` the newest that was said of it.
     """
 
     filed: float | None = None
@@ -264,6 +270,8 @@ class Gauges(msgspec.Struct, frozen=True, gc=False, array_like=True):
     memory_total: float = 0.0
     temperature_count: int = 0
     temperature_total: float = 0.0
+    drift: dict[str, float] = {}
+    anomalies: Anomalies = {}
 
     def grown(self, window: DeploymentWindow, report: Report, moment: float) -> "Gauges":
         psi = window.metrics.get(PSI)
@@ -276,6 +284,8 @@ class Gauges(msgspec.Struct, frozen=True, gc=False, array_like=True):
             self.memory_total + (memory or 0.0),
             self.temperature_count + (temperature is not None),
             self.temperature_total + (temperature or 0.0),
+            window.drift or self.drift,
+            telling.added(self.anomalies, window.anomalies),
         )
 
     def is_first(self, level: Level, moment: float) -> bool:

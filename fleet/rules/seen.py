@@ -8,7 +8,8 @@ Always true
  3. Nothing is compared that the reference does not have with as many bins.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -19,7 +20,7 @@ from edgekit.wire.messages import DeploymentWindow
 MOST, MOST_BINS = 64, 64
 _MOST_COUNTS = 2**53
 # Parts of a window, which have the names of the reference's.
-SECTIONS = ("inputs", "outputs")
+SECTIONS = ("inputs", "outputs", "confidence")
 # Section and label, as `inputs/image`, to the counts of each bin.
 Seen = dict[str, list[int]]
 # Values below which shares say little.
@@ -30,7 +31,7 @@ class Compared(msgspec.Struct, frozen=True):
     """One thing that devices see or give. `expected` and `found` are shares of each bin, between `edges`.
 
     `elsewhere` is the share of values that would have to lie in other bins for both to be alike (the total variation
-    distance, from 0 to 1); None below `ENOUGH` values.
+    distance, from 0 to 1); None below `ENOUGH` values. `expected_mean` and `found_mean` are from the middles of the bins.
     """
 
     section: str
@@ -40,6 +41,8 @@ class Compared(msgspec.Struct, frozen=True):
     found: tuple[float, ...]
     values: int
     elsewhere: float | None
+    expected_mean: float
+    found_mean: float
 
 
 def add(seen: Seen, window: DeploymentWindow) -> None:
@@ -72,7 +75,7 @@ def compare(reference: Reference, seen: Seen) -> list[Compared]:
     """What was seen beside the reference; what moved most first, then by name."""
     found = []
     for section in SECTIONS:
-        named: Mapping[str, Histogram] = getattr(reference, section)
+        named: Mapping[str, Histogram] = getattr(reference, section) or {}
         for label, one in named.items():
             counts = seen.get(f"{section}/{label}")
             if counts is not None and len(counts) == len(one.counts) and any(counts) and any(one.counts):
@@ -86,5 +89,11 @@ def _compared(section: str, label: str, reference: Histogram, counts: list[int])
     found = tuple(count / have for count in counts)
     apart = sum(abs(p - q) for p, q in zip(expected, found, strict=True)) / 2
     return Compared(
-        section, label, tuple(reference.edges), expected, found, have, apart if have >= ENOUGH else None
-    )
+        section, label, tuple(reference.edges), expected, found, have, apart if have >= ENOUGH else None,
+        _mean(reference.edges, expected), _mean(reference.edges, found),
+    )  # fmt: skip
+
+
+def _mean(edges: Sequence[float], shares: Sequence[float]) -> float:
+    middles = ((low + high) / 2 for low, high in pairwise(edges))
+    return sum(middle * share for middle, share in zip(middles, shares, strict=True))

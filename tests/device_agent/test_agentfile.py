@@ -6,6 +6,7 @@ import pytest
 
 from device_agent import agentfile, doctor
 from device_agent.agentfile import CameraSource, FolderSource
+from device_agent.budget import Limits
 from device_agent.folder import StateFolder
 from device_agent.sources import access, advice
 from edgekit.errors import UsageError
@@ -143,3 +144,18 @@ def test_the_doctor_tells_of_the_file(tmp_path):
     (refused,) = doctor._sources(StateFolder(tmp_path), None)
     assert refused.state == "bad"
     assert "its answers go nowhere" in refused.found
+
+
+def test_a_budget_of_the_link_is_read_and_a_wrong_one_refused(tmp_path):
+    file = tmp_path / "agent.toml"
+    assert agentfile.parse('[budget]\nper_day = "20MB"', file).budget == Limits(20_000_000, None)
+    assert agentfile.parse("", file).budget == Limits()
+    for text, told in (
+        ('per_day = "20"', "write a size"),
+        ("per_day = 20", "budget: per_day"),
+        ('per_week = "1MB"', "budget: per_week: unknown key"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            agentfile.parse(f"[budget]\n{text}", file)
+    with pytest.raises(UsageError, match="budget"):
+        agentfile.parse('budget = "20MB"', file)

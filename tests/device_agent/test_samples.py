@@ -31,6 +31,7 @@ from device_agent.samples.store import Store
 from device_agent.storage import Storage
 from edgekit.manifest import StatePair, Step, TensorSpec
 from edgekit.samples import load_arrays
+from edgekit.wire.messages import DeploymentWindow
 from edgekit.wire.samples import SampleAbout, SamplePolicy, pack, unpack
 
 NOW = datetime.now(UTC)
@@ -449,4 +450,16 @@ async def test_a_disk_that_fails_costs_the_sample_and_nothing_else(tmp_path, tak
         await until(lambda: made.tally.dropped == 1)
     assert storage.condition == "full"
     assert made.waiting == 0
+    await storage.close()
+
+
+@running
+async def test_workers_hear_of_drift_while_an_input_has_moved(tmp_path, taker):
+    storage = Storage(tmp_path)
+    made = make_keeper(tmp_path / "samples", storage, taker)
+    made.follow(order(POLICY))
+    for psi, is_drifting in ((0.19, False), (0.21, True), (0.1, False)):
+        windows = (DeploymentWindow("digits", DIGEST, drift={"inputs/x": psi, "outputs/y": 9.0}),)
+        assert made.judged(windows) == windows
+        assert made.sampling("digits").is_drifting is is_drifting
     await storage.close()

@@ -21,11 +21,11 @@ from edgekit.manifest import Histogram, Reference
 from edgekit.wire import topics
 from edgekit.wire.messages import Boot, DeploymentWindow, Report, encode
 from fleet.api.history import ArmName
-from fleet.rules import experiment, seen
+from fleet.rules import experiment, seen, telling
 from fleet.rules import history as rules
 from fleet.rules.history import ArmSums
 from fleet.rules.seen import Seen
-from fleet.server import ingest, schema, trials
+from fleet.server import drifting, ingest, schema, trials
 from fleet.server.clock import same
 from fleet.server.inbox import Message
 from fleet.server.schema_experiments import experiments, units
@@ -39,6 +39,7 @@ EDGES = [0.0, 0.25, 0.5, 0.75, 1.0]
 REFERENCE = Reference(
     inputs={"image": Histogram(EDGES, [250, 250, 250, 250])},
     outputs={"logits": Histogram(EDGES, [100, 0, 0, 100])},
+    confidence={"logits": Histogram(EDGES, [0, 0, 0, 100])},
 )
 SHA256 = "d" * 64
 
@@ -163,6 +164,44 @@ def test_the_drift_page_shows_what_devices_see_beside_what_the_bundle_was_judged
     assert re.search(r"<b>input image</b><span class=.soft.>55(\.0)? ?% of 1,000 values lie elsewhere", page)
     assert "below 0.25: 80.0% of what devices say, 25.0% of the reference" in page
     assert page.index("input image") < page.index("output logits"), "what moved most comes first"
+
+
+def test_what_devices_tell_of_drift_confidence_and_anomalies_is_on_the_pages_and_in_the_api(
+    site: Site, tmp_path: Path
+) -> None:
+    digest = published(site, tmp_path)
+    site.devices(["d1"], credential_hash="0" * 64, incarnation=2, nonce="0" * 16)
+    with site.database.begin() as connection:
+        row = {"device": "d1", "deployment": "digits", "sha256": digest, "because": "test"}
+        connection.execute(insert(schema.desired), [{**row, "set_at": site.clock()}])
+    one = msgspec.structs.replace(
+        window(digest, [400, 100, 0, 0]),
+        confidence={"logits": Histogram(EDGES, [0, 100, 0, 0])},
+        drift={"inputs/image": 0.6, "outputs/logits": 0.02},
+        anomalies={"wrong-shape": 3},
+    )
+    told(site, 1, one)
+    told(site, 2, msgspec.structs.replace(one, drift={"inputs/image": 0.4}, anomalies={"not-finite": 1}))
+    ann = site.person("ann")
+    page = ann.get("/drift").text
+    assert re.search(r"moved</span>\s*inputs image <span class=.soft.>index 0.5", page)
+    assert re.search(r"Confidence of logits: 37.5 ?% on average over a day; 87.5 ?% when", page)
+    assert "wrong-shape 3" in page
+    with site.database.read() as connection:
+        (view,) = drifting.views(connection, site.clock())
+    assert view.indices == pytest.approx({"inputs/image": 0.5, "outputs/logits": 0.02})
+    assert view.anomalies == {"not-finite": 1, "wrong-shape": 3}
+    assert (view.confidence["logits"].found, view.confidence["logits"].expected) == (0.375, 0.875)
+
+
+def test_what_is_told_of_drift_goes_together_in_any_order_and_is_bounded() -> None:
+    one, other = {"inputs/x": (1, 0.5)}, {"inputs/x": (2, 0.4), "inputs/y": (1, 3.0)}
+    both = telling.moved_together(one, other)
+    assert both == telling.moved_together(other, one)
+    assert telling.means(both) == pytest.approx({"inputs/y": 3.0, "inputs/x": 0.3})
+    many = {f"inputs/{n:03}": (1, 0.1) for n in range(100)}
+    assert len(telling.moved_together(one, many)) == telling.MOST_LABELS
+    assert len(telling.added({}, {f"k{n}": 1 for n in range(100)})) == telling.MOST_KINDS
 
 
 def test_a_bundle_that_an_older_fleet_published_has_its_reference_when_it_is_published_again(

@@ -1,5 +1,6 @@
 """Devices: listing, explaining, giving them one more deployment, taking them out of service."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from edgekit.sketch import Sketch, merge
 from edgekit.wire import topics
 from fleet import api
 from fleet.rules import filters, moving
+from fleet.rules.history import Gauges
 from fleet.rules.rollout import Rollout
 from fleet.server.api.admission import Caller
 from fleet.server.api.context import Answer, Context, Ctx, answer, body
@@ -272,12 +274,15 @@ def _traffic(row: DeviceRow) -> dict[str, api.TrafficView]:
 def _summary(rows: list[Row[Any] | None]) -> api.Telemetry:
     known = [row for row in rows if row is not None]
     sketch = merge(msgspec.json.decode(row.infer_ms, type=Sketch) for row in known)
+    gauges = [msgspec.json.decode(row.gauges, type=Gauges) for row in known if row.gauges]
     return api.Telemetry(
         windows=sum(row.windows for row in known),
         requests=sum(row.requests for row in known),
         errors=sum(row.errors for row in known),
         infer_ms_p50=sketch.quantile(0.50),
         infer_ms_p95=sketch.quantile(0.95),
+        drift={label: index for one in gauges for label, index in one.drift.items()},
+        anomalies=dict(sum((Counter(one.anomalies) for one in gauges), Counter())),
     )
 
 

@@ -18,9 +18,10 @@ from edgekit.sketch import Sketch
 from edgekit.wire.messages import DeploymentWindow, Report
 from fleet.api.history import ArmName, ArmPoint, DevicePoint, ReleasePoint
 from fleet.rules import history as rules
-from fleet.rules import seen
+from fleet.rules import seen, telling
 from fleet.rules.history import ArmSums, DeviceSums, Gauges, Level, Minute, ReleaseSums
 from fleet.rules.seen import Seen
+from fleet.rules.telling import Anomalies, Moved
 from fleet.server.schema import totals
 from fleet.server.schema_history import arm_history, device_history, release_history
 from fleet.server.store.upsert import append
@@ -121,6 +122,8 @@ class _Release:
         self._zeros, self._total, self._largest = 0, 0.0, 0.0
         self._psi_count, self._psi_total = 0, 0.0
         self._seen: Seen = {}
+        self._moved: Moved = {}
+        self._anomalies: Anomalies = {}
 
     def add(self, window: DeploymentWindow, gauges: Gauges, moment: float) -> None:
         self._windows += 1
@@ -140,14 +143,17 @@ class _Release:
             self._psi_count += psi.count
             self._psi_total += psi.total
         seen.add(self._seen, window)
+        self._moved = telling.moved_together(self._moved, telling.moved_of(window))
+        self._anomalies = telling.added(self._anomalies, window.anomalies)
 
     def sums(self) -> ReleaseSums:
         times = Sketch(self._bins, self._zeros, self._total, self._largest)
         devices = (self._devices, self._devices_hour, self._devices_day)
         counts = (self._requests, self._errors)
         return ReleaseSums(
-            self._windows, *devices, *counts, times, self._psi_count, self._psi_total, self._seen
-        )
+            self._windows, *devices, *counts, times, self._psi_count, self._psi_total,
+            self._seen, self._moved, self._anomalies,
+        )  # fmt: skip
 
 
 def of_rollout(
@@ -255,14 +261,24 @@ def _of_bundles(
     return _together(found, rules.together)
 
 
-def seen_of(connection: Connection, digest: str, since: float) -> Seen:
-    """What all devices that run a bundle saw and gave from a moment on, in whichever slot they run it."""
-    table = release_history
-    found: Seen = {}
-    query = select(table.c.sums).where(table.c.digest == digest)
+class Told(msgspec.Struct, frozen=True):
+    """What all devices on a bundle saw and gave, what they said of drift, and of inputs that did not fit."""
+
+    seen: Seen = {}
+    moved: Moved = {}
+    anomalies: Anomalies = {}
+
+
+def told_of(connection: Connection, digest: str, since: float, moved_since: float) -> Told:
+    """From a moment on, in whichever slot they run it; what they said of drift, from a later one on."""
+    table, found, moved = release_history, Told(), Told()
+    query = select(table.c.at, table.c.sums).where(table.c.digest == digest)
     for row in connection.execute(_between(query, table, since, float("inf"))):
-        found = seen.together(found, release_sums(row.sums).seen)
-    return found
+        sums = release_sums(row.sums)
+        found = Told(seen.together(found.seen, sums.seen), {}, telling.added(found.anomalies, sums.anomalies))
+        if row.at >= moved_since:
+            moved = Told({}, telling.moved_together(moved.moved, sums.moved))
+    return Told(found.seen, moved.moved, found.anomalies)
 
 
 def deployments_of(connection: Connection, digests: Iterable[str]) -> list[tuple[str, str]]:

@@ -330,7 +330,7 @@ def sums_of(
 
 def totals_of(connection: Connection, names: Sequence[str]) -> dict[TotalKey, Row[Any]]:
     """(device, deployment, digest) → everything that these devices ever reported of it, but not their recent past."""
-    columns = [column for column in totals.c if column.name not in ("recent", "gauges")]
+    columns = [column for column in totals.c if column.name != "recent"]
     query = select(*columns).where(among(connection, totals.c.device, names))
     return {(row.device, row.deployment, row.digest): row for row in connection.execute(query).all()}
 
