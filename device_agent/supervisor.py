@@ -237,9 +237,6 @@ class Agent:
     def _describe(self) -> None:
         self._telling.describe()
 
-    def _describe(self) -> None:
-        self._telling.describe()
-
     def _given_back(self, descriptor: int, prefix: bytes) -> None:
         self._front.given_back(descriptor, prefix)
 
