@@ -302,6 +302,8 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
         desk, "--search 1 --recipe onnxruntime/static-int8"
     ),
     "edgekit build --recipe 'litert/*'": build_locked,
+    "edgekit build --on-device": lines("edgekit build --help"),
+    "edgekit fleet tune": lines("edgekit fleet tune --help"),
     "edgekit verify": lines("edgekit verify BUNDLE"),
     "edgekit verify --emulate BUNDLE": no_emulator,
     "edgekit emulator setup": no_emulator,
