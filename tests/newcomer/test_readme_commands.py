@@ -322,6 +322,7 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
     "edgekit fleet devices": operate,
     "edgekit fleet devices --where 'site=lab and state=failed'": filtered,
     "edgekit fleet backup": back_up,
+    "edgekit fleet shadow start": lines("edgekit fleet shadow start --help"),
     "edgekit fleet experiment start": lines("edgekit fleet experiment start --help"),
     "edgekit fleet simulate --devices 1000": simulate,
     "edgekit fleet init DIR --public-url https://… --mqtt-public mqtts://…": make_a_home,
