@@ -4,6 +4,7 @@ import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgekit.wire.commands import ClearRefused, LogLevel, Restart, SelfTest
@@ -28,14 +29,11 @@ def test_what_serves_is_tested_and_figures_come_back(fleet, settled, first, tool
     assert said[:2] == ["accepted", "running"]
     refused = over(fleet, tools, fleet.command(SelfTest("faces")))
     assert (refused.state, refused.reason) == ("refused", "this device has no deployment 'faces'")
-
-
-def test_a_damaged_bundle_fails_the_self_test_that_was_asked_for(fleet, settled, tools):
     model = settled.state / "deployments" / "digits" / "current" / "model" / "model.onnx"
     model.write_bytes(model.read_bytes()[:-4] + b"\x00\x00\x80\x7f")
-    result = over(fleet, tools, fleet.command(SelfTest()))
-    assert result.state == "failed"
-    assert not result.payload.tests[0].passed
+    damaged = over(fleet, tools, fleet.command(SelfTest()))
+    assert damaged.state == "failed"
+    assert not damaged.payload.tests[0].passed
 
 
 def test_forged_misdirected_expired_and_repeated_commands_do_nothing(fleet, settled, tools):
@@ -73,6 +71,7 @@ def test_forged_misdirected_expired_and_repeated_commands_do_nothing(fleet, sett
     assert not any(one.id in (forged, other) for one in fleet.results)
 
 
+@pytest.mark.proof
 def test_a_result_is_kept_until_the_fleet_acknowledges_it(fleet, settled, tools):
     fleet.acknowledges = False
     number = fleet.command(LogLevel("debug", 600))

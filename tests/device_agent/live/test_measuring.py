@@ -3,6 +3,8 @@
 import threading
 import time
 
+import pytest
+
 from edgekit.wire.commands import ClearRefused, Measure
 
 
@@ -55,6 +57,7 @@ def test_bundles_are_timed_beside_what_serves_and_no_request_is_lost(
     ]
 
 
+@pytest.mark.proof
 def test_what_the_publisher_did_not_sign_is_not_measured(fleet, settled, second, tools):
     unsigned = fleet.publish(second, signed=False)
     result = over(fleet, tools, fleet.command(Measure((unsigned,), budget_s=0.5)))
@@ -63,6 +66,7 @@ def test_what_the_publisher_did_not_sign_is_not_measured(fleet, settled, second,
     assert not fleet.requests or fleet.requests[-1][0] != second.sha256
 
 
+@pytest.mark.proof
 def test_a_power_cut_in_the_middle_is_told_and_leaves_nothing(fleet, settled, first, second, tools):
     number = fleet.command(Measure((fleet.publish(second),), "digits", budget_s=60))
     tools.wait_until(lambda: settled.children("device_agent.commands.timing"), "it is being timed")
