@@ -220,10 +220,12 @@ def build_locked(desk: Desk) -> None:
 
 @functools.cache
 def explain_a_picture(desk: Desk) -> None:
+    folder = desk.folder / "pictures"
+    folder.mkdir(exist_ok=True)
     image, _ = desk.digits[0]
-    (desk.folder / "explained.json").write_text(json.dumps({"x": image.tolist()}))
-    assert "rests on" in desk.run(f"edgekit explain {desk.bundle()} explained.json --out why.png")
-    assert (desk.folder / "why.png").is_file()
+    (folder / "c.json").write_text(json.dumps({"x": image.tolist()}))
+    assert "rests on" in desk.run(f"edgekit explain {desk.bundle()} pictures/c.json --out pictures/why.png")
+    assert (folder / "why.png").is_file()
 
 
 def run_on_pictures(desk: Desk) -> None:
