@@ -304,6 +304,8 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
         desk, "--search 1 --recipe onnxruntime/static-int8"
     ),
     "edgekit build --recipe 'litert/*'": build_locked,
+    "edgekit build --on-device": lines("edgekit build --help"),
+    "edgekit fleet tune": lines("edgekit fleet tune --help"),
     "edgekit verify": lines("edgekit verify BUNDLE"),
     "edgekit verify --emulate BUNDLE": no_emulator,
     "edgekit emulator setup": no_emulator,
@@ -322,6 +324,7 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
     "edgekit fleet devices": operate,
     "edgekit fleet devices --where 'site=lab and state=failed'": filtered,
     "edgekit fleet backup": back_up,
+    "edgekit fleet shadow start": lines("edgekit fleet shadow start --help"),
     "edgekit fleet experiment start": lines("edgekit fleet experiment start --help"),
     "edgekit fleet simulate --devices 1000": simulate,
     "edgekit fleet init DIR --public-url https://… --mqtt-public mqtts://…": make_a_home,
