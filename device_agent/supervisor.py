@@ -111,13 +111,7 @@ class Agent:
         self._names = tuple(known.file.deployments)
         self._reconcilers: dict[str, Reconciler] = {}
         self._workers: dict[str, Workers] = {}
-        means = Means(
-            self._source,
-            storage,
-            platform.overlap,
-            self._collector.add,
-            lambda: self._telling.describe(),  # noqa: PLW0108  # made below
-        )
+        means = Means(self._source, storage, platform.overlap, self._collector.add, self._describe)
         self._shadows = Shadows(state, means)
         self._running: set[asyncio.Task[None]] = set()
         self._front = Front(listeners, self._names, self._workers, self._metrics, settings.secured)

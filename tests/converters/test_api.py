@@ -114,6 +114,7 @@ def test_a_second_build_of_the_same_module_is_not_made_again(
     assert any("nothing changed" in note for row in again.document["profiles"] for note in row["notes"])
 
 
+@pytest.mark.proof
 def test_call_and_command_make_the_same_bundle(
     call: Callable[..., BuildResult],
     run_build: Callable[..., Result],
@@ -134,6 +135,7 @@ def test_call_and_command_make_the_same_bundle(
     assert made.pick().path.read_bytes() == (tmp_path / "command" / made.pick().path.name).read_bytes()
 
 
+@pytest.mark.proof
 def test_a_missed_contract_raises_with_its_table_or_is_told(
     call: Callable[..., BuildResult], tmp_path: Path
 ) -> None:
@@ -236,6 +238,7 @@ def test_a_module_that_cannot_be_written_down_is_refused(
         in_memory.write(module, {"x": {"shape": [1, 2]}}, {}, tmp_path)
 
 
+@pytest.mark.proof
 def test_the_same_module_is_the_same_file_in_another_process(tmp_path: Path) -> None:
     """Wherever its code stands: a notebook's cell is another file each time."""
     code = textwrap.dedent("""
@@ -357,6 +360,7 @@ def test_the_notebook_of_the_example_runs(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("digits.py", "notebook.ipynb"):
         shutil.copy(EXAMPLE / name, tmp_path)
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so small a network trains faster without threads that wait
     notebook = nbformat.read(tmp_path / "notebook.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]

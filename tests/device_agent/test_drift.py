@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
+from converters.bundle.reference import histogram
 from device_agent import drift
 from device_agent.drift import LEAST_WINDOWS, LONGEST_BLOCK, MOST_BLOCKS, Span, Tracks
-from edgekit.manifest import Histogram, Reference
+from device_agent.serve.counters import Counters
+from edgekit.manifest import EngineSpec, Histogram, Manifest, Reference, SelfTest, TensorSpec
 from edgekit.wire.messages import DeploymentWindow
 
 DIGEST, OTHER = "a" * 64, "b" * 64
@@ -124,3 +127,34 @@ def test_without_the_day_a_morning_would_be_drift(monkeypatch, damage, is_red):
         swing = 0.09 * math.sin(2 * math.pi * hour / 24)
         found += [index(one) or 0.0 for one in device.windows(60, [0.1 - swing] * 5 + [0.1 + swing] * 5)]
     assert (max(found[24 * 60 :]) > 0.2) is is_red
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return (load_digits().images / 16).astype(np.float32)[:, None, None]
+
+
+def test_real_digits_are_as_they_were_and_dark_on_light_ones_have_moved(digits):
+    """From what a worker counts of real images to what the device says, by a reference as the build makes it."""
+    picked = digits[:256]
+    known = Reference(inputs={"x": histogram(list(picked), np.arange(len(picked)))})
+    spec = EngineSpec("onnxruntime", ">=1", "model/model.onnx")
+    test = SelfTest("selftest/a", "selftest/b", "selftest/c", 1, {"y": 1.0}, 1.0)
+    counters = Counters("d", DIGEST, Manifest(
+        format=1, name="m", version="1", profile="p", engine=spec, inputs=(TensorSpec("x", "float32", (1, 1, 8, 8)),),
+        outputs=(), recipe="r", source_sha256="0" * 64, files=(), selftest=test, reference=known,
+    ))  # fmt: skip
+    rng, tracks = np.random.default_rng(1), Tracks()
+
+    def windows(images, count=2 * LEAST_WINDOWS, requests=20):
+        for _ in range(count):
+            for index in rng.integers(0, len(images), requests):
+                counters.accepted()
+                counters.answered(1.0, {"x": images[index]}, {})
+            (judged,) = tracks.judged([counters.snapshot()], {DIGEST: known})
+        return judged
+
+    well = windows(digits[256:])
+    assert well.drift["inputs/x"] < 0.05
+    assert index(well) < 0.05
+    assert windows(1 - digits[256:]).drift["inputs/x"] > 0.2

@@ -83,7 +83,9 @@ def test_a_build_and_a_release_are_measured_by_a_real_board(running: Service, tm
         "--cache", str(tmp_path / "cache"), "--on-device", "lab-07",
     )  # fmt: skip
     edgekit(running, "fleet", "enroll", "lab-07", "--deployment", "digits", "--out", str(file))
-    assert "nobody would hear it" in edgekit(running, *build)
+    assert "latency estimated" in edgekit(running, *build, "--json", str(tmp_path / "result.json"))
+    [sheet] = json.loads((tmp_path / "result.json").read_text())["profiles"]
+    assert "nobody would hear it" in " ".join(sheet["notes"])
     agent = subprocess.Popen(
         [sys.executable, "-m", "edgekit", "agent", "run", "--enrolment", str(file), "--state", str(tmp_path / "agent"),
          "--http", f"127.0.0.1:{free_port()}", "--profile", TARGET, "--window", "2"],

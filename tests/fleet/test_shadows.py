@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from access_support import Inside
 from click.testing import CliRunner
+from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
@@ -30,12 +31,14 @@ from fleet.rules import shadowing as rules
 from fleet.rules.access import Role
 from fleet.rules.shadowing import Sums
 from fleet.server import ingest, schema, shadowing
+from fleet.server.api import identity
+from fleet.server.api import releases as artifacts
 from fleet.server.clock import Clock, same
 from fleet.server.controller import Controller
 from fleet.server.database import Database
 from fleet.server.inbox import Message
 from fleet.server.link import Link
-from fleet.server.store import audit, blocked, orders, shadows
+from fleet.server.store import audit, blocked, devices, orders, shadows
 from fleet.server.store.orders import Issuer
 
 NAMES = [f"d{n:02}" for n in range(8)]
@@ -235,7 +238,20 @@ def test_the_commands_start_show_and_stop_one(tmp_path: Path, monkeypatch: pytes
         assert done.exit_code == 0, done.output
         return " ".join(done.output.split())
 
+    def may_fetch() -> bool:
+        """Whether a device gets the shadow's file, which is not what it is to run."""
+        with service.database.begin() as connection:
+            row = devices.get(connection, NAMES[0])
+            monkeypatch.setattr(identity, "device_of", lambda *_: row)
+            try:
+                artifacts._check_allowed(connection, cast("Request", None), service.context, NEW)
+            except NotFoundError:
+                return False
+        return True
+
+    assert not may_fetch()
     told = run("start", "digits@2", "--to", "all", "--share", "5%")
+    assert may_fetch()
     assert "h2: digits@2 beside digits on 8 devices (all), at most 5% of a processor: running" in told
     assert "nothing is compared yet" in told
     batch = [window(name, 1, 0.9 + 0.02 * at) for at, name in enumerate(NAMES[:4])]
@@ -246,6 +262,7 @@ def test_the_commands_start_show_and_stop_one(tmp_path: Path, monkeypatch: pytes
     assert "x the served model's time" in told
     assert "40 inputs compared" in run("status")
     assert "stopped by" in run("stop", "h2")
+    assert not may_fetch()
     refused = CliRunner().invoke(shadow_cli.shadow, ["stop", "h2"])
     assert isinstance(refused.exception, ConflictError)
     viewer = service.client(service.token("viewer", Role.VIEWER))

@@ -220,10 +220,12 @@ def build_locked(desk: Desk) -> None:
 
 @functools.cache
 def explain_a_picture(desk: Desk) -> None:
+    folder = desk.folder / "pictures"
+    folder.mkdir(exist_ok=True)
     image, _ = desk.digits[0]
-    (desk.folder / "explained.json").write_text(json.dumps({"x": image.tolist()}))
-    assert "rests on" in desk.run(f"edgekit explain {desk.bundle()} explained.json --out why.png")
-    assert (desk.folder / "why.png").is_file()
+    (folder / "c.json").write_text(json.dumps({"x": image.tolist()}))
+    assert "rests on" in desk.run(f"edgekit explain {desk.bundle()} pictures/c.json --out pictures/why.png")
+    assert (folder / "why.png").is_file()
 
 
 def run_on_pictures(desk: Desk) -> None:
@@ -302,6 +304,8 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
         desk, "--search 1 --recipe onnxruntime/static-int8"
     ),
     "edgekit build --recipe 'litert/*'": build_locked,
+    "edgekit build --on-device": lines("edgekit build --help"),
+    "edgekit fleet tune": lines("edgekit fleet tune --help"),
     "edgekit verify": lines("edgekit verify BUNDLE"),
     "edgekit verify --emulate BUNDLE": no_emulator,
     "edgekit emulator setup": no_emulator,
@@ -320,6 +324,7 @@ SENTENCES: Mapping[str, Callable[[Desk], None]] = {
     "edgekit fleet devices": operate,
     "edgekit fleet devices --where 'site=lab and state=failed'": filtered,
     "edgekit fleet backup": back_up,
+    "edgekit fleet shadow start": lines("edgekit fleet shadow start --help"),
     "edgekit fleet experiment start": lines("edgekit fleet experiment start --help"),
     "edgekit fleet simulate --devices 1000": simulate,
     "edgekit fleet init DIR --public-url https://… --mqtt-public mqtts://…": make_a_home,

@@ -3,8 +3,8 @@
 Always true
  1. A file becomes an artifact under its own digest, whole, or not at all.
  2. A release is registered only once exactly its bundle is a target of the fleet's TUF metadata: the publisher signed it.
- 3. A device may fetch what it is ordered to run, deltas to that, and what a command asks it to measure; nothing else:
-    models are property.
+ 3. A device may fetch what it is ordered to run or to compare, deltas to what it runs, and what a command asks it to
+    measure; nothing else: models are property.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from fleet.server.api.context import (
 )
 from fleet.server.api.paging import Paged
 from fleet.server.api.routing import WAS_SO, Router, raw
-from fleet.server.store import commands, enrolments, orders, releases
+from fleet.server.store import commands, enrolments, orders, releases, shadows
 
 router = Router(prefix="/api/v1", tags=["releases"])
 artifact_router = Router(tags=["artifacts"])
@@ -158,6 +158,9 @@ def _check_allowed(connection: Connection, request: Request, ctx: Context, sha25
     if any(row.sha256 == sha256 for row in wanted.values()):
         return
     if commands.may_fetch(connection, device.id, sha256):
+        return
+    compared = shadows.ordered(connection, [device.id]).get(device.id, {})
+    if any(shadow.bundle.sha256 == sha256 for shadow in compared.values()):
         return
     if not any(ctx.tuf.is_delta(sha256, row.name, orders.target_path(row)) for row in wanted.values()):
         raise NotFoundError(f"{device.id} is not ordered to run {sha256[:12]}…")
