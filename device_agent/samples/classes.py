@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edgekit import confidence
 from edgekit.manifest import Manifest
 from edgekit.tensors import Array
 
@@ -46,11 +47,9 @@ class Classes:
             one = float(values[0])
             share = one if 0 <= one <= 1 else float(1 / (1 + np.exp(-np.clip(one, -500, 500))))
             return Best(self._name(int(share >= 0.5)), max(share, 1 - share))
-        if values.min() < 0 or abs(values.sum() - 1) > _SUM_SLACK:
-            powers = np.exp(values - values.max())
-            values = powers / powers.sum()
-        index = int(values.argmax())
-        return Best(self._name(index), min(1.0, float(values[index])))
+        is_probability = values.min() >= 0 and abs(values.sum() - 1) <= _SUM_SLACK
+        (share,) = confidence.top(values, is_probability=bool(is_probability))
+        return Best(self._name(int(values.argmax())), min(1.0, float(share)))
 
     def _name(self, index: int) -> str:
         return self._labels[index] if index < len(self._labels) else str(index)

@@ -6,17 +6,19 @@ from typing import Any
 import msgspec
 import pytest
 from page_support import Site, form_of, post, token_of
+from sqlalchemy import update
 
 from edgekit.wire import commands as wire
-from edgekit.wire.messages import Boot
+from edgekit.wire.messages import Boot, Moments
 from edgekit.wire.states import FleetState
 from fleet.api import NewCollection
 from fleet.rules import selectors
 from fleet.rules.access import RULES, Role, Rule
 from fleet.rules.alerts import Alert
 from fleet.rules.rollout import Status
-from fleet.server import collecting
-from fleet.server.store import alerts, audit, commands, devices, glance, groups, rollouts
+from fleet.rules.shadowing import Sums
+from fleet.server import collecting, schema_shadows
+from fleet.server.store import alerts, audit, commands, devices, glance, groups, rollouts, shadows
 from fleet.server.store.audit import Who
 from fleet.server.store.glance import Browse
 
@@ -225,6 +227,26 @@ def test_a_device_shows_what_it_is_asked_to_bring_for_retraining(site: Site) -> 
     ann = site.person("ann")
     assert "edgekit fleet samples download s1 --out samples" in ann.get("/devices/d1").text
     assert "Samples for retraining" not in ann.get("/devices/d2").text
+
+
+def test_a_device_shows_what_it_compares_and_how_far_that_agrees(site: Site) -> None:
+    site.releases()
+    site.devices(["d1", "d2"])
+    wanted = {
+        "deployment": "digits", "name": "digits", "version": "2.0", "selector": "all", "share": 0.1,
+        "created_at": site.clock(), "created_by": "user:ann",
+    }  # fmt: skip
+    with site.database.begin() as connection:
+        number = shadows.add(connection, wanted, {"d1": "b" * 64})
+        sums = Sums({"logits": Moments(200, 197.0)})
+        row = schema_shadows.shadow_devices
+        values = {"compared": 200, "dropped": 3, "sums": msgspec.json.encode(sums).decode()}
+        connection.execute(update(row).where(row.c.shadow == number).values(**values))
+    ann = site.person("ann")
+    page = ann.get("/devices/d1").text
+    assert "edgekit fleet shadow status h1" in page
+    assert "98.5 %" in page
+    assert "What it compares" not in ann.get("/devices/d2").text
 
 
 def test_deleting_a_device_asks_for_its_name_first(site: Site) -> None:

@@ -74,6 +74,13 @@ def rows_of(connection: Connection, number: int) -> list[Row[Any]]:
     return list(connection.execute(query.order_by(shadow_devices.c.device)))
 
 
+def of_device(connection: Connection, device: str, limit: int) -> list[tuple[ShadowRow, Row[Any]]]:
+    """The shadows that name it, the newest first, each with the device's own row."""
+    query = select(shadow_devices).where(shadow_devices.c.device == device)
+    rows = connection.execute(query.order_by(shadow_devices.c.shadow.desc()).limit(limit)).all()
+    return [(get(connection, row.shadow), row) for row in rows]
+
+
 def sums_of(row: Row[Any]) -> Sums:
     return msgspec.json.decode(row.sums, type=Sums)
 

@@ -1,4 +1,4 @@
-"""What was asked of a device, and what came of it, in words; what it brought for retraining."""
+"""What was asked of a device, and what came of it, in words; what it brought for retraining; what it compares."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -8,10 +8,11 @@ from sqlalchemy import Connection
 
 from edgekit.wire.commands import Cleared, Measured, Payload, SelfTested, Tested, Timed
 from fleet import api
+from fleet.rules.shadowing import latency_ratio
 from fleet.server.api import commands as rest
 from fleet.server.api.admission import Principal
 from fleet.server.api.context import Context
-from fleet.server.store import collecting, commands
+from fleet.server.store import collecting, commands, releases, shadows
 from fleet.server.web.words import number
 
 NEWEST = 10
@@ -100,3 +101,37 @@ def samples_of(connection: Connection, device: str, now: float) -> list[Brought]
         )
         for row in collecting.of_device(connection, device, NEWEST)
     ]
+
+
+class Compared(NamedTuple):
+    """A shadow on a device: `agreement` is of the output that agrees least, 0 to 1; `ratio` its time over the served one's."""
+
+    label: str
+    release: str
+    deployment: str
+    status: str
+    compared: int
+    dropped: int
+    agreement: float | None
+    ratio: float | None
+
+
+def shadows_of(connection: Connection, device: str) -> list[Compared]:
+    """The newest first."""
+    found = []
+    for shadow, row in shadows.of_device(connection, device, NEWEST):
+        sums = shadows.sums_of(row)
+        means = [one.mean for one in sums.agreement.values() if one.count]
+        found.append(
+            Compared(
+                shadows.label(shadow.id),
+                releases.title(shadow.name, shadow.version),
+                shadow.deployment,
+                shadow.status,
+                row.compared,
+                row.dropped,
+                min(means, default=None),
+                latency_ratio([sums]),
+            )
+        )
+    return found

@@ -37,6 +37,7 @@ def show(page: On, device: str) -> Response:
         reported = device_store.reported_of(row)
         commands = asked.of_device(connection, device)
         samples = asked.samples_of(connection, device, now)
+        shadows = asked.shadows_of(connection, device)
     view = told.device
     return page.show(
         "device.html.jinja",
@@ -48,6 +49,7 @@ def show(page: On, device: str) -> Response:
         history=changes,
         commands=commands,
         samples=samples,
+        shadows=shadows,
         verbs=[(verb, act.title) for verb, act in ACTS.items()],
         refused=page.why_not("POST", "/devices/{device}/{verb}"),
     )

@@ -81,6 +81,8 @@ _KINDS: Mapping[str, str] = {
     "waiting": WAITS,
     "accepted": BUSY,
     "refused": BAD,
+    # Shadows.
+    "served": GOOD,
     # Collections of samples.
     "active": BUSY,
     "over": AWAY,
