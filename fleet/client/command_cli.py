@@ -17,6 +17,7 @@ _expires = click.option(
     "--expires", default="", metavar="DURATION", help="How long it may wait for the device.  [default: 1h]"
 )
 _wait = click.option("--wait", is_flag=True, help="Until it is over; exit code 5 unless it was done.")
+_device = click.argument("device", shell_complete=completes("device"))
 _deployment = click.option("--deployment", default="", help="One model slot of the device.")
 
 
@@ -28,39 +29,37 @@ class NotDoneError(FleetError):
 
 @click.group(
     epilog=examples(
-        "edgekit fleet device command roof-1 self-test --wait",
-        "edgekit fleet device command roof-1 measure 9f2c41d07a… e31b88aa02… --wait --json",
-        "edgekit fleet device command roof-1 clear-refused",
-        "edgekit fleet device command roof-1 restart --deployment digits --wait",
-        "edgekit fleet device command roof-1 log-level debug --for 10m",
+        "edgekit fleet device command self-test roof-1 --wait",
+        "edgekit fleet device command measure roof-1 9f2c41d07a… e31b88aa02… --wait --json",
+        "edgekit fleet device command clear-refused roof-1",
+        "edgekit fleet device command restart roof-1 --deployment digits --wait",
+        "edgekit fleet device command log-level roof-1 debug --for 600",
     )
 )
-@click.argument("device", shell_complete=completes("device"))
-@click.pass_context
-def command(ctx: click.Context, device: str) -> None:
-    """Ask something of DEVICE once: signed, done when it is online, answered for.
+def command() -> None:
+    """Ask something of a device once: signed, done when it is online, answered for.
 
     'edgekit fleet device commands DEVICE' shows what came of it.
     """
-    ctx.obj = {**(ctx.obj or {}), "device": device}
 
 
-@command.command("self-test", epilog=examples("edgekit fleet device command roof-1 self-test --wait"))
+@command.command("self-test", epilog=examples("edgekit fleet device command self-test roof-1 --wait"))
+@_device
 @_deployment
 @_expires
 @_wait
 @with_fleet
-@click.pass_obj
 def self_test(
-    chosen: dict[str, str], *, deployment: str, expires: str, wait: bool, place: str | None, as_json: bool
+    *, device: str, deployment: str, expires: str, wait: bool, place: str | None, as_json: bool
 ) -> None:
     """Run the golden inputs of what serves, beside it and below it in priority, and show the figures."""
-    _ask(chosen, SelfTest(deployment), expires, wait=wait, place=place, as_json=as_json)
+    _ask(device, SelfTest(deployment), expires, wait=wait, place=place, as_json=as_json)
 
 
 @command.command(
-    epilog=examples("edgekit fleet device command roof-1 measure 9f2c41d07a… --deployment digits --wait")
+    epilog=examples("edgekit fleet device command measure roof-1 9f2c41d07a… --deployment digits --wait")
 )
+@_device
 @click.argument("digests", nargs=-1, required=True, metavar="SHA256...")
 @click.option("--deployment", default="", help="Time what serves in this model slot beside them.")
 @click.option(
@@ -69,10 +68,9 @@ def self_test(
 @_expires
 @_wait
 @with_fleet
-@click.pass_obj
 def measure(
-    chosen: dict[str, str],
     *,
+    device: str,
     digests: tuple[str, ...],
     deployment: str,
     budget: float,
@@ -83,18 +81,18 @@ def measure(
 ) -> None:
     """Bring published bundles to DEVICE, by whole digest, and time them there, call by call in turn. None will serve."""
     ask = api.MeasureHere(digests, deployment, budget)
-    _ask(chosen, ask, expires, wait=wait, place=place, as_json=as_json)
+    _ask(device, ask, expires, wait=wait, place=place, as_json=as_json)
 
 
-@command.command("clear-refused", epilog=examples("edgekit fleet device command roof-1 clear-refused"))
+@command.command("clear-refused", epilog=examples("edgekit fleet device command clear-refused roof-1"))
+@_device
 @click.argument("digests", nargs=-1, metavar="[SHA256]...")
 @_expires
 @_wait
 @with_fleet
-@click.pass_obj
 def clear_refused(
-    chosen: dict[str, str],
     *,
+    device: str,
     digests: tuple[str, ...],
     expires: str,
     wait: bool,
@@ -102,25 +100,26 @@ def clear_refused(
     as_json: bool,
 ) -> None:
     """Forget what DEVICE holds against these bundles, or all; what is ordered is tried once more."""
-    _ask(chosen, ClearRefused(digests), expires, wait=wait, place=place, as_json=as_json)
+    _ask(device, ClearRefused(digests), expires, wait=wait, place=place, as_json=as_json)
 
 
-@command.command(epilog=examples("edgekit fleet device command roof-1 restart --wait"))
+@command.command(epilog=examples("edgekit fleet device command restart roof-1 --wait"))
+@_device
 @click.option("--deployment", default="", help="Only the worker of this model slot; no request is lost.")
 @_expires
 @_wait
 @with_fleet
-@click.pass_obj
 def restart(
-    chosen: dict[str, str], *, deployment: str, expires: str, wait: bool, place: str | None, as_json: bool
+    *, device: str, deployment: str, expires: str, wait: bool, place: str | None, as_json: bool
 ) -> None:
     """Start the agent anew in its process, with the words it was started with, or one worker of it."""
-    _ask(chosen, Restart(deployment), expires, wait=wait, place=place, as_json=as_json)
+    _ask(device, Restart(deployment), expires, wait=wait, place=place, as_json=as_json)
 
 
 @command.command(
-    "log-level", epilog=examples("edgekit fleet device command roof-1 log-level debug --for 1800")
+    "log-level", epilog=examples("edgekit fleet device command log-level roof-1 debug --for 1800")
 )
+@_device
 @click.argument("level", type=click.Choice(["debug", "info", "warning"]))
 @click.option(
     "--for",
@@ -133,10 +132,9 @@ def restart(
 @_expires
 @_wait
 @with_fleet
-@click.pass_obj
 def log_level(
-    chosen: dict[str, str],
     *,
+    device: str,
     level: Level,
     seconds: float,
     expires: str,
@@ -145,7 +143,7 @@ def log_level(
     as_json: bool,
 ) -> None:
     """Let the agent of DEVICE log more, or less, for a while."""
-    _ask(chosen, LogLevel(level, seconds), expires, wait=wait, place=place, as_json=as_json)
+    _ask(device, LogLevel(level, seconds), expires, wait=wait, place=place, as_json=as_json)
 
 
 @click.command(
@@ -169,10 +167,7 @@ def commands(*, device: str, number: str | None, place: str | None, as_json: boo
         render.show(command_views.listed(found))
 
 
-def _ask(
-    chosen: dict[str, str], ask: api.Ask, expires: str, *, wait: bool, place: str | None, as_json: bool
-) -> None:
-    device = chosen["device"]
+def _ask(device: str, ask: api.Ask, expires: str, *, wait: bool, place: str | None, as_json: bool) -> None:
     with connected(place) as client:
         made = client.command(device, api.NewCommand(ask, expires))
         if wait:

@@ -115,9 +115,9 @@ def test_a_build_and_a_release_are_measured_by_a_real_board(running: Service, tm
             told = evidence.decode(client.statement(done["picked"]), sha256=done["picked"]).predicate
         assert (told.latency_p50_ms.how, told.latency_p50_ms.on.device) == ("measured", "lab-07")
         assert "exit" not in edgekit(
-            running, "fleet", "device", "command", "lab-07", "log-level", "debug", "--wait"
+            running, "fleet", "device", "command", "log-level", "lab-07", "debug", "--wait"
         )
-        edgekit(running, "fleet", "device", "command", "lab-07", "self-test", "--wait", code=5)
+        edgekit(running, "fleet", "device", "command", "self-test", "lab-07", "--wait", code=5)
     finally:
         agent.terminate()
         agent.wait(30)
@@ -130,8 +130,8 @@ def test_virtual_devices_answer_commands(running: Service) -> None:
         with running.client() as client:
             wait_until(lambda: any(one.online for one in client.devices()), "it is there", timeout_s=90)
             [device] = [one.device for one in client.devices()]
-        assert "done" in edgekit(running, "fleet", "device", "command", device, "restart", "--wait")
-        edgekit(running, "fleet", "device", "command", device, "self-test", "--wait", code=5)
+        assert "done" in edgekit(running, "fleet", "device", "command", "restart", device, "--wait")
+        edgekit(running, "fleet", "device", "command", "self-test", device, "--wait", code=5)
     finally:
         simulation.terminate()
         simulation.wait(30)

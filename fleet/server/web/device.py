@@ -93,7 +93,7 @@ ACTS: dict[str, Act] = {
             "What it serves runs its golden inputs once more, beside what it answers, and says what came of it.",
             "It is asked within the hour, as soon as it is online.",
         ),
-        "edgekit fleet device command {device} self-test",
+        "edgekit fleet device command self-test {device}",
     ),
     "restart": Act(
         "Restart the agent",
@@ -102,7 +102,7 @@ ACTS: dict[str, Act] = {
             "The agent starts anew with the same words; requests that it has begun are answered first.",
             "It is asked within the hour, as soon as it is online.",
         ),
-        "edgekit fleet device command {device} restart",
+        "edgekit fleet device command restart {device}",
     ),
     "deployments": Act(
         "Add a deployment",
