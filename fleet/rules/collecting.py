@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from edgekit.errors import NotPossibleError, UsageError
+from edgekit.errors import NotPossibleError
 from edgekit.wire.samples import SamplePolicy
 from fleet.rules.text import duration, show_percent
 
@@ -41,30 +41,30 @@ class Reasons(msgspec.Struct, frozen=True):
         return ", ".join(told)
 
     def check(self) -> None:
-        """Raises: UsageError where nothing is asked for."""
+        """Raises: NotPossibleError where nothing is asked for."""
         if not self.words:
-            raise UsageError(
+            raise NotPossibleError(
                 "which inputs? name a reason: --low-confidence 0.6, --random 1%, --label NAME, --drifted or --guard"
             )
 
 
 def parse_percent(text: str) -> float | None:
-    """The share of `1%`; None of an empty text. Raises: UsageError."""
+    """The share of `1%`; None of an empty text. Raises: NotPossibleError."""
     if not text:
         return None
     match = _PERCENT.match(text.strip())
     share = float(match.group(1)) / 100 if match else 0.0
     if not 0 < share <= 1:
-        raise UsageError(f"--random {text!r}: write a share above 0 % and up to 100 %, e.g. 1%")
+        raise NotPossibleError(f"--random {text!r}: write a share above 0 % and up to 100 %, e.g. 1%")
     return share
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `20MB`. Raises: UsageError."""
+    """Bytes of `20MB`. Raises: NotPossibleError."""
     match = _SIZE.match(text.strip())
     size = int(float(match.group(1)) * _BYTES[match.group(2)]) if match else 0
     if not size:
-        raise UsageError(f"--per-day {text!r}: write a size, e.g. 20MB")
+        raise NotPossibleError(f"--per-day {text!r}: write a size, e.g. 20MB")
     return size
 
 

@@ -6,7 +6,6 @@ from typing import Annotated
 from fastapi import Depends
 
 from edgekit import bundle as bundles
-from edgekit import evidence
 from edgekit.errors import NotFoundError
 from fleet import api
 from fleet.publish import target_of
@@ -36,6 +35,7 @@ def lend(
 @router.post("/finalists/{sha256}/remove")
 def take_back(ctx: Ctx, caller: Caller, sha256: str) -> Answer[api.Lent]:
     """Nobody may fetch it any more; what was published meanwhile is not touched."""
+    releases.check_digest(sha256)
     with ctx.database.begin() as connection:
         is_changed = finalists.remove(connection, sha256, now=ctx.clock(), who=caller.who)
         is_published = releases.is_published(connection, sha256)
@@ -57,10 +57,7 @@ def pick(  # noqa: PLR0917  # what the path names, in its order
 
     Not once a device was ordered to run the one picked before: what runs in the field changes by a rollout.
     """
-    statements = {}
-    for sha256, text in wanted.evidence.items():
-        statements[sha256] = text.encode()
-        evidence.decode(statements[sha256], sha256=sha256)
+    statements = {sha256: text.encode() for sha256, text in wanted.evidence.items()}
 
     def read(sha256: str) -> bundles.Bundle:
         path: Path = ctx.folder.artifact(sha256)

@@ -9,7 +9,6 @@ Always true
 
 import hashlib
 import os
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +45,6 @@ _PARTS = {**_FILE, **raw("The part that `Range` asked for.", "application/octet-
 _UPLOAD = {
     "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
 }
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
 @router.get("/releases")
@@ -76,7 +74,7 @@ def statement(ctx: Ctx, sha256: str) -> Response:
 @router.put("/uploads/{sha256}", status_code=204, openapi_extra=_UPLOAD)
 async def upload(request: Request, ctx: Ctx, sha256: str) -> Response:
     """Receive a bundle file; it is kept only if its digest is the one in the path."""
-    _check_digest(sha256)
+    releases.check_digest(sha256)
     partial = ctx.folder.artifacts / f"{sha256}.{os.urandom(4).hex()}.part"
     digest = hashlib.sha256()
     size = 0
@@ -121,7 +119,7 @@ def publish(
 @router.get("/files/{sha256}", responses=_FILE)
 def file(ctx: Ctx, sha256: str) -> Response:
     """A published bundle's file, for who makes deltas from it."""
-    _check_digest(sha256)
+    releases.check_digest(sha256)
     with ctx.database.begin() as connection:
         releases.bundle(connection, sha256)
     return FileResponse(_present(ctx, sha256), media_type="application/octet-stream")
@@ -144,14 +142,9 @@ def _present(ctx: Context, sha256: str) -> str:
     return str(path)
 
 
-def _check_digest(sha256: str) -> None:
-    if not _SHA256.match(sha256):
-        raise NotFoundError(f"{sha256[:80]!r} is no sha256")
-
-
 def _check_allowed(connection: Connection, request: Request, ctx: Context, sha256: str) -> None:
     """Raises: AuthError unless a device shows who it is, NotFoundError for what it is not ordered to run."""
-    _check_digest(sha256)
+    releases.check_digest(sha256)
     device = identity.device_of(connection, request, ctx.clock())
     enrolments.confirm(connection, device)
     wanted = orders.desired_of(connection, device.id)

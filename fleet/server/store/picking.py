@@ -11,6 +11,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from edgekit.bundle import Bundle
 from edgekit.errors import ConflictError, NotFoundError, UsageError
+from edgekit.evidence import decode
 from fleet.server.schema import alternates, bundles, desired, evidence
 from fleet.server.schema_history import references
 from fleet.server.store import audit, experiments, releases, rollouts
@@ -29,7 +30,7 @@ def pick(
 ) -> None:
     """`key` is (name, version, profile); `statements` the new evidence by digest.
 
-    Raises: NotFoundError, ConflictError, UsageError; nothing is changed then.
+    Raises: NotFoundError, ConflictError, UsageError, BundleError; nothing is changed then.
     """
     name, version, profile = key
     title = releases.title(name, version)
@@ -45,6 +46,7 @@ def pick(
     if strange := set(statements) - others - {own.sha256}:
         raise UsageError(f"evidence about {min(strange)[:12]}…, which is no bundle of {title} for {profile}")
     for digest, statement in statements.items():
+        decode(statement, sha256=digest)
         _keep(connection, digest, statement, is_alternate=digest in others)
     if sha256 != own.sha256:
         _check_unused(connection, own.sha256, title)

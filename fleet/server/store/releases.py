@@ -23,6 +23,7 @@ from fleet.server.store.audit import Who
 BundleRow = Row[Any]
 
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _TITLE = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})@([0-9A-Za-z][0-9A-Za-z.+_-]{0,63})")
 
 
@@ -36,6 +37,12 @@ def parse_title(text: str) -> tuple[str, str]:
     if found is None:
         raise UsageError(f"{text!r} is no release; write NAME@VERSION, e.g. digits@1.2.0")
     return found[1], found[2]
+
+
+def check_digest(text: str) -> None:
+    """Raises: NotFoundError of what no bundle can be called."""
+    if not _DIGEST.fullmatch(text):
+        raise NotFoundError(f"{text[:80]!r} is no sha256")
 
 
 def existing(connection: Connection, name: str, version: str, profile: str) -> BundleRow | None:
