@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from fleet import api
-from fleet.client import bulk, render, sample_files
+from fleet.client import bulk, render
 from fleet.client.complete import completes
 from fleet.client.options import connected, examples, with_fleet
 from fleet.client.rest import Client
@@ -152,6 +152,9 @@ def _items(found: list[api.SampleView], *, as_json: bool) -> None:
 @with_fleet
 def download(*, collection: str, out: Path, place: str | None, as_json: bool) -> None:
     """Write the samples of ID as `.npz` files that a build takes as [data], and an index of them."""
+    # Loads numpy, which no other command of the fleet needs.
+    from fleet.client import sample_files
+
     with connected(place) as client:
         found = list(client.samples(collection))
         if not found:

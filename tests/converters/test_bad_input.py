@@ -98,7 +98,7 @@ SOURCES = [
     ("a text file called .pt", "bad.pt", write_text, "not TorchScript"),
     ("weights without a program", "weights.pt", write_weights, "holds weights but no program"),
     ("a text file called .pt2", "bad.pt2", write_text, "not a torch.export program"),
-    ("a format that is unknown", "model.h5", write_other, "give an ONNX file"),
+    ("a format that is unknown", "model.caffemodel", write_other, "give an ONNX file"),
     ("no such file", "absent.onnx", None, "no such model file"),
     ("no such factory file", "absent.py:make", None, "no such file"),
 ]
@@ -309,7 +309,7 @@ def test_ctrl_c_leaves_nothing_half_written(digits, tmp_path):
             "contract.max_acuracy_drop: unknown key; did you mean 'max_accuracy_drop'?",
         ),
         ("[outpust]\ny = 1", "outpust: unknown key; did you mean 'outputs'?"),
-        ("[contract]\nzzz = 1", "contract.zzz: unknown key; known are max_accuracy_drop, latency_p95_ms"),
+        ("[contract]\nzzz = 1", "contract.zzz: unknown key; known are max_accuracy_drop, max_drop_per_slice, latency_p95_ms"),
     ],
 )
 def test_an_unknown_key_of_a_project_file_gets_a_hint(line, says, run_build, tmp_path):
