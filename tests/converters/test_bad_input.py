@@ -309,7 +309,10 @@ def test_ctrl_c_leaves_nothing_half_written(digits, tmp_path):
             "contract.max_acuracy_drop: unknown key; did you mean 'max_accuracy_drop'?",
         ),
         ("[outpust]\ny = 1", "outpust: unknown key; did you mean 'outputs'?"),
-        ("[contract]\nzzz = 1", "contract.zzz: unknown key; known are max_accuracy_drop, max_drop_per_slice, latency_p95_ms"),
+        (
+            "[contract]\nzzz = 1",
+            "contract.zzz: unknown key; known are max_accuracy_drop, max_drop_per_slice, latency_p95_ms",
+        ),
     ],
 )
 def test_an_unknown_key_of_a_project_file_gets_a_hint(line, says, run_build, tmp_path):

@@ -76,8 +76,12 @@ def emulated(made: Profile, monkeypatch: pytest.MonkeyPatch) -> Any:
 profile_folder = next(iter(profile.shipped().values())).parent
 Look = Callable[[Profile, pytest.MonkeyPatch], Any]
 PI, U65, NPU = "raspberry-pi-5", "nxp-imx93-ethos-u65", "intel-core-ultra-npu"
+DELEGATED = structs.replace(
+    profile.load(PI),
+    accelerator=Accelerator("litert-delegate", delegate="libnpu.so", operators=("CONV_2D",)),
+)
 # Key → the profile that is changed, the new value, what must come out otherwise.
-CASES: dict[str, tuple[str, Any, Look]] = {
+CASES: dict[str, tuple[str | Profile, Any, Look]] = {
     "name": (PI, "mine", fitting),
     "title": (PI, "A board of mine", listed),
     "arch": (PI, "x86_64", measured_here),
@@ -99,6 +103,9 @@ CASES: dict[str, tuple[str, Any, Look]] = {
     "accelerator.config": (U65, "ethos-u65-512", planned),
     "accelerator.system_config": (U65, "Ethos_U65_Embedded", planned),
     "accelerator.memory_mode": (U65, "Sram_Only", planned),
+    "accelerator.delegate": (DELEGATED, "libother.so", planned),
+    "accelerator.operators": (DELEGATED, ("CONV_2D", "ADD"), planned),
+    "accelerator.options": (DELEGATED, {"cores": 2}, planned),
     "emulator": (PI, "cortex-a53", emulated),
     "budgets.latency_p95_ms": (PI, 7.0, limited),
     "budgets.memory_mb": (PI, 7.0, limited),
@@ -117,7 +124,7 @@ def test_every_key_of_the_schema_stands_in_the_table() -> None:
 @pytest.mark.parametrize("key", CASES)
 def test_changing_a_key_changes_what_is_done(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, value, look = CASES[key]
-    before = profile.load(name)
+    before = profile.load(name) if isinstance(name, str) else name
     table, _, inner = key.rpartition(".")
     assert getattr(getattr(before, table) if table else before, inner) != value
     new = structs.replace(getattr(before, table), **{inner: value}) if table else value
