@@ -146,7 +146,7 @@ def test_a_tick_reads_what_is_new_and_not_the_rest(
     selected = [sql for sql in read if sql.startswith("SELECT")]
     big = [sql for sql in selected if ("FROM members" in sql or "FROM stage_sums" in sql) and "IN" not in sql]
     assert big == [], "neither all members nor all sums"
-    assert len(selected) < 25
+    assert len(selected) < 30
 
 
 def test_success_is_heard_through_rows(database: Database, issuer: Issuer, leading: Controller) -> None:
