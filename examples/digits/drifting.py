@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 VERSION = "5.0.0"
 # Pictures of the evaluation set that samples may come from; the others measure.
 FIELD = 400
-# Half of them judge the build: enough to show a drop of five points.
+# Of all devices; some bring the same picture. Half of the different ones judge the build.
 MOST = 320
 SHIFT = 0.2
 # A device that has half of its newest windows from before looks at more of them until it is sure.
@@ -55,6 +55,10 @@ def act(demo: "Demo", traffic: Traffic) -> None:
         lambda: any(index is not None and index > SHIFT for index in _drift(demo)),
         "a device says that its inputs drift",
         PATIENCE_S,
+    )
+    told = [f"{index:.2f}" if index is not None else "not known" for index in _drift(demo)]
+    console.print(
+        f"  index of the newest windows, device by device: {', '.join(told)}; the mean of an hour follows slowly:"
     )
     demo.call("drift")
     labelled, judging, raw = _samples(demo)
