@@ -84,7 +84,26 @@ class _Ending:
         return getattr(self._sock, name)
 
 
-class _Client(mqtt.Client):
+class LoopedClient(mqtt.Client):
+    """paho's client whose `loop_forever` runs in one thread while others publish. Private names of paho 2.2.0."""
+
+    def __init__(self, *words: Any, **named: Any) -> None:
+        super().__init__(*words, **named)
+        # Otherwise whoever publishes writes to the socket too: what one has half written the other writes once more, and
+        # the broker ends the connection over a malformed packet.
+        self.on_socket_register_write = lambda _client, _userdata, _sock: None
+
+    def wake_when_published(self) -> None:
+        """The loop looks once a second for what others publish; from now on, until the connection ends, at once.
+
+        paho makes such a pair in its own thread only, and by binding a port, for which a confined process has no right.
+        """
+        self._sockpairR, self._sockpairW = socket.socketpair()
+        for end in (self._sockpairR, self._sockpairW):
+            end.setblocking(False)
+
+
+class _Client(LoopedClient):
     """paho's client; over WebSockets it goes through the proxy that the environment names.
 
     The two methods are private in paho 2.2.0, whose own support for proxies needs PySocks and knows no HTTPS_PROXY.
@@ -163,6 +182,7 @@ class Link:
             try:
                 client = self._make_client(way)
                 client.connect(self._host, way.port, keepalive=KEEPALIVE_S)
+                client.wake_when_published()
                 self._client = client
                 began = self._loop.time()
                 client.loop_forever(retry_first_connection=False)
@@ -193,7 +213,7 @@ class Link:
             )
         told.add(way.name)
 
-    def _make_client(self, way: _Way) -> mqtt.Client:
+    def _make_client(self, way: _Way) -> _Client:
         """Raises: OSError."""
         client = _Client(
             CallbackAPIVersion.VERSION2,
@@ -219,9 +239,6 @@ class Link:
         client.on_connect = self._on_connect
         client.on_message = self._on_message
         client.on_disconnect = self._on_disconnect
-        # paho 2.2.0 otherwise lets whoever publishes write to the socket, beside the link's own thread: what one has
-        # half written the other writes once more, and the broker ends the connection over a malformed packet.
-        client.on_socket_register_write = leave_writing_to_the_loop
         return client
 
     def _counted(self, _client: mqtt.Client, _userdata: object, sock: Any) -> None:
@@ -293,10 +310,6 @@ class Link:
             self.is_up = False
             log.trouble("link down", reason=self._ended or "the connection was lost")
             self._hooks.down()
-
-
-def leave_writing_to_the_loop(_client: mqtt.Client, _userdata: object, _sock: object) -> None:
-    """The loop looks at what waits by itself."""
 
 
 def _wait_for(sent: mqtt.MQTTMessageInfo, patience_s: float) -> None:

@@ -19,7 +19,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from device_agent import log
 from device_agent.agentfile import MqttSink, MqttSource
-from device_agent.link import FIRST_BACKOFF_S, KEEPALIVE_S, LONGEST_BACKOFF_S, leave_writing_to_the_loop
+from device_agent.link import FIRST_BACKOFF_S, KEEPALIVE_S, LONGEST_BACKOFF_S, LoopedClient
 from device_agent.sources.access import host_and_port
 from edgekit.errors import FeedError
 
@@ -40,18 +40,12 @@ class Heard:
         self.message = message
 
 
-class _Client(mqtt.Client):
-    """paho's client, without its ways round what a confined process may not do. Private names of paho 2.2.0."""
+class _Client(LoopedClient):
+    """paho's client, without its way round what a confined process may not do (a private name of paho 2.2.0)."""
 
     def _create_socket_connection(self) -> socket.socket:
         """Without the bind to port 0 that paho does first, for which there is no right here."""
         return socket.create_connection((self._host, self._port), timeout=CONNECT_TIMEOUT_S)
-
-    def wake_at_once(self) -> None:
-        """Where another thread publishes, `loop_forever` looks within a second; with this pair at once."""
-        self._sockpairR, self._sockpairW = socket.socketpair()
-        for end in (self._sockpairR, self._sockpairW):
-            end.setblocking(False)
 
 
 class Connection:
@@ -116,7 +110,7 @@ class Connection:
                     self._host, self._port, keepalive=KEEPALIVE_S, clean_start=self._in_flight == 0,
                     properties=self._wishes(),
                 )  # fmt: skip
-                client.wake_at_once()
+                client.wake_when_published()
                 self._client = client
                 client.loop_forever(retry_first_connection=False)
                 if self.is_up:
@@ -162,7 +156,6 @@ class Connection:
             client.tls_set_context(context)
         client.on_connect = self._on_connect
         client.on_message = lambda _client, _userdata, message: self._heard.message(message)
-        client.on_socket_register_write = leave_writing_to_the_loop
         return client
 
     def _on_connect(

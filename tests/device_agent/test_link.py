@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 
 import pytest
 
@@ -113,3 +114,23 @@ def test_what_is_published_is_written_by_the_links_own_thread_alone(monkeypatch,
 
     asyncio.run(run())
     assert writers == {"link"}
+
+
+@pytest.mark.broker
+def test_what_is_published_goes_out_at_once_and_not_when_the_loop_looks_next(broker):
+    """The loop looks once a second: twenty messages, each after the answer to the one before, would take as many."""
+
+    async def run():
+        up = asyncio.Event()
+        made = linked(BrokerAddress("127.0.0.1", broker.port), up=up.set)
+        made.start()
+        async with asyncio.timeout(20):
+            await up.wait()
+        for number in range(20):
+            sent = made._client.publish("any/topic", b"%d" % number, qos=1)
+            await asyncio.to_thread(sent.wait_for_publish, 10)
+        await made.stop()
+
+    began = time.monotonic()
+    asyncio.run(run())
+    assert time.monotonic() - began < 10
