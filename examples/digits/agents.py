@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+# Half a second where a device in the field takes a minute: thirty windows, which drift takes, are a matter of seconds.
+WINDOW_S = "0.5"
 Sample = tuple[dict[str, np.ndarray], int]
 
 
@@ -28,7 +30,7 @@ class DemoAgent:
         self.port = free_port()
         self._words = [
             sys.executable, "-m", "edgekit", "agent", "run", "--enrolment", str(enrolment), "--state", str(state),
-            "--http", f"127.0.0.1:{self.port}", "--profile", profile, "--window", "2",
+            "--http", f"127.0.0.1:{self.port}", "--profile", profile, "--window", WINDOW_S,
         ]  # fmt: skip
         self._log = log
         self.process: subprocess.Popen[bytes]
@@ -42,6 +44,7 @@ class Traffic:
     """One steady caller per agent: labelled digits in, answers counted.
 
     Until an agent has answered once it has no model, and its refusals are no failures; from then on each one is.
+    Callers begin at different samples, so that agents do not meet the same at the same time.
     """
 
     PAUSE_S = 0.04
@@ -50,7 +53,10 @@ class Traffic:
         self._samples = samples
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._call, args=(agent,), daemon=True) for agent in agents]
+        self._threads = [
+            threading.Thread(target=self._call, args=(agent, at / len(agents)), daemon=True)
+            for at, agent in enumerate(agents)
+        ]
         self.counted = self.right = self.answered = self.failures = 0
 
     def start(self) -> None:
@@ -62,6 +68,12 @@ class Traffic:
         for thread in self._threads:
             thread.join(10)
 
+    def switch(self, samples: list[Sample]) -> None:
+        """Other digits from now on, counted anew."""
+        with self._lock:
+            self._samples = samples
+            self.counted = self.right = 0
+
     def reset(self) -> None:
         """Count accuracy anew."""
         with self._lock:
@@ -72,11 +84,12 @@ class Traffic:
         with self._lock:
             return self.right / max(1, self.counted)
 
-    def _call(self, agent: DemoAgent) -> None:
+    def _call(self, agent: DemoAgent, begins: float) -> None:
         position = 0
         has_answered = False
         while not self._stopping.is_set():
-            inputs, label = self._samples[position % len(self._samples)]
+            samples = self._samples
+            inputs, label = samples[(round(begins * len(samples)) + position) % len(samples)]
             position += 1
             answer = _predict(agent.port, inputs["x"])
             with self._lock:
@@ -85,8 +98,9 @@ class Traffic:
                 else:
                     has_answered = True
                     self.answered += 1
-                    self.counted += 1
-                    self.right += answer == label
+                    if samples is self._samples:
+                        self.counted += 1
+                        self.right += answer == label
             time.sleep(self.PAUSE_S)
 
 

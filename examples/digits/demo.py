@@ -1,4 +1,4 @@
-"""The whole of EdgeKit on one machine: train, build, start a fleet, and roll four releases out to real agents.
+"""The whole of EdgeKit on one machine: train, build, start a fleet, and roll five releases out to real agents.
 
 Everything runs as a user would run it: the `edgekit` command, real processes, HTTP and MQTT on loopback. Nothing is
 staged; what goes wrong goes wrong inside a bundle:
@@ -7,7 +7,9 @@ staged; what goes wrong goes wrong inside a bundle:
 2. `small`, trained to the end, replaces it,
 3. `heavy`, built in float and without a latency budget, passes its self-test and is stopped by a gate on latency at its first
    stage, then rolled back,
-4. `small` again but with a wrong normalization is refused by the devices' own self-test.
+4. `small` again but with a wrong normalization is refused by the devices' own self-test,
+5. `retrained`, trained on samples that the devices brought back after their inputs had drifted, gets right again what
+   `small` no longer did (`drifting.py`).
 
 The fleet is too small for a control group, so the gates here are absolute. Ends with exit code 0 only if every
 expectation held.  Run:  python demo.py [--folder demo-run] [--agents 4]
@@ -22,13 +24,14 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+import drifting
 from agents import DemoAgent, Traffic, free_port
 from digits import evaluation
 from misnormalize import misnormalize
-from rich.console import Console
 from rich.table import Table
+from saying import console, edgekit, expect, fail, stop
 
 HERE = Path(__file__).parent
 PROFILE = "x86-64-v3"
@@ -41,42 +44,11 @@ ERROR_GATE = "error_rate < 5% min 30 requests"
 SOAK = "6s"
 PATIENCE_S = 120
 
-console = Console(highlight=False)
-
-
-def fail(message: str) -> NoReturn:
-    console.print(f"[red]demo failed:[/] {message}")
-    sys.exit(1)
-
-
-def expect(truth: bool, message: str) -> None:
-    """Go on only if what the demo promises is so."""
-    if not truth:
-        fail(message)
-    console.print(f"  [green]✓[/] {message}")
-
-
-def edgekit(*arguments: str | Path, quiet: bool = False) -> str:
-    """Run the command in the open, or with `quiet` unseen and for its standard output.
-
-    Fails the demo if the command does.
-    """
-    words = [str(argument) for argument in arguments]
-    if not quiet:
-        console.print(f"[bold]$ edgekit {' '.join(words)}[/]", soft_wrap=True)
-        sys.stdout.flush()
-    pipe = subprocess.PIPE if quiet else None
-    done = subprocess.run(
-        [sys.executable, "-m", "edgekit", *words], stdout=pipe, stderr=pipe, text=True, check=False
-    )
-    if done.returncode != 0:
-        fail(f"edgekit {' '.join(words)} ended with {done.returncode}: {done.stderr or 'see above'}")
-    return done.stdout or ""
-
 
 class Demo:
     def __init__(self, folder: Path, agents: int, stack: ExitStack) -> None:
         self.folder = folder
+        self.profile = PROFILE
         self.agents_wanted = agents
         self.stack = stack
         self.fleet = folder / "fleet"
@@ -90,9 +62,9 @@ class Demo:
 
     def build(self) -> None:
         console.rule("2  build for three kinds of board")
-        self._build("1.0.0", "hasty", (PROFILE,))
-        self._build("2.0.0", "small", TARGETS)
-        self._build(
+        self.build_one("1.0.0", "hasty", (PROFILE,))
+        self.build_one("2.0.0", "small", TARGETS)
+        self.build_one(
             "3.0.0", "heavy", (PROFILE,), "--calibration", f"{HERE / 'digits.py'}:a_few_for_calibration",
             "--evaluation", f"{HERE / 'digits.py'}:a_few_for_evaluation", "--max-accuracy-drop", "0.05",
             "--recipe", "onnxruntime/fp32",
@@ -103,7 +75,7 @@ class Demo:
             f"4.0.0 is 2.0.0 with its normalization off by a factor of eight: {self.bundle('4.0.0').name}"
         )
 
-    def _build(self, version: str, source: str, targets: tuple[str, ...], *more: str) -> None:
+    def build_one(self, version: str, source: str, targets: tuple[str, ...], *more: str | Path) -> None:
         chosen = [word for target in targets for word in ("--target", target)]
         edgekit(
             "build", f"{HERE / 'digits.py'}:{source}", "--project", HERE / "edgekit.toml", "--version", version,
@@ -187,7 +159,7 @@ class Demo:
         identifier = str(started["rollout"]["id"])
         shown = ""
         deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
+        while True:
             status: dict[str, Any] = self.ask("rollout", "status", identifier)
             moved = [member for member in status["members"] if member["state"] != "pending"]
             devices = ", ".join(f"{member['device']} {member['state']}" for member in moved)
@@ -198,8 +170,9 @@ class Demo:
             if status["status"] in ("completed", "rolled_back", "aborted", "paused"):
                 self.call("rollout", "status", identifier)
                 return status
+            if time.monotonic() > deadline:
+                fail(f"the rollout of {version} did not end within {PATIENCE_S} s; see {self.folder}")
             time.sleep(0.5)
-        fail(f"the rollout of {version} did not end within {PATIENCE_S} s; see {self.folder}")
 
     def run_releases(self) -> None:
         traffic = Traffic(self.agents, list(evaluation()))
@@ -225,6 +198,7 @@ class Demo:
         fourth = self.roll_out("4.0.0", "8  release 4, wrongly normalized, is refused by the device itself")
         expect(fourth["status"] in ("rolled_back", "paused"), f"release 4 was stopped: {fourth['reason']}")
         self.expect_all_run("2.0.0")
+        drifting.act(self, traffic)
         expect(traffic.failures == 0, f"none of {traffic.answered} requests was lost through all of it")
 
     def classify(self, traffic: Traffic, version: str) -> float:
@@ -244,7 +218,7 @@ class Demo:
         )
 
     def show_end(self) -> None:
-        console.rule("9  the end state")
+        console.rule("11  the end state")
         self.call("devices")
         self.call("releases")
         self.call("rollout", "list")
@@ -262,24 +236,13 @@ class Demo:
             "telemetry of every agent is in the database",
         )
 
-    def wait(self, condition: Callable[[], bool], message: str) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+    def wait(self, condition: Callable[[], bool], message: str, patience_s: float = PATIENCE_S) -> None:
+        deadline = time.monotonic() + patience_s
         while not condition():
             if time.monotonic() > deadline:
-                fail(f"waited {PATIENCE_S} s for: {message}; logs are in {self.folder}")
+                fail(f"waited {patience_s} s for: {message}; logs are in {self.folder}")
             time.sleep(0.3)
         console.print(f"  [green]✓[/] {message}")
-
-
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a child as Ctrl-C would, and wait for it."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def main() -> None:

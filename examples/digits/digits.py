@@ -8,7 +8,7 @@ Run it to train the networks and save their weights:  python digits.py [hasty] [
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,14 @@ def evaluation() -> Iterator[tuple[dict[str, np.ndarray], int]]:
     start = TRAINING + CALIBRATION
     for image, label in zip(images[start:], labels[start:], strict=True):
         yield {"x": image}, int(label)
+
+
+def inverted(
+    samples: Iterable[tuple[dict[str, np.ndarray], int]],
+) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """The same digits, dark on light where they were light on dark: what another camera or paper may bring."""
+    for inputs, label in samples:
+        yield {"x": WHITEST - inputs["x"]}, label
 
 
 def a_few_for_calibration() -> Iterator[tuple[dict[str, np.ndarray], int]]:
@@ -105,6 +113,7 @@ class Heavy(nn.Module):
 
 # Name → (network, passes over the training data).
 NETWORKS = {"hasty": (Small, 2), "small": (Small, 30), "heavy": (Heavy, 5)}
+WHITEST = 16.0  # the largest value of an image
 
 
 def train(name: str) -> nn.Module:
@@ -133,8 +142,8 @@ def accuracy(model: nn.Module) -> float:
     return sum(right) / len(right)
 
 
-def _load(name: str) -> nn.Module:
-    model = NETWORKS[name][0]()
+def _load(name: str, kind: type[nn.Module] | None = None) -> nn.Module:
+    model = (kind or NETWORKS[name][0])()
     model.load_state_dict(torch.load(WEIGHTS / f"{name}.pt", weights_only=True))
     return model.eval()
 
@@ -152,6 +161,11 @@ def small() -> nn.Module:
 def heavy() -> nn.Module:
     """Release 3: more accurate on paper, far too slow."""
     return _load("heavy")
+
+
+def retrained() -> nn.Module:
+    """Release 5: `small`, trained further on samples of the fleet (`retrain.py`)."""
+    return _load("retrained", Small)
 
 
 def main() -> None:
