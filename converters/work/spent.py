@@ -17,18 +17,18 @@ HERE = "build"
 IDLE = ""
 # How what is told begins, and the step that this is.
 _STEPS: Mapping[str, str] = {
-    "reading": "reading the source",
-    "starting": "starting workers",
-    "preparing": "preparing",
-    "bringing the source": "preparing",
-    "converting": "converting",
-    "compiling": "compiling",
-    "looking into the layers of": "looking into layers",
-    "evaluating": "evaluating",
-    "searching with": "evaluating",
+    "reading": "reading",
+    "starting": "worker start",
+    "preparing": "preparation",
+    "bringing the source": "preparation",
+    "converting": "conversion",
+    "compiling": "compilation",
+    "looking into the layers of": "layer analysis",
+    "evaluating": "evaluation",
+    "searching with": "evaluation",
     "measuring latency": "timing",
-    "writing": "writing bundles",
-    "self-test on an emulated": "emulating",
+    "writing": "writing",
+    "self-test on an emulated": "emulation",
 }
 
 
@@ -47,7 +47,7 @@ class Account(msgspec.Struct, frozen=True):
     steps: tuple[Spent, ...]
 
     def words(self, most: int = 4) -> str:
-        """`26 s: converting 14 s (litert/static-int8 6.0 s), evaluating 5.1 s, …`."""
+        """`26 s: conversion 14 s (litert/static-int8 6.0 s), evaluation 5.1 s, …`."""
         sums: Counter[str] = Counter()
         for one in self.steps:
             sums[one.step] += one.seconds  # type: ignore[assignment]  # seconds, not counts

@@ -15,9 +15,9 @@ class Clock:
 @pytest.mark.parametrize(
     ("told", "step"),
     [
-        ("converting litert/static-int8", ("converting", "litert/static-int8")),
-        ("searching with openvino/f32", ("evaluating", "openvino/f32")),
-        ("raspberry-pi-5: writing litert/fp32", ("writing bundles", "litert/fp32")),
+        ("converting litert/static-int8", ("conversion", "litert/static-int8")),
+        ("searching with openvino/f32", ("evaluation", "openvino/f32")),
+        ("raspberry-pi-5: writing litert/fp32", ("writing", "litert/fp32")),
         ("measuring latency", ("timing", "")),
         ("runs your code: train.py (the model)", None),
         (IDLE, (IDLE, "")),
@@ -37,14 +37,14 @@ def test_seconds_are_of_the_step_until_the_next_whatever_is_remarked_meanwhile()
     clock.now = 3.0
     watch.does("one", IDLE)
     clock.now = 7.0
-    assert watch.account() == Account(7.0, (Spent(7.0, "timing"), Spent(3.0, "converting", "litert/fp32")))
+    assert watch.account() == Account(7.0, (Spent(7.0, "timing"), Spent(3.0, "conversion", "litert/fp32")))
 
 
 def test_the_words_name_the_candidate_that_takes_a_fifth_of_a_step() -> None:
     steps = (
-        Spent(9.0, "converting", "litert/fp32"),
+        Spent(9.0, "conversion", "litert/fp32"),
         Spent(1.0, "timing"),
-        Spent(0.5, "converting", "x/fp32"),
+        Spent(0.5, "conversion", "x/fp32"),
     )
-    assert Account(10.2, steps).words() == "10 s: converting 9.5 s (litert/fp32 9.0 s), timing 1.0 s"
+    assert Account(10.2, steps).words() == "10 s: conversion 9.5 s (litert/fp32 9.0 s), timing 1.0 s"
     assert Account(0.5, ()).words() == "0.5 s"
