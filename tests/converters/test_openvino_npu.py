@@ -44,7 +44,8 @@ def test_the_reason_is_told_without_this_machines_folders(asked):
 
 def test_a_candidate_for_an_npu_carries_the_note_and_no_blob(digits, tmp_path):
     (plan,) = plans(profile.load("intel-core-ultra-npu"), ["openvino/fp16"])
-    prepared = SimpleNamespace(canonical=SimpleNamespace(path=digits.folder / "model.onnx"))
+    canonical = SimpleNamespace(path=digits.folder / "model.onnx")
+    prepared = SimpleNamespace(canonical=canonical, source=SimpleNamespace(native=None, quantized=None))
     artifact = BACKEND.convert(prepared, plan, tmp_path)
     assert npu.note() in artifact.notes
     assert {path.suffix for path in artifact.files} == {".xml", ".bin"}
