@@ -343,7 +343,7 @@ class FakeWorker:
 
 
 async def _fake_selftest(
-    folder: DeploymentFolder, name: slots.SlotName, _running: slots.SlotName | None
+    folder: DeploymentFolder, name: slots.SlotName, _running: slots.SlotName | None, **_how: object
 ) -> Verdict:
     slot = folder.slot(name)
     _mark, manifest = slots.load_checked(slot)
