@@ -114,7 +114,11 @@ def follow(shadow: Shadow, feed: socket.socket, control: socket.socket, share: f
         if control in readable and not control.recv(64):
             return
         if feed in readable:
-            copy = copies.receive(feed)
+            try:
+                copy = copies.receive(feed)
+            except ConnectionResetError:
+                # The worker is gone, and this process with it: the next one gets a shadow of its own.
+                return
             is_asked = False
             if copy is not None:
                 shadow.take(copy)

@@ -40,9 +40,11 @@ def test_every_recipe_that_a_profile_allows_was_made_on_all_three_engines(built)
     }
     assert not failed
     tried = {item["recipe"] for item in built.document["candidates"]}
-    # None of the three profiles has an Ethos-U.
+    # None of the three profiles has an Ethos-U, and the source is no quantized one.
     assert tried == {
-        name for name, recipe in catalogue().items() if not recipe.isa and recipe.accelerators != (ETHOS,)
+        name
+        for name, recipe in catalogue().items()
+        if not recipe.isa and recipe.accelerators != (ETHOS,) and recipe.scheme != "kept"
     }
 
 

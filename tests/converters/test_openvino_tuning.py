@@ -20,6 +20,7 @@ def made(digits, tmp_path_factory):
     prepared = SimpleNamespace(
         canonical=SimpleNamespace(path=digits.folder / "model.onnx"),
         calibration=lambda: ({"x": image.reshape(1, 1, 8, 8)} for image in images[:32]),
+        source=SimpleNamespace(native=None, quantized=None),
         shifted=None,
         tell=lambda _: None,
     )

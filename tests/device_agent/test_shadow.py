@@ -203,7 +203,7 @@ def compare(tmp_path, tools, make_bundle):
                 given += 1
             if given == count:
                 break
-        control.settimeout(30)
+        control.settimeout(120)
         windows = []
         while sum(window.compared + window.failed for window in windows) < count:
             windows.append(msgspec.json.decode(control.recv(1 << 16)[1:], type=Shadowed).window)
