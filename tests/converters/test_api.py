@@ -356,6 +356,7 @@ def test_a_sample_that_does_not_fit_is_refused(built: BuildResult, sample: Any, 
         model.predict(sample)
 
 
+@pytest.mark.proof
 def test_the_notebook_of_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("digits.py", "notebook.ipynb"):
         shutil.copy(EXAMPLE / name, tmp_path)

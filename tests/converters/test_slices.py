@@ -275,6 +275,7 @@ def faint(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     return build
 
 
+@pytest.mark.proof
 def test_a_candidate_that_loses_a_rare_group_is_refused_and_mended(
     faint: Callable[..., BuildResult],
 ) -> None:
