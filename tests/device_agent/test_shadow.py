@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import msgspec
 import numpy as np
@@ -193,7 +194,7 @@ def compare(tmp_path, tools, make_bundle):
         follower = threading.Thread(target=process.follow, args=(shadow, fed, theirs, 0.5), daemon=True)
         follower.start()
         feed, given = Feed(ours, 0.5), 0
-        for picture in np.resize(tools.digit_images(20), (100_000, 8, 8)):
+        for picture in np.resize(tools.digit_images(20), (10_000, 8, 8)):
             raw = {"x": picture}
             ready = prepare(manifest.admitted, manifest.preprocess, raw)
             feed.is_busy()
@@ -203,6 +204,8 @@ def compare(tmp_path, tools, make_bundle):
                 given += 1
             if given == count:
                 break
+            # The shadow's allowance counts what its process spends, and here this loop is in it.
+            time.sleep(0.002)
         control.settimeout(120)
         windows = []
         while sum(window.compared + window.failed for window in windows) < count:

@@ -361,7 +361,8 @@ def test_a_real_prometheus_scrapes_a_real_service_and_draws_every_panel(
     url = prometheus(config)
 
     def ask(expression: str) -> list[Any]:
-        answer = httpx.get(f"{url}/api/v1/query?{urlencode({'query': expression})}", trust_env=False).json()
+        response = httpx.get(f"{url}/api/v1/query?{urlencode({'query': expression})}", trust_env=False)
+        answer = response.raise_for_status().json()
         assert answer["status"] == "success", (expression, answer)
         found: list[Any] = answer["data"]["result"]
         return found
@@ -369,7 +370,8 @@ def test_a_real_prometheus_scrapes_a_real_service_and_draws_every_panel(
     def has(expression: str) -> bool:
         try:
             return bool(ask(expression))
-        except httpx.TransportError:
+        except httpx.HTTPError:
+            # Not listening yet, or still opening its database (503).
             return False
 
     wait_until(lambda: has('up{job="edgekit-fleet"} == 1'), "the service is scraped", timeout_s=40)
