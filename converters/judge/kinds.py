@@ -11,7 +11,7 @@ Always true
  3. The same outputs give the same judges, in any process.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -22,11 +22,12 @@ from converters.judge import boxes
 from converters.judge.boxes import Layout
 from converters.judge.snr import ONE_SCALE, SILENT, Scale
 from edgekit.errors import ProjectError
+from edgekit.rowset import RowSet
 from edgekit.samples import is_ragged, stacked
 from edgekit.selftest import class_axis
 from edgekit.tensors import Array
 
-Kind = Literal["labels", "scores", "map", "activations", "boxes", "embedding", "values"]
+Kind = Literal["labels", "scores", "map", "activations", "boxes", "rows", "embedding", "values"]
 # What each is called where it is shown.
 TITLES: Mapping[Kind, str] = {
     "labels": "whole numbers",
@@ -34,6 +35,7 @@ TITLES: Mapping[Kind, str] = {
     "map": "class map",
     "activations": "activations",
     "boxes": "detections",
+    "rows": "rows in any order",
     "embedding": "embedding",
     "values": "values",
 }
@@ -61,6 +63,7 @@ class OutputJudge(msgspec.Struct, frozen=True):
     """How an output, or the outputs of a detector, are judged. `scales` stand beside `outputs`; empty where entries have
     no fixed place (whole numbers, detections after suppression). `axis` is that of the classes or vectors, from the end.
 
+    `rows`: the set that outputs of as many rows as the data says are judged as; its axes count from the end.
     `is_rare_above`: activations above `threshold` are rarer than those below. `is_given`: the user said so.
     """
 
@@ -71,6 +74,7 @@ class OutputJudge(msgspec.Struct, frozen=True):
     threshold: float = 0.5
     is_rare_above: bool = True
     layout: Layout | None = None
+    rows: RowSet | None = None
     is_given: bool = False
 
     @property
@@ -89,8 +93,13 @@ def bare(array: Array) -> Array:
     return array[:, 0] if array.ndim > 2 and array.shape[1] == 1 else array
 
 
-def infer(outputs: Mapping[str, Array], given: Mapping[str, Kind] | None = None) -> tuple[OutputJudge, ...]:
-    """A judge for every output, in the order of the outputs; `given` names the kinds that the user set.
+def infer(
+    outputs: Mapping[str, Array],
+    given: Mapping[str, Kind] | None = None,
+    sets: Sequence[RowSet] = (),
+) -> tuple[OutputJudge, ...]:
+    """A judge for every output, in the order of the outputs; `given` names the kinds that the user set, `sets` the outputs
+    whose length follows from the data, which are padded.
 
     Raises: ProjectError for an unknown output or kind, or shapes that cannot hold it.
     """
@@ -103,9 +112,42 @@ def infer(outputs: Mapping[str, Array], given: Mapping[str, Kind] | None = None)
     few = {name: _few(bare(array)) for name, array in outputs.items()}
     judges = _detectors(few, given)
     taken = {name for judge in judges for name in judge.outputs}
+    judges += _in_sets(outputs, sets, taken, given)
+    taken |= {name for judge in judges for name in judge.outputs}
     judges += [_single(name, array, given.get(name)) for name, array in few.items() if name not in taken]
     order = list(outputs)
     return tuple(sorted(judges, key=lambda judge: min(order.index(name) for name in judge.outputs)))
+
+
+def _in_sets(
+    outputs: Mapping[str, Array], sets: Sequence[RowSet], taken: Collection[str], given: Mapping[str, Kind]
+) -> list[OutputJudge]:
+    """One judge of what is left of each set, row by row."""
+    found = []
+    for one in sets:
+        names = [
+            name
+            for name in one.axes
+            if name not in taken and given.get(name, "rows") == "rows" and name in outputs
+        ]
+        if not names:
+            continue
+        # From the end, since a sample's own batch axis of 1 is left out.
+        axes = {name: one.axes[name] - (outputs[name].ndim - 1) for name in names}
+        found.append(OutputJudge(tuple(names), "rows", rows=_part(one, outputs, axes)))
+    return found
+
+
+def _part(one: RowSet, outputs: Mapping[str, Array], axes: dict[str, int]) -> RowSet:
+    """The set with some of its outputs."""
+    reach: list[float] = []
+    start = 0
+    for name in one.axes:
+        width = outputs[name][0].size // one.bound
+        if name in axes:
+            reach += one.reach[start : start + width]
+        start += width
+    return RowSet(axes, one.bound, tuple(reach))
 
 
 def _few(array: Array) -> Array:
@@ -396,7 +438,9 @@ def _unevenness(rows: Floats | None) -> float:
 
 
 def _refused(name: str, array: Array) -> OutputJudge:
-    raise ProjectError(f"outputs.{name}.kind: {array.shape[1:]} cannot hold boxes")
+    raise ProjectError(
+        f"outputs.{name}.kind: {array.shape[1:]} cannot hold boxes, nor rows of which there are as many as the data says"
+    )
 
 
 _JUDGES: Mapping[Kind, Callable[[str, Array], OutputJudge]] = {
@@ -405,6 +449,7 @@ _JUDGES: Mapping[Kind, Callable[[str, Array], OutputJudge]] = {
     "map": _scores("map"),
     "activations": _activations,
     "boxes": _refused,
+    "rows": _refused,
     "embedding": _embedding,
     "values": _values,
 }
