@@ -131,8 +131,8 @@ def _keep_rows(judge: OutputJudge, outputs: Sequence[Array]) -> Array:
 
 def found_rows(kept: Array) -> rows.Floats:
     """The real rows of what is kept."""
-    real: rows.Floats = kept[kept[:, 0] > 0, 1:].astype(np.float64)
-    return real
+    table: rows.Floats = kept.astype(np.float64)
+    return table[table[:, 0] > 0, 1:]
 
 
 def _same_rows(source: Array, candidate: Array) -> tuple[float, float]:
