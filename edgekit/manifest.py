@@ -308,19 +308,21 @@ def _check(manifest: Manifest) -> None:
     _check_selftest(manifest)
     if manifest.buckets:
         _check_buckets(manifest, manifest.buckets)
-    if manifest.guard:
-        _check_guard(manifest, manifest.guard)
-    for one in manifest.sets or ():
+    troubles = [one.trouble(manifest.outputs) for one in manifest.sets or ()]
+    if manifest.sets:
         _came_with(manifest, "sets of rows", ROWS_FORMAT)
-        if told := one.trouble(manifest.outputs):
-            raise ManifestError(f"manifest.json {told}")
+    if manifest.guard:
+        _came_with(manifest, "a guard", GUARD_FORMAT)
+        sizes = {entry.path: entry.size for entry in manifest.files}
+        names = {spec.name for spec in manifest.inputs} - {pair.input for pair in manifest.state}
+        troubles.append(manifest.guard.trouble(sizes, names))
+    if any(troubles):
+        raise ManifestError(f"manifest.json {next(filter(None, troubles))}")
 
 
 def _came_with(manifest: Manifest, what: str, number: int) -> None:
-    if manifest.format < number:
-        raise ManifestError(
-            f"manifest.json has {what}, which came with format {number}, and says {manifest.format}"
-        )
+    if (have := manifest.format) < number:
+        raise ManifestError(f"manifest.json has {what}, which came with format {number}, and says {have}")
 
 
 def _check_files(manifest: Manifest) -> None:
@@ -356,8 +358,7 @@ def _check_tensors(manifest: Manifest) -> None:
 
 def _check_selftest(manifest: Manifest) -> None:
     test, outputs = manifest.selftest, {spec.name: spec for spec in manifest.outputs}
-    is_compact = test.kept is not UNSET or test.snr_db is not UNSET
-    if is_compact:
+    if test.kept is not UNSET or test.snr_db is not UNSET:
         _came_with(manifest, "compact self-test data", COMPACT_FORMAT)
     for name, floors in (test.snr_db or {}).items():
         if name not in outputs:
@@ -398,11 +399,3 @@ def _check_buckets(manifest: Manifest, buckets: Buckets) -> None:
         raise ManifestError(
             f"manifest.json: buckets refer to {sorted(missing) or manifest.engine.model!r}, which is not what the bundle has"
         )
-
-
-def _check_guard(manifest: Manifest, guard: Guard) -> None:
-    _came_with(manifest, "a guard", GUARD_FORMAT)
-    sizes = {entry.path: entry.size for entry in manifest.files}
-    names = {spec.name for spec in manifest.inputs} - {pair.input for pair in manifest.state}
-    if told := guard.trouble(sizes, names):
-        raise ManifestError(f"manifest.json {told}")

@@ -25,8 +25,9 @@ from edgekit.rowset import RowSet
 from edgekit.selftest import iter_samples
 from edgekit.tensors import Array
 
-# Samples that tell how many rows there may be, and rows that tell how far the same finding may lie apart.
-SAMPLES, ROWS = 512, 4096
+# Samples that tell how many rows there may be, and rows that tell how far the same finding may lie apart, of outputs that
+# take so much memory.
+SAMPLES, ROWS, BYTES = 512, 4096, 64_000_000
 # A row is the same where each of its values lies within this share of what that value varies by (a standard deviation).
 NEAR = 0.2
 LEAST_BOUND = 4
@@ -65,10 +66,14 @@ def found(source: Source, data: Datasets, given: Mapping[str, int]) -> tuple[Row
     pieces = (source.admitted, source.state, data.project.preprocess)
     shapes: dict[str, list[tuple[int, ...]]] = {spec.name: [] for spec in source.outputs}
     kept: dict[str, list[Array]] = {spec.name: [] for spec in source.outputs}
+    held = 0
     for outputs, _ in iter_samples(source.reference.run, *pieces, samples):
+        is_kept = held < BYTES
         for name, array in outputs.items():
             shapes[name].append(array.shape)
-            kept[name].append(np.array(array[..., :ROWS] if array.ndim == 1 else array))
+            if is_kept:
+                kept[name].append(np.array(array))
+                held += array.nbytes
     axes = {name: axis for name in shapes if (axis := _axis(name, shapes[name], name in given)) is not None}
     fed = sorted(pair.output for pair in source.state if pair.output in axes)
     if fed:
