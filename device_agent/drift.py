@@ -160,8 +160,9 @@ class Track(msgspec.Struct, frozen=True):
         for at in range(len(span.levels)):
             if at == len(looks):
                 looks.append(_Look())
-            # A block that is not full yet says little more than the last look did.
-            if looks[at].blocks != span.seen >> at:
+            # A block that is not full yet says little more than the last look did; a whole span is looked at to learn.
+            count = span.seen >> at
+            if looks[at].blocks != count and (now is None or count % MOST_BLOCKS == 0):
                 looks[at] = _looked(looks[at], reference, span, at)
             if now is None:
                 now = looks[at].index

@@ -94,17 +94,17 @@ def worth(blocks: Sequence[Counts], q: Sequence[float], order: Order = "serial")
 
     In "serial" order a block that is like the one before it counts for less.
     """
-    n, bins = sum(map(sum, blocks)), len(q)
+    sizes = list(map(sum, blocks))
+    n, bins = sum(sizes), len(q)
     if len(blocks) < 2 or not n:
         return 0.0
-    p = [sum(block[at] for block in blocks) / n for at in range(bins)]
-    roots = [math.sqrt(share) for share in q]
-    off = [
-        [(count - size * share) / root for count, share, root in zip(block, p, roots, strict=True)]
-        for block, size in ((block, sum(block)) for block in blocks)
-    ]
+    # Bin by bin, by how much each block is off what is expected of one of its size.
+    off = []
+    for column, share in zip(zip(*blocks, strict=True), q, strict=True):
+        p, root = sum(column) / n, math.sqrt(share)
+        off.append([(count - size * p) / root for count, size in zip(column, sizes, strict=True)])
     if order == "day":
-        squares = math.fsum((a - b) ** 2 for one, other in pairwise(off) for a, b in zip(one, other, strict=True)) / 2
+        squares = math.fsum((a - b) ** 2 for row in off for a, b in pairwise(row)) / 2
     else:
         squares = math.fsum(value * value for row in off for value in row)
     variance = len(blocks) / (len(blocks) - 1) * squares / (n * n)
@@ -118,8 +118,8 @@ def _alike(off: Sequence[Sequence[float]], squares: float) -> float:
 
     The estimate from few is too small by about (1 + 4r)/n, which is put back.
     """
-    r = math.fsum(a * b for one, other in pairwise(off) for a, b in zip(one, other, strict=True)) / squares
-    r += (1 + 4 * r) / len(off)
+    r = math.fsum(a * b for row in off for a, b in pairwise(row)) / squares
+    r += (1 + 4 * r) / len(off[0])
     r = min(max(r, 0.0), _MOST_ALIKE)
     return (1 + r) / (1 - r)
 
