@@ -25,21 +25,26 @@ import numpy as np
 Feed = Mapping[str, np.ndarray]
 Run = Callable[[Feed], dict[str, np.ndarray]]
 TOLD = "told.json"
+TFLITE = ".tflite"
 TIMEOUT_S = 900
 
 
 @dataclass(frozen=True)
 class Peer:
-    """What a tool made; without `path`, `failure` says why. `build_s` counts conversion, not loading the tool."""
+    """What a tool made; without `path`, `failure` says why. `build_s` counts conversion, not loading the tool;
+    `whole_s` is what its process took, with loading and a first run.
+    """
 
     name: str
     path: Path | None = None
     size_bytes: int = 0
     build_s: float = 0.0
+    whole_s: float = 0.0
     failure: str = ""
 
 
 def onnxruntime_float(model: Path, _: Sequence[Feed], __: Path) -> Path:
+    _refuse_tflite(model)
     return model
 
 
@@ -55,6 +60,7 @@ def onnxruntime_static(model: Path, feeds: Sequence[Feed], folder: Path) -> Path
         def get_next(self) -> Feed | None:
             return next(self.left, None)
 
+    _refuse_tflite(model)
     quant_pre_process(str(model), str(folder / "prepared.onnx"))
     target = folder / "static.onnx"
     quantize_static(str(folder / "prepared.onnx"), str(target), Reader())
@@ -81,7 +87,9 @@ def openvino_nncf(model: Path, feeds: Sequence[Feed], folder: Path) -> Path:
 
 
 def litert_float(model: Path, feeds: Sequence[Feed], folder: Path) -> Path:
-    """litert-torch of the torch program, which for an ONNX file is what onnx2torch makes of it."""
+    """litert-torch of the torch program, which for an ONNX file is what onnx2torch makes of it; a TFLite file as it is."""
+    if model.suffix == TFLITE:
+        return model
     import litert_torch
     import torch
 
@@ -105,14 +113,22 @@ def litert_static(model: Path, feeds: Sequence[Feed], folder: Path) -> Path:
     # litert-torch makes 64-bit integers 32-bit ones, and the calibration takes what the model takes.
     named = [
         {
-            f"args_{index}": array.astype(np.int32) if array.dtype == np.int64 else array
-            for index, array in enumerate(feed.values())
+            key if model.suffix == TFLITE else f"args_{index}": array.astype(np.int32)
+            if array.dtype == np.int64
+            else array
+            for index, (key, array) in enumerate(feed.items())
         }
         for feed in feeds
     ]
-    ranges = tool.calibrate({"serving_default": named})
+    signatures = _interpreter(source).get_signature_list()
+    ranges = tool.calibrate({next(iter(signatures), None): named})
     target.write_bytes(bytes(tool.quantize(ranges).quantized_model))
     return target
+
+
+def _refuse_tflite(model: Path) -> None:
+    if model.suffix == TFLITE:
+        raise ValueError("ONNX Runtime reads no TFLite file")
 
 
 def _onnx2torch(model: Path) -> Any:
@@ -159,17 +175,19 @@ def build(name: str, model: Path, calibration: Path, folder: Path) -> Peer:
             words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, cwd=folder
         )
     except subprocess.TimeoutExpired:
-        return Peer(name, build_s=TIMEOUT_S, failure=f"did not end within {TIMEOUT_S} s")
+        return Peer(name, build_s=TIMEOUT_S, whole_s=TIMEOUT_S, failure=f"did not end within {TIMEOUT_S} s")
     took = time.perf_counter() - began
     if done.returncode:
         how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit {done.returncode}"
-        return Peer(name, build_s=took, failure=f"its process died: {how} {done.stderr.strip()[-150:]}")
+        return Peer(
+            name, build_s=took, whole_s=took, failure=f"its process died: {how} {done.stderr.strip()[-150:]}"
+        )
     told = json.loads((folder / TOLD).read_text())
     if told["failure"]:
-        return Peer(name, build_s=told["build_s"], failure=told["failure"])
+        return Peer(name, build_s=told["build_s"], whole_s=took, failure=told["failure"])
     made = Path(told["path"])
     files = [made, made.with_suffix(".bin")] if made.suffix == ".xml" else [made]
-    return Peer(name, made, sum(file.stat().st_size for file in files), told["build_s"])
+    return Peer(name, made, sum(file.stat().st_size for file in files), told["build_s"], took)
 
 
 def load(path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int | None = None) -> Run:
@@ -201,11 +219,18 @@ def _xml(path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int
     return run
 
 
-def _tflite(path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int | None) -> Run:
+def _interpreter(path: Path, threads: int | None = None) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path), num_threads=threads)
     interpreter.allocate_tensors()
+    return interpreter
+
+
+def _tflite(path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int | None) -> Run:
+    interpreter = _interpreter(path, threads)
+    if not interpreter.get_signature_list():
+        return _by_tensors(interpreter, inputs, outputs)
     runner = interpreter.get_signature_runner()
     takes, gives = runner.get_input_details(), runner.get_output_details()
 
@@ -214,6 +239,20 @@ def _tflite(path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: 
         made = runner(**{key: _quantized(array, takes[key]) for key, array in keys.items()})
         named = {name: f"output_{index}" for index, name in enumerate(outputs)}
         return {name: _real(made[key], gives[key]) for name, key in named.items()}
+
+    return run
+
+
+def _by_tensors(interpreter: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Run:
+    """Of a file without a signature, by the names of its tensors."""
+    takes = {detail["name"]: detail for detail in interpreter.get_input_details()}
+    gives = {detail["name"]: detail for detail in interpreter.get_output_details()}
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        for name in inputs:
+            interpreter.set_tensor(takes[name]["index"], _quantized(feed[name], takes[name]))
+        interpreter.invoke()
+        return {name: _real(interpreter.get_tensor(gives[name]["index"]), gives[name]) for name in outputs}
 
     return run
 
@@ -243,6 +282,8 @@ _LOADERS: Mapping[str, Callable[[Path, Sequence[str], Sequence[str], int | None]
 
 
 def _outputs(model: Path) -> list[str]:
+    if model.suffix == TFLITE:
+        return [detail["name"] for detail in _interpreter(model).get_output_details()]
     import onnx
 
     return [value.name for value in onnx.load(str(model), load_external_data=False).graph.output]

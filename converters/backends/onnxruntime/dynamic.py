@@ -22,6 +22,8 @@ from edgekit.quiet import quietly
 
 # Operator → positions of its weights.
 PRODUCTS = {"MatMul": (1,), "Gemm": (1,), "LSTM": (1, 2)}
+# Recurrent layers that it has in float alone (1.32).
+FLOAT_ONLY = frozenset({"GRU", "RNN"})
 # Share of the weights that a model computes with, in numbers, that must be in matrix products.
 LEAST_SHARE = 0.5
 SETTINGS = "per_channel, reduce_range"
@@ -59,9 +61,12 @@ def quantized(prepared: Prepared, plan: Plan) -> onnx.ModelProto:
         raise ToolFailedError(f"onnxruntime: unknown setting {', '.join(settings)}; there are {SETTINGS}")
     if plan.constraints.symmetric_activations:
         raise Unsupported("ONNX Runtime's ranges at run time are not symmetric, which this profile asks for")
-    found = share(onnx.load(str(prepared.canonical.path)))
+    form = onnx.load(str(prepared.canonical.path))
+    found = share(form)
     if found < LEAST_SHARE:
-        raise Unsupported(f"not tried: few of the weights ({found:.0%}) are in matrix products")
+        float_only = sorted({node.op_type for node in form.graph.node} & FLOAT_ONLY)
+        why = f"; ONNX Runtime has no int8 kernel of {' and '.join(float_only)}" if float_only else ""
+        raise Unsupported(f"not tried: few of the weights ({found:.0%}) are in matrix products{why}")
     model = folded(prepared)
     check_layers(plan.tuning.float_layers, model)
     made: onnx.ModelProto = quietly(

@@ -16,6 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+from converters.backends.settling import Part
 from edgekit.errors import ToolFailedError
 
 ACTIVATION = "act:"
@@ -25,6 +30,9 @@ QUANTIZER = "FakeQuantize"
 _ON_WEIGHTS = frozenset({"Convert", "Subtract", "Multiply", "Reshape", "Transpose", "Constant", QUANTIZER})
 # What stands between an attention's softmax and its product with the values.
 _MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Convert", QUANTIZER})
+# The plugin computes these in int8 whole or not at all: beside float activations it takes no weights but plain float
+# constants ("Check 'getParentEdgeAt(wIdx)->getParent()->getType() == Type::Input' failed", openvino 2026.4).
+_RECURRENT = frozenset({"GRUCell", "GRUSequence", "LSTMCell", "LSTMSequence", "RNNCell", "RNNSequence"})
 _FEW_STEPS = 5
 
 
@@ -74,6 +82,21 @@ def plain(name: str) -> str:
     return name.removesuffix(BIASED)
 
 
+def parts(model: Any, are_float: Sequence[str]) -> dict[str, Part]:
+    """The operators that a quantizer may break, by name, without those that only move values or are in float already."""
+    return {
+        plain(node.get_friendly_name()): Part(node.get_type_name(), tuple(_tensors(node)))
+        for node in operators(model)
+        if node.get_type_name() not in _ON_WEIGHTS | _MOVES
+        and plain(node.get_friendly_name()) not in are_float
+    }
+
+
+def _tensors(node: Any) -> Iterator[str]:
+    for output in node.outputs():
+        yield from output.get_names()
+
+
 def activation_quantizers(model: Any) -> list[Quantizer]:
     """Quantizers of activations, in the graph's order; those of constants are left out."""
     found = []
@@ -88,9 +111,34 @@ def activation_quantizers(model: Any) -> list[Quantizer]:
 
 def bypass(quantizer: Quantizer) -> None:
     """Take a quantizer out: what it fed is fed by what it took."""
+    widen_recurrent(quantizer)
     origin = quantizer.node.input_value(0)
     for port in _takers(quantizer.node):
         port.replace_source_output(origin)
+
+
+def widen_recurrent(quantizer: Quantizer) -> None:
+    """Give the recurrent layers that a quantizer feeds their weights as float constants, of the values that they have."""
+    for layer in _recurrent_behind(quantizer.node, _FEW_STEPS):
+        for port in layer.inputs():
+            origin = port.get_source_output()
+            if origin.get_node().get_type_name() != "Constant" and _is_constant(origin):
+                port.replace_source_output(ops.constant(_computed(origin)).output(0))
+
+
+def _recurrent_behind(node: Any, steps: int) -> Iterator[Any]:
+    for port in _takers(node):
+        taker = port.get_node()
+        if taker.get_type_name() in _RECURRENT:
+            yield taker
+        elif taker.get_type_name() in _MOVES and steps:
+            yield from _recurrent_behind(taker, steps - 1)
+
+
+def _computed(origin: Any) -> Any:
+    """The array that constants alone make."""
+    alone = ov.Core().compile_model(ov.Model([origin], []), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.array(alone([])[0])
 
 
 def split_names(names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -12,13 +12,18 @@ layer), `percentile` (share of an activation's values, in percent, that its rang
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from converters.backends import Prepared, Unsupported
+import numpy as np
+import openvino as ov
+
+from converters.backends import Prepared, Unsupported, settling
 from converters.backends.openvino import graph
 from converters.recipes.knobs import Knob
 from converters.recipes.recipes import Plan, Tuning
 from edgekit.errors import EdgeKitError, ToolFailedError
+from edgekit.gaps import largest_gap
 from edgekit.manifest import Option
 from edgekit.quiet import first_line, quietly
 from edgekit.tensors import Array
@@ -69,7 +74,9 @@ class Stream:
 def quantized(model: Any, prepared: Prepared, plan: Plan) -> tuple[Any, tuple[str, ...]]:
     """The model with int8 weights and activations, and notes on what was decided.
 
-    Raises: ToolFailedError.
+    What NNCF or OpenVINO breaks on stays in float and is named (`backends.settling`).
+
+    Raises: ToolFailedError; Unsupported where nothing becomes int8.
     """
     assert prepared.calibration is not None
     check_settings(plan.tuning)
@@ -77,29 +84,50 @@ def quantized(model: Any, prepared: Prepared, plan: Plan) -> tuple[Any, tuple[st
     ignored = graph.resolve_operators(model, names)
     is_transformer = _is_transformer(model, plan.tuning)
     stream = Stream(model, prepared.calibration)
+    sample = next(prepared.calibration())
+    wanted = prepared.source.reference.run(sample)
 
-    def quantize() -> Any:
+    def quantize(skipped: frozenset[str]) -> Any:
         nncf = _nncf()
         settings = plan.tuning.settings
         return nncf.quantize(
-            model,
+            model.clone(),
             nncf.Dataset(stream),
             subset_size=settings.get("subset_size", SUBSET),
             preset=nncf.QuantizationPreset(_preset(plan)),
             fast_bias_correction=settings.get("fast_bias_correction", True),
             model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
             # Checked above. NNCF's own check knows no close names.
-            ignored_scope=nncf.IgnoredScope(names=ignored),
+            ignored_scope=nncf.IgnoredScope(
+                names=[*ignored, *graph.resolve_operators(model, sorted(skipped))]
+            ),
             target_device=nncf.TargetDevice.NPU if plan.constraints.accelerator else nncf.TargetDevice.CPU,
             advanced_parameters=_advanced(plan),
         )
 
-    model = _run(quantize)
-    for quantizer in graph.resolve_activations(model, activations, names):
-        graph.bypass(quantizer)
-    model.validate_nodes_and_infer_types()
-    note = "quantized as a transformer: attention stays exact, outliers are smoothed"
-    return model, (note,) if is_transformer else ()
+    def attempt(skipped: frozenset[str]) -> Any:
+        made = _run(partial(quantize, skipped))
+        for quantizer in graph.resolve_activations(made, activations, (*names, *skipped)):
+            graph.bypass(quantizer)
+        made.validate_nodes_and_infer_types()
+        _check_runs(made, sample, wanted)
+        return made
+
+    made, notes = settling.settle(attempt, graph.parts(model, names), "OpenVINO")
+    if not plan.tuning.float_layers and not graph.activation_quantizers(made):
+        raise Unsupported("not tried: no layer that NNCF makes int8 stands outside of loops in this model")
+    if is_transformer:
+        notes = ("quantized as a transformer: attention stays exact, outliers are smoothed", *notes)
+    return made, notes
+
+
+def _check_runs(model: Any, sample: Mapping[str, Array], wanted: Mapping[str, Array]) -> None:
+    """Raises: whatever OpenVINO raises; ToolFailedError if an output is not finite where the source's is."""
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for port, array in compiled(dict(sample)).items():
+        source = next((wanted[name] for name in port.get_names() if name in wanted), None)
+        if not np.all(np.isfinite(array)) and (source is None or largest_gap(array, source) == float("inf")):
+            raise ToolFailedError(f"output {port.get_any_name()} is not finite")
 
 
 def with_small_weights(model: Any) -> Any:

@@ -100,6 +100,7 @@ def _switched(model: Any, quantizers: Sequence[graph.Quantizer]) -> Run:
     outputs = [port.any_name for port in model.outputs]
     switches = ops.parameter([len(quantizers)], np.float32, name="edgekit_switches")
     for index, quantizer in enumerate(quantizers):
+        graph.widen_recurrent(quantizer)
         node = quantizer.node
         takers = list(node.output(0).get_target_inputs())
         switch = ops.gather(switches, ops.constant(np.int64(index)), ops.constant(np.int64(0)))

@@ -1,0 +1,160 @@
+"""Small nets, each with one operator, range or shape that some quantizer or delegate stumbles over."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+RANDOM = np.random.default_rng(0)
+
+
+def weights(*shape: int) -> np.ndarray:
+    return (RANDOM.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+def whole(
+    nodes: list[onnx.NodeProto],
+    constants: dict[str, np.ndarray],
+    shape: tuple[int, ...],
+    inputs: dict[str, tuple[int, ...]] | None = None,
+) -> onnx.ModelProto:
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
+            for n, s in {"x": shape, **(inputs or {})}.items()
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        tensors,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def conv(given: str, weight: str, made: str, **attributes: object) -> onnx.NodeProto:
+    return helper.make_node("Conv", [given, weight], [made], f"conv_{made}", **attributes)
+
+
+def between(node: onnx.NodeProto, constants: dict[str, np.ndarray] | None = None) -> onnx.ModelProto:
+    """A net of two convolutions with the operator, which takes `a` and gives `b`, in their middle."""
+    nodes = [
+        conv("x", "w1", "pre", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["pre"], ["a"], "relu"),
+        node,
+        conv("b", "w2", "y", pads=[1, 1, 1, 1]),
+    ]
+    return whole(
+        nodes, {"w1": weights(8, 3, 3, 3), "w2": weights(4, 8, 3, 3), **(constants or {})}, (1, 3, 12, 12)
+    )
+
+
+def dead_channel() -> onnx.ModelProto:
+    model = between(helper.make_node("Identity", ["a"], ["b"]))
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        if tensor.name == "w1":
+            array[2] = 0
+        if tensor.name == "w2":
+            array[1] = 0
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return model
+
+
+def always_zero() -> onnx.ModelProto:
+    """What stands between the convolutions is zero for every input."""
+    return between(
+        helper.make_node("Mul", ["a", "nothing"], ["b"], "mul"), {"nothing": np.zeros(1, np.float32)}
+    )
+
+
+def masked_attention() -> onnx.ModelProto:
+    mask = np.triu(np.full((6, 6), -np.inf, np.float32), 1)
+    nodes = [
+        *(helper.make_node("MatMul", ["x", w], [w[1:]], w) for w in ("wq", "wk", "wv")),
+        helper.make_node("Transpose", ["k"], ["kt"], "turn", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "kt"], ["scores"], "scores"),
+        helper.make_node("Add", ["scores", "mask"], ["masked"], "mask"),
+        helper.make_node("Softmax", ["masked"], ["shares"], "softmax", axis=-1),
+        helper.make_node("MatMul", ["shares", "v"], ["mixed"], "mix"),
+        helper.make_node("MatMul", ["mixed", "wo"], ["y"], "out"),
+    ]
+    return whole(nodes, {**{w: weights(16, 16) for w in ("wq", "wk", "wv", "wo")}, "mask": mask}, (1, 6, 16))
+
+
+def masked_scores() -> onnx.ModelProto:
+    """Scores of which some are minus infinity in the output."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["scores"], "scores"),
+        helper.make_node("Where", ["is_open", "scores", "never"], ["y"], "where"),
+    ]
+    constants = {
+        "w": weights(16, 8),
+        "is_open": np.array([[True, True, False, True, True, True, False, True]]),
+        "never": np.array(-np.inf, np.float32),
+    }
+    return whole(nodes, constants, (4, 16))
+
+
+def volume(**attributes: object) -> onnx.ModelProto:
+    """Two 3-D convolutions."""
+    nodes = [
+        conv("x", "w1", "pre", **attributes),
+        helper.make_node("Relu", ["pre"], ["a"], "relu"),
+        conv("a", "w2", "y", pads=[1] * 6),
+    ]
+    return whole(nodes, {"w1": weights(8, 2, 3, 3, 3), "w2": weights(4, 8, 3, 3, 3)}, (1, 2, 8, 8, 8))
+
+
+def volume_pool() -> onnx.ModelProto:
+    nodes = [
+        conv("x", "w1", "a", pads=[1] * 6),
+        helper.make_node("MaxPool", ["a"], ["b"], "pool", kernel_shape=[2, 2, 2], strides=[2, 2, 2]),
+        conv("b", "w2", "y", pads=[1] * 6),
+    ]
+    return whole(nodes, {"w1": weights(8, 2, 3, 3, 3), "w2": weights(4, 8, 3, 3, 3)}, (1, 2, 8, 8, 8))
+
+
+def wrong_shapes() -> onnx.ModelProto:
+    """The file says of a value inside what is not so, as a simplifier left it."""
+    model = between(helper.make_node("Identity", ["a"], ["b"]))
+    model.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, (1, 99, 5, 5)))
+    return model
+
+
+def windows() -> onnx.ModelProto:
+    """A running sum and a sum of pools, which arrive as reductions over windows."""
+    return between(helper.make_node("CumSum", ["a", "axis"], ["b"], "sum"), {"axis": np.array(3, np.int64)})
+
+
+def pool(kind: str, **attributes: object) -> onnx.ModelProto:
+    return between(helper.make_node(kind, ["a"], ["b"], "pool", **attributes))
+
+
+MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "dilated max pool": lambda: pool(
+        "MaxPool", kernel_shape=[3, 3], dilations=[2, 2], pads=[2, 2, 2, 2], strides=[1, 1]
+    ),
+    "Lp pool": lambda: pool("LpPool", kernel_shape=[3, 3], p=2),
+    "running sum": windows,
+    "channel of zeros": dead_channel,
+    "all zero": always_zero,
+    "mask of -inf": masked_attention,
+    "scores of -inf": masked_scores,
+    "strided 3-D convolution": lambda: volume(strides=[2, 2, 2], pads=[1] * 6),
+    "dilated 3-D convolution": lambda: volume(dilations=[2, 2, 2], pads=[2] * 6),
+    "3-D pool": volume_pool,
+    "wrong shapes": wrong_shapes,
+}
+
+
+def feeds(model: onnx.ModelProto, count: int = 6) -> list[dict[str, np.ndarray]]:
+    random = np.random.default_rng(3)
+    sizes = {
+        entry.name: [dim.dim_value for dim in entry.type.tensor_type.shape.dim] for entry in model.graph.input
+    }
+    return [
+        {name: random.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+        for _ in range(count)
+    ]

@@ -1,0 +1,41 @@
+"""What a quantizer or an engine cannot take costs one operator, on every engine, and is named."""
+
+import numpy as np
+import odd_operators as odd
+import pytest
+from litert_models import converted as by_litert
+from litert_models import prepared
+from test_recurrent import converted, gap
+
+RECIPES = ("onnxruntime/static-int8", "openvino/static-int8")
+
+
+@pytest.mark.parametrize("name", ["mask of -inf", "scores of -inf", "strided 3-D convolution", "all zero"])
+def test_the_int8_candidates_of_two_engines_live(name, tmp_path):
+    model = odd.MODELS[name]()
+    made = prepared(model, tmp_path, odd.feeds(model))
+    for recipe in RECIPES:
+        assert gap(made, *converted(made, tmp_path, recipe)) < 0.2
+
+
+def test_a_range_of_nothing_but_zero_costs_a_convolution_in_litert(tmp_path):
+    """LiteRT's dynamic int8 of it failed to load: "conv.cc:379 output->type != input_type"."""
+    model = odd.MODELS["all zero"]()
+    made = prepared(model, tmp_path, odd.feeds(model))
+    artifact = by_litert(made, tmp_path, "litert/dynamic-int8")
+    (note,) = [
+        note for note in artifact.notes if note.startswith("left in float, since int8 broke the model")
+    ]
+    assert "conv_2d.0" in note
+    assert "failed to prepare" in note
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("make", odd.MODELS.values(), ids=odd.MODELS)
+def test_every_kind_through_every_engine(make, tmp_path):
+    model = make()
+    made = prepared(model, tmp_path, odd.feeds(model, 8))
+    recipes = (*RECIPES, "litert/fp32", "litert/static-int8", "litert/dynamic-int8", "litert/weights-int8")
+    gaps = {recipe: gap(made, *converted(made, tmp_path, recipe)) for recipe in recipes}
+    assert max(gaps.values()) < 0.2, gaps
+    assert np.isfinite(list(gaps.values())).all()
