@@ -38,13 +38,20 @@ class Unsupported(ToolFailedError):  # noqa: N818  # reads as what it says where
     code = "unsupported"
 
 
+# Takes what it is (engine first: `litert/float`), an empty folder, and what fills that.
+Keep = Callable[[str, Path, Callable[[Path], dict[str, object]]], dict[str, object]]
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What backends convert from. `onnx` is None where the source is in an engine's own format; `calibration` gives
     engine-ready inputs, states included, None without data; `shifted` those of the search half's shifted data, for
     analyses: what a quantizer clips there, calibration data may not show.
 
-    `memo` is for what the recipes of one backend share, under keys of its own; it lives as long as the build.
+    `memo` is for what the recipes of one backend share, under keys of its own; it lives as long as the process. `keep`
+    is for what they share between processes and builds: files that the source alone decides (and the engine's tools,
+    and the samples that parity is checked on). It fills the given empty folder, from the cache or by what it is given,
+    and gives the meta data. Without a cache it makes them.
     """
 
     source: Source
@@ -53,6 +60,7 @@ class Prepared:
     shifted: Callable[[], Iterator[Mapping[str, Array]]] | None = None
     tell: Callable[[str], None] = lambda _: None
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    keep: Keep = field(default=lambda _, folder, make: make(folder), compare=False, repr=False)
 
     @property
     def canonical(self) -> Canonical:

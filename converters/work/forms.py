@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from converters.backends import Prepared
+from converters.backends import Keep, Prepared
 from converters.data.datasets import Datasets, feeds_fingerprint
 from converters.graph import canonical
 from converters.graph.canonical import Canonical
@@ -34,7 +34,8 @@ class Forms:
         data, buckets = self.data, self.source.buckets
         if buckets is None:
             form = self._form(0, self.source, data.feeds)
-            return (Prepared(self.source, form, data.calibration, data.shifted, self.tell),)
+            keep = self._keep(self.source, data.feeds)
+            return (Prepared(self.source, form, data.calibration, data.shifted, self.tell, keep=keep),)
         return tuple(
             Prepared(
                 source,
@@ -42,6 +43,7 @@ class Forms:
                 data.calibration_at(size),
                 data.shifted_at(size),
                 self.tell,
+                keep=self._keep(source, data.feeds_at(size)),
             )
             for index, (size, source) in enumerate(zip(buckets.sizes, self.source.by_size, strict=True))
         )
@@ -64,16 +66,7 @@ class Forms:
     def _made(self, index: int, source: Source, feeds: Sequence[Mapping[str, Array]]) -> Canonical:
         folder = self.folder / f"source-{index}"
         folder.mkdir()
-        parts = {
-            "edgekit": __version__,
-            "feeds": feeds_fingerprint(feeds),
-            "step": "canonical",
-            "source": source.sha256,
-            "inputs": msgspec.to_builtins(source.inputs),
-            "outputs": msgspec.to_builtins(source.outputs),
-            "tools": {**canonical.tools(source), **facts.tools("onnxruntime")},
-            "opset": canonical.OPSET,
-        }
+        parts = self._parts("canonical", source, feeds, "onnxruntime")
 
         def make(target: Path) -> dict[str, object]:
             self.tell("bringing the source into canonical ONNX")
@@ -82,3 +75,27 @@ class Forms:
 
         meta = self.cache.fetch(parts, folder, make)
         return msgspec.convert({**meta, "path": folder / "canonical.onnx"}, Canonical)
+
+    def _keep(self, source: Source, feeds: Sequence[Mapping[str, Array]]) -> Keep:
+        """What the recipes of an engine have in common, made once for all processes and builds."""
+
+        def keep(what: str, folder: Path, make: Callable[[Path], dict[str, object]]) -> dict[str, object]:
+            return self.cache.fetch(self._parts(what, source, feeds, what.partition("/")[0]), folder, make)
+
+        return keep
+
+    @staticmethod
+    def _parts(
+        what: str, source: Source, feeds: Sequence[Mapping[str, Array]], engine: str
+    ) -> dict[str, object]:
+        """Everything that decides it, calibration data aside."""
+        return {
+            "edgekit": __version__,
+            "feeds": feeds_fingerprint(feeds),
+            "step": what,
+            "source": source.sha256,
+            "inputs": msgspec.to_builtins(source.inputs),
+            "outputs": msgspec.to_builtins(source.outputs),
+            "tools": {**canonical.tools(source), **facts.tools(engine)},
+            "opset": canonical.OPSET,
+        }

@@ -7,7 +7,7 @@ Always true
  3. Nothing outlives the build: closing kills what still runs, and workers die with the building process.
  4. An order that is made for longer than its limit is ended with its worker and costs that candidate only. Running a
     candidate over the user's samples takes what it takes, except in a search's trial.
- 5. Cheap orders go first: float before int8. If an engine's float model cannot be made in time, its int8 ones, which start
+ 5. Cheap orders of an engine go first: float before int8. If its float model cannot be made in time, its int8 ones, which start
     from it, are not tried.
  6. While `run` is not being iterated, every worker is idle: what is then measured has the machine to itself.
 
@@ -43,6 +43,8 @@ from edgekit.rowset import RowSet
 _TICK_S = 0.5
 # Characters of a dead worker's last words.
 _LAST_WORDS = 200
+# Of an order whose engine another worker has loaded.
+_ELSEWHERE = 2
 Tell = Callable[[str], None]
 # Steps of a worker that its order's limit does not count: the user's samples decide how long they take.
 _UNCOUNTED = ("starting", "preparing", "evaluating", "searching with")
@@ -221,14 +223,21 @@ class WorkerPool:
             if not free:
                 return
             worker = worker or self._hired()
-            order = min(free, key=lambda item: (not item.is_float, self._strangeness(worker, item)))
+            order = min(free, key=lambda item: self._place(worker, item))
             waiting.remove(order)
             worker.takes(order, shared(order))
             with suppress(BrokenPipeError, ConnectionResetError):  # heard of as its death
                 worker.connection.send((order, known.artifacts_only()))
 
+    def _place(self, worker: _Worker, order: Order) -> tuple[bool, bool, int]:
+        """The smallest comes next. What another worker has the engine for comes last, float or not: loading a converter
+        takes seconds, and the float model that all its recipes start from may just be being made there.
+        """
+        strangeness = self._strangeness(worker, order)
+        return strangeness == _ELSEWHERE, not order.is_float, strangeness
+
     def _strangeness(self, worker: _Worker, order: Order) -> int:
-        """0 for an engine that the worker has loaded, 1 for one that nobody has, 2 for one that another has."""
+        """0 for an engine that the worker has loaded, 1 for one that nobody has, `_ELSEWHERE` for one that another has."""
         engine = order.plan.recipe.engine
         if engine in worker.engines:
             return 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from ai_edge_litert.interpreter import Interpreter
@@ -91,21 +92,29 @@ def _float_model(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...
     """Write the float model; gives its notes. Raises: Unsupported."""
     last: _Float | None = prepared.memo.get(_LAST)
     if last is None or last.is_for_cpu == plan.is_accelerated:
-        last = prepared.memo[_LAST] = _made(prepared, plan, target)
+        last = prepared.memo[_LAST] = _made(prepared, plan)
     if last.failure:
         raise Unsupported(last.failure)
     target.write_bytes(last.content)
     return last.notes
 
 
-def _made(prepared: Prepared, plan: Plan, target: Path) -> _Float:
+def _made(prepared: Prepared, plan: Plan) -> _Float:
+    """Converted once for all processes, and for later builds: workers that each convert it take most of a build."""
     is_for_cpu = not plan.is_accelerated
-    try:
-        notes = _converted(prepared, plan, target)
-    except Unsupported as error:
-        # Found once: a large graph takes minutes to fail.
-        return _Float(is_for_cpu, failure=str(error))
-    return _Float(is_for_cpu, target.read_bytes(), notes)
+
+    def make(folder: Path) -> dict[str, object]:
+        return {"notes": list(_converted(prepared, plan, folder / MODEL))}
+
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        try:
+            kept = prepared.keep(f"litert/float {'cpu' if is_for_cpu else 'accelerator'}", folder, make)
+        except Unsupported as error:
+            # Found once: a large graph takes minutes to fail.
+            return _Float(is_for_cpu, failure=str(error))
+        notes = msgspec.convert(kept["notes"], tuple[str, ...])
+        return _Float(is_for_cpu, (folder / MODEL).read_bytes(), notes)
 
 
 def _converted(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:

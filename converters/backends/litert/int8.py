@@ -26,6 +26,7 @@ import numpy as np
 from converters.backends import Prepared, settling
 from converters.backends.litert import running
 from converters.backends.litert.bounds import Unbounded, unbounded, widened
+from converters.backends.litert.extremes import Ranges, extremes
 from converters.backends.litert.graph import (
     Layer,
     kept_float,
@@ -43,9 +44,6 @@ from edgekit.errors import DataError, ToolFailedError
 from edgekit.quiet import first_line, quietly
 
 SETTINGS = frozenset({"percentile", "moving_average", "per_channel", "int8_everywhere"})
-# Calibration samples in memory at a time.
-BATCH = 16
-Ranges = dict[str, Any]
 Result = TypeVar("Result")
 Recipe = list[dict[str, Any]]
 
@@ -239,22 +237,12 @@ def _extremes(prepared: Prepared, path: Path, smoothing: Any, samples: int | Non
 
     ai-edge-quantizer's default is a moving average, which cuts off what only some samples reach.
     """
-    from ai_edge_quantizer import calibrator, recipe, recipe_manager
     from ai_edge_quantizer.utils import qsv_utils
 
-    manager = recipe_manager.RecipeManager()
-    # Ranges of everything, whatever is quantized in the end: they serve every recipe of this model.
-    manager.load_quantization_recipe(recipe.static_wi8_ai8())
     update: Any = qsv_utils.min_max_update
     if smoothing is not None:
         update = partial(qsv_utils.moving_average_update, smoothing_factor=float(smoothing))
-    tool = calibrator.Calibrator(path.read_bytes(), num_threads=2, qsv_update_func=update)
-    # ai-edge-quantizer 0.10 makes a list of whatever it is given, so it gets a few samples at a time.
-    stream = feeds(prepared, samples)
-    while batch := list(itertools.islice(stream, BATCH)):
-        tool.calibrate({running.SIGNATURE: batch}, manager)
-    found: Ranges = tool.get_model_qsvs()
-    return found
+    return extremes(path, feeds(prepared, samples), update)
 
 
 def _is_whole(plan: Plan) -> bool:

@@ -14,9 +14,9 @@ import numpy as np
 
 from converters.backends import Prepared
 from converters.backends.litert.bounds import unbounded
+from converters.backends.litert.extremes import Ranges
 from converters.backends.litert.graph import HEAVY, MOVING, Layer, layers, named
 from converters.backends.litert.int8 import (
-    Ranges,
     apply,
     calibrated,
     feeds,
