@@ -261,7 +261,7 @@ def _mean(count: int, total: float) -> float | None:
 
 class Gauges(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What a device's windows on one bundle said besides their counts, added up since ever; `filed` is when the newest
-    of them ended, `drift` the newest that was said of it.
+    of them ended, `drift` the newest that was said of it, `guarded` the inputs that a guard found unfamiliar.
     """
 
     filed: float | None = None
@@ -273,6 +273,7 @@ class Gauges(msgspec.Struct, frozen=True, gc=False, array_like=True):
     temperature_total: float = 0.0
     drift: dict[str, float] = {}
     anomalies: Anomalies = {}
+    guarded: int = 0
 
     def grown(self, window: DeploymentWindow, report: Report, moment: float) -> "Gauges":
         psi = window.metrics.get(PSI)
@@ -287,6 +288,7 @@ class Gauges(msgspec.Struct, frozen=True, gc=False, array_like=True):
             self.temperature_total + (temperature or 0.0),
             window.drift or self.drift,
             telling.added(self.anomalies, window.anomalies),
+            self.guarded + window.guarded,
         )
 
     def is_first(self, level: Level, moment: float) -> bool:

@@ -42,7 +42,7 @@ from fleet.rules.access import Role
 from fleet.rules.drift import Track
 from fleet.rules.history import Gauges
 from fleet.rules.rollout import Command
-from fleet.server import ca, changes, courier, expiries, ingest, migrations, schema, telling
+from fleet.server import ca, changes, courier, expiries, ingest, migrations, schema, schema_access, telling
 from fleet.server.alarms import Alarms, Own
 from fleet.server.clock import Clock, Now, same
 from fleet.server.controller import Controller
@@ -381,7 +381,7 @@ def test_tokens_and_device_certificates_that_run_out_are_told_of(either: Fleet, 
         )
         token = {"hash": "h", "role": "viewer", "scope": "", "created_at": NOW, "created_by": "x"}
         connection.execute(
-            insert(schema.access_tokens),
+            insert(schema_access.access_tokens),
             [
                 token | {"hash": "1", "name": "soon", "expires_at": NOW + 86_400, "last_used_at": NOW},
                 token | {"hash": "2", "name": "later", "expires_at": NOW + 30 * 86_400, "last_used_at": NOW},

@@ -18,7 +18,6 @@ from edgekit.wire.messages import Boot
 from fleet import publish as custody
 from fleet.api.commands import MeasureHere
 from fleet.server import schema
-from fleet.server.database import Database, sqlite_url
 from fleet.server.store import commands, devices, finalists, picking, releases
 from fleet.server.store.audit import Who
 from fleet.server.store.orders import Issuer
@@ -27,11 +26,10 @@ WHO = Who("user:ada")
 
 
 @pytest.fixture
-def database(tmp_path):
-    made = Database(sqlite_url(tmp_path))
-    enrolled(made, ["board-1", "board-2"])
-    yield made
-    made.close()
+def database(database):
+    """Of each kind, with two boards in it."""
+    enrolled(database, ["board-1", "board-2"])
+    return database
 
 
 @pytest.fixture
