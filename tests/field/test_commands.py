@@ -50,8 +50,8 @@ def test_a_board_is_asked_told_apart_and_dies_in_the_middle(
     assert "is no digest" in field.refuses(*ask, "measure", "north", "abc", code=2)
     assert "is no digest" in field.refuses(*ask, "clear-refused", "north", "abc", code=2)
     assert "no bundle whose" in field.refuses(*ask, "measure", "north", "0123456")
-    assert "no deployment 'faces'" in refused(
-        field, *ask, "self-test", "north", "--deployment", "faces", "--wait"
+    assert "no deployment 'faces'" in field.refuses(
+        *ask, "self-test", "north", "--deployment", "faces", "--wait"
     )
     assert "no device 'nobody'" in field.refuses(*ask, "self-test", "nobody")
     assert "nobody would hear it" in field.refuses(*ask, "self-test", "ghost")
