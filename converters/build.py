@@ -141,6 +141,7 @@ def _pool(bench: Workbench, options: Options, tell: Callable[[str], None]) -> Wo
             bench.data.feeds_fingerprint,
             bench.canonicals,
             bench.judging.judges,
+            bench.source.sets,
         ),
         options.jobs,
         bench.folder,

@@ -2,19 +2,21 @@
 
 Pure: windows in, windows with their drift out. Needs no numpy.
 
-What is *now* is judged on the newest windows, as few as say something: at least `LEAST_WINDOWS` with traffic, and as many
-more as it takes until their values are worth enough (`edgekit.drift`). What holds *over the day* is judged on all windows
-that are remembered, up to `MOST_BLOCKS` blocks of `LONGEST_BLOCK` windows, a day and more at one a minute: mornings alone
-may be far from the reference, and the day as a whole is not. The metric `drift_psi`, which gates and alerts go by, is the
-lesser of the two, of the input that moved most; `drift` of a window is what is now.
+What is *now* is judged on the newest windows, as few as say something: 30 to 32 blocks of 1, 2, 4, … windows, the shortest of
+these spans whose values are worth enough (`edgekit.drift`). Each span ends with the newest window but for a part of its
+last block, so a shift is seen as soon as it fills the shortest of them, whenever it began. What holds *over the day* is
+judged on all that is remembered, at least a day: mornings alone may be far from the reference, and the day as a whole is
+not. Nobody who has seen a morning only can tell sunrise from drift, so before a device has been on for a day with a bundle
+nothing is said over the day. The metric `drift_psi`, which gates and alerts go by, is the lesser of the two, of the input
+that moved most; `drift` of a window is what is now.
 
 Always true
- 1. Memory is bounded: blocks are drawn together as they become many, and the oldest go.
- 2. What is not known is not said, and an old figure is not repeated for ever; a window without traffic says nothing.
+ 1. Memory is bounded: blocks are drawn together as they grow old, and the oldest go.
+ 2. What is not known is not said, and what is now is not from long ago; a window without traffic says nothing.
  3. Another bundle begins anew.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -25,115 +27,240 @@ from edgekit.wire.messages import MAX_METRICS, DeploymentWindow, Moments
 
 METRIC = "drift_psi"
 # Half an hour at a window a minute: what passes sooner is no drift, and fewer blocks cannot tell how alike they are.
-LEAST_WINDOWS = 30
-MOST_BLOCKS = 32
-# Windows in a block: 32 of them are more than a day at a window a minute.
-LONGEST_BLOCK = 64
-DAY_WINDOWS = 1440
-# A figure is repeated for so many times the windows that it is from.
-_REPEATED = 4
+LEAST_BLOCKS, MOST_BLOCKS = 30, 32
+DAY_S = 86_400.0
+# Windows of a second would need more to remember a day; theirs is some hours shorter.
+_MOST_LEVELS = 12
+# Blocks of a day, with fewer of which nobody can tell how they differ.
+_LEAST_OF_DAY = 16
+# Spans of one length whose worth is remembered: with the one that is looked at an odd number.
+USUAL = 4
+# Of the values of a span at least such a share is to be from its newer half.
+_NEWER_SHARE = 0.25
 SECTIONS = ("inputs", "outputs", "confidence")
+Counts = tuple[int, ...]
+
+
+def levels_of(length_s: float) -> int:
+    """Of how many lengths blocks have to be, that `MOST_BLOCKS` of the longest are a day of windows of so many seconds."""
+    levels = 1
+    while MOST_BLOCKS * 2 ** (levels - 1) * length_s < DAY_S and levels < _MOST_LEVELS:
+        levels += 1
+    return levels
+
+
+class Block(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The counts of windows with traffic that follow each other; `began_s` is when, since the first window did."""
+
+    began_s: float
+    counts: Counts
 
 
 class Span(msgspec.Struct, frozen=True):
-    """Windows with traffic, one after the other, in blocks of `each`; of the newest block there are `filled`."""
+    """Windows with traffic, one after the other, the newest last: `levels[j]` are blocks of 2^j of them, those of a higher
+    level older than those of a lower one. `seen` counts all there ever were.
+    """
 
-    blocks: tuple[tuple[int, ...], ...] = ()
-    each: int = 1
-    filled: int = 0
-    windows: int = 0
+    levels: tuple[tuple[Block, ...], ...] = ((),)
+    seen: int = 0
 
-    def grown(self, counts: tuple[int, ...]) -> "Span":
+    def grown(self, window: Block, most_levels: int) -> "Span":
         """With one more window. Raises: ValueError if it has other bins."""
-        if self.blocks and self.filled < self.each:
-            *before, newest = self.blocks
-            both = tuple(a + b for a, b in zip(newest, counts, strict=True))
-            return Span((*before, both), self.each, self.filled + 1, self.windows + 1)
-        if len(self.blocks) < MOST_BLOCKS:
-            return Span((*self.blocks, counts), self.each, 1, self.windows + 1)
-        if self.each < LONGEST_BLOCK:
-            return self._coarser().grown(counts)
-        return Span((*self.blocks[1:], counts), self.each, 1, self.windows + 1 - self.each)
+        levels = [list(level) for level in self.levels]
+        levels[0].append(window)
+        at = 0
+        # The oldest two become one of the next level. All but the first keep half: the levels below have the other half.
+        while len(levels[at]) > _kept(at) + 1:
+            oldest = _together(levels[at][:2])
+            del levels[at][:2]
+            if (at := at + 1) == most_levels:
+                break
+            if at == len(levels):
+                levels.append([])
+            levels[at].append(oldest)
+        return Span(tuple(map(tuple, levels)), self.seen + 1)
 
-    def _coarser(self) -> "Span":
-        """Each two blocks as one."""
-        pairs = tuple(
-            tuple(a + b for a, b in zip(one, other, strict=True))
-            for one, other in zip(self.blocks[::2], self.blocks[1::2], strict=True)
-        )
-        return Span(pairs, 2 * self.each, 2 * self.each, self.windows)
+    @property
+    def windows(self) -> int:
+        """How many are remembered."""
+        return sum(len(level) << at for at, level in enumerate(self.levels))
+
+    def blocks(self, level: int) -> tuple[Block, ...]:
+        """The newest blocks of 2^`level` windows, at most `MOST_BLOCKS`; windows after the last whole one are left out."""
+        found: list[Block] = list(self.levels[level]) if level < len(self.levels) else []
+        part: list[Block] = []
+        filled = 0
+        for at in range(min(level, len(self.levels)) - 1, -1, -1):
+            for block in self.levels[at]:
+                part.append(block)
+                filled += 1 << at
+                if filled == 1 << level:
+                    found.append(_together(part))
+                    part, filled = [], 0
+        return tuple(found[-MOST_BLOCKS:])
+
+
+def coarsest(windows: int, levels: int) -> int:
+    """The lowest level at which `Span.blocks` has all that is remembered, or all but a few of the oldest."""
+    return min((windows // (MOST_BLOCKS + 2)).bit_length(), levels - 1)
+
+
+def _kept(level: int) -> int:
+    return MOST_BLOCKS // 2 if level else MOST_BLOCKS
+
+
+def _together(blocks: Sequence[Block]) -> Block:
+    if len(blocks) == 1:
+        return blocks[0]
+    return Block(blocks[0].began_s, tuple(map(sum, zip(*(block.counts for block in blocks), strict=True))))
 
 
 class Level(msgspec.Struct, frozen=True):
-    """What is known of one thing: its index now and over the day, None where that is not known. `windows` is how many
-    the newest span has so far.
+    """What is known of one thing: its index now and over the day, None where that is not known. `windows` is how many with
+    traffic there were, `seen_s` how long the device has been on with the bundle.
     """
 
     now: float | None = None
     day: float | None = None
     windows: int = 0
+    seen_s: float = 0.0
 
     @property
     def lasting(self) -> float | None:
-        return None if self.now is None or self.day is None else min(self.now, self.day)
+        """What holds over the day, and has not passed."""
+        return self.day if self.now is None or self.day is None else min(self.now, self.day)
+
+
+class _Look(msgspec.Struct, frozen=True):
+    """What a span of one level said, after so many blocks of it; `usual` is what a value was worth in the spans before it,
+    none of which has a window of another.
+    """
+
+    blocks: int = -1
+    index: float | None = None
+    usual: tuple[float, ...] = ()
 
 
 class Track(msgspec.Struct, frozen=True):
-    """What is remembered of one thing: the windows since the figure `now`, which is from `of` windows, and all of a day."""
+    """What is remembered of one thing, and the last look at each of its levels, and at the day."""
 
-    newest: Span = Span()
-    day: Span = Span()
-    now: float | None = None
-    of: int = 0
+    span: Span = Span()
+    looks: tuple[_Look, ...] = ()
+    day: _Look = _Look()
+    level: Level = Level()
 
-    def grown(self, reference: Histogram, counts: tuple[int, ...]) -> "Track":
-        newest, day = self.newest.grown(counts), self.day.grown(counts)
-        # A block that is not full yet says little more than the last look did.
-        if newest.windows >= LEAST_WINDOWS and newest.filled == newest.each:
-            found = drift.measured(reference, newest.blocks)
-            if found is not None and found.is_known:
-                return Track(Span(), day, found.index, newest.windows)
-        is_stale = newest.windows > _REPEATED * max(self.of, LEAST_WINDOWS)
-        return Track(newest, day, None if is_stale else self.now, self.of)
+    def grown(
+        self, reference: Histogram, counts: Counts, *, began_s: float, ended_s: float, levels: int
+    ) -> "Track":
+        """With one more window, from and to so many seconds after the first one began."""
+        # Should windows be longer now, blocks that are there stay.
+        span = self.span.grown(Block(began_s, counts), max(levels, len(self.span.levels)))
+        looks = list(self.looks)
+        now = None
+        for at in range(len(span.levels)):
+            if at == len(looks):
+                looks.append(_Look())
+            # A block that is not full yet says little more than the last look did; a whole span is looked at to learn.
+            count = span.seen >> at
+            if looks[at].blocks != count and (now is None or count % MOST_BLOCKS == 0):
+                looks[at] = _looked(looks[at], reference, span, at)
+            if now is None:
+                now = looks[at].index
+        at = coarsest(span.windows, len(span.levels))
+        day = self.day
+        if day.blocks != span.seen >> at:
+            day = _Look(span.seen >> at, whole(reference, span.blocks(at), ended_s))
+        return Track(span, tuple(looks), day, Level(now, day.index, span.seen, ended_s))
 
-    def level(self, reference: Histogram) -> Level:
-        # Once it covers a day, what comes every day is no noise: blocks count no less for following each other.
-        day = drift.measured(reference, self.day.blocks, is_serial=self.day.windows < DAY_WINDOWS)
-        is_known = day is not None and day.is_known and self.day.windows >= LEAST_WINDOWS
-        return Level(self.now, day.index if day is not None and is_known else None, self.newest.windows)
+
+def _looked(before: _Look, reference: Histogram, span: Span, level: int) -> _Look:
+    blocks, count = span.blocks(level), span.seen >> level
+    found = newest(reference, blocks, before.usual)
+    usual = before.usual
+    if found is not None and count % MOST_BLOCKS == 0:
+        usual = (*usual, found.each)[-USUAL:]
+    return _Look(count, _known(found), usual)
+
+
+def newest(reference: Histogram, blocks: Sequence[Block], usual: Sequence[float]) -> drift.Measured | None:
+    """What these blocks say of now, None where they are too few or from long ago; `usual` as for `drift.measured`."""
+    counts = [block.counts for block in blocks]
+    newer = sum(map(sum, counts[len(counts) // 2 :]))
+    if len(counts) < LEAST_BLOCKS or newer < _NEWER_SHARE * sum(map(sum, counts)):
+        return None
+    return drift.measured(reference, counts, usual=usual)
+
+
+def whole(reference: Histogram, blocks: Sequence[Block], ended_s: float) -> float | None:
+    """The index over as many whole days as these blocks go back, to the nearest block; None where they do not say it."""
+    if len(blocks) < _LEAST_OF_DAY:
+        return None
+    days = (ended_s - blocks[0].began_s) // DAY_S
+    first_s = ended_s - days * DAY_S * (1 + 0.5 / len(blocks))
+    counts = [block.counts for block in blocks if block.began_s >= first_s]
+    return _known(drift.measured(reference, counts, "day")) if days else None
+
+
+def _known(found: drift.Measured | None) -> float | None:
+    return found.index if found is not None and found.is_known else None
+
+
+class _Deployment:
+    """The tracks of one bundle in one slot, by `SECTION/LABEL`, and how long it is watched."""
+
+    def __init__(self, digest: Sha256) -> None:
+        self.digest = digest
+        self.seen_s = 0.0
+        self.tracks: dict[str, Track] = {}
+
+    def grow(self, reference: Reference, window: DeploymentWindow, length_s: float) -> None:
+        began_s, self.seen_s = self.seen_s, self.seen_s + length_s
+        if not window.requests:
+            return
+        levels = levels_of(length_s)
+        for label, known, counts in _pairs(reference, window):
+            self.tracks[label] = self.tracks.get(label, Track()).grown(
+                known, counts, began_s=began_s, ended_s=self.seen_s, levels=levels
+            )
 
 
 class Tracks:
-    """The tracks of every deployment's bundle, by `SECTION/LABEL`."""
+    """The tracks of every deployment's bundle."""
 
     def __init__(self) -> None:
-        self._digests: dict[str, Sha256] = {}
-        self._tracks: dict[str, dict[str, Track]] = {}
-        self.levels: dict[str, dict[str, Level]] = {}
+        self._deployments: dict[str, _Deployment] = {}
+
+    @property
+    def levels(self) -> dict[str, dict[str, Level]]:
+        """By deployment and `SECTION/LABEL`."""
+        return {
+            name: {label: track.level for label, track in one.tracks.items()}
+            for name, one in self._deployments.items()
+        }
 
     def judged(
-        self, windows: Iterable[DeploymentWindow], references: Mapping[Sha256, Reference]
+        self,
+        windows: Iterable[DeploymentWindow],
+        references: Mapping[Sha256, Reference],
+        length_s: float,
     ) -> tuple[DeploymentWindow, ...]:
-        """The windows, with the drift of those whose bundle is loaded."""
+        """The windows, which are `length_s` long, with the drift of those whose bundle is loaded."""
         return tuple(
-            self._judge(window, references[window.digest])
+            self._judge(window, references[window.digest], length_s)
             if window.digest is not None and window.digest in references
             else window
             for window in windows
         )
 
-    def _judge(self, window: DeploymentWindow, reference: Reference) -> DeploymentWindow:
+    def _judge(self, window: DeploymentWindow, reference: Reference, length_s: float) -> DeploymentWindow:
         assert window.digest is not None
-        name = window.deployment
-        if self._digests.get(name) != window.digest:
-            self._digests[name] = window.digest
-            self._tracks[name], self.levels[name] = {}, {}
+        one = self._deployments.get(window.deployment)
+        if one is None or one.digest != window.digest:
+            one = self._deployments[window.deployment] = _Deployment(window.digest)
+        one.grow(reference, window, length_s)
         if not window.requests:
             return window
-        tracks, levels = self._tracks[name], self.levels[name]
-        for label, known, counts in _pairs(reference, window):
-            tracks[label] = tracks.get(label, Track()).grown(known, counts)
-            levels[label] = tracks[label].level(known)
+        levels = {label: track.level for label, track in one.tracks.items()}
         now = {label: round(level.now, 4) for label, level in levels.items() if level.now is not None}
         lasting = [
             level.lasting
@@ -146,9 +273,7 @@ class Tracks:
         return replace(window, drift=now, metrics=metrics)
 
 
-def _pairs(
-    reference: Reference, window: DeploymentWindow
-) -> Iterable[tuple[str, Histogram, tuple[int, ...]]]:
+def _pairs(reference: Reference, window: DeploymentWindow) -> Iterator[tuple[str, Histogram, Counts]]:
     """Each thing that has both, with traffic in it: its label, the reference's histogram, the window's counts."""
     for section in SECTIONS:
         known: Mapping[str, Histogram] = getattr(reference, section) or {}

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from device_agent import durable
-from device_agent.drift import Level
+from device_agent.drift import DAY_S, Level
 from device_agent.folder import StateFolder
 from device_agent.hardware import difference, look, root
 from device_agent.identity import DeviceIdentity
@@ -241,13 +241,18 @@ def _conditions(conditions: Sequence[Condition]) -> list[str]:
 
 
 def _drift(levels: Mapping[str, Level]) -> list[str]:
-    """The index of each thing, now and over the day; what moved most first."""
+    """The index of each thing, now and over the day; what moved most first, and what a day is still missing."""
     ordered = sorted(levels.items(), key=lambda item: (-(item[1].now or 0.0), item[0]))
     shown = [
         f"{label}: {_index(level.now)} now, {_index(level.day)} over the day"
         for label, level in ordered[:_SHOWN]
     ]
-    return shown + ([f"and {len(ordered) - _SHOWN} more"] if len(ordered) > _SHOWN else [])
+    if len(ordered) > _SHOWN:
+        shown.append(f"and {len(ordered) - _SHOWN} more")
+    seen_s = max((level.seen_s for level in levels.values()), default=DAY_S)
+    if seen_s < DAY_S:
+        shown.append(f"{seen_s / 3600:.1f} h of the day that it takes to tell sunrise from drift")
+    return shown
 
 
 def _index(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -58,7 +59,7 @@ class Telling:
         self._link = link
         self._status = status
         self._cpu = health.CpuMeter()
-        self._drift = Tracks()
+        self._drift, self._judged_at = Tracks(), time.monotonic()
         self._is_describing = False
         self._is_due = False
         self._status_written = 0.0
@@ -106,7 +107,8 @@ class Telling:
         """Windows that were closed, with how far what they met is from what each loaded bundle was judged on."""
         serving = [one.serving.ready for one in self._of.workers.values() if one.serving is not None]
         references = {ready.digest: ready.reference for ready in serving if ready is not None}
-        return self._drift.judged(windows, references)
+        before, self._judged_at = self._judged_at, time.monotonic()
+        return self._drift.judged(windows, references, self._judged_at - before)
 
     def prometheus(self) -> str:
         return drift.prometheus(self._drift.levels)

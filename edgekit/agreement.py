@@ -5,18 +5,21 @@ By what an output holds, told from the answers themselves:
  - integers and truths: the share of equal entries;
  - class scores (more than one entry along the class axis, of which one is the answer): the share of equal answers;
  - rows of unit length (embeddings): their cosine, 0 where it is negative;
+ - sets of rows: how many of them both have (F1);
  - any other real numbers: the share of signal, S / (S + N), with S what the first has and N what the second differs by.
    Twenty decibels of signal to noise are 0.99.
 
 Needs numpy.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from edgekit import rows
 from edgekit.gaps import largest_gap
 from edgekit.manifest import Manifest
+from edgekit.rowset import RowSet
 from edgekit.selftest import agreement, answers, class_axis, is_exact
 from edgekit.tensors import Array
 
@@ -37,14 +40,29 @@ def scored(manifest: Manifest) -> frozenset[str]:
 
 
 def of(
-    first: Mapping[str, Array], second: Mapping[str, Array], ranked: Collection[str] = ()
+    first: Mapping[str, Array],
+    second: Mapping[str, Array],
+    ranked: Collection[str] = (),
+    sets: Sequence[RowSet] = (),
 ) -> dict[str, float]:
-    """By the name of each output that both have; 0 where shapes or kinds differ."""
-    return {
+    """By the name of each output that both have; 0 where shapes or kinds differ. Of `sets`, at their own length, the share
+    of rows that both have, whatever their order.
+    """
+    found = {
         name: one_of(array, second[name], is_ranked=name in ranked)
         for name, array in first.items()
         if name in second
     }
+    for one in sets:
+        if all(name in side for name in one.axes for side in (first, second)):
+            found |= dict.fromkeys(one.axes, _of_rows(one, first, second))
+    return found
+
+
+def _of_rows(one: RowSet, first: Mapping[str, Array], second: Mapping[str, Array]) -> float:
+    name, axis = next(iter(one.axes.items()))
+    tables = [rows.table(one, side, side[name].shape[axis]) for side in (first, second)]
+    return rows.share(len(rows.matched(*tables)[0]), sum(map(len, tables)))
 
 
 def one_of(first: Array, second: Array, *, is_ranked: bool = False) -> float:

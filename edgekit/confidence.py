@@ -27,7 +27,9 @@ def is_told(postprocess: Sequence[Step], name: str) -> bool:
 
 def has_classes(values: Array) -> bool:
     """Whether a sample's output (*shape) may be classes: floats, several along their axis."""
-    return values.dtype.kind == "f" and values.ndim > 0 and values.shape[_axis(values)] > 1
+    return (
+        values.dtype.kind == "f" and values.size > 0 and values.ndim > 0 and values.shape[_axis(values)] > 1
+    )
 
 
 def is_probability(seen: Histogram) -> bool:

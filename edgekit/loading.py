@@ -50,8 +50,8 @@ class LoadedModel:
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What it gives before post-processing, states left out."""
-        return tuple(spec for spec in self.manifest.outputs if spec.name not in self._internal)
+        """What it gives before post-processing, states left out; an open axis has as many rows as there are findings."""
+        return tuple(spec for spec in self.manifest.given if spec.name not in self._internal)
 
     def predict(self, sample: Sample) -> dict[str, Any]:
         """The answer to one sample, by output name: what the bundle's post-processing words (`[{"index", "score",

@@ -5,8 +5,8 @@ Always true
  2. Input shapes are closed; a device never guesses a dimension. Where one has buckets, its shape is the largest.
  3. This module needs no numpy: the agent's supervisor reads manifests and never loads it.
  4. Unknown fields are ignored, an unknown `format` is refused: an old agent never half-understands a new bundle.
-    Buckets came with format 2, compact self-test data with format 3, which is what is written now; a guard with format 4,
-    which is written where there is one.
+    Buckets came with format 2, compact self-test data with format 3, which is what is written now; a guard with format 4 and
+    sets of rows with format 5, which are written where there is one.
 """
 
 import re
@@ -19,13 +19,15 @@ from msgspec import UNSET, Meta, UnsetType
 
 from edgekit.errors import ManifestError
 from edgekit.guard_section import Guard
+from edgekit.rowset import RowSet, opened
 
 # The newest that is read here, and the formats that things came with.
-FORMAT = 4
+FORMAT = 5
 FIRST_FORMAT = 1
 BUCKETS_FORMAT = 2
 COMPACT_FORMAT = 3
 GUARD_FORMAT = 4
+ROWS_FORMAT = 5
 MANIFEST_NAME = "manifest.json"
 _FOLDERS = ("model", "selftest", "guard")
 
@@ -185,6 +187,8 @@ class SelfTest(msgspec.Struct, frozen=True):
     # Left out in older formats, so that such bundles keep their bytes.
     kept: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     snr_db: dict[str, tuple[Floor, ...]] | UnsetType = UNSET
+    # Of each set of rows, the least share (F1) of the artifact's that a device must find again.
+    found_again: tuple[Annotated[float, Meta(ge=0, le=1)], ...] | UnsetType = UNSET
 
 
 class Histogram(msgspec.Struct, frozen=True):
@@ -236,11 +240,18 @@ class Manifest(msgspec.Struct, frozen=True):
     guard: Guard | UnsetType = UNSET
     # Names of classes, or an alphabet, that the source carries and no step of `postprocess` has.
     labels: tuple[str, ...] | UnsetType = UNSET
+    # Outputs whose length follows from the data.
+    sets: tuple[RowSet, ...] | UnsetType = UNSET
 
     @property
     def admitted(self) -> tuple[TensorSpec, ...]:
         """The inputs as callers may give them: an axis with buckets is open."""
         return self.buckets.admitted(self.inputs) if self.buckets else self.inputs
+
+    @property
+    def given(self) -> tuple[TensorSpec, ...]:
+        """The outputs as callers get them: an axis whose length follows from the data is open."""
+        return opened(self.sets or (), self.outputs)
 
     @property
     def title(self) -> str:
@@ -297,8 +308,21 @@ def _check(manifest: Manifest) -> None:
     _check_selftest(manifest)
     if manifest.buckets:
         _check_buckets(manifest, manifest.buckets)
+    troubles = [one.trouble(manifest.outputs) for one in manifest.sets or ()]
+    if manifest.sets:
+        _came_with(manifest, "sets of rows", ROWS_FORMAT)
     if manifest.guard:
-        _check_guard(manifest, manifest.guard)
+        _came_with(manifest, "a guard", GUARD_FORMAT)
+        sizes = {entry.path: entry.size for entry in manifest.files}
+        names = {spec.name for spec in manifest.inputs} - {pair.input for pair in manifest.state}
+        troubles.append(manifest.guard.trouble(sizes, names))
+    if any(troubles):
+        raise ManifestError(f"manifest.json {next(filter(None, troubles))}")
+
+
+def _came_with(manifest: Manifest, what: str, number: int) -> None:
+    if (have := manifest.format) < number:
+        raise ManifestError(f"manifest.json has {what}, which came with format {number}, and says {have}")
 
 
 def _check_files(manifest: Manifest) -> None:
@@ -334,11 +358,8 @@ def _check_tensors(manifest: Manifest) -> None:
 
 def _check_selftest(manifest: Manifest) -> None:
     test, outputs = manifest.selftest, {spec.name: spec for spec in manifest.outputs}
-    is_compact = test.kept is not UNSET or test.snr_db is not UNSET
-    if is_compact and manifest.format < COMPACT_FORMAT:
-        raise ManifestError(
-            f"manifest.json has compact self-test data, which came with format {COMPACT_FORMAT}, and says {manifest.format}"
-        )
+    if test.kept is not UNSET or test.snr_db is not UNSET:
+        _came_with(manifest, "compact self-test data", COMPACT_FORMAT)
     for name, floors in (test.snr_db or {}).items():
         if name not in outputs:
             raise ManifestError(f"manifest.json states a signal to noise of {name!r}, which is no output")
@@ -357,10 +378,7 @@ def _check_selftest(manifest: Manifest) -> None:
 def _check_buckets(manifest: Manifest, buckets: Buckets) -> None:
     specs = {spec.name: spec for spec in manifest.inputs}
     sizes = buckets.sizes
-    if manifest.format < BUCKETS_FORMAT:
-        raise ManifestError(
-            f"manifest.json has buckets, which came with format {BUCKETS_FORMAT}, and says {manifest.format}"
-        )
+    _came_with(manifest, "buckets", BUCKETS_FORMAT)
     if (
         not buckets.axes
         or not sizes
@@ -381,14 +399,3 @@ def _check_buckets(manifest: Manifest, buckets: Buckets) -> None:
         raise ManifestError(
             f"manifest.json: buckets refer to {sorted(missing) or manifest.engine.model!r}, which is not what the bundle has"
         )
-
-
-def _check_guard(manifest: Manifest, guard: Guard) -> None:
-    if manifest.format < GUARD_FORMAT:
-        raise ManifestError(
-            f"manifest.json has a guard, which came with format {GUARD_FORMAT}, and says {manifest.format}"
-        )
-    sizes = {entry.path: entry.size for entry in manifest.files}
-    names = {spec.name for spec in manifest.inputs} - {pair.input for pair in manifest.state}
-    if told := guard.trouble(sizes, names):
-        raise ManifestError(f"manifest.json {told}")

@@ -22,11 +22,12 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
-from edgekit import guard, noise
+from edgekit import golden_rows, guard, noise, rows
 from edgekit.engines import LoadedBundle
 from edgekit.errors import DataError
 from edgekit.gaps import largest_gap
 from edgekit.manifest import Manifest, SelfTest, StatePair, Step, TensorSpec
+from edgekit.rowset import RowSet
 from edgekit.samples import Samples, flat, is_ragged, load_arrays, load_npz, stacked
 from edgekit.tensors import Array, zeros_of
 from edgekit.transforms import prepare
@@ -157,14 +158,20 @@ def agreement(ours: Array, theirs: Array) -> float:
     return float(np.mean(ours == theirs)) if ours.size else 0.0
 
 
-def record(outputs: Mapping[str, Array], kept: int | None = None) -> dict[str, Array]:
+def record(
+    outputs: Mapping[str, Array], kept: int | None = None, sets: Sequence[RowSet] = ()
+) -> dict[str, Array]:
     """Golden data of outputs (N, *shape): each as it is, or `kept` of a sample's entries, and task answers likewise.
     Without a number it is as in bundles of formats 1 and 2.
 
-    Of ragged outputs both are one row of all samples' entries.
+    Of ragged outputs both are one row of all samples' entries; of sets of rows, which are padded, see
+    `edgekit.golden_rows`: where the first output is in one, its rows are the answers.
     """
-    entries = {name: _kept(array, kept) for name, array in outputs.items()}
-    return {**entries, ANSWERS: recorded_answers(next(iter(outputs.values())), kept)}
+    taken = golden_rows.names(sets)
+    entries = {name: _kept(array, kept) for name, array in outputs.items() if name not in taken}
+    first = next(iter(outputs))
+    answered = {} if first in taken else {ANSWERS: recorded_answers(outputs[first], kept)}
+    return {**entries, **golden_rows.record(sets, outputs, kept or KEPT), **answered}
 
 
 def kept_of(test: SelfTest) -> int | None:
@@ -206,7 +213,8 @@ def check(manifest: Manifest, loaded: LoadedBundle, folder: Path) -> SelfTestRes
     pieces = (manifest.admitted, manifest.state, manifest.preprocess)
     # The first call pays for lazy set-up inside the engine, which is no latency of the model.
     run_samples(loaded.run, *pieces, samples.take([0]))
-    outputs, latencies_ms = run_samples(loaded.run, *pieces, samples)
+    run = rows.fixed(loaded.run, manifest.sets or ())
+    outputs, latencies_ms = run_samples(run, *pieces, samples)
     result = judge(
         manifest,
         outputs,
@@ -232,7 +240,7 @@ def judge(
 ) -> SelfTestResult:
     """Outputs (N, *shape) against the records of what the float source and this artifact gave at build."""
     found = {spec.name: outputs[spec.name] for spec in manifest.outputs if spec.name in outputs}
-    ours = record(found, kept_of(manifest.selftest))
+    ours = record(found, kept_of(manifest.selftest), manifest.sets or ())
     return judge_record(manifest, ours, latencies_ms, source=source, artifact=artifact)
 
 
@@ -246,12 +254,13 @@ def judge_record(
 ) -> SelfTestResult:
     """As `judge`, for outputs that are already a record."""
     golden = manifest.selftest
+    sets = manifest.sets or ()
     errors = {
         spec.name: _max_error(ours.get(spec.name), artifact.get(spec.name)) for spec in manifest.outputs
     }
-    agreed = 0.0
-    if ANSWERS in source and source[ANSWERS].shape == ours[ANSWERS].shape:
-        agreed = agreement(ours[ANSWERS], source[ANSWERS])
+    again = [golden_rows.compared(one, at, ours, artifact) for at, one in enumerate(sets)]
+    errors |= {name: error for found in again for name, error in found.gaps.items()}
+    agreed = agreed_on(sets, manifest.outputs[0].name, ours, source)
     specs = {spec.name: spec for spec in manifest.outputs}
     snr = {
         name: noise.of_floors(floors, specs[name], kept_of(golden), ours.get(name), source.get(name))
@@ -266,6 +275,7 @@ def judge_record(
         for floor, found in zip(floors, snr[name], strict=True)
         if (complaint := noise.complaint(name, floor, found))
     ]
+    reasons += golden_rows.complaints(sets, again, golden.found_again or ())
     if len(latencies_ms) != golden.samples:
         reasons.append(f"{len(latencies_ms)} golden samples, the manifest says {golden.samples}")
     if not agreed >= golden.agreement:
@@ -281,6 +291,18 @@ def judge_record(
         reason="; ".join(reasons),
         snr_db=snr,
     )
+
+
+def agreed_on(
+    sets: Sequence[RowSet], first: str, ours: Mapping[str, Array], source: Mapping[str, Array]
+) -> float:
+    """The share of the answers of two records that agree; of rows that find each other, where the `first` output has such."""
+    for at, one in enumerate(sets):
+        if first in one.axes:
+            return golden_rows.compared(one, at, ours, source).share
+    if ANSWERS in source and source[ANSWERS].shape == ours[ANSWERS].shape:
+        return agreement(ours[ANSWERS], source[ANSWERS])
+    return 0.0
 
 
 def _complaint(name: str, errors: Mapping[str, float], tolerances: Mapping[str, float]) -> str:

@@ -110,8 +110,8 @@ def histogram(samples: Sequence[Array], groups: NDArray[np.int64]) -> Histogram:
     total = by_sample.sum(axis=0)
     blocks = [by_sample[groups == group].sum(axis=0).tolist() for group in np.unique(groups)]
     shares = ((total + 0.5) / (total + 0.5).sum()).tolist()
-    worth = float(f"{drift.worth(blocks, shares, is_serial=False):.6g}")
-    return Histogram(edges, [int(count) for count in total], worth)
+    worth = drift.worth(blocks, shares, "none")
+    return Histogram(edges, [int(count) for count in total], float(f"{worth:.6g}"))
 
 
 def _finite(values: Array) -> NDArray[np.float64]:

@@ -10,10 +10,10 @@ The signal to noise that an output must keep against the float source allows twi
 of these ways, and a device's own rounding beside it: `ROUNDING` of that same share. Rows of another magnitude have a level of their own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from converters.bundle import ranges
 from converters.data import compact
@@ -25,12 +25,13 @@ from converters.rounds.isolated import seen_alone
 from converters.work import golden
 from converters.work.golden import Shipped
 from converters.work.workbench import Workbench
-from edgekit import noise
+from edgekit import golden_rows, noise
 from edgekit.errors import ToolFailedError
+from edgekit.golden_rows import Again
 from edgekit.manifest import EngineSpec, Floor, SelfTest, TensorSpec
 from edgekit.quiet import first_line
 from edgekit.samples import Samples, dump_arrays, flat, stacked
-from edgekit.selftest import ANSWERS, agreement, is_exact, record
+from edgekit.selftest import ANSWERS, agreed_on, is_exact, record
 from edgekit.tensors import Array
 
 MARGIN = 4.0
@@ -41,6 +42,8 @@ _ACCELERATOR_FLOOR = 0.05
 # Root mean square of a device's own rounding, as a share of that: a floor is the largest of many entries.
 ROUNDING = 1 / 4
 NOISE = 2.0
+# Share of rows that a device may find otherwise than any way here.
+FOUND_AGAIN_MARGIN = 0.05
 # Golden samples whose answer may differ on a device from what the build saw, of as many as there usually are at least.
 AGREEMENT_MARGIN_SAMPLES, USUAL_SAMPLES = 2, 32
 
@@ -54,10 +57,10 @@ def made(bench: Workbench, item: Candidate, host: Host) -> tuple[SelfTest, dict[
         bench,
         seen_alone(bench, item, host, {}, samples=ready, spec=judged_spec(item.plan, item.artifact, host)),
     )
-    file = golden.artifact_file(outputs, given.layout, is_whole=is_whole)
+    file = golden.artifact_file(outputs, given.layout, bench.source.sets, is_whole=is_whole)
     # As a device reads it.
     ours = compact.decoded(file)
-    answered = record(outputs, given.layout.kept)[ANSWERS]
+    answered = record(outputs, given.layout.kept, bench.source.sets)
     others = list(_other_ways(bench, item, host, ready, ours=ours, kept=given.layout.kept))
     test = SelfTest(
         inputs=golden.INPUTS,
@@ -65,11 +68,14 @@ def made(bench: Workbench, item: Candidate, host: Host) -> tuple[SelfTest, dict[
         artifact=golden.ARTIFACT,
         samples=len(given.samples),
         tolerance={
-            name: _tolerance(item.plan, array, _gap(name, array, others)) for name, array in ours.items()
+            spec.name: _tolerance(item.plan, ours[spec.name], _gap(bench, spec.name, ours, others))
+            for spec in bench.source.outputs
         },
-        agreement=_agreement(answered, given),
+        agreement=_agreement(bench, answered, given),
         kept=given.layout.kept,
         snr_db=_snr_floors(bench, item.plan, given, [ours, *others]),
+        found_again=tuple(_found_again(bench, at, ours, others) for at in range(len(bench.source.sets)))
+        or UNSET,
     )
     return test, {
         golden.INPUTS: given.inputs,
@@ -114,8 +120,8 @@ def _other_ways(
                 f"{item.recipe} does not run with {told}, so that way does not count: {first_line(error)}"
             )
             continue
-        found = record(_ordered(bench, seen), kept)
-        if _is_another_function(found, ours):
+        found = record(_ordered(bench, seen), kept, bench.source.sets)
+        if _is_another_function(bench, found, ours):
             # openvino 2026.4 computes some int8 models wrong on one thread (attention with infinite masks); a tolerance that
             # lets that pass would let everything pass.
             told = " ".join(
@@ -126,11 +132,13 @@ def _other_ways(
         yield found
 
 
-def _is_another_function(found: Mapping[str, Array], ours: Mapping[str, Array]) -> bool:
-    """Whether any output is further off than it is large."""
-    return any(
-        not is_exact(array) and _gap(name, array, [dict(found)]) > max(_largest(array), 1e-6)
-        for name, array in ours.items()
+def _is_another_function(bench: Workbench, found: Mapping[str, Array], ours: Mapping[str, Array]) -> bool:
+    """Whether any output is further off than it is large, or of a set more rows are others than the same."""
+    again = [_again(bench, at, ours, found).share for at in range(len(bench.source.sets))]
+    return min(again, default=1.0) < 0.5 or any(
+        not is_exact(ours[spec.name])
+        and _gap(bench, spec.name, ours, [found]) > max(_largest(ours[spec.name]), 1e-6)
+        for spec in bench.source.outputs
     )
 
 
@@ -139,11 +147,35 @@ def _ordered(bench: Workbench, outputs: Mapping[str, Array]) -> dict[str, Array]
     return {spec.name: outputs[spec.name] for spec in bench.source.outputs}
 
 
-def _gap(name: str, ours: Array, others: list[dict[str, Array]]) -> float:
-    """The largest difference of what is finite; what is not has to be equal on a device, whatever the tolerance."""
+def _again(bench: Workbench, at: int, ours: Mapping[str, Array], other: Mapping[str, Array]) -> Again:
+    """Of the set of that number, what another way's record, perhaps of the first samples, has of ours."""
+    return golden_rows.compared(bench.source.sets[at], at, _first(ours, other), other)
+
+
+def _first(ours: Mapping[str, Array], other: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: array[: len(other[name])] for name, array in ours.items() if name in other}
+
+
+def _found_again(
+    bench: Workbench, at: int, ours: Mapping[str, Array], others: list[dict[str, Array]]
+) -> float:
+    """What was seen in any way, less a margin: a row at a detector's threshold is found or not by the last bit."""
+    least = min((_again(bench, at, ours, other).share for other in others), default=1.0)
+    return max(0.0, round(least - FOUND_AGAIN_MARGIN, 6))
+
+
+def _gap(
+    bench: Workbench, name: str, ours: Mapping[str, Array], others: Sequence[Mapping[str, Array]]
+) -> float:
+    """The largest difference of what is finite; what is not has to be equal on a device, whatever the tolerance. Of rows of a
+    set, between those that found each other.
+    """
+    at = next((at for at, one in enumerate(bench.source.sets) if name in one.axes), None)
+    if at is not None:
+        return max((_again(bench, at, ours, other).gaps[name] for other in others), default=0.0)
     largest = 0.0
     for other in others:
-        left, right = (array.astype(np.float64) for array in (ours[: len(other[name])], other[name]))
+        left, right = (array.astype(np.float64) for array in (ours[name][: len(other[name])], other[name]))
         is_finite = np.isfinite(left) & np.isfinite(right)
         largest = max(largest, float(np.abs(left[is_finite] - right[is_finite]).max(initial=0.0)))
     return largest
@@ -170,9 +202,10 @@ def _snr_floors(
 ) -> dict[str, tuple[Floor, ...]]:
     """Of each output that can have one, see the module's docstring. `seen` are records of all samples or of the first."""
     kept, floors = shipped.layout.kept, {}
+    in_sets = golden_rows.names(bench.source.sets)
     for spec in bench.source.outputs:
         source = shipped.source[spec.name]
-        if is_exact(source):
+        if is_exact(source) or spec.name in in_sets:
             continue
         levels = [
             structs.replace(floor, least_db=least)
@@ -205,10 +238,12 @@ def _least_snr(
     return round(noise.decibels(signal, NOISE * seen_noise + rounding), 1)
 
 
-def _agreement(answered: Array, shipped: Shipped) -> float:
-    theirs = shipped.source[ANSWERS]
+def _agreement(bench: Workbench, ours: Mapping[str, Array], shipped: Shipped) -> float:
+    theirs = shipped.source
     margin = AGREEMENT_MARGIN_SAMPLES / max(len(shipped.samples), USUAL_SAMPLES)
-    return max(0.0, round(agreement(answered, theirs) - max(margin, 1 / theirs.size), 6))
+    least = 1 / max(theirs[ANSWERS].size, 1) if ANSWERS in theirs else FOUND_AGAIN_MARGIN
+    agreed = agreed_on(bench.source.sets, bench.source.outputs[0].name, ours, theirs)
+    return max(0.0, round(agreed - max(margin, least), 6))
 
 
 def _ready(bench: Workbench, inputs: Samples) -> Samples:

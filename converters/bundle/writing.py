@@ -45,7 +45,7 @@ def write(
     buckets = artifact.buckets(bench.source.buckets)
     entries: list[FileEntry] = [bundle.file_entry(path, data) for path, data in sorted(files.items())]
     content = Manifest(
-        format=manifest.COMPACT_FORMAT if guarded is None else manifest.GUARD_FORMAT,
+        format=_format(bench, has_guard=guarded is not None),
         name=bench.project.model.name,
         version=bench.project.model.version,
         profile=profile.name,
@@ -70,12 +70,20 @@ def write(
         reference=reference.made(bench, item),
         buckets=UNSET if buckets is None else _shipped(buckets),
         guard=UNSET if guarded is None else guarded[0],
+        sets=bench.source.sets or UNSET,
     )
     named = naming.named(content.postprocess, content.outputs, bench.source.labels)
     content = structs.replace(content, postprocess=named.steps, labels=named.left or UNSET)
     target = folder / content.filename
     digest = bundle.write(target, content, files)
     return Written(target, digest, target.stat().st_size)
+
+
+def _format(bench: Workbench, *, has_guard: bool) -> int:
+    """The oldest that has what the bundle holds."""
+    if bench.source.sets:
+        return manifest.ROWS_FORMAT
+    return manifest.GUARD_FORMAT if has_guard else manifest.COMPACT_FORMAT
 
 
 def _shipped(buckets: Buckets) -> Buckets:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit import bundle, engines
+from edgekit import bundle, engines, rows
 from edgekit.engines import LoadedBundle
 from edgekit.samples import dump_arrays, stacked
 from edgekit.selftest import golden_inputs, iter_samples, kept_of, record
@@ -44,19 +44,22 @@ def selftest(job: dict[str, str | float]) -> None:
         found.extract(Path(name))
         loaded = LoadedBundle(manifest, Path(name))
         samples = golden_inputs(manifest, Path(name))
-        rows: list[dict[str, np.ndarray]] = []
+        answers: list[dict[str, np.ndarray]] = []
+        run = rows.fixed(loaded.run, manifest.sets or ())
         began = time.monotonic()
-        runs = iter_samples(loaded.run, manifest.admitted, manifest.state, manifest.preprocess, samples)
+        runs = iter_samples(run, manifest.admitted, manifest.state, manifest.preprocess, samples)
         for answer, _ in runs:
-            rows.append(answer)
-            tell({"done": len(rows), "of": len(samples)})
+            answers.append(answer)
+            tell({"done": len(answers), "of": len(samples)})
             if time.monotonic() - began > float(job["budget_s"]):
                 break
         loaded.close()
-    outputs = {spec.name: stacked([row[spec.name] for row in rows]) for spec in manifest.outputs}
-    Path(str(job["out"])).write_bytes(dump_arrays(record(outputs, kept_of(manifest.selftest))))
+    outputs = {spec.name: stacked([row[spec.name] for row in answers]) for spec in manifest.outputs}
+    Path(str(job["out"])).write_bytes(
+        dump_arrays(record(outputs, kept_of(manifest.selftest), manifest.sets or ()))
+    )
     version = engines.get(manifest.engine.name).version()
-    tell({"samples": len(rows), "engine_version": version, "isa": isa()})
+    tell({"samples": len(answers), "engine_version": version, "isa": isa()})
 
 
 def tell(message: dict[str, object]) -> None:

@@ -20,6 +20,7 @@ from onnx import version_converter
 from converters.graph import stft, tidy
 from converters.source import onnx_source, quantized
 from converters.source.source import Source, closed
+from edgekit import rows
 from edgekit.errors import SourceError, ToolFailedError
 from edgekit.gaps import largest, largest_gap
 from edgekit.manifest import TensorSpec
@@ -139,8 +140,10 @@ def _try(
 ) -> float:
     _save(model, path)
     loaded = onnx_source.load_reference(path, source.inputs, tuple(spec.name for spec in source.outputs))
+    run = rows.fixed(loaded.run, source.sets)
     try:
-        return parity(wanted, [loaded.run(feed) for feed in feeds])
+        have = [rows.aligned(source.sets, run(feed), own) for feed, own in zip(feeds, wanted, strict=True)]
+        return parity(wanted, have)
     finally:
         loaded.close()
 

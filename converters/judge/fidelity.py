@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.judge import boxes, snr
-from converters.judge.figures import FIGURES, Parts, compared
+from converters.judge.figures import FIGURES, Parts, compared, found_rows
 from converters.judge.kinds import Kind, OutputJudge, bare
 from converters.judge.metrics import VALUE, Metric
 from converters.judge.snr import CAP_DB, Group, decibel
+from edgekit import rows
 from edgekit.errors import DataError
 from edgekit.samples import stacked
 from edgekit.tensors import Array
@@ -95,10 +96,12 @@ def figure(judge: OutputJudge, sums: NDArray[np.float64]) -> float:
 
 def floors(judge: OutputJudge, candidate: Digest, source: Digest) -> tuple[Group, ...]:
     """Signal to noise of each group of channels, of the samples whose entries are kept; of detections after
-    suppression, of those that found each other. Nothing for whole numbers. Raises: DataError where shapes differ.
+    suppression and of rows in any order, of those that found each other. Nothing for whole numbers. Raises: DataError where shapes differ.
     """
     if judge.layout is not None and judge.layout.style == "suppressed":
         return _of_pairs(judge, candidate[_key(judge)], source[_key(judge)])
+    if judge.rows is not None:
+        return _of_rows(judge, candidate[_key(judge)], source[_key(judge)])
     found: list[Group] = []
     for name, scale in zip(judge.outputs, judge.scales, strict=False):
         mine, other = (_in_channels(judge, side[name + _ENTRIES]) for side in (source, candidate))
@@ -195,8 +198,24 @@ def _of_pairs(judge: OutputJudge, candidate: Array, source: Array) -> tuple[Grou
         boxes.matched(ours.astype(np.float64), theirs.astype(np.float64))
         for ours, theirs in zip(source, candidate, strict=True)
     ]
-    mine = np.concatenate([ours[:, :5] for ours, _, _ in pairs])
-    other = np.concatenate([theirs[:, :5] for _, theirs, _ in pairs])
+    return _of_columns(judge, [(ours[:, :5], theirs[:, :5]) for ours, theirs, _ in pairs])
+
+
+def _of_rows(judge: OutputJudge, candidate: Array, source: Array) -> tuple[Group, ...]:
+    """Real numbers of rows that found each other."""
+    assert judge.rows is not None
+    is_real = np.asarray(judge.rows.reach) > 0
+    pairs = []
+    for ours, theirs in zip(map(found_rows, source), map(found_rows, candidate), strict=True):
+        mine, other = rows.matched(ours, theirs)
+        pairs.append((ours[mine][:, is_real], theirs[other][:, is_real]))
+    return _of_columns(judge, pairs) if is_real.any() else ()
+
+
+def _of_columns(
+    judge: OutputJudge, pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]
+) -> tuple[Group, ...]:
+    mine, other = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
     if not len(mine):
         return (Group(judge.name, CAP_DB),)
     return snr.groups(judge.name, snr.Scale(-1), mine[:, :, None], other[:, :, None])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from converters.judge import boxes, snr
 from converters.judge.kinds import Kind, OutputJudge
+from edgekit import rows
 from edgekit.errors import DataError
 from edgekit.tensors import Array
 
@@ -118,6 +119,31 @@ def _keep_boxes(judge: OutputJudge, outputs: Sequence[Array]) -> Array:
     return found
 
 
+def _keep_rows(judge: OutputJudge, outputs: Sequence[Array]) -> Array:
+    """(rows, 1 + entries) in units of reach, with 1 before each row that is real."""
+    assert judge.rows is not None
+    named = dict(zip(judge.outputs, outputs, strict=True))
+    real = rows.table(judge.rows, named)
+    kept = np.zeros((min(judge.rows.bound, rows.MOST), 1 + real.shape[1]))
+    kept[: len(real), 0], kept[: len(real), 1:] = 1, real
+    return kept
+
+
+def found_rows(kept: Array) -> rows.Floats:
+    """The real rows of what is kept."""
+    table: rows.Floats = kept.astype(np.float64)
+    return table[table[:, 0] > 0, 1:]
+
+
+def _same_rows(source: Array, candidate: Array) -> tuple[float, float]:
+    mine, other = found_rows(source), found_rows(candidate)
+    return 2.0 * len(rows.matched(mine, other)[0]), float(len(mine) + len(other))
+
+
+def _is_other_number(source: Array, candidate: Array) -> bool:
+    return bool(np.isfinite(source).all() and not np.isfinite(candidate).all())
+
+
 def _keep_vectors(_judge: OutputJudge, outputs: Sequence[Array]) -> Array:
     """Whole vectors of the last axis, (V, D), of as many as there is room for."""
     values = np.atleast_1d(outputs[0])
@@ -183,6 +209,7 @@ FIGURES: Mapping[Kind, Figure] = {
     "map": Figure("agreement", _keep_answers, _each(_equal), _any(_is_other_answer), is_bounded=True),
     "activations": Figure("agreement", _keep_bits, _each(_active), _any(_is_other_flag)),
     "boxes": Figure("agreement", _keep_boxes, _each(_detected), snr.mismatches),
+    "rows": Figure("agreement", _keep_rows, _each(_same_rows), _any(_is_other_number)),
     "embedding": Figure("cosine", _keep_vectors, _each(_cosines), snr.mismatches, is_of_entries=True),
     "values": Figure("sqnr", _keep_entries, snr.powers, snr.mismatches, is_of_entries=True, unit="dB"),
 }

@@ -11,22 +11,22 @@ Always true
  3. The same outputs give the same judges, in any process.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.judge import boxes
+from converters.judge import boxes, looks
 from converters.judge.boxes import Layout
 from converters.judge.snr import ONE_SCALE, SILENT, Scale
 from edgekit.errors import ProjectError
+from edgekit.rowset import RowSet
 from edgekit.samples import is_ragged, stacked
-from edgekit.selftest import class_axis
 from edgekit.tensors import Array
 
-Kind = Literal["labels", "scores", "map", "activations", "boxes", "embedding", "values"]
+Kind = Literal["labels", "scores", "map", "activations", "boxes", "rows", "embedding", "values"]
 # What each is called where it is shown.
 TITLES: Mapping[Kind, str] = {
     "labels": "whole numbers",
@@ -34,23 +34,12 @@ TITLES: Mapping[Kind, str] = {
     "map": "class map",
     "activations": "activations",
     "boxes": "detections",
+    "rows": "rows in any order",
     "embedding": "embedding",
     "values": "values",
 }
 # Entries that are looked at to tell a kind.
 LOOKED_AT = 4_000_000
-# How far sums and norms may lie from 1: half precision.
-UNIT = 2e-3
-# The mean largest softmax probability of logits stands this far between flat (0) and certain (1).
-PEAKED = 0.25
-# Logits of one place lie closer together than this; pixels, degrees and dB do not.
-LOGIT_SPAN = 100.0
-# Channels whose ranges lie further apart do not compete on one scale.
-RANGES = 30.0
-# Neighbouring channels that are more alike than this are a signal's places, not classes, from so many channels on.
-ALIKE, ALIKE_FROM = 0.8, 16
-# Few channels that all move together are colours or coordinates, up to so many.
-TOGETHER, TOGETHER_UP_TO = 0.8, 64
 # A vector of more entries, or one whose neighbours are more alike than this, has places instead of channels.
 CHANNELS, SMOOTH, SMOOTH_FROM = 4096, 0.5, 64
 
@@ -61,6 +50,7 @@ class OutputJudge(msgspec.Struct, frozen=True):
     """How an output, or the outputs of a detector, are judged. `scales` stand beside `outputs`; empty where entries have
     no fixed place (whole numbers, detections after suppression). `axis` is that of the classes or vectors, from the end.
 
+    `rows`: the set that outputs of as many rows as the data says are judged as; its axes count from the end.
     `is_rare_above`: activations above `threshold` are rarer than those below. `is_given`: the user said so.
     """
 
@@ -71,6 +61,7 @@ class OutputJudge(msgspec.Struct, frozen=True):
     threshold: float = 0.5
     is_rare_above: bool = True
     layout: Layout | None = None
+    rows: RowSet | None = None
     is_given: bool = False
 
     @property
@@ -89,8 +80,13 @@ def bare(array: Array) -> Array:
     return array[:, 0] if array.ndim > 2 and array.shape[1] == 1 else array
 
 
-def infer(outputs: Mapping[str, Array], given: Mapping[str, Kind] | None = None) -> tuple[OutputJudge, ...]:
-    """A judge for every output, in the order of the outputs; `given` names the kinds that the user set.
+def infer(
+    outputs: Mapping[str, Array],
+    given: Mapping[str, Kind] | None = None,
+    sets: Sequence[RowSet] = (),
+) -> tuple[OutputJudge, ...]:
+    """A judge for every output, in the order of the outputs; `given` names the kinds that the user set, `sets` the outputs
+    whose length follows from the data, which are padded.
 
     Raises: ProjectError for an unknown output or kind, or shapes that cannot hold it.
     """
@@ -103,9 +99,42 @@ def infer(outputs: Mapping[str, Array], given: Mapping[str, Kind] | None = None)
     few = {name: _few(bare(array)) for name, array in outputs.items()}
     judges = _detectors(few, given)
     taken = {name for judge in judges for name in judge.outputs}
+    judges += _in_sets(outputs, sets, taken, given)
+    taken |= {name for judge in judges for name in judge.outputs}
     judges += [_single(name, array, given.get(name)) for name, array in few.items() if name not in taken]
     order = list(outputs)
     return tuple(sorted(judges, key=lambda judge: min(order.index(name) for name in judge.outputs)))
+
+
+def _in_sets(
+    outputs: Mapping[str, Array], sets: Sequence[RowSet], taken: Collection[str], given: Mapping[str, Kind]
+) -> list[OutputJudge]:
+    """One judge of what is left of each set, row by row."""
+    found = []
+    for one in sets:
+        names = [
+            name
+            for name in one.axes
+            if name not in taken and given.get(name, "rows") == "rows" and name in outputs
+        ]
+        if not names:
+            continue
+        # From the end, since a sample's own batch axis of 1 is left out.
+        axes = {name: one.axes[name] - (outputs[name].ndim - 1) for name in names}
+        found.append(OutputJudge(tuple(names), "rows", rows=_part(one, outputs, axes)))
+    return found
+
+
+def _part(one: RowSet, outputs: Mapping[str, Array], axes: dict[str, int]) -> RowSet:
+    """The set with some of its outputs."""
+    reach: list[float] = []
+    start = 0
+    for name in one.axes:
+        width = outputs[name][0].size // one.bound
+        if name in axes:
+            reach += one.reach[start : start + width]
+        start += width
+    return RowSet(axes, one.bound, tuple(reach))
 
 
 def _few(array: Array) -> Array:
@@ -164,10 +193,10 @@ def _single(name: str, array: Array, kind: Kind | None) -> OutputJudge:
 def _kind(array: Array) -> Kind:
     if _dtype(array).kind in "biu":
         return "labels"
-    axis = _class_axis(array)
+    axis = looks.class_axis(array)
     if axis is not None:
-        return "map" if _is_map(array) else "scores"
-    if _is_unit(array):
+        return "map" if looks.is_map(array) else "scores"
+    if looks.is_unit(array):
         return "embedding"
     values = _finite(array)
     if _is_distribution(array):
@@ -184,10 +213,10 @@ def _kind(array: Array) -> Kind:
 
 def _is_distribution(array: Array) -> bool:
     """Whether each sample as a whole is one distribution over places: none of them is an event of its own."""
-    if _axes(array) < 2:
+    if looks.axes_of(array) < 2:
         return False
     sums = np.array([float(np.sum(part, dtype=np.float64)) for part in array])
-    return bool(np.all(np.abs(sums - 1) < UNIT)) and all(float(np.min(part)) >= -1e-6 for part in array)
+    return bool(np.all(np.abs(sums - 1) < looks.UNIT)) and all(float(np.min(part)) >= -1e-6 for part in array)
 
 
 def _dtype(array: Array) -> np.dtype[np.generic]:
@@ -199,139 +228,14 @@ def _finite(array: Array) -> Array:
     return values[np.isfinite(values)]
 
 
-def _axes(array: Array) -> int:
-    """Of a sample."""
-    return int(array[0].ndim) if is_ragged(array) else array.ndim - 1
-
-
-def _is_map(array: Array) -> bool:
-    return _axes(array) >= 3 and bool(min(array[0].shape[-2:]) > 1)
-
-
-def _default_axis(array: Array) -> int:
-    """Where classes or channels stand, from the end: of an image before or after its pixels, otherwise last."""
-    axes, shape = _axes(array), array[0].shape
-    if axes == 4:  # a volume
-        return -4 if shape[0] <= shape[-1] else -1
-    return -3 if axes == 3 and class_axis((1, *shape)) == 1 else -1
-
-
-# Where probabilities may stand besides, by the number of a sample's axes: (classes, steps), (classes, height, width).
-_OTHER_AXES: Mapping[int, tuple[int, ...]] = {2: (-2,), 3: (-3,)}
-
-
-def _class_axis(array: Array) -> int | None:
-    """The axis of class scores; None for what holds none."""
-    if not _axes(array):
-        return None
-    default = _default_axis(array)
-    for axis in (default, -1, *_OTHER_AXES.get(_axes(array), ())):
-        rows = _places(array, axis)
-        if rows is not None and (_sums_to_one(rows) or _are_logarithms(rows)):
-            return axis
-    rows = _places(array, default)
-    return default if rows is not None and not _is_unit(array) and _are_logits(rows) else None
-
-
-def _places(array: Array, axis: int) -> Floats | None:
-    """(places of all samples, channels); None where there are fewer than two channels, or samples differ in them."""
-    parts = (
-        [np.moveaxis(part, axis, -1) for part in array]
-        if is_ragged(array)
-        else [np.moveaxis(array, axis, -1)]
-    )
-    widths = {part.shape[-1] for part in parts}
-    if len(widths) > 1 or min(widths) < 2 or not any(part.size for part in parts):
-        return None
-    width = widths.pop()
-    return np.concatenate([part.reshape(-1, width) for part in parts]).astype(np.float64)
-
-
-def _sums_to_one(rows: Floats) -> bool:
-    return bool(np.all(rows >= -1e-6) and np.all(np.abs(rows.sum(axis=1) - 1) < UNIT))
-
-
-def _are_logarithms(rows: Floats) -> bool:
-    if np.isnan(rows).any() or rows.max() > 1e-3:
-        return False
-    return _sums_to_one(np.exp(rows))
-
-
-def _are_logits(rows: Floats) -> bool:
-    """Whether (places, classes) look like logits. -inf forbids a class, which is done to nothing but logits."""
-    if np.isnan(rows).any() or np.isposinf(rows).any():
-        return False
-    is_finite = np.isfinite(rows)
-    rows = rows[is_finite.any(axis=1)]
-    if len(np.unique(rows.argmax(axis=1))) < 2:
-        return False
-    if not is_finite.all():
-        return True
-    best = rows.max(axis=1, keepdims=True)
-    peak = float((1 / np.exp(rows - best).sum(axis=1)).mean())
-    flat = 1 / rows.shape[1]
-    return (
-        peak >= flat + PEAKED * (1 - flat)
-        and float(np.median(best[:, 0] - rows.min(axis=1))) <= LOGIT_SPAN
-        and _are_one_scale(rows)
-        and not _are_measurements(rows)
-    )
-
-
-def _are_one_scale(rows: Floats) -> bool:
-    """Whether all channels vary, with ranges of one size; a class that is always forbidden is none."""
-    reach = np.abs(_centred(rows)).max(axis=0)[np.isfinite(rows).any(axis=0)]
-    return bool(len(reach) > 1 and reach.max() <= RANGES * reach.min())
-
-
-def _are_measurements(rows: Floats) -> bool:
-    """Whether neighbouring channels are alike, or all channels move together."""
-    width = rows.shape[1]
-    rows = _centred(rows)
-    if width >= ALIKE_FROM and _likeness(rows) > ALIKE:
-        return True
-    scale = np.sqrt((rows**2).mean(axis=0))
-    moving = rows[:, scale > 0] / scale[scale > 0]
-    if moving.shape[1] < 2 or width > TOGETHER_UP_TO:
-        return False
-    count = moving.shape[1]
-    # The mean correlation of all pairs, from the variance of their sum.
-    mean = (float((moving.sum(axis=1) ** 2).mean()) - count) / (count * (count - 1))
-    return bool(mean > TOGETHER)
-
-
-def _centred(rows: Floats) -> Floats:
-    """Less each channel's mean; what is not finite becomes 0."""
-    is_finite = np.isfinite(rows)
-    means = np.where(is_finite, rows, 0).sum(axis=0) / np.maximum(is_finite.sum(axis=0), 1)
-    with np.errstate(invalid="ignore"):
-        found: Floats = np.where(is_finite, rows - means, 0.0)
-    return found
-
-
-def _likeness(centred: Floats) -> float:
-    """Correlation of neighbouring entries along the last axis."""
-    left, right = centred[:, :-1], centred[:, 1:]
-    power = float(np.sqrt((left**2).sum() * (right**2).sum()))
-    return float((left * right).sum()) / power if power > 0 else 0.0
-
-
-def _is_unit(array: Array) -> bool:
-    """Whether vectors along the last axis have length 1; a lone entry or probabilities have not."""
-    rows = _places(array, -1) if _axes(array) else None
-    if rows is None or rows.shape[1] < 4 or not np.isfinite(rows).all():
-        return False
-    return bool(np.all(np.abs(np.linalg.norm(rows, axis=1) - 1) < UNIT))
-
-
 def _labels(name: str, _array: Array) -> OutputJudge:
     return OutputJudge((name,), "labels")
 
 
 def _scores(kind: Literal["scores", "map"]) -> Callable[[str, Array], OutputJudge]:
     def make(name: str, array: Array) -> OutputJudge:
-        axis = _class_axis(array) or _default_axis(array)
-        if not _axes(array) or any(part.ndim < -axis or part.shape[axis] < 2 for part in array):
+        axis = looks.class_axis(array) or looks.default_axis(array)
+        if not looks.axes_of(array) or any(part.ndim < -axis or part.shape[axis] < 2 for part in array):
             raise ProjectError(
                 f"outputs.{name}.kind: {kind!r} needs more than one class, and samples are {array[0].shape};"
                 " 'activations' are single probabilities"
@@ -343,7 +247,7 @@ def _scores(kind: Literal["scores", "map"]) -> Callable[[str, Array], OutputJudg
 
 def _channels(array: Array, axis: int | None, *, own: int | None) -> Scale:
     """Channels along that axis where samples agree on them and they leave something to keep of each."""
-    if axis is None or _axes(array) < -axis:
+    if axis is None or looks.axes_of(array) < -axis:
         return ONE_SCALE
     widths = {part.shape[axis] for part in array}
     return Scale(axis, own) if len(widths) == 1 and 1 < max(widths) <= CHANNELS else ONE_SCALE
@@ -371,18 +275,18 @@ def _values(name: str, array: Array) -> OutputJudge:
 
 def _channel_axis(array: Array) -> int | None:
     """The axis along which ranges differ most; None for a signal that has places only."""
-    axes = _axes(array)
+    axes = looks.axes_of(array)
     if axes == 1:
-        rows = _places(array, -1)
+        rows = looks.places(array, -1)
         if rows is None or rows.shape[1] > CHANNELS:
             return None
-        is_smooth = rows.shape[1] >= SMOOTH_FROM and _likeness(_centred(rows)) > SMOOTH
+        is_smooth = rows.shape[1] >= SMOOTH_FROM and looks.likeness(looks.centred(rows)) > SMOOTH
         return None if is_smooth else -1
-    default = _default_axis(array) if axes else None
+    default = looks.default_axis(array) if axes else None
     if axes != 2:
         return default
     # Rows of different meaning may stand before their places: (56, 8400) of a pose detector.
-    first, last = (_unevenness(_places(array, axis)) for axis in (-2, -1))
+    first, last = (_unevenness(looks.places(array, axis)) for axis in (-2, -1))
     return -2 if first > 2 * last + 0.5 else -1
 
 
@@ -390,13 +294,15 @@ def _unevenness(rows: Floats | None) -> float:
     """Spread of the channels' ranges, as a standard deviation of their natural logarithms."""
     if rows is None:
         return 0.0
-    reach = np.abs(_centred(rows)).max(axis=0)
+    reach = np.abs(looks.centred(rows)).max(axis=0)
     reach = reach[reach > SILENT * reach.max(initial=0.0)]
     return float(np.log(reach).std()) if len(reach) > 1 else 0.0
 
 
 def _refused(name: str, array: Array) -> OutputJudge:
-    raise ProjectError(f"outputs.{name}.kind: {array.shape[1:]} cannot hold boxes")
+    raise ProjectError(
+        f"outputs.{name}.kind: {array.shape[1:]} cannot hold boxes, nor rows of which there are as many as the data says"
+    )
 
 
 _JUDGES: Mapping[Kind, Callable[[str, Array], OutputJudge]] = {
@@ -405,6 +311,7 @@ _JUDGES: Mapping[Kind, Callable[[str, Array], OutputJudge]] = {
     "map": _scores("map"),
     "activations": _activations,
     "boxes": _refused,
+    "rows": _refused,
     "embedding": _embedding,
     "values": _values,
 }

@@ -29,6 +29,7 @@ FIGURES: Mapping[Kind, str] = {
     "map": "same class of a pixel",
     "activations": "F1 of the active",
     "boxes": "F1 of detections",
+    "rows": "F1 of rows",
     "embedding": "cosine",
     "values": "sqnr",
 }

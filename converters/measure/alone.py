@@ -20,10 +20,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgekit import engines
+from edgekit import engines, rows
 from edgekit.engines import Model
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import Buckets, EngineSpec, StatePair, TensorSpec
+from edgekit.rowset import RowSet
 from edgekit.samples import Samples, dump_arrays, load_arrays, load_npz
 from edgekit.selftest import run_samples
 from edgekit.tensors import Array
@@ -48,6 +49,7 @@ class Job(msgspec.Struct, frozen=True):
     out: str
     buckets: Buckets | None = None
     feeds: tuple[str, ...] = ()
+    sets: tuple[RowSet, ...] = ()
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -109,7 +111,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     inputs = job.buckets.admitted(job.inputs) if job.buckets else job.inputs
     samples: Samples = load_npz(Path(job.samples), inputs, optional=[pair.input for pair in job.state])
-    outputs, _ = run_samples(model.run, inputs, job.state, {}, samples)
+    outputs, _ = run_samples(rows.fixed(model.run, job.sets), inputs, job.state, {}, samples)
     Path(job.out).write_bytes(dump_arrays(outputs))
 
 

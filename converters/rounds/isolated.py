@@ -58,4 +58,5 @@ def _job(bench: Workbench, item: Candidate, spec: EngineSpec, folder: Path) -> J
         samples=str(folder / "samples.npz"),
         out=str(folder / "out.npz"),
         buckets=artifact.buckets(source.buckets),
+        sets=source.sets,
     )

@@ -28,6 +28,7 @@ from edgekit.errors import EngineError, ProjectError, SourceError
 from edgekit.manifest import EngineSpec, TensorSpec
 
 # The reference leaves the graph as the user wrote it: only what cannot change a result is simplified.
+_OF_DATA = frozenset({"NonMaxSuppression", "NonZero", "Unique", "Compress"})
 REFERENCE_OPTIONS = {"graph_optimization_level": "basic"}
 
 
@@ -80,7 +81,24 @@ def open_file(project: Project, path: Path) -> Source:
         quantized=_quantized(model, path, specs),
         labels=labels.of_model(stored, outputs),
         notes=notes,
+        may_vary=lengths_may_vary(model),
     )
+
+
+def lengths_may_vary(model: onnx.ModelProto) -> bool:
+    """Whether something in it gives as many rows as its data says."""
+    graphs = [model.graph]
+    nodes: list[onnx.NodeProto] = [node for function in model.functions for node in function.node]
+    while graphs:
+        nodes += graphs.pop().node
+        while nodes:
+            node = nodes.pop()
+            if node.op_type in _OF_DATA:
+                return True
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
+    return False
 
 
 def _quantized(model: onnx.ModelProto, path: Path, specs: tuple[TensorSpec, ...]) -> Quantized | None:

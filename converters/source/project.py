@@ -77,12 +77,16 @@ class DataTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class OutputTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How one output is judged against the float source. `kind` says what it holds where the build takes it for
-    something else; `max_loss` is how much of its figure may be lost, `min_snr_db` its floor of signal to noise.
+    something else; `max_loss` is how much of its figure may be lost, `min_snr_db` its floor of signal to noise. `rows` is how
+    many rows there are at most of an output whose length follows from the data.
     """
 
-    kind: Literal["labels", "scores", "map", "activations", "boxes", "embedding", "values"] | None = None
+    kind: Literal["labels", "scores", "map", "activations", "boxes", "rows", "embedding", "values"] | None = (
+        None
+    )
     max_loss: Annotated[float, Meta(ge=0, le=1)] | None = None
     min_snr_db: Annotated[float, Meta(ge=0, le=100)] | None = None
+    rows: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
 
 
 class CodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

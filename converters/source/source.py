@@ -23,6 +23,7 @@ from converters.source.quantized import Quantized
 from edgekit.engines import Model
 from edgekit.errors import EdgeKitError, ProjectError, SourceError
 from edgekit.manifest import Buckets, StatePair, TensorSpec
+from edgekit.rowset import RowSet
 from edgekit.tensors import Array
 
 
@@ -34,7 +35,8 @@ class Source:
     `inputs` are in the order in which a torch program takes them. With `buckets`, shapes are those of the largest one,
     outputs are open where they follow it, and `by_size` are the sources of fixed shapes that it stands for, smallest first.
     `quantized` says of an ONNX file what it is where it is quantized already. `labels` are names of
-    classes, or the alphabet, that the file carries. `notes` tell what of the user's file is not in it.
+    classes, or the alphabet, that the file carries. `sets` are outputs whose length follows from the data: `reference` pads
+    them, and their shapes are the bound's; `may_vary` says that there may be such, before any data was seen. `notes` tell what of the user's file is not in it.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -50,6 +52,8 @@ class Source:
     buckets: Buckets | None = None
     by_size: tuple["Source", ...] = ()
     notes: tuple[str, ...] = ()
+    sets: tuple[RowSet, ...] = ()
+    may_vary: bool = False
 
     @property
     def admitted(self) -> tuple[TensorSpec, ...]:

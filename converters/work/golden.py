@@ -21,6 +21,7 @@ from converters.recipes.recipes import Plan
 from converters.source.source import Source
 from converters.work.findings import Evaluated
 from edgekit.encoding import MOST_ENTRIES
+from edgekit.rowset import RowSet
 from edgekit.samples import SEQUENCE, Samples, dump_arrays, is_ragged, stacked
 from edgekit.selftest import ANSWERS, answers, is_exact, iter_samples, record
 from edgekit.tensors import Array
@@ -80,7 +81,9 @@ class Golden:
         arrays = compact.taken(self._stored(chosen.how), indices)
         samples = Samples(compact.decoded(arrays), sequence=self._sequence(indices))
         made = self._run(chosen.how, indices, samples)
-        kept = record({name: stacked([row[name] for row in made]) for name in made[0]}, chosen.kept)
+        kept = record(
+            {name: stacked([row[name] for row in made]) for name in made[0]}, chosen.kept, self.source.sets
+        )
         file = _archive(kept, bits=16)
         if samples.sequence is not None:
             arrays |= compact.stored(SEQUENCE, samples.sequence, Coarseness())
@@ -186,10 +189,12 @@ def is_whole(plan: Plan) -> bool:
     return plan.recipe.precision == "fp32"
 
 
-def artifact_file(outputs: Outputs, layout: Layout, *, is_whole: bool) -> dict[str, Array]:
+def artifact_file(
+    outputs: Outputs, layout: Layout, sets: Sequence[RowSet], *, is_whole: bool
+) -> dict[str, Array]:
     """The artifact's record as it is stored; the answers that count are the source's."""
-    kept = record(outputs, layout.kept)
-    del kept[ANSWERS]
+    kept = record(outputs, layout.kept, sets)
+    kept.pop(ANSWERS, None)
     return _archive(kept, bits=compact.WHOLE if is_whole else 16)
 
 

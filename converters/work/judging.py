@@ -72,7 +72,7 @@ class Judging:
         if self.known:
             return self.known
         given = {name: wish.kind for name, wish in self.project.file.outputs.items() if wish.kind is not None}
-        return self._located(lambda: kinds.infer(self._seen(), given))
+        return self._located(lambda: kinds.infer(self._seen(), given, self.source.sets))
 
     def rules(self, limit: float, source_figure: float) -> tuple[Rule, ...]:
         """What is asked of each output where the metric, of which the source has this figure, may lose so much.

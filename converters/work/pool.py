@@ -37,6 +37,7 @@ from converters.work.orders import Order
 from converters.work.spent import IDLE, Stopwatch
 from edgekit import interrupt
 from edgekit.errors import ToolFailedError
+from edgekit.rowset import RowSet
 
 # Seconds after which a Ctrl-C that no message follows is noticed.
 _TICK_S = 0.5
@@ -65,6 +66,7 @@ class Opening:
     feeds: str
     canonicals: tuple[Canonical, ...]
     judges: tuple[OutputJudge, ...]
+    sets: tuple[RowSet, ...]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from converters.source.source import Source
 from converters.work.findings import Evaluated
 from converters.work.judging import Judging
 from converters.work.watched import Watched, looked_at
+from edgekit import rows
 from edgekit.engines import Model
 from edgekit.errors import SourceError
 from edgekit.samples import Samples, is_ragged, stacked
@@ -68,7 +69,7 @@ class Running:
             if golden is not None and index in kept:
                 golden.append(made)
             if seen is not None and index in watched:
-                for name, array in made.items():
+                for name, array in rows.bare(self.source.sets, made).items():
                     seen.setdefault(name, Watched()).add(array)
             one = {name: array[None] for name, array in made.items()}
             if judged is not None:
@@ -97,7 +98,7 @@ class Running:
         made = stacked(arrays)
         if self.source.buckets is None and is_ragged(made):
             raise SourceError(
-                "an output's shape changes from sample to sample (what follows NonMaxSuppression or NonZero does); a bundle's"
-                " shapes are fixed: export the boxes and scores before that step"
+                "an output's shape changes from sample to sample, which the model did not show before; say of that output how"
+                " many rows there are at most: [outputs.NAME] rows = 100"
             )
         return made

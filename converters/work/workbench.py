@@ -33,6 +33,7 @@ from converters.source.opening import open_source
 from converters.source.project import Project
 from converters.source.source import Source
 from converters.source.work import Work, work
+from converters.work import lengths
 from converters.work.findings import Evaluated, Findings, once
 from converters.work.forms import Forms
 from converters.work.golden import Golden
@@ -51,6 +52,8 @@ from edgekit.engines import Model
 from edgekit.errors import ManifestError, ProjectError
 from edgekit.manifest import EngineSpec, Option
 from edgekit.quiet import quietly
+from edgekit.rows import FixedModel
+from edgekit.rowset import RowSet
 from edgekit.transforms import check_post_steps, check_steps
 
 # Of an artifact, beside its files.
@@ -71,6 +74,8 @@ class Workbench:
     pool: WorkerPool | None = None
     # The source in canonical ONNX, of each bucket if it has some, where another process has brought it into that form.
     canonical_forms: tuple[Canonical, ...] = ()
+    # Its outputs whose length follows from the data, likewise.
+    known_sets: tuple[RowSet, ...] | None = None
     # How its outputs are judged, likewise.
     known_judges: tuple[OutputJudge, ...] = ()
     # Seconds that one step may take where this process makes candidates itself.
@@ -86,7 +91,7 @@ class Workbench:
     def source(self) -> Source:
         source = open_source(self.project, self.gate)
         self._check_steps(source)
-        return source
+        return lengths.settled(self.project, source, self.gate, self.known_sets)
 
     @cached_property
     def data(self) -> Datasets:
@@ -249,7 +254,8 @@ class Workbench:
         bound = artifact.bound(self.source.inputs), artifact.bound(self.source.outputs, are_outputs=True)
         # LiteRT announces its delegate on standard error.
         buckets = artifact.buckets(self.source.buckets)
-        return quietly(lambda: engines.load(artifact.folder, spec, *bound, buckets=buckets))
+        model = quietly(lambda: engines.load(artifact.folder, spec, *bound, buckets=buckets))
+        return FixedModel(model, self.source.sets) if self.source.sets else model
 
     def evaluate(self, artifact: Artifact, plan: Plan, threads: int) -> Evaluated:
         """Outputs on the judged half. Raises: EngineError."""

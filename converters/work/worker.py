@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
         tell,
         canonical_forms=opening.canonicals,
         known_judges=opening.judges,
+        known_sets=opening.sets,
     )
     objection = _objection(bench, opening)
     connection.send(Opened(objection))

@@ -122,7 +122,7 @@ class WorkerApp:
                 "versions": [manifest.version],
                 "platform": manifest.engine.name,
                 "inputs": [_described(spec) for spec in manifest.admitted],
-                "outputs": [_described(spec) for spec in manifest.outputs],
+                "outputs": [_described(spec) for spec in manifest.given],
                 "parameters": {
                     "model": manifest.name,
                     "profile": manifest.profile,

@@ -27,6 +27,7 @@ from device_agent.serve.guarded import Guarded
 from device_agent.serve.judged import Judged
 from device_agent.serve.sequences import Sequence, Sequences
 from device_agent.shadow.feed import Feed
+from edgekit import rows
 from edgekit.engines import LoadedBundle
 from edgekit.errors import EngineError, InputError, UnfamiliarError
 from edgekit.manifest import Manifest
@@ -55,17 +56,20 @@ class NotFiniteError(EngineError):
 @dataclass(frozen=True)
 class Ran:
     """Outputs of one call, and whether its sequence began anew without being asked to. `excess` is how many times further
-    away than the guard's threshold the input is; 0 for a familiar one.
+    away than the guard's threshold the input is; 0 for a familiar one. `is_cut`: there were more rows than the manifest says
+    that there may be.
     """
 
     outputs: dict[str, Array]
     was_reset: bool
     excess: float = 0.0
+    is_cut: bool = False
 
     @property
     def parameters(self) -> dict[str, Any]:
         """What the caller is told beside the outputs."""
         told: dict[str, Any] = {"sequence_reset": True} if self.was_reset else {}
+        told |= {"rows_cut": True} if self.is_cut else {}
         return told | ({"unfamiliar": True, "excess": round(self.excess, 3)} if self.excess else {})
 
 
@@ -84,6 +88,7 @@ class ServedModel:
         self.engine = Lane(_DEPTH)
         self._reading = Lane(1)
         self._loaded = loaded
+        self._sets = manifest.sets or ()
         self._judged = judged or Judged()
         self._guarded = guarded
         # A shadow that gets copies of what is served; None costs nothing.
@@ -195,7 +200,7 @@ class ServedModel:
         began = time.perf_counter()
         self._call_since = time.monotonic()
         try:
-            outputs = self._loaded.run(checked)
+            outputs, is_cut = rows.cut(self._sets, self._loaded.run(checked))
             took_ms = (time.perf_counter() - began) * 1000
             if bad := self._judged.not_finite(outputs):
                 raise NotFiniteError(f"the model answered with NaN or infinity in {bad!r}")
@@ -211,7 +216,7 @@ class ServedModel:
         self._sequences.keep(sequence, outputs)
         if was_reset:
             self.counters.reset()
-        return Ran(outputs, was_reset, excess)
+        return Ran(outputs, was_reset, excess, is_cut)
 
     @staticmethod
     def _copy(

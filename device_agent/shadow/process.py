@@ -73,7 +73,7 @@ class Shadow:
         self._served.add(copy.head.took_ms)
         self._compared += 1
         told = {name: array for name, array in outputs.items() if name not in self._fed}
-        for name, share in agreement.of(copy.outputs, told, self._ranked).items():
+        for name, share in agreement.of(copy.outputs, told, self._ranked, self.manifest.sets or ()).items():
             self._agreed.setdefault(name, []).append(share)
 
     def _ready(self, copy: Copy) -> Mapping[str, Array]:

@@ -21,6 +21,7 @@ import iotcore
 import numpy as np
 import onnx
 import pytest
+from msgspec import UNSET
 from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -29,13 +30,15 @@ sys.path.append(str(Path(__file__).parent.parent / "fleet"))
 
 from ports import free_port  # after the lines that make it importable
 
+from converters.work.guarding import fitted
 from device_agent.folder import DeploymentFolder
 from device_agent.update import slots
 from edgekit import bundle as bundles
+from edgekit import guard, selftest
 from edgekit import manifest as manifests
-from edgekit import selftest
 from edgekit.buckets import padded
 from edgekit.engines import LoadedBundle
+from edgekit.guard_section import Guard, GuardAnswer
 from edgekit.manifest import (
     Buckets,
     Contract,
@@ -48,8 +51,11 @@ from edgekit.manifest import (
     Step,
     TensorSpec,
 )
+from edgekit.rows import padded as fixed_rows
+from edgekit.rowset import RowSet
 from edgekit.samples import Samples, dump_arrays, dump_npz, rows, stacked
 from edgekit.selftest import record
+from edgekit.transforms import prepare
 
 PROFILE = "x86-64-v3"
 NO_LIMITS = Contract()
@@ -249,6 +255,37 @@ def build_greedy(folder: Path) -> Built:
     )  # fmt: skip
 
 
+def build_finder(folder: Path) -> Built:
+    """A bundle of places and values of what is positive in (1, 8), four at most as it says of itself."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Greater", ["x", "zero"], ["is_positive"]),
+            helper.make_node("NonZero", ["is_positive"], ["where"]),
+            helper.make_node("Transpose", ["where"], ["places"]),
+            helper.make_node("GatherND", ["x", "places"], ["values"]),
+        ],
+        "finder",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8])],
+        [
+            helper.make_tensor_value_info("where", TensorProto.INT64, [2, None]),
+            helper.make_tensor_value_info("values", TensorProto.FLOAT, [None]),
+        ],
+        [helper.make_tensor("zero", TensorProto.FLOAT, [], [0])],
+    )
+    sets = (RowSet({"where": 1, "values": 0}, 4, (0.0, 0.0, 0.1)),)
+    golden = Samples({"x": np.where(np.arange(8) < np.arange(5)[:, None, None], 0.5, -1).astype(np.float32)})
+    found = [
+        fixed_rows(sets, {"where": np.array(np.nonzero(x > 0)), "values": x[x > 0]})
+        for x in golden.inputs["x"]
+    ]
+    expected = record({name: stacked([one[name] for one in found]) for name in sets[0].axes}, sets=sets)
+    return written(
+        folder, "finder", {"model/model.onnx": model_bytes(graph)}, golden, dump_arrays(expected),
+        inputs=(TensorSpec("x", "float32", (1, 8)),),
+        outputs=(TensorSpec("where", "int64", (2, 4)), TensorSpec("values", "float32", (4,))), sets=sets,
+    )  # fmt: skip
+
+
 def written(
     folder: Path, name: str, models: Mapping[str, bytes], golden: Samples, expected: bytes, **more: Any
 ) -> Built:
@@ -263,10 +300,36 @@ def written(
         recipe="onnxruntime/fp32", source_sha256="0" * 64,
         files=tuple(bundles.file_entry(path, data) for path, data in files.items()),
         selftest=SelfTest(
-            *paths, samples=len(golden), tolerance={spec.name: 1e-3 for spec in more["outputs"]}, agreement=1
+            *paths, samples=len(golden), tolerance={spec.name: 1e-3 for spec in more["outputs"]}, agreement=1,
+            found_again=(1.0,) if "sets" in more else UNSET,
         ), **more,
     )  # fmt: skip
     path = folder / manifest.filename
+    digest = bundles.write(path, manifest, files)
+    return Built(path, digest, path.stat().st_size, manifest)
+
+
+def build_guarded(folder: Path, answer: GuardAnswer = "flag", **wanted: Any) -> Built:
+    """As `build`, with a guard fitted on more of the golden inputs' kind."""
+    plain_one = build(folder, **wanted)
+    bundle = bundles.read(plain_one.path)
+    manifest, extracted = bundle.manifest, folder / f"extracted-{plain_one.sha256[:12]}"
+    bundle.extract(extracted)
+    fit = [prepare(manifest.admitted, manifest.preprocess, {"x": each}) for each in digit_images(200, seed=9)]
+    familiar = fitted(fit, manifest.admitted, 8)
+    golden = selftest.golden_inputs(manifest, extracted)
+    plain, turned = guard.distances(familiar, manifest.admitted, manifest.preprocess, golden)
+    files = {entry.path: bundle.read(entry.path) for entry in manifest.files}
+    files["guard/statistics.npz"] = dump_arrays(guard.dump(familiar, plain, turned))
+    limit = 1.3 * max(plain + turned)
+    section = Guard("guard/statistics.npz", ("x",), limit, 0.01, 0, 0, answer)
+    changed = {
+        "format": manifests.GUARD_FORMAT,
+        "guard": section,
+        "files": tuple(bundles.file_entry(name, data) for name, data in sorted(files.items())),
+    }
+    manifest = _replace(manifest, changed)
+    path = folder / f"{answer}-{manifest.filename}"
     digest = bundles.write(path, manifest, files)
     return Built(path, digest, path.stat().st_size, manifest)
 
@@ -424,6 +487,8 @@ class Tools:
     Built = Built
     build = staticmethod(build)
     build_greedy = staticmethod(build_greedy)
+    build_guarded = staticmethod(build_guarded)
+    build_finder = staticmethod(build_finder)
     build_lines = staticmethod(build_lines)
     build_types = staticmethod(build_types)
     build_waves = staticmethod(build_waves)

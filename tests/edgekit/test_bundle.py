@@ -266,7 +266,7 @@ def test_no_cut_and_no_flipped_byte_is_ever_read_as_the_same_bundle(good: Path, 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 5}, "format 5 is not known"),
+        ({"format": 6}, "format 6 is not known"),
         ({"inputs": (TensorSpec("x", "float32", (None, 4)),)}, "leaves the shape"),
         ({"engine": EngineSpec("onnxruntime", ">=1", "model/absent")}, "not among its files"),
         ({"preprocess": {"z": ()}}, "which is no input"),

@@ -60,7 +60,7 @@ def test_blocks_like_the_one_before_are_worth_less():
     shares = [1 / BINS] * BINS
     # Each drawn once and seen in four blocks, one after the other.
     blocks = np.repeat(rng.multinomial(100, shares, 8), 4, axis=0).tolist()
-    assert drift.worth(blocks, shares) < 0.5 * drift.worth(blocks, shares, is_serial=False)
+    assert drift.worth(blocks, shares) < 0.5 * drift.worth(blocks, shares, "none")
 
 
 def test_without_counting_bunches_for_what_they_are_worth_there_would_be_false_alarms(monkeypatch):

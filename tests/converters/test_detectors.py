@@ -1,0 +1,225 @@
+"""Detectors with their suppression inside: as many rows as were found, compared as a set, bound in the manifest."""
+
+import json
+
+import detectors
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from converters.judge import fidelity, kinds
+from converters.source.onnx_source import lengths_may_vary
+from converters.work import lengths
+from edgekit import bundle, loading, local, rows
+from edgekit.errors import SourceError
+from edgekit.rowset import RowSet
+
+ROWS = RowSet({"detections": 0}, 16, (4.0, 4.0, 4.0, 4.0, 0.05, 0.0))
+
+
+def found(count=40):
+    """What a detector gives of so many pictures, padded, (N, 16, 6)."""
+    made = []
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        size = int(rng.integers(0, 9))
+        corner = rng.uniform(0, 300, (size, 2))
+        made.append(
+            np.concatenate(
+                [corner, corner + rng.uniform(20, 60, (size, 2)), rng.uniform(0.3, 1, (size, 1)), rng.integers(0, 3, (size, 1))],
+                axis=1,
+            ).astype(np.float32)
+        )  # fmt: skip
+    return made
+
+
+def padded(samples, name="detections", one=ROWS):
+    return np.stack([rows.padded([one], {name: sample})[name] for sample in samples])
+
+
+def verdict(judge, ours, theirs):
+    """The judge's finding of a candidate."""
+    digests = []
+    for side in (ours, theirs):
+        each = [fidelity.digest(judge, {judge.outputs[0]: sample[None]}) for sample in side]
+        digests.append({name: np.stack([one[name][0] for one in each]) for name in each[0]})
+    return fidelity.judged(judge, *digests)
+
+
+def holds(told):
+    return told.holds(0.99)
+
+
+DAMAGES = {
+    "the surest lost": lambda one: one[1:],
+    "all lost": lambda one: one[:0],
+    "moved by half their width": lambda one: one + np.array([20, 20, 20, 20, 0, 0], np.float32),
+    "another class": lambda one: one + np.array([0, 0, 0, 0, 0, 1], np.float32),
+    "given twice": lambda one: np.concatenate([one, one])[:16],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_candidate_that_loses_moves_or_renames_boxes_does_not_hold(damage):
+    true = found()
+    (judge,) = kinds.infer({"detections": padded(true)}, sets=[ROWS])
+    assert judge.kind == "boxes"
+    assert holds(verdict(judge, padded(one[::-1] for one in true), padded(true)))
+    assert not holds(verdict(judge, padded(map(damage, true)), padded(true)))
+
+
+PLACES = RowSet({"selected": 0}, 16, (0.0, 0.0, 0.0))
+OF_PLACES = {
+    "the last lost": lambda one: one[:-1],
+    "neighbours instead": lambda one: one + 1,
+    "another class": lambda one: one + np.array([0, 1, 0]),
+}
+
+
+@pytest.mark.parametrize("damage", OF_PLACES.values(), ids=OF_PLACES)
+def test_rows_of_whole_numbers_are_a_set_too(damage):
+    rng = np.random.default_rng(0)
+    true = [np.stack([np.zeros(n), rng.integers(0, 3, n), 5 * rng.permutation(40)[:n]], 1).astype(np.int64) for n in range(16)]  # fmt: skip
+    (judge,) = kinds.infer({"selected": padded(true, "selected", PLACES)}, sets=[PLACES])
+    assert judge.kind == "rows"
+    own = padded(true, "selected", PLACES)
+    assert holds(verdict(judge, padded([one[::-1] for one in true], "selected", PLACES), own))
+    assert not holds(verdict(judge, padded(map(damage, true), "selected", PLACES), own))
+
+
+def test_outputs_of_one_set_are_judged_row_by_row():
+    """A score beside the wrong place is no finding, though both outputs have all their values."""
+    both = RowSet({"where": 1, "scores": 0}, 8, (0.0, 0.0, 0.05))
+    rng = np.random.default_rng(1)
+    true = [
+        {"where": rng.integers(0, 99, (2, 5)), "scores": rng.uniform(0, 1, 5).astype(np.float32)}
+        for _ in range(30)
+    ]
+    swapped = [{**one, "scores": one["scores"][::-1]} for one in true]
+    sides = [
+        {name: np.stack([rows.padded([both], one)[name] for one in side]) for name in both.axes}
+        for side in (true, swapped)
+    ]
+    (judge,) = kinds.infer(sides[0], sets=[both])
+    assert judge.outputs == ("where", "scores")
+
+    def digested(side):
+        each = [
+            fidelity.digest(judge, {name: array[at : at + 1] for name, array in side.items()})
+            for at in range(30)
+        ]
+        return {name: np.stack([one[name][0] for one in each]) for name in each[0]}
+
+    true_digest, other = map(digested, sides)
+    assert fidelity.judged(judge, true_digest, true_digest).figure == 1
+    assert fidelity.judged(judge, other, true_digest).figure < 0.5
+
+
+def test_only_what_can_follow_from_the_data_is_looked_for(digits, tmp_path):
+    assert not lengths_may_vary(onnx.load(str(digits.folder / "model.onnx")))
+    assert lengths_may_vary(onnx.load(str(detectors.model("rows", tmp_path / "m.onnx"))))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "told"),
+    [
+        ([(2, 3), (3, 3)], 0),
+        ([(2, 3), (2, 0)], 1),
+        ([(2, 3), (2, 3)], None),
+        ([(0, 4), (0, 4)], 0),
+        ([(), ()], None),
+    ],
+)
+def test_the_axis_that_changes_is_that_of_the_rows(shapes, told):
+    assert lengths._axis("y", shapes, is_given=False) == told
+
+
+@pytest.mark.parametrize(
+    ("shapes", "told"), [([(2, 3), (3, 4)], "changes along axes 0, 1"), ([(2,), (2, 1)], "more axes")]
+)
+def test_a_shape_that_no_bundle_holds_is_refused(shapes, told):
+    with pytest.raises(SourceError, match=told):
+        lengths._axis("y", shapes, is_given=False)
+
+
+def data(folder):
+    np.savez(folder / "calib.npz", x=detectors.pictures(32, 1))
+    np.savez(folder / "eval.npz", x=detectors.pictures(120, 2))
+
+
+def test_a_detector_is_built_and_answers_with_as_many_rows_as_it_finds(run_build, tmp_path):
+    """The whole way: bound in the manifest, a self-test that passes, answers of the file's own length."""
+    path = detectors.model("rows", tmp_path / "detector.onnx")
+    data(tmp_path)
+    result = run_build(
+        path, "--name", "d", "--version", "1", "--calibration", tmp_path / "calib.npz", "--evaluation",
+        tmp_path / "eval.npz", "--target", "x86-64-v3", "--recipe", "onnxruntime/fp32", "--recipe", "litert/fp32",
+        "--recipe", "onnxruntime/static-int8", "--out", tmp_path / "dist", "--json", tmp_path / "result.json",
+        "--accept-uncertain",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    candidates = {
+        one["recipe"]: one for one in json.loads((tmp_path / "result.json").read_text())["candidates"]
+    }
+    assert "NonMaxSuppression" in candidates["litert/fp32"]["reason"]
+    assert candidates["onnxruntime/static-int8"]["status"] != "failed"
+    (made,) = (tmp_path / "dist").glob("*.edgekit")
+    manifest = bundle.read(made).manifest
+    (one,) = manifest.sets
+    assert one.axes == {"detections": 0}
+    assert manifest.outputs[0].shape == (one.bound, 6)
+    assert local.verify(made).passed
+    session = ort.InferenceSession(str(path))
+    with loading.load(made) as model:
+        assert model.outputs[0].shape == (None, 6)
+        seen = set()
+        for picture in detectors.pictures(12, 5):
+            (wanted,) = session.run(None, {"x": picture})
+            np.testing.assert_allclose(model.predict(picture)["detections"], wanted, atol=1e-4)
+            seen.add(len(wanted))
+    assert 0 in seen
+    assert len(seen) > 3
+    damaged = _pushed(made, tmp_path)
+    assert not local.verify(damaged).passed
+
+
+def _pushed(made, folder):
+    """The bundle with boxes that lie 5 pixels further right."""
+    found = bundle.read(made)
+    (folder / "files").mkdir()
+    found.extract(folder / "files")
+    target = folder / "files" / found.manifest.engine.model
+    model = onnx.load(str(target))
+    (anchors,) = [one for one in model.graph.initializer if list(one.dims) == [1, 49, 4]]
+    moved = onnx.numpy_helper.to_array(anchors) + np.array([5, 0, 5, 0], np.float32)
+    anchors.CopyFrom(onnx.numpy_helper.from_array(moved, anchors.name))
+    onnx.save(model, str(target))
+    files = {entry.path: folder / "files" / entry.path for entry in found.manifest.files}
+    entries = tuple(bundle.file_entry(path, file) for path, file in files.items())
+    bundle.write(folder / "pushed.edgekit", msgspec.structs.replace(found.manifest, files=entries), files)
+    return folder / "pushed.edgekit"
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("form", detectors.FORMS)
+def test_each_form_reaches_the_engines_that_run_it(form, run_build, tmp_path):
+    path = detectors.model(form, tmp_path / "detector.onnx")
+    data(tmp_path)
+    recipes = (
+        "onnxruntime/fp32",
+        "onnxruntime/static-int8",
+        "openvino/f32",
+        "openvino/static-int8",
+        "litert/fp32",
+    )
+    result = run_build(
+        path, "--name", "d", "--version", "1", "--calibration", tmp_path / "calib.npz", "--evaluation",
+        tmp_path / "eval.npz", "--target", "x86-64-v3", "--out", tmp_path / "dist", "--json", tmp_path / "r.json",
+        "--accept-uncertain", *[word for recipe in recipes for word in ("--recipe", recipe)],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    told = {one["recipe"]: one for one in json.loads((tmp_path / "r.json").read_text())["candidates"]}
+    assert {name for name, one in told.items() if one["status"] == "failed"} == {"litert/fp32"}
+    assert told["openvino/f32"]["accuracy"]["shipped"] == 1
