@@ -10,9 +10,10 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python examples/digits/demo.py
 
-# Most tests wait more than they compute; the end-to-end ones measure, and have the machine to themselves.
+# Most tests wait more than they compute, so three at a time keep two cores busy; the end-to-end ones measure, and have
+# the machine to themselves.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --ignore tests/e2e
 	$(BIN)/python -m pytest tests/e2e
 
 # Whole builds and long roads, one after the other: many minutes.

@@ -70,12 +70,12 @@ async def run_blocking(work: Callable[[], T]) -> T:
     return await future
 
 
-async def stoppable(work: Callable[[Stopper], object]) -> None:
-    """Run blocking work; cancelling stops it and waits for its end, so that two never write the same file."""
+async def stoppable(work: Callable[[Stopper], T]) -> T:
+    """The result of blocking work; cancelling stops it and waits for its end, so that two never write the same file."""
     stopping = Stopper()
     task = asyncio.create_task(run_blocking(lambda: work(stopping)))
     try:
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         stopping.set()
         # How it ends is of no interest any more; asyncio would log an error that nobody looked at.

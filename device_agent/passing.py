@@ -21,7 +21,7 @@ import msgspec
 
 from device_agent import log
 from device_agent.agentfile import GuardTable
-from device_agent.blocking import run_blocking
+from device_agent.blocking import Stopper, stoppable
 from device_agent.serve.http import HttpError, Request, Response
 from edgekit.manifest import Name
 
@@ -117,18 +117,23 @@ class Passer:
 
     async def _pass(self, asked: Asked, body: bytes, reply: Callable[[int, bytes], None]) -> None:
         try:
-            status, kind, answer = await run_blocking(lambda: post(self._table, asked, body))
+            async with asyncio.timeout(self._table.timeout_s):
+                status, kind, answer = await stoppable(
+                    lambda stopping: post(self._table, asked, body, stopping)
+                )
             told = Answered(asked.number, status, kind)
         except (OSError, http.client.HTTPException, ValueError) as error:
             log.trouble(
                 "an unfamiliar input could not be passed on", deployment=asked.deployment, reason=error
             )
-            told, answer = Answered(asked.number, trouble=str(error) or type(error).__name__), b""
+            # An answer that comes byte by byte never lets the socket's own time run out.
+            words = str(error) or f"no whole answer within {self._table.timeout_s:g} s"
+            told, answer = Answered(asked.number, trouble=words), b""
         reply(_memory(answer), msgspec.json.encode(told))
 
 
-def post(table: GuardTable, asked: Asked, body: bytes) -> tuple[int, str, bytes]:
-    """Status, content type and body of the answer. Raises: OSError, HTTPException, ValueError for one that is none."""
+def post(table: GuardTable, asked: Asked, body: bytes, stopping: Stopper) -> tuple[int, str, bytes]:
+    """Status, content type and body of the answer. `stopping` ends it. Raises: OSError, HTTPException, ValueError for one that is none."""
     url = urlsplit(table.url)
     assert url.hostname is not None
     connection: http.client.HTTPConnection
@@ -142,6 +147,9 @@ def post(table: GuardTable, asked: Asked, body: bytes) -> tuple[int, str, bytes]
     try:
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         headers = {"Content-Type": asked.content_type, "Edgekit-Deployment": asked.deployment}
+        connection.connect()
+        assert connection.sock is not None
+        stopping.watch(connection.sock)
         connection.request("POST", path, body, headers)
         response = connection.getresponse()
         answer = response.read(MAX_ANSWER_BYTES + 1)

@@ -106,7 +106,8 @@ class NewDeployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Telemetry(msgspec.Struct, frozen=True):
     """All windows of what a device runs now; the quantiles are None before the first request.
 
-    `drift` is the newest index that it said of each thing; `anomalies` counts inputs that did not fit, by kind.
+    `drift` is the newest index that it said of each thing; `anomalies` counts inputs that did not fit, by kind,
+    `guarded` requests whose input the bundle's guard found unfamiliar.
     """
 
     windows: int = 0
@@ -116,6 +117,7 @@ class Telemetry(msgspec.Struct, frozen=True):
     infer_ms_p95: float | None = None
     drift: dict[str, float] = {}
     anomalies: dict[str, int] = {}
+    guarded: int = 0
 
 
 class DeploymentView(msgspec.Struct, frozen=True):

@@ -159,6 +159,8 @@ def device(one: Device) -> Group:
 def _deployment_rows(one: Deployment) -> list[tuple[str, Cell]]:
     told = one.telemetry
     served = f"{told.requests} requests, {told.errors} errors" if told.windows else ""
+    if told.guarded:
+        served += f", {told.guarded} unfamiliar"
     if told.infer_ms_p95 is not None:
         served += f", p50 {milliseconds(told.infer_ms_p50)}, p95 {milliseconds(told.infer_ms_p95)}"
     because = f" ({one.because})" if one.because else ""

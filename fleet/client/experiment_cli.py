@@ -53,12 +53,11 @@ def listing(*, place: str | None, as_json: bool) -> None:
     """List experiments, newest first."""
     with connected(place) as client:
         found = client.experiments()
-    if as_json:
-        render.show_json(found)
-    elif not found:
-        render.say("no experiments yet")
-    for one in [] if as_json else found:
-        render.say(f"{one.id}  {one.a.release} against {one.b.release}  {one.status}  {one.words}")
+    render.show_lines(found, _line, none="no experiments yet", as_json=as_json)
+
+
+def _line(one: api.ExperimentView) -> str:
+    return f"{one.id}  {one.a.release} against {one.b.release}  {one.status}  {one.words}"
 
 
 @experiment.command(epilog=examples("edgekit fleet experiment status e1"))

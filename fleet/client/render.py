@@ -5,7 +5,8 @@ Always true
 """
 
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -13,6 +14,8 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from edgekit import safe
+
+T = TypeVar("T")
 
 _COLOURS = {
     "completed": "green",
@@ -51,6 +54,14 @@ def show_json_line(value: Any) -> None:
 def say(words: str, *, err: bool = False) -> None:
     """Sentences, a line each."""
     click.echo(safe.lines(words), err=err)
+
+
+def show_lines(found: Sequence[T], line: Callable[[T], str], *, none: str, as_json: bool) -> None:
+    """What was asked for, a line each; `none` says that there is nothing."""
+    if as_json:
+        show_json(found)
+    else:
+        say("\n".join(map(line, found)) or none)
 
 
 def show(renderable: RenderableType) -> None:

@@ -48,12 +48,11 @@ def status(*, shadow_id: str | None, place: str | None, as_json: bool) -> None:
             _show(client.shadow(shadow_id), as_json=as_json)
             return
         found = client.shadows()
-    if as_json:
-        render.show_json(found)
-    elif not found:
-        render.say("no shadows yet")
-    for one in [] if as_json else found:
-        render.say(f"{one.id}  {one.release} beside {one.deployment}  {one.status}  {one.words}")
+    render.show_lines(found, _line, none="no shadows yet", as_json=as_json)
+
+
+def _line(one: api.ShadowView) -> str:
+    return f"{one.id}  {one.release} beside {one.deployment}  {one.status}  {one.words}"
 
 
 @shadow.command(epilog=examples("edgekit fleet shadow stop h1"))

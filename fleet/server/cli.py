@@ -12,7 +12,7 @@ from rich.console import Console
 
 from edgekit.errors import UsageError
 from fleet.server import broker_config as configs
-from fleet.server import broker_folder, home, hsm_uri, service
+from fleet.server import broker_folder, home, hsm_uri, service, trusted
 from fleet.server.ca import MOST_WORKERS
 from fleet.server.options import FILE, broker_options, login_of, place_options, wanted_of
 from fleet.server.places import MOSQUITTO, settle
@@ -181,7 +181,7 @@ def up(
         wanted=wanted_of(given),
         database=given["database"],
         tick_s=tick,
-        tls=service.TlsFiles(given["tls_cert"], given["tls_key"], given["tls_ca"]),
+        tls=trusted.TlsFiles(given["tls_cert"], given["tls_key"], given["tls_ca"]),
         broker_login=login_of(given),
         broker_files=broker_files,
         ca_passphrase=home.secret(ca_passphrase_file, home.PASSPHRASE, "the CA's passphrase"),

@@ -3,9 +3,8 @@
 Always true
  1. One controller per database: it makes its changes on the connection that holds the lock, and makes none without it.
     A service that does not get the lock, or loses it, waits for it: it follows, and takes over within `FOLLOW_S`.
- 2. Each rollout is stepped in a transaction of its own: an error in one never undoes another.
- 3. It remembers nothing that the database does not hold (but caches, which it throws away when it takes over).
- 4. Durations are measured in steady time (`clock`); what is due by the loop's own rhythm by the monotonic clock.
+ 2. It remembers nothing that the database does not hold (but caches, which it throws away when it takes over).
+ 3. Durations are measured in steady time (`clock`); what is due by the loop's own rhythm by the monotonic clock.
 """
 
 import logging
@@ -17,11 +16,9 @@ from pathlib import Path
 from sqlalchemy import Connection
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from fleet.rules.evidence import StageEvidence
 from fleet.rules.experiment import NOTE_S
 from fleet.rules.retention import DEFAULT, Retention
-from fleet.rules.rollout import RETURNING, Command, Due, Heard, Left, Status, Tick
-from fleet.server import changes, collecting, joining, parting, queue, shadowing, trials
+from fleet.server import collecting, queue, shadowing, trials
 from fleet.server.alarms import LOOK_S, Alarms
 from fleet.server.clock import Clock, Now
 from fleet.server.database import Database
@@ -31,12 +28,12 @@ from fleet.server.lock import Lock, LostError
 from fleet.server.placing import Placer
 from fleet.server.pruning import Pruning
 from fleet.server.rhythm import Rhythm
+from fleet.server.stepping import CHUNKS_AT_ONCE, News, Stepper
 from fleet.server.store import (
     commands,
     devices,
     events,
     experiments,
-    groups,
     known,
     news,
     orders,
@@ -44,9 +41,7 @@ from fleet.server.store import (
     settings,
     workers,
 )
-from fleet.server.store.blocked import BlockedError
 from fleet.server.store.orders import Issuer
-from fleet.server.watched import Watched
 
 log = logging.getLogger(__name__)
 
@@ -54,19 +49,13 @@ PUBLISH_AT_ONCE = 500
 RECONCILE_S = 5.0
 # A device gets this long to report that it accepted an order before the order is published again.
 PATIENCE_S = 10.0
-# After a reconnect the fleet listens this long before it draws conclusions.
-LISTEN_FIRST_S = 3.0
 # How often a service that follows tries to become the controller.
 FOLLOW_S = 1.0
-# Transactions of orders that one tick gives out for a rollout; the rest waits for the next tick.
-CHUNKS_AT_ONCE = 10
 _KEEP_TIME_S = 5.0
 _RENEW_S = 60.0
 
 # What a database says that is away, locked or full.
 _AWAY = (OperationalError, InterfaceError)
-
-News = set[str] | None
 
 
 class Controller:
@@ -111,7 +100,7 @@ class Controller:
         self._stopping = False
         self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
-        self._watched: dict[int, Watched] = {}
+        self._stepper = Stepper(self._lock, issuer, clock, self._tell)
         self._placer = Placer()
         # The rollouts, under way and queued, for which no queued one could begin.
         self._waited: object = None
@@ -159,7 +148,8 @@ class Controller:
             self._lock.release()
             self._fails()
             return False
-        self._watched, self._placer, self._waited, self._rhythm = {}, Placer(), None, Rhythm()
+        self._stepper.forget()
+        self._placer, self._waited, self._rhythm = Placer(), None, Rhythm()
         if self._alarms is not None:
             self._alarms.begin_anew()
         self._is_leading = True
@@ -193,7 +183,8 @@ class Controller:
                 self._fails()
                 self._lose()
             except Exception as error:
-                self._watched, self._waited = {}, None
+                self._stepper.forget()
+                self._waited = None
                 if isinstance(error, _AWAY):
                     self._fails()
                 # The same failure again and again is one line, not a traceback a second.
@@ -231,9 +222,7 @@ class Controller:
             fresh = news.take(connection)
             if fresh is None or fresh:
                 events.note(connection, "device", fresh or ())
-        self._watched = {number: kept for number, kept in self._watched.items() if number in active}
-        for rollout_id in active:
-            self._step(rollout_id, fresh, is_frozen=is_frozen, now=now)
+        self._stepper.step(active, fresh, self._hears_since, is_frozen=is_frozen, now=now)
         if not is_frozen:
             self._try(fresh, now)
             self._follow_assignments(fresh, now)
@@ -271,85 +260,6 @@ class Controller:
             self._hears_since = now.steady
         else:
             self._hears_since = max(self._hears_since, since)
-
-    def _step(self, rollout_id: int, fresh: News, *, is_frozen: bool, now: Now) -> None:
-        try:
-            with self._lock.begin() as connection:
-                watched = self._turn(connection, rollout_id, fresh, is_frozen=is_frozen, now=now)
-            self._watched[rollout_id] = watched
-            for _ in range(CHUNKS_AT_ONCE - 1):
-                if not self._more_orders(rollout_id, is_frozen=is_frozen, now=now):
-                    break
-        except LostError:
-            raise
-        except BlockedError as error:
-            self._watched.pop(rollout_id, None)
-            with self._lock.begin() as connection:
-                self._pause(connection, rollout_id, str(error), now)
-        except Exception as error:
-            self._watched.pop(rollout_id, None)
-            if self._tell(f"stepping rollout r{rollout_id} failed ({error}); the others go on"):
-                log.exception("its traceback")
-
-    def _turn(
-        self, connection: Connection, rollout_id: int, fresh: News, *, is_frozen: bool, now: Now
-    ) -> Watched:
-        """One step of a rollout. What is kept of it is taken out first: it comes back when this has committed."""
-        kept = self._watched.pop(rollout_id, None)
-        head, revision = rollouts.lock(connection, rollout_id)
-        if kept is None or kept.revision != revision or fresh is None:
-            kept = Watched.load(connection, head, revision)
-            fresh = set(kept.rollout.members)
-        concerned = kept.read(connection, fresh)
-        gone = tuple(device for device in concerned if device not in kept.rows)
-        if gone:
-            kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Left(gone), now=now)
-        if changed := groups.marked_of(connection, concerned, head.spec.deployments):
-            kept.rollout = parting.part(
-                connection, self._issuer, kept.rollout, changed, now=now, is_frozen=is_frozen
-            )
-        concerned = [device for device in concerned if device in kept.rollout.members]
-        words = kept.words(connection, concerned)
-        if words:
-            kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Heard(words), now=now)
-        connected = self._hears_since
-        if not is_frozen and connected is not None and now.steady - connected >= LISTEN_FIRST_S:
-            if kept.rollout.status is Status.RUNNING:
-                kept.rollout = joining.join(connection, self._issuer, kept.rollout, fresh, now)
-                kept.read(connection, fresh - set(concerned))
-            event = Tick(StageEvidence())
-            if kept.rollout.judged_from is not None:
-                event = Tick(
-                    kept.evidence(
-                        connection, concerned, deaf=self._clock.deaf, heard_since=connected, now=now.steady
-                    )
-                )
-            kept.rollout = changes.apply(connection, self._issuer, kept.rollout, event, now=now)
-        elif kept.rollout.status in RETURNING:
-            kept.rollout = changes.apply(connection, self._issuer, kept.rollout, Due(), now=now)
-        kept.revision = rollouts.revision(connection, rollout_id)
-        return kept
-
-    def _pause(self, connection: Connection, rollout_id: int, why: str, now: Now) -> None:
-        """It cannot go where it would, be that back to a release that was blocked meanwhile: a person decides."""
-        rollout = rollouts.load(connection, rollout_id)
-        if rollout.status is Status.RUNNING:
-            changes.apply(connection, self._issuer, rollout, Command("pause", why), now=now)
-
-    def _more_orders(self, rollout_id: int, *, is_frozen: bool, now: Now) -> bool:
-        """Another transaction of orders that are due; whether there were any."""
-        kept = self._watched.pop(rollout_id)
-        if is_frozen and kept.rollout.status not in RETURNING:
-            self._watched[rollout_id] = kept
-            return False
-        with self._lock.begin() as connection:
-            if rollouts.lock(connection, rollout_id)[1] != kept.revision:
-                return False
-            before = kept.rollout
-            kept.rollout = changes.apply(connection, self._issuer, before, Due(), now=now)
-            kept.revision = rollouts.revision(connection, rollout_id)
-        self._watched[rollout_id] = kept
-        return kept.rollout is not before
 
     def _try(self, fresh: News, now: Now) -> None:
         """Experiments: who joins, and orders that are due."""

@@ -8,7 +8,6 @@ Always true
 import logging
 import signal
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,11 +19,10 @@ import uvicorn
 
 from edgekit.errors import UsageError
 from fleet.rules.retention import DEFAULT
-from fleet.server import broker_config, home, signin, tls
+from fleet.server import broker_config, home, signin, tls, trusted
 from fleet.server.api.app import make_app
 from fleet.server.api.context import Context
 from fleet.server.broker import Broker, EmbeddedBroker, KeptUp, Mosquitto, check_free
-from fleet.server.ca import Authority
 from fleet.server.certificates import Certificates
 from fleet.server.clock import Clock
 from fleet.server.controller import Controller
@@ -43,20 +41,12 @@ from fleet.server.signin import SignIns
 from fleet.server.state import Keys, StateFolder
 from fleet.server.store import settings
 from fleet.server.store.orders import Issuer
+from fleet.server.trusted import TlsFiles, Trust, path_of
 from fleet.tuf.online import Chore, Online
 
 log = logging.getLogger(__name__)
 
 _FIRST_CONNECT_S = 5.0
-
-
-@dataclass(frozen=True)
-class TlsFiles:
-    """A certificate of the user's own with its key, and who signed it; all three or none."""
-
-    certificate: Path | None = None
-    key: Path | None = None
-    authorities: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,7 @@ class Options:
     wanted: Wanted = field(default_factory=Wanted)
     database: str | None = None
     tick_s: float = 1.0
-    tls: TlsFiles = TlsFiles()
+    tls: TlsFiles = field(default_factory=TlsFiles)
     broker_login: BrokerLogin = field(default_factory=BrokerLogin)
     broker_files: Path | None = None
     ca_passphrase: bytes | None = field(default=None, repr=False)
@@ -117,16 +107,6 @@ def merged(config: Config | None, wanted: Wanted) -> Wanted:
     return replace(config.wanted, **given)
 
 
-@dataclass(frozen=True)
-class _Trust:
-    """The home's keys, and what pins connections to the service. `bundle` is empty where all is plain on loopback."""
-
-    keys: Keys
-    authority: Authority
-    bundle: str
-    api: home.Tls | None
-
-
 def _clock(database: Database) -> Clock:
     """The fleet's time, as far as the database has it."""
     clock = Clock()
@@ -152,7 +132,14 @@ def _start(
     database = Database(options.database or config.database or sqlite_url(options.state))
     stack.callback(database.close)
     home.check_database(database, config)
-    trust = _trust(options, config, places, folder)
+    trust = trusted.trust(
+        config,
+        places,
+        folder,
+        options.tls,
+        broker_ca=options.broker_login.authorities,
+        passphrase=options.ca_passphrase,
+    )
     sign_ins = SignIns(signin.provider(config.oidc, options.state, places.url) if config.oidc else None)
     tuf = Online(folder.path / "tuf")
     broker = _broker(places, folder, trust, config)
@@ -188,7 +175,7 @@ def _start(
         folder.path,
         has_workers,
         options.broker_files,
-        options.tls.certificate or _path(config.tls_cert),
+        options.tls.certificate or path_of(config.tls_cert),
     )
     monitoring = Monitoring(parts, Seal(trust.keys, TARGETS))
     watch, signing = KeptUp(broker), Chore(tuf)
@@ -275,7 +262,7 @@ def _issuer(config: Config, folder: StateFolder, tuf: Online, keys: Keys, databa
     return Issuer(config.fleet, key, above)
 
 
-def _link(options: Options, places: Places, trust: _Trust, certificates: Certificates, clock: Clock) -> Link:
+def _link(options: Options, places: Places, trust: Trust, certificates: Certificates, clock: Clock) -> Link:
     """The connection to the broker, not started yet."""
     return Link(
         places.mqtt,
@@ -297,58 +284,7 @@ def _make_home(options: Options, places: Places) -> Config:
     return home.create(options.state, {}, options.database, options.ca_passphrase, time.time())
 
 
-def _trust(options: Options, config: Config, places: Places, folder: StateFolder) -> _Trust:
-    authority = home.authority(folder.keys_folder, config, options.ca_passphrase)
-    bundle = (
-        [authority.pem] if places.has_tls or places.announced.tls or places.url.startswith("https:") else []
-    )
-    own = _own_files(options.tls, config)
-    if own is not None:
-        bundle.append(_pem_text(own.authorities, "--tls-ca"))
-    if options.broker_login.authorities is not None:
-        bundle.append(_pem_text(options.broker_login.authorities, "--broker-ca"))
-    api = None
-    if places.has_tls:
-        if own is not None and own.certificate is not None and own.key is not None:
-            home.read_private(own.key, "the TLS key")
-            api = home.Tls(own.certificate, own.key)
-        else:
-            api = home.server_files(folder.keys_folder, authority, config.fleet, places.hosts, time.time())
-    return _Trust(folder.keys(), authority, "".join(bundle), api)
-
-
-def _own_files(given: TlsFiles, config: Config) -> TlsFiles | None:
-    """The user's own certificate, from options or fleet.toml; with --plain-http only the authority is of use."""
-    files = TlsFiles(
-        given.certificate or _path(config.tls_cert),
-        given.key or _path(config.tls_key),
-        given.authorities or _path(config.tls_ca),
-    )
-    if files == TlsFiles():
-        return None
-    if files.authorities is None or (files.certificate is None) != (files.key is None):
-        raise UsageError(
-            "a certificate of your own takes three files: --tls-cert, --tls-key, and --tls-ca, the authority that "
-            "devices will pin"
-        )
-    return files
-
-
-def _path(text: str) -> Path | None:
-    return Path(text) if text else None
-
-
-def _pem_text(path: Path | None, flag: str) -> str:
-    assert path is not None
-    try:
-        text = path.read_text(encoding="utf-8")
-        ssl.create_default_context(cadata=text)
-    except (OSError, UnicodeDecodeError, ssl.SSLError) as error:
-        raise UsageError(f"{flag} {path}: no PEM certificates can be read from it ({error})") from error
-    return text if text.endswith("\n") else text + "\n"
-
-
-def _broker(places: Places, folder: StateFolder, trust: _Trust, config: Config) -> Broker | None:
+def _broker(places: Places, folder: StateFolder, trust: Trust, config: Config) -> Broker | None:
     if places.broker == EMBEDDED:
         return EmbeddedBroker(places.mqtt, folder.path)
     if places.broker != MOSQUITTO:
@@ -365,7 +301,7 @@ def _broker(places: Places, folder: StateFolder, trust: _Trust, config: Config) 
     return Mosquitto(places.mqtt, path, has_websockets=places.websocket_listener is not None)
 
 
-def _uvicorn(context: Context, trust: _Trust, certificates: Certificates) -> uvicorn.Config:
+def _uvicorn(context: Context, trust: Trust, certificates: Certificates) -> uvicorn.Config:
     config = uvicorn.Config(
         make_app(context),
         http=tls.Protocol,

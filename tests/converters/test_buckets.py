@@ -132,7 +132,8 @@ def built(request, lines, run_build, tmp_path_factory):
 
 def test_every_engine_makes_a_model_of_every_bucket_and_computes_what_the_source_does(built):
     found = {item["recipe"]: item for item in built.document["candidates"]}
-    assert set(found) == set(RECIPES)
+    # A repair of one may be tried besides: whether it pays is a matter of times.
+    assert set(RECIPES) <= set(found)
     for recipe, item in found.items():
         assert item["status"] != "failed", item["reason"]
         assert [each["size"] for each in item["buckets"]] == list(SIZES)

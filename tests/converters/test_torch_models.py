@@ -9,8 +9,17 @@ MATRIX = Path(__file__).parents[1] / "conformance"
 # The importer's own way has its own tests, and `make conformance`.
 ENGINES = ("ONNX Runtime", "OpenVINO", "LiteRT from torch")
 # One with a mask and integers, one recurrent, two that see; the others are of the same engines at greater length.
-QUICK = ("distilbert", "resnet")
-OTHERS = ("lstm_classifier", "vit", "mobilenet_v2", "convnext", "segformer", "whisper_encoder", "wav2vec2")
+QUICK = ("distilbert",)
+OTHERS = (
+    "resnet",
+    "lstm_classifier",
+    "vit",
+    "mobilenet_v2",
+    "convnext",
+    "segformer",
+    "whisper_encoder",
+    "wav2vec2",
+)
 
 
 @pytest.fixture(scope="module")

@@ -219,6 +219,7 @@ def test_what_the_operator_made_is_nobody_elses(fleet: Composed) -> None:
         assert secret not in told
 
 
+@pytest.mark.proof
 def test_the_fleet_stops_when_it_is_told_and_starts_again(fleet: Composed) -> None:
     for name in ("fleet", "mosquitto"):
         process = fleet.running.pop(name)

@@ -30,13 +30,15 @@ sys.path.append(str(Path(__file__).parent.parent / "fleet"))
 
 from ports import free_port  # after the lines that make it importable
 
+from converters.work.guarding import fitted
 from device_agent.folder import DeploymentFolder
 from device_agent.update import slots
 from edgekit import bundle as bundles
+from edgekit import guard, selftest
 from edgekit import manifest as manifests
-from edgekit import selftest
 from edgekit.buckets import padded
 from edgekit.engines import LoadedBundle
+from edgekit.guard_section import Guard, GuardAnswer
 from edgekit.manifest import (
     Buckets,
     Contract,
@@ -53,6 +55,7 @@ from edgekit.rows import padded as fixed_rows
 from edgekit.rowset import RowSet
 from edgekit.samples import Samples, dump_arrays, dump_npz, rows, stacked
 from edgekit.selftest import record
+from edgekit.transforms import prepare
 
 PROFILE = "x86-64-v3"
 NO_LIMITS = Contract()
@@ -306,6 +309,31 @@ def written(
     return Built(path, digest, path.stat().st_size, manifest)
 
 
+def build_guarded(folder: Path, answer: GuardAnswer = "flag", **wanted: Any) -> Built:
+    """As `build`, with a guard fitted on more of the golden inputs' kind."""
+    plain_one = build(folder, **wanted)
+    bundle = bundles.read(plain_one.path)
+    manifest, extracted = bundle.manifest, folder / f"extracted-{plain_one.sha256[:12]}"
+    bundle.extract(extracted)
+    fit = [prepare(manifest.admitted, manifest.preprocess, {"x": each}) for each in digit_images(200, seed=9)]
+    familiar = fitted(fit, manifest.admitted, 8)
+    golden = selftest.golden_inputs(manifest, extracted)
+    plain, turned = guard.distances(familiar, manifest.admitted, manifest.preprocess, golden)
+    files = {entry.path: bundle.read(entry.path) for entry in manifest.files}
+    files["guard/statistics.npz"] = dump_arrays(guard.dump(familiar, plain, turned))
+    limit = 1.3 * max(plain + turned)
+    section = Guard("guard/statistics.npz", ("x",), limit, 0.01, 0, 0, answer)
+    changed = {
+        "format": manifests.GUARD_FORMAT,
+        "guard": section,
+        "files": tuple(bundles.file_entry(name, data) for name, data in sorted(files.items())),
+    }
+    manifest = _replace(manifest, changed)
+    path = folder / f"{answer}-{manifest.filename}"
+    digest = bundles.write(path, manifest, files)
+    return Built(path, digest, path.stat().st_size, manifest)
+
+
 def build_lines(folder: Path) -> Built:
     """A bundle that doubles lines of up to 8 numbers, in buckets of 4 and 8."""
     models = {f"model/{size}.onnx": doubler_onnx(size) for size in (4, 8)}
@@ -459,6 +487,7 @@ class Tools:
     Built = Built
     build = staticmethod(build)
     build_greedy = staticmethod(build_greedy)
+    build_guarded = staticmethod(build_guarded)
     build_finder = staticmethod(build_finder)
     build_lines = staticmethod(build_lines)
     build_types = staticmethod(build_types)

@@ -4,49 +4,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from converters.work.guarding import fitted
 from device_agent import collector
 from device_agent.folder import DeploymentFolder
-from edgekit import bundle as bundles
-from edgekit import guard, selftest
-from edgekit import manifest as manifests
-from edgekit.guard_section import Guard
-from edgekit.samples import dump_arrays
-from edgekit.transforms import prepare
 from edgekit.wire.messages import GUARD_SHARE, DeploymentWindow, Moments
 
 STRANGE = np.full((8, 8), 16.0, np.float32)
 
 
-def guarded(tools, tmp_path, answer):
-    """A bundle of the tools' with a guard fitted on more of its golden inputs' kind."""
-    made = tools.build(tmp_path)
-    bundle = bundles.read(made.path)
-    bundle.extract(tmp_path / "extracted")
-    manifest = bundle.manifest
-    pictures = tools.digit_images(200, seed=9)
-    fit = [prepare(manifest.admitted, manifest.preprocess, {"x": each}) for each in pictures]
-    familiar = fitted(fit, manifest.admitted, 8)
-    golden = selftest.golden_inputs(manifest, tmp_path / "extracted")
-    plain, turned = guard.distances(familiar, manifest.admitted, manifest.preprocess, golden)
-    limit = 1.3 * max(plain + turned)
-    files = {entry.path: bundle.read(entry.path) for entry in manifest.files}
-    files["guard/statistics.npz"] = dump_arrays(guard.dump(familiar, plain, turned))
-    manifest = msgspec.structs.replace(
-        manifest,
-        format=manifests.GUARD_FORMAT,
-        guard=Guard("guard/statistics.npz", ("x",), limit, 0.01, 0, 0, answer),
-        files=tuple(bundles.file_entry(name, data) for name, data in sorted(files.items())),
-    )
-    path = tmp_path / f"{answer}.edgekit"
-    digest = bundles.write(path, manifest, files)
-    return tools.Built(path, digest, path.stat().st_size, manifest), golden.sample(0)["x"]
-
-
 @pytest.fixture
 def hosted(tmp_path, tools, host_worker):
     def start(answer):
-        built, familiar = guarded(tools, tmp_path, answer)
+        built = tools.build_guarded(tmp_path, answer=answer)
+        familiar = tools.digit_images(1)[0]
         worker = host_worker(tools.staged(DeploymentFolder(tmp_path / "d"), built), "digits")
         return worker, tools.Client(worker.port), familiar
 

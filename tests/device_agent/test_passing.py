@@ -1,6 +1,7 @@
 """Unfamiliar inputs that are answered elsewhere: by whom `agent.toml` names, within time and size, or with a reason."""
 
 import asyncio
+import contextlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -90,6 +91,41 @@ def test_an_answer_that_is_none_is_a_502_with_the_reason(expert, answer, said):
 def test_nobody_there_is_a_502(tmp_path):
     (error,) = ask("http://127.0.0.1:9/")
     assert (error.status, error.word) == (502, "passing")
+
+
+def test_an_answer_that_comes_byte_by_byte_ends_with_the_time_and_frees_its_place():
+    ended = threading.Event()
+
+    class Trickle(BaseHTTPRequestHandler):
+        def do_POST(self):
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+                while not ended.wait(0.05):
+                    self.wfile.write(b"x")
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    async def story():
+        passer = Passer(GuardTable(url=f"http://127.0.0.1:{server.server_port}/", timeout_s=1))
+        asker = Asker("digits", 60, lambda fd, about: passer.take(fd, about, asker.take))
+        found = []
+        for _ in range(2):
+            found += await asyncio.gather(*(asker.ask(REQUEST) for _ in range(MOST)), return_exceptions=True)
+        return found
+
+    try:
+        found = asyncio.run(story())
+    finally:
+        ended.set()
+        server.shutdown()
+        server.server_close()
+    assert {error.status for error in found} == {502}
+    assert {"no whole answer within 1 s" in str(error) for error in found} == {True}
 
 
 def test_no_more_than_so_many_wait(expert):

@@ -44,10 +44,12 @@ class Inside:
     clock: Clock = field(default_factory=Clock)
     wanted: Wanted = field(default_factory=Wanted)
     sign_ins: SignIns = field(default_factory=SignIns)
+    # Of its database; one of SQLite below `path` unless set.
+    url: str = ""
 
     def __post_init__(self) -> None:
         self.folder = StateFolder(self.path)
-        self.database = Database(sqlite_url(self.path))
+        self.database = Database(self.url or sqlite_url(self.path))
         with self.database.begin() as connection:
             settings.put(connection, settings.FLEET, "fleet-1")
         keys = Keys(make_key(self.path / "keys" / "order.key"), make_key(self.path / "keys" / "secrets.key"))

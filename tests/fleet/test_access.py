@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from edgekit import bundle as bundles
 from fleet.rules.access import RULES, Open, Reach, Role, Rule
-from fleet.server import passwords, schema
+from fleet.server import passwords, schema, schema_access
 from fleet.server.store import audit, releases, users
 
 PASSWORD = "correct horse battery staple"
@@ -229,7 +229,7 @@ def test_a_token_is_told_once_kept_hashed_and_listed_with_its_last_use(inside: I
     assert (made.status_code, made.headers["cache-control"]) == (201, "no-store")
     secret = made.json()["secret"]
     with inside.database.begin() as connection:
-        assert secret not in str(connection.execute(schema.access_tokens.select()).all())
+        assert secret not in str(connection.execute(schema_access.access_tokens.select()).all())
     [_, ci] = admin.get("/api/v1/tokens").json()
     assert (ci["state"], ci["last_used"], ci["created_by"]) == ("good", None, "token:admin")
     assert inside.client(secret).get("/api/v1/status").status_code == 200

@@ -77,10 +77,10 @@ class Scene:
             return audit.newest(connection, count)
 
     def sessions(self) -> int:
-        from fleet.server import schema
+        from fleet.server import schema_access
 
         with self.inside.database.begin() as connection:
-            return len(connection.execute(schema.sessions.select()).all())
+            return len(connection.execute(schema_access.sessions.select()).all())
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def scene(shared_home: tuple[Inside, OpenIdProvider]) -> Scene:
     from dataclasses import replace
 
     from fleet.rules.attempts import Limits
-    from fleet.server import schema
+    from fleet.server import schema_access
 
     inside, provider = shared_home
     inside.clock.now = NOW
@@ -110,7 +110,7 @@ def scene(shared_home: tuple[Inside, OpenIdProvider]) -> Scene:
     inside.context = replace(inside.context, sign_ins=SignIns(real), limits=Limits())
     inside.app.state.context = inside.context
     with inside.database.begin() as connection:
-        for table in (schema.sessions, schema.users):
+        for table in (schema_access.sessions, schema_access.users):
             connection.execute(table.delete())
     return Scene(inside, provider)
 

@@ -37,9 +37,12 @@ DIGEST = "a" * 64
 WANTED = {"deployment": "digits", "to": "all", "lasts": "1h", "random": "100%", "most": 3}
 
 
-@pytest.fixture
-def inside(tmp_path: Path) -> Iterator[Inside]:
-    made = Inside(tmp_path / "fleet")
+@pytest.fixture(
+    params=["sqlite", pytest.param("postgresql", marks=[pytest.mark.postgres, pytest.mark.proof])]
+)
+def inside(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Inside]:
+    url = "" if request.param == "sqlite" else request.getfixturevalue("empty_postgresql")
+    made = Inside(tmp_path / "fleet", url=url)
     enrolled(made.database, ["lab-1", "roof-1"])
     with made.database.begin() as connection:
         for name in ("lab-1", "roof-1"):

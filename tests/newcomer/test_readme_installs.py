@@ -19,12 +19,12 @@ from edgekit.distribution import DISTRIBUTION, PROVIDERS, engine_extras
 
 LINES = readme.installs(readme.text())
 # Gigabytes: pip settles and names the whole set, and installs nothing. CI installs the same set for all other tests.
-HEAVY = ("litert-convert",)
+HEAVY = ("litert-convert", "tensorflow")
 UNREACHABLE = re.compile(
     r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ProxyError|ReadTimeoutError"
 )
-# Fresh environments of what others install too: with make proofs.
-AGAIN = ("pkcs11", "oidc", "postgres", "audio", "camera", "microphone")
+# Fresh environments of what others install too, or of much to download: with make proofs.
+AGAIN = ("pkcs11", "oidc", "postgres", "audio", "camera", "microphone", "images", "litert", "openvino")
 # Extra → what must work once it is installed: a line of Python.
 PROMISES = {
     "agent": "import device_agent.supervisor, device_agent.worker",

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.browser
 def see(page: Page, words: str) -> None:
     """It comes by itself: nobody loads the page again."""
     found = page.get_by_text(re.compile(words)).first
-    for _ in range(60):
+    for _ in range(180):
         if found.is_visible():
             return
         page.wait_for_timeout(500)

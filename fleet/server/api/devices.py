@@ -283,6 +283,7 @@ def _summary(rows: list[Row[Any] | None]) -> api.Telemetry:
         infer_ms_p95=sketch.quantile(0.95),
         drift={label: index for one in gauges for label, index in one.drift.items()},
         anomalies=dict(sum((Counter(one.anomalies) for one in gauges), Counter())),
+        guarded=sum(one.guarded for one in gauges),
     )
 
 

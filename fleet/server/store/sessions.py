@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from edgekit.errors import AuthError
-from fleet.server.schema import sessions, users
+from fleet.server.schema_access import sessions, users
 from fleet.server.store import audit
 from fleet.server.store import users as users_store
 from fleet.server.store.audit import Who

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, insert, or_, select, update
 
 from edgekit.errors import AuthError, ConflictError, NotFoundError
 from fleet.rules.access import Role, Scope
-from fleet.server.schema import access_tokens
+from fleet.server.schema_access import access_tokens
 from fleet.server.store import audit
 from fleet.server.store.audit import Who
 from fleet.server.store.settings import new_secret, secret_hash

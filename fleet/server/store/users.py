@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from edgekit.errors import ConflictError, NotFoundError
 from fleet.rules.access import Scope, role
 from fleet.rules.people import Person
-from fleet.server.schema import sessions, users
+from fleet.server.schema_access import sessions, users
 from fleet.server.store import audit
 from fleet.server.store.audit import Who
 from fleet.server.store.tokens import Grant

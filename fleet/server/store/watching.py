@@ -20,7 +20,8 @@ from fleet.rules.evidence import SILENT_AT_LEAST_S, SILENT_WINDOWS, USUAL_WINDOW
 from fleet.rules.findings import DEVICE_SILENT_S, Expiry, Silent, Site, Stopped
 from fleet.rules.rollout import Rollout, Status
 from fleet.server.clock import Now
-from fleet.server.schema import access_tokens, certificates, devices, rollouts, users
+from fleet.server.schema import certificates, devices, rollouts
+from fleet.server.schema_access import access_tokens, users
 from fleet.server.schema_audit import audit
 
 # At least as long; three windows of a device that reports seldom.

@@ -16,7 +16,7 @@ from cut_device import Device, World, this_process
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EROFS)
 CODES = {errno.ENOSPC: "storage-full", errno.EIO: "storage-damaged", errno.EROFS: "storage-read-only"}
 SEED = 20260802
-SHARE = 30
+SHARE = 15
 
 
 class Fault:

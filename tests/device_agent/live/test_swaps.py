@@ -121,7 +121,7 @@ def proof(value):
 
 
 @pytest.mark.parametrize(
-    "step", [*map(proof, ("fetch", "stage", "selftest")), "switch", proof("probation"), "commit"]
+    "step", [*map(proof, ("fetch", "stage", "selftest")), "switch", proof("probation"), proof("commit")]
 )
 def test_a_kill_of_everything_in_the_middle_of_an_update(step, fleet, make_agent, make_bundle, tools):
     agent = make_agent(fleet)

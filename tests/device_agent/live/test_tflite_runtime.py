@@ -101,6 +101,7 @@ def test_it_installs_what_it_can_run_and_serves(python, built, fleet, make_agent
     assert answered == labels[:20].tolist()
 
 
+@pytest.mark.proof
 def test_what_it_cannot_run_fails_the_self_test_and_says_so(python, built):
     """Activations quantized per call came after 2.14: it takes the file and answers noise."""
     folder = built[0].parents[1]
