@@ -185,7 +185,7 @@ def test_what_devices_tell_of_drift_confidence_and_anomalies_is_on_the_pages_and
     told(site, 2, msgspec.structs.replace(one, drift={"inputs/image": 0.4}, anomalies={"not-finite": 1}))
     ann = site.person("ann")
     page = ann.get("/drift").text
-    assert re.search(r"inputs image</span>\s*moved \(index 0.40\)", page), "what was said last"
+    assert re.search(r"input image</span>\s*moved \(index 0.40\)", page), "what was said last"
     assert "moved just now at 1 of 1 devices; drift is what lasts" in page
     assert "as it was (index 0.02)" not in page, "it said so before"
     assert re.search(r"Confidence of logits: 37.5 ?% on average over a day; 87.5 ?% when", page)
