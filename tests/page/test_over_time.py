@@ -185,7 +185,7 @@ def test_what_devices_tell_of_drift_confidence_and_anomalies_is_on_the_pages_and
     told(site, 2, msgspec.structs.replace(one, drift={"inputs/image": 0.4}, anomalies={"not-finite": 1}))
     ann = site.person("ann")
     page = ann.get("/drift").text
-    assert re.search(r"inputs image</span>\s*moved \(index 0.40\)", page), "what was said last"
+    assert re.search(r"input image</span>\s*moved \(index 0.40\)", page), "what was said last"
     assert "moved just now at 1 of 1 devices; drift is what lasts" in page
     assert "as it was (index 0.02)" not in page, "it said so before"
     assert re.search(r"Confidence of logits: 37.5 ?% on average over a day; 87.5 ?% when", page)
@@ -212,6 +212,19 @@ def test_what_devices_say_is_told_of_those_where_it_moved_and_never_mixed_with_t
     assert next(iter(found)) == "inputs/x", "what moved at most devices is first"
     assert len(telling.said([{f"inputs/{n:03}": 0.1 for n in range(100)}])) == telling.MOST_LABELS
     assert len(telling.added({}, {f"k{n}": 1 for n in range(100)})) == telling.MOST_KINDS
+
+
+def test_there_is_one_statement_on_a_bundle_and_it_is_the_gravest() -> None:
+    moved, well = {"inputs/x": api.Said(9, 3, 0.5)}, {"inputs/x": api.Said(9, 0, 0.02)}
+    view = api.DriftView("digits@1", "p", SHA256, 1200, named=40, said=moved)
+    assert (view.state, view.words) == ("drifted", "drifted at 40 of 1,200 devices")
+    calm = msgspec.structs.replace(view, named=0)
+    assert calm.words == "moved just now at 3 of 1,200 devices; drift is what lasts"
+    assert calm.said["inputs/x"].words == "moved at 3 of 9 devices (index 0.50 there)"
+    assert msgspec.structs.replace(calm, said=well).words == "as it was"
+    assert msgspec.structs.replace(calm, said={}).state == "unknown"
+    outputs = msgspec.structs.replace(calm, said={"outputs/y": api.Said(9, 9, 0.5)})
+    assert outputs.state == "well", "inputs are what drift is of; the output's own line says that it moved"
 
 
 def test_what_moved_is_named_at_most_devices_first_and_by_night_what_is_furthest() -> None:

@@ -44,9 +44,15 @@ class Row(NamedTuple):
     def told(self) -> list[tuple[str, str, str]]:
         """Of each thing, how it looks, what it is and what devices say of it now."""
         return [
-            ("warning" if said.moved else "satisfied", label.replace("/", " ", 1), said.words)
+            ("warning" if said.moved else "satisfied", _title(label), said.words)
             for label, said in self.view.said.items()
         ]
+
+
+def _title(label: str) -> str:
+    """`input image` of `inputs/image`."""
+    section, _, name = label.partition("/")
+    return f"{section.removesuffix('s')} {name}"
 
 
 _KINDS: dict[str, str] = {
