@@ -1,6 +1,7 @@
 """Detectors with their suppression inside: as many rows as were found, compared as a set, bound in the manifest."""
 
 import json
+from pathlib import Path
 
 import detectors
 import msgspec
@@ -339,3 +340,38 @@ def test_an_output_of_no_entries_reaches_every_engine(run_build, tmp_path):
     assert {one["status"] for one in told(tmp_path).values()} <= {"picked", "lost"}
     with loading.load(made) as model:
         assert model.predict(np.ones((1, 64), np.float32))["nothing"].shape == (1, 0)
+
+
+@pytest.mark.proof
+def test_a_real_text_detector_with_suppression_appended_is_built_and_served(run_build, tmp_path, monkeypatch):
+    """PP-OCRv6's detector: cells of a drawn page that hold text, as rows; int8 candidates are judged by boxes."""
+    pytest.importorskip("rapidocr", reason="the weights come with rapidocr")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "e2e" / "real_data"))
+    import pages
+
+    path = detectors.of_real_text(tmp_path / "cells.onnx")
+    mean, std = (np.array(each, np.float32) for each in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    for name, count, seed in (("calib", 12, 1), ("eval", 64, 2)):
+        drawn = [sample["x"] for sample, _ in pages.pages(count, seed)]
+        ready = [((page / np.float32(255) - mean) / std).transpose(2, 0, 1)[None] for page in drawn]
+        np.savez(tmp_path / f"{name}.npz", x=np.stack(ready).astype(np.float32))
+    recipes = ("onnxruntime/fp32", "openvino/f32", "onnxruntime/static-int8", "openvino/static-int8")
+    made = built(
+        run_build, path, tmp_path, "--shape", "x=1,3,320,320",
+        *[word for recipe in recipes for word in ("--recipe", recipe)],
+    )  # fmt: skip
+    scores = {name: one["accuracy"]["shipped"] for name, one in told(tmp_path).items()}
+    print(
+        scores, {name: one["latency_ms"]["p50"] for name, one in told(tmp_path).items() if one["latency_ms"]}
+    )
+    assert scores["onnxruntime/fp32"] == scores["openvino/f32"] == 1
+    assert told(tmp_path)["onnxruntime/fp32"]["outputs"][0]["kind"] == "boxes"
+    (one,) = bundle.read(made).manifest.sets
+    session = ort.InferenceSession(str(path))
+    with np.load(tmp_path / "eval.npz") as held, loading.load(made) as model:
+        for page in held["x"][:4]:
+            (wanted,) = session.run(None, {"x": page})
+            found = model.predict(page)["cells"]
+            tables = [rows.table(one, rows.padded([one], {"cells": array})) for array in (found, wanted)]
+            assert rows.share(len(rows.matched(*tables)[0]), len(found) + len(wanted)) > 0.9
+            assert len(wanted) > 20
