@@ -1,7 +1,6 @@
 """What an operator asks of a board that is there, of one that is not, and of one that dies in the middle of it."""
 
 import json
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,16 +11,6 @@ from field_support import Board, Field
 from fleet.client import onboard
 
 pytestmark = [pytest.mark.slow, pytest.mark.proof]
-
-
-def refused(field: Field, *words: str, code: int = 5) -> str:
-    """What a command that must fail says."""
-    done = subprocess.run(
-        field.operator.line(*words), capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == code, (words, done.stdout, done.stderr)
-    assert "Traceback" not in done.stderr
-    return done.stderr
 
 
 def serving(field: Field) -> tuple[Board, list[str]]:
@@ -57,15 +46,15 @@ def test_a_board_is_asked_told_apart_and_dies_in_the_middle(
     ]
     assert all(one["test"]["passed"] and one["p50_ms"] > 0 for one in bundles)
 
-    assert "is for profile raspberry-pi-5" in refused(field, *ask, "measure", "north", foreign[:8], "--wait")
-    assert "is no digest" in refused(field, *ask, "measure", "north", "abc", code=2)
-    assert "is no digest" in refused(field, *ask, "clear-refused", "north", "abc", code=2)
-    assert "no bundle whose" in refused(field, *ask, "measure", "north", "0123456")
-    assert "no deployment 'faces'" in refused(
-        field, *ask, "self-test", "north", "--deployment", "faces", "--wait"
+    assert "is for profile raspberry-pi-5" in field.refuses(*ask, "measure", "north", foreign[:8], "--wait")
+    assert "is no digest" in field.refuses(*ask, "measure", "north", "abc", code=2)
+    assert "is no digest" in field.refuses(*ask, "clear-refused", "north", "abc", code=2)
+    assert "no bundle whose" in field.refuses(*ask, "measure", "north", "0123456")
+    assert "no deployment 'faces'" in field.refuses(
+        *ask, "self-test", "north", "--deployment", "faces", "--wait"
     )
-    assert "no device 'nobody'" in refused(field, *ask, "self-test", "nobody")
-    assert "nobody would hear it" in refused(field, *ask, "self-test", "ghost")
+    assert "no device 'nobody'" in field.refuses(*ask, "self-test", "nobody")
+    assert "nobody would hear it" in field.refuses(*ask, "self-test", "ghost")
     assert board.runs("1.0.0")
 
     monkeypatch.setattr(onboard, "GONE_S", 1.0)
@@ -83,7 +72,7 @@ def test_a_board_is_asked_told_apart_and_dies_in_the_middle(
     assert not board.view.online
     with pytest.raises(onboard.NotMeasuredError, match="north: the board is offline"):
         onboard.on_boards(field.client, ["north"], [own], 1.0)
-    told = refused(field, *ask, "self-test", "north", "--expires", "2s", "--wait")
+    told = field.refuses(*ask, "self-test", "north", "--expires", "2s", "--wait")
     assert "the device was not heard until it expired" in told
     board.agent.start()
     field.wait(lambda: field.client.command_of("north", asked).is_over, "what was under way is told")
