@@ -26,6 +26,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from sklearn.datasets import load_digits
 from torch import nn
 
+from edgekit.quiet import quietly
+
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "litert": "LiteRT"}
 # What a candidate may lose; beyond it stands in brackets.
 LIMIT = 0.03
@@ -79,11 +81,11 @@ def forms(folder: Path, net: nn.Module, calibration: np.ndarray) -> Iterator[tup
         yield f"ONNX, {what}", folder / f"{form.name}.onnx", "x"
     quantize_dynamic(str(source), str(folder / "dynamic.onnx"))
     yield "ONNX, ranges at run time", folder / "dynamic.onnx", "x"
-    litert_torch.convert(net, (example,)).export(str(folder / "float.tflite"))
+    quietly(lambda: litert_torch.convert(net, (example,)).export(str(folder / "float.tflite")))
     yield "TFLite, float", folder / "float.tflite", "args_0"
     tool = quantizer.Quantizer(str(folder / "float.tflite"), recipe.static_wi8_ai8())
     ranges = tool.calibrate({"serving_default": [{"args_0": row[None]} for row in calibration]})
-    (folder / "int8.tflite").write_bytes(tool.quantize(ranges).quantized_model)
+    (folder / "int8.tflite").write_bytes(quietly(lambda: tool.quantize(ranges).quantized_model))
     yield "TFLite, int8", folder / "int8.tflite", "args_0"
     model = ov.Core().read_model(source)
     ov.save_model(model, folder / "ir.xml", compress_to_fp16=False)
