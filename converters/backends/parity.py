@@ -11,6 +11,7 @@ from converters.backends import Prepared
 from converters.graph import canonical
 from converters.graph.canonical import Feed
 from converters.source.source import filled
+from edgekit import rows
 from edgekit.engines import Model
 
 # Calibration samples that are looked at where the made-up input differs.
@@ -21,9 +22,11 @@ def smallest_gap(prepared: Prepared, model: Model) -> float:
     """Largest |difference| over largest |source output|, on the input where that is least; inputs after the first that
     agrees are not looked at. Raises: EngineError.
     """
-    least = float("inf")
+    least, sets = float("inf"), prepared.source.sets
+    run = rows.fixed(model.run, sets)
     for feed in _feeds(prepared):
-        least = min(least, canonical.parity([prepared.source.reference.run(feed)], [model.run(feed)]))
+        wanted = prepared.source.reference.run(feed)
+        least = min(least, canonical.parity([wanted], [rows.aligned(sets, run(feed), wanted)]))
         if least <= canonical.PARITY:
             break
     return least

@@ -4,21 +4,17 @@ Both halves are scored in the same way: the search half as often as a search lik
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from converters.judge import accuracy, slices
 from converters.judge.accuracy import ALONE, Accuracy, Judgement, Place, Shift
-from converters.judge.bounds import Own
-from converters.judge.metrics import Metric, of_source
+from converters.judge.against import Against, Digest
+from converters.judge.metrics import Metric
 from converters.judge.outputs import OutputScore
 from converters.judge.slices import SliceScore
 from edgekit.samples import Samples
 from edgekit.tensors import Array
-
-Digest = Mapping[str, Array]
-
 
 # A loss within this share of the limit would be shown to hold by more samples, however far its bound reaches now.
 SMALL_SHARE = 0.25
@@ -38,17 +34,10 @@ class Mark:
     is_searched: bool
 
     @cached_property
-    def _drawn(self) -> Own:
-        """The source's side of the draws, the same for every candidate."""
-        with of_source():
-            return accuracy.resampled(
-                self.metric,
-                self.digest,
-                self.labels,
-                sequence=self.samples.sequence,
-                seed=self.seed,
-                is_searched=self.is_searched,
-            )
+    def _against(self) -> Against:
+        return Against(
+            self.metric, self.digest, self.labels, self.samples.sequence, self.seed, self.is_searched
+        )
 
     @cached_property
     def figure(self) -> float:
@@ -59,35 +48,13 @@ class Mark:
         self, candidate: Digest, *, place: Place = ALONE, is_same_function: bool = False
     ) -> Accuracy:
         """Figures of a candidate's digest of these samples. Raises: DataError if the labels do not fit it."""
-        return accuracy.compare(
-            self.metric,
-            self.digest,
-            candidate,
-            self.labels,
-            sequence=self.samples.sequence,
-            seed=self.seed,
-            drawn=self._drawn,
-            is_searched=self.is_searched,
-            place=place,
-            is_same_function=is_same_function,
-        )
+        return self._against.compared(candidate, place=place, is_same_function=is_same_function)
 
     @cached_property
     def by_slice(self) -> tuple[slices.Mark, ...]:
         """The same for each group of the samples. Raises: DataError for groups that cannot be judged."""
         found = slices.groups(self.samples.slices, self.samples.sequence)
-        return tuple(
-            slices.Mark(
-                self.metric,
-                group,
-                {name: array[group.rows] for name, array in self.digest.items()},
-                self.labels[group.rows],
-                None if self.samples.sequence is None else self.samples.sequence[group.rows],
-                self.seed,
-                self.is_searched,
-            )
-            for group in found
-        )
+        return tuple(slices.Mark(group, self._against.of(group.rows)) for group in found)
 
     def first(self, count: int) -> float:
         """The source's own figure on the first samples."""

@@ -13,7 +13,6 @@ Always true
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -21,8 +20,8 @@ from numpy.typing import NDArray
 
 from converters.judge import accuracy
 from converters.judge.accuracy import Accuracy, Judgement, Place
-from converters.judge.bounds import Own
-from converters.judge.metrics import Metric, MetricError, of_source
+from converters.judge.against import Against, taken
+from converters.judge.metrics import Metric, MetricError
 from edgekit.errors import DataError
 from edgekit.tensors import Array
 
@@ -88,54 +87,26 @@ def groups(names: NDArray[np.str_] | None, sequence: NDArray[np.int64] | None) -
 
 @dataclass(frozen=True)
 class Mark:
-    """One group's share of what candidates are compared with: the source's digest, labels, and its side of the draws."""
+    """One group, and what candidates are compared with there."""
 
-    metric: Metric
     group: Group
-    digest: Mapping[str, Array]
-    labels: Array
-    sequence: NDArray[np.int64] | None
-    seed: int
-    is_searched: bool
-
-    @cached_property
-    def _drawn(self) -> Own:
-        with of_source():
-            return accuracy.resampled(
-                self.metric,
-                self.digest,
-                self.labels,
-                sequence=self.sequence,
-                seed=self.seed,
-                is_searched=self.is_searched,
-            )
+    against: Against
 
     def score(
         self, candidate: Mapping[str, Array], limit: float | None, place: Place, *, is_same_function: bool
     ) -> SliceScore:
         """Of the candidate's digest of all samples of the half; `place` is that of the group."""
         name, count = self.group.name, len(self.group.rows)
-        own = {key: array[self.group.rows] for key, array in candidate.items()}
+        own = taken(candidate, self.group.rows)
         try:
-            found = accuracy.compare(
-                self.metric,
-                self.digest,
-                own,
-                self.labels,
-                sequence=self.sequence,
-                seed=self.seed,
-                drawn=self._drawn,
-                is_searched=self.is_searched,
-                place=place,
-                is_same_function=is_same_function,
-            )
+            found = self.against.compared(own, place=place, is_same_function=is_same_function)
         except MetricError as error:
             # Of all samples it gave a number: it is this group that it says nothing of.
             told = None if limit is None else Judgement("undecided", f"{name}: {error}")
             return SliceScore(name, count, None, told, str(error))
         if limit is None:
             return SliceScore(name, count, found)
-        verdict = _judged(found, limit, self.metric, is_same_function=is_same_function)
+        verdict = _judged(found, limit, self.against.metric, is_same_function=is_same_function)
         return SliceScore(name, count, found, verdict, verdict.reason)
 
 

@@ -10,7 +10,6 @@ Always true
 import errno
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converters.keep import own_code, room
+from converters.source import places
 from edgekit.plain import plain
 
 META = "entry.json"
@@ -103,10 +103,7 @@ def key(parts: Mapping[str, object]) -> str:
 
 def default_root() -> Path:
     """`$EDGEKIT_CACHE`, or else the user's cache folder (XDG Base Directory Specification)."""
-    if own := os.environ.get("EDGEKIT_CACHE"):
-        return Path(own) / "artifacts"
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "edgekit" / "artifacts"
+    return places.cache("artifacts")
 
 
 def place(partial: Path, entry: Path) -> None:

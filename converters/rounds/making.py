@@ -22,6 +22,7 @@ from converters.work.scratch import check_room
 from converters.work.workbench import Workbench
 from edgekit import engines, interrupt
 from edgekit.errors import EdgeKitError
+from edgekit.rows import aligned
 from edgekit.samples import rows
 
 
@@ -54,7 +55,9 @@ def made(bench: Workbench, plan: Plan, host: Host, *, limit_s: float = float("in
         interrupt.check()
         check_room(bench.folder)
         return replace(blank, failure=told(error))
-    parity = canonical.parity(rows(bench.standard.reference.golden), rows(evaluated.golden))
+    wanted = rows(bench.standard.reference.golden)
+    pairs = zip(rows(evaluated.golden), wanted, strict=True)
+    parity = canonical.parity(wanted, [aligned(bench.source.sets, ours, own) for ours, own in pairs])
     golden_bytes = bench.golden.size_bytes(artifact.size_bytes, is_whole=golden.is_whole(plan))
     return replace(
         blank,

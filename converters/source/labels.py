@@ -5,7 +5,8 @@ between commas.
 
 Always true
  1. Text is parsed as data, never evaluated; what cannot be read gives no names.
- 2. Names are kept only where some axis of some output has as many entries.
+ 2. Names are kept only where some axis of some output has as many entries, or where the class stands in a column: what
+    comes after a suppression.
 """
 
 import ast
@@ -31,7 +32,10 @@ def of_model(model: onnx.ModelProto, outputs: Sequence[TensorSpec]) -> tuple[str
     """The names of the entries of an output's last axis, or of the classes inside of one; empty if there are none."""
     told = {entry.key.lower(): entry.value for entry in model.metadata_props}
     for key in _KEYS:
-        found = _fitting(_read(told.get(key, "")), outputs, is_alphabet=key in _ALPHABETS)
+        names = _read(told.get(key, ""))
+        found = _fitting(names, outputs, is_alphabet=key in _ALPHABETS)
+        if not found and key not in _ALPHABETS and _has_class_column(model, outputs) and _are_names(names):
+            found = tuple(names)
         if found:
             return found
     for node in model.graph.node:
@@ -75,11 +79,21 @@ def _numbered(value: Mapping[object, object]) -> list[str]:
     return [by_class[index] for index in range(len(by_class))]
 
 
+def _has_class_column(model: onnx.ModelProto, outputs: Sequence[TensorSpec]) -> bool:
+    """Whether classes stand as numbers in detections: rows of x1, y1, x2, y2, score, class, or a suppression inside."""
+    are_rows = any(len(spec.shape) > 1 and spec.shape[-1] == 6 and spec.shape[-2] != 1 for spec in outputs)
+    return are_rows or any(node.op_type == "NonMaxSuppression" for node in model.graph.node)
+
+
+def _are_names(names: Sequence[str]) -> bool:
+    return 1 < len(names) <= MOST and all(len(name) <= LONGEST for name in names)
+
+
 def _fitting(names: Sequence[str], outputs: Sequence[TensorSpec], *, is_alphabet: bool) -> tuple[str, ...]:
     """The names as some output has them: detectors put four numbers of a box, and perhaps a score, before the classes; a
     recogniser that is trained with CTC has its blank first, PaddleOCR's a space last as well.
     """
-    if not 1 < len(names) <= MOST or any(len(name) > LONGEST for name in names):
+    if not _are_names(names):
         return ()
     sizes = {dim for spec in outputs for dim in spec.shape[-2:] if dim}
     forms: list[tuple[str, ...]] = [tuple(names)]

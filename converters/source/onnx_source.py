@@ -30,6 +30,8 @@ from edgekit.manifest import EngineSpec, TensorSpec
 # The reference leaves the graph as the user wrote it: only what cannot change a result is simplified.
 _OF_DATA = frozenset({"NonMaxSuppression", "NonZero", "Unique", "Compress"})
 REFERENCE_OPTIONS = {"graph_optimization_level": "basic"}
+# What a protobuf message holds.
+MOST_BYTES = 1 << 31
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -60,6 +62,7 @@ def output_names(model: onnx.ModelProto) -> tuple[str, ...]:
 
 def open_file(project: Project, path: Path) -> Source:
     """Raises: SourceError; ProjectError if a declared shape contradicts the model's."""
+    _check_size(path)
     stored = read(path)
     model, notes = onnx_mending.mended(stored, str(path))
     specs = tuple(_closed_by(project, spec) for spec in input_specs(model))
@@ -99,6 +102,17 @@ def lengths_may_vary(model: onnx.ModelProto) -> bool:
                 graphs += [attribute.g] if attribute.HasField("g") else []
                 graphs += attribute.graphs
     return False
+
+
+def _check_size(path: Path) -> None:
+    """Before any weight is read. Raises: SourceError."""
+    size = sum(file.stat().st_size for file in onnx_files.of_model(path) if file.is_file())
+    if size >= MOST_BYTES:
+        raise SourceError(
+            f"{path}: {size / 1e9:.1f} GB with its weights; a build rewrites the model as one message, which holds less than"
+            f" {MOST_BYTES / 1e9:.1f} GB: store its weights in fewer bits first (ONNX Runtime's quantize_dynamic, or MatMulNBits),"
+            " or export it in parts"
+        )
 
 
 def _quantized(model: onnx.ModelProto, path: Path, specs: tuple[TensorSpec, ...]) -> Quantized | None:

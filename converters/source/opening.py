@@ -7,7 +7,7 @@ from pathlib import Path
 
 from converters.recipes import facts
 from converters.recipes.recipe import EngineFacts
-from converters.source import code
+from converters.source import code, tensorflow_source
 from converters.source.project import Project
 from converters.source.source import Source, observed_outputs
 from edgekit.engines._bucketed import BucketedModel
@@ -28,15 +28,14 @@ def open_source(project: Project, gate: code.CodeGate) -> Source:
         source = torch_source.from_factory(project, gate)
     else:
         path = project.folder / text
-        if path.suffix.lower() in _KERAS or (path / "saved_model.pb").is_file():
-            raise SourceError(f"{text}: {KERAS}")
-        opener = _opener(path.suffix.lower())
+        opener = _open_tensorflow if tensorflow_source.is_one(path) else _opener(path.suffix.lower())
         if opener is None:
             raise SourceError(
                 f"{text}: give an ONNX file (.onnx), TorchScript (.pt, .jit), a torch.export program (.pt2), file.py:factory,"
-                " or what is already converted: TFLite (.tflite) or an OpenVINO IR (.xml)"
+                " a Keras file (.keras, .h5) or SavedModel folder, or what is already converted: TFLite (.tflite) or an OpenVINO"
+                " IR (.xml)"
             )
-        if not path.is_file():
+        if not path.exists():
             raise SourceError(f"{path}: there is no such model file")
         source = opener(project, path, gate)
     _check_names(project, source)
@@ -91,15 +90,9 @@ def _open_exported(project: Project, path: Path, gate: code.CodeGate) -> Source:
     return torch_source.from_exported(project, path, gate)
 
 
-# What only Keras and TensorFlow read, which EdgeKit does not install.
-_KERAS = (".keras", ".h5", ".hdf5", ".pb")
-KERAS = (
-    "EdgeKit reads no Keras or TensorFlow files. With Keras 3 and KERAS_BACKEND=torch (pip install keras torch):"
-    " model = keras.saving.load_model('model.keras'); model.eval();"
-    " torch.export.save(torch.export.export(model, (torch.zeros(1, 8, 8, 1),), strict=False), 'model.pt2'), with your input's"
-    " shape; build from that .pt2. A SavedModel: tf.lite.TFLiteConverter.from_saved_model(folder).convert(), written to a"
-    " .tflite, where TensorFlow is installed"
-)
+def _open_tensorflow(project: Project, path: Path, gate: code.CodeGate) -> Source:
+    return tensorflow_source.open_file(project, path, gate)
+
 
 Opener = Callable[[Project, Path, code.CodeGate], Source]
 _OPENERS: Mapping[str, Opener] = {

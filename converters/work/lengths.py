@@ -9,12 +9,12 @@ Always true
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 from msgspec import structs
 
 from converters.data.datasets import Datasets, spread
-from converters.source import code
 from converters.source.project import Project
 from converters.source.source import Source, closed, filled
 from edgekit.engines import Model
@@ -31,10 +31,12 @@ SAMPLES, ROWS, BYTES = 512, 4096, 64_000_000
 # A row is the same where each of its values lies within this share of what that value varies by (a standard deviation).
 NEAR = 0.2
 LEAST_BOUND = 4
+# Samples that a program is tried on.
+FEW = 8
 
 
 def settled(
-    project: Project, source: Source, gate: code.CodeGate, known: tuple[RowSet, ...] | None = None
+    project: Project, source: Source, data: Datasets, known: tuple[RowSet, ...] | None = None
 ) -> Source:
     """The source with its sets of rows; `known` are those that another process found.
 
@@ -47,9 +49,9 @@ def settled(
                 "outputs whose length follows from the data do not go with buckets; give each input one shape"
             )
         return source
-    if known is None and not (given or source.may_vary or _differs(source)):
+    if known is None and not (given or _shows_some(source, data)):
         return source
-    sets = found(source, Datasets(project, source, gate), given) if known is None else known
+    sets = found(source, data, given) if known is None else known
     return replace(
         source,
         sets=sets,
@@ -152,6 +154,27 @@ def _bounded(spec: TensorSpec, sets: tuple[RowSet, ...]) -> TensorSpec:
         if axis is not None:
             return structs.replace(spec, shape=(*spec.shape[:axis], one.bound, *spec.shape[axis + 1 :]))
     return spec
+
+
+def _shows_some(source: Source, data: Datasets) -> bool:
+    """Whether something says that lengths may follow from the data: an operator, nothing at all on zeros, or other shapes on
+    other inputs. A file of ONNX has no way but its operators; a program, which has, is tried on a few samples too.
+    """
+    if source.may_vary or any(0 in spec.shape for spec in source.outputs):
+        return True
+    return _differs(source) or (source.module is not None and _differs_among(source, data))
+
+
+def _differs_among(source: Source, data: Datasets) -> bool:
+    samples = data.evaluation
+    if samples.sequence is None:
+        samples = samples.take(spread(np.arange(len(samples)), FEW))
+    runs = iter_samples(source.reference.run, source.admitted, source.state, data.project.preprocess, samples)
+    return any(
+        outputs[spec.name].shape != closed(spec)
+        for outputs, _ in islice(runs, FEW)
+        for spec in source.outputs
+    )
 
 
 def _differs(source: Source) -> bool:

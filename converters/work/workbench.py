@@ -87,15 +87,21 @@ class Workbench:
     # Where its time goes.
     spent: Stopwatch = field(default_factory=Stopwatch)
 
-    @cached_property
+    @property
     def source(self) -> Source:
-        source = open_source(self.project, self.gate)
-        self._check_steps(source)
-        return lengths.settled(self.project, source, self.gate, self.known_sets)
+        return self._opened[0]
+
+    @property
+    def data(self) -> Datasets:
+        return self._opened[1]
 
     @cached_property
-    def data(self) -> Datasets:
-        return Datasets(self.project, self.source, self.gate)
+    def _opened(self) -> tuple[Source, Datasets]:
+        source = open_source(self.project, self.gate)
+        self._check_steps(source)
+        data = Datasets(self.project, source, self.gate)
+        data.source = lengths.settled(self.project, source, data, self.known_sets)
+        return data.source, data
 
     @cached_property
     def judging(self) -> Judging:

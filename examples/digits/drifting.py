@@ -30,7 +30,7 @@ FIELD = 400
 # Of all devices; some bring the same picture. Half of the different ones judge the build.
 MOST = 320
 SHIFT = 0.2
-# A device that has half of its newest windows from before looks at more of them until it is sure.
+# Half an hour of windows, which are of two seconds here, and more where a device is not sure.
 PATIENCE_S = 400
 
 
@@ -57,9 +57,7 @@ def act(demo: "Demo", traffic: Traffic) -> None:
         PATIENCE_S,
     )
     told = [f"{index:.2f}" if index is not None else "not known" for index in _drift(demo)]
-    console.print(
-        f"  index of the newest windows, device by device: {', '.join(told)}; the mean of an hour follows slowly:"
-    )
+    console.print(f"  index of the newest windows, device by device: {', '.join(told)}; the fleet says:")
     demo.call("drift")
     labelled, judging, raw = _samples(demo)
     traffic.switch(measuring)

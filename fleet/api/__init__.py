@@ -67,6 +67,7 @@ from fleet.api.drift import (
     Confidence,
     DriftAnswer,
     DriftView,
+    Said,
 )
 from fleet.api.events import (
     Change,
@@ -200,6 +201,7 @@ __all__ = [
     "RetryDevice",
     "RolloutAnswer",
     "RolloutView",
+    "Said",
     "SampleView",
     "SamplesGone",
     "ScopeText",

@@ -197,8 +197,8 @@ _ALL = (
     api.DevicePoint(1_795_768_200.0, 3600.0, "digits", _SHA, 3600, 12, 4.1, 6.8, 0.04, 312.0, 51.5),
     api.DriftAnswer((
         api.DriftView(
-            "digits@1.4.2", "raspberry-pi-5", "9f2c41d07a" + "5" * 54, 240, 12, {"inputs/x": 0.41, "outputs/logits": 0.12},
-            {"logits": api.Confidence(0.95, 0.81)}, {"wrong-shape": 3},
+            "digits@1.4.2", "raspberry-pi-5", "9f2c41d07a" + "5" * 54, 240, 12,
+            {"inputs/x": api.Said(238, 14, 0.41), "outputs/logits": api.Said(238, 0, 0.12)}, {"logits": api.Confidence(0.95, 0.81)}, {"wrong-shape": 3},
         ),
     )),
     api.ReleasePoint(1_795_768_200.0, 3600.0, 240, 864_000, 2900, 4.2, 6.9, 0.05),

@@ -1,10 +1,12 @@
 """`edgekit fleet device command|commands`: what is asked of a device once, and what came of it."""
 
+import re
 import time
+from collections.abc import Callable, Collection, Sequence
 
 import click
 
-from edgekit.errors import FleetError
+from edgekit.errors import ConflictError, FleetError, NotFoundError, UsageError
 from edgekit.wire.commands import ClearRefused, Level, LogLevel, Restart, SelfTest
 from fleet import api
 from fleet.client import command_views, render
@@ -13,6 +15,9 @@ from fleet.client.options import connected, examples, with_fleet
 from fleet.client.rest import Client
 
 _LOOK_S = 0.5
+# Of a digest, where a person types one.
+LEAST_DIGITS = 6
+_DIGEST, _BEGINNING = re.compile(r"[0-9a-f]{64}"), re.compile(rf"[0-9a-f]{{{LEAST_DIGITS},64}}")
 _expires = click.option(
     "--expires", default="", metavar="DURATION", help="How long it may wait for the device.  [default: 1h]"
 )
@@ -30,7 +35,7 @@ class NotDoneError(FleetError):
 @click.group(
     epilog=examples(
         "edgekit fleet device command self-test roof-1 --wait",
-        "edgekit fleet device command measure roof-1 9f2c41d07a… e31b88aa02… --wait --json",
+        "edgekit fleet device command measure roof-1 9f2c41d07a e31b88aa02 --wait --json",
         "edgekit fleet device command clear-refused roof-1",
         "edgekit fleet device command restart roof-1 --deployment digits --wait",
         "edgekit fleet device command log-level roof-1 debug --for 600",
@@ -57,7 +62,7 @@ def self_test(
 
 
 @command.command(
-    epilog=examples("edgekit fleet device command measure roof-1 9f2c41d07a… --deployment digits --wait")
+    epilog=examples("edgekit fleet device command measure roof-1 9f2c41d07a --deployment digits --wait")
 )
 @_device
 @click.argument("digests", nargs=-1, required=True, metavar="SHA256...")
@@ -79,8 +84,15 @@ def measure(
     place: str | None,
     as_json: bool,
 ) -> None:
-    """Bring published bundles to DEVICE, by whole digest, and time them there, call by call in turn. None will serve."""
-    ask = api.MeasureHere(digests, deployment, budget)
+    """Bring published bundles to DEVICE, by the beginning of their digests, and time them there, call by call in turn.
+
+    None will serve.
+    """
+
+    def ask(client: Client) -> api.Ask:
+        known = [one.sha256 for each in client.releases() for one in (*each.bundles, *each.alternates)]
+        return api.MeasureHere(whole(digests, known), deployment, budget)
+
     _ask(device, ask, expires, wait=wait, place=place, as_json=as_json)
 
 
@@ -100,6 +112,11 @@ def clear_refused(
     as_json: bool,
 ) -> None:
     """Forget what DEVICE holds against these bundles, or all; what is ordered is tried once more."""
+    for one in digests:
+        if not _DIGEST.fullmatch(one):
+            raise UsageError(
+                f"{one[:80]!r} is no digest: 64 hexadecimal digits, as 'edgekit fleet releases' shows them"
+            )
     _ask(device, ClearRefused(digests), expires, wait=wait, place=place, as_json=as_json)
 
 
@@ -167,14 +184,47 @@ def commands(*, device: str, number: str | None, place: str | None, as_json: boo
         render.show(command_views.listed(found))
 
 
-def _ask(device: str, ask: api.Ask, expires: str, *, wait: bool, place: str | None, as_json: bool) -> None:
+def whole(given: Sequence[str], known: Collection[str]) -> tuple[str, ...]:
+    """The whole digests that begin so. Raises: UsageError for what is none; NotFoundError, or for several, ConflictError."""
+    return tuple(_whole(one, known) for one in given)
+
+
+def _whole(given: str, known: Collection[str]) -> str:
+    if _DIGEST.fullmatch(given):
+        return given
+    if not _BEGINNING.fullmatch(given):
+        raise UsageError(
+            f"{given[:80]!r} is no digest: at least {LEAST_DIGITS} of its 64 hexadecimal digits, as"
+            " 'edgekit fleet releases' shows them"
+        )
+    found = sorted(one for one in known if one.startswith(given))
+    if not found:
+        raise NotFoundError(f"no bundle whose sha256 begins with {given} is published here")
+    if len(found) > 1:
+        raise ConflictError(f"{len(found)} bundles begin with {given}; write more of the digest")
+    return found[0]
+
+
+def _ask(
+    device: str,
+    ask: api.Ask | Callable[[Client], api.Ask],
+    expires: str,
+    *,
+    wait: bool,
+    place: str | None,
+    as_json: bool,
+) -> None:
     with connected(place) as client:
-        made = client.command(device, api.NewCommand(ask, expires))
+        action = ask(client) if callable(ask) else ask
+        made = client.command(device, api.NewCommand(action, expires))
         if wait:
             made = waited_for(client, made)
-    _show(made, as_json=as_json)
-    if wait and made.state != "done":
-        raise NotDoneError(f"{device}: {made.kind} {made.state}: {made.reason or 'no reason given'}")
+    is_missed = wait and made.state != "done"
+    _show(made, as_json=as_json, is_said=is_missed)
+    if is_missed:
+        raise NotDoneError(
+            f"{device}: {made.kind} {made.id} {made.state}: {made.reason or 'no reason given'}"
+        )
     if not wait and not as_json:
         render.say(f"follow it with: edgekit fleet device commands {device} {made.id}")
 
@@ -187,12 +237,14 @@ def waited_for(client: Client, command: api.CommandView) -> api.CommandView:
     return command
 
 
-def _show(made: api.CommandView, *, as_json: bool) -> None:
+def _show(made: api.CommandView, *, as_json: bool, is_said: bool = False) -> None:
+    """`is_said`: how it ended is told as an error."""
     if as_json:
         render.show_json(made)
         return
-    reason = f": {made.reason}" if made.reason else ""
-    render.say(f"{made.device}: {made.kind} {made.id} {made.state}{reason}")
+    if not is_said:
+        reason = f": {made.reason}" if made.reason else ""
+        render.say(f"{made.device}: {made.kind} {made.id} {made.state}{reason}")
     if made.payload is not None:
         render.show(command_views.figures(made.payload))
 

@@ -7,8 +7,6 @@ from fleet.client import render
 from fleet.client.options import connected, examples, with_fleet
 
 _SHOWN = 4
-# By convention below the first nothing moved, from the second on it did.
-_SLIGHT, _MOVED = 0.1, 0.2
 
 
 @click.command(epilog=examples("edgekit fleet drift", "edgekit fleet drift --json"))
@@ -27,15 +25,11 @@ def drift(*, place: str | None, as_json: bool) -> None:
 
 
 def _tell(one: api.DriftView) -> None:
-    named = f"; {one.named} named drifted" if one.named else ""
-    render.say(f"{one.release} ({one.profile}) on {one.devices} devices{named}")
-    if not one.indices:
-        render.say("    no device knows yet: it takes half an hour of traffic at one window a minute")
-    for label, index in list(one.indices.items())[:_SHOWN]:
-        state = "as it was" if index < _SLIGHT else "moved a little" if index < _MOVED else "moved"
-        render.say(f"    {label}: {state} (index {index:.2f})")
-    if len(one.indices) > _SHOWN:
-        render.say(f"    and {len(one.indices) - _SHOWN} more, which moved less")
+    render.say(f"{one.release} ({one.profile}) on {one.devices} devices: {one.words}")
+    for label, said in list(one.said.items())[:_SHOWN]:
+        render.say(f"    {label}: {said.words}")
+    if len(one.said) > _SHOWN:
+        render.say(f"    and {len(one.said) - _SHOWN} more, which moved less")
     for label, sure in one.confidence.items():
         render.say(f"    confidence of {label}: {sure.found:.0%}, {sure.expected:.0%} at build")
     if one.anomalies:

@@ -18,6 +18,8 @@ LOOK_S = 0.5
 # For bringing, testing and loading, beside the timing itself.
 PATIENCE_S = 900.0
 BUDGET_S = 10.0
+# A board that is offline for so long is waited for no longer: a restart and a bad moment of a link are shorter.
+GONE_S = 90.0
 
 
 class NotMeasuredError(FleetError):
@@ -47,21 +49,35 @@ def measuring(
 def on_boards(
     client: Client, devices: Sequence[str], digests: Sequence[str], budget_s: float
 ) -> dict[str, Measured]:
-    """Ask all boards at once, and wait for all. Raises: NotMeasuredError where one did not do it."""
+    """Ask all boards at once, and wait for all. Raises: NotMeasuredError where one is not there, or did not do it."""
+    for device in devices:
+        if not client.explain(device).device.online:
+            raise NotMeasuredError(f"{device}: the board is offline; nobody would hear it")
     ask = api.MeasureHere(tuple(digests), "", budget_s)
     expires = f"{PATIENCE_S:.0f}s"
     asked = [client.command(device, api.NewCommand(ask, expires)) for device in devices]
     deadline = time.monotonic() + PATIENCE_S + 3 * budget_s
     found: dict[str, Measured] = {}
     for one in asked:
-        command = one
-        while not command.is_over and time.monotonic() < deadline:
-            time.sleep(LOOK_S)
-            command = client.command_of(command.device, command.id)
+        command = _waited_for(client, one, deadline)
         if not isinstance(command.payload, Measured):
             raise NotMeasuredError(f"{command.device}: {_why(command)}")
         found[command.device] = command.payload
     return found
+
+
+def _waited_for(client: Client, command: api.CommandView, deadline: float) -> api.CommandView:
+    """The command once it is over or there is no use in waiting."""
+    there = time.monotonic()
+    while not command.is_over and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+        command = client.command_of(command.device, command.id)
+        if time.monotonic() - there > LOOK_S * 10:
+            if client.explain(command.device).device.online:
+                there = time.monotonic()
+            elif time.monotonic() - there > GONE_S:
+                break
+    return command
 
 
 def _why(command: api.CommandView) -> str:

@@ -6,7 +6,8 @@ is, but whether its usual level is above `LIMIT`.
 
  - Windows near each other are alike, so what counts are blocks of about an hour (means of 60 windows or more: batch
    means), and of those only as many as they are worth: n·(1-r)/(1+r), r being their correlation with the one before.
- - The test is Student's, one-sided, of the mean of the blocks' logarithms: an index is skewed, its logarithm hardly.
+ - The test is Student's, one-sided, of the mean of the blocks' logarithms: an index is skewed, its logarithm hardly. It is
+   made of two days of blocks and of the newest day of them.
  - Over all devices and models, Benjamini and Hochberg's procedure keeps the expected share of false names among those
    that are named at or below `FALSE_SHARE` at each look. It holds for tests that depend on each other positively, as
    devices under one sky do.
@@ -37,9 +38,11 @@ FALSE_SHARE = 0.05
 MIN_BLOCKS = 24
 # Two days of blocks of an hour.
 MAX_BLOCKS = 48
+_NEWEST_PART = 0.25
 # Blocks of one level to the last digit are still no proof of certainty.
 _LEAST_SPREAD = 0.05
-_SMALLEST = 1e-6
+# Below this nothing moved, and how far below says nothing: an index of a device that is well is often exactly 0.
+_SMALLEST = 0.01
 Name = TypeVar("Name")
 
 
@@ -70,11 +73,22 @@ def _logs(blocks: Sequence[float]) -> list[float]:
 
 
 def chance(blocks: Sequence[float], limit: float = LIMIT) -> float | None:
-    """How likely blocks this high are where the usual level is at most `limit`; None with too few of them."""
+    """How likely blocks this high are where the usual level is at most `limit`; None with too few of them.
+
+    Looked at are all blocks, and the newest of them alone: what began a day ago is seen, however well the day before was.
+    The lesser chance is what counts, each made as much larger as its part of the two looks is small (weighted Bonferroni).
+    """
     count = len(blocks)
     if count < MIN_BLOCKS:
         return None
-    logs = _logs(blocks)
+    if count == MIN_BLOCKS:
+        return _chance(_logs(blocks), limit)
+    of_all, of_newest = (_chance(_logs(some), limit) for some in (blocks, blocks[-MIN_BLOCKS:]))
+    return min(1.0, of_all / (1 - _NEWEST_PART), of_newest / _NEWEST_PART)
+
+
+def _chance(logs: Sequence[float], limit: float) -> float:
+    count = len(logs)
     mean = math.fsum(logs) / count
     off = [value - mean for value in logs]
     squares = math.fsum(value * value for value in off)

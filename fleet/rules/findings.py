@@ -68,7 +68,9 @@ class Expiry(msgspec.Struct, frozen=True):
 
 
 class Drifted(msgspec.Struct, frozen=True):
-    """A release whose inputs drifted at `devices` of `measured`; `sites` counts them. `level` is their median index."""
+    """A release whose inputs drifted at `devices` of `measured`; `sites` counts them. `level` is their median index, `moved`
+    what moved there (`SECTION/LABEL`), at most devices first.
+    """
 
     release: str
     deployment: str
@@ -78,6 +80,7 @@ class Drifted(msgspec.Struct, frozen=True):
     sites: dict[str, int]
     level: float
     since: float
+    moved: tuple[str, ...] = ()
 
 
 REFUSED = "release-refused"
@@ -236,8 +239,8 @@ def of_drift(drifted: Iterable[Drifted]) -> list[Finding]:
             f"{len(one.devices)} of {one.measured} devices" if one.measured > 1 else "its only device"
         )
         words = (
-            f"the inputs of {one.release} drifted at {of_how_many} ({sites}): index {one.level:.2f}, "
-            f"first seen {moment(one.since)}"
+            f"{_what_moved(one.moved)} of {one.release} drifted at {of_how_many} ({sites}): index {one.level:.2f}, "
+            f"first seen {moment(one.since)}{_and_outputs(one.moved)}"
         )
         about: dict[str, object] = {
             "release": one.release,
@@ -249,8 +252,28 @@ def of_drift(drifted: Iterable[Drifted]) -> list[Finding]:
             "sites": one.sites,
             "level": one.level,
             "since": one.since,
+            "moved": list(one.moved),
         }
         is_own_slot = one.release.partition("@")[0] == one.deployment
         subject = one.release if is_own_slot else f"{one.release} as {one.deployment}"
         found.append(Finding("drift", subject, words, count=len(one.devices), about=about))
     return found
+
+
+def _named(moved: Iterable[str], section: str) -> list[str]:
+    return [label.removeprefix(section) for label in moved if label.startswith(section)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ("" if len(names) == 1 else "s") + " " + ", ".join(names[:_NAMED]) + more
+
+
+def _what_moved(moved: Iterable[str]) -> str:
+    inputs = _named(moved, "inputs/")
+    return f"input{_listed(inputs)}" if inputs else "the inputs"
+
+
+def _and_outputs(moved: Iterable[str]) -> str:
+    outputs = _named(moved, "outputs/")
+    return f"; so did output{_listed(outputs)}" if outputs else ""

@@ -22,7 +22,7 @@ from fleet.rules import seen, telling
 from fleet.rules.evalues import NORMAL
 from fleet.rules.scores import HALF_WEIGHT_REQUESTS
 from fleet.rules.seen import Seen
-from fleet.rules.telling import Anomalies, Moved
+from fleet.rules.telling import Anomalies
 
 _Z = NORMAL.inv_cdf(0.975)
 # What a sketch cannot tell apart (`edgekit.sketch.ACCURACY`), as a standard deviation of the logarithm.
@@ -202,8 +202,8 @@ def _t(freedom: int) -> float:
 
 class ReleaseSums(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """All devices on one bundle. `devices` are those whose first window in their minute is among these, `devices_hour`
-    and `devices_day` those whose first one in the hour, in the day is: so each adds up to what its level needs. `seen` are counts over the bins of the bundle's reference; `moved` is what windows said of drift, and `anomalies` of
-    inputs, by label and by kind.
+    and `devices_day` those whose first one in the hour, in the day is: so each adds up to what its level needs. `seen` are counts over the bins of the bundle's reference; `anomalies`
+    are what windows said of inputs, by kind.
     """
 
     windows: int = 0
@@ -216,7 +216,8 @@ class ReleaseSums(msgspec.Struct, frozen=True, gc=False, array_like=True):
     psi_count: int = 0
     psi_total: float = 0.0
     seen: Seen = {}
-    moved: Moved = {}
+    # Rows that an earlier fleet wrote have it; the place stays, for the next one's sake.
+    moved: dict[str, tuple[int, float]] = {}
     anomalies: Anomalies = {}
 
 
@@ -232,7 +233,7 @@ def together(one: ReleaseSums, other: ReleaseSums) -> ReleaseSums:
         one.psi_count + other.psi_count,
         one.psi_total + other.psi_total,
         seen.together(one.seen, other.seen),
-        telling.moved_together(one.moved, other.moved),
+        {},
         telling.added(one.anomalies, other.anomalies),
     )
 

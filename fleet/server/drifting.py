@@ -8,6 +8,7 @@ from fleet import api
 from fleet.rules import seen, telling
 from fleet.rules.seen import Compared
 from fleet.server.schema_alerts import drift
+from fleet.server.store import drift as drift_store
 from fleet.server.store import glance, history, releases
 from fleet.server.store.history import Told
 
@@ -29,8 +30,8 @@ def running(connection: Connection) -> list[tuple[api.BundleView, int]]:
 
 
 def told(connection: Connection, sha256: str, now: float) -> Told:
-    """What devices said in a day, and of drift in the last hour."""
-    return history.told_of(connection, sha256, now - DAY_S, now - HOUR_S)
+    """What devices said in a day."""
+    return history.told_of(connection, sha256, now - DAY_S)
 
 
 def named(connection: Connection) -> dict[str, int]:
@@ -39,6 +40,19 @@ def named(connection: Connection) -> dict[str, int]:
         select(drift.c.digest, func.count()).where(drift.c.found_since.is_not(None)).group_by(drift.c.digest)
     )
     return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def said_last(
+    connection: Connection, known: list[tuple[api.BundleView, int]], now: float
+) -> dict[str, list[dict[str, float]]]:
+    """What each device said last of drift, by digest, of those that were heard in the last hour."""
+    return drift_store.said(connection, [bundle.sha256 for bundle, _ in known], now - HOUR_S)
+
+
+def verdicts(devices: list[dict[str, float]]) -> dict[str, api.Said]:
+    return {
+        label: api.Said(one.devices, one.moved, one.index) for label, one in telling.said(devices).items()
+    }
 
 
 def compared(connection: Connection, sha256: str, found: Told) -> list[Compared]:
@@ -60,8 +74,9 @@ def views(
 ) -> list[api.DriftView]:
     """Of every bundle that devices run, what moved most first."""
     counts: Mapping[str, int] = named(connection)
-    found = []
-    for bundle, devices in running(connection):
+    found, known = [], running(connection)
+    by_device = said_last(connection, known, now)
+    for bundle, devices in known:
         said = look(connection, bundle.sha256, now)
         found.append(
             api.DriftView(
@@ -70,9 +85,14 @@ def views(
                 sha256=bundle.sha256,
                 devices=devices,
                 named=counts.get(bundle.sha256, 0),
-                indices=telling.means(said.moved),
+                said=verdicts(by_device.get(bundle.sha256, [])),
                 confidence=confidence(compared(connection, bundle.sha256, said)),
                 anomalies=said.anomalies,
             )
         )
-    return sorted(found, key=lambda one: -max(one.indices.values(), default=-1.0))
+    return sorted(found, key=rank)
+
+
+def rank(one: api.DriftView) -> tuple[int, int, float]:
+    """What moved most first: where most are named, then where most say so."""
+    return -one.named, -one.moved, -max((thing.index for thing in one.said.values()), default=-1.0)

@@ -8,15 +8,23 @@ drawn from a stock of ready sketches, moved to the device's level: drawing each 
 import math
 import random
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from edgekit.errors import UsageError
+from edgekit.manifest import Histogram
 from edgekit.sketch import Sketch, of
 from edgekit.wire.messages import DeploymentWindow, Moments
 
 _FAULT = re.compile(r"^(?P<version>[^:]+):(?P<what>errors|latency|install|silent|drift)=(?P<amount>.+)$")
 _STOCK = 64
+# What is told of drift: the names of the example's input and output, counts over ten bins that have a tenth each.
+_INPUT, _OUTPUT = "x", "logits"
+_EDGES = [at / 10 for at in range(11)]
+_DRIFTED = 0.6
 _LOG_GAMMA = math.log(1.01 / 0.99)
 
 
@@ -36,7 +44,8 @@ class Release:
 @dataclass(frozen=True)
 class World:
     """Every virtual device's surroundings. Durations in seconds; `drops_per_hour` is how often a device loses its
-    connection, `away_s` how long it is away then on average.
+    connection, `away_s` how long it is away then on average. `drifting` is the share of devices whose inputs have moved;
+    with None windows have no more of drift than gates need.
     """
 
     window_s: float = 60.0
@@ -48,6 +57,7 @@ class World:
     away_s: float = 60.0
     fetch_s: float = 5.0
     probation_s: float = 10.0
+    drifting: float | None = None
 
     def release(self, version: str) -> Release:
         return self.faults.get(version, self.usual)
@@ -92,19 +102,46 @@ class Windows:
         """A device's own factor on latency."""
         return self._random.lognormvariate(0.0, 0.25)
 
-    def window(self, deployment: str, digest: str, version: str, level: float) -> DeploymentWindow:
+    def drifts(self, name: str) -> bool:
+        """Whether the inputs of a device have moved: the same ones in every run."""
+        return zlib.crc32(name.encode()) / 2**32 < (self._world.drifting or 0.0)
+
+    def window(
+        self, deployment: str, digest: str, version: str, level: float, *, drifts: bool = False
+    ) -> DeploymentWindow:
         release = self._world.release(version)
+        index = (_DRIFTED if drifts else release.drift) * self._random.lognormvariate(0.0, 0.3)
         times = _moved(self._random.choice(self._stock), level * release.latency)
         requests = times.count
-        return DeploymentWindow(
+        made = DeploymentWindow(
             deployment,
             digest,
             requests,
             errors=self._errors(requests, release.errors),
             infer_ms=times,
             request_ms=times,
-            metrics={"drift_psi": Moments(1, release.drift * self._random.lognormvariate(0.0, 0.3))},
+            metrics={"drift_psi": Moments(1, index)},
         )
+        return made if self._world.drifting is None else self._telling(made, index, drifts=drifts)
+
+    def _telling(self, window: DeploymentWindow, index: float, *, drifts: bool) -> DeploymentWindow:
+        """With what a device tells of its inputs: where they drift they are higher, the model is less sure, some do not fit."""
+        requests = window.requests
+        low, high = (0.05, 0.15) if drifts else (0.1, 0.1)
+        sure = [0.0] * 5 + ([0.1, 0.15, 0.2, 0.25, 0.3] if drifts else [0.0, 0.02, 0.03, 0.15, 0.8])
+        return structs.replace(
+            window,
+            inputs={_INPUT: self._counts([low] * 5 + [high] * 5, 10 * requests)},
+            confidence={_OUTPUT: self._counts(sure, requests)},
+            drift={f"inputs/{_INPUT}": round(index, 4), f"outputs/{_OUTPUT}": round(index / 4, 4)},
+            anomalies={"out-of-range": requests // 50 + 1} if drifts else {},
+        )
+
+    def _counts(self, shares: list[float], values: int) -> Histogram:
+        counts = [0] * len(shares)
+        for at in self._random.choices(range(len(shares)), shares, k=values):
+            counts[at] += 1
+        return Histogram(_EDGES, counts)
 
     def _errors(self, requests: int, share: float) -> int:
         """Poisson, by multiplying uniform numbers (Knuth); the mean is small."""

@@ -20,6 +20,7 @@ EPILOG = """\b
 Examples:
   edgekit fleet simulate --devices 1000 --duration 10m
   edgekit fleet simulate --devices 200 --window 5s --state sim --fault 2.0:latency=1.3 --fault 2.0:install=2%
+  edgekit fleet simulate --devices 200 --window 5s --drift 5%
 """
 _LINE_EVERY_S = 10.0
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -35,6 +36,19 @@ def seconds(_ctx: click.Context, parameter: click.Parameter, text: str | None) -
         raise UsageError(f"{parameter.opts[0]} {text!r}: write a duration like 30s, 10m or 1h") from error
     if not 0 <= found < 1e7:
         raise UsageError(f"{parameter.opts[0]} {text!r}: not a duration that can be waited for")
+    return found
+
+
+def share(_ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """`5%` or `0.05`. Raises: UsageError."""
+    if text is None:
+        return None
+    try:
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise UsageError(f"{parameter.opts[0]} {text!r}: write a share like 5% or 0.05") from error
+    if not 0 <= found <= 1:
+        raise UsageError(f"{parameter.opts[0]} {text!r}: a share is from 0 to 100%")
     return found
 
 
@@ -64,6 +78,14 @@ def seconds(_ctx: click.Context, parameter: click.Parameter, text: str | None) -
     multiple=True,
     metavar="VERSION:WHAT=AMOUNT",
     help="What a version does: errors=5%, latency=1.3, install=2%, silent=20%, drift=0.4; repeatable.",
+)
+@click.option(
+    "--drift",
+    "drifting",
+    default=None,
+    callback=share,
+    metavar="SHARE",
+    help="Devices whose inputs have drifted, as 5%; all of them tell of drift, confidence and odd inputs then.",
 )
 @click.option("--drops", default=0.02, show_default=True, help="Lost connections per device and hour.")
 @click.option("--fetch", default="5s", show_default=True, callback=seconds, help="An update's download.")
@@ -96,6 +118,7 @@ def simulate(  # an option each
     requests: float,
     latency_ms: float,
     faults: tuple[str, ...],
+    drifting: float | None,
     drops: float,
     fetch: float,
     probation: float,
@@ -115,6 +138,7 @@ def simulate(  # an option each
         drops_per_hour=drops,
         fetch_s=fetch,
         probation_s=probation,
+        drifting=drifting,
     )
     wanted = Wanted(
         devices=devices,

@@ -105,6 +105,7 @@ class Device:
         self._is_ending = False
         self._incarnation, self._nonce = identity.incarnation, _nonce(shared.random)
         self._seq = self._said = 0
+        self._drifts = shared.windows.drifts(identity.name)
         self._followed = identity.followed
         self._asked_for = commands.Ledger()
         self._refused = ""
@@ -304,7 +305,9 @@ class Device:
             length_s=window_s,
             clock_ok=True,
             deployments=tuple(
-                self._shared.windows.window(name, slot.digest, slot.title[1], self._level)
+                self._shared.windows.window(
+                    name, slot.digest, slot.title[1], self._level, drifts=self._drifts
+                )
                 for name, slot in self._slots.items()
                 if slot.digest is not None
             ),

@@ -1,5 +1,6 @@
 """A small detector with its suppression inside, and pictures for it. No weights from anywhere: kernels by hand."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,45 @@ def pictures(count: int, seed: int) -> np.ndarray:
             y, x = rng.integers(0, SIZE - 8, 2)
             picture[0, rng.integers(0, 2), y : y + 8, x : x + 8] += rng.uniform(0.5, 1.2)
     return made
+
+
+def of_real_text(path: Path, size: int = 320) -> Path:
+    """PP-OCRv6's text detector with a suppression appended: cells of 16 pixels that hold text, as rows.
+
+    Raises: FileNotFoundError where `rapidocr` is not installed.
+    """
+    found = importlib.util.find_spec("rapidocr")
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError("rapidocr is not installed")
+    source = Path(found.submodule_search_locations[0]) / "models" / "PP-OCRv6_det_small.onnx"
+    made = onnx.version_converter.convert_version(onnx.load(str(source)), 13)
+    graph, count = made.graph, size // 16
+    steps = np.arange(count) * 16.0
+    corner = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+    constants = {
+        "cell_boxes": np.concatenate([corner, corner + 16], 1)[None].astype(np.float32),
+        "cell_shape": np.array([1, 1, -1]), "cell_most": np.array([count * count]),
+        "cell_overlap": np.array([0.5], np.float32), "cell_least": np.array([0.5], np.float32),
+        "cell_column": np.array([2]), "cell_flat": np.array([-1]), "cell_rows": np.array([-1, 1]), "cell_zero": np.array([0]),
+    }  # fmt: skip
+    node = helper.make_node
+    graph.node.extend([
+        node("MaxPool", [graph.output[0].name], ["cell_peaks"], kernel_shape=[16, 16], strides=[16, 16]),
+        node("Reshape", ["cell_peaks", "cell_shape"], ["cell_scores"]),
+        node("NonMaxSuppression", ["cell_boxes", "cell_scores", "cell_most", "cell_overlap", "cell_least"], ["cell_found"]),
+        node("Gather", ["cell_found", "cell_column"], ["cell_places"], axis=1),
+        node("Reshape", ["cell_places", "cell_flat"], ["cell_place"]),
+        node("Squeeze", ["cell_boxes", "cell_zero"], ["cell_plain"]),
+        node("Gather", ["cell_plain", "cell_place"], ["cell_box"]),
+        node("Reshape", ["cell_scores", "cell_flat"], ["cell_score"]),
+        node("Gather", ["cell_score", "cell_place"], ["cell_sure"]),
+        node("Reshape", ["cell_sure", "cell_rows"], ["cell_sures"]),
+        node("Mul", ["cell_sures", "cell_none"], ["cell_class"]),
+        node("Concat", ["cell_box", "cell_sures", "cell_class"], ["cells"], axis=1),
+    ])  # fmt: skip
+    constants["cell_none"] = np.array([0], np.float32)
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info("cells", TensorProto.FLOAT, ["n", 6]))
+    onnx.save(made, path)
+    return path

@@ -15,6 +15,8 @@ import pytest
 import torch
 from onnx import helper
 
+from converters.source import tensorflow_source
+
 PROJECT = """
 [model]
 name = "digits"
@@ -331,7 +333,11 @@ def test_a_missing_model_is_told_before_missing_data(run_build, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["net.keras", "net.h5", "saved"])
-def test_a_keras_model_is_told_the_way_that_needs_no_tensorflow(name, digits, run_build, tmp_path):
+def test_a_keras_model_is_told_what_to_install_and_the_way_that_needs_no_tensorflow(
+    name, digits, run_build, tmp_path, monkeypatch
+):
+    monkeypatch.delenv(tensorflow_source.PYTHON, raising=False)
+    monkeypatch.setattr(tensorflow_source, "find_spec", lambda _: None)
     if name == "saved":
         (tmp_path / name).mkdir()
         (tmp_path / name / "saved_model.pb").write_bytes(b"x")
@@ -341,6 +347,7 @@ def test_a_keras_model_is_told_the_way_that_needs_no_tensorflow(name, digits, ru
     words[0] = str(tmp_path / name)
     result = run_build(*words, "--out", tmp_path / "dist")
     assert result.exit_code == 2
+    assert "pip install 'edgekit-toolkit[tensorflow]'" in str(result.exception)
     assert "KERAS_BACKEND=torch" in str(result.exception)
     assert "torch.export.save" in str(result.exception)
     assert not (tmp_path / "dist").exists()

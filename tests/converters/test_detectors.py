@@ -1,6 +1,7 @@
 """Detectors with their suppression inside: as many rows as were found, compared as a set, bound in the manifest."""
 
 import json
+from pathlib import Path
 
 import detectors
 import msgspec
@@ -8,6 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
+from onnx import TensorProto, helper
 
 from converters.judge import fidelity, kinds
 from converters.source.onnx_source import lengths_may_vary
@@ -223,3 +226,152 @@ def test_each_form_reaches_the_engines_that_run_it(form, run_build, tmp_path):
     told = {one["recipe"]: one for one in json.loads((tmp_path / "r.json").read_text())["candidates"]}
     assert {name for name, one in told.items() if one["status"] == "failed"} == {"litert/fp32"}
     assert told["openvino/f32"]["accuracy"]["shipped"] == 1
+
+
+class Places(torch.nn.Module):
+    """Where the first row is above 1, and the sum of all: on zeros it finds nothing."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"where": torch.nonzero(x[0] > 1.0), "total": x.sum()}
+
+
+def told(folder):
+    return {one["recipe"]: one for one in json.loads((folder / "r.json").read_text())["candidates"]}
+
+
+def built(run_build, source, folder, *words):
+    """The bundle and its candidates, of data in `folder`."""
+    result = run_build(
+        source, "--name", "m", "--version", "1", "--calibration", folder / "calib.npz", "--evaluation",
+        folder / "eval.npz", "--target", "x86-64-v3", "--out", folder / "dist", "--json", folder / "r.json",
+        "--accept-uncertain", "--max-accuracy-drop", "0.1", *words,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (made,) = (folder / "dist").glob("*.edgekit")
+    assert local.verify(made).passed
+    return made
+
+
+def numbers(folder, shape, seed=0):
+    rng = np.random.default_rng(seed)
+    for name, count in (("calib", 40), ("eval", 120)):
+        np.savez(folder / f"{name}.npz", x=rng.normal(size=(count, *shape)).astype(np.float32))
+
+
+def test_a_program_that_gives_as_many_rows_as_it_finds_is_known_by_its_samples(run_build, tmp_path):
+    """Names of a dict stay; on zeros and on small numbers it gives nothing, which its samples show to be no rule."""
+    torch.export.save(torch.export.export(Places(), (torch.randn(1, 8),)), tmp_path / "places.pt2")
+    numbers(tmp_path, (1, 8))
+    made = built(run_build, tmp_path / "places.pt2", tmp_path, "--recipe", "onnxruntime/fp32")
+    with loading.load(made) as model:
+        assert [(spec.name, spec.shape) for spec in model.outputs] == [("where", (None, 1)), ("total", ())]
+        x = np.array([[0, 2, 0, 3, 0, 0, 0, 5]], np.float32)
+        assert model.predict(x)["where"].ravel().tolist() == [1, 3, 7]
+        assert model.predict(-x)["where"].shape == (0, 1)
+
+
+class Reader(torch.nn.Module):
+    """Token ids and a mask, both whole numbers of any batch and length, to a dict of three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.mix, self.head = (
+            torch.nn.Embedding(50, 16),
+            torch.nn.Linear(16, 16),
+            torch.nn.Linear(16, 5),
+        )
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = torch.relu(self.mix(self.words(ids))) * mask.unsqueeze(-1).to(torch.float32)
+        mean = hidden.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        return {"scores": self.head(mean).softmax(-1), "mean": mean, "length": mask.sum(1)}
+
+
+@pytest.mark.proof
+def test_a_program_of_open_dimensions_and_whole_numbers_reaches_every_engine(run_build, tmp_path):
+    batch, steps = torch.export.Dim("batch"), torch.export.Dim("steps", min=2, max=64)
+    example = (torch.ones(2, 12, dtype=torch.int64), torch.ones(2, 12, dtype=torch.int64))
+    program = torch.export.export(Reader().eval(), example, dynamic_shapes=({0: batch, 1: steps},) * 2)
+    torch.export.save(program, tmp_path / "reader.pt2")
+    rng = np.random.default_rng(0)
+    for name, count in (("calib", 40), ("eval", 120)):
+        mask = (np.arange(16) < rng.integers(3, 17, count)[:, None, None]).astype(np.int64)
+        np.savez(tmp_path / f"{name}.npz", ids=rng.integers(0, 50, (count, 1, 16)), mask=mask)
+    words = ["--shape", "ids=1,16", "--shape", "mask=1,16"]
+    made = built(
+        run_build, tmp_path / "reader.pt2", tmp_path, *words,
+        *[word for recipe in ("onnxruntime/fp32", "openvino/f32", "litert/fp32") for word in ("--recipe", recipe)],
+    )  # fmt: skip
+    assert {one["status"] for one in told(tmp_path).values()} <= {"picked", "lost"}
+    manifest = bundle.read(made).manifest
+    assert [spec.name for spec in manifest.outputs] == ["scores", "mean", "length"]
+    assert [spec.dtype for spec in manifest.inputs] == ["int64", "int64"]
+
+
+@pytest.mark.proof
+def test_an_output_of_no_entries_reaches_every_engine(run_build, tmp_path):
+    value = helper.make_tensor_value_info
+    weights = np.random.default_rng(0).normal(0, 0.3, (64, 6)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+            helper.make_node("Slice", ["y", "zero", "zero", "one"], ["nothing"]),
+        ],
+        "g", [value("x", TensorProto.FLOAT, [1, 64])],
+        [value("y", TensorProto.FLOAT, [1, 6]), value("nothing", TensorProto.FLOAT, [1, 0])],
+        [
+            onnx.numpy_helper.from_array(weights, "w"), onnx.numpy_helper.from_array(np.array([0]), "zero"),
+            onnx.numpy_helper.from_array(np.array([1]), "one"),
+        ],
+    )  # fmt: skip
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "m.onnx",
+    )
+    numbers(tmp_path, (1, 64))
+    recipes = ("onnxruntime/fp32", "openvino/f32", "litert/fp32", "onnxruntime/static-int8")
+    made = built(
+        run_build,
+        tmp_path / "m.onnx",
+        tmp_path,
+        *[word for recipe in recipes for word in ("--recipe", recipe)],
+    )
+    assert {one["status"] for one in told(tmp_path).values()} <= {"picked", "lost"}
+    with loading.load(made) as model:
+        assert model.predict(np.ones((1, 64), np.float32))["nothing"].shape == (1, 0)
+
+
+@pytest.mark.proof
+def test_a_real_text_detector_with_suppression_appended_is_built_and_served(run_build, tmp_path, monkeypatch):
+    """PP-OCRv6's detector: cells of a drawn page that hold text, as rows; int8 candidates are judged by boxes."""
+    pytest.importorskip("rapidocr", reason="the weights come with rapidocr")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "e2e" / "real_data"))
+    import pages
+
+    path = detectors.of_real_text(tmp_path / "cells.onnx")
+    mean, std = (np.array(each, np.float32) for each in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    for name, count, seed in (("calib", 12, 1), ("eval", 64, 2)):
+        drawn = [sample["x"] for sample, _ in pages.pages(count, seed)]
+        ready = [((page / np.float32(255) - mean) / std).transpose(2, 0, 1)[None] for page in drawn]
+        np.savez(tmp_path / f"{name}.npz", x=np.stack(ready).astype(np.float32))
+    recipes = ("onnxruntime/fp32", "openvino/f32", "onnxruntime/static-int8", "openvino/static-int8")
+    made = built(
+        run_build, path, tmp_path, "--shape", "x=1,3,320,320",
+        *[word for recipe in recipes for word in ("--recipe", recipe)],
+    )  # fmt: skip
+    scores = {name: one["accuracy"]["shipped"] for name, one in told(tmp_path).items()}
+    print(
+        scores, {name: one["latency_ms"]["p50"] for name, one in told(tmp_path).items() if one["latency_ms"]}
+    )
+    assert scores["onnxruntime/fp32"] == scores["openvino/f32"] == 1
+    assert told(tmp_path)["onnxruntime/fp32"]["outputs"][0]["kind"] == "boxes"
+    (one,) = bundle.read(made).manifest.sets
+    session = ort.InferenceSession(str(path))
+    with np.load(tmp_path / "eval.npz") as held, loading.load(made) as model:
+        for page in held["x"][:4]:
+            (wanted,) = session.run(None, {"x": page})
+            found = model.predict(page)["cells"]
+            tables = [rows.table(one, rows.padded([one], {"cells": array})) for array in (found, wanted)]
+            assert rows.share(len(rows.matched(*tables)[0]), len(found) + len(wanted)) > 0.9
+            assert len(wanted) > 20

@@ -39,6 +39,10 @@ def carrying(**metadata):
         ({"names": "{0: 'cat', 1: 'dog', 2: 'owl'}"}, SCORES, ("cat", "dog", "owl")),
         # A detector's rows: four numbers of a box, then the classes.
         ({"names": "{0: 'cat', 1: 'dog'}"}, (TensorSpec("o", "float32", (1, 6, 8400)),), ("cat", "dog")),
+        # After a suppression the class is a number in the last column of as many rows as there are.
+        ({"names": "{0: 'cat', 1: 'dog'}"}, (TensorSpec("o", "float32", (0, 6)),), ("cat", "dog")),
+        ({"names": "{0: 'cat', 1: 'dog'}"}, (TensorSpec("o", "float32", (1, 300, 6)),), ("cat", "dog")),
+        ({"names": "a,b,c,d"}, (TensorSpec("o", "float32", (1, 6)),), ()),
         ({"id2label": '{"1": "dog", "0": "cat", "2": "owl"}'}, SCORES, ("cat", "dog", "owl")),
         ({"classes": '["a", "b", "c"]'}, SCORES, ("a", "b", "c")),
         ({"Labels": "a, b, c"}, SCORES, ("a", "b", "c")),

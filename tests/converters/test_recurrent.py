@@ -51,7 +51,7 @@ def gap(made, plan, artifact):
     source, feeds = made.source, list(made.calibration())
     spec = EngineSpec(plan.recipe.engine, "", artifact.model, options=plan.judged_options)
     bound = artifact.bound(source.inputs), artifact.bound(source.outputs, are_outputs=True)
-    model = engines.get(plan.recipe.engine).load(artifact.folder / artifact.model, spec, *bound, 1)
+    model = engines.get(plan.recipe.engine).load(artifact.folder / artifact.model, spec, *bound, None)
     found = canonical.parity(
         [source.reference.run(feed) for feed in feeds], [model.run(feed) for feed in feeds]
     )
@@ -86,7 +86,7 @@ def test_what_lies_behind_a_sequences_end_changes_nothing(tmp_path):
     source = made.source
     spec = EngineSpec(plan.recipe.engine, "", artifact.model, options=plan.judged_options)
     engine = engines.get("openvino").load(
-        artifact.folder / artifact.model, spec, source.inputs, source.outputs, 1
+        artifact.folder / artifact.model, spec, source.inputs, source.outputs, None
     )
     for runs in (source.reference, engine):
         left, right = runs.run(other), runs.run(changed)

@@ -98,6 +98,15 @@ class Field:
     def wait(self, condition: Callable[[], object], what: str, timeout_s: float = 180.0) -> None:
         wait_until(condition, what, timeout_s)
 
+    def refuses(self, *words: str, code: int = 5) -> str:
+        """What a command of the fleet that must fail says."""
+        done = subprocess.run(
+            self.operator.line(*words), capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == code, (words, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
     @property
     def logs(self) -> str:
         return "\n".join(f"--- {board.name}\n{board.agent.log[-6000:]}" for board in self.boards)

@@ -40,6 +40,7 @@ from fleet.rules import drift as drift_rules
 from fleet.rules import findings
 from fleet.rules.access import Role
 from fleet.rules.drift import Track
+from fleet.rules.history import Gauges
 from fleet.rules.rollout import Command
 from fleet.server import ca, changes, courier, expiries, ingest, migrations, schema, schema_access, telling
 from fleet.server.alarms import Alarms, Own
@@ -48,6 +49,7 @@ from fleet.server.controller import Controller
 from fleet.server.courier import Courier
 from fleet.server.database import Database, sqlite_url
 from fleet.server.inbox import Message
+from fleet.server.schema import totals
 from fleet.server.schema_alerts import alerts as alert_table
 from fleet.server.schema_alerts import drift as drift_table
 from fleet.server.schema_alerts import messages
@@ -397,8 +399,8 @@ def test_tokens_and_device_certificates_that_run_out_are_told_of(either: Fleet, 
 
 
 def drifting(fleet: Fleet, levels: dict[str, float]) -> None:
-    """A day of blocks for each device."""
-    rows = []
+    """A day of blocks for each device, and what it said last."""
+    rows, said = [], []
     for number, (device, level) in enumerate(sorted(levels.items())):
         blocks = tuple(level * (1 + 0.1 * ((hour + number) % 5)) for hour in range(30))
         rows.append(
@@ -413,8 +415,12 @@ def drifting(fleet: Fleet, levels: dict[str, float]) -> None:
                 "level": Track(blocks).level,
             }
         )
+        gauges = msgspec.json.encode(Gauges(drift={"inputs/image": level, "outputs/logits": 0.1})).decode()
+        key = {"device": device, "deployment": "digits", "digest": OLD}
+        said.append(key | {"windows": 1, "requests": 1, "errors": 0, "infer_ms": "{}", "gauges": gauges})
     with fleet.database.begin() as connection:
         connection.execute(insert(drift_table), rows)
+        connection.execute(insert(totals), said)
 
 
 def test_drift_is_told_by_release_and_whom_trains_models_learns_where_and_since_when(
@@ -441,7 +447,8 @@ def test_drift_is_told_by_release_and_whom_trains_models_learns_where_and_since_
     assert (found["devices"], found["measured"], found["sites"]) == (5, 60, {"lab": 5})
     assert found["digests"] == [OLD]
     assert found["level"] == pytest.approx(0.71, rel=0.05)
-    assert (found["samples"], found["inputs"], found["limit"]) == ("", [], drift_rules.LIMIT)
+    assert (found["inputs"], found["outputs"], found["limit"]) == (["image"], [], drift_rules.LIMIT)
+    assert alert["words"].startswith("input image of digits@1 drifted")
     assert found["since"].startswith("2026-09-2")
 
 

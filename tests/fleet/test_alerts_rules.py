@@ -297,6 +297,11 @@ def test_drift_says_which_release_where_and_since_when() -> None:
     assert found.subject == "digits@1"
     assert "2 of 40 devices (lab 2): index 0.41" in found.words
     assert found.about["since"] == WALL
+    assert found.words.startswith("the inputs of digits@1 drifted")
+    moved = ("inputs/image", "outputs/logits", "inputs/depth")
+    [named] = findings.of_drift([msgspec.structs.replace(one, moved=moved)])
+    assert named.words.startswith("inputs image, depth of digits@1 drifted at 2 of 40 devices")
+    assert named.words.endswith("; so did output logits")
     [other] = findings.of_drift([msgspec.structs.replace(one, deployment="spare")])
     assert other.subject == "digits@1 as spare"
 

@@ -17,6 +17,7 @@ from edgekit.wire.commands import CommandState, Restart, Result, SelfTest
 from edgekit.wire.messages import Boot
 from fleet import publish as custody
 from fleet.api.commands import MeasureHere
+from fleet.client.command_cli import whole
 from fleet.server import schema
 from fleet.server.store import commands, devices, finalists, picking, releases
 from fleet.server.store.audit import Who
@@ -213,3 +214,20 @@ def test_only_bundles_of_the_release_can_be_picked_or_told_of(database, pair):
             picking.pick(
                 connection, ("digits", "5", "p"), own.sha256, {"d" * 64: b""}, lambda _: own, now=NOW, who=WHO
             )
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "told"),
+    [
+        ("abc12", UsageError, "no digest"),
+        ("ABC123", UsageError, "no digest"),
+        ("abc12…", UsageError, "no digest"),
+        ("abc124", NotFoundError, "begins with abc124"),
+        ("abc123", ConflictError, "2 bundles begin with"),
+    ],
+)
+def test_a_digest_is_typed_by_its_beginning(given, error, told):
+    known = ["abc123" + "0" * 58, "abc123" + "1" * 58, "def" + "0" * 61]
+    assert whole(("abc1230", "def000", "9" * 64), known) == (known[0], known[2], "9" * 64)
+    with pytest.raises(error, match=told):
+        whole((given,), known)

@@ -39,6 +39,21 @@ def test_a_device_at_the_limit_is_hardly_ever_far_beyond_it(night: float) -> Non
         assert sum(p is not None and p <= level for p in found) / len(found) <= at_most * level
 
 
+def named_in(after: int, rng: random.Random) -> float:
+    """The share that is found at a chance of 1/4 % of devices that were well for two days, so many hours after they drifted."""
+    made = [[0.0] * MAX_BLOCKS + blocks(rng, after, 0.6) for _ in range(100)]
+    return sum((drift.chance(one[-MAX_BLOCKS:]) or 0.0) <= 0.0025 for one in made) / 100
+
+
+@pytest.mark.parametrize(("damage", "is_red"), [("", False), ("newest", True)])
+def test_a_good_day_before_does_not_hide_what_has_drifted_for_a_day(
+    monkeypatch: pytest.MonkeyPatch, damage: str, is_red: bool
+) -> None:
+    if damage:
+        monkeypatch.setattr(drift, "_NEWEST_PART", 1e-12)
+    assert (named_in(26, random.Random(3)) < 0.5) is is_red
+
+
 def test_few_of_those_named_are_named_falsely_and_most_that_drifted_are_named() -> None:
     rng = random.Random(7)
     false_shares, found_shares = [], []

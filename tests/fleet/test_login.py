@@ -14,7 +14,7 @@ from fleet.rules.access import Role, Scope
 from fleet.rules.attempts import PER_ADDRESS, PER_NAME, Allowance, Attempts, Limits
 from fleet.server import passwords
 from fleet.server.places import Wanted
-from fleet.server.schema import sessions as table
+from fleet.server.schema_access import sessions as table
 from fleet.server.store import audit, sessions, tokens, users
 from fleet.server.store.tokens import Grant
 

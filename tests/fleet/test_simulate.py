@@ -3,6 +3,8 @@
 import json
 import random
 
+import click
+import msgspec
 import pytest
 from fleet_support import Service, make_bundle, wait_until
 from hypothesis import given
@@ -14,6 +16,7 @@ from fleet import api
 from fleet.client import publishing
 from fleet.simulate import mqtt
 from fleet.simulate.behaviour import Windows, World, with_faults
+from fleet.simulate.cli import share, simulate
 
 
 @given(st.binary(max_size=300), st.sampled_from([0, 1]), st.lists(st.integers(1, 50), max_size=20))
@@ -68,6 +71,32 @@ def test_a_faulty_version_is_slower_and_errs_more() -> None:
     assert few < 0.004 < 0.04 < more < 0.06
     assert slow / fast == pytest.approx(1.5, rel=0.05)
     assert drifted / still == pytest.approx(8, rel=0.2)
+
+
+def test_a_share_of_devices_has_drifted_and_tells_so_in_every_run() -> None:
+    windows = Windows(World(drifting=0.05), seed=3)
+    drifting = [name for n in range(2000) if windows.drifts(name := f"sim-{n:06}")]
+    assert len(drifting) / 2000 == pytest.approx(0.05, abs=0.02)
+    assert drifting == [
+        n for m in range(2000) if Windows(World(drifting=0.05), seed=9).drifts(n := f"sim-{m:06}")
+    ]
+    moved, well = (windows.window("d", "a" * 64, "1", 1.0, drifts=drifts) for drifts in (True, False))
+    assert moved.drift["inputs/x"] > 0.2 > well.drift["inputs/x"]
+    assert moved.metrics["drift_psi"].mean == pytest.approx(moved.drift["inputs/x"], abs=1e-4)
+    assert (bool(moved.anomalies), well.anomalies) == (True, {})
+    assert sum(moved.inputs["x"].counts) == 10 * moved.requests
+    assert msgspec.json.decode(msgspec.json.encode(moved), type=DeploymentWindow) == moved
+
+
+def test_without_a_word_of_drift_windows_are_as_small_as_before() -> None:
+    plain = Windows(World(), seed=3).window("d", "a" * 64, "1", 1.0)
+    assert (plain.inputs, plain.drift, plain.anomalies) == ({}, {}, {})
+
+
+@pytest.mark.parametrize("text", ["much", "120%", "-1"])
+def test_a_share_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--drift"):
+        share(click.Context(simulate), click.Option(["--drift"]), text)
 
 
 def test_levels_of_devices_differ() -> None:

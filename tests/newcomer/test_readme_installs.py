@@ -19,7 +19,7 @@ from edgekit.distribution import DISTRIBUTION, PROVIDERS, engine_extras
 
 LINES = readme.installs(readme.text())
 # Gigabytes: pip settles and names the whole set, and installs nothing. CI installs the same set for all other tests.
-HEAVY = ("litert-convert",)
+HEAVY = ("litert-convert", "tensorflow")
 UNREACHABLE = re.compile(
     r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ProxyError|ReadTimeoutError"
 )

@@ -20,6 +20,7 @@ from edgekit import bundle
 from edgekit.manifest import Histogram, Reference
 from edgekit.wire import topics
 from edgekit.wire.messages import Boot, DeploymentWindow, Report, encode
+from fleet import api
 from fleet.api.history import ArmName
 from fleet.rules import experiment, seen, telling
 from fleet.rules import history as rules
@@ -184,24 +185,53 @@ def test_what_devices_tell_of_drift_confidence_and_anomalies_is_on_the_pages_and
     told(site, 2, msgspec.structs.replace(one, drift={"inputs/image": 0.4}, anomalies={"not-finite": 1}))
     ann = site.person("ann")
     page = ann.get("/drift").text
-    assert re.search(r"moved</span>\s*inputs image <span class=.soft.>index 0.5", page)
+    assert re.search(r"input image</span>\s*moved \(index 0.40\)", page), "what was said last"
+    assert "moved just now at 1 of 1 devices; drift is what lasts" in page
+    assert "as it was (index 0.02)" not in page, "it said so before"
     assert re.search(r"Confidence of logits: 37.5 ?% on average over a day; 87.5 ?% when", page)
     assert "wrong-shape 3" in page
     with site.database.read() as connection:
         (view,) = drifting.views(connection, site.clock())
-    assert view.indices == pytest.approx({"inputs/image": 0.5, "outputs/logits": 0.02})
+    assert view.said == {"inputs/image": api.Said(1, 1, 0.4)}
+    assert view.state == "moved"
     assert view.anomalies == {"not-finite": 1, "wrong-shape": 3}
     assert (view.confidence["logits"].found, view.confidence["logits"].expected) == (0.375, 0.875)
 
 
-def test_what_is_told_of_drift_goes_together_in_any_order_and_is_bounded() -> None:
-    one, other = {"inputs/x": (1, 0.5)}, {"inputs/x": (2, 0.4), "inputs/y": (1, 3.0)}
-    both = telling.moved_together(one, other)
-    assert both == telling.moved_together(other, one)
-    assert telling.means(both) == pytest.approx({"inputs/y": 3.0, "inputs/x": 0.3})
-    many = {f"inputs/{n:03}": (1, 0.1) for n in range(100)}
-    assert len(telling.moved_together(one, many)) == telling.MOST_LABELS
+def test_what_devices_say_is_told_of_those_where_it_moved_and_never_mixed_with_the_others() -> None:
+    """One of four moved far: the mean, 0.14, would say of all what is true of none."""
+    devices = [
+        {"inputs/x": 0.5, "outputs/y": 0.1},
+        {"inputs/x": 0.02},
+        {"inputs/x": 0.02},
+        {"inputs/x": 0.02},
+    ]
+    found = telling.said(devices)
+    assert found["inputs/x"] == telling.Said(4, 1, 0.5)
+    assert found["outputs/y"] == telling.Said(1, 0, 0.1)
+    assert next(iter(found)) == "inputs/x", "what moved at most devices is first"
+    assert len(telling.said([{f"inputs/{n:03}": 0.1 for n in range(100)}])) == telling.MOST_LABELS
     assert len(telling.added({}, {f"k{n}": 1 for n in range(100)})) == telling.MOST_KINDS
+
+
+def test_there_is_one_statement_on_a_bundle_and_it_is_the_gravest() -> None:
+    moved, well = {"inputs/x": api.Said(9, 3, 0.5)}, {"inputs/x": api.Said(9, 0, 0.02)}
+    view = api.DriftView("digits@1", "p", SHA256, 1200, named=40, said=moved)
+    assert (view.state, view.words) == ("drifted", "drifted at 40 of 1,200 devices")
+    calm = msgspec.structs.replace(view, named=0)
+    assert calm.words == "moved just now at 3 of 1,200 devices; drift is what lasts"
+    assert calm.said["inputs/x"].words == "moved at 3 of 9 devices (index 0.50 there)"
+    assert msgspec.structs.replace(calm, said=well).words == "as it was"
+    assert msgspec.structs.replace(calm, said={}).state == "unknown"
+    outputs = msgspec.structs.replace(calm, said={"outputs/y": api.Said(9, 9, 0.5)})
+    assert outputs.state == "well", "inputs are what drift is of; the output's own line says that it moved"
+
+
+def test_what_moved_is_named_at_most_devices_first_and_by_night_what_is_furthest() -> None:
+    far = [{"inputs/a": 0.5, "inputs/b": 0.1}, {"inputs/a": 0.4, "inputs/b": 0.3, "outputs/y": 0.9}]
+    assert telling.moved(far) == ("inputs/a", "inputs/b", "outputs/y")
+    assert telling.moved([{"inputs/a": 0.1, "inputs/b": 0.15, "outputs/y": 0.18}]) == ("inputs/b",)
+    assert telling.moved([{}]) == ()
 
 
 def test_a_bundle_that_an_older_fleet_published_has_its_reference_when_it_is_published_again(

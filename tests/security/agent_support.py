@@ -37,11 +37,13 @@ class Operator:
         self._before = list(before)
         self._home = home
 
-    def types(self, *words: str | Path) -> str:
+    def line(self, *words: str | Path) -> list[str]:
+        """The whole command."""
         command = [*self._before, sys.executable, "-m", "edgekit", "fleet", "--fleet", self._home, *words]
-        done = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, check=False, timeout=120
-        )
+        return list(map(str, command))
+
+    def types(self, *words: str | Path) -> str:
+        done = subprocess.run(self.line(*words), capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, f"{words}: {done.stderr}{done.stdout}"
         return done.stdout
 

@@ -67,7 +67,8 @@ class Body(msgspec.Struct, frozen=True):
 class Retraining(msgspec.Struct, frozen=True):
     """That a model is to be trained again: which release, where its inputs drifted and since when.
 
-    `inputs` and `samples` (where samples of them are) are empty until the fleet keeps samples.
+    `inputs` and `outputs` are what moved, at most devices first. `samples` is empty: whoever hears of it asks for them, by
+    'edgekit fleet samples collect --drifted', and is told where they are.
     """
 
     type: str
@@ -85,6 +86,7 @@ class Retraining(msgspec.Struct, frozen=True):
     limit: float
     since: datetime
     inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
     samples: str = ""
     url: str = ""
 
@@ -258,6 +260,8 @@ def _shown(alert: Alert, numbers: dict[tuple[str, str], int]) -> Shown:
 def _retraining(alert: Alert, sender: tuple[str, str], now: Now) -> Retraining:
     about: dict[str, Any] = alert.about
     fleet, url = sender
+    # An alert of before a fleet was updated does not have it.
+    moved: list[str] = about.get("moved", [])
     return Retraining(
         type="retraining",
         id=new_id(),
@@ -273,6 +277,8 @@ def _retraining(alert: Alert, sender: tuple[str, str], now: Now) -> Retraining:
         level=about["level"],
         limit=LIMIT,
         since=moment(about["since"]),
+        inputs=tuple(one.removeprefix("inputs/") for one in moved if one.startswith("inputs/")),
+        outputs=tuple(one.removeprefix("outputs/") for one in moved if one.startswith("outputs/")),
         url=url,
     )
 

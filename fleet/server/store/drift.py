@@ -5,7 +5,7 @@ Always true
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from statistics import median
 from typing import Any
 
@@ -13,9 +13,11 @@ import msgspec
 from sqlalchemy import Connection, delete, select, tuple_, update
 
 from fleet.rules import drift as rules
+from fleet.rules import telling
 from fleet.rules.drift import Track
 from fleet.rules.evidence import Sums
 from fleet.rules.findings import Drifted
+from fleet.rules.history import Gauges
 from fleet.server.clock import Now
 from fleet.server.schema import bundles, devices, totals
 from fleet.server.schema_alerts import drift
@@ -37,6 +39,7 @@ class _Recent(msgspec.Struct, gc=False):
 
 
 _RECENT = msgspec.json.Decoder(_Recent)
+_GAUGES = msgspec.json.Decoder(Gauges)
 
 
 def gather(connection: Connection, after: Key, now: Now) -> Key | None:
@@ -112,11 +115,32 @@ def judge(connection: Connection, now: Now) -> list[Drifted]:
     return _by_release(connection, measured) if named else []
 
 
+def said(connection: Connection, digests: Collection[str], since: float) -> dict[str, list[dict[str, float]]]:
+    """What each device said last of drift, by the digest of what it runs; of those that were heard since then."""
+    found: dict[str, list[dict[str, float]]] = {}
+    query = (
+        select(totals.c.digest, totals.c.gauges)
+        .join(devices, devices.c.id == totals.c.device)
+        .where(totals.c.digest.in_(digests), devices.c.decommissioned_at.is_(None))
+    )
+    for digest, text in connection.execute(query):
+        gauges = _GAUGES.decode(text)
+        if gauges.drift and gauges.filed is not None and gauges.filed >= since:
+            found.setdefault(digest, []).append(gauges.drift)
+    return found
+
+
 def _by_release(connection: Connection, measured: Mapping[tuple[str, str], int]) -> list[Drifted]:
     """Those that are named now, by what they run."""
     query = (
-        select(drift, site_of(connection).label("site"), bundles.c.name, bundles.c.version)
+        select(drift, site_of(connection).label("site"), bundles.c.name, bundles.c.version, totals.c.gauges)
         .join(devices, devices.c.id == drift.c.device)
+        .outerjoin(
+            totals,
+            (totals.c.device == drift.c.device)
+            & (totals.c.deployment == drift.c.deployment)
+            & (totals.c.digest == drift.c.digest),
+        )
         .outerjoin(bundles, bundles.c.sha256 == drift.c.digest)
         .where(drift.c.found_since.is_not(None), devices.c.decommissioned_at.is_(None))
     )
@@ -134,6 +158,7 @@ def _by_release(connection: Connection, measured: Mapping[tuple[str, str], int])
             sites=dict(Counter(row.site for row in those)),
             level=median(row.level for row in those),
             since=min(row.found_since for row in those),
+            moved=telling.moved(_GAUGES.decode(row.gauges).drift for row in those if row.gauges),
         )
         for (release, deployment), those in groups.items()
     ]

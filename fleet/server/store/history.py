@@ -21,7 +21,7 @@ from fleet.rules import history as rules
 from fleet.rules import seen, telling
 from fleet.rules.history import ArmSums, DeviceSums, Gauges, Level, Minute, ReleaseSums
 from fleet.rules.seen import Seen
-from fleet.rules.telling import Anomalies, Moved
+from fleet.rules.telling import Anomalies
 from fleet.server.schema import totals
 from fleet.server.schema_history import arm_history, device_history, release_history
 from fleet.server.store.upsert import append
@@ -122,7 +122,6 @@ class _Release:
         self._zeros, self._total, self._largest = 0, 0.0, 0.0
         self._psi_count, self._psi_total = 0, 0.0
         self._seen: Seen = {}
-        self._moved: Moved = {}
         self._anomalies: Anomalies = {}
 
     def add(self, window: DeploymentWindow, gauges: Gauges, moment: float) -> None:
@@ -143,7 +142,6 @@ class _Release:
             self._psi_count += psi.count
             self._psi_total += psi.total
         seen.add(self._seen, window)
-        self._moved = telling.moved_together(self._moved, telling.moved_of(window))
         self._anomalies = telling.added(self._anomalies, window.anomalies)
 
     def sums(self) -> ReleaseSums:
@@ -152,7 +150,7 @@ class _Release:
         counts = (self._requests, self._errors)
         return ReleaseSums(
             self._windows, *devices, *counts, times, self._psi_count, self._psi_total,
-            self._seen, self._moved, self._anomalies,
+            self._seen, {}, self._anomalies,
         )  # fmt: skip
 
 
@@ -262,23 +260,20 @@ def _of_bundles(
 
 
 class Told(msgspec.Struct, frozen=True):
-    """What all devices on a bundle saw and gave, what they said of drift, and of inputs that did not fit."""
+    """What all devices on a bundle saw and gave, and what they said of inputs that did not fit."""
 
     seen: Seen = {}
-    moved: Moved = {}
     anomalies: Anomalies = {}
 
 
-def told_of(connection: Connection, digest: str, since: float, moved_since: float) -> Told:
-    """From a moment on, in whichever slot they run it; what they said of drift, from a later one on."""
-    table, found, moved = release_history, Told(), Told()
+def told_of(connection: Connection, digest: str, since: float) -> Told:
+    """From a moment on, in whichever slot they run it."""
+    table, found = release_history, Told()
     query = select(table.c.at, table.c.sums).where(table.c.digest == digest)
     for row in connection.execute(_between(query, table, since, float("inf"))):
         sums = release_sums(row.sums)
-        found = Told(seen.together(found.seen, sums.seen), {}, telling.added(found.anomalies, sums.anomalies))
-        if row.at >= moved_since:
-            moved = Told({}, telling.moved_together(moved.moved, sums.moved))
-    return Told(found.seen, moved.moved, found.anomalies)
+        found = Told(seen.together(found.seen, sums.seen), telling.added(found.anomalies, sums.anomalies))
+    return found
 
 
 def deployments_of(connection: Connection, digests: Iterable[str]) -> list[tuple[str, str]]:
