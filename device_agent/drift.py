@@ -13,7 +13,7 @@ that moved most; `drift` of a window is what is now.
 Always true
  1. Memory is bounded: blocks are drawn together as they grow old, and the oldest go.
  2. What is not known is not said, and what is now is not from long ago; a window without traffic says nothing.
- 3. Another bundle begins anew.
+ 3. Another bundle begins anew. What is kept over a restart (`Tracks.kept`) goes on as if nothing had been between.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -205,13 +205,21 @@ def _known(found: drift.Measured | None) -> float | None:
     return found.index if found is not None and found.is_known else None
 
 
-class _Deployment:
+class Kept(msgspec.Struct, frozen=True):
     """The tracks of one bundle in one slot, by `SECTION/LABEL`, and how long it is watched."""
 
-    def __init__(self, digest: Sha256) -> None:
-        self.digest = digest
-        self.seen_s = 0.0
-        self.tracks: dict[str, Track] = {}
+    digest: Sha256
+    seen_s: float = 0.0
+    tracks: dict[str, Track] = {}
+
+
+class _Deployment:
+    """What changes of `Kept`, window by window."""
+
+    def __init__(self, kept: Kept) -> None:
+        self.digest = kept.digest
+        self.seen_s = kept.seen_s
+        self.tracks = dict(kept.tracks)
 
     def grow(self, reference: Reference, window: DeploymentWindow, length_s: float) -> None:
         began_s, self.seen_s = self.seen_s, self.seen_s + length_s
@@ -225,10 +233,17 @@ class _Deployment:
 
 
 class Tracks:
-    """The tracks of every deployment's bundle."""
+    """The tracks of every deployment's bundle, from those that were kept on."""
 
-    def __init__(self) -> None:
-        self._deployments: dict[str, _Deployment] = {}
+    def __init__(self, kept: Mapping[str, Kept] | None = None) -> None:
+        self._deployments = {name: _Deployment(one) for name, one in (kept or {}).items()}
+
+    @property
+    def kept(self) -> dict[str, Kept]:
+        """All that is remembered now, by deployment."""
+        return {
+            name: Kept(one.digest, one.seen_s, dict(one.tracks)) for name, one in self._deployments.items()
+        }
 
     @property
     def levels(self) -> dict[str, dict[str, Level]]:
@@ -256,7 +271,7 @@ class Tracks:
         assert window.digest is not None
         one = self._deployments.get(window.deployment)
         if one is None or one.digest != window.digest:
-            one = self._deployments[window.deployment] = _Deployment(window.digest)
+            one = self._deployments[window.deployment] = _Deployment(Kept(window.digest))
         one.grow(reference, window, length_s)
         if not window.requests:
             return window

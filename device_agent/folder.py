@@ -6,6 +6,7 @@ tuf/                                       verified metadata, and what they bega
 commands.json                              a record too: what the fleet asked for once, and what came of it
 spool.db
 traffic.json                               a record: bytes by purpose, and where day and month began
+drift.json                                 a record of one copy: counts of what deployments met, as of the last hour
 measuring/N/                               bundles that are only timed here, each like a deployment; gone when that is over
 samples/                                   inputs that wait for the fleet, only while an order has a policy for that
 status.json                                the last words of an agent, and its present ones where no RAM disk is
@@ -104,6 +105,10 @@ class StateFolder:
     @property
     def traffic(self) -> Path:
         return self.root / "traffic.json"
+
+    @property
+    def drift(self) -> Path:
+        return self.root / "drift.json"
 
     @property
     def samples(self) -> Path:

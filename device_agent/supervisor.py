@@ -42,6 +42,7 @@ from device_agent.tuf.watch import Watch
 from device_agent.update.events import Acknowledged, Event, LinkDown, LinkUp, Ordered
 from device_agent.update.fetch import Source
 from device_agent.update.reconciler import Reconciler
+from device_agent.watching import Watching
 from device_agent.workers import Workers
 from edgekit import __version__
 from edgekit.trust.orderkeys import OrderKeys
@@ -103,6 +104,7 @@ class Agent:
         self._watch = Watch(self._lookup)
         self._spending = spending.made(settings, storage, who, self.conditions)
         self._lookup.traffic = self._spending.traffic
+        self._watching = Watching(state, storage, who.clock)
         self._source = Source(
             known.file.artifact_url, who.access, self._lookup.check, self._spending.model_waits
         )
@@ -139,6 +141,7 @@ class Agent:
             reconcilers=self._reconcilers,
             workers=self._workers,
             traffic=self._spending.traffic,
+            drift=self._watching.tracks,
             shadows=self._shadows,
             sources=self._sources,
         )
@@ -290,6 +293,7 @@ class Agent:
         self._reporter.tick()
         await self._link.stop()
         await self._spending.save()
+        await self._watching.save()
         await self._reporter.close()
         await self._storage.do(self._spool.close)
         await self._telling.end()
@@ -306,6 +310,7 @@ class Agent:
             self._sources.tick()
             self._telling.tick()
             self._spending.tick()
+            self._watching.tick()
             self._reporter.tick()
             self._desk.tick()
             if self._orders.is_late_no_more:

@@ -48,6 +48,7 @@ class Subject:
     shadows: Shadows
     sources: SourceKeeper
     traffic: Traffic
+    drift: Tracks
 
 
 class Telling:
@@ -59,7 +60,7 @@ class Telling:
         self._link = link
         self._status = status
         self._cpu = health.CpuMeter()
-        self._drift, self._judged_at = Tracks(), time.monotonic()
+        self._drift, self._judged_at = subject.drift, time.monotonic()
         self._is_describing = False
         self._is_due = False
         self._status_written = 0.0

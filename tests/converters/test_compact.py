@@ -174,7 +174,7 @@ def stateful(chance) -> Golden:
     outputs = (TensorSpec("y", "float32", (1, 200)), TensorSpec("next", "float32", (1, 1)))
     source = SimpleNamespace(
         admitted=inputs, inputs=inputs, outputs=outputs, state=(StatePair("state", "next"),), buckets=None,
-        reference=_Sum(),
+        sets=(), reference=_Sum(),
     )  # fmt: skip
     data = SimpleNamespace(
         judged=Samples({"x": x}, sequence=sequence), project=SimpleNamespace(preprocess={})
@@ -201,7 +201,7 @@ def test_what_is_told_of_its_size_is_what_it_weighs(stateful: Golden) -> None:
     told = stateful.size_bytes(1_000, is_whole=True)
     shipped = stateful.shipped(1_000, is_whole=True)
     outputs = {"y": shipped.source["y"], "next": shipped.source["next"]}
-    artifact = dump_arrays(artifact_file(outputs, shipped.layout, is_whole=True))
+    artifact = dump_arrays(artifact_file(outputs, shipped.layout, (), is_whole=True))
     weighs = len(shipped.inputs) + len(shipped.source_file) + len(artifact)
     assert weighs <= told <= compact.budget(1_000)
     assert told - weighs < 12_000

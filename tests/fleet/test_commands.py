@@ -93,6 +93,7 @@ ARGUMENTS: dict[tuple[str, ...], list[str] | None] = {
     ("fleet", "devices"): ["--columns", ",".join(device_views.COLUMNS)],
     ("fleet", "experiment", "adopt"): ["x", "A"],
     ("fleet", "device", "command", "log-level"): ["x", "debug"],
+    ("fleet", "device", "command", "clear-refused"): ["x", "5" * 64],
     ("fleet", "rollout", "start"): ["a@1", "--to", "all"],
     ("fleet", "rollout", "watch"): ["r1", "--timeout", "0"],
     ("fleet", "samples", "delete"): ["x", "--yes"],
