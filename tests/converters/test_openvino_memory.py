@@ -29,7 +29,8 @@ def samples():
     for _ in range(count):
         seen += 1
         yield {"x": random.standard_normal((128, 512)).astype(np.float32)}
-quantizer.quantized(model, SimpleNamespace(calibration=samples), plan)
+source = SimpleNamespace(reference=SimpleNamespace(run=lambda feed: {}))
+quantizer.quantized(model, SimpleNamespace(calibration=samples, source=source), plan)
 assert seen >= count
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -18,7 +18,9 @@ def running(compute):
 
 @pytest.fixture
 def ready():
-    source = SimpleNamespace(inputs=(TensorSpec("x", "float32", (1, 2)),), reference=running(lambda x: x * 2))
+    source = SimpleNamespace(
+        inputs=(TensorSpec("x", "float32", (1, 2)),), sets=(), reference=running(lambda x: x * 2)
+    )
     return Prepared(source, None, lambda: iter(SAMPLES))
 
 
