@@ -81,6 +81,11 @@ class Span(msgspec.Struct, frozen=True):
         return Span(tuple(map(tuple, levels)), self.seen + 1)
 
     @property
+    def bins(self) -> int:
+        """How many bins its blocks have; 0 before the first."""
+        return next((len(level[0].counts) for level in self.levels if level), 0)
+
+    @property
     def windows(self) -> int:
         """How many are remembered."""
         return sum(len(level) << at for at, level in enumerate(self.levels))
@@ -227,7 +232,10 @@ class _Deployment:
             return
         levels = levels_of(length_s)
         for label, known, counts in _pairs(reference, window):
-            self.tracks[label] = self.tracks.get(label, Track()).grown(
+            track = self.tracks.get(label, Track())
+            # What was kept may be an older agent's, which bounded the reference otherwise.
+            track = track if track.span.bins in (0, len(counts)) else Track()
+            self.tracks[label] = track.grown(
                 known, counts, began_s=began_s, ended_s=self.seen_s, levels=levels
             )
 

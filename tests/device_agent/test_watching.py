@@ -78,6 +78,16 @@ def test_what_is_of_another_time_is_not_gone_on_from(tmp_path, days, goes_on):
     assert bool(found[0]) == goes_on
 
 
+def test_what_an_older_agent_kept_over_other_bins_is_begun_anew():
+    tracks = Tracks()
+    met(tracks, windows(40, 1))
+    fewer = Histogram(EDGES[:6], [1000] * 5)
+    made = DeploymentWindow("d", DIGEST, requests=60, inputs={"x": Histogram(EDGES[:6], [12] * 5)})
+    gone_on = Tracks(tracks.kept)
+    gone_on.judged([made], {DIGEST: Reference(inputs={"x": fewer})}, 600.0)
+    assert gone_on.levels["d"]["inputs/x"].windows == 1
+
+
 def test_a_damaged_file_is_set_aside_and_watching_begins_anew(tmp_path):
     with_watching(tmp_path, lambda one: met(one.tracks, windows(40, 1)))
     path = tmp_path / "drift.json"
