@@ -49,6 +49,10 @@ UNSHOWN = (
     "no candidate is shown to keep the default limit with so few samples; the one shipped keeps it as far as was seen"
     " (give more evaluation data, or --max-accuracy-drop)"
 )
+_APART = (
+    "the model is large: its weights stayed in files, and candidates were made and timed one after the other ([model]"
+    " weights_apart_mb)"
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,8 @@ def _pool(bench: Workbench, options: Options, tell: Callable[[str], None]) -> Wo
             bench.judging.judges,
             bench.source.sets,
         ),
-        options.jobs,
+        # Two converters of a large model would be in memory together.
+        min(options.jobs, 1) if bench.source.is_apart else options.jobs,
         bench.folder,
         tell,
         options.time_budget_s,
@@ -300,6 +305,7 @@ def _notes(
     """What a reader must know about the figures of this profile."""
     notes = list(dict.fromkeys(note for form in bench.canonicals for note in form.notes))
     told = (
+        _APART if bench.source.is_apart else "",
         bench.standard.padding_note,
         bench.judging.metric_note,
         bench.data.shift_note,
