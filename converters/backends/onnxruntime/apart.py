@@ -185,7 +185,7 @@ def _product(graph: _Graph, node: onnx.NodeProto, small: _Small) -> None:
         graph.quantized.add(given)
         add([helper.make_node("DynamicQuantizeLinear", [given], [values, scale, zero], f"{given} quantized")])
     is_biased = len(node.input) > 2 and node.input[2]
-    sums, real, both = (f"{output} {what}" for what in ("sums", "float sums", "scale"))
+    sums, real, both = (f"{output} {what}" for what in ("sums", "float sums", "scales"))
     product = f"{output} product" if is_biased else output
     add(
         [
