@@ -123,6 +123,7 @@ def test_openvino_held_to_the_profile_verifies_its_budget(digits, run_build, tmp
     assert any("held to what x86-64-v3 has" in note for note in document["profiles"][0]["notes"])
 
 
+@pytest.mark.proof
 def test_the_detected_profile_of_a_machine_is_its_own(digits, run_build, tmp_path):
     (tmp_path / "here.toml").write_text(detect.detect())
     words = [*digits.flags("model.onnx", str(tmp_path / "here.toml")), "--latency-p95-ms", "1000", "--strict"]
