@@ -126,6 +126,7 @@ def test_an_npu_bundle_is_symmetric_static_and_says_that_no_npu_was_here(built):
     assert any("no NPU here" in note for note in entry["notes"])
 
 
+@pytest.mark.proof
 def test_budgets_that_cannot_be_measured_are_unverified_and_strict_refuses_them(digits, run_build, tmp_path):
     words = [*digits.flags("model.onnx", "raspberry-pi-5"), "--latency-p95-ms", "5", "--out", tmp_path]
     result = run_build(*words, "--json", tmp_path / "r.json")

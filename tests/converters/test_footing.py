@@ -111,6 +111,7 @@ def test_strict_ends_with_3_where_another_kind_of_machine_was_timed(digits, run_
     assert "latency_p95_ms cannot be verified" in str(strict.exception)
 
 
+@pytest.mark.proof
 @pytest.mark.skipif("avx512" not in detect.isa(), reason="has nothing to be held back from")
 def test_openvino_held_to_the_profile_verifies_its_budget(digits, run_build, tmp_path):
     words = [*digits.flags("model.onnx", "x86-64-v3"), "--latency-p95-ms", "1000", "--strict"]

@@ -281,6 +281,7 @@ def embedding(tmp_path_factory):
     return prepared(made, tmp_path_factory.mktemp("embedding"), feeds), feeds
 
 
+@pytest.mark.proof
 def test_a_table_of_an_onnx_model_is_looked_up_and_stays_in_int8_until_then(embedding, tmp_path):
     ready, feeds = embedding
     plain = converted(ready, tmp_path, "litert/fp32")

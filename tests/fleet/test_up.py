@@ -128,6 +128,7 @@ def test_one_service_per_folder(running: Service) -> None:
     assert "another fleet service uses this folder" in said
 
 
+@pytest.mark.proof
 def test_a_folder_that_is_a_file_and_a_spoilt_database_are_said(service: Service) -> None:
     service.state.write_text("")
     code, said = refused(service)

@@ -31,7 +31,7 @@ def release(make_bundle):
 @pytest.mark.parametrize(
     "kind",
     [
-        "iotcore",
+        pytest.param("iotcore", marks=pytest.mark.proof),
         pytest.param(
             "mosquitto",
             marks=[

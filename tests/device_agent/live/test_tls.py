@@ -199,6 +199,7 @@ def test_a_new_enrolment_file_that_the_fleet_refuses_is_told_and_the_old_identit
     tools.wait_until(lambda: tools.Client(joined.port).get("/v2/health/ready").status == 200, "it serves on")
 
 
+@pytest.mark.proof
 def test_what_serves_goes_on_while_the_fleet_of_a_new_enrolment_file_is_away(
     secure, joined, release, tmp_path, tools
 ):
@@ -336,6 +337,7 @@ def test_where_only_web_ports_are_open_the_link_comes_up_over_websockets(
     assert "the other way to it works" in doctor.stdout
 
 
+@pytest.mark.proof
 def test_behind_a_proxy_the_link_goes_through_it_over_websockets(
     secure, make_agent, release, tls_broker, tools, proxy
 ):

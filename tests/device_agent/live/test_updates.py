@@ -247,6 +247,7 @@ def test_a_signal_during_a_download_that_hangs_ends_the_agent_quickly(fleet, set
     assert time.monotonic() - began < 4
 
 
+@pytest.mark.proof
 def test_an_interrupted_download_goes_on_where_it_ended(fleet, settled, second, tools):
     fleet.cut_after = 2048
     fleet.order(fleet.publish(second))
@@ -303,6 +304,7 @@ def test_a_committed_bundle_that_was_damaged_on_disk_is_fetched_again(fleet, set
     assert tools.predict(settled) == "2.0.0"
 
 
+@pytest.mark.proof
 def test_order_keys_rotate_without_enrolling_again(fleet, settled, first, second, tools):
     """The publisher lists the new key; an order by it makes the agent look, and from then on the old key is nothing."""
     new = Ed25519PrivateKey.generate()
