@@ -187,6 +187,7 @@ def test_what_is_open_or_wrong_with_a_source_is_named(source, words, voices, tmp
     assert [word for word in words if word not in result.stderr] == []
 
 
+@pytest.mark.proof
 def test_weights_in_a_second_file_are_read_and_belong_to_the_source(digits, tmp_path, run_build):
     inside, outside = digits.folder / "model.onnx", tmp_path / "model.onnx"
     onnx.save(
