@@ -7,10 +7,11 @@ Always true
  3. Bad input is found before anything is converted: profiles, project, source and data are read first.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ from converters.keep.lock import LockedTarget
 from converters.measure.footing import Footing
 from converters.measure.host import Host, this_host
 from converters.outcome import Options, Outcome, guilty, tried
-from converters.recipes import recipes
+from converters.recipes import facts, recipes
 from converters.recipes.recipes import Plan
 from converters.report import folder as folder_report
 from converters.report import result
@@ -102,17 +103,17 @@ def build(
             spent=spent,
         )
         bench.steps = steps or bench.steps
-        # Read everything that the user gave before the first conversion.
-        bench.source, bench.metric, bench.standard.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
-        bench.standard.check_labels()
-        bench.guarding.fitted  # noqa: B018  # likewise
-        host = this_host()
-        targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
-        for target in targets:
-            bench.steps.expect(target.profile.name, [plan.name for plan in target.plans])
-            bench.steps.expect_more(target.profile.name, "trial", _trials(target, options))
-        done = _Build()
-        with closing(_pool(bench, options, tell)):
+        done, host = _Build(), this_host()
+        with closing(_pool(bench, options, tell, profiles.values())) as pool:
+            # Read everything that the user gave before the first conversion.
+            bench.source, bench.metric, bench.standard.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
+            bench.standard.check_labels()
+            bench.guarding.fitted  # noqa: B018  # likewise
+            targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
+            for target in targets:
+                bench.steps.expect(target.profile.name, [plan.name for plan in target.plans])
+                bench.steps.expect_more(target.profile.name, "trial", _trials(target, options))
+            pool.opening = _opening(bench, options)
             # Of all profiles at once: what several share is made once, and what is measured later has the machine
             # to itself.
             made_together(bench, [plan for target in targets for plan in target.plans], host)
@@ -129,29 +130,37 @@ def build(
         return Outcome(_document(bench, done), tuple(done.sheets), tuple(done.missed), report, cut)
 
 
-def _pool(bench: Workbench, options: Options, tell: Callable[[str], None]) -> WorkerPool:
-    """Workers that know what this build has read; the workbench has them unless none are wanted."""
-    pool = WorkerPool(
-        Opening(
-            bench.project,
-            options.allow_code,
-            bench.cache,
-            bench.source.sha256,
-            bench.data.fingerprint,
-            bench.data.feeds_fingerprint,
-            bench.canonicals,
-            bench.judging.judges,
-            bench.source.sets,
-        ),
-        options.jobs,
-        bench.folder,
-        tell,
-        options.time_budget_s,
-        bench.spent,
-    )
+def _pool(
+    bench: Workbench, options: Options, tell: Callable[[str], None], profiles: Iterable[Profile]
+) -> WorkerPool:
+    """The workbench's workers, unless none are wanted; one of them loads the slowest converter that will be needed."""
+    pool = WorkerPool(options.jobs, bench.folder, tell, options.time_budget_s, bench.spent)
     bench.limit_s = options.time_budget_s
-    bench.pool = pool if options.jobs else None
+    if not options.jobs:
+        return pool
+    bench.pool = pool
+    ready_made = {each.suffix for each in facts.own() if each.source}
+    if Path(bench.project.model.source).suffix.lower() in ready_made:
+        return pool
+    plans = [plan for each in profiles for plan in recipes.plans(each, options.recipes) if not plan.obstacle]
+    for engine in {plan.recipe.engine for plan in plans if facts.of(plan.recipe.engine).loads_slowly}:
+        pool.load_ahead(engine)
     return pool
+
+
+def _opening(bench: Workbench, options: Options) -> Opening:
+    """What this build has read, for its workers."""
+    return Opening(
+        bench.project,
+        options.allow_code,
+        bench.cache,
+        bench.source.sha256,
+        bench.data.fingerprint,
+        bench.data.feeds_fingerprint,
+        bench.canonicals,
+        bench.judging.judges,
+        bench.source.sets,
+    )
 
 
 def _target(bench: Workbench, loaded: Profile, name: str, options: Options) -> Target:

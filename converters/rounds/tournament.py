@@ -1,6 +1,7 @@
 """The tournament of one profile's candidates: made, mended, judged, timed."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from msgspec import structs
@@ -77,7 +78,9 @@ def judged(
         bench.tell(f"{', '.join(timing.failures)} cannot be timed with {footing.held}; nothing is held")
         footing, host = footing.released(), replace(host, environment={})
         timing = timed(bench, standing, host, rivals)
-    tried = [_measured(bench, item, host, timing, footing) for item in tried]
+    # Side by side: who else runs is nothing to a process's memory.
+    with ThreadPoolExecutor(max(jobs, 1)) as threads:
+        tried = list(threads.map(lambda item: _measured(bench, item, host, timing, footing), tried))
     tried = _judged_in_line(bench, contract, tried, _by_time(tried))
     # Compared with each other are those that could be measured in full.
     ratios = latency.ratios({item.recipe: item.latency for item in tried if item.stands and item.latency})

@@ -19,6 +19,7 @@ IDLE = ""
 _STEPS: Mapping[str, str] = {
     "reading": "reading",
     "starting": "worker start",
+    "loading the converter of": "worker start",
     "preparing": "preparation",
     "bringing the source": "preparation",
     "converting": "conversion",
