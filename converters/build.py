@@ -116,10 +116,13 @@ def build(
             pool.opening = _opening(bench, options)
             # Of all profiles at once: what several share is made once, and what is measured later has the machine
             # to itself.
-            made_together(bench, [plan for target in targets for plan in target.plans], host)
+            is_narrow = _is_narrow(bench, targets, options, host)
+            made_together(
+                bench, [plan for target in targets for plan in target.plans], host, is_glimpsed=is_narrow
+            )
             for target in targets:
                 bench.steps.enter(target.profile.name)
-                _build_target(bench, target, options, host, done)
+                _build_target(bench, target, options, host, done, is_narrow=is_narrow)
                 bench.steps.finish(target.profile.name)
         if options.lock == "write" and not done.missed:
             write_whole(lock.beside(project, options.out), lock.encode(done.written))
@@ -171,10 +174,27 @@ def _target(bench: Workbench, loaded: Profile, name: str, options: Options) -> T
     return Target(loaded, contract, tuple(lock.plans(locked, plans) if locked else plans), locked, is_default)
 
 
-def _build_target(bench: Workbench, target: Target, options: Options, host: Host, done: _Build) -> None:
+def _is_narrow(bench: Workbench, targets: Iterable[Target], options: Options, host: Host) -> bool:
+    """Whether candidates are timed before they are judged in full, and the slow ones are not. Not where times are not to be
+    had, where every candidate's groups or buckets are promised, where a search begins from all, or the choice is known.
+    """
+    return not (
+        options.search
+        or bench.source.buckets
+        or bench.data.evaluation.slices is not None
+        or any(target.locked or not host.matches(target.profile) for target in targets)
+    )
+
+
+def _build_target(
+    bench: Workbench, target: Target, options: Options, host: Host, done: _Build, *, is_narrow: bool
+) -> None:
     """Judge a target's candidates, and bundle what was chosen."""
     name = target.profile.name
-    outcome = _judge(bench, target, options, host)
+    outcome = _judge(bench, target, options, host, is_narrow=is_narrow)
+    if outcome.picked and outcome.candidate(outcome.picked).is_glimpsed:
+        bench.tell(f"{name}: {outcome.picked} may be the pick after all, so all are judged in full")
+        outcome = _judge(bench, target, options, host, is_narrow=False)
     done.results.append(outcome)
     if outcome.picked is None:
         done.missed.append(shipping.refuse(outcome, options))
@@ -217,7 +237,9 @@ def _document(bench: Workbench, done: _Build) -> dict[str, Any]:
     }
 
 
-def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> ProfileResult:
+def _judge(
+    bench: Workbench, target: Target, options: Options, host: Host, *, is_narrow: bool
+) -> ProfileResult:
     loaded, contract = target.profile, target.contract
     bench.tell(f"{loaded.name}: {loaded.title}")
     if options.search and target.locked is not None:
@@ -225,7 +247,14 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
             f"{loaded.name}: edgekit.lock has the choice already, so nothing is searched (--lock searches anew)"
         )
     round_ = tournament.judged(
-        bench, loaded, contract, target.plans, host, search=_trials(target, options), jobs=options.jobs
+        bench,
+        loaded,
+        contract,
+        target.plans,
+        host,
+        search=_trials(target, options),
+        jobs=options.jobs,
+        is_narrow=is_narrow,
     )
     bench.steps.finish(loaded.name, "measure")
     tried, ratios = round_.candidates, round_.ratios

@@ -8,7 +8,9 @@ Always true
  3. Measured latencies rank; estimates never do: without measurements the profile's order of engines and the precision
     rule choose, and budgets on latency and memory stay unverified. So does a budget on latency where the times are of
     another kind of machine than the profile's: they rank, and that is all.
- 4. A difference inside the interval of the paired ratio is no difference: ties go to the smaller artifact. But a wide
+ 4. What was judged on a few samples only (`is_glimpsed`) counts as accurate, whatever these say. If such a one is picked,
+    all have to be judged in full: so what is picked at last is what would be picked had all been.
+ 5. A difference inside the interval of the paired ratio is no difference: ties go to the smaller artifact. But a wide
     interval is no excuse: what another candidate clearly beats is not picked, and what took much longer than the
     fastest is not picked for being small.
 """
@@ -55,6 +57,7 @@ class Contender(msgspec.Struct, frozen=True):
     size_bytes: int
     verdict: Verdict
     verdict_reason: str
+    is_glimpsed: bool = False
     is_refused_on_shift: bool = False
     shift_reason: str = ""
     latency_p50_ms: float | None = None
@@ -153,12 +156,8 @@ def _outcome(value: float | None, limit: float | None) -> Outcome:
 
 def _objection(contender: Contender, contract: Contract, *, accept_uncertain: bool) -> str:
     """Why this one must not be shipped; empty if it may."""
-    if contender.verdict == "missed":
-        return f"accuracy: {contender.verdict_reason}"
-    if contender.verdict == "undecided" and not accept_uncertain:
-        return f"accuracy undecided: {contender.verdict_reason}"
-    if contender.is_refused_on_shift:
-        return f"accuracy: {contender.shift_reason}"
+    if not contender.is_glimpsed and (objection := _inaccuracy(contender, accept_uncertain=accept_uncertain)):
+        return objection
     if contender.misfit:
         return contender.misfit
     values = {
@@ -168,6 +167,17 @@ def _objection(contender: Contender, contract: Contract, *, accept_uncertain: bo
     }
     missed = [name for name, outcome in budgets(contender, contract).items() if outcome == "missed"]
     return "; ".join(f"{name}: {values[name]:.4g} above {getattr(contract, name):g}" for name in missed)
+
+
+def _inaccuracy(contender: Contender, *, accept_uncertain: bool) -> str:
+    """What speaks against its accuracy; empty if nothing does."""
+    if contender.verdict == "missed":
+        return f"accuracy: {contender.verdict_reason}"
+    if contender.verdict == "undecided" and not accept_uncertain:
+        return f"accuracy undecided: {contender.verdict_reason}"
+    if contender.is_refused_on_shift:
+        return f"accuracy: {contender.shift_reason}"
+    return ""
 
 
 def _fastest(standing: Sequence[Contender], ratios: Mapping[tuple[str, str], Ratio]) -> tuple[Contender, str]:

@@ -172,7 +172,10 @@ def sheet(
     built: str = "",
 ) -> Sheet:
     """All that is known of one profile, whether or not it got a bundle."""
-    scored = next((item.accuracy for item in result.candidates if item.accuracy is not None), None)
+    scored = next(
+        (item.accuracy for item in result.candidates if item.accuracy is not None and not item.is_glimpsed),
+        None,
+    )
     source = Where(cpu=host.cpu, isa=host.isa)
     return Sheet(
         name=name,

@@ -25,6 +25,7 @@ _STEPS: Mapping[str, str] = {
     "converting": "conversion",
     "compiling": "compilation",
     "looking into the layers of": "layer analysis",
+    "evaluating a little": "evaluation",
     "evaluating": "evaluation",
     "searching with": "evaluation",
     "measuring latency": "timing",
