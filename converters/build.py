@@ -174,6 +174,11 @@ def _target(bench: Workbench, loaded: Profile, name: str, options: Options) -> T
     return Target(loaded, contract, tuple(lock.plans(locked, plans) if locked else plans), locked, is_default)
 
 
+def _is_unseen(outcome: ProfileResult) -> bool:
+    """Whether the pick was judged on a few samples only."""
+    return outcome.picked is not None and outcome.candidate(outcome.picked).is_glimpsed
+
+
 def _is_narrow(bench: Workbench, targets: Iterable[Target], options: Options, host: Host) -> bool:
     """Whether candidates are timed before they are judged in full, and the slow ones are not. Not where times are not to be
     had, where every candidate's groups or buckets are promised, where a search begins from all, or the choice is known.
@@ -192,7 +197,7 @@ def _build_target(
     """Judge a target's candidates, and bundle what was chosen."""
     name = target.profile.name
     outcome = _judge(bench, target, options, host, is_narrow=is_narrow)
-    if outcome.picked and outcome.candidate(outcome.picked).is_glimpsed:
+    if _is_unseen(outcome):
         bench.tell(f"{name}: {outcome.picked} may be the pick after all, so all are judged in full")
         outcome = _judge(bench, target, options, host, is_narrow=False)
     done.results.append(outcome)

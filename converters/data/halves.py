@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from edgekit.samples import Samples
 
-
 # Samples of the judged half that are enough to show about what a candidate loses that cannot be picked anyway.
 FEW = 128
 

@@ -245,6 +245,7 @@ def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> C
             if item.accuracy and where
             else None
         ),
+        samples=item.accuracy.samples if item.accuracy and item.is_glimpsed else None,
         parity=_measured(item.parity, where) if item.artifact and where else None,
         latency_p50_ms=p50,
         latency_p95_ms=p95,

@@ -109,7 +109,7 @@ def contender(item: Candidate, profile: Profile) -> Contender:
         scheme_rank=_SCHEME_RANK[item.plan.recipe.scheme],
         size_bytes=item.artifact.size_bytes,
         verdict=verdict,
-        is_glimpsed=item.is_glimpsed,
+        few=item.accuracy.samples if item.accuracy and item.is_glimpsed else 0,
         verdict_reason=reason,
         is_refused_on_shift=bool(item.mended) or (item.shift is not None and item.shift.verdict == "refused"),
         shift_reason=_shift_reason(item),

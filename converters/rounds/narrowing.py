@@ -8,7 +8,6 @@ Always true
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from converters.judge.select import Ratio
 from converters.measure.host import Host
@@ -25,13 +24,12 @@ def narrowed(
     bench: Workbench,
     contract: Contract,
     tried: Sequence[Candidate],
-    times: Mapping[str, Latency],
     host: Host,
+    *,
+    times: Mapping[str, Latency],
     jobs: int,
 ) -> list[Candidate]:
-    """The glimpsed candidates, in their order, those judged in full that might be picked; the others with a note of how much
-    was looked at. Who has no time is judged in full.
-    """
+    """The glimpsed candidates, in their order, those judged in full that might be picked. Who has no time is one of them."""
     found = {item.recipe: item for item in tried}
     holding: list[str] = []
     while turn := next_turn([item for item in found.values() if _waits(item)], times, holding, max(jobs, 1)):
@@ -40,9 +38,7 @@ def narrowed(
             found[recipe] = made(bench, found[recipe].plan, host)
             if found[recipe].stands and _seems_to_hold(bench, contract, found[recipe], host):
                 holding.append(recipe)
-    seen, count = len(bench.data.few), len(bench.data.judged)
-    told = f"clearly slower than {holding[0] if holding else ''}, and so judged on {seen} of {count} samples only"
-    return [replace(item, notes=(*item.notes, told)) if _waits(item) else item for item in found.values()]
+    return list(found.values())
 
 
 def next_turn(

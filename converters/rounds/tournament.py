@@ -64,7 +64,7 @@ def judged(
     early, glimpsed = None, []
     if is_narrow:
         early, host, footing = _raced(bench, tried, host, footing)
-        tried = narrowed(bench, contract, tried, early.latencies, host, jobs)
+        tried = narrowed(bench, contract, tried, host, times=early.latencies, jobs=jobs)
         glimpsed = [item for item in tried if item.is_glimpsed]
         tried = [item for item in tried if not item.is_glimpsed]
     tried = _best_of_family(bench, contract, tried, host)
@@ -83,6 +83,7 @@ def judged(
     timing = early
     if timing is None or not _is_fair(timing, tried):
         timing, host, footing = _raced(bench, tried, host, footing)
+    bench.tell("measuring memory")
     # Side by side: who else runs is nothing to a process's memory.
     with ThreadPoolExecutor(max(jobs, 1)) as threads:
         tried = list(threads.map(lambda item: _measured(bench, item, host, timing, footing), tried))
@@ -176,11 +177,13 @@ def _measured(bench: Workbench, item: Candidate, host: Host, timing: Timing, foo
         return replace(item, failure=timing.failures[item.recipe])
     if item.recipe not in timing.latencies:
         return item
+    own = structs.replace(timing.latencies[item.recipe], held=footing.held, is_own=footing.is_own)
+    if item.is_glimpsed:
+        return replace(item, latency=own)
     try:
         memory = memory_alone(bench, item, host)
     except ToolFailedError as error:
         return replace(item, failure=str(error))
-    own = structs.replace(timing.latencies[item.recipe], held=footing.held, is_own=footing.is_own)
     return replace(item, latency=own, memory_mb=memory.peak_mb, memory_base_mb=memory.base_mb)
 
 

@@ -29,6 +29,7 @@ _STEPS: Mapping[str, str] = {
     "evaluating": "evaluation",
     "searching with": "evaluation",
     "measuring latency": "timing",
+    "measuring memory": "memory",
     "writing": "writing",
     "self-test on an emulated": "emulation",
 }
