@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from converters import locking, shipping
+from converters.data.handed import Handed, hand
 from converters.judge.select import Selection, select
 from converters.keep import lock
 from converters.keep.artifacts import Cache
@@ -34,6 +35,7 @@ from converters.rounds import tournament
 from converters.rounds.candidates import contender
 from converters.rounds.making import made_together
 from converters.sheet import Sheet
+from converters.source import code
 from converters.source.code import CodeGate
 from converters.source.project import Project
 from converters.work.pool import Opening, WorkerPool
@@ -163,7 +165,17 @@ def _opening(bench: Workbench, options: Options) -> Opening:
         bench.canonicals,
         bench.judging.judges,
         bench.source.sets,
+        _handed(bench),
     )
+
+
+def _handed(bench: Workbench) -> Handed | None:
+    """Evaluation samples that the user's code makes, which may take long; files are read as fast where they are."""
+    if not code.is_reference(bench.data.evaluated_from):
+        return None
+    folder = bench.folder / "evaluation"
+    folder.mkdir()
+    return hand(bench.data.evaluation, folder)
 
 
 def _target(bench: Workbench, loaded: Profile, name: str, options: Options) -> Target:

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from converters.data.handed import Handed
 from converters.graph.canonical import Canonical
 from converters.judge.kinds import OutputJudge
 from converters.keep.artifacts import Cache
@@ -58,7 +59,7 @@ class PoolUnfitError(ToolFailedError):
 @dataclass(frozen=True)
 class Opening:
     """What a worker opens before its first order. The user's code was admitted in the building process, which told of
-    it; `sha256` is of the source as it was opened there.
+    it; `sha256` is of the source as it was opened there. `evaluation` has the samples that code made there.
     """
 
     project: Project
@@ -70,6 +71,7 @@ class Opening:
     canonicals: tuple[Canonical, ...]
     judges: tuple[OutputJudge, ...]
     sets: tuple[RowSet, ...]
+    evaluation: Handed | None = None
 
 
 @dataclass(frozen=True)

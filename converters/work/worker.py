@@ -74,6 +74,8 @@ def _objection(bench: Workbench, opening: Opening) -> str:
     """Why nothing made here would be the building process's; empty if all is as it was there."""
     try:
         sha256 = bench.source.sha256
+        if opening.evaluation is not None:
+            bench.data.evaluation = opening.evaluation.taken()
         bench.data.fingerprint, bench.data.feeds_fingerprint = opening.calibration, opening.feeds
         bench.prepared, bench.metric  # noqa: B018  # opened once and kept
     except Exception as error:  # noqa: BLE001  # the user's code may raise anything; the reason is told

@@ -73,9 +73,7 @@ def contender(recipe, latency, verdict, seen=0):
     st.lists(st.booleans(), min_size=6, max_size=6),
     st.booleans(),
 )
-def test_whoever_is_picked_is_glimpsed_or_what_judging_all_in_full_would_pick(
-    known, seen, is_few, accept
-):
+def test_whoever_is_picked_is_glimpsed_or_what_judging_all_in_full_would_pick(known, seen, is_few, accept):
     names = [f"e/{index}" for index in range(len(known))]
     whole = [contender(name, *told) for name, told in zip(names, known, strict=True)]
     ratios = {
