@@ -52,6 +52,10 @@ UNSHOWN = (
     "no candidate is shown to keep the default limit with so few samples; the one shipped keeps it as far as was seen"
     " (give more evaluation data, or --max-accuracy-drop)"
 )
+_APART = (
+    "the model is large: its weights stayed in files, and candidates were made and timed one after the other ([model]"
+    " weights_apart_mb)"
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def build(
             for target in targets:
                 bench.steps.expect(target.profile.name, [plan.name for plan in target.plans])
                 bench.steps.expect_more(target.profile.name, "trial", _trials(target, options))
-            pool.opening = _opening(bench, options)
+            pool.opening, pool.jobs = _opening(bench, options), _jobs(bench, options)
             # Of all profiles at once: what several share is made once, and what is measured later has the machine
             # to itself.
             is_narrow = _is_narrow(bench, targets, options, host)
@@ -151,6 +155,11 @@ def _pool(
     for engine in {plan.recipe.engine for plan in plans if facts.of(plan.recipe.engine).loads_slowly}:
         pool.load_ahead(engine)
     return pool
+
+
+def _jobs(bench: Workbench, options: Options) -> int:
+    """How many processes work side by side: two converters of a large model would be in memory together."""
+    return min(options.jobs, 1) if bench.source.is_apart else options.jobs
 
 
 def _opening(bench: Workbench, options: Options) -> Opening:
@@ -270,7 +279,7 @@ def _judge(
         target.plans,
         host,
         search=_trials(target, options),
-        jobs=options.jobs,
+        jobs=_jobs(bench, options),
         is_narrow=is_narrow,
     )
     bench.steps.finish(loaded.name, "measure")
@@ -355,6 +364,7 @@ def _notes(
     """What a reader must know about the figures of this profile."""
     notes = list(dict.fromkeys(note for form in bench.canonicals for note in form.notes))
     told = (
+        _APART if bench.source.is_apart else "",
         bench.standard.padding_note,
         bench.judging.metric_note,
         bench.data.shift_note,

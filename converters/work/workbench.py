@@ -139,7 +139,7 @@ class Workbench:
         told = self.source.native or self.source.quantized
         if told is not None:
             return told.work
-        return work(onnx.load(str(self.prepared.canonical.path)))
+        return work(onnx.load(str(self.prepared.canonical.path), load_external_data=False))
 
     @cached_property
     def guarding(self) -> Guarding:

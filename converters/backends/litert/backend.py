@@ -63,6 +63,11 @@ class LiteRtBackend(Backend):
         quietly(lambda: list(map(import_module, _LATE)))
 
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
+        if prepared.source.is_apart:
+            raise Unsupported(
+                "not tried: a TFLite file holds its weights in one flatbuffer of less than 2 GB, and litert-torch makes it of the"
+                " whole model in memory; this model's weights are kept apart"
+            )
         target = folder / MODEL
         notes = _float_model(prepared, plan, target)
         if plan.recipe.precision != "fp32":
