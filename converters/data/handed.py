@@ -21,7 +21,14 @@ class Handed:
 
     def taken(self) -> Samples:
         """As they were given; pages are read when they are looked at, and what is written to stays with the writer."""
-        return Samples(_loaded(self.inputs), **_loaded(self.rest))
+        rest = _loaded(self.rest)
+        sequence, slices = rest.get("sequence"), rest.get("slices")
+        return Samples(
+            _loaded(self.inputs),
+            rest.get("labels"),
+            None if sequence is None else sequence.astype(np.int64, copy=False),
+            None if slices is None else slices.astype(np.str_, copy=False),
+        )
 
 
 def hand(samples: Samples, folder: Path) -> Handed | None:
