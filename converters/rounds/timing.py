@@ -5,7 +5,9 @@ Always true
  2. With buckets, the time is that of the evaluation data's mix of sizes; what fails in one bucket is out.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from msgspec import structs
 
 from converters.backends.artifact import Artifact
 from converters.measure import latency, roofline
@@ -24,17 +26,20 @@ def timed(
     rivals: Collection[str],
     *,
     budget_s: float = latency.BUDGET_S,
+    in_all_ways: bool = False,
 ) -> Timing:
     """Latencies of candidates with an artifact, all in one process of their own; only the `rivals` are worth more than
-    the first rounds.
+    the first rounds, and with `in_all_ways` those that may win by it are timed with fewer threads too (`way_name`).
 
     With buckets, each has a race of its own, on samples that fall into it, and they are put together by their shares.
     """
 
     def raced(size: int | None, feeds: Sequence[Mapping[str, Array]], share_of_time: float) -> Timing:
-        runners = [
-            _runner(bench, item, item.artifact, host, size) for item in standing if item.artifact is not None
-        ]
+        runners: list[Runner] = []
+        for item in standing:
+            if item.artifact is not None:
+                own = _runner(bench, item, item.artifact, host, size)
+                runners += [own, *(_with_fewer_threads(own, item, host) if in_all_ways else ())]
         return run_race(
             runners,
             feeds,
@@ -80,6 +85,23 @@ def _runner(bench: Workbench, item: Candidate, artifact: Artifact, host: Host, s
     )
 
 
+def way_name(recipe: str, threads: int) -> str:
+    """What a candidate is called where it is timed with fewer threads."""
+    return f"{recipe} on {threads_told(threads)}"
+
+
+def threads_told(threads: int) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def _with_fewer_threads(runner: Runner, item: Candidate, host: Host) -> Iterator[Runner]:
+    for threads in item.plan.fewer_threads:
+        if threads < runner.engine.threads and host.threads(item.plan) == item.plan.threads:
+            spec = structs.replace(runner.engine, threads=threads)
+            name = way_name(item.recipe, threads)
+            yield structs.replace(runner, name=name, engine=spec, way_of=item.recipe)
+
+
 def _put_together(timings: Mapping[int, Timing], shares: Mapping[int, float]) -> Timing:
     """What fails in one bucket is out."""
     failures = {
@@ -87,7 +109,12 @@ def _put_together(timings: Mapping[int, Timing], shares: Mapping[int, float]) ->
         for size, timing in timings.items()
         for name, reason in timing.failures.items()
     }
-    names = [name for name in next(iter(timings.values())).latencies if name not in failures]
+    # Of other ways those that were worth it in every bucket.
+    names = [
+        name
+        for name in next(iter(timings.values())).latencies
+        if name not in failures and all(name in timing.latencies for timing in timings.values())
+    ]
     latencies = {
         name: latency.over_buckets({size: timing.latencies[name] for size, timing in timings.items()}, shares)
         for name in names

@@ -18,6 +18,7 @@ from converters.rounds.isolated import memory_alone
 from converters.rounds.making import made
 from converters.rounds.scoring import is_same_function, scored, searched, with_outputs
 from converters.rounds.timing import estimated, timed
+from converters.rounds.ways import in_their_best_way
 from converters.work.workbench import Workbench
 from edgekit.errors import ToolFailedError
 from edgekit.evidence import TrialEvidence
@@ -71,12 +72,14 @@ def judged(
     bench.tell("measuring latency")
     standing = [item for item in tried if item.stands]
     rivals = {item.recipe for item in standing if not _is_out(item)}
-    timing = timed(bench, standing, host, rivals)
-    if footing.held and timing.failures:
+    timing = timed(bench, standing, host, rivals, in_all_ways=True)
+    if footing.held and {item.recipe for item in standing} & {*timing.failures}:
         # openvino 2026.4 crashes on some models when held to AVX2; all are timed anew, on one footing.
         bench.tell(f"{', '.join(timing.failures)} cannot be timed with {footing.held}; nothing is held")
         footing, host = footing.released(), replace(host, environment={})
-        timing = timed(bench, standing, host, rivals)
+        timing = timed(bench, standing, host, rivals, in_all_ways=True)
+    best, timing = in_their_best_way(bench, contract, standing, host, timing)
+    tried = [best.get(item.recipe, item) for item in tried]
     tried = [_measured(bench, item, host, timing, footing) for item in tried]
     tried = _judged_in_line(bench, contract, tried, _by_time(tried))
     # Compared with each other are those that could be measured in full.
