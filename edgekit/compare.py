@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from edgekit.evidence import BuildEvidence
-from edgekit.manifest import Manifest, TensorSpec
+from edgekit.manifest import Manifest
+from edgekit.rowset import described
 
 # Compared on their own, below.
 _APART = ("files", "inputs", "outputs")
@@ -102,10 +103,8 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _tensors(manifest: Manifest) -> dict[str, str]:
-    def told(kind: str, specs: tuple[TensorSpec, ...]) -> dict[str, str]:
-        return {f"{kind} {spec.name}": spec.describe().partition(": ")[2] for spec in specs}
-
-    return {**told("input", manifest.inputs), **told("output", manifest.outputs)}
+    inputs = {f"input {spec.name}": spec.describe().partition(": ")[2] for spec in manifest.inputs}
+    return inputs | {f"output {name}": told for name, told in described(manifest).items()}
 
 
 def _files(manifest: Manifest) -> dict[str, str]:

@@ -20,6 +20,7 @@ from edgekit import local, selftest
 from edgekit.errors import InputError, UsageError
 from edgekit.inputs import read_input
 from edgekit.manifest import Manifest, TensorSpec
+from edgekit.rowset import described
 from edgekit.samples import Samples
 from edgekit.tensors import Array
 from edgekit.transforms import JSON, postprocess
@@ -90,7 +91,10 @@ class LoadedModel:
         self.close()
 
     def __repr__(self) -> str:
-        takes, gives = (", ".join(spec.describe() for spec in specs) for specs in (self.inputs, self.outputs))
+        takes = ", ".join(spec.describe() for spec in self.inputs)
+        gives = ", ".join(
+            f"{name}: {told}" for name, told in described(self.manifest).items() if name not in self._internal
+        )
         return f"<edgekit bundle {self.manifest.title} ({self.manifest.recipe}): {takes} -> {gives}>"
 
     @property

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 if TYPE_CHECKING:  # the manifest knows this module
-    from edgekit.manifest import TensorSpec
+    from edgekit.manifest import Manifest, TensorSpec
 
 
 class RowSet(msgspec.Struct, frozen=True):
@@ -57,3 +57,13 @@ def opened(sets: Sequence[RowSet], specs: Sequence["TensorSpec"]) -> tuple["Tens
         else spec
         for spec in specs
     )
+
+
+def described(manifest: "Manifest") -> dict[str, str]:
+    """Each output as people read it, such as "float32 ?x6, up to 64 rows": the bound is no part of its shape."""
+    bounds = {name: one.bound for one in manifest.sets or () for name in one.axes}
+    return {
+        spec.name: spec.describe().partition(": ")[2]
+        + (f", up to {bounds[spec.name]} rows" if spec.name in bounds else "")
+        for spec in manifest.given
+    }

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -65,10 +65,13 @@ class _Found(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Timing:
-    """Latencies of those that could be timed, and why the others could not."""
+    """Latencies of those that could be timed, and why the others could not. Of those whose time is that of fewer threads,
+    `fewer` has how many, and the time of as many as there are otherwise.
+    """
 
     latencies: dict[str, Latency]
     failures: dict[str, str]
+    fewer: dict[str, tuple[int, Latency]] = field(default_factory=dict)
 
 
 def run_race(

@@ -3,6 +3,7 @@
 Always true
  1. All candidates of a race are timed in turn, in one process that does nothing else.
  2. With buckets, the time is that of the evaluation data's mix of sizes; what fails in one bucket is out.
+ 3. Of a source whose weights are kept apart, candidates are timed one after the other, since together they may not fit.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from converters.backends.artifact import Artifact
 from converters.measure import latency, roofline
 from converters.measure.host import Host, judged_spec
 from converters.measure.race import Runner, Timing, run_race
+from converters.recipes.recipes import Plan
 from converters.rounds.candidates import Candidate
 from converters.work.workbench import Workbench
 from edgekit.profile import Profile
@@ -35,18 +37,27 @@ def timed(
     """
 
     def raced(size: int | None, feeds: Sequence[Mapping[str, Array]], share_of_time: float) -> Timing:
-        runners: list[Runner] = []
-        for item in standing:
-            if item.artifact is not None:
-                own = _runner(bench, item, item.artifact, host, size)
-                runners += [own, *(_with_fewer_threads(own, item, host) if in_all_ways else ())]
-        return run_race(
-            runners,
-            feeds,
-            rivals,
-            bench.folder / "race",
-            budget_s=budget_s * share_of_time,
-            environment=host.environment,
+        runners = [
+            _runner(bench, item, item.artifact, host, size) for item in standing if item.artifact is not None
+        ]
+        if in_all_ways and not bench.source.is_apart:
+            plans = {item.recipe: item.plan for item in standing}
+            runners += [way for own in runners for way in _with_fewer_threads(own, plans[own.name], host)]
+        together = [[each] for each in runners] if bench.source.is_apart else [runners]
+        parts = [
+            run_race(
+                racing,
+                feeds,
+                rivals,
+                bench.folder / "race",
+                budget_s=budget_s * share_of_time / len(together),
+                environment=host.environment,
+            )
+            for racing in together
+        ]
+        return Timing(
+            {name: found for part in parts for name, found in part.latencies.items()},
+            {name: reason for part in parts for name, reason in part.failures.items()},
         )
 
     shares = bench.data.shares
@@ -94,12 +105,11 @@ def threads_told(threads: int) -> str:
     return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
-def _with_fewer_threads(runner: Runner, item: Candidate, host: Host) -> Iterator[Runner]:
-    for threads in item.plan.fewer_threads:
-        if threads < runner.engine.threads and host.threads(item.plan) == item.plan.threads:
-            spec = structs.replace(runner.engine, threads=threads)
-            name = way_name(item.recipe, threads)
-            yield structs.replace(runner, name=name, engine=spec, way_of=item.recipe)
+def _with_fewer_threads(runner: Runner, plan: Plan, host: Host) -> Iterator[Runner]:
+    """Nothing where there are fewer cores than the profile has: then no number of threads is the profile's."""
+    for threads in plan.fewer_threads if host.threads(plan) == plan.threads else ():
+        spec = structs.replace(runner.engine, threads=threads)
+        yield structs.replace(runner, name=way_name(runner.name, threads), engine=spec, way_of=runner.name)
 
 
 def _put_together(timings: Mapping[int, Timing], shares: Mapping[int, float]) -> Timing:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from converters.measure import heats, latency
 from converters.measure.host import Host
 from converters.measure.race import Timing
+from converters.recipes.recipes import Plan
 from converters.rounds.candidates import Candidate, on_search_half
 from converters.rounds.making import made, made_together
 from converters.rounds.scoring import searched, with_outputs
@@ -19,49 +20,64 @@ from converters.work.workbench import Workbench
 from edgekit.manifest import Contract
 
 
+def settled(standing: Sequence[Candidate], timing: Timing) -> Timing:
+    """One time of each candidate: that of the way in which it does best."""
+    own = {item.recipe for item in standing}
+    latencies = {name: each for name, each in timing.latencies.items() if name in own}
+    fewer = {}
+    for item in standing:
+        threads = _better(item, timing)
+        if threads is not None:
+            fewer[item.recipe] = threads, latencies[item.recipe]
+            latencies[item.recipe] = timing.latencies[way_name(item.recipe, threads)]
+    return Timing(latencies, {name: why for name, why in timing.failures.items() if name in own}, fewer)
+
+
 def in_their_best_way(
-    bench: Workbench, contract: Contract, standing: Sequence[Candidate], host: Host, timing: Timing
-) -> tuple[dict[str, Candidate], Timing]:
-    """Those that are better off with fewer threads, and the race with one latency of each candidate."""
-    times = timing.latencies
-    better = {item.recipe: name for item in standing if (name := _better(item, timing))}
-    changed = [_with_threads(item, better[item.recipe]) for item in standing if item.recipe in better]
-    made_together(bench, [item.plan for item in changed], host)
-    found = {
-        item.recipe: again
-        for item in changed
-        if (again := _judged_anew(bench, contract, item, host)) is not None
+    bench: Workbench, contract: Contract, tried: Sequence[Candidate], host: Host, timing: Timing
+) -> tuple[list[Candidate], Timing]:
+    """The candidates with the threads that their times are of, evaluated with them, and the times; who computes something
+    else with them has its own threads and time, and so has who is not judged in full.
+    """
+    changed = {
+        item.recipe: replace(item, plan=_with_threads(item.plan, timing.fewer[item.recipe][0]))
+        for item in tried
+        if item.recipe in timing.fewer and item.stands and not item.is_glimpsed
     }
-    usual = {item.recipe: item.plan.threads for item in standing}
-    for recipe, again in found.items():
-        gain = latency.ratio(times[better[recipe]], times[recipe])
+    made_together(bench, [item.plan for item in changed.values()], host)
+    found = {recipe: _judged_anew(bench, contract, item, host) for recipe, item in changed.items()}
+    latencies = dict(timing.latencies)
+    for recipe, (threads, usual) in timing.fewer.items():
+        again = found.get(recipe)
+        if again is None:
+            latencies[recipe] = usual
+            continue
+        gain = latency.ratio(latencies[recipe], usual)
         told = (
-            f"on {threads_told(again.plan.threads)}, which takes {gain.median:.2f} x the time of {usual[recipe]}"
+            f"on {threads_told(threads)}, which takes {gain.median:.2f} x the time of more"
             f" ({gain.low:.2f} to {gain.high:.2f})"
         )
         found[recipe] = replace(again, notes=(*again.notes, told))
-    own = {item.recipe for item in standing}
-    latencies = {name: times[better[name] if name in found else name] for name in own if name in times}
-    return found, Timing(latencies, {name: why for name, why in timing.failures.items() if name in own})
+    return [found.get(item.recipe) or item for item in tried], Timing(latencies, timing.failures)
 
 
-def _better(item: Candidate, timing: Timing) -> str | None:
-    """The name of the way that it is to take instead of its own."""
+def _better(item: Candidate, timing: Timing) -> int | None:
+    """The number of threads that it is to run on instead of its own."""
     times = timing.latencies
-    names = [way_name(item.recipe, threads) for threads in item.plan.fewer_threads]
-    names = [name for name in names if name in times]
+    names = {way_name(item.recipe, threads): threads for threads in item.plan.fewer_threads}
+    names = {name: threads for name, threads in names.items() if name in times}
     if not names or item.recipe not in times:
         return None
     leader = min(times.values(), key=lambda each: each.p50_ms)
-    return heats.better_way(
+    name = heats.better_way(
         {name: latency.ratio(times[name], times[item.recipe]) for name in names},
         {name: latency.ratio(times[name], leader) for name in names},
     )
+    return None if name is None else names[name]
 
 
-def _with_threads(item: Candidate, way: str) -> Candidate:
-    threads = next(each for each in item.plan.fewer_threads if way_name(item.recipe, each) == way)
-    return replace(item, plan=replace(item.plan, threads=threads, fewer_threads=()))
+def _with_threads(plan: Plan, threads: int) -> Plan:
+    return replace(plan, threads=threads, fewer_threads=())
 
 
 def _judged_anew(bench: Workbench, contract: Contract, item: Candidate, host: Host) -> Candidate | None:

@@ -18,6 +18,7 @@ from edgekit.evidence import BucketEvidence, Figure, Statement
 from edgekit.inputs import input_files
 from edgekit.manifest import Floor, Manifest, Step
 from edgekit.predict import answers
+from edgekit.rowset import described
 from edgekit.selftest import SelfTestResult
 
 BUNDLE = click.Path(dir_okay=False, path_type=Path)
@@ -225,7 +226,7 @@ def bundle_rows(found: Bundle) -> list[tuple[str, str]]:
         ("recipe", manifest.recipe),
         *(("input", spec.describe()) for spec in manifest.admitted),
         *buckets_rows(manifest),
-        *(("output", spec.describe()) for spec in manifest.outputs),
+        *(("output", f"{name}: {told}") for name, told in described(manifest).items()),
         *(("state", f"{pair.output} feeds {pair.input}") for pair in manifest.state),
         *((f"before {name}", _steps(steps)) for name, steps in manifest.preprocess.items()),
         *((("after", _steps(manifest.postprocess)),) if manifest.postprocess else ()),

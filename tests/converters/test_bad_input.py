@@ -261,6 +261,7 @@ def test_a_profile_with_a_bundle_is_not_among_what_missed(digits, run_build, tmp
     assert "onnxruntime/fp32" in result.output
 
 
+@pytest.mark.proof
 def test_too_few_samples_exit_3_unless_uncertainty_is_accepted(digits, run_build, tmp_path):
     """An int8-only target: float candidates need no statistics, this one does."""
     words = digits.flags("model.onnx", "nxp-imx93-ethos-u65")

@@ -389,6 +389,7 @@ WORDS = """
 """
 
 
+@pytest.mark.proof
 def test_two_inputs_with_buckets_step_together_and_a_mask_makes_padding_harmless(run_build, tmp_path):
     (tmp_path / "net.py").write_text(textwrap.dedent(WORDS))
     chance = np.random.default_rng(0)

@@ -126,6 +126,7 @@ def test_an_npu_bundle_is_symmetric_static_and_says_that_no_npu_was_here(built):
     assert any("no NPU here" in note for note in entry["notes"])
 
 
+@pytest.mark.proof
 def test_budgets_that_cannot_be_measured_are_unverified_and_strict_refuses_them(digits, run_build, tmp_path):
     words = [*digits.flags("model.onnx", "raspberry-pi-5"), "--latency-p95-ms", "5", "--out", tmp_path]
     result = run_build(*words, "--json", tmp_path / "r.json")
@@ -135,7 +136,7 @@ def test_budgets_that_cannot_be_measured_are_unverified_and_strict_refuses_them(
     assert run_build(*words, "--strict").exit_code == 3
 
 
-@pytest.mark.parametrize("source", ["model.pt", "model.pt2"])
+@pytest.mark.parametrize("source", [pytest.param("model.pt", marks=pytest.mark.proof), "model.pt2"])
 def test_torchscript_and_exported_programs_build(source, digits, run_build, tmp_path):
     out = tmp_path / "dist"
     result = run_build(
@@ -186,6 +187,7 @@ def test_two_conversions_in_two_folders_and_processes_give_the_same_bytes(
     assert first == second
 
 
+@pytest.mark.proof
 def test_calibration_from_a_folder_gives_the_bytes_that_one_file_gives(digits, run_build, tmp_path):
     words = digits.flags("model.onnx", "raspberry-pi-5")
     run_build(*words, "--out", tmp_path / "file")

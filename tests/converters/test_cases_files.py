@@ -160,7 +160,9 @@ POOLS = {
 
 
 @pytest.mark.parametrize(("op", "shape", "opset", "attributes"), POOLS.values(), ids=POOLS)
-@pytest.mark.parametrize("target", ["x86-64-v4-vnni", "arm-ethos-u55-128"])
+@pytest.mark.parametrize(
+    "target", [pytest.param("x86-64-v4-vnni", marks=pytest.mark.proof), "arm-ethos-u55-128"]
+)
 def test_a_pool_without_a_kernel_does_not_cost_the_candidate(op, shape, opset, attributes, target, tmp_path):
     feeds = [{"x": floats(*shape)} for _ in range(6)]
     made = pooled(op, shape, opset, **attributes)

@@ -147,6 +147,7 @@ def test_another_cpu_of_the_profile_has_its_own_instruction_sets(emulator, pi_bu
     assert "dotprod" not in ran["on"]["isa"]
 
 
+@pytest.mark.proof
 def test_outputs_beyond_the_tolerance_fail_and_the_evidence_says_so(emulator, pi_bundle, tmp_path):
     wrong = altered(pi_bundle, tmp_path / "wrong.edgekit", moved=1.0)
     with pytest.raises(SelfTestFailedError, match="logits"):

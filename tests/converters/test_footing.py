@@ -111,6 +111,7 @@ def test_strict_ends_with_3_where_another_kind_of_machine_was_timed(digits, run_
     assert "latency_p95_ms cannot be verified" in str(strict.exception)
 
 
+@pytest.mark.proof
 @pytest.mark.skipif("avx512" not in detect.isa(), reason="has nothing to be held back from")
 def test_openvino_held_to_the_profile_verifies_its_budget(digits, run_build, tmp_path):
     words = [*digits.flags("model.onnx", "x86-64-v3"), "--latency-p95-ms", "1000", "--strict"]
@@ -123,6 +124,7 @@ def test_openvino_held_to_the_profile_verifies_its_budget(digits, run_build, tmp
     assert any("held to what x86-64-v3 has" in note for note in document["profiles"][0]["notes"])
 
 
+@pytest.mark.proof
 def test_the_detected_profile_of_a_machine_is_its_own(digits, run_build, tmp_path):
     (tmp_path / "here.toml").write_text(detect.detect())
     words = [*digits.flags("model.onnx", str(tmp_path / "here.toml")), "--latency-p95-ms", "1000", "--strict"]

@@ -76,9 +76,9 @@ def test_two_workers_make_what_this_process_makes(digits, run_build, tmp_path):
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "signal 11, SIGSEGV"),
+        pytest.param("os.kill(os.getpid(), signal.SIGSEGV)", "signal 11, SIGSEGV", marks=pytest.mark.proof),
         ("os.kill(os.getpid(), signal.SIGKILL)", "signal 9, SIGKILL, perhaps for want of memory"),
-        ("os._exit(3)", "exit code 3"),
+        pytest.param("os._exit(3)", "exit code 3", marks=pytest.mark.proof),
     ],
 )
 def test_a_converter_that_dies_costs_its_candidate_only(what, reason, digits, run_build, tmp_path):
@@ -95,6 +95,7 @@ def test_a_converter_that_dies_costs_its_candidate_only(what, reason, digits, ru
     assert rows["onnxruntime/dynamic-int8"]["accuracy"] is not None
 
 
+@pytest.mark.proof
 def test_a_factory_that_gives_another_model_each_time_is_built_in_this_process(digits, run_build, tmp_path):
     (tmp_path / "random_net.py").write_text("import torch\ndef make():\n    return torch.nn.Linear(4, 3)\n")
     (tmp_path / "data.py").write_text(

@@ -118,6 +118,7 @@ def own_code_words(folder):
     return ["--project", folder, "--recipe", "onnxruntime/fp32"]
 
 
+@pytest.mark.proof
 def test_a_build_that_runs_code_of_unknown_reach_is_not_kept_and_says_how_it_would_be(
     own_code, run_build, kept_cache
 ):
@@ -162,6 +163,7 @@ def test_a_pattern_that_matches_nothing_is_refused(own_code, run_build, kept_cac
     assert "code.reads: 'data/**' matches no file" in result.stderr
 
 
+@pytest.mark.proof
 def test_weights_in_a_file_of_their_own_decide_too(digits, run_build, kept_cache, tmp_path):
     model = onnx.load(str(digits.folder / "model.onnx"))
     path = tmp_path / "model.onnx"

@@ -52,6 +52,7 @@ def types(artifact):
     return graph.tensors[weights].type, graph.tensors[layer.outputs[0]].type
 
 
+@pytest.mark.proof
 def test_calibration_samples_are_seen_once_for_all_settings_that_do_not_change_what_is_seen(digits, tmp_path):
     feeds = [{"x": image[None]} for image in np.load(digits.folder / "calib.npz")["x"][:40]]
     tunings = [Tuning("t", settings=settings) for settings in (
@@ -280,6 +281,7 @@ def embedding(tmp_path_factory):
     return prepared(made, tmp_path_factory.mktemp("embedding"), feeds), feeds
 
 
+@pytest.mark.proof
 def test_a_table_of_an_onnx_model_is_looked_up_and_stays_in_int8_until_then(embedding, tmp_path):
     ready, feeds = embedding
     plain = converted(ready, tmp_path, "litert/fp32")

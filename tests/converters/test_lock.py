@@ -33,7 +33,7 @@ def with_lock(locked, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("flags", [[], ["--locked"]])
+@pytest.mark.parametrize("flags", [pytest.param([], marks=pytest.mark.proof), ["--locked"]])
 def test_the_locked_recipes_alone_are_made_and_give_the_same_digests(
     flags, locked, words, run_build, tmp_path
 ):
@@ -65,6 +65,7 @@ def test_locked_refuses_another_contract_and_says_what_changed(locked, words, ru
     assert "the contract changed" in str(result.exception)
 
 
+@pytest.mark.proof
 def test_without_locked_a_stale_lock_is_told_and_everything_is_tried(locked, words, run_build, tmp_path):
     out = with_lock(locked, tmp_path)
     result = run_build(*words, "--max-accuracy-drop", "0.04", "--out", out, "--json", out / "r.json")

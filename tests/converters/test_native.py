@@ -87,7 +87,11 @@ def test_the_file_itself_is_measured_and_shipped(
 
 
 @pytest.mark.parametrize(
-    ("file", "recipe"), [("float.tflite", "openvino/static-int8"), ("int8.tflite", "openvino/kept-int8")]
+    ("file", "recipe"),
+    [
+        ("float.tflite", "openvino/static-int8"),
+        pytest.param("int8.tflite", "openvino/kept-int8", marks=pytest.mark.proof),
+    ],
 )
 def test_openvino_makes_candidates_of_a_tflite_file(file, recipe, files, digits, run_build, tmp_path):
     """An integer input and output are float to the caller, as they are in LiteRT."""

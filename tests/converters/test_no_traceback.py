@@ -69,6 +69,7 @@ def last(stderr):
     return lines[0]
 
 
+@pytest.mark.proof
 def test_a_full_disk_under_the_output_folder_is_named(words, tmp_path):
     with disk(tmp_path / "small", "64k") as small:
         words[words.index("--out") + 1] = small / "out"

@@ -41,6 +41,16 @@ RETURNS = [
     ("raise ValueError('odd')", "ValueError: odd"),
 ]
 GIVES = pytest.mark.parametrize(("gives", "says"), RETURNS, ids=[says for _, says in RETURNS])
+# Each is a build of its own: of the suite's, one that answers and one that raises.
+GIVES_LATER = pytest.mark.parametrize(
+    ("gives", "says"),
+    [
+        pytest.param(
+            gives, says, id=says, marks=[] if says in ("nan", "ValueError: odd") else pytest.mark.proof
+        )
+        for gives, says in RETURNS
+    ],
+)
 
 
 @pytest.fixture
@@ -85,7 +95,7 @@ def test_on_the_source_it_ends_the_build_with_one_sentence(gives, says, build, t
     assert not (tmp_path / "dist").exists()
 
 
-@GIVES
+@GIVES_LATER
 def test_on_a_candidate_it_is_a_miss_and_the_others_are_judged(gives, says, build, tmp_path):
     result = build("candidate", gives)
     assert result.exit_code == 0, str(result.exception)

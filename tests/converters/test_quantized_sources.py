@@ -126,6 +126,7 @@ def test_an_int8_file_ships_as_it_came_and_no_candidate_is_called_float(
         assert candidates["openvino/kept-int8"]["accuracy"]["drop"] < 0.02
 
 
+@pytest.mark.proof
 def test_weights_alone_in_few_bits_have_an_exact_float_form_that_other_engines_quantize(
     files, digits, run_build, tmp_path
 ):

@@ -107,6 +107,7 @@ def test_every_trial_is_in_the_result_with_its_place_on_the_front(searched):
         assert not any(cost < own[0] and loss < own[1] for cost, loss in pairs)
 
 
+@pytest.mark.proof
 def test_a_later_search_goes_on_where_the_first_one_ended(searched, ruined, run_build, tmp_path):
     words = [*ruined, "--out", tmp_path, "--json", tmp_path / "r.json", "--search", "10"]
     result = run_build(*words, cache=searched.cache)
@@ -260,6 +261,7 @@ def samples():
 """
 
 
+@pytest.mark.proof
 def test_a_trial_whose_converter_crashes_costs_itself_and_is_not_tried_again(digits, run_build, tmp_path):
     (tmp_path / "data.py").write_text(CRASHING.format(file=str(digits.folder / "calib.npz")))
     words = [*digits.flags("model.onnx", "x86-64-v3"), "--calibration", f"{tmp_path}/data.py:samples"]

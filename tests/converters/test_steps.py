@@ -65,6 +65,7 @@ def test_what_comes_to_be_known_on_the_way_is_expected_and_counted_then():
     assert {step.kind for step in steps.steps if not step.is_done} == {"make", "measure", "write"}
 
 
+@pytest.mark.proof
 def test_a_build_counts_each_try_of_a_repair_and_each_trial_of_a_search(
     outlier, digits, run_build, tmp_path, monkeypatch
 ):

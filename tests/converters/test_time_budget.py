@@ -73,6 +73,7 @@ def test_a_conversion_that_takes_too_long_costs_its_candidate_and_says_so(digits
     assert "ended at the limit of 3 s (--time-budget): onnxruntime/" in result.output
 
 
+@pytest.mark.proof
 def test_int8_is_not_tried_where_the_float_model_that_it_starts_from_took_too_long(
     digits, run_build, tmp_path, monkeypatch
 ):

@@ -24,6 +24,7 @@ def built(digits, run_build, tmp_path_factory):
     return json.loads((out / "result.json").read_text())
 
 
+@pytest.mark.proof
 def test_each_unit_gets_a_model_that_holds_its_operator(built, tmp_path):
     assert [entry["profile"] for entry in built["bundles"]] == list(UNITS)
     for entry in built["bundles"]:

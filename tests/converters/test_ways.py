@@ -48,17 +48,14 @@ def evaluated(monkeypatch):
 
 def taken(item, **ms):
     usual = item.recipe
-    times = {
-        usual: steady(ms["usual"]),
-        **{f"{usual} on 1 thread": steady(ms["one"]) for _ in range("one" in ms)},
-    }
+    times = {usual: steady(ms["usual"])}
+    times |= {f"{usual} on 1 thread": steady(ms["one"])} if "one" in ms else {}
     told = []
     bench = SimpleNamespace(tell=told.append)
-    found, timing = ways.in_their_best_way(
-        bench, Contract(), [item], HOST, Timing(times, {"x on 1 thread": "no"})
-    )
+    timing = ways.settled([item], Timing(times, {"x on 1 thread": "no"}))
     assert not timing.failures
-    return found.get(usual), timing.latencies[usual].p50_ms, told
+    (found,), timing = ways.in_their_best_way(bench, Contract(), [item], HOST, timing)
+    return found, timing.latencies[usual].p50_ms, told
 
 
 def test_a_candidate_ships_with_the_threads_it_is_faster_with_and_is_judged_with_them(item, evaluated):
@@ -66,20 +63,26 @@ def test_a_candidate_ships_with_the_threads_it_is_faster_with_and_is_judged_with
     found, ms, _ = taken(item, usual=2.0, one=1.0)
     assert (found.plan.threads, found.plan.fewer_threads, ms) == (1, (), 1.0)
     assert evaluated.threads == [1]
-    assert f"on 1 thread, which takes 0.50 x the time of {item.plan.threads}" in found.notes[-1]
+    assert "on 1 thread, which takes 0.50 x the time of more" in found.notes[-1]
 
 
 @pytest.mark.parametrize("ms", [{"usual": 1.0, "one": 1.0}, {"usual": 1.0, "one": 2.0}, {"usual": 1.0}])
 def test_a_candidate_keeps_its_threads_where_fewer_are_no_faster(item, evaluated, ms):
-    assert taken(item, **ms)[:2] == (None, 1.0)
+    assert taken(item, **ms)[:2] == (item, 1.0)
     assert not evaluated.threads
 
 
 def test_threads_that_compute_wrong_are_not_taken_however_fast(item, evaluated):
     evaluated.failure = "output y is off"
     found, ms, told = taken(item, usual=2.0, one=1.0)
-    assert (found, ms) == (None, 2.0)
+    assert (found, ms) == (item, 2.0)
     assert told == [f"{item.recipe} keeps its threads: with 1 output y is off"]
+
+
+def test_who_is_not_judged_in_full_keeps_its_threads_and_their_time(item, evaluated):
+    glimpsed = replace(item, is_glimpsed=True)
+    assert taken(glimpsed, usual=2.0, one=1.0)[:2] == (glimpsed, 2.0)
+    assert not evaluated.threads
 
 
 def test_the_lock_has_threads_that_are_not_the_profiles_and_they_are_not_raced_again():

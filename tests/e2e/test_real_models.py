@@ -118,6 +118,7 @@ def test_what_is_shipped_keeps_the_accuracy_on_inputs_that_the_build_never_saw(b
         loaded.close()
 
 
+@pytest.mark.proof
 def test_a_build_that_cannot_keep_the_accuracy_exits_3_with_the_table(built, tmp_path):
     """An int8-only target and a limit that quantization of these models is known to miss or not to show."""
     words = [

@@ -18,7 +18,7 @@ from edgekit.manifest import (
     decode,
     encode,
 )
-from edgekit.rowset import RowSet, opened
+from edgekit.rowset import RowSet, described, opened
 
 BOXES = RowSet({"boxes": 0, "classes": 0}, 8, (4.0, 4.0, 4.0, 4.0, 0.0))
 SPECS = (TensorSpec("boxes", "float32", (8, 4)), TensorSpec("classes", "int64", (8,)))
@@ -104,14 +104,14 @@ def test_two_models_agree_by_the_rows_that_both_have():
 def manifest(**more):
     paths = ("selftest/i", "selftest/s", "selftest/a")
     test = SelfTest(*paths, 16, {"boxes": 0.5, "classes": 0.0}, 0.9, found_again=(0.95,))
-    described = Manifest(
+    made = Manifest(
         format=ROWS_FORMAT, name="m", version="1", profile="p",
         engine=EngineSpec("onnxruntime", ">=1", "model/m.onnx"), inputs=(TensorSpec("x", "float32", (1,)),),
         outputs=SPECS, recipe="r", source_sha256="0" * 64,
         files=tuple(FileEntry(path, "0" * 64, 1) for path in ("model/m.onnx", *paths)), selftest=test,
         sets=(BOXES,),
     )  # fmt: skip
-    return msgspec.structs.replace(described, **more)
+    return msgspec.structs.replace(made, **more)
 
 
 def judged(damage):
@@ -155,9 +155,10 @@ def test_a_manifest_that_does_not_say_how_many_must_be_found_again_fails():
 
 
 def test_a_manifest_keeps_its_sets_and_says_where_shapes_are_open():
-    described = decode(encode(manifest()))
-    assert described.sets == (BOXES,)
-    assert [spec.shape for spec in described.given] == [(None, 4), (None,)]
+    kept = decode(encode(manifest()))
+    assert kept.sets == (BOXES,)
+    assert [spec.shape for spec in kept.given] == [(None, 4), (None,)]
+    assert described(kept) == {"boxes": "float32 ?x4, up to 8 rows", "classes": "int64 ?, up to 8 rows"}
     assert opened((), SPECS) == SPECS
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-# The tests share helpers, also with the fleet's and the agents', and importlib mode does not look beside a test for them.
-sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("field", "security", "fleet")]
+# The tests share helpers, also with the fleet's, the agents' and the converters', and importlib mode does not look beside a
+# test for them.
+sys.path[:0] = [
+    str(Path(__file__).parents[1] / name) for name in ("field", "security", "fleet", "converters")
+]
 
 from field_support import Field  # noqa: E402  # after the line that makes it importable
 

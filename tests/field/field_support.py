@@ -4,7 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ class Board:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def runs(self, version: str) -> bool:
-        found = self.view.deployments.get("digits")
+    def runs(self, version: str, name: str = "digits") -> bool:
+        found = self.view.deployments.get(name)
         return found is not None and (found.version, found.state) == (version, "idle")
 
     def follows(self, counter: int) -> bool:
@@ -80,10 +80,18 @@ class Field:
     def publish(self, built: Any) -> None:
         self.operator.types("publish", built.path)
 
-    def board(self, name: str, *words: str, agentfile: str = "", profile: str = made.PROFILE) -> Board:
+    def board(
+        self,
+        name: str,
+        *words: str,
+        agentfile: str = "",
+        profile: str = made.PROFILE,
+        deployments: Sequence[str] = ("digits",),
+    ) -> Board:
         """It joins with the label site=field; `agentfile` is its `agent.toml`."""
         file = self.folder / f"{name}.json"
-        self.operator.types("enroll", name, "--label", "site=field", "--deployment", "digits", "--out", file)
+        wanted = [word for each in deployments for word in ("--deployment", each)]
+        self.operator.types("enroll", name, "--label", "site=field", *wanted, "--out", file)
         agent = live.AgentProcess(
             self.folder / name, made.free_port(), "--enrolment", str(file), "--profile", profile, *words
         )

@@ -319,6 +319,7 @@ def test_the_commands_of_a_rollout(shared: Service, first: Path, devices: dict[s
     assert edgekit(shared, "rollout", "watch", rollout)[0] == 5
 
 
+@pytest.mark.proof
 def test_a_rollout_is_a_file_that_starts_another_like_it(
     shared: Service, first: Path, devices: dict[str, FakeDevice], tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def publish(client: Client, service: Service, version: str) -> None:
     publishing.publish(client, checked, service.state / "publisher", lambda _: None)
 
 
+@pytest.mark.proof
 def test_a_backup_taken_under_load_goes_on_elsewhere(
     services: tuple[Service, Service], databases: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def test_a_rotation_goes_from_the_command_to_orders_enrolment_files_and_a_restar
     assert service.client().keys().order_keys == {new.keyid: new.public}
 
 
+@pytest.mark.proof
 def test_orders_that_are_out_are_signed_again_by_the_new_key(service: Service):
     client = service.client()
     device = FakeDevice(client.enroll(api.NewDevice("board", ("digits",))))

@@ -113,6 +113,7 @@ def install_first(fleet: Fleet, version: str = "1.0.0") -> None:
     assert done.status == "completed", done.reason
 
 
+@pytest.mark.proof
 def test_a_good_release_goes_through_two_stages_and_becomes_the_assignment(fleet: Fleet) -> None:
     fleet.add("a", "b", "c", "d")
     fleet.publish("1.0.0")

@@ -73,6 +73,7 @@ def test_a_faulty_version_is_slower_and_errs_more() -> None:
     assert drifted / still == pytest.approx(8, rel=0.2)
 
 
+@pytest.mark.proof
 def test_a_share_of_devices_has_drifted_and_tells_so_in_every_run() -> None:
     windows = Windows(World(drifting=0.05), seed=3)
     drifting = [name for n in range(2000) if windows.drifts(name := f"sim-{n:06}")]

@@ -145,6 +145,7 @@ def test_two_points_more_errors_are_stopped_with_24_devices_a_side_and_never_pas
     assert passed == 0
 
 
+@pytest.mark.proof
 def test_a_release_that_is_surely_worse_and_surely_within_the_limit_is_not_stopped() -> None:
     """An operator who allows a tenth is not stopped by two hundredths, however sure they are."""
     stopped, passed = outcomes(World(slower=1.02, devices=60), gates.parse("latency_p95 <= 1.2 * control"))

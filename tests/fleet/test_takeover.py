@@ -139,6 +139,7 @@ def test_a_follower_takes_over_when_the_controller_is_killed_and_nothing_is_repe
     record_property("taken_over_s", round(taken_s, 2))
 
 
+@pytest.mark.proof
 def test_the_one_that_comes_back_follows(pair: Pair) -> None:
     pair.start()
     assert pair.first.process is not None
@@ -151,6 +152,7 @@ def test_the_one_that_comes_back_follows(pair: Pair) -> None:
     wait_until(lambda: pair.leads(pair.first), "the first leads again")
 
 
+@pytest.mark.proof
 @pytest.mark.postgres
 def test_a_controller_that_loses_its_session_leaves_the_broker_to_the_next(
     tmp_path: Path, broker: str, empty_postgresql: str

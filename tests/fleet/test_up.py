@@ -55,6 +55,7 @@ def test_its_secrets_are_for_their_owner_only(running: Service) -> None:
     assert stat.S_IMODE(running.state.stat().st_mode) == 0o700
 
 
+@pytest.mark.proof
 def test_a_restart_keeps_fleet_keys_and_token(running: Service) -> None:
     before, file = running.client().keys(), (running.state / "client.toml").read_text()
     running.stop()
@@ -78,6 +79,7 @@ def test_an_interrupt_in_the_middle_of_the_start_leaves_nothing_running(
     assert service.client().status().is_connected
 
 
+@pytest.mark.proof
 def test_a_kill_leaves_no_broker_behind_and_the_state_usable(running: Service) -> None:
     assert running.process is not None
     [broker] = children(running.process.pid)
@@ -126,6 +128,7 @@ def test_one_service_per_folder(running: Service) -> None:
     assert "another fleet service uses this folder" in said
 
 
+@pytest.mark.proof
 def test_a_folder_that_is_a_file_and_a_spoilt_database_are_said(service: Service) -> None:
     service.state.write_text("")
     code, said = refused(service)

@@ -24,7 +24,18 @@ UNREACHABLE = re.compile(
     r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ProxyError|ReadTimeoutError"
 )
 # Fresh environments of what others install too, or of much to download: with make proofs.
-AGAIN = ("pkcs11", "oidc", "postgres", "audio", "camera", "microphone", "images", "litert", "openvino")
+AGAIN = (
+    "pkcs11",
+    "oidc",
+    "postgres",
+    "audio",
+    "camera",
+    "microphone",
+    "images",
+    "litert",
+    "openvino",
+    "onnxruntime",
+)
 # Extra → what must work once it is installed: a line of Python.
 PROMISES = {
     "agent": "import device_agent.supervisor, device_agent.worker",

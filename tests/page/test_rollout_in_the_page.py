@@ -45,6 +45,10 @@ def fleet_of(service: Service, client: Client) -> "subprocess.Popen[str]":
     return made
 
 
+def until_rolled_back(client: Client) -> None:
+    wait_until(lambda: client.rollout("r1").status == "rolled_back", "it is rolled back", timeout_s=60)
+
+
 def test_a_whole_rollout_is_started_watched_paused_approved_and_rolled_back_in_the_page(
     service: Service, request: pytest.FixtureRequest
 ) -> None:
@@ -90,6 +94,8 @@ def test_a_whole_rollout_is_started_watched_paused_approved_and_rolled_back_in_t
         page.goto(f"{here}/rollouts/r1/rollback")
         expect(page.get_by_text(re.compile(r"devices go back to digits@1\.0"))).to_be_visible()
         page.get_by_label("Type r1").fill("r1")
+        # It has ended before the page that still says "rolling back" can listen.
+        page.route("**/api/v1/events*", lambda route: (until_rolled_back(client), route.continue_()))
         page.get_by_role("button", name="Roll it back").click()
         see(page, "rolled back")
     wait_until(

@@ -19,6 +19,7 @@ def asked(fleet: TlsFleet, *words: str | Path, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.proof
 def test_a_batch_is_listed_and_withdrawn_and_who_has_joined_stays(
     tls_fleet: TlsFleet, tmp_path: Path
 ) -> None:

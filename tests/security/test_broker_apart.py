@@ -151,6 +151,7 @@ def bring(fleet: Apart) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.proof
 def test_the_folder_of_a_broker_is_kept_fresh_by_the_service_and_by_hand(apart: Callable[[], Apart]) -> None:
     fleet = apart()
     fleet.start_mosquitto()

@@ -70,6 +70,7 @@ def test_devices_join_renew_and_are_put_out_by_a_key_in_a_token(home, tmp_path):
     assert seen == []
 
 
+@pytest.mark.proof
 def test_without_its_token_a_fleet_does_not_begin_to_start(home, tmp_path):
     assert home.init("--ca-passphrase-file", str(home.pin)).returncode == 0
     secret(home.pin, "4712")

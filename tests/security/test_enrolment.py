@@ -374,6 +374,7 @@ def test_up_makes_no_keys_for_a_fleet_on_a_network(tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.proof
 def test_a_home_and_a_database_of_different_fleets_do_not_start(tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert edgekit("init", tmp_path / name, "--inside-repository").returncode == 0
@@ -384,6 +385,7 @@ def test_a_home_and_a_database_of_different_fleets_do_not_start(tmp_path: Path) 
     assert (refused.returncode, "restore the backup" in refused.stderr) == (5, True)
 
 
+@pytest.mark.proof
 def test_a_fleet_goes_on_after_a_restart(tmp_path: Path) -> None:
     fleet = make_fleet(tmp_path)
     try:

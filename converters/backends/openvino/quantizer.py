@@ -80,6 +80,7 @@ def quantized(model: Any, prepared: Prepared, plan: Plan) -> tuple[Any, tuple[st
     """
     assert prepared.calibration is not None
     check_settings(plan.tuning)
+    graph.settle_recurrent(model)
     names, activations = graph.split_names(plan.tuning.float_layers)
     ignored = graph.resolve_operators(model, names)
     is_transformer = _is_transformer(model, plan.tuning)
@@ -107,6 +108,7 @@ def quantized(model: Any, prepared: Prepared, plan: Plan) -> tuple[Any, tuple[st
 
     def attempt(skipped: frozenset[str]) -> Any:
         made = _run(partial(quantize, skipped))
+        graph.float_first_states(made)
         for quantizer in graph.resolve_activations(made, activations, (*names, *skipped)):
             graph.bypass(quantizer)
         made.validate_nodes_and_infer_types()

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Header, Request
+from fastapi import Header, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -33,6 +33,14 @@ async def watch(
             description="The newest event that you have heard.",
         ),
     ] = "",
+    since: Annotated[
+        int | None,
+        Query(
+            ge=0,
+            lt=10**18,
+            description="The same at the first connection, where a browser sends no header of ours; the header counts more.",
+        ),
+    ] = None,
 ) -> StreamingResponse:
     """What changes, as server-sent events. Access that is scoped is told the kind, and no names."""
     ctx.hub.check_room()
@@ -40,7 +48,7 @@ async def watch(
     async def may_still() -> bool:
         return await run_in_threadpool(_is_still, request, ctx, caller)
 
-    stream = ctx.hub.stream(int(last) if last else None, may_still, hides_names=caller.scope.is_limited)
+    stream = ctx.hub.stream(int(last) if last else since, may_still, hides_names=caller.scope.is_limited)
     return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
 
 

@@ -30,7 +30,7 @@ from fleet.rules.access import RULES, Open
 from fleet.server.api import paging
 from fleet.server.api.admission import Caller, Principal, csrf_of, session_of
 from fleet.server.api.context import Context, Ctx
-from fleet.server.store import alerts, settings
+from fleet.server.store import alerts, events, settings
 from fleet.server.web import words
 
 EVENTS = "/api/v1/events"
@@ -143,11 +143,16 @@ def theme_of(request: Request | None) -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """One request of a person who is signed in."""
+    """One request of a person who is signed in.
+
+    `since` is the newest event that everything it shows is as new as: what happens between its being read and its script's
+    listening is told of then.
+    """
 
     ctx: Context
     request: Request
     caller: Principal
+    since: int
 
     @property
     def now(self) -> datetime:
@@ -213,12 +218,14 @@ class Page:
             "is_frozen": is_frozen,
             "is_connected": ctx.link.is_connected,
             "open_alerts": open_alerts,
-            "events": EVENTS,
+            "events": f"{EVENTS}?since={self.since}",
         }
 
 
 def page(ctx: Ctx, request: Request, caller: Caller) -> Page:
-    return Page(ctx, request, caller)
+    with ctx.database.read() as connection:
+        _, newest = events.bounds(connection)
+    return Page(ctx, request, caller, newest)
 
 
 On = Annotated[Page, Depends(page)]

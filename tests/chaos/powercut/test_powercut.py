@@ -17,7 +17,7 @@ from cut_states import operations, states
 from device_agent.durable import Operation
 
 SEED = 20260801
-SHARE = 80
+SHARE = 40
 REAL_SHARE = 24
 
 

@@ -85,6 +85,7 @@ def test_a_result_is_kept_until_the_fleet_acknowledges_it(fleet, settled, tools)
     tools.wait_until(lambda: len([one for one in fleet.results if one.id == number]) > 1, "and again")
 
 
+@pytest.mark.proof
 def test_what_was_refused_is_tried_again_when_an_operator_says_so(fleet, settled, make_bundle, tools):
     bad = make_bundle(version="3.0.0", seed=3, scale=1.0)
     fleet.order(fleet.publish(bad))

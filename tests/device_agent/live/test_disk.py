@@ -195,6 +195,7 @@ def test_a_file_of_another_fleet_is_refused_loudly_and_one_that_is_gone_stops_no
     tools.wait_until(lambda: fleet.now.boot.incarnation == 4, "it runs")
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(180)
 def test_status_tells_what_is_while_the_link_is_down(
     brokers, broker_folder, make_fleet, make_agent, make_bundle, tools

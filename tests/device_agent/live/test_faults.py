@@ -191,6 +191,7 @@ def test_a_committed_release_that_keeps_dying_never_ends_the_update_that_would_m
     tools.wait_until(lambda: conditions(fleet) == {}, "nothing is wrong any more")
 
 
+@pytest.mark.proof
 def test_clean_restarts_before_the_commit_are_held_against_nobody(fleet, settled, first, second, tools):
     fleet.order(fleet.publish(second), options=OrderOptions(probation_s=3600, probation_requests=1))
     tools.wait_until(lambda: fleet.deployment().state.value == "probation", "on probation")
@@ -249,7 +250,14 @@ def test_whatever_the_server_answers_first_the_update_arrives_without_another_or
 
 
 @pytest.mark.parametrize(
-    "harm", ["a zeroed tail", "zeroes all over", "longer than its name", "an unknown name"]
+    "harm",
+    [
+        "a zeroed tail",
+        *(
+            pytest.param(harm, marks=pytest.mark.proof)
+            for harm in ("zeroes all over", "longer than its name", "an unknown name")
+        ),
+    ],
 )
 def test_a_download_that_a_power_cut_damaged_is_gone_on_from_or_begun_anew(
     harm, fleet, settled, second, tools
@@ -277,6 +285,7 @@ def test_a_download_that_a_power_cut_damaged_is_gone_on_from_or_begun_anew(
     assert "failed" not in fleet.states()
 
 
+@pytest.mark.proof
 def test_an_operator_can_order_a_refused_release_once_more(fleet, settled, first, make_bundle, tools):
     wrong = make_bundle(version="4.0.0", seed=1, scale=0.5)
     ordered = fleet.publish(wrong)

@@ -31,7 +31,7 @@ def release(make_bundle):
 @pytest.mark.parametrize(
     "kind",
     [
-        "iotcore",
+        pytest.param("iotcore", marks=pytest.mark.proof),
         pytest.param(
             "mosquitto",
             marks=[
@@ -95,6 +95,7 @@ def test_a_fleet_that_is_down_is_waited_for_and_a_refusal_is_told(make_fleet, ma
     assert "the token is not valid" in refused.stderr
 
 
+@pytest.mark.proof
 def test_later_starts_need_no_enrolment_file(fleet, make_agent, release, tools):
     agent = make_agent(fleet)
     fleet.order(fleet.publish(release))
@@ -225,6 +226,7 @@ def test_a_start_that_cannot_work_says_why(case, tmp_path, tools):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.proof
 def test_a_bundle_with_buckets_passes_its_self_test_and_serves_every_size(fleet, make_agent, tools, tmp_path):
     built = tools.build_lines(tmp_path)
     agent = make_agent(fleet)

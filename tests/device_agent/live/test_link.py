@@ -38,6 +38,7 @@ def test_a_release_after_which_the_link_is_lost_is_left_and_tried_again_when_the
     assert tools.predict(agent) == "1.0.0"
 
 
+@pytest.mark.proof
 def test_a_release_that_does_not_fit_into_memory_waits_and_says_with_which_figures(
     fleet, make_agent, make_bundle, tools
 ):

@@ -82,6 +82,7 @@ def built(tmp_path_factory):
     return path, samples, labels
 
 
+@pytest.mark.proof
 def test_it_installs_what_it_can_run_and_serves(python, built, fleet, make_agent, tools):
     path, samples, labels = built
     bundle = bundles.read(path)

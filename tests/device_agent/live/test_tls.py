@@ -181,6 +181,7 @@ def test_a_new_enrolment_file_is_used_and_its_orders_are_followed(secure, joined
     tools.wait_until(lambda: len(secure.reports) > heard + 2, "reports arrive")
 
 
+@pytest.mark.proof
 def test_a_new_enrolment_file_that_the_fleet_refuses_is_told_and_the_old_identity_goes_on(
     secure, joined, release, tmp_path, tools
 ):
@@ -198,6 +199,7 @@ def test_a_new_enrolment_file_that_the_fleet_refuses_is_told_and_the_old_identit
     tools.wait_until(lambda: tools.Client(joined.port).get("/v2/health/ready").status == 200, "it serves on")
 
 
+@pytest.mark.proof
 def test_what_serves_goes_on_while_the_fleet_of_a_new_enrolment_file_is_away(
     secure, joined, release, tmp_path, tools
 ):
@@ -278,6 +280,7 @@ def test_a_batch_file_is_for_every_board_that_has_a_serial_number(secure, make_a
     assert secure.enrolled[0].device == secure.device
 
 
+@pytest.mark.proof
 def test_a_deployment_that_is_added_to_an_enrolled_board_takes_effect_and_stays(
     secure, joined, make_bundle, release, tools
 ):
@@ -320,6 +323,7 @@ def over_the_web(fleet, tls_broker, tools, host="127.0.0.1"):
     fleet.enrolment = lambda folder: original(folder, broker=there)
 
 
+@pytest.mark.proof
 def test_where_only_web_ports_are_open_the_link_comes_up_over_websockets(
     secure, make_agent, release, tls_broker, tools
 ):
@@ -333,6 +337,7 @@ def test_where_only_web_ports_are_open_the_link_comes_up_over_websockets(
     assert "the other way to it works" in doctor.stdout
 
 
+@pytest.mark.proof
 def test_behind_a_proxy_the_link_goes_through_it_over_websockets(
     secure, make_agent, release, tls_broker, tools, proxy
 ):

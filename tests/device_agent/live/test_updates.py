@@ -5,6 +5,7 @@ import os
 import signal
 import time
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgekit.manifest import Contract
@@ -33,6 +34,7 @@ def test_what_an_agent_was_given_is_kept_to_itself(settled):
     assert "a-one-time-token" not in (settled.state / "identity.json").read_text()
 
 
+@pytest.mark.proof
 def test_the_next_release_replaces_it_and_going_back_fetches_nothing(fleet, settled, first, second, tools):
     fleet.order(fleet.publish(second))
     tools.wait_until(lambda: fleet.runs(second), "the second release is committed")
@@ -44,6 +46,7 @@ def test_the_next_release_replaces_it_and_going_back_fetches_nothing(fleet, sett
     assert tools.predict(settled) == "1.0.0"
 
 
+@pytest.mark.proof
 def test_an_order_without_the_deployment_stops_the_model(fleet, settled, first, tools):
     fleet.order(None)
     tools.wait_until(
@@ -153,6 +156,7 @@ def test_a_bundle_whose_self_test_fails_is_refused_and_remembered(fleet, settled
     assert len(fleet.requests) == fetched
 
 
+@pytest.mark.proof
 def test_a_bundle_above_its_latency_contract_fails_the_self_test(fleet, settled, first, make_bundle, tools):
     slow = make_bundle(version="3.0.0", seed=3, contract=Contract(latency_p95_ms=0.0001))
     fleet.order(fleet.publish(slow))
@@ -201,6 +205,7 @@ def test_a_worker_that_keeps_dying_in_probation_rolls_back(fleet, settled, first
     assert "the worker died 3 times" in said.reason
 
 
+@pytest.mark.proof
 def test_a_set_number_of_requests_ends_probation_early(fleet, settled, second, tools):
     fleet.order(fleet.publish(second), options=OrderOptions(probation_s=600, probation_requests=5))
     tools.wait_until(lambda: fleet.deployment().state.value == "probation", "on probation")
@@ -242,6 +247,7 @@ def test_a_signal_during_a_download_that_hangs_ends_the_agent_quickly(fleet, set
     assert time.monotonic() - began < 4
 
 
+@pytest.mark.proof
 def test_an_interrupted_download_goes_on_where_it_ended(fleet, settled, second, tools):
     fleet.cut_after = 2048
     fleet.order(fleet.publish(second))
@@ -298,6 +304,7 @@ def test_a_committed_bundle_that_was_damaged_on_disk_is_fetched_again(fleet, set
     assert tools.predict(settled) == "2.0.0"
 
 
+@pytest.mark.proof
 def test_order_keys_rotate_without_enrolling_again(fleet, settled, first, second, tools):
     """The publisher lists the new key; an order by it makes the agent look, and from then on the old key is nothing."""
     new = Ed25519PrivateKey.generate()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import pytest
 from msgspec.structs import replace
 
 from device_agent.folder import StateFolder
@@ -73,6 +74,7 @@ def test_what_fails_under_another_engine_is_left_for_the_one_before_and_the_flee
     assert f"engine changed: onnxruntime 1.0 -> {now}: " in said.reason
 
 
+@pytest.mark.proof
 def test_with_nothing_to_fall_back_to_it_serves_only_if_told_to(fleet, make_agent, first, tools):
     agent = make_agent(fleet)
     commit(fleet, tools, first)
