@@ -129,7 +129,8 @@ class Transport:
         usual = self._http.timeout
         if usual.read is None or not handled_bytes:
             return usual
-        return httpx.Timeout(usual, read=usual.read + handled_bytes / _LEAST_BYTES_S)
+        longer = usual.read + handled_bytes / _LEAST_BYTES_S
+        return httpx.Timeout(connect=usual.connect, read=longer, write=usual.write, pool=usual.pool)
 
     def _request(
         self, method: str, path: str, content: Content, headers: dict[str, str], timeout: httpx.Timeout
