@@ -40,13 +40,14 @@ class Operator:
 @dataclass(frozen=True)
 class Tensor:
     """`shape` has -1 where a dimension is open; `kind` is the schema's word (`FLOAT32`, `INT8`); `is_constant` holds
-    for weights.
+    for weights, `is_variable` for what an operator keeps from one call to the next.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     is_constant: bool
+    is_variable: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _tensor(tensor: Any, buffers: Any) -> Tensor:
     data = buffers[tensor.buffer]
     is_constant = data is not None and (data.data is not None or bool(data.size))
     name = bytes(tensor.name or b"").decode(errors="replace")
-    return Tensor(name, _TYPES[tensor.type], _indices(shape), is_constant)
+    return Tensor(name, _TYPES[tensor.type], _indices(shape), is_constant, bool(tensor.isVariable))
 
 
 def _signature(model: Any) -> dict[str, dict[str, int]]:

@@ -112,12 +112,18 @@ def _refuse(path: Path, graph: Graph) -> None:
         raise SourceError(
             f"{path}: already compiled by Vela, and only an Ethos-U runs that; give the int8 model that went into it"
         )
-    stateful = sorted({name for name in graph.operators if name in _STATEFUL})
+    # Fused recurrent layers (UNIDIRECTIONAL_SEQUENCE_LSTM) go on from where the call before ended.
+    fused = {
+        step.name
+        for step in graph.steps
+        if any(graph.tensors[index].is_variable for index in step.inputs if index >= 0)
+    }
+    stateful = sorted({name for name in graph.operators if name in _STATEFUL} | fused)
     if stateful:
         raise SourceError(
             f"{path}: keeps its state inside ({', '.join(stateful)}), which cannot be set back to zero between"
             " sequences, so neither accuracy nor a self-test would repeat; export it with the state as an input and an"
-            " output, and pair them under [state]"
+            " output, and pair them under [state], or build from the Keras file or SavedModel that it was made of"
         )
     loose = [
         graph.tensors[index].name
