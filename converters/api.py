@@ -142,7 +142,7 @@ def _names(model: Path) -> list[str]:
     if model.suffix.lower() == ".onnx" and model.is_file():
         from converters.source import onnx_source
 
-        return [spec.name for spec in onnx_source.input_specs(onnx_source.read(model))]
+        return [spec.name for spec in onnx_source.input_specs(onnx_source.read(model, is_apart=True))]
     return []
 
 

@@ -7,15 +7,17 @@ Always true
  3. Bad input is found before anything is converted: profiles, project, source and data are read first.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from converters import locking, shipping
+from converters.data.handed import Handed, hand
 from converters.judge.select import Selection, select
 from converters.keep import lock
 from converters.keep.artifacts import Cache
@@ -24,7 +26,7 @@ from converters.keep.lock import LockedTarget
 from converters.measure.footing import Footing
 from converters.measure.host import Host, this_host
 from converters.outcome import Options, Outcome, guilty, tried
-from converters.recipes import recipes
+from converters.recipes import facts, recipes
 from converters.recipes.recipes import Plan
 from converters.report import folder as folder_report
 from converters.report import result
@@ -33,6 +35,7 @@ from converters.rounds import tournament
 from converters.rounds.candidates import contender
 from converters.rounds.making import made_together
 from converters.sheet import Sheet
+from converters.source import code
 from converters.source.code import CodeGate
 from converters.source.project import Project
 from converters.work.pool import Opening, WorkerPool
@@ -48,6 +51,10 @@ from edgekit.profile import Profile
 UNSHOWN = (
     "no candidate is shown to keep the default limit with so few samples; the one shipped keeps it as far as was seen"
     " (give more evaluation data, or --max-accuracy-drop)"
+)
+_APART = (
+    "the model is large: its weights stayed in files, and candidates were made and timed one after the other ([model]"
+    " weights_apart_mb)"
 )
 
 
@@ -102,23 +109,26 @@ def build(
             spent=spent,
         )
         bench.steps = steps or bench.steps
-        # Read everything that the user gave before the first conversion.
-        bench.source, bench.metric, bench.standard.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
-        bench.standard.check_labels()
-        bench.guarding.fitted  # noqa: B018  # likewise
-        host = this_host()
-        targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
-        for target in targets:
-            bench.steps.expect(target.profile.name, [plan.name for plan in target.plans])
-            bench.steps.expect_more(target.profile.name, "trial", _trials(target, options))
-        done = _Build()
-        with closing(_pool(bench, options, tell)):
+        done, host = _Build(), this_host()
+        with closing(_pool(bench, options, tell, profiles.values())) as pool:
+            # Read everything that the user gave before the first conversion.
+            bench.source, bench.metric, bench.standard.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
+            bench.standard.check_labels()
+            bench.guarding.fitted  # noqa: B018  # likewise
+            targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
+            for target in targets:
+                bench.steps.expect(target.profile.name, [plan.name for plan in target.plans])
+                bench.steps.expect_more(target.profile.name, "trial", _trials(target, options))
+            pool.opening, pool.jobs = _opening(bench, options), _jobs(bench, options)
             # Of all profiles at once: what several share is made once, and what is measured later has the machine
             # to itself.
-            made_together(bench, [plan for target in targets for plan in target.plans], host)
+            is_narrow = _is_narrow(bench, targets, options, host)
+            made_together(
+                bench, [plan for target in targets for plan in target.plans], host, is_glimpsed=is_narrow
+            )
             for target in targets:
                 bench.steps.enter(target.profile.name)
-                _build_target(bench, target, options, host, done)
+                _build_target(bench, target, options, host, done, is_narrow=is_narrow)
                 bench.steps.finish(target.profile.name)
         if options.lock == "write" and not done.missed:
             write_whole(lock.beside(project, options.out), lock.encode(done.written))
@@ -129,29 +139,52 @@ def build(
         return Outcome(_document(bench, done), tuple(done.sheets), tuple(done.missed), report, cut)
 
 
-def _pool(bench: Workbench, options: Options, tell: Callable[[str], None]) -> WorkerPool:
-    """Workers that know what this build has read; the workbench has them unless none are wanted."""
-    pool = WorkerPool(
-        Opening(
-            bench.project,
-            options.allow_code,
-            bench.cache,
-            bench.source.sha256,
-            bench.data.fingerprint,
-            bench.data.feeds_fingerprint,
-            bench.canonicals,
-            bench.judging.judges,
-            bench.source.sets,
-        ),
-        options.jobs,
-        bench.folder,
-        tell,
-        options.time_budget_s,
-        bench.spent,
-    )
+def _pool(
+    bench: Workbench, options: Options, tell: Callable[[str], None], profiles: Iterable[Profile]
+) -> WorkerPool:
+    """The workbench's workers, unless none are wanted; one of them loads the slowest converter that will be needed."""
+    pool = WorkerPool(options.jobs, bench.folder, tell, options.time_budget_s, bench.spent)
     bench.limit_s = options.time_budget_s
-    bench.pool = pool if options.jobs else None
+    if not options.jobs:
+        return pool
+    bench.pool = pool
+    ready_made = {each.suffix for each in facts.own() if each.source}
+    if Path(bench.project.model.source).suffix.lower() in ready_made:
+        return pool
+    plans = [plan for each in profiles for plan in recipes.plans(each, options.recipes) if not plan.obstacle]
+    for engine in {plan.recipe.engine for plan in plans if facts.of(plan.recipe.engine).loads_slowly}:
+        pool.load_ahead(engine)
     return pool
+
+
+def _jobs(bench: Workbench, options: Options) -> int:
+    """How many processes work side by side: two converters of a large model would be in memory together."""
+    return min(options.jobs, 1) if bench.source.is_apart else options.jobs
+
+
+def _opening(bench: Workbench, options: Options) -> Opening:
+    """What this build has read, for its workers."""
+    return Opening(
+        bench.project,
+        options.allow_code,
+        bench.cache,
+        bench.source.sha256,
+        bench.data.fingerprint,
+        bench.data.feeds_fingerprint,
+        bench.canonicals,
+        bench.judging.judges,
+        bench.source.sets,
+        _handed(bench),
+    )
+
+
+def _handed(bench: Workbench) -> Handed | None:
+    """Evaluation samples that the user's code makes, which may take long; files are read as fast where they are."""
+    if not code.is_reference(bench.data.evaluated_from):
+        return None
+    folder = bench.folder / "evaluation"
+    folder.mkdir()
+    return hand(bench.data.evaluation, folder)
 
 
 def _target(bench: Workbench, loaded: Profile, name: str, options: Options) -> Target:
@@ -162,10 +195,32 @@ def _target(bench: Workbench, loaded: Profile, name: str, options: Options) -> T
     return Target(loaded, contract, tuple(lock.plans(locked, plans) if locked else plans), locked, is_default)
 
 
-def _build_target(bench: Workbench, target: Target, options: Options, host: Host, done: _Build) -> None:
+def _is_unseen(outcome: ProfileResult) -> bool:
+    """Whether the pick was judged on a few samples only."""
+    return outcome.picked is not None and outcome.candidate(outcome.picked).is_glimpsed
+
+
+def _is_narrow(bench: Workbench, targets: Iterable[Target], options: Options, host: Host) -> bool:
+    """Whether candidates are timed before they are judged in full, and the slow ones are not. Not where times are not to be
+    had, where every candidate's groups or buckets are promised, where a search begins from all, or the choice is known.
+    """
+    return not (
+        options.search
+        or bench.source.buckets
+        or bench.data.evaluation.slices is not None
+        or any(target.locked or not host.matches(target.profile) for target in targets)
+    )
+
+
+def _build_target(
+    bench: Workbench, target: Target, options: Options, host: Host, done: _Build, *, is_narrow: bool
+) -> None:
     """Judge a target's candidates, and bundle what was chosen."""
     name = target.profile.name
-    outcome = _judge(bench, target, options, host)
+    outcome = _judge(bench, target, options, host, is_narrow=is_narrow)
+    if _is_unseen(outcome):
+        bench.tell(f"{name}: {outcome.picked} may be the pick after all, so all are judged in full")
+        outcome = _judge(bench, target, options, host, is_narrow=False)
     done.results.append(outcome)
     if outcome.picked is None:
         done.missed.append(shipping.refuse(outcome, options))
@@ -208,7 +263,9 @@ def _document(bench: Workbench, done: _Build) -> dict[str, Any]:
     }
 
 
-def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> ProfileResult:
+def _judge(
+    bench: Workbench, target: Target, options: Options, host: Host, *, is_narrow: bool
+) -> ProfileResult:
     loaded, contract = target.profile, target.contract
     bench.tell(f"{loaded.name}: {loaded.title}")
     if options.search and target.locked is not None:
@@ -216,7 +273,14 @@ def _judge(bench: Workbench, target: Target, options: Options, host: Host) -> Pr
             f"{loaded.name}: edgekit.lock has the choice already, so nothing is searched (--lock searches anew)"
         )
     round_ = tournament.judged(
-        bench, loaded, contract, target.plans, host, search=_trials(target, options), jobs=options.jobs
+        bench,
+        loaded,
+        contract,
+        target.plans,
+        host,
+        search=_trials(target, options),
+        jobs=_jobs(bench, options),
+        is_narrow=is_narrow,
     )
     bench.steps.finish(loaded.name, "measure")
     tried, ratios = round_.candidates, round_.ratios
@@ -300,6 +364,7 @@ def _notes(
     """What a reader must know about the figures of this profile."""
     notes = list(dict.fromkeys(note for form in bench.canonicals for note in form.notes))
     told = (
+        _APART if bench.source.is_apart else "",
         bench.standard.padding_note,
         bench.judging.metric_note,
         bench.data.shift_note,

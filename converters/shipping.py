@@ -14,7 +14,7 @@ import msgspec
 
 from converters.bundle import writing
 from converters.emulation import verify as emulation
-from converters.keep.files import write_whole
+from converters.keep.files import place_whole, write_whole
 from converters.measure.host import Host
 from converters.outcome import Options
 from converters.report import result
@@ -108,7 +108,7 @@ def refuse(outcome: ProfileResult, options: Options) -> str:
     folder = options.out / REFUSED / f"{outcome.profile.name}-{best.recipe.replace('/', '-')}"
     assert best.artifact is not None
     for file in best.artifact.files:
-        write_whole(folder / file.name, file.read_bytes())
+        place_whole(folder / file.name, file)
     return f"{title}; closest is {best.recipe} ({outcome.decisions[best.recipe].reason}), kept in {folder}"
 
 

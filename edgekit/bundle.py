@@ -10,17 +10,20 @@ Zip layout: PKWARE APPNOTE 6.3.10, sections 4.3.7 (local header), 4.3.12 (centra
 """
 
 import hashlib
+import io
 import os
 import shutil
 import stat
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
 
 from edgekit import manifest as manifests
+from edgekit import stored
 from edgekit.errors import BundleError
 from edgekit.manifest import MANIFEST_NAME, FileEntry, Manifest
 
@@ -29,8 +32,6 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_MEMBERS = 4096
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _END_RECORD = struct.Struct("<4s4H2IH")
-# One instant for all members, the earliest that the format can hold.
-_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def sha256_file(path: Path) -> str:
@@ -51,23 +52,31 @@ def write(target: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -
 
     `files` holds the content of every path in `manifest.files`.
 
-    Raises: BundleError if the two disagree; OSError, which names the bundle.
+    Raises: BundleError if the two disagree, or for more than a bundle holds; OSError, which names the bundle.
     """
     listed = {entry.path: entry for entry in manifest.files}
     if set(listed) != set(files):
         raise BundleError(
             f"{target.name}: the manifest and the files differ in {sorted(set(listed) ^ set(files))}"
         )
+    first = manifests.encode(manifest)
+    size = stored.size_of({MANIFEST_NAME: len(first), **{path: entry.size for path, entry in listed.items()}})
+    if size > stored.MOST_BYTES:
+        raise BundleError(
+            f"{target.name}: {size / 1e9:.1f} GB, and a bundle holds less than {stored.MOST_BYTES / 1e9:.1f} GB; ship a"
+            " recipe with weights in fewer bits (--recipe '*int8*')"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(_member(MANIFEST_NAME), manifests.encode(manifest))
+        with partial.open("wb") as sink:
+            central = _appended(sink, MANIFEST_NAME, first)[0]
             for path in sorted(files):
-                data = files[path]
-                if file_entry(path, data) != listed[path]:
+                entry, found = _appended(sink, path, files[path])
+                if found != listed[path]:
                     raise BundleError(f"{target.name}: {path} changed after the manifest was made")
-                archive.writestr(_member(path), data if isinstance(data, bytes) else data.read_bytes())
+                central += entry
+            sink.write(central + stored.end(len(files) + 1, len(central), sink.tell()))
         digest = sha256_file(partial)
         partial.replace(target)
     except OSError as error:
@@ -79,11 +88,25 @@ def write(target: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -
     return digest
 
 
-def _member(path: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(path, _EPOCH)
-    info.create_system = 3  # Unix, whatever the builder's machine is
-    info.external_attr = (stat.S_IFREG | 0o644) << 16
-    return info
+def _appended(sink: BinaryIO, name: str, data: bytes | Path) -> tuple[bytes, FileEntry]:
+    """Write a member, piece by piece; gives its entry in the zip's directory, and what the manifest should say of it."""
+    start = sink.tell()
+    sink.write(stored.local(name, 0, 0))
+    digest, crc, length = hashlib.sha256(), 0, 0
+    with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as content:
+        while piece := content.read(CHUNK_BYTES):
+            sink.write(piece)
+            digest.update(piece)
+            crc = zlib.crc32(piece, crc)
+            length += len(piece)
+    end = sink.tell()
+    if end > stored.MOST_BYTES:
+        raise BundleError(f"{name} grew while the bundle was written")
+    # Its check sum is known only now.
+    sink.seek(start)
+    sink.write(stored.local(name, length, crc))
+    sink.seek(end)
+    return stored.central(name, length, crc, start), FileEntry(name, digest.hexdigest(), length)
 
 
 @dataclass(frozen=True)

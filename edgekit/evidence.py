@@ -174,6 +174,8 @@ class CandidateEvidence(msgspec.Struct, frozen=True, omit_defaults=True):
     bundle_bytes: int | None = None
     outputs: tuple[OutputEvidence, ...] = ()
     slices: tuple[SliceEvidence, ...] = ()
+    # Of how many judged samples the figures are, where that is not all of them: it was too slow to be picked.
+    samples: int | None = None
 
 
 def worst_output(outputs: Sequence[OutputEvidence]) -> OutputEvidence | None:

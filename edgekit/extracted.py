@@ -7,12 +7,11 @@ Always true
  1. `read` gives what the bundle file had at that place, if `sha256` is the bundle's: whoever needs to know compares.
  2. Memory holds headers and one piece, never a whole member.
 
-Layout: PKWARE APPNOTE 6.3.10, sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.16 (its end).
+Layout: `edgekit.stored`.
 """
 
 import hashlib
 import os
-import struct
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -20,16 +19,10 @@ from pathlib import Path
 from typing import Self
 
 from edgekit import manifest as manifests
+from edgekit import stored
 from edgekit.manifest import MANIFEST_NAME
 
 CHUNK_BYTES = 256 * 1024
-_LOCAL = struct.Struct("<4s5H3I2H")
-_CENTRAL = struct.Struct("<4s6H3I5H2I")
-_END = struct.Struct("<4s4H2IH")
-# As zipfile writes a stored member of 1980-01-01 on Unix, mode 0644 (`bundle._member`).
-_VERSION, _MADE_BY = 20, 3 << 8 | 20
-_DATE = 1 << 5 | 1
-_ATTRIBUTES = 0o100644 << 16
 
 
 class Extracted:
@@ -47,14 +40,10 @@ class Extracted:
         for name in members:
             path = folder / name
             length, crc = _summed(path)
-            shared = (0, 0, 0, _DATE, crc, length, length, len(name.encode()))
-            central += _CENTRAL.pack(
-                b"PK\x01\x02", _MADE_BY, _VERSION, *shared, 0, 0, 0, 0, _ATTRIBUTES, self.size
-            ) + name.encode()  # fmt: skip
-            self._add(_LOCAL.pack(b"PK\x03\x04", _VERSION, *shared, 0) + name.encode())
+            central += stored.central(name, length, crc, self.size)
+            self._add(stored.local(name, length, crc))
             self._add(path, length)
-        end = _END.pack(b"PK\x05\x06", 0, 0, len(members), len(members), len(central), self.size, 0)
-        self._add(central + end)
+        self._add(central + stored.end(len(members), len(central), self.size))
 
     def __enter__(self) -> Self:
         return self

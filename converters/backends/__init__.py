@@ -77,6 +77,10 @@ class Backend(Protocol):
         """Write the artifact's files into `folder`. Raises: Unsupported, ToolFailedError."""
         ...
 
+    def load(self) -> None:
+        """Import what `convert` imports late because it takes seconds: a worker may, while there is nothing else to do."""
+        return
+
     def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:  # noqa: ARG002  # for those that do more
         """What each quantized layer of an int8 artifact costs by itself, the worst first.
 

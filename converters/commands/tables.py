@@ -120,7 +120,9 @@ def pair_of_sizes(bundle_bytes: int | None, model_bytes: int) -> str:
 
 
 def _score(item: CandidateEvidence) -> str:
-    return numbers.score(item.accuracy.value) if item.accuracy else ""
+    if item.accuracy is None:
+        return ""
+    return f"{numbers.ABOUT if item.samples else ''}{numbers.score(item.accuracy.value)}"
 
 
 def _drop(item: CandidateEvidence) -> str:

@@ -176,6 +176,11 @@ class Datasets:
         return np.arange(next((end for end in reversed(fitting) if end >= MIN_GOLDEN), fitting[-1]))
 
     @cached_property
+    def few(self) -> NDArray[np.int64]:
+        """Indices into the judged half of what is looked at of a candidate that need not be judged on all of it."""
+        return halves.few(self.judged, self.golden)
+
+    @cached_property
     def fingerprint(self) -> str:
         """Of the calibration samples that are used, in their order; empty without. What is held back is not among them:
         the same file with and without evaluation data of its own calibrates differently.

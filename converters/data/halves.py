@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from edgekit.samples import Samples
 
+# Samples of the judged half that are enough to show about what a candidate loses that cannot be picked anyway.
+FEW = 128
+
 
 @dataclass(frozen=True)
 class Half:
@@ -43,6 +46,15 @@ def split(
         parts[1].extend(groups[index] for index in own[len(own) // 2 :])
     search, judged = (np.sort(np.concatenate([np.empty(0, np.int64), *part])) for part in parts)
     return search.astype(np.int64), judged.astype(np.int64)
+
+
+def few(samples: Samples, golden: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices, ascending, of about `FEW` samples, the golden ones among them: evenly spread, or the first whole sequences."""
+    count = len(samples)
+    if samples.sequence is None:
+        return np.union1d(golden, np.linspace(0, count - 1, min(FEW, count)).astype(np.int64))
+    least = max(FEW, int(golden.max()) + 1)
+    return np.arange(next((at for at in range(least, count) if samples.starts(at)), count))
 
 
 def groups_of(count: int, sequence: NDArray[np.int64] | None) -> Sequence[NDArray[np.int64]]:

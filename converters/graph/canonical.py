@@ -18,7 +18,7 @@ import onnx
 from onnx import version_converter
 
 from converters.graph import stft, tidy
-from converters.source import onnx_source, quantized
+from converters.source import onnx_source, onnx_weights, quantized
 from converters.source.source import Source, closed
 from edgekit import rows
 from edgekit.errors import SourceError, ToolFailedError
@@ -45,6 +45,12 @@ class Canonical:
     parity: float
     notes: tuple[str, ...]
 
+    @property
+    def weights(self) -> Path | None:
+        """The file of its large weights, where they are kept apart."""
+        beside = self.path.with_name(onnx_weights.WEIGHTS)
+        return beside if beside.is_file() else None
+
 
 def tools(source: Source) -> dict[str, str]:
     """Versions of what makes ONNX of a torch program; nothing where the source is ONNX already."""
@@ -64,8 +70,13 @@ def canonicalize(
     """
     wanted = [source.reference.run(feed) for feed in feeds]
     if source.onnx_path is not None:
-        model, _ = onnx_source.read_mended(source.onnx_path)
+        model, _ = onnx_source.read_mended(source.onnx_path, is_apart=source.is_apart)
+        if source.is_apart:
+            # A weight in a `Constant` node would be held by every tool.
+            model = onnx_weights.placed(_hoisted(model), source.onnx_path, folder)
         if source.quantized is not None and source.quantized.is_widened:
+            if source.is_apart:
+                raise ToolFailedError("a model as large as this is not widened to float")
             try:
                 model = quantized.widened(model)
             except ValueError as error:
@@ -120,7 +131,7 @@ def _settle(
     kept = list(notes)
     for name, step in _STEPS.items():
         try:
-            following = quietly(partial(step, current))
+            following = quietly(partial(onnx_weights.around, step, current))
             if following is current:
                 continue
             gap = _try(following, source, feeds, wanted, path)
@@ -139,7 +150,8 @@ def _try(
     model: onnx.ModelProto, source: Source, feeds: Sequence[Feed], wanted: Sequence[Feed], path: Path
 ) -> float:
     _save(model, path)
-    loaded = onnx_source.load_reference(path, source.inputs, tuple(spec.name for spec in source.outputs))
+    names = tuple(spec.name for spec in source.outputs)
+    loaded = onnx_source.load_reference(path, source.inputs, names, is_apart=source.is_apart)
     run = rows.fixed(loaded.run, source.sets)
     try:
         have = [rows.aligned(source.sets, run(feed), own) for feed, own in zip(feeds, wanted, strict=True)]

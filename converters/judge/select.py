@@ -8,7 +8,9 @@ Always true
  3. Measured latencies rank; estimates never do: without measurements the profile's order of engines and the precision
     rule choose, and budgets on latency and memory stay unverified. So does a budget on latency where the times are of
     another kind of machine than the profile's: they rank, and that is all.
- 4. A difference inside the interval of the paired ratio is no difference: ties go to the smaller artifact. But a wide
+ 4. What was judged on a few samples only (`few`) counts as accurate, whatever these say. If such a one is picked,
+    all have to be judged in full: so what is picked at last is what would be picked had all been.
+ 5. A difference inside the interval of the paired ratio is no difference: ties go to the smaller artifact. But a wide
     interval is no excuse: what another candidate clearly beats is not picked, and what took much longer than the
     fastest is not picked for being small.
 """
@@ -55,6 +57,8 @@ class Contender(msgspec.Struct, frozen=True):
     size_bytes: int
     verdict: Verdict
     verdict_reason: str
+    # Of how many samples its figures are, where that is not all of them; 0 otherwise.
+    few: int = 0
     is_refused_on_shift: bool = False
     shift_reason: str = ""
     latency_p50_ms: float | None = None
@@ -153,12 +157,8 @@ def _outcome(value: float | None, limit: float | None) -> Outcome:
 
 def _objection(contender: Contender, contract: Contract, *, accept_uncertain: bool) -> str:
     """Why this one must not be shipped; empty if it may."""
-    if contender.verdict == "missed":
-        return f"accuracy: {contender.verdict_reason}"
-    if contender.verdict == "undecided" and not accept_uncertain:
-        return f"accuracy undecided: {contender.verdict_reason}"
-    if contender.is_refused_on_shift:
-        return f"accuracy: {contender.shift_reason}"
+    if not contender.few and (objection := _inaccuracy(contender, accept_uncertain=accept_uncertain)):
+        return objection
     if contender.misfit:
         return contender.misfit
     values = {
@@ -168,6 +168,17 @@ def _objection(contender: Contender, contract: Contract, *, accept_uncertain: bo
     }
     missed = [name for name, outcome in budgets(contender, contract).items() if outcome == "missed"]
     return "; ".join(f"{name}: {values[name]:.4g} above {getattr(contract, name):g}" for name in missed)
+
+
+def _inaccuracy(contender: Contender, *, accept_uncertain: bool) -> str:
+    """What speaks against its accuracy; empty if nothing does."""
+    if contender.verdict == "missed":
+        return f"accuracy: {contender.verdict_reason}"
+    if contender.verdict == "undecided" and not accept_uncertain:
+        return f"accuracy undecided: {contender.verdict_reason}"
+    if contender.is_refused_on_shift:
+        return f"accuracy: {contender.shift_reason}"
+    return ""
 
 
 def _fastest(standing: Sequence[Contender], ratios: Mapping[tuple[str, str], Ratio]) -> tuple[Contender, str]:
@@ -225,7 +236,8 @@ def _why_lost(contender: Contender, picked: Contender, ratios: Mapping[tuple[str
         return f"after {picked.recipe} in the profile's order"
     if _is_tie(contender, picked, ratios):
         return f"as fast as {picked.recipe} within the measurement, but larger"
-    return f"takes {ratio.median:.2f} x the time of {picked.recipe} ({ratio.low:.2f} to {ratio.high:.2f})"
+    told = f"takes {ratio.median:.2f} x the time of {picked.recipe} ({ratio.low:.2f} to {ratio.high:.2f})"
+    return f"{told}, so it was judged on {contender.few} samples only" if contender.few else told
 
 
 def _with_doubt(reason: str, contender: Contender) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converters.keep import own_code, room
-from converters.source import places
+from converters.source import linking, places
 from edgekit.plain import plain
 
 META = "entry.json"
@@ -120,7 +120,7 @@ def _copied_out(entry: Path, folder: Path) -> dict[str, object]:
     """Raises: OSError; ValueError, KeyError or TypeError for an entry that is not as it was written."""
     document = json.loads((entry / META).read_text(encoding="utf-8"))
     for name, digest in document[_DIGESTS].items():
-        shutil.copyfile(entry / name, folder / name)
+        linking.put(entry / name, folder / name)
         if _digest(folder / name) != digest:
             raise ValueError(f"{name} is not what was kept")
     room.touch(entry)
@@ -132,7 +132,7 @@ def _store(entry: Path, folder: Path, meta: Mapping[str, object]) -> None:
     partial = Path(tempfile.mkdtemp(prefix=".part-", dir=entry.parent))
     try:
         for file in folder.iterdir():
-            shutil.copyfile(file, partial / file.name)
+            linking.put(file, partial / file.name)
         digests = {file.name: _digest(file) for file in folder.iterdir()}
         document = json.dumps({_MADE: meta, _DIGESTS: digests}, sort_keys=True, default=plain)
         (partial / META).write_text(document, encoding="utf-8")

@@ -30,10 +30,11 @@ import converters
 import edgekit
 from converters.keep import inputs, lock, room
 from converters.keep.artifacts import Cache, key, place
-from converters.keep.files import write_whole
+from converters.keep.files import place_whole, write_whole
 from converters.outcome import Options, Outcome
 from converters.recipes import facts
 from converters.sheet import Sheet
+from converters.source import linking
 from converters.source.project import Project
 from edgekit import detect, evidence
 from edgekit.plain import plain
@@ -99,22 +100,24 @@ def find(name: str, options: Options, cache: Cache) -> Outcome | None:
     """
     assert options.cache is not None
     folder = options.cache / room.BUILDS / name
-    try:
-        if not folder.is_dir():
+    with room.lock(options.cache, alone=False):
+        try:
+            entry = _read(folder) if folder.is_dir() else None
+        except (OSError, ValueError) as error:
+            cache.tell(f"a kept build is damaged and made anew ({name[:12]}…: {error})")
             return None
-        with room.lock(options.cache, alone=False):
-            entry, kept = _read(folder)
-    except (OSError, ValueError) as error:
-        cache.tell(f"a kept build is damaged and made anew ({name[:12]}…: {error})")
-        return None
-    note = f"nothing changed since the build of {entry.built}: its bundles and figures are used again"
-    for file in entry.files:
-        data = kept[file]
-        if file.endswith(".evidence.json"):
-            told = evidence.decode(data)
+        if entry is None:
+            return None
+        note = f"nothing changed since the build of {entry.built}: its bundles and figures are used again"
+        for file in entry.files:
+            if not file.endswith(".evidence.json"):
+                place_whole(options.out / file, folder / file)
+                continue
+            told = evidence.decode((folder / file).read_bytes())
             predicate = msgspec.structs.replace(told.predicate, notes=(*told.predicate.notes, note))
-            data = evidence.encode(msgspec.structs.replace(told, predicate=predicate))
-        write_whole(options.out / file, data)
+            write_whole(
+                options.out / file, evidence.encode(msgspec.structs.replace(told, predicate=predicate))
+            )
     sheets = tuple(
         msgspec.structs.replace(sheet, notes=(*sheet.notes, note))
         for sheet in msgspec.convert(entry.document["profiles"], tuple[Sheet, ...])
@@ -130,15 +133,14 @@ def find(name: str, options: Options, cache: Cache) -> Outcome | None:
     return Outcome(document, sheets, (), options.out / REPORT)
 
 
-def _read(folder: Path) -> tuple[Entry, dict[str, bytes]]:
-    """An entry and its files' bytes. Raises: OSError; ValueError for one that is not as it was written."""
+def _read(folder: Path) -> Entry:
+    """An entry whose files are whole. Raises: OSError; ValueError for one that is not as it was written."""
     entry = msgspec.json.decode((folder / ENTRY).read_bytes(), type=Entry)
-    kept = {file: (folder / file).read_bytes() for file in entry.files}
-    for file, data in kept.items():
-        if hashlib.sha256(data).hexdigest() != entry.digests.get(file):
+    for file in entry.files:
+        if _hashed_one(folder / file) != entry.digests.get(file):
             raise ValueError(f"{file} is not what was kept")
     room.touch(folder)
-    return entry, kept
+    return entry
 
 
 def keep(name: str, outcome: Outcome, options: Options, cache: Cache) -> None:
@@ -168,7 +170,7 @@ def _keep(name: str, outcome: Outcome, options: Options) -> None:
     try:
         for path in files:
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(options.out / path, partial / path)
+            linking.put(options.out / path, partial / path)
         (partial / ENTRY).write_bytes(msgspec.json.encode(entry, enc_hook=plain))
         with room.lock(options.cache, alone=True):  # nobody reads the old one meanwhile
             shutil.rmtree(root / name, ignore_errors=True)  # a build that was asked to measure again

@@ -8,6 +8,7 @@ Loads no engine; `onnx` only for a model whose weights may lie in other files.
 """
 
 import glob
+import mmap
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +91,15 @@ def _model(path: Path) -> Iterator[Path]:
     weights = path.with_suffix(".bin")
     if path.suffix.lower() == ".xml" and weights.is_file():
         yield weights
-    if path.suffix.lower() == ".onnx" and b"location" in path.read_bytes():
+    if path.suffix.lower() == ".onnx" and _names_files(path):
         from converters.source import onnx_files
 
         yield from onnx_files.of_model(path)[1:]
+
+
+def _names_files(path: Path) -> bool:
+    """Whether weights may lie in other files."""
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"location") >= 0

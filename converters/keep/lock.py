@@ -81,6 +81,8 @@ def inputs(
     """Digests of what a target's choice depends on; `calibration` and `evaluation` are the data's."""
     asked: dict[str, Any] = msgspec.to_builtins(project.file)
     del asked["targets"], asked["contract"], asked["code"], asked["model"]["source"]
+    # How it is built; what it is built of and to is the same. A project without it has the lock that it always had.
+    del asked["model"]["weights_apart_mb"]
     # What it is judged on changes no bundle; a project without one has the lock that it always had.
     guard = asked.pop("guard")
     if guard is not None:

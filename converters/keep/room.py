@@ -143,7 +143,8 @@ def _kept(path: Path) -> Kept:
                 continue
             # A search's journal is written to, not touched.
             used = max(used, stat.st_mtime)
-            size += stat.st_size
+            # A large file may be linked by several entries, or be in use elsewhere: each counts its share.
+            size += stat.st_size // stat.st_nlink
     return Kept(path, size, used)
 
 

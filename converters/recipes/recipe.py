@@ -102,6 +102,7 @@ class EngineFacts:
     emulated            the arm64 wheel that runs under qemu, as a requirement; empty if there is none
     takes_as_is         suffixes of formats, beside its own, of which it runs a file that is quantized already
     reads               suffixes of another engine's files that its converter reads itself
+    loads_slowly        its converter takes seconds to load, which a worker does while the source is read
     source              the module whose `open_file(project, path)` opens a file of that suffix, to ship as it is; empty
                         where such files are no sources
     """
@@ -118,4 +119,5 @@ class EngineFacts:
     emulated: str = ""
     takes_as_is: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    loads_slowly: bool = False
     source: str = ""

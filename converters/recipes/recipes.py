@@ -149,19 +149,25 @@ def as_is(
     suffix: str = "",
 ) -> list[Plan]:
     """The one candidate of a source in `engine`'s own format, those of engines that read files of that `suffix`
-    themselves (a float one in every recipe, an int8 one with its integers kept), and why each other engine gets none.
+    themselves (a float one in every recipe, an int8 one with its integers kept). Other engines get none, which a note on the
+    first says; where a profile has no engine that reads the file, each says why.
     """
+    readers = [name for name in profile.engines if name == engine or suffix in facts.of(name).reads]
     found: list[Plan] = []
-    for name, versions in profile.engines.items():
-        if name != engine and suffix in facts.of(name).reads:
+    for name in readers or profile.engines:
+        if name != engine and readers:
             found += _read_by(profile, name, precision, patterns)
             continue
-        plan = _plan(profile, Recipe(f"{name}/as-is", name, precision, AS_IS), versions)
+        plan = _plan(profile, Recipe(f"{name}/as-is", name, precision, AS_IS), profile.engines[name])
         if patterns and not any(fnmatchcase(plan.name, pattern) for pattern in patterns):
             continue
-        if name != engine:
-            plan = replace(plan, obstacle=f"the source is {what}, which only {engine} reads")
+        if not readers:
+            plan = replace(plan, obstacle=f"the source is {what}, which {name} does not read")
         found.append(_within(profile, plan))
+    others = " and ".join(name for name in profile.engines if name not in readers)
+    if others and readers and found:
+        told = f"no candidate for {others}: of this profile only {' and '.join(readers)} read {what}"
+        found[0] = replace(found[0], notes=(*found[0].notes, told))
     return found
 
 

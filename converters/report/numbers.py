@@ -6,6 +6,8 @@ from edgekit.evidence import OutputEvidence
 
 MINUS = "\N{MINUS SIGN}"
 RANGE = "\N{EN DASH}"
+# Before a figure of a few samples.
+ABOUT = "≈"
 TIMES = "\N{MULTIPLICATION SIGN}"
 NONE = "\N{EN DASH}"
 _SIZES = ("B", "kB", "MB", "GB")

@@ -172,7 +172,10 @@ def sheet(
     built: str = "",
 ) -> Sheet:
     """All that is known of one profile, whether or not it got a bundle."""
-    scored = next((item.accuracy for item in result.candidates if item.accuracy is not None), None)
+    scored = next(
+        (item.accuracy for item in result.candidates if item.accuracy is not None and not item.is_glimpsed),
+        None,
+    )
     source = Where(cpu=host.cpu, isa=host.isa)
     return Sheet(
         name=name,
@@ -242,6 +245,7 @@ def _candidate_evidence(result: ProfileResult, item: Candidate, host: Host) -> C
             if item.accuracy and where
             else None
         ),
+        samples=item.accuracy.samples if item.accuracy and item.is_glimpsed else None,
         parity=_measured(item.parity, where) if item.artifact and where else None,
         latency_p50_ms=p50,
         latency_p95_ms=p95,

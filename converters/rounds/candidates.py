@@ -84,6 +84,8 @@ class Candidate:
     slices: tuple[SliceScore, ...] = ()
     # The candidate that was made of this one and keeps what this one does not.
     mended: str = ""
+    # Judged on a few samples only, since it is clearly slower than what seems to hold: never picked.
+    is_glimpsed: bool = False
 
     @property
     def recipe(self) -> str:
@@ -107,6 +109,7 @@ def contender(item: Candidate, profile: Profile) -> Contender:
         scheme_rank=_SCHEME_RANK[item.plan.recipe.scheme],
         size_bytes=item.artifact.size_bytes,
         verdict=verdict,
+        few=item.accuracy.samples if item.accuracy and item.is_glimpsed else 0,
         verdict_reason=reason,
         is_refused_on_shift=bool(item.mended) or (item.shift is not None and item.shift.verdict == "refused"),
         shift_reason=_shift_reason(item),

@@ -7,6 +7,7 @@ Always true
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from converters.measure.alone import Job, Memory, peak_memory, run_job
 from converters.measure.host import Host, judged_spec
@@ -27,23 +28,19 @@ def seen_alone(
     spec: EngineSpec,
 ) -> dict[str, Array]:
     """The candidate's outputs in a process of its own. Raises: ToolFailedError."""
-    folder = _child(bench)
-    (folder / "samples.npz").write_bytes(dump_npz(samples))
-    return run_job(_job(bench, item, spec, folder), folder, {**host.environment, **environment})
+    with TemporaryDirectory(dir=bench.folder) as text:
+        folder = Path(text)
+        (folder / "samples.npz").write_bytes(dump_npz(samples))
+        return run_job(_job(bench, item, spec, folder), folder, {**host.environment, **environment})
 
 
 def memory_alone(bench: Workbench, item: Candidate, host: Host) -> Memory:
     """What a process takes that loads and runs nothing but the candidate. Raises: ToolFailedError."""
     assert item.artifact is not None
-    folder = _child(bench)
-    job = _job(bench, item, judged_spec(item.plan, item.artifact, host), folder)
-    return peak_memory(job, bench.data.feeds, folder, host.environment)
-
-
-def _child(bench: Workbench) -> Path:
-    folder = bench.folder / "child"
-    folder.mkdir(exist_ok=True)
-    return folder
+    with TemporaryDirectory(dir=bench.folder) as text:
+        folder = Path(text)
+        job = _job(bench, item, judged_spec(item.plan, item.artifact, host), folder)
+        return peak_memory(job, bench.data.feeds, folder, host.environment)
 
 
 def _job(bench: Workbench, item: Candidate, spec: EngineSpec, folder: Path) -> Job:

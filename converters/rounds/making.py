@@ -17,7 +17,7 @@ from converters.recipes.recipes import Plan
 from converters.rounds.candidates import Candidate
 from converters.work import golden
 from converters.work.findings import told
-from converters.work.orders import whole
+from converters.work.orders import glimpse, whole
 from converters.work.scratch import check_room
 from converters.work.workbench import Workbench
 from edgekit import engines, interrupt
@@ -27,26 +27,38 @@ from edgekit.samples import rows
 
 
 def made_together(
-    bench: Workbench, plans: Sequence[Plan], host: Host, *, limit_s: float = float("inf")
+    bench: Workbench,
+    plans: Sequence[Plan],
+    host: Host,
+    *,
+    limit_s: float = float("inf"),
+    is_glimpsed: bool = False,
 ) -> None:
-    """All that these plans' candidates need, made side by side."""
-    bench.together([whole(plan, host.threads(plan), limit_s) for plan in plans if not _obstacle(bench, plan)])
+    """All that these plans' candidates need, made side by side; or what it takes to time them, and to judge them a little."""
+    tried = [plan for plan in plans if not _obstacle(bench, plan)]
+    if is_glimpsed:
+        bench.together([glimpse(plan, host.threads(plan)) for plan in tried])
+    else:
+        bench.together([whole(plan, host.threads(plan), limit_s) for plan in tried])
 
 
-def made(bench: Workbench, plan: Plan, host: Host, *, limit_s: float = float("inf")) -> Candidate:
-    """Converted and run on the evaluation data, or the reason why not; in `limit_s` seconds, if that is less than the
-    build's own limit.
+def made(
+    bench: Workbench, plan: Plan, host: Host, *, limit_s: float = float("inf"), is_glimpsed: bool = False
+) -> Candidate:
+    """Converted and run on the evaluation data, or on a little of it, or the reason why not; in `limit_s` seconds, if that
+    is less than the build's own limit.
     """
     blank = Candidate(plan, notes=plan.notes)
     obstacle = _obstacle(bench, plan)
     if obstacle:
         return replace(blank, failure=obstacle)
-    made_together(bench, [plan], host, limit_s=limit_s)
+    made_together(bench, [plan], host, limit_s=limit_s, is_glimpsed=is_glimpsed)
     try:
         artifact = bench.artifact(plan)
         if plan.static_shapes_only:
             _refuse_open_shapes(artifact, plan.recipe.engine)
-        evaluated = bench.evaluate(artifact, plan, host.threads(plan))
+        run = bench.glimpse if is_glimpsed else bench.evaluate
+        evaluated = run(artifact, plan, host.threads(plan))
     except EdgeKitError as error:
         interrupt.check()
         check_room(bench.folder)
@@ -64,6 +76,7 @@ def made(bench: Workbench, plan: Plan, host: Host, *, limit_s: float = float("in
         artifact=artifact,
         bundle_bytes=artifact.size_bytes + golden_bytes,
         evaluated=evaluated,
+        is_glimpsed=is_glimpsed,
         parity=parity,
         notes=(*blank.notes, *artifact.notes),
     )

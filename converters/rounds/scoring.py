@@ -55,20 +55,19 @@ def limit_of(contract: Contract) -> float:
 def with_outputs(bench: Workbench, contract: Contract, item: Candidate) -> Candidate:
     """With what it keeps of every output on the judged half; outputs that cannot be compared cost it."""
     assert item.evaluated is not None
+    reference = bench.standard.few_reference if item.is_glimpsed else bench.standard.reference
     try:
-        found = bench.standard.output_scores(
-            item.plan, item.evaluated, bench.standard.reference, limit_of(contract)
-        )
+        found = bench.standard.output_scores(item.plan, item.evaluated, reference, limit_of(contract))
     except DataError as error:
         return replace(item, failure=str(error))
     return replace(item, outputs=found)
 
 
 def scored(bench: Workbench, contract: Contract, item: Candidate, place: Place) -> Candidate:
-    """Judged on the half that nothing was chosen by, in its place among those that may err there."""
+    """Judged on the half that nothing was chosen by (or a little of it), in its place among those that may err there."""
     assert item.evaluated is not None
     found = score(
-        bench.standard.yardstick,
+        bench.standard.few_yardstick if item.is_glimpsed else bench.standard.yardstick,
         item.evaluated.digest,
         item.evaluated.shifted,
         limit_of(contract),
@@ -87,7 +86,7 @@ def scored(bench: Workbench, contract: Contract, item: Candidate, place: Place) 
         shift=found.shift,
         notes=notes,
         slices=found.slices,
-        buckets=_bucket_scores(bench, item.evaluated.digest),
+        buckets=() if item.is_glimpsed else _bucket_scores(bench, item.evaluated.digest),
     )
 
 

@@ -3,6 +3,7 @@
 Always true
  1. All candidates of a race are timed in turn, in one process that does nothing else.
  2. With buckets, the time is that of the evaluation data's mix of sizes; what fails in one bucket is out.
+ 3. Of a source whose weights are kept apart, candidates are timed one after the other, since together they may not fit.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -35,13 +36,21 @@ def timed(
         runners = [
             _runner(bench, item, item.artifact, host, size) for item in standing if item.artifact is not None
         ]
-        return run_race(
-            runners,
-            feeds,
-            rivals,
-            bench.folder / "race",
-            budget_s=budget_s * share_of_time,
-            environment=host.environment,
+        together = [[each] for each in runners] if bench.source.is_apart else [runners]
+        parts = [
+            run_race(
+                racing,
+                feeds,
+                rivals,
+                bench.folder / "race",
+                budget_s=budget_s * share_of_time / len(together),
+                environment=host.environment,
+            )
+            for racing in together
+        ]
+        return Timing(
+            {name: found for part in parts for name, found in part.latencies.items()},
+            {name: reason for part in parts for name, reason in part.failures.items()},
         )
 
     shares = bench.data.shares

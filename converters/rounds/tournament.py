@@ -1,6 +1,7 @@
 """The tournament of one profile's candidates: made, mended, judged, timed."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from msgspec import structs
@@ -16,6 +17,7 @@ from converters.rounds import mixed_precision, trials
 from converters.rounds.candidates import Candidate, on_search_half
 from converters.rounds.isolated import memory_alone
 from converters.rounds.making import made
+from converters.rounds.narrowing import narrowed
 from converters.rounds.scoring import is_same_function, scored, searched, with_outputs
 from converters.rounds.timing import estimated, timed
 from converters.work.workbench import Workbench
@@ -46,16 +48,25 @@ def judged(
     *,
     search: int = 0,
     jobs: int = 1,
+    is_narrow: bool = False,
 ) -> Tournament:
-    """The tournament; `search` is how many trials go beyond the plans, `jobs` how many are made side by side."""
+    """The tournament; `search` is how many trials go beyond the plans, `jobs` how many are made side by side. `is_narrow`: all
+    are timed first, and who is clearly slower than one that seems to hold is judged a little only (`narrowing`).
+    """
     footing = host.footing(profile, plans)
     # Repairs and a search compare on the footing of the last race.
     host = replace(host, environment=footing.environment)
     tried = []
     for plan in plans:
-        tried.append(made(bench, plan, host))
+        tried.append(made(bench, plan, host, is_glimpsed=is_narrow))
         # Whether a worker made it before or this process now.
         bench.steps.made_for(profile.name, plan.name)
+    early, glimpsed = None, []
+    if is_narrow:
+        early, host, footing = _raced(bench, tried, host, footing)
+        tried = narrowed(bench, contract, tried, host, times=early.latencies, jobs=jobs)
+        glimpsed = [item for item in tried if item.is_glimpsed]
+        tried = [item for item in tried if not item.is_glimpsed]
     tried = _best_of_family(bench, contract, tried, host)
     tried = mixed_precision.repaired(bench, profile, contract, tried, host)
     found: tuple[TrialEvidence, ...] = ()
@@ -63,25 +74,50 @@ def judged(
         extra, found = trials.explored(bench, profile, contract, tried, host, count=search, jobs=jobs)
         tried = [*tried, *extra]
         bench.steps.finish(profile.name, "trial")
+    tried = [*tried, *glimpsed]
     tried = [with_outputs(bench, contract, item) if item.stands else item for item in tried]
     if not any(item.stands for item in tried) or not host.matches(profile):
         tried = _judged_in_line(bench, contract, tried, _by_preference(profile, tried))
         estimates = (replace(item, estimate=estimated(bench, profile, item)) for item in tried)
         return Tournament(tuple(estimates), {}, found, Footing())
+    timing = early
+    if timing is None or not _is_fair(timing, tried):
+        timing, host, footing = _raced(bench, tried, host, footing)
+    bench.tell("measuring memory")
+    # Side by side: who else runs is nothing to a process's memory.
+    with ThreadPoolExecutor(max(jobs, 1)) as threads:
+        tried = list(threads.map(lambda item: _measured(bench, item, host, timing, footing), tried))
+    tried = _judged_in_line(bench, contract, tried, _by_time(tried))
+    # Compared with each other are those that could be measured in full.
+    ratios = latency.ratios({item.recipe: item.latency for item in tried if item.stands and item.latency})
+    return Tournament(tuple(_with_slowness(item, tried, ratios) for item in tried), ratios, found, footing)
+
+
+def _raced(
+    bench: Workbench, tried: Sequence[Candidate], host: Host, footing: Footing
+) -> tuple[Timing, Host, Footing]:
+    """All that stand, timed; on the footing that they could be timed on."""
     bench.tell("measuring latency")
     standing = [item for item in tried if item.stands]
-    rivals = {item.recipe for item in standing if not _is_out(item)}
+    rivals = {item.recipe for item in standing if not (_is_out(item) or (item.outputs and item.is_glimpsed))}
     timing = timed(bench, standing, host, rivals)
     if footing.held and timing.failures:
         # openvino 2026.4 crashes on some models when held to AVX2; all are timed anew, on one footing.
         bench.tell(f"{', '.join(timing.failures)} cannot be timed with {footing.held}; nothing is held")
         footing, host = footing.released(), replace(host, environment={})
         timing = timed(bench, standing, host, rivals)
-    tried = [_measured(bench, item, host, timing, footing) for item in tried]
-    tried = _judged_in_line(bench, contract, tried, _by_time(tried))
-    # Compared with each other are those that could be measured in full.
-    ratios = latency.ratios({item.recipe: item.latency for item in tried if item.stands and item.latency})
-    return Tournament(tuple(_with_slowness(item, tried, ratios) for item in tried), ratios, found, footing)
+    return timing, host, footing
+
+
+def _is_fair(timing: Timing, tried: Sequence[Candidate]) -> bool:
+    """Whether a race that was run before anything was known of the candidates was the one to run: nobody came later, and its
+    leader, behind whom others were dropped, is not out by now.
+    """
+    standing = {item.recipe: item for item in tried if item.stands}
+    if not standing.keys() <= timing.latencies.keys() | timing.failures.keys():
+        return False
+    leader = min(timing.latencies, key=lambda recipe: timing.latencies[recipe].p50_ms, default="")
+    return leader in standing and not _is_out(standing[leader])
 
 
 def _judged_in_line(
@@ -141,11 +177,13 @@ def _measured(bench: Workbench, item: Candidate, host: Host, timing: Timing, foo
         return replace(item, failure=timing.failures[item.recipe])
     if item.recipe not in timing.latencies:
         return item
+    own = structs.replace(timing.latencies[item.recipe], held=footing.held, is_own=footing.is_own)
+    if item.is_glimpsed:
+        return replace(item, latency=own)
     try:
         memory = memory_alone(bench, item, host)
     except ToolFailedError as error:
         return replace(item, failure=str(error))
-    own = structs.replace(timing.latencies[item.recipe], held=footing.held, is_own=footing.is_own)
     return replace(item, latency=own, memory_mb=memory.peak_mb, memory_base_mb=memory.base_mb)
 
 

@@ -9,7 +9,8 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx, without stubs
 
-from converters.source import labels, onnx_files, onnx_mending, quantized
+from converters.source import labels, onnx_files, onnx_mending, onnx_weights, quantized
+from converters.source.passing import PassingModel
 from converters.source.project import Project
 from converters.source.quantized import Quantized
 from converters.source.source import (
@@ -25,19 +26,21 @@ from edgekit import engines
 from edgekit.bundle import sha256_file
 from edgekit.engines import Model
 from edgekit.errors import EngineError, ProjectError, SourceError
-from edgekit.manifest import EngineSpec, TensorSpec
+from edgekit.manifest import EngineSpec, Option, TensorSpec
 
 # The reference leaves the graph as the user wrote it: only what cannot change a result is simplified.
 _OF_DATA = frozenset({"NonMaxSuppression", "NonZero", "Unique", "Compress"})
-REFERENCE_OPTIONS = {"graph_optimization_level": "basic"}
+REFERENCE_OPTIONS: dict[str, Option] = {"graph_optimization_level": "basic"}
+# Weights are then computed with where the file is mapped: nothing of them is copied into the process.
+MAPPED: dict[str, Option] = {"session.disable_prepacking": "1"}
 # What a protobuf message holds.
 MOST_BYTES = 1 << 31
 
 
-def read(path: Path) -> onnx.ModelProto:
-    """Raises: SourceError for a file that is no ONNX model."""
+def read(path: Path, *, is_apart: bool = False) -> onnx.ModelProto:
+    """The model, without its large weights if they are kept apart. Raises: SourceError for a file that is no ONNX model."""
     try:
-        model = onnx.load(str(path))
+        model = onnx_weights.load(path, is_apart=is_apart)
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise SourceError(f"{path}: not an ONNX model, or damaged ({error})") from error
     if not model.graph.node or not model.opset_import:
@@ -45,9 +48,9 @@ def read(path: Path) -> onnx.ModelProto:
     return model
 
 
-def read_mended(path: Path) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def read_mended(path: Path, *, is_apart: bool = False) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """The model of tensors that the file holds, and notes on what is not in it. Raises: SourceError."""
-    return onnx_mending.mended(read(path), str(path))
+    return onnx_mending.mended(read(path, is_apart=is_apart), str(path))
 
 
 def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
@@ -62,15 +65,17 @@ def output_names(model: onnx.ModelProto) -> tuple[str, ...]:
 
 def open_file(project: Project, path: Path) -> Source:
     """Raises: SourceError; ProjectError if a declared shape contradicts the model's."""
-    _check_size(path)
-    stored = read(path)
+    is_apart = _size(path) >= project.model.weights_apart_mb * 1_000_000
+    stored = read(path, is_apart=is_apart)
     model, notes = onnx_mending.mended(stored, str(path))
     specs = tuple(_closed_by(project, spec) for spec in input_specs(model))
     open_specs = [spec for spec in specs if not spec.is_static]
     if open_specs:
         raise open_shapes_error(project.model.source, open_specs)
     try:
-        reference = _loaded(path, None if model is stored else model, specs, output_names(model))
+        reference = _loaded(
+            path, None if model is stored else model, specs, output_names(model), is_apart=is_apart
+        )
     except EngineError as error:
         raise SourceError(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {error}") from error
     outputs = observed_outputs(reference, specs, project.model.source)
@@ -85,6 +90,7 @@ def open_file(project: Project, path: Path) -> Source:
         labels=labels.of_model(stored, outputs),
         notes=notes,
         may_vary=lengths_may_vary(model),
+        is_apart=is_apart,
     )
 
 
@@ -104,15 +110,15 @@ def lengths_may_vary(model: onnx.ModelProto) -> bool:
     return False
 
 
-def _check_size(path: Path) -> None:
-    """Before any weight is read. Raises: SourceError."""
-    size = sum(file.stat().st_size for file in onnx_files.of_model(path) if file.is_file())
-    if size >= MOST_BYTES:
+def _size(path: Path) -> int:
+    """Bytes of all its files that are there. Raises: SourceError for a file that holds no model, before it is read."""
+    own = path.stat().st_size
+    if own >= MOST_BYTES:
         raise SourceError(
-            f"{path}: {size / 1e9:.1f} GB with its weights; a build rewrites the model as one message, which holds less than"
-            f" {MOST_BYTES / 1e9:.1f} GB: store its weights in fewer bits first (ONNX Runtime's quantize_dynamic, or MatMulNBits),"
-            " or export it in parts"
+            f"{path}: {own / 1e9:.1f} GB in one file, and an ONNX model's own file (a protobuf message) holds less than"
+            f" {MOST_BYTES / 1e9:.1f} GB: save it with its weights beside it (onnx.save(..., save_as_external_data=True))"
         )
+    return sum(file.stat().st_size for file in onnx_files.of_model(path) if file.is_file())
 
 
 def _quantized(model: onnx.ModelProto, path: Path, specs: tuple[TensorSpec, ...]) -> Quantized | None:
@@ -141,30 +147,51 @@ def _work(model: onnx.ModelProto, specs: tuple[TensorSpec, ...]) -> Work:
         )
 
 
-def written_as_it_came(path: Path, target: Path) -> None:
-    """The file under a fixed name: its bytes where it stands alone and nothing in it had to be mended."""
-    model, notes = read_mended(path)
-    if notes or len(onnx_files.of_model(path)) > 1:
+def written_as_it_came(path: Path, target: Path, *, is_apart: bool = False) -> None:
+    """The file under a fixed name: its bytes where it stands alone and nothing in it had to be mended. Weights that are
+    kept apart stand beside it.
+    """
+    model, notes = read_mended(path, is_apart=is_apart)
+    if is_apart:
+        model = onnx_weights.placed(model, path, target.parent)
+    if notes or is_apart or len(onnx_files.of_model(path)) > 1:
         target.write_bytes(model.SerializeToString(deterministic=True))
     else:
         shutil.copyfile(path, target)
 
 
 def _loaded(
-    path: Path, mended: onnx.ModelProto | None, specs: tuple[TensorSpec, ...], outputs: tuple[str, ...]
+    path: Path,
+    mended: onnx.ModelProto | None,
+    specs: tuple[TensorSpec, ...],
+    outputs: tuple[str, ...],
+    *,
+    is_apart: bool,
 ) -> Model:
     """The file, or what it was mended to, in ONNX Runtime. Raises: EngineError."""
+
+    def load() -> Model:
+        return load_reference(path, specs, outputs, is_apart=is_apart)
+
     if mended is None:
-        return load_reference(path, specs, outputs)
+        is_mapped = is_apart and len(onnx_files.of_model(path)) > 1
+        return PassingModel(load) if is_mapped else load()
     with tempfile.TemporaryDirectory() as folder:
         beside = Path(folder) / path.name
-        onnx.save(mended, str(beside))
-        return load_reference(beside, specs, outputs)
+        own = onnx_weights.placed(mended, path, beside.parent) if is_apart else mended
+        beside.write_bytes(own.SerializeToString())
+        return load_reference(beside, specs, outputs, is_apart=is_apart)
 
 
-def load_reference(path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[str, ...]) -> Model:
-    """The file in ONNX Runtime, as unoptimized as is practical. Raises: EngineError."""
-    spec = EngineSpec(name="onnxruntime", versions="", model=path.name, options=dict(REFERENCE_OPTIONS))
+def load_reference(
+    path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[str, ...], *, is_apart: bool = False
+) -> Model:
+    """The file in ONNX Runtime, as unoptimized as is practical; weights that are kept apart stay where they are.
+
+    Raises: EngineError.
+    """
+    options = {**REFERENCE_OPTIONS, **(MAPPED if is_apart else {})}
+    spec = EngineSpec(name="onnxruntime", versions="", model=path.name, options=options)
     named = [TensorSpec(name=name, dtype="float32", shape=()) for name in outputs]
     return engines.get("onnxruntime").load(path, spec, inputs, named, None)
 

@@ -49,6 +49,11 @@ def _in_buckets(project: Project, source: Source, buckets: Buckets) -> Source:
             f"{project.where}: inputs.{next(iter(buckets.axes))}.shape has buckets, and {source.native.what} has the one shape"
             " that it was converted with; build from the ONNX or torch model that it was made of"
         )
+    if source.is_apart:
+        raise ProjectError(
+            f"{project.where}: inputs.{next(iter(buckets.axes))}.shape has buckets, and the weights of a model as large as this"
+            " are kept apart from it, which is not done for several sizes of one model yet; give that input one size"
+        )
     by_size = []
     for size in buckets.sizes:
         inputs = buckets.at(source.inputs, size)

@@ -27,12 +27,16 @@ Dim = Annotated[int, Meta(ge=1)]
 
 
 class ModelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`source`: an ONNX file, TorchScript `.pt`, `.pt2`, or `file.py:factory`. `outputs` names a torch program's outputs."""
+    """`source`: an ONNX file, TorchScript `.pt`, `.pt2`, or `file.py:factory`. `outputs` names a torch program's outputs.
+
+    From `weights_apart_mb` megabytes on, an ONNX model's weights stay in files and no step of the build holds them all.
+    """
 
     name: Name
     version: Version
     source: str
     outputs: tuple[str, ...] = ()
+    weights_apart_mb: Annotated[int, Meta(ge=0, le=2000)] = 1000
 
 
 class InputTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

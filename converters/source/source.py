@@ -26,6 +26,9 @@ from edgekit.manifest import Buckets, StatePair, TensorSpec
 from edgekit.rowset import RowSet
 from edgekit.tensors import Array
 
+# Of a file of weights that is hashed.
+_PIECE_BYTES = 1 << 20
+
 
 @dataclass(frozen=True)
 class Source:
@@ -37,6 +40,7 @@ class Source:
     `quantized` says of an ONNX file what it is where it is quantized already. `labels` are names of
     classes, or the alphabet, that the file carries. `sets` are outputs whose length follows from the data: `reference` pads
     them, and their shapes are the bound's; `may_vary` says that there may be such, before any data was seen. `notes` tell what of the user's file is not in it.
+    `is_apart` says that an ONNX file is so large that its weights stay in files (`onnx_weights`).
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -54,6 +58,7 @@ class Source:
     notes: tuple[str, ...] = ()
     sets: tuple[RowSet, ...] = ()
     may_vary: bool = False
+    is_apart: bool = False
 
     @property
     def admitted(self) -> tuple[TensorSpec, ...]:
@@ -127,7 +132,12 @@ def open_shapes_error(what: str, open_specs: Sequence[TensorSpec]) -> SourceErro
 def hash_parts(parts: Sequence[bytes | Path]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        data = part.read_bytes() if isinstance(part, Path) else part
-        digest.update(len(data).to_bytes(8, "big"))
-        digest.update(data)
+        size = part.stat().st_size if isinstance(part, Path) else len(part)
+        digest.update(size.to_bytes(8, "big"))
+        if isinstance(part, bytes):
+            digest.update(part)
+            continue
+        with part.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                digest.update(piece)
     return digest.hexdigest()

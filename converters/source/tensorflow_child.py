@@ -11,6 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+# Which input of an operator on lists is the shape of an element.
+_LISTS = {"TensorListReserve": 0, "TensorListStack": 1, "TensorListFromTensor": 1, "TensorListGetItem": 2}
+# What rounding in another order may come to.
+_TOLERANCE = 1e-3
+
 
 class _Refused(Exception):  # noqa: N818  # leaves this file as a line of text
     """What is wrong, for whoever builds."""
@@ -32,7 +37,8 @@ def main(path: Path, target: Path, shapes: dict[str, list[int]]) -> None:
         *signature
     )
     # Variables of a Keras model come out of TensorFlow 2.21's converter without their values: they become constants first.
-    frozen = convert_variables_to_constants_v2(traced)
+    constant = convert_variables_to_constants_v2(traced)
+    frozen = _with_sized_lists(tf, constant, signature)
     # As TensorFlow flattens a dictionary.
     names = sorted(traced.structured_outputs)
     holder = tf.Module()
@@ -43,7 +49,64 @@ def main(path: Path, target: Path, shapes: dict[str, list[int]]) -> None:
         )
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"])
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        target.write_bytes(converter.convert())
+        made = converter.convert()
+    if frozen is not constant:
+        _compare(tf, made, traced, signature)
+    target.write_bytes(made)
+
+
+def _with_sized_lists(tf: Any, frozen: Any, signature: list[Any]) -> Any:
+    """The function with the batch written into the lists that its loops keep.
+
+    A SavedModel's own function was traced with an open batch, and a recurrent layer's list says so for good ([-1, units]),
+    whatever shapes it is called with; TFLite takes lists of known sizes alone.
+    """
+    graph = frozen.graph.as_graph_def()
+    batches = {spec.shape[0] for spec in signature if spec.shape.rank}
+    sized = [
+        _sized(tf, nodes, batches)
+        for nodes in (graph.node, *(function.node_def for function in graph.library.function))
+    ]
+    if not any(sized):
+        return frozen
+    taken, given = ([one.name for one in side] for side in (frozen.inputs, frozen.outputs))
+
+    def call(*tensors: Any) -> Any:
+        return tf.graph_util.import_graph_def(graph, dict(zip(taken, tensors, strict=True)), given, name="")
+
+    return tf.compat.v1.wrap_function(call, signature)
+
+
+def _sized(tf: Any, nodes: Any, batches: set[int]) -> int:
+    """Of how many lists in a graph the open first axis became the batch."""
+    shapes = {node.input[_LISTS[node.op]].partition(":")[0] for node in nodes if node.op in _LISTS}
+    count = 0
+    for node in nodes:
+        if node.name not in shapes or node.op != "Const":
+            continue
+        shape = tf.make_ndarray(node.attr["value"].tensor)
+        if shape.ndim == 1 and shape.size and shape[0] == -1 and len(batches) == 1:
+            closed = [*batches, *shape[1:]]
+            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(closed, dtype=shape.dtype))
+            count += 1
+    return count
+
+
+def _compare(tf: Any, made: bytes, traced: Any, signature: list[Any]) -> None:
+    """Raises: _Refused if the file does not give what the model gives, of random numbers and of zeros for whole ones."""
+    random = tf.random.Generator.from_seed(0)
+    feed = [
+        random.normal(spec.shape, dtype=spec.dtype)
+        if spec.dtype.is_floating
+        else tf.zeros(spec.shape, spec.dtype)
+        for spec in signature
+    ]
+    run = tf.lite.Interpreter(model_content=made).get_signature_runner()
+    found = run(**{spec.name: tensor for spec, tensor in zip(signature, feed, strict=True)})
+    for name, wanted in traced(*feed).items():
+        gap = abs(found[name].astype(float) - wanted.numpy().astype(float))
+        if gap.size and not gap.max() <= _TOLERANCE * (1 + abs(wanted.numpy()).max()):
+            raise _Refused(f"with closed lists its loops give another {name!r}, by up to {gap.max():.3g}")
 
 
 def _keras(tf: Any, path: Path) -> tuple[Any, Any, dict[str, Any]]:

@@ -32,12 +32,15 @@ class Evaluated:
 
 @dataclass
 class Findings:
-    """By key; an exception stands where making failed. `evaluated` is the judged half, `searched` the search half."""
+    """By key; an exception stands where making failed. `evaluated` is the judged half, `glimpsed` a few samples of it,
+    `searched` the search half.
+    """
 
     artifacts: dict[str, Artifact | Exception] = field(default_factory=dict)
     evaluated: dict[str, Evaluated | Exception] = field(default_factory=dict)
     searched: dict[str, Evaluated | Exception] = field(default_factory=dict)
     layers: dict[str, tuple[LayerError, ...] | Exception] = field(default_factory=dict)
+    glimpsed: dict[str, Evaluated | Exception] = field(default_factory=dict)
 
     def update(self, other: "Findings") -> None:
         """Take over what another process found."""
@@ -45,6 +48,7 @@ class Findings:
         self.evaluated |= other.evaluated
         self.searched |= other.searched
         self.layers |= other.layers
+        self.glimpsed |= other.glimpsed
 
     def artifacts_only(self) -> "Findings":
         """Without outputs and layers, which are large or soon done with."""

@@ -15,7 +15,8 @@ from converters.work.keys import Keys
 
 @dataclass(frozen=True)
 class Order:
-    """One plan to make, to run on the judged half and on the search half, and to tell its layers' errors of.
+    """One plan to make, to run on the judged half (or a few samples of it) and on the search half, and to tell its layers'
+    errors of.
 
     `limit_s` is what is left for it where that is less than the pool's limit; of a trial, running it counts too.
     """
@@ -25,6 +26,7 @@ class Order:
     is_judged: bool = False
     is_searched: bool = False
     is_analysed: bool = False
+    is_glimpsed: bool = False
     is_trial: bool = False
     limit_s: float = float("inf")
 
@@ -36,6 +38,11 @@ class Order:
 def whole(plan: Plan, threads: int, limit_s: float = float("inf")) -> Order:
     """All that every candidate needs; what one in float32 computes is not searched over."""
     return Order(plan, threads, is_judged=True, is_searched=plan.recipe.precision != "fp32", limit_s=limit_s)
+
+
+def glimpse(plan: Plan, threads: int) -> Order:
+    """Enough to time a candidate, and to show about what it loses."""
+    return Order(plan, threads, is_glimpsed=True)
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Ledger:
         made, run = self.keys.artifact(order.plan), self.keys.run(order.plan, order.threads)
         places: list[tuple[bool, dict[str, Any], str]] = [
             (True, self.findings.artifacts, made),
+            (order.is_glimpsed, self.findings.glimpsed, run),
             (order.is_judged, self.findings.evaluated, run),
             (order.is_searched, self.findings.searched, run),
             (order.is_analysed, self.findings.layers, made),

@@ -12,7 +12,7 @@ Always true
  6. While `run` is not being iterated, every worker is idle: what is then measured has the machine to itself.
 
 A worker lives as long as the build, since loading a converter takes seconds, and gets orders for the engine that it has
-loaded before others. Its side is `converters.work.worker`.
+loaded before others. The slowest converter may be loaded ahead, while the building process still reads the source. Its side is `converters.work.worker`.
 """
 
 import os
@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from converters.data.handed import Handed
 from converters.graph.canonical import Canonical
 from converters.judge.kinds import OutputJudge
 from converters.keep.artifacts import Cache
@@ -47,7 +48,8 @@ _LAST_WORDS = 200
 _ELSEWHERE = 2
 Tell = Callable[[str], None]
 # Steps of a worker that its order's limit does not count: the user's samples decide how long they take.
-_UNCOUNTED = ("starting", "preparing", "evaluating", "searching with")
+_STARTING = ("starting", "loading", "preparing")
+_UNCOUNTED = (*_STARTING, "evaluating", "searching with")
 
 
 class PoolUnfitError(ToolFailedError):
@@ -57,7 +59,7 @@ class PoolUnfitError(ToolFailedError):
 @dataclass(frozen=True)
 class Opening:
     """What a worker opens before its first order. The user's code was admitted in the building process, which told of
-    it; `sha256` is of the source as it was opened there.
+    it; `sha256` is of the source as it was opened there. `evaluation` has the samples that code made there.
     """
 
     project: Project
@@ -69,6 +71,14 @@ class Opening:
     canonicals: tuple[Canonical, ...]
     judges: tuple[OutputJudge, ...]
     sets: tuple[RowSet, ...]
+    evaluation: Handed | None = None
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Which engine's converter a worker loads before it is told what to open."""
+
+    engine: str
 
 
 @dataclass(frozen=True)
@@ -95,15 +105,21 @@ class _Worker:
     order: Order | None = None
     shared: str = ""
     doing: str = "starting"
+    is_opened: bool = False
     # Seconds that count against the order's limit, up to `since`.
     spent_s: float = 0.0
     since: float = 0.0
+
+    def sends(self, message: object) -> None:
+        """A worker that is dead is heard of as soon as it is listened to."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send(message)
 
     def takes(self, order: Order, shared: str) -> None:
         self.order, self.shared = order, shared
         self.engines.add(order.plan.recipe.engine)
         self.spent_s, self.since = 0.0, time.monotonic()
-        if self.doing != "starting":
+        if not self.doing.startswith(("starting", "loading")):
             self.doing = f"preparing {order.plan.name}"
             self._told(self.doing)
 
@@ -123,7 +139,7 @@ class _Worker:
     def counted_s(self) -> float:
         """Seconds of the order so far that count against its limit."""
         assert self.order is not None
-        uncounted = ("starting", "preparing") if self.order.is_trial else _UNCOUNTED
+        uncounted = _STARTING if self.order.is_trial else _UNCOUNTED
         return self.spent_s + (0.0 if self.doing.startswith(uncounted) else time.monotonic() - self.since)
 
     def cause(self) -> str:
@@ -141,18 +157,26 @@ class _Worker:
 
 @dataclass
 class WorkerPool:
-    """Up to `jobs` workers, started as they are needed, each with a folder of its own under `folder`."""
+    """Up to `jobs` workers, started as they are needed, each with a folder of its own under `folder`. `opening` has to be
+    known before the first order.
+    """
 
-    opening: Opening
     jobs: int
     folder: Path
     tell: Tell
     limit_s: float = DEFAULT_S
     spent: Stopwatch = field(default_factory=Stopwatch)
+    opening: Opening | None = None
     _workers: list[_Worker] = field(default_factory=list)
     _started: int = 0
     # Engines whose float model could not be made in time.
     _given_up: dict[str, TooLongError] = field(default_factory=dict)
+
+    def load_ahead(self, engine: str) -> None:
+        """Start a worker that loads the converter of an engine while this process is not yet ready to give orders."""
+        worker = self._hired(f"loading the converter of {engine}")
+        worker.engines.add(engine)
+        worker.sends(Ahead(engine))
 
     def run(
         self, orders: Sequence[Order], shared: Callable[[Order], str], known: Findings
@@ -222,12 +246,14 @@ class WorkerPool:
             free = [order for order in waiting if shared(order) not in busy]
             if not free:
                 return
-            worker = worker or self._hired()
+            worker = worker or self._hired("starting")
+            if not worker.is_opened:
+                worker.is_opened = True
+                worker.sends(self.opening)
             order = min(free, key=lambda item: self._place(worker, item))
             waiting.remove(order)
             worker.takes(order, shared(order))
-            with suppress(BrokenPipeError, ConnectionResetError):  # heard of as its death
-                worker.connection.send((order, known.artifacts_only()))
+            worker.sends((order, known.artifacts_only()))
 
     def _place(self, worker: _Worker, order: Order) -> tuple[bool, bool, int]:
         """The smallest comes next. What another worker has the engine for comes last, float or not: loading a converter
@@ -243,7 +269,7 @@ class WorkerPool:
             return 0
         return 1 + any(engine in item.engines for item in self._workers)
 
-    def _hired(self) -> _Worker:
+    def _hired(self, doing: str) -> _Worker:
         self._started += 1
         folder = self.folder / f"worker-{self._started}"
         folder.mkdir()
@@ -261,11 +287,9 @@ class WorkerPool:
                 # What a killed converter leaves behind goes with the build's folder.
                 env={**os.environ, "TMPDIR": str(folder)},
             )
-        worker = _Worker(process, Connection(ours.detach()), words, self.spent)
+        worker = _Worker(process, Connection(ours.detach()), words, self.spent, doing=doing)
         self.spent.does(str(process.pid), worker.doing)
         self._workers.append(worker)
-        with suppress(BrokenPipeError, ConnectionResetError):
-            worker.connection.send(self.opening)
         return worker
 
     def _heard(self, worker: _Worker) -> tuple[Order, Findings | ToolFailedError] | None:

@@ -7,7 +7,7 @@ Always true
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,6 +28,14 @@ from edgekit.tensors import Array
 
 
 @dataclass(frozen=True)
+class _Whole:
+    """Which samples' outputs are kept whole, and those outputs."""
+
+    wanted: frozenset[int]
+    outputs: list[dict[str, Array]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Running:
     """Each method runs a loaded model. Raises: EngineError."""
 
@@ -38,11 +46,17 @@ class Running:
 
     def on_judged_half(self, model: Model) -> Evaluated:
         """With the golden samples' whole outputs."""
-        golden: list[dict[str, Array]] = []
         seen: dict[str, Watched] = {}
-        found = self._half(model, self.data.halves[1], golden, seen)
-        whole = {name: self._stacked([row[name] for row in golden]) for name in golden[0]}
-        return replace(found, golden=whole, watched=seen)
+        whole = _Whole(frozenset(self.data.golden.tolist()))
+        found = self._half(model, self.data.halves[1], whole, seen)
+        return replace(found, golden=self._joined(whole), watched=seen)
+
+    def on_few(self, model: Model) -> Evaluated:
+        """On a few samples of the judged half, none of them shifted; with the golden samples' whole outputs."""
+        few = self.data.few
+        whole = _Whole(frozenset(np.searchsorted(few, self.data.golden).tolist()))
+        found = self._half(model, Half(self.data.judged.take(few), None, 0), whole)
+        return replace(found, golden=self._joined(whole))
 
     def on_search_half(self, model: Model) -> Evaluated:
         return self._half(model, self.data.halves[0])
@@ -51,14 +65,13 @@ class Running:
         self,
         model: Model,
         samples: Samples,
-        golden: list[dict[str, Array]] | None = None,
+        whole: "_Whole | None" = None,
         judged: dict[str, list[Array]] | None = None,
         seen: dict[str, Watched] | None = None,
     ) -> dict[str, Array]:
-        """The metric's digest of every sample; whole outputs of the golden ones go into `golden`, what the judges of
-        outputs keep into `judged`, and what is watched for drift into `seen`.
+        """The metric's digest of every sample; whole outputs of some go into `whole`, what the judges of outputs keep
+        into `judged`, and what is watched for drift into `seen`.
         """
-        kept = set() if golden is None else set(self.data.golden.tolist())
         watched = set() if seen is None else set(looked_at(len(samples)))
         measured = set(spread(np.arange(len(samples)), snr.SAMPLES).tolist())
         parts: dict[str, list[Array]] = {}
@@ -66,8 +79,8 @@ class Running:
         for index, (made, _) in enumerate(iter_samples(model.run, *pieces, samples)):
             if model is self.source.reference:
                 self.data.refuse_nan(samples, index, made)
-            if golden is not None and index in kept:
-                golden.append(made)
+            if whole is not None and index in whole.wanted:
+                whole.outputs.append(made)
             if seen is not None and index in watched:
                 for name, array in rows.bare(self.source.sets, made).items():
                     seen.setdefault(name, Watched()).add(array)
@@ -85,13 +98,16 @@ class Running:
         self,
         model: Model,
         half: Half,
-        golden: list[dict[str, Array]] | None = None,
+        whole: "_Whole | None" = None,
         seen: dict[str, Watched] | None = None,
     ) -> Evaluated:
         kept: dict[str, list[Array]] = {}
-        digest = self.digest(model, half.samples, golden, kept, seen)
+        digest = self.digest(model, half.samples, whole, kept, seen)
         shifted = None if half.shifted is None else self.digest(model, half.shifted)
         return Evaluated(digest, shifted, {}, {name: stacked(arrays) for name, arrays in kept.items()})
+
+    def _joined(self, whole: "_Whole") -> dict[str, Array]:
+        return {name: self._stacked([row[name] for row in whole.outputs]) for name in whole.outputs[0]}
 
     def _stacked(self, arrays: Sequence[Array]) -> Array:
         """Raises: SourceError where an output's shape follows the data, not a bucket."""

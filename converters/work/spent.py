@@ -19,14 +19,17 @@ IDLE = ""
 _STEPS: Mapping[str, str] = {
     "reading": "reading",
     "starting": "worker start",
+    "loading the converter of": "worker start",
     "preparing": "preparation",
     "bringing the source": "preparation",
     "converting": "conversion",
     "compiling": "compilation",
     "looking into the layers of": "layer analysis",
+    "evaluating a little": "evaluation",
     "evaluating": "evaluation",
     "searching with": "evaluation",
     "measuring latency": "timing",
+    "measuring memory": "memory",
     "writing": "writing",
     "self-test on an emulated": "emulation",
 }

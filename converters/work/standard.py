@@ -52,6 +52,11 @@ class Standard:
         return self.running.on_judged_half(self.source.reference)
 
     @cached_property
+    def few_reference(self) -> Evaluated:
+        """The source's own outputs on a few samples of the judged half."""
+        return self.running.on_few(self.source.reference)
+
+    @cached_property
     def search_reference(self) -> Evaluated:
         """The source's own outputs on the search half."""
         return self.running.on_search_half(self.source.reference)
@@ -117,6 +122,12 @@ class Standard:
     def yardstick(self) -> Yardstick:
         """What the judged half is scored against."""
         return self._yardstick(self.data.halves[1], self.reference, is_searched=False)
+
+    @cached_property
+    def few_yardstick(self) -> Yardstick:
+        """What a few samples of the judged half are scored against."""
+        few = Half(self.data.judged.take(self.data.few), None, 0)
+        return self._yardstick(few, self.few_reference, is_searched=False)
 
     @cached_property
     def search_yardstick(self) -> Yardstick:

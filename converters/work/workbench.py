@@ -139,7 +139,7 @@ class Workbench:
         told = self.source.native or self.source.quantized
         if told is not None:
             return told.work
-        return work(onnx.load(str(self.prepared.canonical.path)))
+        return work(onnx.load(str(self.prepared.canonical.path), load_external_data=False))
 
     @cached_property
     def guarding(self) -> Guarding:
@@ -188,6 +188,8 @@ class Workbench:
         plan, threads = order.plan, order.threads
         try:
             artifact = self.artifact(plan)
+            if order.is_glimpsed:
+                self.glimpse(artifact, plan, threads)
             if order.is_judged:
                 self.evaluate(artifact, plan, threads)
             if order.is_searched:
@@ -267,6 +269,11 @@ class Workbench:
         """Outputs on the judged half. Raises: EngineError."""
         make = partial(self._ran, artifact, plan, threads, "evaluating", self.running.on_judged_half)
         return once(self.findings.evaluated, self.keys.run(plan, threads), make)
+
+    def glimpse(self, artifact: Artifact, plan: Plan, threads: int) -> Evaluated:
+        """Outputs on a few samples of the judged half. Raises: EngineError."""
+        make = partial(self._ran, artifact, plan, threads, "evaluating a little", self.running.on_few)
+        return once(self.findings.glimpsed, self.keys.run(plan, threads), make)
 
     def search(self, artifact: Artifact, plan: Plan, threads: int) -> Evaluated:
         """Outputs on the search half. Raises: EngineError."""

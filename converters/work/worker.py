@@ -10,12 +10,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from converters import backends
 from converters.source.code import CodeGate
-from converters.work.pool import Opened, Opening, Told
+from converters.work.pool import Ahead, Opened, Opening, Told
 from converters.work.workbench import Workbench
 from edgekit.quiet import first_line
 
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     descriptor = int(arguments[0])
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
-    opening: Opening = connection.recv()
+    opening = _opening(connection)
 
     def tell(text: str) -> None:
         connection.send(Told(text))
@@ -57,10 +59,23 @@ def main(arguments: Sequence[str]) -> None:
         bench.findings = bench.findings.artifacts_only()
 
 
+def _opening(connection: Connection) -> Opening:
+    """What the building process has read, once it has; until then, load what it asks for."""
+    message: Ahead | Opening = connection.recv()
+    while isinstance(message, Ahead):
+        # Whoever converts with it meets the same, and says so as the reason of a candidate.
+        with suppress(Exception):
+            backends.get(message.engine).load()
+        message = connection.recv()
+    return message
+
+
 def _objection(bench: Workbench, opening: Opening) -> str:
     """Why nothing made here would be the building process's; empty if all is as it was there."""
     try:
         sha256 = bench.source.sha256
+        if opening.evaluation is not None:
+            bench.data.evaluation = opening.evaluation.taken()
         bench.data.fingerprint, bench.data.feeds_fingerprint = opening.calibration, opening.feeds
         bench.prepared, bench.metric  # noqa: B018  # opened once and kept
     except Exception as error:  # noqa: BLE001  # the user's code may raise anything; the reason is told

@@ -133,5 +133,7 @@ def publish(
             client.upload_bytes(data, one.sha256)
             made.append(one)
     custody.publish(client, home, target, made)
-    answer = client.register(api.NewBundle(checked.bundle.sha256, checked.statement, checked.is_alternate))
+    answer = client.register(
+        api.NewBundle(checked.bundle.sha256, checked.statement, checked.is_alternate), target.length
+    )
     return Published(answer.bundle, answer.was_there, tuple(made))

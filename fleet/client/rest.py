@@ -200,7 +200,7 @@ class Client:
                     yield piece
                     progress(len(piece))
 
-        self._transport.send("PUT", at("/uploads/{}", sha256), pieces())
+        self._transport.send("PUT", at("/uploads/{}", sha256), pieces(), handled_bytes=path.stat().st_size)
 
     def upload_bytes(self, data: bytes, sha256: str) -> None:
         self._transport.send("PUT", at("/uploads/{}", sha256), data)
@@ -212,8 +212,9 @@ class Client:
             raise FleetError(f"the fleet sent another file than {sha256[:12]}…")
         return data
 
-    def register(self, bundle: api.NewBundle) -> api.PublishAnswer:
-        return self._transport.call("POST", "/bundles", api.PublishAnswer, bundle)
+    def register(self, bundle: api.NewBundle, length: int = 0) -> api.PublishAnswer:
+        """An uploaded and listed bundle of `length` bytes, which the service reads."""
+        return self._transport.call("POST", "/bundles", api.PublishAnswer, bundle, handled_bytes=2 * length)
 
     def lend(self, finalist: api.NewFinalist) -> api.Lent:
         """An uploaded and listed bundle that boards may fetch to measure it."""

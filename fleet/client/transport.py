@@ -24,6 +24,8 @@ T = TypeVar("T")
 Content = bytes | Iterator[bytes] | None
 ROOT = "/api/v1"
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+# What a service syncs and hashes in a second at the least: it answers after that, and a bundle may have gigabytes.
+_LEAST_BYTES_S = 20_000_000
 # Longer than the service is silent on a stream (15 s).
 _STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 # What may have happened before or after the service did what was asked.
@@ -74,14 +76,25 @@ class Transport:
     def close(self) -> None:
         self._http.close()
 
-    def call(self, method: str, path: str, kind: type[T], body: Any = None, *, if_match: str = "") -> T:
-        """Ask, and read the answer. With `if_match` only if the thing still has this `tag`.
+    def call(
+        self,
+        method: str,
+        path: str,
+        kind: type[T],
+        body: Any = None,
+        *,
+        if_match: str = "",
+        handled_bytes: int = 0,
+    ) -> T:
+        """Ask, and read the answer. With `if_match` only if the thing still has this `tag`; the answer may take as long as
+        the service needs for `handled_bytes` of files.
 
         Raises: what the service refused with (ChangedMeanwhileError, NotFoundError, …); FleetError.
         """
         content = msgspec.json.encode(body) if body is not None else None
         headers = {"If-Match": f'"{if_match}"'} if if_match else {}
-        return self.read(self.send(method, path, content, headers), method, path, kind)
+        response = self.send(method, path, content, headers, handled_bytes=handled_bytes)
+        return self.read(response, method, path, kind)
 
     def pages(self, path: str, kind: type[T]) -> Iterator[T]:
         """The items of a list, however many pages it has; each is fetched when it is come to."""
@@ -91,7 +104,13 @@ class Transport:
             path = response.links.get("next", {}).get("url", "").removeprefix(ROOT)
 
     def send(
-        self, method: str, path: str, content: Content = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        content: Content = None,
+        headers: dict[str, str] | None = None,
+        *,
+        handled_bytes: int = 0,
     ) -> httpx.Response:
         """Raises: as `call`."""
         headers = {
@@ -99,20 +118,29 @@ class Transport:
             **({"Idempotency-Key": f'"{uuid.uuid4()}"'} if method == "POST" else {}),
         }
         try:
-            response = self._request(method, path, content, headers)
+            response = self._request(method, path, content, headers, self._patience(handled_bytes))
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         if response.is_success:
             return response
         raise error_of(response)
 
-    def _request(self, method: str, path: str, content: Content, headers: dict[str, str]) -> httpx.Response:
+    def _patience(self, handled_bytes: int) -> httpx.Timeout:
+        usual = self._http.timeout
+        if usual.read is None or not handled_bytes:
+            return usual
+        longer = usual.read + handled_bytes / _LEAST_BYTES_S
+        return httpx.Timeout(connect=usual.connect, read=longer, write=usual.write, pool=usual.pool)
+
+    def _request(
+        self, method: str, path: str, content: Content, headers: dict[str, str], timeout: httpx.Timeout
+    ) -> httpx.Response:
         try:
-            return self._http.request(method, path, content=content, headers=headers)
+            return self._http.request(method, path, content=content, headers=headers, timeout=timeout)
         except _BROKEN:
             if method not in ("GET", "POST"):
                 raise
-            return self._http.request(method, path, content=content, headers=headers)
+            return self._http.request(method, path, content=content, headers=headers, timeout=timeout)
 
     def read(self, response: httpx.Response, method: str, path: str, kind: type[T]) -> T:
         """Raises: FleetError for an answer of another kind."""

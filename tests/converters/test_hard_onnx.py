@@ -218,21 +218,3 @@ def test_weights_in_a_second_file_are_read_and_belong_to_the_source(digits, tmp_
     result = run_build(*words, "--out", tmp_path / "dist")
     assert result.exit_code == 2
     assert "weights.bin" in result.stderr
-
-
-def test_weights_of_more_than_two_gigabytes_are_refused_before_any_is_read(tmp_path):
-    """protobuf holds no such message, and each step of a build makes one: it failed after minutes, or ate the memory."""
-    side = 24 * 1024
-    weights = onnx.TensorProto(
-        name="w", data_type=onnx.TensorProto.FLOAT, dims=[side, side], data_location=onnx.TensorProto.EXTERNAL
-    )
-    for key, value in (("location", "w.bin"), ("offset", "0"), ("length", str(4 * side * side))):
-        weights.external_data.add(key=key, value=value)
-    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
-    edges = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, side]) for name in "xy"]
-    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", edges[:1], edges[1:], [weights]))
-    (tmp_path / "large.onnx").write_bytes(model.SerializeToString())
-    with (tmp_path / "w.bin").open("wb") as file:
-        file.truncate(4 * side * side)  # takes no room: nothing is written
-    with pytest.raises(EdgeKitError, match=r"large\.onnx: 2\.4 GB with its weights.*fewer bits first"):
-        opened(tmp_path / "large.onnx")

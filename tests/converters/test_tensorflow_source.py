@@ -28,6 +28,9 @@ MAKES = """
     net.save("net.keras")
     net.save("net.h5")
     net.export("saved", verbose=False)
+    gru.export("saved_gru", verbose=False)
+    both = keras.Model(rows, keras.layers.Dense(2)(keras.layers.Bidirectional(keras.layers.LSTM(7))(rows)))
+    both.export("saved_both", verbose=False)
     gru.save("gru.keras")
     opened = keras.Input((None, 5), name="rows")
     keras.Model(opened, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling1D()(opened))).save("open.keras")
@@ -36,7 +39,7 @@ MAKES = """
     random = np.random.default_rng(0)
     image, rows = random.random((1, 8, 8, 1), np.float32), random.random((1, 6, 5), np.float32)
     scores, size = net.predict(image, verbose=0)
-    np.savez("wanted.npz", image=image, rows=rows, scores=scores, size=size, gru=gru.predict(rows, verbose=0))
+    np.savez("wanted.npz", image=image, rows=rows, scores=scores, size=size, gru=gru.predict(rows, verbose=0), both=both.predict(rows, verbose=0))
 """
 
 
@@ -142,7 +145,7 @@ def made(tmp_path_factory):
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("name", ["net.keras", "net.h5", "saved", "gru.keras"])
+@pytest.mark.parametrize("name", ["net.keras", "net.h5", "saved", "gru.keras", "saved_gru", "saved_both"])
 def test_a_model_computes_what_keras_computes(made, name, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
     wanted = np.load(made / "wanted.npz")
@@ -151,6 +154,9 @@ def test_a_model_computes_what_keras_computes(made, name, tmp_path, monkeypatch)
     answers = source.reference.run({spec.name: wanted[spec.name]})
     if name == "gru.keras":
         np.testing.assert_allclose(answers["scores"], wanted["gru"], atol=1e-6)
+    elif name in ("saved_gru", "saved_both"):
+        assert spec.shape == (1, 6, 5)
+        np.testing.assert_allclose(answers["output_0"], wanted[name.removeprefix("saved_")], atol=1e-6)
     elif name == "saved":
         assert sorted(answers) == ["output_0", "output_1"]
         np.testing.assert_allclose(answers["output_0"], wanted["scores"], atol=1e-6)
@@ -168,3 +174,29 @@ def test_open_axes_and_code_inside_are_told(made, tmp_path, monkeypatch):
     assert opened(made / "open.keras", rows=[1, 6, 5]).inputs[0].shape == (1, 6, 5)
     with pytest.raises(SourceError, match="arbitrary code"):
         opened(made / "lambda.keras")
+
+
+COMPARES = """
+    import runpy, sys
+    import tensorflow as tf
+    child = runpy.run_path(sys.argv[1])
+    signature = [tf.TensorSpec([1, 4], tf.float32, "x")]
+    def file(factor):
+        net = tf.Module()
+        net.call = tf.function(lambda x: {"y": factor * x})
+        tf.saved_model.save(net, str(factor), signatures=net.call.get_concrete_function(*signature))
+        return tf.lite.TFLiteConverter.from_saved_model(str(factor)).convert()
+    traced = tf.function(lambda x: {"y": 2.0 * x}).get_concrete_function(*signature)
+    child["_compare"](tf, file(2.0), traced, signature)
+    child["_compare"](tf, file(2.1), traced, signature)
+"""
+
+
+@pytest.mark.proof
+def test_a_file_that_gives_something_else_than_the_model_is_refused(made, tmp_path):
+    """Lists of a SavedModel's loops are given the batch, which is held against the model itself."""
+    python = os.environ.get(tensorflow_source.PYTHON) or sys.executable
+    words = [python, "-I", "-c", textwrap.dedent(COMPARES), str(tensorflow_source.CHILD)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "_Refused: with closed lists its loops give another 'y'" in done.stderr
+    assert done.stderr.count("_compare") == 1

@@ -1,6 +1,7 @@
 """A bundle is read completely or refused completely; the same content is always the same bytes."""
 
 import hashlib
+import io
 import stat
 import struct
 import zipfile
@@ -12,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgekit import bundle
+from edgekit import bundle, stored
 from edgekit.bundle import file_entry
 from edgekit.errors import BundleError, EdgeKitError, ManifestError
-from edgekit.manifest import EngineSpec, Floor, Manifest, SelfTest, TensorSpec, encode
+from edgekit.manifest import EngineSpec, FileEntry, Floor, Manifest, SelfTest, TensorSpec, encode
 
 FILES: dict[str, bytes] = {
     "model/model.onnx": b"weights" * 10,
@@ -72,6 +73,33 @@ def test_extraction_writes_exactly_the_listed_files(good: Path, tmp_path: Path) 
     bundle.read(good).extract(tmp_path / "slot")
     found = {str(p.relative_to(tmp_path / "slot")) for p in (tmp_path / "slot").rglob("*") if p.is_file()}
     assert found == {"manifest.json", *FILES}
+
+
+def test_the_bytes_are_those_that_the_zip_library_writes(good: Path, tmp_path: Path) -> None:
+    """Bundles of earlier versions were written by it, and a digest never changes."""
+    path = tmp_path / "library.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in (("manifest.json", encode(make_manifest())), *sorted(FILES.items())):
+            archive.writestr(_member(name), data)
+    assert path.read_bytes() == good.read_bytes()
+
+
+def test_lengths_and_places_beyond_two_gigabytes_need_no_extra_record() -> None:
+    size, start = 3_000_000_000, 4_000_000_000
+    header = stored.central("model/weights.bin", size, 7, start)
+    end = stored.end(1, len(header), 0)
+    with zipfile.ZipFile(io.BytesIO(header + end)) as archive:
+        (info,) = archive.infolist()
+    assert (info.file_size, info.compress_size, info.header_offset, info.extra) == (size, size, start, b"")
+
+
+def test_more_than_a_bundle_holds_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    large = FileEntry(path="model/weights.bin", sha256="0" * 64, size=5_000_000_000)
+    manifest = make_manifest()
+    manifest = msgspec.structs.replace(manifest, files=(*manifest.files, large))
+    with pytest.raises(BundleError, match=r"5\.0 GB, and a bundle holds less than 4\.3 GB"):
+        bundle.write(tmp_path / "x.edgekit", manifest, {**FILES, large.path: tmp_path / "none"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from access_support import NOW, Inside
 from store_support import enrolled, rollout_of
 
+from edgekit import bundle
 from edgekit.errors import ChangedMeanwhileError, ConflictError, FleetError, NotFoundError, UsageError
 from fleet import api
 from fleet.client import Client, connect
@@ -104,6 +105,18 @@ def test_a_decision_by_what_was_seen_is_refused_once_another_was_first(inside: I
 def test_lists_are_whole_however_many_pages_they_have(inside: Inside, fleet: Client) -> None:
     enrolled(inside.database, [f"d{n:04}" for n in range(1203)])
     assert len(fleet.devices()) == 1203
+
+
+def test_a_large_file_gives_the_service_longer_to_answer(fleet: Client, line: Line, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(40_000_000)
+    fleet.upload(path, bundle.sha256_file(path), lambda _: None)
+    with pytest.raises(FleetError):
+        fleet.register(api.NewBundle("0" * 64, None), 40_000_000)
+    usual = fleet._transport._http.timeout.read
+    assert usual is not None
+    assert [request.extensions["timeout"]["read"] - usual for request in line.sent] == [2.0, 4.0]
 
 
 @pytest.mark.parametrize("name", ["../tokens", "a/b", "a?limit=1", "%2e", "ü#", "site lab"])

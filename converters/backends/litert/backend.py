@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ MODEL = "model.tflite"
 PATIENCE_S = 30.0
 
 
+# What `convert` imports late: with torch, jax and torchao behind it, six seconds.
+_LATE = ("litert_torch", "converters.backends.litert.program", "converters.graph.importer")
 # In `Prepared.memo`: the last float model, which all recipes of a source start from, or why there is none.
 _LAST = "litert float"
 
@@ -56,7 +59,15 @@ class _Float:
 
 
 class LiteRtBackend(Backend):
+    def load(self) -> None:
+        quietly(lambda: list(map(import_module, _LATE)))
+
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
+        if prepared.source.is_apart:
+            raise Unsupported(
+                "not tried: a TFLite file holds its weights in one flatbuffer of less than 2 GB, and litert-torch makes it of the"
+                " whole model in memory; this model's weights are kept apart"
+            )
         target = folder / MODEL
         notes = _float_model(prepared, plan, target)
         if plan.recipe.precision != "fp32":

@@ -15,7 +15,7 @@ from converters.quantize.sensitivity import LayerError
 from converters.recipes.knobs import Knob
 from converters.recipes.recipe import AS_IS
 from converters.recipes.recipes import Plan
-from converters.source import onnx_source
+from converters.source import linking, onnx_source, onnx_weights
 
 MODEL = "model.onnx"
 # Calibration samples that a layer's cost is seen on.
@@ -26,14 +26,20 @@ class OnnxRuntimeBackend(Backend):
     def convert(self, prepared: Prepared, plan: Plan, folder: Path) -> Artifact:
         target = folder / MODEL
         if plan.recipe.scheme == AS_IS:
-            assert prepared.source.onnx_path is not None
-            onnx_source.written_as_it_came(prepared.source.onnx_path, target)
-            return Artifact(folder, MODEL, {}, prepared.source.notes)
+            source = prepared.source
+            assert source.onnx_path is not None
+            onnx_source.written_as_it_came(source.onnx_path, target, is_apart=source.is_apart)
+            return Artifact(folder, MODEL, {}, source.notes)
         if plan.recipe.scheme == "float":
             return Artifact(folder, MODEL, {}, _float_model(prepared, target))
         notes: tuple[str, ...] = ()
         if plan.recipe.scheme == "dynamic":
-            model = dynamic.quantized(prepared, plan)
+            model = dynamic.quantized(prepared, plan, folder)
+        elif prepared.canonical.weights is not None:
+            raise Unsupported(
+                "not tried: weights of this size are quantized one after the other, for ONNX Runtime by its dynamic int8; its"
+                " calibrated int8 is made of the whole model in memory"
+            )
         else:
             model, notes = qdq.quantized(prepared, plan)
         for field in ("producer_name", "producer_version", "doc_string"):
@@ -67,6 +73,8 @@ def _float_model(prepared: Prepared, target: Path) -> tuple[str, ...]:
     """The canonical model with its activation functions recognised, if it then still computes the same."""
     as_it_is = prepared.canonical.path.read_bytes()
     target.write_bytes(as_it_is)
+    if prepared.canonical.weights is not None:
+        linking.put(prepared.canonical.weights, target.with_name(onnx_weights.WEIGHTS))
     model = onnx.ModelProto.FromString(as_it_is)
     made = graph.for_float(model)
     if made is model:
@@ -84,7 +92,7 @@ def _gap(prepared: Prepared, path: Path) -> float:
     """How far a model is from the source, in parts of the largest output."""
     source = prepared.source
     names = tuple(spec.name for spec in source.outputs)
-    model = onnx_source.load_reference(path, source.inputs, names)
+    model = onnx_source.load_reference(path, source.inputs, names, is_apart=source.is_apart)
     try:
         return smallest_gap(prepared, model)
     finally:

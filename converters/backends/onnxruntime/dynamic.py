@@ -6,6 +6,7 @@ reading of large weights, and a convolution's are few for the work that it does.
 
 from functools import partial
 from math import prod
+from pathlib import Path
 
 import onnx
 from onnxruntime.quantization import QuantType
@@ -13,9 +14,11 @@ from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 from onnxruntime.quantization.quant_utils import QuantizationMode, save_and_reload_model_with_shape_infer
 
 from converters.backends import Prepared, Unsupported
+from converters.backends.onnxruntime import apart
 from converters.backends.onnxruntime.qdq import check_layers, folded
 from converters.recipes.knobs import Knob
 from converters.recipes.recipes import Plan
+from converters.source.onnx_weights import Writer
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import Option
 from edgekit.quiet import quietly
@@ -52,8 +55,11 @@ def share(model: onnx.ModelProto) -> float:
     return sum(sizes[name] for name in weights) / max(1, sum(sizes.values()))
 
 
-def quantized(prepared: Prepared, plan: Plan) -> onnx.ModelProto:
-    """Raises: Unsupported if few weights are in matrix products, ToolFailedError for unknown names and settings."""
+def quantized(prepared: Prepared, plan: Plan, folder: Path) -> onnx.ModelProto:
+    """The model; weights that are kept apart go into `folder`.
+
+    Raises: Unsupported if few weights are in matrix products, ToolFailedError for unknown names and settings.
+    """
     settings: dict[str, Option] = dict(plan.tuning.settings)
     per_channel = bool(settings.pop("per_channel", plan.constraints.per_channel))
     reduce_range = bool(settings.pop("reduce_range", plan.constraints.reduce_range))
@@ -61,12 +67,19 @@ def quantized(prepared: Prepared, plan: Plan) -> onnx.ModelProto:
         raise ToolFailedError(f"onnxruntime: unknown setting {', '.join(settings)}; there are {SETTINGS}")
     if plan.constraints.symmetric_activations:
         raise Unsupported("ONNX Runtime's ranges at run time are not symmetric, which this profile asks for")
-    form = onnx.load(str(prepared.canonical.path))
+    form = onnx.load(str(prepared.canonical.path), load_external_data=False)
     found = share(form)
     if found < LEAST_SHARE:
         float_only = sorted({node.op_type for node in form.graph.node} & FLOAT_ONLY)
         why = f"; ONNX Runtime has no int8 kernel of {' and '.join(float_only)}" if float_only else ""
         raise Unsupported(f"not tried: few of the weights ({found:.0%}) are in matrix products{why}")
+    if prepared.canonical.weights is not None:
+        check_layers(plan.tuning.float_layers, form)
+        left = frozenset(plan.tuning.float_layers)
+        with Writer(folder) as writer:
+            return apart.quantized(
+                form, prepared.canonical, writer, left, per_channel=per_channel, reduce_range=reduce_range
+            )
     model = folded(prepared)
     check_layers(plan.tuning.float_layers, model)
     made: onnx.ModelProto = quietly(

@@ -23,7 +23,7 @@ def move_weights(path: Path, store: Store) -> None:
 
 def open_shapes(path: Path) -> tuple[str, ...]:
     """Tensors of open shape, as far as ONNX's own shape inference can tell."""
-    graph = onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph
+    graph = onnx.shape_inference.infer_shapes(onnx.load(str(path), load_external_data=False)).graph
     return tuple(
         value.name
         for value in (*graph.value_info, *graph.output)

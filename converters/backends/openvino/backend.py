@@ -48,6 +48,8 @@ class OpenVinoBackend(Backend):
         model.set_friendly_name("model")
         graph.name_nodes(model)
         ov.save_model(model, folder / MODEL, compress_to_fp16=plan.recipe.precision == "fp16")
+        # What follows loads what was written: a large model is not held twice.
+        del model
         if plan.constraints.accelerator == NPU:
             notes = (*notes, npu.note())
         return Artifact(folder, MODEL, {}, (*notes, *execution.notes(folder / MODEL, plan)))
@@ -73,7 +75,7 @@ def _kept(prepared: Prepared) -> Any:
     assert source.onnx_path is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "source.onnx"
-        onnx_source.written_as_it_came(source.onnx_path, path)
+        onnx_source.written_as_it_came(source.onnx_path, path, is_apart=source.is_apart)
         model = _opened(path)
     model.reshape({spec.name: list(closed(spec)) for spec in source.inputs})
     graph.name_nodes(model)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 
 class Graph:
@@ -38,7 +39,10 @@ class Graph:
             for name in set(node.input):
                 self.readers.setdefault(name, []).append(node)
         self.constants: dict[str, NDArray[Any]] = {
-            tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer
+            tensor.name: numpy_helper.to_array(tensor)
+            for tensor in graph.initializer
+            # Large weights that are kept apart: no rule looks into them.
+            if not uses_external_data(tensor)
         }
         for node in graph.node:
             value = next((entry for entry in node.attribute if entry.name == "value"), None)

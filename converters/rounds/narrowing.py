@@ -1,0 +1,69 @@
+"""Which candidates are judged in full: the fastest first, until the rest is clearly slower than what seems to hold.
+
+Always true
+ 1. Nothing that the judged half says decides who is judged in full: the search half and the times do.
+ 2. Who is left out is slower beyond the measurement's doubt than one that was judged in full.
+ 3. Whether that was enough is not decided here: selection takes whoever was left out for one that keeps the contract, and
+    if it picks such a one, all are judged in full.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from converters.judge.select import Ratio
+from converters.measure.host import Host
+from converters.measure.latency import Latency
+from converters.measure.latency import ratio as ratio_of
+from converters.rounds.candidates import Candidate, on_search_half
+from converters.rounds.making import made, made_together
+from converters.rounds.scoring import searched, with_outputs
+from converters.work.workbench import Workbench
+from edgekit.manifest import Contract
+
+
+def narrowed(
+    bench: Workbench,
+    contract: Contract,
+    tried: Sequence[Candidate],
+    host: Host,
+    *,
+    times: Mapping[str, Latency],
+    jobs: int,
+) -> list[Candidate]:
+    """The glimpsed candidates, in their order, those judged in full that might be picked. Who has no time is one of them."""
+    found = {item.recipe: item for item in tried}
+    holding: list[str] = []
+    while turn := next_turn([item for item in found.values() if _waits(item)], times, holding, max(jobs, 1)):
+        made_together(bench, [found[recipe].plan for recipe in turn], host)
+        for recipe in turn:
+            found[recipe] = made(bench, found[recipe].plan, host)
+            if found[recipe].stands and _seems_to_hold(bench, contract, found[recipe], host):
+                holding.append(recipe)
+    return list(found.values())
+
+
+def next_turn(
+    waiting: Sequence[Candidate], times: Mapping[str, Latency], holding: Sequence[str], count: int
+) -> list[str]:
+    """Up to so many of those that wait and might still be picked, the fastest first; empty where nobody might."""
+    hopeful = [item.recipe for item in waiting if not _is_beaten(item.recipe, times, holding)]
+    return sorted(hopeful, key=lambda recipe: times[recipe].p50_ms if recipe in times else 0.0)[:count]
+
+
+def _is_beaten(recipe: str, times: Mapping[str, Latency], holding: Sequence[str]) -> bool:
+    if recipe not in times:
+        return False
+    pairs: list[Ratio] = [ratio_of(times[recipe], times[other]) for other in holding if other in times]
+    return any(pair.low > 1 for pair in pairs)
+
+
+def _waits(item: Candidate) -> bool:
+    return item.stands and item.is_glimpsed
+
+
+def _seems_to_hold(bench: Workbench, contract: Contract, item: Candidate, host: Host) -> bool:
+    """Whether the search half has nothing against it; of one in float32, which is not searched over, its outputs."""
+    if item.plan.recipe.precision == "fp32":
+        item = with_outputs(bench, contract, item)
+        return item.stands and all(output.holds for output in item.outputs)
+    item = searched(bench, contract, item, host)
+    return item.search is not None and item.search.is_kept and not on_search_half(item)

@@ -1,0 +1,183 @@
+"""Who is judged in full, who a little only, and that nobody is picked who was not judged in full."""
+
+import itertools
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from converters.data.halves import FEW, few
+from converters.judge.select import Contender, Ratio, select
+from converters.measure.latency import Latency
+from converters.rounds import narrowing
+from converters.work import worker
+from converters.work.findings import Findings
+from converters.work.pool import Ahead, Opening, WorkerPool
+from edgekit.errors import ToolFailedError
+from edgekit.manifest import Contract
+from edgekit.samples import Samples
+
+
+def waiting(*recipes):
+    return [SimpleNamespace(recipe=recipe) for recipe in recipes]
+
+
+def times(**medians):
+    """Without noise, but for `noisy`, which takes half or twice as long from round to round."""
+    found = {name: Latency(ms, ms, (ms,) * 12) for name, ms in medians.items()}
+    if "noisy" in found:
+        rounds = tuple(medians["noisy"] * factor for factor in (0.5, 2.0) * 6)
+        found["noisy"] = Latency(medians["noisy"], medians["noisy"], rounds)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("holding", "turn"),
+    [
+        ([], ["a", "b"]),
+        # Behind one that seems to hold beyond doubt: left out, all of them.
+        (["a"], ["noisy"]),
+        (["c"], ["a", "b"]),
+        # Of one that was not timed nothing is known.
+        (["unknown"], ["a", "b"]),
+    ],
+)
+def test_the_fastest_come_first_until_the_rest_is_slower_beyond_doubt(holding, turn):
+    known = times(a=1.0, b=1.2, c=3.0, noisy=1.3)
+    left = waiting(*(name for name in ("c", "noisy", "b", "a") if name not in holding))
+    assert narrowing.next_turn(left, known, holding, 2) == turn
+
+
+def test_who_could_not_be_timed_is_judged_in_full():
+    assert narrowing.next_turn(waiting("slow", "untimed"), times(slow=9.0, fast=1.0), ["fast"], 2) == [
+        "untimed"
+    ]
+
+
+def contender(recipe, latency, verdict, seen=0):
+    return Contender(
+        recipe, 0, "int8", 0, 1000, verdict, "why", few=seen, latency_p50_ms=latency, latency_p95_ms=latency
+    )
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.1, 9), st.sampled_from(["met", "missed", "undecided"])), min_size=1, max_size=6
+    ),
+    st.lists(st.sampled_from(["met", "missed", "undecided"]), min_size=6, max_size=6),
+    st.lists(st.booleans(), min_size=6, max_size=6),
+    st.booleans(),
+)
+def test_whoever_is_picked_is_glimpsed_or_what_judging_all_in_full_would_pick(known, seen, is_few, accept):
+    names = [f"e/{index}" for index in range(len(known))]
+    whole = [contender(name, *told) for name, told in zip(names, known, strict=True)]
+    ratios = {
+        (a.recipe, b.recipe): Ratio(*[a.latency_p50_ms / b.latency_p50_ms] * 3)
+        for a, b in itertools.permutations(whole, 2)
+    }
+    glimpsed = [
+        # What a few samples say may be anything.
+        contender(item.recipe, item.latency_p50_ms, told, 5) if little else item
+        for item, told, little in zip(whole, seen, is_few, strict=False)
+    ]
+
+    def picked(contenders):
+        return select(contenders, Contract(), ratios, is_int8_faster=True, accept_uncertain=accept).picked
+
+    found = picked(glimpsed)
+    assume(found is not None and not next(item for item in glimpsed if item.recipe == found).few)
+    assert found == picked(whole)
+
+
+def test_what_was_judged_a_little_says_of_how_many_samples_its_figures_are():
+    fast, slow = contender("e/fast", 1.0, "met"), contender("e/slow", 2.0, "missed", 130)
+    ratios = {("e/slow", "e/fast"): Ratio(1.9, 2.0, 2.1), ("e/fast", "e/slow"): Ratio(0.4, 0.5, 0.6)}
+    found = select([fast, slow], Contract(), ratios, is_int8_faster=True, accept_uncertain=False)
+    assert found.picked == "e/fast"
+    assert found.decisions["e/slow"].reason == (
+        "takes 2.00 x the time of e/fast (1.90 to 2.10), so it was judged on 130 samples only"
+    )
+
+
+@given(st.integers(64, 3000))
+def test_the_few_are_spread_over_all_and_hold_the_golden_ones(count):
+    golden = np.unique(np.linspace(0, count - 1, 64).astype(np.int64))
+    found = few(Samples({"x": np.zeros((count, 1))}), golden)
+    assert set(golden.tolist()) <= set(found.tolist()) <= set(range(count))
+    assert (np.diff(found) > 0).all()
+    assert len(found) <= FEW + 64
+    assert found[-1] == count - 1
+
+
+@given(st.lists(st.integers(1, 90), min_size=2, max_size=30), st.integers(32, 200))
+def test_the_few_of_sequences_are_whole_ones(lengths, golden):
+    ids = np.repeat(np.arange(len(lengths)), lengths)
+    assume(golden <= len(ids))
+    samples = Samples({"x": np.zeros((len(ids), 1))}, sequence=ids)
+    found = few(samples, np.arange(golden))
+    assert found.tolist() == list(range(len(found)))
+    assert len(found) >= min(max(golden, FEW), len(ids))
+    assert len(found) == len(ids) or samples.starts(len(found))
+
+
+def built(digits, run_build, tmp_path, *more):
+    words = [*digits.flags("model.onnx", "x86-64-v3"), "--recipe", "onnxruntime/*p*", "--jobs", "0", *more]
+    result = run_build(*words, "--out", tmp_path, "--json", tmp_path / "r.json", cache=tmp_path / "cache")
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "r.json").read_text())
+    (bundle,) = document["bundles"]
+    rows = {row["recipe"]: row for row in document["profiles"][0]["candidates"]}
+    return result.output, bundle, rows
+
+
+def test_if_what_was_judged_a_little_would_be_picked_all_are_judged_in_full(
+    digits, run_build, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(narrowing, "next_turn", lambda *_: [])
+    told, bundle, rows = built(digits, run_build, tmp_path)
+    assert f"{bundle['recipe']} may be the pick after all, so all are judged in full" in told
+    assert not any("samples" in row for row in rows.values())
+
+
+def test_one_that_is_clearly_slower_is_judged_a_little_and_told_so(digits, run_build, tmp_path, monkeypatch):
+    slow = "onnxruntime/percentile-int8"
+    is_beaten = narrowing._is_beaten
+    # The race decides this on real models; here it is said, of one that loses nothing if it is taken for the slower.
+    monkeypatch.setattr(
+        narrowing,
+        "_is_beaten",
+        lambda recipe, known, holding: bool(holding) if recipe == slow else is_beaten(recipe, {}, holding),
+    )
+    monkeypatch.setattr("converters.build._is_unseen", lambda _: False)
+    _, _, rows = built(digits, run_build, tmp_path)
+    assert 0 < rows[slow]["samples"] < rows["onnxruntime/fp32"].get("samples", 10**9)
+    assert rows[slow]["accuracy_drop"]["high"] > rows[slow]["accuracy_drop"]["value"]
+    assert "samples" not in rows["onnxruntime/fp32"]
+    assert "memory_mb" not in rows[slow]
+
+
+def test_a_worker_that_cannot_load_a_converter_ahead_opens_the_project_all_the_same():
+    opening = object.__new__(Opening)
+    messages = iter([Ahead("no-such-engine"), opening])
+    assert worker._opening(SimpleNamespace(recv=lambda: next(messages))) is opening
+
+
+def test_a_worker_that_dies_while_it_loads_ahead_costs_its_order_only(tmp_path):
+    told: list[str] = []
+    pool = WorkerPool(1, tmp_path, told.append)
+    try:
+        pool.load_ahead("litert")
+        os.kill(pool._workers[0].process.pid, signal.SIGKILL)
+        plan = SimpleNamespace(name="litert/fp32", recipe=SimpleNamespace(engine="litert"))
+        order = SimpleNamespace(plan=plan, is_float=True, is_trial=False, limit_s=9.0)
+        ((_, answer),) = pool.run([order], lambda _: "", Findings())
+        assert isinstance(answer, ToolFailedError)
+        assert "the worker died (signal 9, SIGKILL" in str(answer)
+        assert "while loading the converter of litert" in str(answer)
+    finally:
+        pool.close()
