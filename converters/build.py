@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from converters import locking, shipping
+from converters.data.halves import FEW
 from converters.data.handed import Handed, hand
 from converters.judge.select import Selection, select
 from converters.keep import lock
@@ -201,11 +202,13 @@ def _is_unseen(outcome: ProfileResult) -> bool:
 
 
 def _is_narrow(bench: Workbench, targets: Iterable[Target], options: Options, host: Host) -> bool:
-    """Whether candidates are timed before they are judged in full, and the slow ones are not. Not where times are not to be
-    had, where every candidate's groups or buckets are promised, where a search begins from all, or the choice is known.
+    """Whether candidates are timed before they are judged in full, and the slow ones are not. Not where few samples are all,
+    where times are not to be had, where every candidate's groups or buckets are promised, where a search begins from all, or
+    the choice is known.
     """
     return not (
         options.search
+        or len(bench.data.judged) < 2 * FEW
         or bench.source.buckets
         or bench.data.evaluation.slices is not None
         or any(target.locked or not host.matches(target.profile) for target in targets)

@@ -124,7 +124,12 @@ def select(
             told = "meets the contract; to be measured on the device against the pick"
             decisions[contender.recipe] = Decision("alternate", _with_doubt(told, contender))
         elif contender is not picked:
-            decisions[contender.recipe] = Decision("lost", _why_lost(contender, picked, ratios))
+            objection = _inaccuracy(contender, accept_uncertain=True) if contender.few else ""
+            decisions[contender.recipe] = (
+                Decision("refused", f"{objection}; seen on {contender.few} samples")
+                if objection
+                else Decision("lost", _why_lost(contender, picked, ratios))
+            )
     names = tuple(contender.recipe for contender in alternates)
     return Selection(picked.recipe, names, decisions, budgets(picked, contract), None)
 

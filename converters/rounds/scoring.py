@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from converters.judge.accuracy import Place
+from converters.judge.accuracy import Accuracy, Judgement, Place
 from converters.judge.metrics import MetricError
 from converters.judge.score import score
 from converters.measure.host import Host
@@ -82,11 +82,21 @@ def scored(bench: Workbench, contract: Contract, item: Candidate, place: Place) 
     return replace(
         item,
         accuracy=found.accuracy,
-        judgement=found.judgement,
+        judgement=_shown(found.judgement, found.accuracy, limit_of(contract))
+        if item.is_glimpsed
+        else found.judgement,
         shift=found.shift,
         notes=notes,
         slices=found.slices,
         buckets=() if item.is_glimpsed else _bucket_scores(bench, item.evaluated.digest),
+    )
+
+
+def _shown(judgement: Judgement, figures: Accuracy, limit: float) -> Judgement:
+    """Of few samples: a miss only where they show one."""
+    is_shown = bool(figures.trouble) or figures.low > limit
+    return (
+        judgement if judgement.verdict != "missed" or is_shown else Judgement("undecided", judgement.reason)
     )
 
 

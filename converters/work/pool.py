@@ -9,7 +9,9 @@ Always true
     candidate over the user's samples takes what it takes, except in a search's trial.
  5. Cheap orders of an engine go first: float before int8. If its float model cannot be made in time, its int8 ones, which start
     from it, are not tried.
- 6. While `run` is not being iterated, every worker is idle: what is then measured has the machine to itself.
+ 6. An int8 order waits while another worker makes its engine's float model, and goes to that worker alone if it could not: no
+    other spends minutes on what is being made, or found that it cannot be.
+ 7. While `run` is not being iterated, every worker is idle: what is then measured has the machine to itself.
 
 A worker lives as long as the build, since loading a converter takes seconds, and gets orders for the engine that it has
 loaded before others. The slowest converter may be loaded ahead, while the building process still reads the source. Its side is `converters.work.worker`.
@@ -169,6 +171,8 @@ class WorkerPool:
     opening: Opening | None = None
     _workers: list[_Worker] = field(default_factory=list)
     _started: int = 0
+    # The worker that makes an engine's float model, or was the last to fail at it.
+    _float_at: dict[str, "_Worker"] = field(default_factory=dict)
     # Engines whose float model could not be made in time.
     _given_up: dict[str, TooLongError] = field(default_factory=dict)
 
@@ -239,11 +243,14 @@ class WorkerPool:
 
     def _hand_out(self, waiting: list[Order], shared: Callable[[Order], str], known: Findings) -> None:
         while waiting:
-            worker = next((item for item in self._workers if item.order is None), None)
-            if worker is None and len(self._workers) >= self.jobs:
-                return
             busy = {item.shared for item in self._workers if item.order}
             free = [order for order in waiting if shared(order) not in busy]
+            idle: list[_Worker | None] = [item for item in self._workers if item.order is None]
+            if len(self._workers) < self.jobs:
+                idle.append(None)
+            worker, free = next(
+                ((item, mine) for item in idle if (mine := self._for(item, free))), (None, [])
+            )
             if not free:
                 return
             worker = worker or self._hired("starting")
@@ -252,8 +259,19 @@ class WorkerPool:
                 worker.sends(self.opening)
             order = min(free, key=lambda item: self._place(worker, item))
             waiting.remove(order)
+            if order.is_float:
+                self._float_at[order.plan.recipe.engine] = worker
             worker.takes(order, shared(order))
             worker.sends((order, known.artifacts_only()))
+
+    def _for(self, worker: _Worker | None, orders: Sequence[Order]) -> list[Order]:
+        """The orders that this worker, or one that is still to be started, may have."""
+        found = []
+        for order in orders:
+            maker = self._float_at.get(order.plan.recipe.engine)
+            if order.is_float or maker in (None, worker) or maker not in self._workers:
+                found.append(order)
+        return found
 
     def _place(self, worker: _Worker, order: Order) -> tuple[bool, bool, int]:
         """The smallest comes next. What another worker has the engine for comes last, float or not: loading a converter
@@ -310,6 +328,9 @@ class WorkerPool:
             worker.does(f"preparing {order.plan.name}")
             return None
         worker.rests()
+        engine, made = order.plan.recipe.engine, message.artifacts.get(worker.shared)
+        if self._float_at.get(engine) is worker and not isinstance(made, Exception):
+            del self._float_at[engine]
         return order, message
 
     def _buried(self, worker: _Worker) -> ToolFailedError:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from litert_models import converted, operators, prepared_program
 from torch import nn
 from torch.nn import functional
@@ -100,3 +101,15 @@ def test_an_ethos_u_takes_a_hard_sigmoid_that_is_spelled_as_a_clamp(tmp_path):
     made = tmp_path / "compiled"
     made.mkdir()
     assert vela.compiled(artifact, plan.constraints.vela, made).compiled.on_cpu == {}
+
+
+def test_a_truth_that_is_passed_through_is_an_output_of_its_own(tmp_path):
+    program = Program(lambda _, x, is_there: (x * 2, is_there, x + 1)).eval()
+    given = (drawn(1, 4), torch.tensor([[True, False, True, False]]))
+    quietly(lambda: convert(program, given).export(str(tmp_path / "m.tflite")))
+    interpreter = Interpreter(model_path=str(tmp_path / "m.tflite"))
+    names = [detail["name"] for detail in interpreter.get_output_details()]
+    assert names == [f"serving_default_output_{index}_output" for index in range(3)]
+    run = interpreter.get_signature_runner()
+    found = run(args_0=given[0].numpy(), args_1=given[1].numpy())
+    np.testing.assert_array_equal(found["output_1"], given[1].numpy())

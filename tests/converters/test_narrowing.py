@@ -12,9 +12,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from converters.data.halves import FEW, few
+from converters.judge.accuracy import Accuracy, Judgement
 from converters.judge.select import Contender, Ratio, select
 from converters.measure.latency import Latency
-from converters.rounds import narrowing
+from converters.rounds import narrowing, scoring
 from converters.work import worker
 from converters.work.findings import Findings
 from converters.work.pool import Ahead, Opening, WorkerPool
@@ -95,13 +96,30 @@ def test_whoever_is_picked_is_glimpsed_or_what_judging_all_in_full_would_pick(kn
 
 
 def test_what_was_judged_a_little_says_of_how_many_samples_its_figures_are():
-    fast, slow = contender("e/fast", 1.0, "met"), contender("e/slow", 2.0, "missed", 130)
+    fast, slow = contender("e/fast", 1.0, "met"), contender("e/slow", 2.0, "undecided", 130)
     ratios = {("e/slow", "e/fast"): Ratio(1.9, 2.0, 2.1), ("e/fast", "e/slow"): Ratio(0.4, 0.5, 0.6)}
     found = select([fast, slow], Contract(), ratios, is_int8_faster=True, accept_uncertain=False)
     assert found.picked == "e/fast"
     assert found.decisions["e/slow"].reason == (
         "takes 2.00 x the time of e/fast (1.90 to 2.10), so it was judged on 130 samples only"
     )
+
+
+@pytest.mark.parametrize(
+    ("low", "trouble", "verdict"),
+    [(0.03, "", "missed"), (0.01, "", "undecided"), (0.01, "it is nan", "missed")],
+)
+def test_few_samples_refuse_only_what_they_show(low, trouble, verdict):
+    figures = Accuracy(1.0, 0.95, 0.05, 0.3, 130, low=low, trouble=trouble)
+    assert scoring._shown(Judgement("missed", "why"), figures, 0.02).verdict == verdict
+    assert scoring._shown(Judgement("undecided", "why"), figures, 0.02).verdict == "undecided"
+
+
+def test_one_that_few_samples_show_to_miss_is_refused_by_these():
+    fast, slow = contender("e/fast", 1.0, "met"), contender("e/slow", 2.0, "missed", 130)
+    found = select([fast, slow], Contract(), {}, is_int8_faster=True, accept_uncertain=False)
+    assert found.decisions["e/slow"].status == "refused"
+    assert found.decisions["e/slow"].reason == "accuracy: why; seen on 130 samples"
 
 
 @given(st.integers(64, 3000))
@@ -138,6 +156,7 @@ def built(digits, run_build, tmp_path, *more):
 def test_if_what_was_judged_a_little_would_be_picked_all_are_judged_in_full(
     digits, run_build, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr("converters.build.FEW", 1)
     monkeypatch.setattr(narrowing, "next_turn", lambda *_: [])
     told, bundle, rows = built(digits, run_build, tmp_path)
     assert f"{bundle['recipe']} may be the pick after all, so all are judged in full" in told
@@ -145,6 +164,7 @@ def test_if_what_was_judged_a_little_would_be_picked_all_are_judged_in_full(
 
 
 def test_one_that_is_clearly_slower_is_judged_a_little_and_told_so(digits, run_build, tmp_path, monkeypatch):
+    monkeypatch.setattr("converters.build.FEW", 1)
     slow = "onnxruntime/percentile-int8"
     is_beaten = narrowing._is_beaten
     # The race decides this on real models; here it is said, of one that loses nothing if it is taken for the slower.

@@ -46,7 +46,8 @@ def rewritten(module: Any, arguments: tuple[Any, ...]) -> GraphModule:
 
 def _part_outputs(made: GraphModule) -> None:
     """Each output by an operator of its own: of a tensor that is given twice, or is an input, the converter gives one
-    name only, and ai-edge-quantizer (0.10) loses the others. The larger of a tensor and itself is what no tool removes.
+    name only, and ai-edge-quantizer (0.10) loses the others. The larger of a tensor and itself is what no tool removes; a
+    truth is a number meanwhile, since one or the other of it and itself is removed.
     """
     (end,) = (node for node in made.graph.nodes if node.op == "output")
     seen: set[Node] = set()
@@ -55,10 +56,12 @@ def _part_outputs(made: GraphModule) -> None:
         if node.op != "placeholder" and node not in seen:
             seen.add(node)
             return node
-        is_boolean = node.meta["val"].dtype is torch.bool
-        twice = torch.ops.aten.logical_or.default if is_boolean else torch.ops.aten.maximum.default
+        is_truth = node.meta["val"].dtype is torch.bool
+        aten, call = torch.ops.aten, made.graph.call_function
         with made.graph.inserting_before(end):
-            return made.graph.call_function(twice, (node, node))
+            number = call(aten.to.dtype, (node, torch.int32)) if is_truth else node
+            larger = call(aten.maximum.default, (number, number))
+            return call(aten.ne.Scalar, (larger, 0)) if is_truth else larger
 
     end.args = torch.fx.map_arg(end.args, parted)
 
