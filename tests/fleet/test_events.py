@@ -81,6 +81,27 @@ def test_who_comes_back_hears_what_they_missed_and_nothing_twice(database: Datab
     asyncio.run(scene())
 
 
+@pytest.mark.postgres
+def test_what_is_committed_after_a_higher_number_is_missed_by_nobody_who_comes_back(
+    empty_postgresql: str,
+) -> None:
+    database = Database(empty_postgresql)
+
+    async def scene() -> None:
+        hub = Hub(database, look_every_s=SOON)
+        with database.begin() as slow:
+            events.note(slow, "rollout", ["r1"])
+            note(database, "rollout", "r2")
+            stream, known = await begun(hub)
+            await stream.aclose()
+        stream, _ = await begun(hub, known)
+        assert heard(await anext(stream)) == {"rollout": ["r1", "r2"]}, "r2 twice rather than r1 never"
+        await stream.aclose()
+
+    asyncio.run(scene())
+    database.close()
+
+
 @pytest.mark.parametrize("since", [-7, 10**9])
 def test_who_was_away_for_too_long_or_saw_another_database_looks_at_everything(
     database: Database, since: int
