@@ -15,7 +15,7 @@ from converters.data import datasets
 from converters.keep import lock
 from converters.keep.lock import LockedBundle, LockedTarget
 from converters.outcome import Options
-from converters.recipes.recipes import Plan
+from converters.recipes.recipes import Plan, threads_for
 from converters.report.result import ProfileResult
 from converters.work.workbench import Workbench
 from edgekit.errors import LockError
@@ -54,11 +54,17 @@ def read(
 def written(bench: Workbench, outcome: ProfileResult, shipped: Sequence[Mapping[str, Any]]) -> LockedTarget:
     """What the lock is to say of a target; `shipped` are the rows of its bundles in the result."""
     items = [outcome.candidate(str(row["recipe"])) for row in shipped]
+    usual = threads_for(outcome.profile)
     return LockedTarget(
         inputs=_inputs(bench, outcome.profile, outcome.contract),
         tools=bench.keys.all_tools(item.plan for item in items),
         bundles=tuple(
-            LockedBundle(item.recipe, str(row["digest"]), item.plan.tuning)
+            LockedBundle(
+                item.recipe,
+                str(row["digest"]),
+                item.plan.tuning,
+                item.plan.threads if item.plan.threads != usual else 0,
+            )
             for item, row in zip(items, shipped, strict=True)
         ),
     )

@@ -39,6 +39,19 @@ def zeros_of(spec: TensorSpec) -> Array:
     return np.zeros([dim or 1 for dim in spec.shape], np.dtype(spec.dtype))
 
 
+_DTYPES: Mapping[str, np.dtype[np.generic]] = {name: np.dtype(name) for name in V2_DTYPES}
+
+
+def _is_ready(spec: TensorSpec, array: Array | None) -> bool:
+    """Whether an array is exactly what the spec says, every dimension given, and lies in C order."""
+    return (
+        type(array) is np.ndarray
+        and array.dtype == _DTYPES.get(spec.dtype)
+        and array.shape == spec.shape
+        and array.flags.c_contiguous
+    )
+
+
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> dict[str, Array]:
     """The inputs as C-contiguous arrays of the declared dtypes.
 
@@ -46,6 +59,9 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> di
 
     Raises: InputError naming the tensor, what came and what is expected.
     """
+    # What fits as it is goes through at once: of a model of microseconds, looking closer would be a fifth of its time.
+    if len(inputs) == len(specs) and all(_is_ready(spec, inputs.get(spec.name)) for spec in specs):
+        return dict(inputs)
     by_name = {spec.name: spec for spec in specs}
     for name in inputs:
         if name not in by_name:

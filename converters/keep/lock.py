@@ -30,6 +30,8 @@ class LockedBundle(msgspec.Struct, frozen=True, omit_defaults=True):
     recipe: str
     digest: str
     tuning: Tuning = PLAIN
+    # Fewer than the profile's, where they were faster; 0 is the profile's.
+    threads: int = 0
 
 
 class LockedTarget(msgspec.Struct, frozen=True):
@@ -119,7 +121,9 @@ def plans(locked: LockedTarget, known: Sequence[Plan]) -> list[Plan]:
             raise LockError(
                 f"edgekit.lock: the profile has no recipe {name} now; write the lock anew with --lock"
             )
-        found.append(replace(by_recipe[name], tuning=item.tuning))
+        plan = by_recipe[name]
+        threads = item.threads or plan.threads
+        found.append(replace(plan, tuning=item.tuning, threads=threads, fewer_threads=()))
     return found
 
 

@@ -15,13 +15,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from converters.measure import latency
+from converters.measure import heats, latency
 from converters.measure.latency import Latency, Run
 from edgekit import engines
 from edgekit.engines import Model
@@ -39,13 +39,14 @@ _NOBODY = 0xFFFF
 
 
 class Runner(msgspec.Struct, frozen=True):
-    """A model and how its engine loads it."""
+    """A model and how its engine loads it; `way_of` names the runner whose model this is, to be run in another way."""
 
     name: str
     model: str
     engine: EngineSpec
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    way_of: str = ""
 
 
 class _Race(msgspec.Struct, frozen=True):
@@ -64,10 +65,13 @@ class _Found(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Timing:
-    """Latencies of those that could be timed, and why the others could not."""
+    """Latencies of those that could be timed, and why the others could not. Of those whose time is that of fewer threads,
+    `fewer` has how many, and the time of as many as there are otherwise.
+    """
 
     latencies: dict[str, Latency]
     failures: dict[str, str]
+    fewer: dict[str, tuple[int, Latency]] = field(default_factory=dict)
 
 
 def run_race(
@@ -79,8 +83,8 @@ def run_race(
     budget_s: float,
     environment: Mapping[str, str] | None = None,
 ) -> Timing:
-    """Time the runners on the same feeds; who is no rival gets the first rounds only. `environment` is added to the timing
-    process's.
+    """Time the runners on the same feeds; who is no rival gets the first rounds only, and other ways are timed of those
+    that may win by them. `environment` is added to the timing process's.
 
     Raises: ToolFailedError if the process dies while no candidate is at work.
     """
@@ -88,7 +92,7 @@ def run_race(
     samples = Samples({name: np.stack([feed[name] for feed in feeds]) for name in feeds[0]})
     (folder / _FEEDS).write_bytes(dump_npz(samples))
     failures: dict[str, str] = {}
-    while running := tuple(item for item in runners if item.name not in failures):
+    while running := tuple(item for item in runners if not {item.name, item.way_of} & {*failures}):
         found = _raced(_Race(running, tuple(rivals), budget_s), folder, environment or {})
         if not found.refused:
             return Timing(found.latencies, failures)
@@ -165,17 +169,31 @@ class _Announced:
 
 
 def _found(race: _Race, feeds: Sequence[Mapping[str, Array]], announced: _Announced) -> _Found:
-    models: list[Model] = []
+    models: dict[int, Model] = {}
+    runs: dict[str, Run] = {}
+
+    def load(number: int, runner: Runner) -> float:
+        announced.at(number)
+        models[number] = _loaded(runner)
+        runs[runner.name] = announced.running(number, models[number].run)
+        return latency.warmed(runs[runner.name], feeds)
+
     try:
-        for number, runner in enumerate(race.runners):
-            announced.at(number)
-            models.append(_loaded(runner))
-        runs = {
-            runner.name: announced.running(number, model.run)
-            for number, (runner, model) in enumerate(zip(race.runners, models, strict=True))
+        once = {
+            runner.name: load(number, runner)
+            for number, runner in enumerate(race.runners)
+            if not runner.way_of
         }
-        latencies = latency.interleaved(runs, feeds, race.rivals, budget_s=race.budget_s)
-        for number, model in enumerate(models):
+        worth = heats.worth_other_ways(once, race.rivals)
+        for number, runner in enumerate(race.runners):
+            if runner.way_of not in worth:
+                continue
+            if load(number, runner) > heats.HOPELESS * once[runner.way_of]:
+                del runs[runner.name]
+                models.pop(number).close()
+        rivals = {runner.name for runner in race.runners if {runner.name, runner.way_of} & {*race.rivals}}
+        latencies = latency.interleaved(runs, feeds, rivals, budget_s=race.budget_s)
+        for number, model in models.items():
             announced.at(number)
             model.close()
     except EngineError as error:

@@ -87,6 +87,8 @@ class Plan:
     static_shapes_only: bool = False
     # What it is made of is smaller than this already, which it may not exceed; 0 is no limit.
     most_bytes: int = 0
+    # Fewer threads that it is timed with as well.
+    fewer_threads: tuple[int, ...] = ()
 
     @property
     def is_accelerated(self) -> bool:
@@ -238,6 +240,13 @@ def threads_for(profile: Profile) -> int:
     return min(profile.cores, MAX_THREADS)
 
 
+def fewer(threads: int) -> tuple[int, ...]:
+    """Numbers of threads below that one which may be faster: to hand a small model to many threads takes longer than to
+    run it.
+    """
+    return tuple(number for number in (1, 2) if number < threads)
+
+
 def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
     known = facts.of(recipe.engine)
     quantization = profile.quantization
@@ -270,6 +279,7 @@ def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
         threads_for(profile),
         notes,
         static_shapes_only=quantization.static_shapes_only,
+        fewer_threads=() if accelerator else fewer(threads_for(profile)),
     )
 
 

@@ -6,12 +6,15 @@ Always true
  3. Of a source whose weights are kept apart, candidates are timed one after the other, since together they may not fit.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from msgspec import structs
 
 from converters.backends.artifact import Artifact
 from converters.measure import latency, roofline
 from converters.measure.host import Host, judged_spec
 from converters.measure.race import Runner, Timing, run_race
+from converters.recipes.recipes import Plan
 from converters.rounds.candidates import Candidate
 from converters.work.workbench import Workbench
 from edgekit.profile import Profile
@@ -25,9 +28,10 @@ def timed(
     rivals: Collection[str],
     *,
     budget_s: float = latency.BUDGET_S,
+    in_all_ways: bool = False,
 ) -> Timing:
     """Latencies of candidates with an artifact, all in one process of their own; only the `rivals` are worth more than
-    the first rounds.
+    the first rounds, and with `in_all_ways` those that may win by it are timed with fewer threads too (`way_name`).
 
     With buckets, each has a race of its own, on samples that fall into it, and they are put together by their shares.
     """
@@ -36,6 +40,9 @@ def timed(
         runners = [
             _runner(bench, item, item.artifact, host, size) for item in standing if item.artifact is not None
         ]
+        if in_all_ways and not bench.source.is_apart:
+            plans = {item.recipe: item.plan for item in standing}
+            runners += [way for own in runners for way in _with_fewer_threads(own, plans[own.name], host)]
         together = [[each] for each in runners] if bench.source.is_apart else [runners]
         parts = [
             run_race(
@@ -89,6 +96,22 @@ def _runner(bench: Workbench, item: Candidate, artifact: Artifact, host: Host, s
     )
 
 
+def way_name(recipe: str, threads: int) -> str:
+    """What a candidate is called where it is timed with fewer threads."""
+    return f"{recipe} on {threads_told(threads)}"
+
+
+def threads_told(threads: int) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def _with_fewer_threads(runner: Runner, plan: Plan, host: Host) -> Iterator[Runner]:
+    """Nothing where there are fewer cores than the profile has: then no number of threads is the profile's."""
+    for threads in plan.fewer_threads if host.threads(plan) == plan.threads else ():
+        spec = structs.replace(runner.engine, threads=threads)
+        yield structs.replace(runner, name=way_name(runner.name, threads), engine=spec, way_of=runner.name)
+
+
 def _put_together(timings: Mapping[int, Timing], shares: Mapping[int, float]) -> Timing:
     """What fails in one bucket is out."""
     failures = {
@@ -96,7 +119,12 @@ def _put_together(timings: Mapping[int, Timing], shares: Mapping[int, float]) ->
         for size, timing in timings.items()
         for name, reason in timing.failures.items()
     }
-    names = [name for name in next(iter(timings.values())).latencies if name not in failures]
+    # Of other ways those that were worth it in every bucket.
+    names = [
+        name
+        for name in next(iter(timings.values())).latencies
+        if name not in failures and all(name in timing.latencies for timing in timings.values())
+    ]
     latencies = {
         name: latency.over_buckets({size: timing.latencies[name] for size, timing in timings.items()}, shares)
         for name in names

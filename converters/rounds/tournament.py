@@ -20,6 +20,7 @@ from converters.rounds.making import made
 from converters.rounds.narrowing import narrowed
 from converters.rounds.scoring import is_same_function, scored, searched, with_outputs
 from converters.rounds.timing import estimated, timed
+from converters.rounds.ways import in_their_best_way, settled
 from converters.work.workbench import Workbench
 from edgekit.errors import ToolFailedError
 from edgekit.evidence import TrialEvidence
@@ -83,6 +84,7 @@ def judged(
     timing = early
     if timing is None or not _is_fair(timing, tried):
         timing, host, footing = _raced(bench, tried, host, footing)
+    tried, timing = in_their_best_way(bench, contract, tried, host, timing)
     bench.tell("measuring memory")
     # Side by side: who else runs is nothing to a process's memory.
     with ThreadPoolExecutor(max(jobs, 1)) as threads:
@@ -100,12 +102,12 @@ def _raced(
     bench.tell("measuring latency")
     standing = [item for item in tried if item.stands]
     rivals = {item.recipe for item in standing if not (_is_out(item) or (item.outputs and item.is_glimpsed))}
-    timing = timed(bench, standing, host, rivals)
+    timing = settled(standing, timed(bench, standing, host, rivals, in_all_ways=True))
     if footing.held and timing.failures:
         # openvino 2026.4 crashes on some models when held to AVX2; all are timed anew, on one footing.
         bench.tell(f"{', '.join(timing.failures)} cannot be timed with {footing.held}; nothing is held")
         footing, host = footing.released(), replace(host, environment={})
-        timing = timed(bench, standing, host, rivals)
+        timing = settled(standing, timed(bench, standing, host, rivals, in_all_ways=True))
     return timing, host, footing
 
 

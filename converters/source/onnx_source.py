@@ -127,17 +127,25 @@ def _quantized(model: onnx.ModelProto, path: Path, specs: tuple[TensorSpec, ...]
         return None
     what, is_widened = found
     size = sum(file.stat().st_size for file in onnx_files.of_model(path))
-    return Quantized(what, is_widened, size, _work(model, specs))
+    return Quantized(what, is_widened, size, quantized_work(model, specs))
 
 
-def _work(model: onnx.ModelProto, specs: tuple[TensorSpec, ...]) -> Work:
+def quantized_work(model: onnx.ModelProto, specs: tuple[TensorSpec, ...]) -> Work:
     """Of a file whose inputs may be open."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     sizes = {spec.name: closed(spec) for spec in specs}
+    named: dict[str, int] = {}
     for value in made.graph.input:
         for dim, size in zip(value.type.tensor_type.shape.dim, sizes.get(value.name, ()), strict=False):
+            if dim.dim_param:
+                named[dim.dim_param] = size
             dim.dim_value = size
+    # onnx infers nothing behind an operator of com.microsoft; what the file says of shapes there has the inputs' names.
+    for value in made.graph.value_info:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in named:
+                dim.dim_value = named[dim.dim_param]
     try:
         return work(made)
     except onnx.shape_inference.InferenceError:

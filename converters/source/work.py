@@ -30,12 +30,17 @@ def work(model: onnx.ModelProto) -> Work:
         shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
     macs = activations = 0
     for node in graph.node:
-        count = _MACS.get(node.op_type)
-        known = all(name in shapes for name in (*filter(None, node.input), *node.output))
-        if count is not None and known:
-            macs += count(node, shapes)
+        macs += _counted(node, shapes)
         activations += sum(math.prod(shapes[name]) for name in node.output if name in shapes)
     return Work(macs, weights, activations, len(graph.node))
+
+
+def _counted(node: onnx.NodeProto, shapes: Shapes) -> int:
+    count = _MACS.get(node.op_type)
+    try:
+        return count(node, shapes) if count is not None else 0
+    except KeyError:  # a shape that it needs is not known
+        return 0
 
 
 def _conv(node: onnx.NodeProto, shapes: Shapes) -> int:
@@ -81,6 +86,8 @@ _MACS: Mapping[str, Callable[[onnx.NodeProto, Shapes], int]] = {
     "QLinearConv": _with_scales(3),
     "QLinearMatMul": _matmul,
     "LSTM": _recurrent,
+    # Its weights lie the other way round, which makes no other number of them.
+    "DynamicQuantizeLSTM": _recurrent,
     "GRU": _recurrent,
     "RNN": _recurrent,
 }

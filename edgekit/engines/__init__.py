@@ -145,13 +145,14 @@ class LoadedBundle:
             )
         self.manifest = manifest
         self._buckets = manifest.buckets or None
+        self._admitted = manifest.admitted
         self._model = load(
             folder, manifest.engine, manifest.inputs, manifest.outputs, cache=cache, buckets=self._buckets
         )
 
     def checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The inputs as the engine takes them, padded to their bucket. Raises: InputError for those that do not fit."""
-        fitting = check_inputs(self.manifest.admitted, inputs)
+        fitting = check_inputs(self._admitted, inputs)
         return fitting if self._buckets is None else rules.padded(self._buckets, fitting)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

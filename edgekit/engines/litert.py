@@ -48,21 +48,29 @@ _NARROWED = {
 class LiteRtModel:
     def __init__(self, interpreter: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         self._interpreter = interpreter
-        self._inputs = _match(interpreter.get_input_details(), inputs)
-        self._outputs = _match(interpreter.get_output_details(), outputs)
-        self._public = {spec.name: np.dtype(spec.dtype) for spec in outputs}
+        self._inputs = [
+            (name, detail["index"], np.dtype(detail["dtype"]), detail)
+            for name, detail in _match(interpreter.get_input_details(), inputs).items()
+        ]
+        public = {spec.name: np.dtype(spec.dtype) for spec in outputs}
+        # Without a detail: as the interpreter gives it.
+        self._outputs = [
+            (name, detail["index"], None if _is_plain(detail, public[name]) else detail, public[name])
+            for name, detail in _match(interpreter.get_output_details(), outputs).items()
+        ]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        interpreter = self._interpreter
         try:
-            for name, detail in self._inputs.items():
-                self._interpreter.set_tensor(detail["index"], _quantized(inputs[name], detail))
-            self._interpreter.invoke()
-            return {
-                name: _widened(
-                    _dequantized(self._interpreter.get_tensor(detail["index"]), detail), self._public[name]
-                )
-                for name, detail in self._outputs.items()
-            }
+            for name, index, dtype, detail in self._inputs:
+                array = inputs[name]
+                interpreter.set_tensor(index, array if array.dtype == dtype else _quantized(array, detail))
+            interpreter.invoke()
+            found: dict[str, Array] = {}
+            for name, index, other, public in self._outputs:
+                array = interpreter.get_tensor(index)
+                found[name] = array if other is None else _widened(_dequantized(array, other), public)
+            return found
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"litert failed: {error}") from error
 
@@ -76,6 +84,12 @@ def _match(details: list[dict[str, Any]], specs: Sequence[TensorSpec]) -> dict[s
     if missing:
         raise EngineError(f"the model has no tensor {', '.join(missing)}; it has {', '.join(by_name)}")
     return {spec.name: by_name[spec.engine_name] for spec in specs}
+
+
+def _is_plain(detail: dict[str, Any], public: np.dtype[Any]) -> bool:
+    """Whether an output is public as the interpreter gives it."""
+    scale, _ = detail["quantization"]
+    return bool(detail["dtype"] == public and not (scale and np.issubdtype(public, np.integer)))
 
 
 def _quantized(array: Array, detail: dict[str, Any]) -> Array:

@@ -47,6 +47,29 @@ def test_only_ties_whose_medians_differ_need_another_heat(ratios):
         assert abs(ratios[name].median - 1) > 0.02
 
 
+def test_only_the_fastest_are_worth_another_way():
+    once = {"fast": 1.0, "near": 1.9, "far": 2.1, "refused": 0.5}
+    assert heats.worth_other_ways(once, {"fast", "near", "far"}) == {"fast", "near"}
+    many = {f"m{number}": 1 + number / 100 for number in range(20)}
+    assert heats.worth_other_ways(many, many) == {f"m{number}" for number in range(heats.MOST_TRIED)}
+    assert heats.worth_other_ways({}, set()) == set()
+
+
+@pytest.mark.parametrize(
+    ("own", "leader", "taken"),
+    [
+        ({"one": (0.7, 0.8, 0.9)}, {"one": (1, 1, 1)}, "one"),
+        ({"one": (0.7, 0.8, 1.0)}, {"one": (1, 1, 1)}, None),  # in doubt
+        ({"one": (0.7, 0.8, 0.9)}, {"one": (1.1, 1.2, 1.3)}, None),  # faster than it was, and still no winner
+        ({"one": (0.7, 0.8, 0.9), "two": (0.5, 0.6, 0.7)}, {"one": (0.9, 1, 2), "two": (1, 1, 1)}, "two"),
+        ({}, {}, None),
+    ],
+)
+def test_another_way_is_taken_where_it_is_faster_beyond_doubt_and_may_win(own, leader, taken):
+    ratios = [{name: Ratio(*ends) for name, ends in each.items()} for each in (own, leader)]
+    assert heats.better_way(*ratios) == taken
+
+
 def test_clear_losers_and_what_is_refused_get_one_heat_and_finalists_more():
     runs = {"fast": sleeper(0.0005), "slow": sleeper(0.004), "refused": sleeper(0.0005)}
     found = latency.interleaved(runs, FEEDS, {"fast", "slow"}, budget_s=1.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from converters.measure.race import Runner, run_race
 from edgekit.errors import ToolFailedError
@@ -65,6 +66,27 @@ def test_all_runners_get_a_latency_in_a_process_that_loads_no_converter(digits, 
     # This process has torch; the timing one's modules are another matter.
     code = "import sys, converters.measure.race; print([m for m in ('torch', 'onnx', 'nncf', 'scipy') if m in sys.modules])"
     assert os.popen(f'{sys.executable} -c "{code}"').read().strip() == "[]"
+
+
+def way(name, file, **changes):
+    return structs.replace(runner(f"{name} otherwise", file), way_of=name, **changes)
+
+
+def test_other_ways_are_timed_of_those_that_may_win_by_them(digits, tmp_path):
+    file = digits.folder / "model.onnx"
+    runners = [runner(name, file) for name in ("one", "refused")]
+    runners += [way(item.name, file) for item in runners]
+    found = run_race(runners, FEEDS, {"one"}, tmp_path / "race", budget_s=0.2)
+    assert sorted(found.latencies) == ["one", "one otherwise", "refused"]
+    assert len(found.latencies["one otherwise"].rounds) >= len(found.latencies["refused"].rounds)
+
+
+def test_another_way_that_an_engine_refuses_costs_nothing_else(digits, tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    runners = [runner("one", digits.folder / "model.onnx"), way("one", tmp_path / "bad.onnx")]
+    found = run_race(runners, FEEDS, {"one"}, tmp_path / "race", budget_s=0.1)
+    assert sorted(found.latencies) == ["one"]
+    assert list(found.failures) == ["one otherwise"]
 
 
 def test_an_engine_that_crashes_costs_the_candidate_that_it_ran(digits, tmp_path, doom):

@@ -170,6 +170,33 @@ def test_float_widths_are_converted_and_memory_made_contiguous() -> None:
     assert checked.flags.c_contiguous
 
 
+def test_an_input_that_fits_is_taken_as_it_is() -> None:
+    array = np.zeros((1, 4), np.float32)
+    assert check_inputs([SPEC], {"x": array})["x"] is array
+    # What only looks like it is not.
+    for other in (array.astype(">f4"), np.asfortranarray(np.zeros((4, 4), np.float32))[:1]):
+        checked = check_inputs([SPEC], {"x": other})["x"]
+        assert checked.dtype == np.float32
+        assert checked.flags.c_contiguous
+
+
+def test_an_output_is_the_callers_own_however_large_it_is(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO writes large ones straight into an array that the next call must not touch."""
+    adapter = pytest.importorskip("edgekit.engines.openvino")
+    for least in (1, 10**9):
+        monkeypatch.setattr(adapter, "LARGE", least)
+        bundle = LoadedBundle(manifest("openvino", onnx_file), onnx_file.parent)
+        first = bundle.run({"x": X})["y"]
+        np.testing.assert_allclose(first, EXPECTED, atol=1e-4)
+        second = bundle.run({"x": 2 * X})["y"]
+        bundle.close()
+        np.testing.assert_allclose(first, EXPECTED, atol=1e-4)
+        np.testing.assert_allclose(second, 2 * EXPECTED, atol=1e-4)
+        assert first.flags.writeable
+
+
 def test_an_open_dimension_fits_any_size_but_no_other_rank() -> None:
     spec = TensorSpec("x", "float32", (None, 4))
     assert fits(spec, (7, 4))

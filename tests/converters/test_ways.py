@@ -1,0 +1,100 @@
+"""Fewer threads: taken where they are faster, judged as they compute, kept in the lock."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from converters.backends.artifact import Artifact
+from converters.keep.lock import LockedBundle, LockedTarget, plans
+from converters.measure.latency import Latency
+from converters.measure.race import Timing
+from converters.recipes import recipes
+from converters.rounds import ways
+from converters.rounds.candidates import Candidate
+from edgekit import profile
+from edgekit.manifest import Contract
+
+HOST = SimpleNamespace(threads=lambda plan: plan.threads)
+
+
+def plan():
+    return next(each for each in recipes.plans(profile.load("x86-64-v3")) if each.name == "onnxruntime/fp32")
+
+
+def steady(ms):
+    return Latency(ms, ms, (ms,) * 24)
+
+
+@pytest.fixture
+def item(tmp_path):
+    return Candidate(plan(), artifact=Artifact(tmp_path, "model.onnx", {}))
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """What an evaluation with other threads comes to: `failure` may be set."""
+    found = SimpleNamespace(failure="", threads=[])
+
+    def made(_bench, given, _host):
+        found.threads.append(given.threads)
+        return Candidate(given, failure=found.failure)
+
+    monkeypatch.setattr(ways, "made", made)
+    monkeypatch.setattr(ways, "made_together", lambda *_: None)
+    monkeypatch.setattr(ways, "with_outputs", lambda _bench, _contract, candidate: candidate)
+    return found
+
+
+def taken(item, **ms):
+    usual = item.recipe
+    times = {usual: steady(ms["usual"])}
+    times |= {f"{usual} on 1 thread": steady(ms["one"])} if "one" in ms else {}
+    told = []
+    bench = SimpleNamespace(tell=told.append)
+    timing = ways.settled([item], Timing(times, {"x on 1 thread": "no"}))
+    assert not timing.failures
+    (found,), timing = ways.in_their_best_way(bench, Contract(), [item], HOST, timing)
+    return found, timing.latencies[usual].p50_ms, told
+
+
+def test_a_candidate_ships_with_the_threads_it_is_faster_with_and_is_judged_with_them(item, evaluated):
+    assert item.plan.fewer_threads[0] == 1
+    found, ms, _ = taken(item, usual=2.0, one=1.0)
+    assert (found.plan.threads, found.plan.fewer_threads, ms) == (1, (), 1.0)
+    assert evaluated.threads == [1]
+    assert "on 1 thread, which takes 0.50 x the time of more" in found.notes[-1]
+
+
+@pytest.mark.parametrize("ms", [{"usual": 1.0, "one": 1.0}, {"usual": 1.0, "one": 2.0}, {"usual": 1.0}])
+def test_a_candidate_keeps_its_threads_where_fewer_are_no_faster(item, evaluated, ms):
+    assert taken(item, **ms)[:2] == (item, 1.0)
+    assert not evaluated.threads
+
+
+def test_threads_that_compute_wrong_are_not_taken_however_fast(item, evaluated):
+    evaluated.failure = "output y is off"
+    found, ms, told = taken(item, usual=2.0, one=1.0)
+    assert (found, ms) == (item, 2.0)
+    assert told == [f"{item.recipe} keeps its threads: with 1 output y is off"]
+
+
+def test_who_is_not_judged_in_full_keeps_its_threads_and_their_time(item, evaluated):
+    glimpsed = replace(item, is_glimpsed=True)
+    assert taken(glimpsed, usual=2.0, one=1.0)[:2] == (glimpsed, 2.0)
+    assert not evaluated.threads
+
+
+def test_the_lock_has_threads_that_are_not_the_profiles_and_they_are_not_raced_again():
+    given = plan()
+    for threads, wanted in ((1, 1), (0, given.threads)):
+        locked = LockedTarget({}, {}, (LockedBundle(given.name, "d", threads=threads),))
+        assert plans(locked, [given]) == [replace(given, threads=wanted, fewer_threads=())]
+
+
+def test_an_accelerator_has_no_threads_to_choose():
+    fewer = {
+        name: {each.fewer_threads for each in recipes.plans(profile.load(name))}
+        for name in ("raspberry-pi-5", "nxp-imx93-ethos-u65")
+    }
+    assert fewer == {"raspberry-pi-5": {(1, 2)}, "nxp-imx93-ethos-u65": {()}}
