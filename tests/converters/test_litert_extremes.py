@@ -8,7 +8,8 @@ import pytest
 from ai_edge_quantizer import calibrator, recipe, recipe_manager
 from ai_edge_quantizer.algorithms.uniform_quantize import common_quantize
 from ai_edge_quantizer.utils import qsv_utils
-from litert_models import converted
+from litert_models import converted, model, outputs, prepared
+from onnx import helper
 from test_litert_recipes import mobile
 
 from converters.backends.litert import extremes, int8, running
@@ -128,3 +129,29 @@ def test_a_float_model_for_an_accelerator_is_another(tmp_path):
     converted(ready, tmp_path, "litert/fp32")
 
     assert kept == ["litert/float accelerator", "litert/float cpu"]
+
+
+def test_what_has_no_entries_stays_in_float_and_the_rest_becomes_int8(tmp_path):
+    """ai-edge-quantizer looks for ranges of every tensor, and breaks on one that has no values."""
+    random = np.random.default_rng(0)
+    made = model(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["y"], "product"),
+            helper.make_node("Slice", ["y", "zero", "zero", "one"], ["nothing"], "cut"),
+        ],
+        {
+            "w": random.normal(0, 0.3, (64, 16)).astype(np.float32),
+            "zero": np.array([0]),
+            "one": np.array([1]),
+        },
+        {"x": (1, 64)},
+        {"y": (1, 16), "nothing": (1, 0)},
+    )
+    feeds = [{"x": random.normal(size=(1, 64)).astype(np.float32)} for _ in range(8)]
+    ready = prepared(made, tmp_path, feeds)
+    artifact = converted(ready, tmp_path, "litert/static-int8")
+    assert "left in float, having no range that int8 holds: SLICE (1)" in artifact.notes
+    given = outputs(artifact, ready, feeds[0])
+    wanted = ready.source.reference.run(feeds[0])["y"]
+    assert given["nothing"].shape == (1, 0)
+    assert 0 < np.abs(given["y"] - wanted).max() < 0.05 * np.abs(wanted).max()

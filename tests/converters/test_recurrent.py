@@ -107,9 +107,10 @@ def test_an_lstm_gets_int8_weights_in_onnx_runtime_and_a_gru_says_what_is_lackin
         converted(ready(models.net("GRU"), gru), gru, "onnxruntime/dynamic-int8")
 
 
-def test_a_gru_runs_in_int8_in_openvino_and_can_be_told_apart_and_left_in_float(tmp_path):
-    """Beside float activations the plugin takes no int8 weights of a GRU: both its analysis and its repair gave none."""
-    made = ready(models.net("GRU"), tmp_path)
+@pytest.mark.parametrize("kind", ["GRU", pytest.param("LSTM", marks=pytest.mark.proof)])
+def test_a_layer_runs_in_int8_in_openvino_and_can_be_told_apart_and_left_in_float(kind, tmp_path):
+    """Beside float activations the plugin takes no int8 weights of one: both its analysis and its repair gave none."""
+    made = ready(models.net(kind), tmp_path)
     plan, artifact = converted(made, tmp_path, "openvino/static-int8")
     assert any("1 of 1 recurrent layers" in note for note in artifact.notes)
     errors = get("openvino").sensitivity(made, plan, artifact)
@@ -117,7 +118,7 @@ def test_a_gru_runs_in_int8_in_openvino_and_can_be_told_apart_and_left_in_float(
     left = Tuning("mixed", float_layers=tuple(error.name for error in errors))
     plan, mixed = converted(made, tmp_path, "openvino/static-int8", left)
     assert not any("1 of 1 recurrent layers" in note for note in mixed.notes)
-    assert gap(made, plan, mixed) < 0.01
+    assert gap(made, plan, mixed) < 0.03, "what weights in eight bits cost"
 
 
 def test_an_lstm_with_lengths_has_int8_weights_in_openvino_and_gives_what_they_mean(tmp_path):

@@ -6,7 +6,7 @@ Always true
  2. What a quantizer has no finite range for stays in float, with the body of an operator that it does not look into.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,16 @@ class Unbounded:
 
 def unbounded(path: Path, ranges: Mapping[str, Any]) -> Unbounded:
     """Operators of the float model that take or give a tensor without a finite range."""
+    return _around(path, lambda tensor, buffers: not _is_bounded(tensor, buffers, ranges))
+
+
+def empty(path: Path) -> Unbounded:
+    """Operators that take or give a tensor of no entries, of which ai-edge-quantizer (0.10) sees no range and breaks."""
+    return _around(path, lambda tensor, _: tensor.shape is not None and 0 in list(tensor.shape))
+
+
+def _around(path: Path, is_one: Callable[[Any, Sequence[Any]], bool]) -> Unbounded:
+    """Operators that take or give such a tensor."""
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes()))
     layers: set[str] = set()
     scopes: list[str] = []
@@ -43,7 +53,7 @@ def unbounded(path: Path, ranges: Mapping[str, Any]) -> Unbounded:
     for place, graph in enumerate(model.subgraphs):
         for number, entry in enumerate(graph.operators):
             used = [graph.tensors[index] for index in (*entry.inputs, *entry.outputs) if index >= 0]
-            if all(_is_bounded(tensor, model.buffers, ranges) for tensor in used):
+            if not any(is_one(tensor, model.buffers) for tensor in used):
                 continue
             if place:
                 # The body's own edges are operators to ai-edge-quantizer, named by what goes in or comes out.
@@ -52,7 +62,7 @@ def unbounded(path: Path, ranges: Mapping[str, Any]) -> Unbounded:
                 layers.add(f"{names[codes[entry.opcodeIndex]].lower()}.{number}")
     main = model.subgraphs[0]
     edges = [main.tensors[index] for index in (*main.inputs, *main.outputs)]
-    is_edge = not all(_is_bounded(tensor, model.buffers, ranges) for tensor in edges)
+    is_edge = any(is_one(tensor, model.buffers) for tensor in edges)
     return Unbounded(frozenset(layers), tuple(dict.fromkeys(scopes)), is_edge)
 
 

@@ -10,7 +10,7 @@ Always true
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,17 @@ Ranges = dict[str, Any]
 Update = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 
 
-def extremes(path: Path, feeds: Iterator[dict[str, Any]], update: Update) -> Ranges:
-    """`update` puts what is known of a tensor and what a sample adds together; `feeds` go by argument names."""
+def extremes(
+    path: Path, feeds: Iterator[dict[str, Any]], update: Update, without: Sequence[dict[str, Any]] = ()
+) -> Ranges:
+    """`update` puts what is known of a tensor and what a sample adds together; `feeds` go by argument names; `without` are
+    ai-edge-quantizer's rules for what has no range.
+    """
     from ai_edge_quantizer import calibrator, recipe, recipe_manager
 
     manager = recipe_manager.RecipeManager()
     # Ranges of everything, whatever is quantized in the end: they serve every recipe of this model.
-    manager.load_quantization_recipe(recipe.static_wi8_ai8())
+    manager.load_quantization_recipe([*recipe.static_wi8_ai8(), *without])
     tool = calibrator.Calibrator(path.read_bytes(), num_threads=2, qsv_update_func=update)
     tool.calibrate({running.SIGNATURE: [next(feeds)]}, manager)
     found: Ranges = tool.get_model_qsvs()

@@ -25,7 +25,7 @@ import numpy as np
 
 from converters.backends import Prepared, settling
 from converters.backends.litert import running
-from converters.backends.litert.bounds import Unbounded, unbounded, widened
+from converters.backends.litert.bounds import Unbounded, empty, unbounded, widened
 from converters.backends.litert.extremes import Ranges, extremes
 from converters.backends.litert.graph import (
     Layer,
@@ -242,7 +242,10 @@ def _extremes(prepared: Prepared, path: Path, smoothing: Any, samples: int | Non
     update: Any = qsv_utils.min_max_update
     if smoothing is not None:
         update = partial(qsv_utils.moving_average_update, smoothing_factor=float(smoothing))
-    return extremes(path, feeds(prepared, samples), update)
+    none = empty(path)
+    chosen = [layer for layer in layers(path) if layer.name in none.layers]
+    without = [_no_quantization(_exactly(chosen), "*")] if chosen else []
+    return extremes(path, feeds(prepared, samples), update, [*without, *_inside(none)])
 
 
 def _is_whole(plan: Plan) -> bool:
