@@ -1,7 +1,8 @@
 """What `edgekit build` ships, against each peer by its documented defaults, on real models of this machine.
 
 For each model: our bundle (a real `edgekit build` for the detected profile, loaded by EdgeKit's own engine) and each
-peer's file get the same held-out data, the same metric, the same threads and interleaved timing. A peer that loses
+peer's file get the same held-out data, the same metric, the profile's threads (ours fewer, where the build found them faster)
+and interleaved timing. A peer that loses
 more accuracy than the contract allows counts with its own float model. Ours is built with `--accept-uncertain`:
 neither side has to show its loss at 95 %. A ratio is our time over theirs: "never slower" means that its 95 % interval
 includes or lies below 1. Beside it stand the ratio to the best of all peers on each model, what a first build takes
@@ -41,11 +42,13 @@ from tables import OURS, overview, show, summary
 from converters.keep.artifacts import Cache
 from converters.measure import latency
 from converters.recipes import facts
+from converters.recipes.recipes import threads_for
 from converters.source import project as projects
 from converters.source.code import CodeGate
 from converters.work.spent import Account
 from converters.work.workbench import Workbench
 from edgekit import bundle
+from edgekit import profile as profiles
 from edgekit.engines import LoadedBundle
 from edgekit.selftest import iter_samples
 
@@ -173,14 +176,14 @@ def compare(
     ours = build_ours([*words, "--cache", cache], folder)
     runs: dict[str, Run] = {}
     rows: dict[str, Row] = {}
-    threads = 0
+    # What the tools take by themselves; ours may have found fewer to be faster.
+    threads = threads_for(profiles.load(str(profile)))
     if ours.failure:
         rows[OURS] = Row(OURS, build_s=ours.first_s, failure=ours.failure)
     else:
         found = bundle.read(ours.path)
         found.extract(folder / "bundle")
         runs[OURS] = LoadedBundle(found.manifest, folder / "bundle").run
-        threads = found.manifest.engine.threads
         rows[OURS] = Row(OURS, size_bytes=ours.size_bytes, build_s=ours.first_s, note=ours.recipe)
     inputs, outputs = ([spec.name for spec in specs] for specs in (bench.source.inputs, bench.source.outputs))
     made = built(bench, folder)

@@ -62,7 +62,7 @@ class Demo:
 
     def build(self) -> None:
         console.rule("2  build for three kinds of board")
-        self.build_one("1.0.0", "hasty", (PROFILE,))
+        self.build_one("1.0.0", "hasty", (PROFILE,), "--recipe", "onnxruntime/*")
         self.build_one("2.0.0", "small", TARGETS)
         self.build_one(
             "3.0.0", "heavy", (PROFILE,), "--calibration", f"{HERE / 'digits.py'}:a_few_for_calibration",

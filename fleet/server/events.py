@@ -82,6 +82,7 @@ class Hub:
     def __init__(self, database: Database, *, look_every_s: float = LOOK_EVERY_S) -> None:
         self._database = database
         self._look_every_s = look_every_s
+        self._overlap = _OVERLAP if database.is_postgresql else 0
         self._watchers: set[Watcher] = set()
         self._looking: asyncio.Task[None] | None = None
         self._newest = 0
@@ -146,11 +147,11 @@ class Hub:
             self._looking = asyncio.create_task(self._look())
 
     def _missed(self, since: int | None) -> tuple[int, int, set[int], list[Row]]:
-        """The oldest and the newest number, the newest ones, and the rows after `since`."""
+        """The oldest and the newest number, the newest ones, and the rows that who heard `since` may not have heard."""
         with self._database.read() as connection:
             oldest, newest = events.bounds(connection)
             recent = {row[0] for row in events.after(connection, newest - _OVERLAP, _OVERLAP)}
-            rows = [] if since is None else events.after(connection, since, _AT_ONCE)
+            rows = [] if since is None else events.after(connection, since - self._overlap, _AT_ONCE)
         return oldest, newest, recent, _decoded(rows)
 
     async def _look(self) -> None:
@@ -167,7 +168,7 @@ class Hub:
 
     def _new(self) -> list[Row]:
         """Rows that were not seen before."""
-        back = max(0, self._newest - _OVERLAP) if self._database.is_postgresql else self._newest
+        back = self._newest - self._overlap
         with self._database.read() as connection:
             rows = [row for row in events.after(connection, back, _AT_ONCE) if row[0] not in self._seen]
         if rows:

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from converters.backends import Prepared, Unsupported, get
 from converters.backends.onnxruntime import apart
 from converters.graph import canonical
+from converters.keep import room
 from converters.recipes.recipes import Tuning, plans
 from converters.source import linking, onnx_files, onnx_source, onnx_weights
 from converters.source.opening import open_source
@@ -195,6 +196,21 @@ def test_openvino_reads_the_weights_where_they_are(ready, tmp_path):
     assert gap(ready, lambda feed: {"y": compiled(feed)[0]}) < 1e-5
 
 
+def test_a_large_file_that_is_int8_already_is_taken_as_it_is(ready, tmp_path):
+    made = convert(ready, tmp_path / "made", "onnxruntime/dynamic-int8")
+    path = made.folder / made.model
+    source = onnx_source.open_file(project(path), path)
+    assert source.quantized is not None
+    assert "ranges taken at run time" in source.quantized.what
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    onnx_source.written_as_it_came(path, taken / "model.onnx", is_apart=True)
+    assert sorted(file.name for file in taken.iterdir()) == ["model.onnx", onnx_weights.WEIGHTS]
+    session = ort.InferenceSession(str(taken / "model.onnx"))
+    feed = next(ready.calibration())
+    np.testing.assert_array_equal(session.run(["y"], feed)[0], in_onnxruntime(made)(feed)["y"])
+
+
 @pytest.mark.parametrize(
     ("recipe", "why"),
     [
@@ -292,6 +308,15 @@ def test_a_file_is_linked_through_a_link_of_the_users_or_copied(tmp_path):
     assert (tmp_path / "linked").samefile(tmp_path / "blob")
     assert not (tmp_path / "copied").samefile(tmp_path / "blob")
     assert (tmp_path / "copied").read_bytes() == b"weights"
+
+
+def test_what_two_entries_of_the_cache_share_counts_once(tmp_path):
+    names = ("a" * 64, "b" * 64)
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / names[0] / "weights.bin").write_bytes(b"\0" * 1000)
+    linking.put(tmp_path / names[0] / "weights.bin", tmp_path / names[1] / "weights.bin", least_bytes=0)
+    assert sum(entry.size_bytes for entry in room.everything(tmp_path)) == 1000
 
 
 def test_a_step_sees_large_weights_as_inputs_and_what_it_drops_is_gone(tmp_path):
