@@ -120,7 +120,7 @@ class Attacker:
         monkeypatch.setenv("EDGEKIT_FLEET_NEW_PASSWORD", "a long phrase of nobody")
         monkeypatch.delenv("EDGEKIT_FLEET", raising=False)
 
-    def _send(self, method: str, path: str, *_: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, *_: Any, **__: Any) -> httpx.Response:
         self.paths.append(path)
         return httpx.Response(200, request=httpx.Request(method, "http://127.0.0.1/"))
 

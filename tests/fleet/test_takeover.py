@@ -54,7 +54,9 @@ class Pair:
         for device in self.devices:
             device.enrol()
         shutil.copytree(
-            self.first.state, self.second.state, ignore=shutil.ignore_patterns("*.lock", "fleet.db*")
+            self.first.state,
+            self.second.state,
+            ignore=shutil.ignore_patterns("*.lock", "fleet.db*", ".*.part"),
         )
         self.second.start()
         for device in self.devices:
@@ -193,7 +195,9 @@ def test_a_home_whose_orders_the_devices_would_refuse_is_refused(tmp_path: Path,
     try:
         pair.first.start()
         shutil.copytree(
-            pair.first.state, pair.second.state, ignore=shutil.ignore_patterns("*.lock", "fleet.db*")
+            pair.first.state,
+            pair.second.state,
+            ignore=shutil.ignore_patterns("*.lock", "fleet.db*", ".*.part"),
         )
         (pair.second.state / "keys" / "order.key").unlink()
         make = "import sys, pathlib; from fleet.publish import make_key; make_key(pathlib.Path(sys.argv[1]))"
