@@ -36,6 +36,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 def test_the_process_needs_no_more_memory_for_a_thousand_samples_than_for_sixteen():
     peaks = [

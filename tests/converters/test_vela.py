@@ -50,6 +50,7 @@ def test_the_evidence_has_the_compilers_figures_as_estimates(built):
         assert told.accuracy.how == "measured"
 
 
+@pytest.mark.proof
 def test_one_conversion_serves_all_units_and_none_meets_a_budget_by_estimate(digits, run_build, tmp_path):
     words = [*digits.flags("model.onnx", *UNITS), "--memory-mb", "4", "--latency-p95-ms", "1000"]
     result = run_build(*words, "--out", tmp_path / "d", "--json", tmp_path / "r.json", cache=tmp_path / "c")
