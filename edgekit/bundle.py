@@ -30,8 +30,6 @@ from edgekit.manifest import MANIFEST_NAME, FileEntry, Manifest
 CHUNK_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_MEMBERS = 4096
-_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
-_END_RECORD = struct.Struct("<4s4H2IH")
 
 
 def sha256_file(path: Path) -> str:
@@ -204,7 +202,7 @@ def _end_of_member(path: Path, stream: BinaryIO, info: zipfile.ZipInfo, position
     if info.header_offset != position:
         raise BundleError(f"{path.name}: member {info.filename!r} overlaps another or leaves a gap")
     stream.seek(position)
-    fields = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
+    fields = stored.LOCAL.unpack(stream.read(stored.LOCAL.size))
     signature, _version, flags, method, _time, _date, crc, packed, unpacked, name_length, extra_length = (
         fields
     )
@@ -218,12 +216,16 @@ def _end_of_member(path: Path, stream: BinaryIO, info: zipfile.ZipInfo, position
     )
     if not agrees:
         raise BundleError(f"{path.name}: the two headers of member {info.filename!r} differ")
-    return int(position + _LOCAL_HEADER.size + name_length + info.file_size)
+    return int(position + stored.LOCAL.size + name_length + info.file_size)
 
 
 def _central_end(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo]) -> int:
     """Where the file must end: central entries (46 bytes and the name each), then the 22-byte end record."""
-    return int(archive.start_dir + sum(46 + len(info.filename.encode()) for info in infos) + _END_RECORD.size)
+    return int(
+        archive.start_dir
+        + sum(stored.CENTRAL.size + len(info.filename.encode()) for info in infos)
+        + stored.END.size
+    )
 
 
 def _read_manifest(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> Manifest:

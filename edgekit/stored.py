@@ -10,9 +10,9 @@ Layout: PKWARE APPNOTE 6.3.10, sections 4.3.7 (local header), 4.3.12 (central di
 import struct
 
 MOST_BYTES = (1 << 32) - 1
-_LOCAL = struct.Struct("<4s5H3I2H")
-_CENTRAL = struct.Struct("<4s6H3I5H2I")
-_END = struct.Struct("<4s4H2IH")
+LOCAL = struct.Struct("<4s5H3I2H")
+CENTRAL = struct.Struct("<4s6H3I5H2I")
+END = struct.Struct("<4s4H2IH")
 # Version 2.0, made on Unix; 1980-01-01; a regular file of mode 0644.
 _VERSION, _MADE_BY = 20, 3 << 8 | 20
 _DATE = 1 << 5 | 1
@@ -21,25 +21,25 @@ _ATTRIBUTES = 0o100644 << 16
 
 def local(name: str, length: int, crc: int) -> bytes:
     """What stands before a member."""
-    return _LOCAL.pack(b"PK\x03\x04", _VERSION, *_shared(name, length, crc), 0) + name.encode()
+    return LOCAL.pack(b"PK\x03\x04", _VERSION, *_shared(name, length, crc), 0) + name.encode()
 
 
 def central(name: str, length: int, crc: int, start: int) -> bytes:
     """A member's entry in the directory; `start` is where its local header stands."""
     fields = _shared(name, length, crc)
-    entry = _CENTRAL.pack(b"PK\x01\x02", _MADE_BY, _VERSION, *fields, 0, 0, 0, 0, _ATTRIBUTES, start)
+    entry = CENTRAL.pack(b"PK\x01\x02", _MADE_BY, _VERSION, *fields, 0, 0, 0, 0, _ATTRIBUTES, start)
     return entry + name.encode()
 
 
 def end(count: int, size: int, start: int) -> bytes:
     """What stands behind a directory of that many members and bytes, which begins at `start`."""
-    return _END.pack(b"PK\x05\x06", 0, 0, count, count, size, start, 0)
+    return END.pack(b"PK\x05\x06", 0, 0, count, count, size, start, 0)
 
 
 def size_of(lengths: dict[str, int]) -> int:
     """Of a whole file of members of these lengths, by name."""
-    headers = sum(_LOCAL.size + _CENTRAL.size + 2 * len(name.encode()) for name in lengths)
-    return headers + sum(lengths.values()) + _END.size
+    headers = sum(LOCAL.size + CENTRAL.size + 2 * len(name.encode()) for name in lengths)
+    return headers + sum(lengths.values()) + END.size
 
 
 def _shared(name: str, length: int, crc: int) -> tuple[int, ...]:
