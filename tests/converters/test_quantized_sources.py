@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from quantized_models import with_small_weights
 
 from converters.judge import fit
 from converters.recipes import recipes
@@ -42,28 +43,6 @@ def files(digits, tmp_path_factory) -> Path:
     quantize_dynamic(str(folder / "float.onnx"), str(folder / "dynamic.onnx"))
     onnx.save(with_small_weights(onnx.load(str(folder / "float.onnx"))), str(folder / "few_bits.onnx"))
     return folder
-
-
-def with_small_weights(model):
-    """Weights of every layer in eight bits, widened before use."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in list(model.graph.node):
-        if node.op_type in ("Conv", "Gemm"):
-            tensor = stored[node.input[1]]
-            values = numpy_helper.to_array(tensor)
-            scale = np.float32(np.abs(values).max() / 127)
-            model.graph.initializer.remove(tensor)
-            for suffix, array in (
-                ("q", np.round(values / scale).astype(np.int8)),
-                ("s", scale),
-                ("z", np.int8(0)),
-            ):
-                model.graph.initializer.append(
-                    numpy_helper.from_array(np.asarray(array), f"{tensor.name}_{suffix}")
-                )
-            parts = [f"{tensor.name}_{suffix}" for suffix in "qsz"]
-            model.graph.node.insert(0, helper.make_node("DequantizeLinear", parts, [tensor.name]))
-    return model
 
 
 KINDS = [
