@@ -288,14 +288,8 @@ def loop(shop: Workshop) -> Form:
     """Five turns over eight numbers that 64 pixels make."""
     net = Looped(5)
     shop.train(net, 200)
-    made = recurrent_models.loop(5)
-    recurrent_models.fill(
-        made, {"m": net.array("turn"), "enter": net.array("enter"), "head": net.array("head")}
-    )
-    made.graph.node.insert(0, helper.make_node("MatMul", ["pixels", "enter"], ["x"]))
-    made.graph.node.append(helper.make_node("MatMul", ["y", "head"], ["logits"]))
-    made.graph.input[0].CopyFrom(recurrent_models.value("pixels", (1, 64)))
-    made.graph.output[0].CopyFrom(recurrent_models.value("logits", (1, 10)))
+    weights = [net.array(name) for name in ("enter", "turn", "head")]
+    made = recurrent_models.looped_between(5, *weights)
     return shop.form(shop.save(made, "loop"), lambda images: {"pixels": images.reshape(-1, 1, 64)})
 
 

@@ -142,8 +142,24 @@ def _settle(
             kept.append(f"{name} left out: the result differs by {gap:.2g}")
             continue
         current, seen = following, gap
-    _save(_stripped(current), path)
+    clean = _stripped(current)
+    _tell_shapes(clean.graph, source)
+    _save(clean, path)
     return Canonical(path, seen, tuple(kept))
+
+
+def _tell_shapes(graph: onnx.GraphProto, source: Source) -> None:
+    """Outputs whose shape nothing infers, as behind a loop, have the one that they were seen with: onnx's checker, and what
+    calls it, refuses a graph without.
+    """
+    open_axes = {item for group in source.sets for item in group.axes.items()}
+    for value, spec in zip(graph.output, source.outputs, strict=True):
+        tensor = value.type.tensor_type
+        if not tensor.HasField("shape"):
+            tensor.shape.SetInParent()
+            for axis, size in enumerate(spec.shape):
+                is_open = size is None or (spec.name, axis) in open_axes
+                tensor.shape.dim.add(**({} if is_open else {"dim_value": size}))
 
 
 def _try(

@@ -113,6 +113,17 @@ def loop(turns: int = 5, *, ends_early: bool = False) -> onnx.ModelProto:
     return whole([node], constants, [value("x", (1, WIDTH))], [value("y", (1, WIDTH))])
 
 
+def looped_between(turns: int, enter: np.ndarray, turn: np.ndarray, head: np.ndarray) -> onnx.ModelProto:
+    """`loop` behind a matrix product and before another: `pixels` (1, n) to `logits` (1, m)."""
+    made = loop(turns)
+    fill(made, {"m": turn, "enter": enter, "head": head})
+    made.graph.node.insert(0, helper.make_node("MatMul", ["pixels", "enter"], ["x"], "enter"))
+    made.graph.node.append(helper.make_node("MatMul", ["y", "head"], ["logits"], "head"))
+    made.graph.input[0].CopyFrom(value("pixels", (1, len(enter))))
+    made.graph.output[0].CopyFrom(value("logits", (1, head.shape[1])))
+    return made
+
+
 def scan(steps: int = STEPS) -> onnx.ModelProto:
     """A recurrence spelled as Scan: each step's state is `tanh(x @ w + before @ r)`."""
     random = np.random.default_rng(0)

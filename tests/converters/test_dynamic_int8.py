@@ -166,3 +166,20 @@ def test_the_voice_detector_keeps_its_weights_where_quantizers_look(tmp_path):
     form = prepare(path, tmp_path, feeds).canonical
     assert form.parity < 1e-5
     assert "Constant" not in {node.op_type for node in onnx.load(str(form.path)).graph.node}
+
+
+def test_a_model_of_which_nothing_becomes_int8_is_not_called_so(tmp_path):
+    """The quantizer gave a model of float64 back as it was, and it stood in the table as int8."""
+    random = np.random.default_rng(0)
+    kind = onnx.TensorProto.DOUBLE
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "product")], "g",
+        [helper.make_tensor_value_info("x", kind, [1, 8])], [helper.make_tensor_value_info("y", kind, [1, 4])],
+        [numpy_helper.from_array(random.standard_normal((8, 4)), "w")],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, tmp_path / "model.onnx")
+    ready = prepare(tmp_path / "model.onnx", tmp_path, [{"x": random.standard_normal((1, 8))}])
+    (plan,) = plans(profile.load("x86-64-v4-vnni"), ["onnxruntime/dynamic-int8"])
+    with pytest.raises(Unsupported, match="no layer of this model becomes int8"):
+        get("onnxruntime").convert(ready, plan, tmp_path)

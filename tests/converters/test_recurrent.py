@@ -173,3 +173,16 @@ def test_litert_unrolls_no_further_than_said(tmp_path):
     made = ready(models.net("LSTM", steps=600, hidden=4), tmp_path)
     with pytest.raises(Unsupported, match=r"LSTM with 600 steps \(at most \d+ are unrolled\)"):
         converted(made, tmp_path, "litert/fp32")
+
+
+def test_what_stands_around_a_loop_becomes_int8(tmp_path):
+    """No shape is inferred behind a loop; the quantizer's check of the graph wanted one of the output, and cost the recipe."""
+    random = np.random.default_rng(0)
+    shapes = ((64, models.WIDTH), (models.WIDTH, models.WIDTH), (models.WIDTH, 10))
+    weights = [random.uniform(-0.3, 0.3, shape).astype(np.float32) for shape in shapes]
+    made = ready(models.looped_between(5, *weights), tmp_path)
+    onnx.checker.check_model(str(made.canonical.path))
+    plan, artifact = converted(made, tmp_path, "onnxruntime/static-int8")
+    kinds = [node.op_type for node in onnx.load(str(artifact.folder / artifact.model)).graph.node]
+    assert "DequantizeLinear" in kinds
+    assert gap(made, plan, artifact) < 0.05
