@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx import version_converter
 
 from converters.graph import stft, tidy
@@ -251,7 +252,13 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
     return None
 
 
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Functions of the file's own written out where they are called: OpenVINO (2026.4) converts no call of one."""
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
 _STEPS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+    "writing out functions": _inlined,
     f"raising the opset to {OPSET}": _raised,
     "onnxslim": _slimmed,
     "constants as initializers": _hoisted,

@@ -171,7 +171,8 @@ def spreads(model: onnx.ModelProto, feeds: Iterable[Mapping[str, Array]]) -> dic
         count += 1
         values = dict(zip(watched, session.run(watched, dict(feed)), strict=True))
         for name, array in (*feed.items(), *values.items()):
-            if array.dtype != np.float32 or name in endless:
+            # What is no array is a sequence of them.
+            if not isinstance(array, np.ndarray) or array.dtype != np.float32 or name in endless:
                 continue
             if name in values and not np.isnan(array).any() and np.abs(array).max(initial=0.0) >= ENDLESS:
                 endless.add(name)

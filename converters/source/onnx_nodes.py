@@ -1,4 +1,4 @@
-"""All nodes of an ONNX file, and those that nobody has a kernel of."""
+"""All nodes of an ONNX file, those that nobody has a kernel of, and those that draw random numbers."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,6 +8,10 @@ import onnx
 _OF_THE_RUNTIME = frozenset({
     "ai.onnx.preview.training", "ai.onnx.training", "com.microsoft", "com.microsoft.experimental",
     "com.microsoft.nchwc", "com.ms.internal.nhwc", "org.pytorch.aten",
+})  # fmt: skip
+
+_DRAWING = frozenset({
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
 })  # fmt: skip
 
 
@@ -38,3 +42,9 @@ def foreign(model: onnx.ModelProto) -> str:
             name = node.name or (node.output[0] if node.output else "")
             return f"node {name!r} is {node.op_type}{f' of {domain}' if domain else ''}"
     return ""
+
+
+def drawing(model: onnx.ModelProto) -> str:
+    """The first node that draws random numbers, as the start of a sentence; empty if there is none."""
+    found = (node for node in every(model) if node.op_type in _DRAWING and node.domain in ("", "ai.onnx"))
+    return next((f"node {node.name or node.output[0]!r} is {node.op_type}" for node in found), "")

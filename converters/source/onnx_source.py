@@ -15,6 +15,7 @@ from converters.source.project import Project
 from converters.source.quantized import Quantized
 from converters.source.source import (
     Source,
+    changing,
     closed,
     hash_parts,
     observed_outputs,
@@ -85,6 +86,7 @@ def open_file(project: Project, path: Path) -> Source:
             ) from error
         raise SourceError(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {error}") from error
     outputs = observed_outputs(reference, specs, project.model.source)
+    _check_repeats(model, reference, specs, path)
     return Source(
         inputs=specs,
         outputs=outputs,
@@ -98,6 +100,19 @@ def open_file(project: Project, path: Path) -> Source:
         may_vary=lengths_may_vary(model),
         is_apart=is_apart,
     )
+
+
+def _check_repeats(
+    model: onnx.ModelProto, reference: Model, specs: tuple[TensorSpec, ...], path: Path
+) -> None:
+    """Raises: SourceError where random numbers are drawn and reach an output; some are multiplied by an input that may be 0."""
+    drawing = onnx_nodes.drawing(model)
+    changed = changing(reference, specs) if drawing else []
+    if changed:
+        raise SourceError(
+            f"{path}: {', '.join(changed)} differs when the same input comes a second time: {drawing}, which draws random"
+            " numbers, and nothing can be held against such an answer. Make the noise an input, and export again"
+        )
 
 
 def lengths_may_vary(model: onnx.ModelProto) -> bool:

@@ -115,6 +115,17 @@ def filled(spec: TensorSpec) -> Array:
     return (np.arange(count) * 0.37 % 1).reshape(closed(spec)).astype(spec.dtype)
 
 
+def changing(reference: Model, specs: Sequence[TensorSpec]) -> list[str]:
+    """The outputs that are others when the same input comes a second time; none of a model that refuses to be tried so."""
+    feed = {spec.name: filled(spec) for spec in specs}
+    try:
+        first = {name: array.copy() for name, array in reference.run(feed).items()}
+        second = reference.run(feed)
+    except Exception:  # noqa: BLE001  # a program that refuses these values says nothing of itself
+        return []
+    return [name for name in first if not np.array_equal(first[name], second[name], equal_nan=True)]
+
+
 def open_shapes_error(what: str, open_specs: Sequence[TensorSpec]) -> SourceError:
     """Lists what is open and how to close it."""
     listed = "; ".join(spec.describe() for spec in open_specs)

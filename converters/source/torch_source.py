@@ -15,8 +15,8 @@ from converters.source import code, torch_calls
 from converters.source.project import Project
 from converters.source.source import (
     Source,
+    changing,
     closed,
-    filled,
     hash_parts,
     observed_outputs,
     open_shapes_error,
@@ -171,12 +171,7 @@ def _source(
 
 def _check_repeats(reference: TorchModel, specs: Sequence[TensorSpec], what: str) -> None:
     """Raises: SourceError if the same input gives another output the second time."""
-    feed = {spec.name: filled(spec) for spec in specs}
-    try:
-        first, second = reference.run(feed), reference.run(feed)
-    except Exception:  # noqa: BLE001  # a program that refuses these values says nothing of its state
-        return
-    changed = [name for name in first if not np.array_equal(first[name], second[name], equal_nan=True)]
+    changed = changing(reference, specs)
     if changed:
         raise SourceError(
             f"{what}: {', '.join(changed)} differs when the same input comes a second time: the program keeps state"

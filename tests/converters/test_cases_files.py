@@ -7,9 +7,12 @@ import pytest
 from litert_models import converted, model, operators, outputs, prepared, prepared_program
 from onnx import TensorProto, helper, numpy_helper
 
+from converters.backends import get
 from converters.graph import canonical
+from converters.recipes.recipes import plans
 from converters.source import onnx_source
 from converters.source.project import from_flags
+from edgekit import profile
 from edgekit.errors import EdgeKitError
 
 RANDOM = np.random.default_rng(5)
@@ -147,6 +150,58 @@ def test_an_operator_that_nobody_has_is_named_with_its_node(domain, who, tmp_pat
     with pytest.raises(EdgeKitError, match=rf"a model\.onnx: node 'nms' is {who}, .*; export") as caught:
         opened(helper.make_model(graph, opset_imports=imports, ir_version=8), tmp_path)
     assert "ONNXRuntimeError" not in str(caught.value)
+
+
+def test_a_model_that_draws_random_numbers_is_refused_by_the_node_that_does(tmp_path):
+    """Its forms were held against an answer that never comes twice: "differs from the source by 0.48"."""
+    nodes = [helper.make_node("RandomNormalLike", ["x"], ["r"], name="noise")]
+    quiet = [
+        *nodes,
+        helper.make_node("Mul", ["r", "none"], ["n"]),
+        helper.make_node("Add", ["x", "n"], ["y"]),
+    ]
+    loud = [*nodes, helper.make_node("Add", ["x", "r"], ["y"])]
+    constants = {"none": np.zeros(1, np.float32)}
+    assert opened(model(quiet, constants, {"x": [1, 4]}, {"y": [1, 4]}), tmp_path).outputs
+    with pytest.raises(
+        EdgeKitError, match=r"y differs .*node 'noise' is RandomNormalLike.*Make the noise an input"
+    ):
+        opened(model(loud, {}, {"x": [1, 4]}, {"y": [1, 4]}), tmp_path)
+
+
+def test_functions_of_the_file_are_written_out(tmp_path):
+    """OpenVINO converts no call of one: "it does not convert mine.Swish"."""
+    swish = [helper.make_node("Sigmoid", ["a"], ["s"]), helper.make_node("Mul", ["a", "s"], ["b"])]
+    function = helper.make_function("mine", "Swish", ["a"], ["b"], swish, [helper.make_opsetid("", 17)])
+    graph = helper.make_graph(
+        [helper.make_node("Swish", ["x"], ["y"], domain="mine")],
+        "g",
+        [info("x", [1, 4])],
+        [info("y", [1, 4])],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    made = helper.make_model(graph, functions=[function], opset_imports=imports, ir_version=8)
+    feed = {"x": floats(1, 4)}
+    form = canonical.canonicalize(opened(made, tmp_path), [feed], tmp_path)
+    assert {node.op_type for node in onnx.load(str(form.path)).graph.node} == {"Sigmoid", "Mul"}
+    (got,) = ort.InferenceSession(str(form.path)).run(None, feed)
+    assert np.allclose(got, feed["x"] / (1 + np.exp(-feed["x"])), atol=1e-6)
+
+
+def test_a_sequence_inside_costs_no_recipe_of_onnx_runtime(tmp_path):
+    """Calibration took every value for an array."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["t"], name="product"),
+        helper.make_node("SplitToSequence", ["t", "two"], ["parts"], axis=1),
+        helper.make_node("SequenceAt", ["parts", "first"], ["y"]),
+    ]
+    constants = {"a": floats(4, 4), "two": np.array(2), "first": np.array(0)}
+    feeds = [{"x": floats(1, 4)} for _ in range(6)]
+    ready = prepared(model(nodes, constants, {"x": [1, 4]}, {"y": [1, 2]}), tmp_path, feeds)
+    (plan,) = plans(profile.load("x86-64-v3"), ["onnxruntime/static-int8"])
+    artifact = get("onnxruntime").convert(ready, plan, tmp_path)
+    kinds = [node.op_type for node in onnx.load(str(artifact.folder / artifact.model)).graph.node]
+    assert "DequantizeLinear" in kinds
 
 
 def pooled(op, shape, opset=17, **attributes):
