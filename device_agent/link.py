@@ -175,7 +175,7 @@ class Link:
 
     def _run(self) -> None:
         pause = FIRST_BACKOFF_S
-        told: set[str] = set()
+        told: set[tuple[str, str]] = set()
         while not self._stopping.is_set():
             way = self._ways[0]
             self._was_taken, self._ended = False, ""
@@ -204,14 +204,14 @@ class Link:
             self._stopping.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, no secret
             pause = min(LONGEST_BACKOFF_S, pause * 2)
 
-    def _tell(self, told: set[str], way: _Way, reason: str) -> None:
-        """Once for each way, until one has come through."""
-        if way.name not in told:
+    def _tell(self, told: set[tuple[str, str]], way: _Way, reason: str) -> None:
+        """Once for each way and reason, until one has come through: a broker that is away may come back and refuse."""
+        if (way.name, reason) not in told:
             broker = place(self._host, way.port)
             log.trouble(
                 "the broker cannot be reached; trying again", broker=broker, over=way.name, reason=reason
             )
-        told.add(way.name)
+        told.add((way.name, reason))
 
     def _make_client(self, way: _Way) -> _Client:
         """Raises: OSError."""

@@ -287,17 +287,28 @@ def _rows_of(layout: Layout, parts: Sequence[Floats]) -> Floats:
 
 def _suppress(rows: Floats) -> Floats:
     """What no surer box of its class overlaps by more than half; `rows` surest first."""
-    is_left = np.ones(len(rows), np.bool_)
-    kept: list[int] = []
-    for index in range(len(rows)):
-        if not is_left[index]:
-            continue
-        kept.append(index)
+    kept = rows[:0]
+    # In blocks: mostly the first ones fill the list, and the rest need not be looked at.
+    for start in range(0, len(rows), MAX_DETECTIONS):
+        block = rows[start : start + MAX_DETECTIONS]
+        block = block[~_overlapping(block, kept).any(axis=1)]
+        within = _overlapping(block, block)
+        is_left = np.ones(len(block), np.bool_)
+        for index in range(len(block)):
+            if is_left[index]:
+                is_left[index + 1 :] &= ~within[index, index + 1 :]
+        kept = np.concatenate([kept, block[is_left]])[:MAX_DETECTIONS]
         if len(kept) == MAX_DETECTIONS:
             break
-        over = ious(rows[index : index + 1, :4], rows[:, :4])[0] > OVERLAP
-        is_left &= ~(over & (rows[:, 5] == rows[index, 5]))
-    return rows[kept]
+    return kept
+
+
+def _overlapping(rows: Floats, others: Floats) -> NDArray[np.bool_]:
+    """Which are of one class and overlap by more than half, (rows, others)."""
+    result: NDArray[np.bool_] = (ious(rows[:, :4], others[:, :4]) > OVERLAP) & (
+        rows[:, None, 5] == others[None, :, 5]
+    )
+    return result
 
 
 def matched(source: Floats, candidate: Floats) -> tuple[Floats, Floats, int]:

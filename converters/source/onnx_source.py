@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx, without stubs
 
-from converters.source import labels, onnx_files, onnx_mending, onnx_weights, quantized
+from converters.source import labels, onnx_files, onnx_mending, onnx_nodes, onnx_weights, quantized
 from converters.source.passing import PassingModel
 from converters.source.project import Project
 from converters.source.quantized import Quantized
@@ -77,6 +77,12 @@ def open_file(project: Project, path: Path) -> Source:
             path, None if model is stored else model, specs, output_names(model), is_apart=is_apart
         )
     except EngineError as error:
+        unknown = onnx_nodes.foreign(model)
+        if unknown:
+            raise SourceError(
+                f"{path}: {unknown}, an operator that neither ONNX nor ONNX Runtime has; export the model without it (as a"
+                " plugin of another runtime, it is often an option of the exporter), and do that step behind the model"
+            ) from error
         raise SourceError(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {error}") from error
     outputs = observed_outputs(reference, specs, project.model.source)
     return Source(
@@ -96,18 +102,7 @@ def open_file(project: Project, path: Path) -> Source:
 
 def lengths_may_vary(model: onnx.ModelProto) -> bool:
     """Whether something in it gives as many rows as its data says."""
-    graphs = [model.graph]
-    nodes: list[onnx.NodeProto] = [node for function in model.functions for node in function.node]
-    while graphs:
-        nodes += graphs.pop().node
-        while nodes:
-            node = nodes.pop()
-            if node.op_type in _OF_DATA:
-                return True
-            for attribute in node.attribute:
-                graphs += [attribute.g] if attribute.HasField("g") else []
-                graphs += attribute.graphs
-    return False
+    return any(node.op_type in _OF_DATA for node in onnx_nodes.every(model))
 
 
 def _size(path: Path) -> int:

@@ -10,7 +10,7 @@ Always true
     that rounds activations too is not the float model that it was made of.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -19,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from converters.source import onnx_nodes
 from converters.source.work import Work
 
 CONTRIBUTED = "com.microsoft"
@@ -78,7 +79,7 @@ class Quantized:
 
 def kind(model: onnx.ModelProto) -> tuple[str, bool] | None:
     """What it is and whether weights alone are quantized; None for a float model."""
-    nodes = list(_nodes(model.graph))
+    nodes = list(onnx_nodes.inside(model.graph.node))
     stored = _stored(model.graph)
     weights = {**_ROUNDING, **_WIDENING}
     has_weights = any(
@@ -187,14 +188,6 @@ def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
 
 def _is_weights(tensor: TensorProto | None) -> bool:
     return tensor is not None and tensor.data_type in _INTEGERS and prod(tensor.dims) >= LEAST_NUMBERS
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for entry in node.attribute:
-            if entry.type == onnx.AttributeProto.GRAPH:
-                yield from _nodes(entry.g)
 
 
 def _stored(graph: onnx.GraphProto) -> dict[str, TensorProto]:

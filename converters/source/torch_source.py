@@ -126,8 +126,9 @@ def _by_place(program: Any, module: Any) -> Any:
     """The program's module as one that is given its tensors in a row."""
     given = program.graph_signature.user_inputs
     tensors = _inputs_of(program)
-    _, keywords = program.call_spec.in_spec.children()
-    if len(tensors) == len(given) and not keywords.children():
+    positions, keywords = program.call_spec.in_spec.children()
+    is_flat = all(part.is_leaf() for part in positions.children()) and not keywords.children()
+    if len(tensors) == len(given) and is_flat:
         return module
     places = [place for place, name in enumerate(given) if name in tensors]
     fixed = [None if place in places else name for place, name in enumerate(given)]

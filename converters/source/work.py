@@ -27,7 +27,9 @@ def work(model: onnx.ModelProto) -> Work:
     shapes: dict[str, tuple[int, ...]] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     weights = sum(math.prod(tensor.dims) for tensor in graph.initializer)
     for value in (*graph.input, *graph.value_info, *graph.output):
-        shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        # A tensor may be listed without a shape, as what comes behind an operator that onnx does not know.
+        if value.type.tensor_type.HasField("shape"):
+            shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
     macs = activations = 0
     for node in graph.node:
         macs += _counted(node, shapes)
@@ -39,7 +41,7 @@ def _counted(node: onnx.NodeProto, shapes: Shapes) -> int:
     count = _MACS.get(node.op_type)
     try:
         return count(node, shapes) if count is not None else 0
-    except KeyError:  # a shape that it needs is not known
+    except (KeyError, IndexError):  # a shape that it needs is not known, or is none that it takes
         return 0
 
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from edgekit import bundle as bundles
 from edgekit.bundle import Bundle
 from edgekit.errors import FleetError, UsageError
@@ -23,9 +25,16 @@ GONE_S = 90.0
 
 
 class NotMeasuredError(FleetError):
-    """A board did not measure what it was asked to; the message says why."""
+    """No board measured what it was asked to; the message says why each did not."""
 
     code = "not-measured"
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What boards measured, at least one; and why the others did not, by board."""
+
+    measured: dict[str, Measured]
+    left_out: dict[str, str]
 
 
 def measuring(
@@ -41,29 +50,36 @@ def measuring(
     def measure_on(paths: Sequence[Path]) -> dict[str, Measured]:
         checked = [bundles.read(path) for path in paths]
         with Client(access) as client, lent(client, checked, keys):
-            return on_boards(client, [device], [one.sha256 for one in checked], budget_s)
+            return on_boards(client, [device], [one.sha256 for one in checked], budget_s).measured
 
     return measure_on
 
 
-def on_boards(
-    client: Client, devices: Sequence[str], digests: Sequence[str], budget_s: float
-) -> dict[str, Measured]:
-    """Ask all boards at once, and wait for all. Raises: NotMeasuredError where one is not there, or did not do it."""
-    for device in devices:
-        if not client.explain(device).device.online:
-            raise NotMeasuredError(f"{device}: the board is offline; nobody would hear it")
+def on_boards(client: Client, devices: Sequence[str], digests: Sequence[str], budget_s: float) -> Asked:
+    """Ask all boards at once, and wait for all. A board that is not there, or does not do it, costs itself only.
+
+    Raises: NotMeasuredError where none did it.
+    """
     ask = api.MeasureHere(tuple(digests), "", budget_s)
     expires = f"{PATIENCE_S:.0f}s"
-    asked = [client.command(device, api.NewCommand(ask, expires)) for device in devices]
+    asked: list[api.CommandView] = []
+    measured: dict[str, Measured] = {}
+    left_out: dict[str, str] = {}
+    for device in devices:
+        if client.explain(device).device.online:
+            asked.append(client.command(device, api.NewCommand(ask, expires)))
+        else:
+            left_out[device] = "the board is offline; nobody would hear it"
     deadline = time.monotonic() + PATIENCE_S + 3 * budget_s
-    found: dict[str, Measured] = {}
     for one in asked:
         command = _waited_for(client, one, deadline)
-        if not isinstance(command.payload, Measured):
-            raise NotMeasuredError(f"{command.device}: {_why(command)}")
-        found[command.device] = command.payload
-    return found
+        if isinstance(command.payload, Measured):
+            measured[command.device] = command.payload
+        else:
+            left_out[command.device] = _why(command)
+    if not measured:
+        raise NotMeasuredError("; ".join(f"{device}: {why}" for device, why in left_out.items()))
+    return Asked(measured, left_out)
 
 
 def _waited_for(client: Client, command: api.CommandView, deadline: float) -> api.CommandView:

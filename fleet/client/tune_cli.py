@@ -21,7 +21,7 @@ MOST_BOARDS = 8
 
 class Tuned(msgspec.Struct, frozen=True):
     """`picked` and `before` are digests; `ratios` each bundle's time over that of the one picked before, [low, median, high]
-    at 95 %, None where it was not timed on all boards.
+    at 95 %, None where it was not timed on all boards that measured; `left_out` has why the others did not.
     """
 
     release: str
@@ -32,6 +32,7 @@ class Tuned(msgspec.Struct, frozen=True):
     recipes: dict[str, str]
     ratios: dict[str, tuple[float, float, float] | None]
     boards: dict[str, Measured]
+    left_out: dict[str, str]
     is_recorded: bool
 
 
@@ -62,6 +63,7 @@ def tune(
 
     The evidence of each is written anew with what the boards measured. The pick changes only where another is faster
     beyond doubt, and only until a device is ordered to run the release: after that a rollout changes what runs.
+    A board that does not measure is left out and named; with none left it is an error.
     """
     with connected(place) as client:
         done = _tuned(client, release, profile, where, budget, is_dry=dry_run)
@@ -71,6 +73,8 @@ def tune(
     for board, measured in done.boards.items():
         render.say(f"{board} ({measured.cpu}):")
         render.show(command_views.measured(measured))
+    for board, why in done.left_out.items():
+        render.say(f"{board} is left out: {why}")
     render.show(_ratios(done))
     what = "stays" if done.picked == done.before else "is the pick now"
     if not done.is_recorded:
@@ -90,7 +94,8 @@ def _tuned(client: Client, title: str, profile: str, where: str, budget_s: float
     boards = [one.device for one in client.find(where) if one.online and one.enrolled]
     if not boards:
         raise UsageError(f"--on {where!r} finds no board that is online")
-    measured = onboard.on_boards(client, boards[:MOST_BOARDS], list(recipes), budget_s)
+    asked = onboard.on_boards(client, boards[:MOST_BOARDS], list(recipes), budget_s)
+    measured = asked.measured
     contract = statements[own.sha256].predicate.contract
     choice = rules.choose(measured, list(recipes), own.sha256, contract)
     if not choice.picked:
@@ -108,7 +113,8 @@ def _tuned(client: Client, title: str, profile: str, where: str, budget_s: float
         for one in choice.standings
     }
     return Tuned(
-        title, profile, choice.picked, own.sha256, choice.reason, recipes, ratios, measured, is_recorded=not is_dry
+        title, profile, choice.picked, own.sha256, choice.reason, recipes, ratios, measured, asked.left_out,
+        is_recorded=not is_dry,
     )  # fmt: skip
 
 

@@ -140,6 +140,14 @@ def scan(steps: int = STEPS) -> onnx.ModelProto:
     )
 
 
+def fill(model: onnx.ModelProto, constants: dict[str, np.ndarray]) -> None:
+    """Constants in the place of those of the same name, or beside them."""
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in constants]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+
+
 def feeds(model: onnx.ModelProto, count: int = 6, seed: int = 3) -> list[dict[str, np.ndarray]]:
     """Random inputs; lengths vary from 2 to all steps."""
     random = np.random.default_rng(seed)

@@ -135,6 +135,20 @@ def test_what_is_no_tensor_of_numbers_is_refused_in_one_sentence(made, words, tm
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("domain", "who"), [("acme", "Plugin of acme"), ("", "Plugin")])
+def test_an_operator_that_nobody_has_is_named_with_its_node(domain, who, tmp_path):
+    """Exporters for other runtimes write such: a TensorRT plugin, or layers of a training library."""
+    inside = helper.make_node("Plugin", ["x"], ["t"], name="nms", domain=domain)
+    branch = helper.make_graph([inside], "b", [], [info("t", None)])
+    nodes = [helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)]
+    inputs = [info("x", [1, 2]), info("c", [], TensorProto.BOOL)]
+    imports = [helper.make_opsetid(name, 17) for name in ("", *filter(None, (domain,)))]
+    graph = helper.make_graph(nodes, "g", inputs, [info("y", None)])
+    with pytest.raises(EdgeKitError, match=rf"a model\.onnx: node 'nms' is {who}, .*; export") as caught:
+        opened(helper.make_model(graph, opset_imports=imports, ir_version=8), tmp_path)
+    assert "ONNXRuntimeError" not in str(caught.value)
+
+
 def pooled(op, shape, opset=17, **attributes):
     ones = (1,) * (len(shape) - 2)
     nodes = [

@@ -285,6 +285,27 @@ def test_an_open_axis_of_an_exported_program_is_closed_by_its_shape(tmp_path):
         source_of(project(words=(1, 5)))
 
 
+class Pairs(torch.nn.Module):
+    def forward(self, batch, weights):
+        return (batch["left"] - batch["right"]) * weights[0] + weights[1]
+
+
+def test_an_exported_program_takes_what_lies_in_dicts_and_lists_one_by_one(tmp_path):
+    """It was called with the tensors in a row, which its own check of arguments refused."""
+    left, right, first, second = (torch.full((1, 3), number) for number in (5.0, 2.0, 10.0, 1.0))
+    made = torch.export.export(Pairs(), ({"left": left, "right": right}, [first, second]))
+    torch.export.save(made, tmp_path / "pairs.pt2")
+    source = source_of(from_flags({
+        "model": {"name": "m", "version": "1", "source": str(tmp_path / "pairs.pt2")},
+        "targets": {"x86-64-v3": {}}, "data": {"evaluation": "unused"},
+    }))  # fmt: skip
+    names = [spec.name for spec in source.inputs]
+    assert names == ["batch_left", "batch_right", "weights_0", "weights_1"]
+    feed = dict(zip(names, (left.numpy(), right.numpy(), first.numpy(), second.numpy()), strict=True))
+    assert np.array_equal(source.reference.run(feed)["output"], [[31, 31, 31]])
+    assert np.array_equal(source.module(left, right, first, second).numpy(), [[31, 31, 31]])
+
+
 def test_a_number_of_numpys_is_written(tmp_path):
     from edgekit.cli import render
 

@@ -81,6 +81,7 @@ def server(monkeypatch):
 
 
 @pytest.mark.skipif("avx2" not in detect.isa(), reason="measures for an x86 profile")
+@pytest.mark.proof
 def test_strict_ends_with_3_where_another_kind_of_machine_was_timed(digits, run_build, tmp_path, server):
     words = [
         *digits.flags("model.onnx", "x86-64-v3"),

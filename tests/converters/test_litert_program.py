@@ -92,6 +92,7 @@ HARD_SIGMOID = """
 """
 
 
+@pytest.mark.proof
 def test_an_ethos_u_takes_a_hard_sigmoid_that_is_spelled_as_a_clamp(tmp_path):
     feeds = [{"x": np.random.default_rng(seed).random((1, 3, 12, 12), np.float32)} for seed in range(4)]
     ready = prepared_program(HARD_SIGMOID, tmp_path, feeds)

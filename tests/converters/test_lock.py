@@ -80,6 +80,7 @@ def test_locked_without_a_lock_says_how_to_write_one(words, run_build, tmp_path)
     assert "edgekit build --lock" in str(result.exception)
 
 
+@pytest.mark.proof
 def test_other_bytes_than_the_lock_says_are_a_contract_missed(locked, words, run_build, tmp_path):
     out = with_lock(locked, tmp_path)
     content = json.loads((out / "edgekit.lock").read_text())

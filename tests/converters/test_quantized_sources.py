@@ -11,12 +11,17 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from quantized_models import with_small_weights
 
+from converters.backends import Prepared, Unsupported
+from converters.backends.openvino import backend
 from converters.judge import fit
 from converters.recipes import recipes
 from converters.source import onnx_source, quantized
+from converters.source.project import from_flags
 from edgekit import bundle, profile, selftest
 from edgekit.engines import LoadedBundle
+from edgekit.manifest import TensorSpec
 
 
 class Reader(CalibrationDataReader):
@@ -44,28 +49,6 @@ def files(digits, tmp_path_factory) -> Path:
     return folder
 
 
-def with_small_weights(model):
-    """Weights of every layer in eight bits, widened before use."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in list(model.graph.node):
-        if node.op_type in ("Conv", "Gemm"):
-            tensor = stored[node.input[1]]
-            values = numpy_helper.to_array(tensor)
-            scale = np.float32(np.abs(values).max() / 127)
-            model.graph.initializer.remove(tensor)
-            for suffix, array in (
-                ("q", np.round(values / scale).astype(np.int8)),
-                ("s", scale),
-                ("z", np.int8(0)),
-            ):
-                model.graph.initializer.append(
-                    numpy_helper.from_array(np.asarray(array), f"{tensor.name}_{suffix}")
-                )
-            parts = [f"{tensor.name}_{suffix}" for suffix in "qsz"]
-            model.graph.node.insert(0, helper.make_node("DequantizeLinear", parts, [tensor.name]))
-    return model
-
-
 KINDS = [
     ("float", None),
     ("qdq", ("an int8 ONNX file (Q/DQ pairs)", False)),
@@ -78,6 +61,18 @@ KINDS = [
 @pytest.mark.parametrize(("name", "wanted"), KINDS)
 def test_each_kind_is_told_from_the_file(name, wanted, files):
     assert quantized.kind(onnx.load(str(files / f"{name}.onnx"))) == wanted
+
+
+def test_openvino_says_which_operator_it_lacks_and_what_to_do(files):
+    project = from_flags({
+        "model": {"name": "m", "version": "1", "source": str(files / "integers.onnx")},
+        "targets": {"x86-64-v3": {}}, "data": {"evaluation": "unused"},
+    })  # fmt: skip
+    source = onnx_source.open_file(project, files / "integers.onnx")
+    with pytest.raises(
+        Unsupported, match=r"it does not convert com\.microsoft\.QGemm.*; for openvino, build from"
+    ):
+        backend._kept(Prepared(source, None, None))
 
 
 def test_a_float_model_that_takes_bytes_is_none():
@@ -217,3 +212,28 @@ def test_weights_beside_the_file_are_shipped_inside_it(files, tmp_path):
     (tmp_path / "alone").mkdir()
     onnx_source.written_as_it_came(tmp_path / "m.onnx", tmp_path / "alone" / "m.onnx")
     assert ort.InferenceSession(str(tmp_path / "alone" / "m.onnx"), providers=["CPUExecutionProvider"])
+
+
+def test_what_comes_behind_an_operator_without_shapes_is_counted_as_nothing(tmp_path):
+    """onnx infers no shape behind com.microsoft's operators, and lists the tensor all the same; a Gemm there cost the build."""
+    packed = numpy_helper.from_array(np.zeros((16, 1, 8), np.uint8), "packed")
+    scales = numpy_helper.from_array(np.ones((16,), np.float32), "scales")
+    head = numpy_helper.from_array(np.ones((16, 4), np.float32), "head")
+    nodes = [
+        helper.make_node(
+            "MatMulNBits", ["x", "packed", "scales"], ["h"], domain="com.microsoft", K=16, N=16, bits=4, block_size=16
+        ),
+        helper.make_node("Gemm", ["h", "head"], ["y"]),
+    ]  # fmt: skip
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value("x", TensorProto.FLOAT, [1, 16])], [value("y", 1, [1, 4])], [packed, scales, head],
+        value_info=[value("h", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    spec = TensorSpec("x", "float32", (1, 16))
+    counted = onnx_source.quantized_work(
+        helper.make_model(graph, opset_imports=imports, ir_version=8), (spec,)
+    )
+    assert counted.macs == 0
+    assert counted.weights == 16 * 8 + 16 + 16 * 4

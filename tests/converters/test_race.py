@@ -135,6 +135,7 @@ def test_a_build_goes_on_without_the_candidate_whose_engine_crashes_and_says_so(
     assert rows["onnxruntime/fp32"]["latency_ms"]["how"] == "measured"
 
 
+@pytest.mark.proof
 def test_a_trial_whose_engine_crashes_costs_itself_and_is_not_tried_again(digits, run_build, tmp_path, doom):
     doom("onnxruntime/static-int8+search2")
     words = [*digits.flags("model.onnx", "x86-64-v3"), "--recipe", "onnxruntime/static*", "--out", tmp_path]

@@ -119,6 +119,7 @@ def test_a_later_search_goes_on_where_the_first_one_ended(searched, ruined, run_
     assert result.output.count("converting") == 2
 
 
+@pytest.mark.proof
 def test_what_was_mended_and_what_was_found_is_built_from_the_lock_to_the_same_digests(
     ruined, run_build, tmp_path
 ):

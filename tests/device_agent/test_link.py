@@ -18,9 +18,9 @@ from edgekit.wire.messages import Boot
 class Mute:
     """Hears the beginning of each connection, and ends it."""
 
-    def __init__(self, host):
+    def __init__(self, host, port=0):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.server = socket.create_server((host, 0), family=family)
+        self.server = socket.create_server((host, port), family=family)
         self.port = self.server.getsockname()[1]
         self.heard = []
         threading.Thread(target=self.run, daemon=True).start()
@@ -134,3 +134,32 @@ def test_what_is_published_goes_out_at_once_and_not_when_the_loop_looks_next(bro
     began = time.monotonic()
     asyncio.run(run())
     assert time.monotonic() - began < 10
+
+
+def test_each_reason_why_the_broker_cannot_be_reached_is_told_once(monkeypatch):
+    """A broker that starts anew is not there at first, and then refuses who was revoked: both are told."""
+    monkeypatch.setattr(link, "FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(link, "LONGEST_BACKOFF_S", 0.02)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    told = []
+    monkeypatch.setattr(link.log, "trouble", lambda _message, **about: told.append(about.get("reason", "")))
+
+    async def until(condition):
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110  # of several threads
+                await asyncio.sleep(0.01)
+
+    async def run():
+        made = linked(BrokerAddress("127.0.0.1", port=port))
+        made.start()
+        await until(lambda: told)
+        mute = Mute("127.0.0.1", port)
+        await until(lambda: len(mute.heard) > 5)
+        await made.stop()
+        mute.server.close()
+
+    asyncio.run(run())
+    assert len(told) == 2
+    assert "refused" in told[0]
+    assert told[1] == "the broker ended the connection without a word"

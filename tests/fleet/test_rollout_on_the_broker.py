@@ -291,6 +291,7 @@ def test_a_broker_that_dies_is_started_again_and_the_rollout_goes_on(own_fleet: 
     assert done.status == "completed", done.reason
 
 
+@pytest.mark.proof
 def test_a_service_killed_in_the_middle_goes_on_where_it_was(own_fleet: Fleet) -> None:
     fleet = own_fleet
     fleet.add("a", "b", "c")

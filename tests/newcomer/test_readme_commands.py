@@ -294,6 +294,8 @@ def no_emulator(desk: Desk) -> None:
     assert "setup" in desk.run("edgekit emulator --help")
 
 
+# Minutes on a slow machine, of what other tests walk: with make proofs.
+LONG = ("edgekit build --search 40",)
 # A command that stands in a sentence, word for word → what runs its kind.
 SENTENCES: Mapping[str, Callable[[Desk], None]] = {
     "edgekit build": lines("edgekit build --help"),
@@ -348,7 +350,11 @@ def entry(command: Command) -> Callable[[Desk], None] | None:
     return (lambda desk: found[0](desk, command.text)) if found else None
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command.text)[:70])
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(each, marks=pytest.mark.proof) if each.text in LONG else each for each in COMMANDS],
+    ids=lambda command: str(command.text)[:70],
+)
 def test_a_command_of_the_readme_does_what_it_says(command: Command, desk: Desk) -> None:
     run = entry(command)
     assert run is not None, (
@@ -387,10 +393,15 @@ def test_the_comparison_of_project_files_sees_what_differs(shown: dict[str, Any]
     assert is_part(shown, {"a": {"b": 1}, "s": [{"op": "x"}, {"op": "y", "k": 1}]}) == expected
 
 
-def test_the_project_file_that_is_shown_is_the_examples_and_builds(desk: Desk) -> None:
+def test_the_project_file_that_is_shown_is_the_examples(desk: Desk) -> None:
     (shown,) = readme.projects(PAGE)
     shipped = (desk.folder / "examples/digits/edgekit.toml").read_text()
     assert is_part(tomllib.loads(shown), tomllib.loads(shipped))
+
+
+@pytest.mark.proof
+def test_the_project_file_that_is_shown_builds(desk: Desk) -> None:
+    (shown,) = readme.projects(PAGE)
     desk.train()
     project = desk.folder.parent / "as-printed"
     shutil.copytree(desk.folder / "examples/digits", project)

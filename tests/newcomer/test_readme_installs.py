@@ -33,6 +33,7 @@ AGAIN = (
     "microphone",
     "images",
     "litert",
+    "tflite",
     "openvino",
     "onnxruntime",
 )

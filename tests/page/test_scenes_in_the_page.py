@@ -156,6 +156,7 @@ def test_a_rollout_over_real_agents_is_aborted_by_a_click_and_stays_where_it_is(
 # --- alerts ---
 
 
+@pytest.mark.proof
 def test_whom_alerts_are_told_is_added_tried_and_removed_and_an_alert_is_acknowledged_by_clicks(
     service: Service, page: Page, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -97,6 +97,7 @@ def works(fleet: Apart, device: FakeDevice) -> None:
     assert fleet.service.client().status().is_connected
 
 
+@pytest.mark.proof
 def test_a_broker_apart_is_reached_by_certificate_and_its_list_is_brought_by_the_script(
     apart: Callable[[], Apart],
 ) -> None:

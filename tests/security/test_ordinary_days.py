@@ -142,6 +142,7 @@ def test_a_board_that_joins_in_the_middle_of_a_rollout_gets_its_assignment_first
     assert (late.stage, late.previous) == (None, "digits@1.0.0")
 
 
+@pytest.mark.proof
 def test_a_card_written_anew_in_the_middle_of_a_rollout_gets_the_same_again(day: Day) -> None:
     rollout = day.client.rollouts()[0].id
     canary = canary_of(day, rollout)

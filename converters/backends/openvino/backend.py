@@ -76,7 +76,12 @@ def _kept(prepared: Prepared) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "source.onnx"
         onnx_source.written_as_it_came(source.onnx_path, path, is_apart=source.is_apart)
-        model = _opened(path)
+        try:
+            model = _opened(path)
+        except Unsupported as error:
+            raise Unsupported(
+                f"{error}; for openvino, build from the float model that it was made of"
+            ) from error
     model.reshape({spec.name: list(closed(spec)) for spec in source.inputs})
     graph.name_nodes(model)
     return model
@@ -100,9 +105,9 @@ def _opened(path: Path) -> Any:
 
 def _cause(error: RuntimeError) -> str:
     """What the front end could not convert, where it says so; otherwise the last of its many lines."""
-    lacking = re.search(r"failed for: (.+)", str(error))
+    lacking = re.search(r"(?:failed for|No conversion rule found for operations): (.+)", str(error))
     if lacking:
-        return f"it does not convert {lacking[1]}"
+        return f"it does not convert {lacking[1].strip()}"
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else "it does not say why"
 

@@ -174,6 +174,7 @@ def test_damaged_state_files_are_set_aside_and_told(fleet, make_agent, make_bund
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.proof
 def test_a_file_of_another_fleet_is_refused_loudly_and_one_that_is_gone_stops_nothing(
     fleet, make_agent, tmp_path, tools
 ):
@@ -258,6 +259,7 @@ with durable.watched(watch):
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.proof
 def test_clients_are_served_while_a_sync_of_an_update_takes_its_time(
     fleet, make_agent, make_bundle, tools, tmp_path
 ):

@@ -115,6 +115,7 @@ def test_a_fleet_of_another_authority_is_never_told_the_token(secure, make_agent
     assert secure.enrolled == []
 
 
+@pytest.mark.proof
 def test_a_certificate_is_renewed_before_it_ends_and_used_by_the_next_connection(
     secure, make_agent, tls_broker, tools
 ):
@@ -165,6 +166,7 @@ def test_a_renewal_that_is_refused_is_reported_and_stops_nothing(secure, make_ag
     assert tools.Client(agent.port).get("/v2/health/ready").status == 200
 
 
+@pytest.mark.proof
 def test_a_new_enrolment_file_is_used_and_its_orders_are_followed(secure, joined, release, tmp_path, tools):
     secure.order(secure.publish(release))
     tools.wait_until(lambda: secure.runs(release), "the release is committed")
@@ -399,6 +401,7 @@ def proxy():
     made.server.close()
 
 
+@pytest.mark.proof
 def test_a_revoked_device_is_kept_out_and_serves_on(secure, joined, release, tls_broker, authority, tools):
     secure.order(secure.publish(release))
     tools.wait_until(lambda: secure.runs(release), "the release is committed")

@@ -189,6 +189,7 @@ def test_errors_in_probation_roll_back(fleet, settled, first, second, tools):
     assert tools.predict(settled) == "1.0.0"
 
 
+@pytest.mark.proof
 def test_a_worker_that_keeps_dying_in_probation_rolls_back(fleet, settled, first, second, tools):
     fleet.order(fleet.publish(second), options=OrderOptions(probation_s=60))
     tools.wait_until(lambda: fleet.deployment().state.value == "probation", "on probation")
@@ -226,6 +227,7 @@ def test_without_an_acknowledgement_it_neither_commits_nor_rolls_back(fleet, set
     tools.wait_until(lambda: fleet.runs(second), "committed once acknowledged", 30)
 
 
+@pytest.mark.proof
 def test_another_order_in_the_middle_of_probation_goes_back_first(
     fleet, settled, first, second, make_bundle, tools
 ):
