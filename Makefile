@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Hundreds of processes are started here; without its bytecode each would compile anew all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test chaos proofs lint format bench bench-scale conformance clean
 .DELETE_ON_ERROR:

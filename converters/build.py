@@ -176,6 +176,7 @@ def _opening(bench: Workbench, options: Options) -> Opening:
         bench.judging.judges,
         bench.source.sets,
         _handed(bench),
+        bench.data.spool,
     )
 
 

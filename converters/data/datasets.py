@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.data import halves, reading, shifted, sliced
 from converters.data.halves import Half
+from converters.data.spool import Spool
 from converters.source import code
 from converters.source.project import Project
 from converters.source.source import Source, closed
@@ -45,6 +47,8 @@ class Datasets:
     project: Project
     source: Source
     gate: code.CodeGate
+    # Where calibration samples that the user's code makes are kept, or are already.
+    spool: Path | None = None
 
     def __post_init__(self) -> None:
         """Raises: ProjectError for a corruption that there is none of."""
@@ -285,7 +289,9 @@ class Datasets:
     @cached_property
     def _stored(self) -> reading.Source | None:
         text = self.project.file.data.calibration
-        return self._open(text) if text else None
+        if self.spool is None or not code.is_reference(text):
+            return self._open(text) if text else None
+        return Spool(self.spool, text, lambda: self._open(text)).source()
 
     def _open(self, text: str) -> reading.Source:
         return reading.open_source(

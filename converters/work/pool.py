@@ -61,7 +61,7 @@ class PoolUnfitError(ToolFailedError):
 @dataclass(frozen=True)
 class Opening:
     """What a worker opens before its first order. The user's code was admitted in the building process, which told of
-    it; `sha256` is of the source as it was opened there. `evaluation` has the samples that code made there.
+    it; `sha256` is of the source as it was opened there. `evaluation` and `spool` have the samples that code made there.
     """
 
     project: Project
@@ -74,6 +74,7 @@ class Opening:
     judges: tuple[OutputJudge, ...]
     sets: tuple[RowSet, ...]
     evaluation: Handed | None = None
+    spool: Path | None = None
 
 
 @dataclass(frozen=True)

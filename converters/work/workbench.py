@@ -58,6 +58,8 @@ from edgekit.transforms import check_post_steps, check_steps
 
 # Of an artifact, beside its files.
 _KEPT = ("model", "bindings", "notes", "judged", "compiled", "models")
+# In the build's folder.
+SPOOL = "calibration"
 Tell = Callable[[str], None]
 Limited = TypeVar("Limited")
 
@@ -76,6 +78,8 @@ class Workbench:
     canonical_forms: tuple[Canonical, ...] = ()
     # Its outputs whose length follows from the data, likewise.
     known_sets: tuple[RowSet, ...] | None = None
+    # The calibration samples of the user's code, likewise (`data.spool`).
+    spool: Path | None = None
     # How its outputs are judged, likewise.
     known_judges: tuple[OutputJudge, ...] = ()
     # Seconds that one step may take where this process makes candidates itself.
@@ -99,7 +103,7 @@ class Workbench:
     def _opened(self) -> tuple[Source, Datasets]:
         source = open_source(self.project, self.gate)
         self._check_steps(source)
-        data = Datasets(self.project, source, self.gate)
+        data = Datasets(self.project, source, self.gate, self.spool or self.folder / SPOOL)
         data.source = lengths.settled(self.project, source, data, self.known_sets)
         return data.source, data
 

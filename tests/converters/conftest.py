@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from sklearn.datasets import load_digits
 from torch import nn
 
+from converters.data import spool
 from edgekit.cli import cli
 from edgekit.errors import EdgeKitError
 
@@ -58,6 +59,12 @@ class Digits:
             "--max-accuracy-drop", "0.06",
         ]  # fmt: skip
         return words + [word for target in targets for word in ("--target", target)]
+
+
+@pytest.fixture(autouse=True)
+def kept_bytes(monkeypatch):
+    """Data of a test that must not be kept, for a worker to ask its code again, say so themselves, until its end."""
+    monkeypatch.setattr(spool, "MOST_BYTES", spool.MOST_BYTES)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,10 @@ from converters.keep.artifacts import Cache
 CRASHING = """
 import os, signal
 import numpy as np
+from converters.data import spool
+
+# What the building process has kept, no worker would ask for again.
+spool.MOST_BYTES = 0
 
 def samples():
     if os.getpid() != {parent}:
@@ -151,6 +155,24 @@ def waited_for(file):
             return file.read_text()
         time.sleep(0.1)
     raise AssertionError("no worker came to its calibration")
+
+
+def test_calibration_data_that_code_makes_is_made_once_for_all_processes(digits, run_build, tmp_path):
+    text = f"""
+import numpy as np
+
+def samples():
+    with open({str(tmp_path / "passes")!r}, "a") as file:
+        file.write("+")
+    return ({{"x": x[None]}} for x in np.load({str(digits.folder / "calib.npz")!r})["x"])
+"""
+    (tmp_path / "data.py").write_text(text)
+    words = [*digits.flags("model.onnx", "x86-64-v3"), "--recipe", "onnxruntime/*-int8", "--jobs", "1"]
+    words += ["--calibration", f"{tmp_path / 'data.py'}:samples", "--accept-uncertain"]
+    result, document = build(run_build, words, tmp_path, cache=tmp_path / "cache")
+    made = [row["recipe"] for row in document["candidates"] if row["status"] != "failed"]
+    assert "onnxruntime/static-int8" in made, result.output
+    assert (tmp_path / "passes").read_text() == "+"
 
 
 @pytest.mark.proof

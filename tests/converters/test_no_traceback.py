@@ -16,6 +16,10 @@ from edgekit.cli import trouble
 WAITING = """
 import os, signal, sys
 import numpy as np
+from converters.data import spool
+
+# What the building process has kept, no worker would ask for again.
+spool.MOST_BYTES = 0
 
 def samples():
     if sys.argv[0].endswith("worker.py"):

@@ -7,11 +7,14 @@ import onnx
 import openvino as ov
 import pytest
 import recurrent_models as models
+import torch
 from litert_models import prepared
 
 from converters.backends import Unsupported, get
+from converters.backends.litert import program
 from converters.backends.openvino import quantizer
 from converters.graph import canonical
+from converters.graph.importer import load
 from converters.recipes.recipes import Tuning, plans
 from edgekit import engines, profile
 from edgekit.errors import ToolFailedError
@@ -73,6 +76,18 @@ def test_litert_gives_it_too_in_float_and_near_it_in_int8(make, tmp_path):
     assert gap(made, *converted(made, tmp_path, "litert/fp32")) < 1e-5
     for recipe in ("litert/static-int8", "litert/dynamic-int8"):
         assert gap(made, *converted(made, tmp_path, recipe)) < 0.1
+
+
+def test_a_step_of_an_unrolled_layer_holds_only_what_depends_on_its_state(tmp_path):
+    """Cuts out of what is made ahead, the cell, and a selection for each state where there are lengths."""
+
+    def operators(kind, steps):
+        onnx.save(models.net(kind, lengths=True, steps=steps), tmp_path / "net.onnx")
+        arguments = (torch.zeros(steps, 1, models.WIDTH), torch.zeros(1, dtype=torch.int32))
+        return len(program.rewritten(load(tmp_path / "net.onnx").eval(), arguments).graph.nodes)
+
+    found = {kind: operators(kind, 3) - operators(kind, 2) for kind in ("GRU", "LSTM")}
+    assert found == {"GRU": 17, "LSTM": 20}
 
 
 def test_what_lies_behind_a_sequences_end_changes_nothing(tmp_path):

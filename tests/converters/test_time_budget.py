@@ -21,6 +21,10 @@ from edgekit.errors import UsageError
 SLOW_DATA = """
 import time
 import numpy as np
+from converters.data import spool
+
+# What the building process has kept, no worker would ask for again.
+spool.MOST_BYTES = 0
 
 def samples():
     {wait}

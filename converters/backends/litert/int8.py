@@ -120,8 +120,11 @@ def slow_in(plan: Plan, graph: Sequence[Layer], ranges: Ranges | None) -> set[st
 
 def float_weights(plan: Plan, graph: Sequence[Layer]) -> tuple[str, ...]:
     """A note on what keeps float weights under a scheme that needs no calibration, being quicker so."""
-    kept = Counter(layer.op_type for layer in graph if layer.name in slow_in(plan, graph, None))
-    if plan.recipe.needs_calibration or _is_whole(plan) or not kept:
+    if plan.recipe.needs_calibration or _is_whole(plan):
+        return ()
+    slow = slow_in(plan, graph, None)
+    kept = Counter(layer.op_type for layer in graph if layer.name in slow)
+    if not kept:
         return ()
     return (f"weights left in float, which runs faster: {listed(kept)}",)
 

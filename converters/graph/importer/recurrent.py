@@ -1,4 +1,8 @@
-"""RNN, GRU and LSTM, unrolled over their steps: directions, activations, clip, lengths, layouts, peepholes."""
+"""RNN, GRU and LSTM, unrolled over their steps: directions, activations, clip, lengths, layouts, peepholes.
+
+What a step does is written once for each step, into the program and into what is shipped: so whatever does not depend on
+the state (parts of weights, transposed ones, the input's share of each gate, masks) is made ahead of the steps.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,8 +17,8 @@ from converters.graph.importer.registry import Call, operator
 # Longest sequence that a recurrent layer is unrolled for: litert-torch takes a second or more for each step, and the model
 # grows with them (128 steps of an LSTM of 32 units: seven minutes on a busy machine, 371 kB against 23 kB as ONNX).
 MAX_STEPS = 256
-# State (hidden, or hidden and cell) and projected input → state.
-_Cell = Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, ...]]
+# State (hidden, or hidden and cell) and the step's projected input, in the cell's parts → state.
+_Cell = Callable[..., tuple[Tensor, ...]]
 
 
 @operator("RNN", since=7)
@@ -23,14 +27,14 @@ def rnn(call: Call, value: Tensor, weights: Tensor, recurrence: Tensor, *rest: T
 
     def cell(direction: int) -> _Cell:
         (f,) = _activations(call, direction, ["Tanh"])
-        clip = _clip(call)
+        clip, matrix = _clip(call), recurrence[direction].t()
 
         def step(state: tuple[Tensor, ...], projected: Tensor) -> tuple[Tensor, ...]:
-            return (f(clip(projected + functional.linear(state[0], recurrence[direction]))),)
+            return (f(clip(projected + state[0] @ matrix)),)
 
         return step
 
-    return _run(call, value, weights, bias, recurrence, lengths, starts=[hidden], cell=cell, joined_bias=True)
+    return _run(call, value, weights, bias, recurrence, lengths, starts=[hidden], cell=cell)
 
 
 @operator("GRU", since=7)
@@ -41,27 +45,27 @@ def gru(call: Call, value: Tensor, weights: Tensor, recurrence: Tensor, *rest: T
 
     def cell(direction: int) -> _Cell:
         f, g = _activations(call, direction, ["Sigmoid", "Tanh"])
-        clip, matrix = _clip(call), recurrence[direction]
-        offset = None if bias is None else bias[direction][3 * size :]
+        clip = _clip(call)
+        gates, last = (part.t() for part in torch.split(recurrence[direction], [2 * size, size]))
+        of_gates, of_last = (
+            (None, None) if bias is None else bias[direction][3 * size :].split([2 * size, size])
+        )
+        resets_after = bool(call.get("linear_before_reset", 0))
 
-        def step(state: tuple[Tensor, ...], projected: Tensor) -> tuple[Tensor, ...]:
+        def step(state: tuple[Tensor, ...], for_gates: Tensor, for_last: Tensor) -> tuple[Tensor, ...]:
             before = state[0]
-            own = functional.linear(
-                before, matrix[: 2 * size], None if offset is None else offset[: 2 * size]
-            )
-            update, reset = torch.split(f(clip(projected[:, : 2 * size] + own)), size, 1)
-            last = None if offset is None else offset[2 * size :]
-            if call.get("linear_before_reset", 0):
-                inner = reset * functional.linear(before, matrix[2 * size :], last)
+            update, reset = torch.split(f(clip(for_gates + _product(before, gates, of_gates))), size, 1)
+            if resets_after:
+                inner = reset * _product(before, last, of_last)
             else:
-                inner = functional.linear(reset * before, matrix[2 * size :], last)
-            fresh = g(clip(projected[:, 2 * size :] + inner))
-            return ((1 - update) * fresh + update * before,)
+                inner = _product(reset * before, last, of_last)
+            fresh = g(clip(for_last + inner))
+            return (fresh + update * (before - fresh),)
 
         return step
 
     return _run(
-        call, value, weights, bias, recurrence, lengths, starts=[hidden], cell=cell, joined_bias=False
+        call, value, weights, bias, recurrence, lengths, starts=[hidden], cell=cell, parts=[2 * size, size]
     )
 
 
@@ -76,10 +80,11 @@ def lstm(call: Call, value: Tensor, weights: Tensor, recurrence: Tensor, *rest: 
         f, g, h = _activations(call, direction, ["Sigmoid", "Tanh", "Tanh"])
         clip = _clip(call)
         peeps = None if peepholes is None else torch.split(peepholes[direction], size)
+        matrix = recurrence[direction].t()
 
         def step(state: tuple[Tensor, ...], projected: Tensor) -> tuple[Tensor, ...]:
             before, kept = state
-            gates = projected + functional.linear(before, recurrence[direction])
+            gates = projected + before @ matrix
             entry, leave, forget, fresh = torch.split(gates, size, 1)
             if peeps is not None:
                 entry, forget = entry + peeps[0] * kept, forget + peeps[2] * kept
@@ -90,9 +95,7 @@ def lstm(call: Call, value: Tensor, weights: Tensor, recurrence: Tensor, *rest: 
 
         return step
 
-    return _run(
-        call, value, weights, bias, recurrence, lengths, starts=[hidden, memory], cell=cell, joined_bias=True
-    )
+    return _run(call, value, weights, bias, recurrence, lengths, starts=[hidden, memory], cell=cell)
 
 
 def _run(  # noqa: PLR0917  # the operators' own inputs, in their order
@@ -105,9 +108,13 @@ def _run(  # noqa: PLR0917  # the operators' own inputs, in their order
     *,
     starts: Sequence[Tensor | None],
     cell: Callable[[int], _Cell],
-    joined_bias: bool,
+    parts: Sequence[int] = (),
 ) -> Any:
-    """All directions. A step past a sequence's end keeps the state and puts out zeros."""
+    """All directions. A step past a sequence's end keeps the state and puts out zeros.
+
+    `parts` are the widths in which the cell takes the projected input, if it has a bias of its own for the state's product
+    (a GRU's reset falls on one); else it takes the whole, both biases within.
+    """
     batch_first = bool(call.get("layout", 0))
     if batch_first:
         value = value.transpose(0, 1)
@@ -116,37 +123,49 @@ def _run(  # noqa: PLR0917  # the operators' own inputs, in their order
     if steps > MAX_STEPS:
         raise call.unsupported(f"{steps} steps (at most {MAX_STEPS} are unrolled)")
     size, half = recurrence.shape[2], weights.shape[1]
+    # Rows by step, then by sequence: a step's are cut out with one operator.
+    flat, inside = value.reshape(steps * batch, -1), None
+    if lengths is not None:
+        places = torch.arange(steps, dtype=lengths.dtype).reshape(-1, 1)
+        inside = (places < lengths.reshape(1, -1)).reshape(steps * batch, 1)
     outputs, finals = [], []
     for direction in range(weights.shape[0]):
         backwards = call.get("direction") == "reverse" or direction == 1
         offset = None
         if bias is not None:
-            offset = bias[direction][:half] + (bias[direction][half:] if joined_bias else 0)
+            offset = bias[direction][:half] + (0 if parts else bias[direction][half:])
         state = tuple(
             torch.zeros(batch, size, dtype=value.dtype) if start is None else start[direction]
             for start in starts
         )
-        projected = functional.linear(value, weights[direction], offset)
+        projected = functional.linear(flat, weights[direction], offset)
+        pieces = torch.split(projected, list(parts), 1) if parts else (projected,)
         advance = cell(direction)
         rows: list[Tensor] = []
         for step in reversed(range(steps)) if backwards else range(steps):
-            following = advance(state, projected[step])
-            row = following[0]
-            if lengths is not None:
-                inside = (lengths > step).reshape(-1, 1)
+            own = slice(step * batch, (step + 1) * batch)
+            following = advance(state, *(piece[own] for piece in pieces))
+            rows.append(following[0])
+            if inside is not None:
+                reached = inside[own]
                 following = tuple(
-                    torch.where(inside, new, old) for new, old in zip(following, state, strict=True)
+                    torch.where(reached, new, old) for new, old in zip(following, state, strict=True)
                 )
-                row = torch.where(inside, row, torch.zeros_like(row))
             state = following
-            rows.append(row)
-        outputs.append(torch.stack(rows[::-1] if backwards else rows))
+        whole = torch.cat(rows[::-1] if backwards else rows)
+        if inside is not None:
+            whole = torch.where(inside, whole, torch.zeros_like(whole))
+        outputs.append(whole.reshape(steps, batch, size))
         finals.append(state)
     whole = torch.stack(outputs, 2 if batch_first else 1)
     whole = whole.transpose(0, 1) if batch_first else whole
     lasts = [torch.stack(list(states), 1 if batch_first else 0) for states in zip(*finals, strict=True)]
     results = (whole, *lasts)
     return results[0] if call.outputs == 1 else results[: call.outputs]
+
+
+def _product(value: Tensor, matrix: Tensor, offset: Tensor | None) -> Tensor:
+    return value @ matrix if offset is None else torch.addmm(offset, value, matrix)
 
 
 def _clip(call: Call) -> Callable[[Tensor], Tensor]:
