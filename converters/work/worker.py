@@ -6,7 +6,6 @@ The building process's side is `converters.work.pool`.
 """
 
 import ctypes
-import gc
 import os
 import signal
 import sys
@@ -23,14 +22,10 @@ from converters.work.workbench import Workbench
 from edgekit.quiet import first_line
 
 _PR_SET_PDEATHSIG = 1
-# Objects made before Python looks for garbage among the young ones, 700 by itself: tracing a program makes millions that
-# live on, and a tenth of a LiteRT conversion went into looking through them.
-_YOUNG = 50_000
 
 
 def main(arguments: Sequence[str]) -> None:
     _die_with_parent()
-    gc.set_threshold(_YOUNG)
     # What this process starts must not hold the line open.
     descriptor = int(arguments[0])
     os.set_inheritable(descriptor, False)
