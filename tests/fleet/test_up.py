@@ -38,7 +38,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.proof), signal.SIGTERM])
 def test_it_stops_cleanly_with_its_broker(running: Service, number: int) -> None:
     assert running.process is not None
     broker = children(running.process.pid)
@@ -64,7 +64,9 @@ def test_a_restart_keeps_fleet_keys_and_token(running: Service) -> None:
     assert (running.state / "client.toml").read_text() == file
 
 
-@pytest.mark.parametrize("after_s", [0.15, 0.4, 0.7, 1.0])
+@pytest.mark.parametrize(
+    "after_s", [0.4, *(pytest.param(after_s, marks=pytest.mark.proof) for after_s in (0.15, 0.7, 1.0))]
+)
 def test_an_interrupt_in_the_middle_of_the_start_leaves_nothing_running(
     service: Service, after_s: float
 ) -> None:

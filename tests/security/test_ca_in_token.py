@@ -37,6 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     return made
 
 
+@pytest.mark.proof
 def test_devices_join_renew_and_are_put_out_by_a_key_in_a_token(home, tmp_path):
     made = home.init("--ca-passphrase-file", str(home.pin))
     assert made.returncode == 0, made.stderr

@@ -259,6 +259,7 @@ def test_whatever_the_server_answers_first_the_update_arrives_without_another_or
         ),
     ],
 )
+@pytest.mark.proof
 def test_a_download_that_a_power_cut_damaged_is_gone_on_from_or_begun_anew(
     harm, fleet, settled, second, tools
 ):

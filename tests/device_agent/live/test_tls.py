@@ -226,6 +226,7 @@ def test_a_file_of_another_fleet_is_refused_loudly(secure, joined, tmp_path):
     assert "is of fleet elsewhere" in joined.log
 
 
+@pytest.mark.proof
 def test_a_copied_card_must_enrol_again_and_gets_a_key_of_its_own(
     secure, make_agent, tmp_path, tools, monkeypatch
 ):
