@@ -30,6 +30,8 @@ from edgekit.manifest import MANIFEST_NAME, FileEntry, Manifest
 CHUNK_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_MEMBERS = 4096
+# What a build takes; torch's are zips too, and failed by a member's name.
+_MODELS = frozenset({".onnx", ".pt", ".pt2", ".tflite", ".keras", ".h5"})
 
 
 def sha256_file(path: Path) -> str:
@@ -146,6 +148,10 @@ def read(path: Path, *, sha256: str | None = None, length: int | None = None) ->
     """
     if not path.is_file():
         raise BundleError(f"{path}: there is no such file")
+    if path.suffix.lower() in _MODELS:
+        raise BundleError(
+            f"{path.name}: a model, not a bundle; `edgekit build {path.name}` makes bundles of it"
+        )
     size = path.stat().st_size
     if length is not None and size != length:
         raise BundleError(f"{path.name}: {size} bytes long, but {length} were signed; fetch it again")

@@ -326,3 +326,12 @@ def test_a_manifest_that_contradicts_itself_is_refused(
     bundle.write(path, make_manifest(**changes), FILES)
     with pytest.raises(ManifestError, match=says):
         bundle.read(path)
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.pt2", "net.TFLITE"])
+def test_a_model_in_a_bundles_place_is_told_from_a_damaged_bundle(name, tmp_path):
+    path = tmp_path / name
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/data.pkl", b"")
+    with pytest.raises(BundleError, match=rf"{name}: a model, not a bundle; `edgekit build {name}`"):
+        bundle.read(path)
