@@ -99,6 +99,12 @@ class Backend(Protocol):
         """
         return ()
 
+    def wide(self, plan: Plan) -> Mapping[str, Option]:  # noqa: ARG002  # for those that do more
+        """Settings by which the ranges of this int8 plan hold all values that calibration shows; empty where they do, or
+        cannot.
+        """
+        return {}
+
     def open_shapes(self, model: Path) -> tuple[str, ...]:  # noqa: ARG002  # for those that do more
         """Names of the tensors or operators in a model file whose shapes depend on the data, in the model's order."""
         return ()

@@ -1,4 +1,5 @@
-"""Mending int8 candidates that miss the contract: the worst layers go back to float, as few as will do.
+"""Mending int8 candidates that miss the contract: ranges that hold all values, where the engine's quantizer cuts some off;
+then the worst layers go back to float, as few as will do.
 
 Always true
  1. Only the search half is looked at; the judged half judges what comes out, once.
@@ -7,16 +8,17 @@ Always true
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from converters import backends
 from converters.judge.score import Score
 from converters.judge.select import MEGABYTE, Ratio
 from converters.measure import latency
 from converters.measure.host import Host
 from converters.measure.race import Timing
 from converters.quantize.sensitivity import LayerError
-from converters.recipes.recipes import PLAIN, Plan, Tuning
+from converters.recipes.recipes import Plan, Tuning
 from converters.rounds import float_layers
 from converters.rounds.candidates import Candidate
 from converters.rounds.float_layers import Try
@@ -26,11 +28,11 @@ from converters.rounds.timing import timed
 from converters.work.orders import Order
 from converters.work.workbench import Workbench
 from edgekit import interrupt
-from edgekit.manifest import Contract
+from edgekit.manifest import Contract, Option
 from edgekit.profile import Profile
 from edgekit.quiet import first_line
 
-LABEL = "mixed"
+LABEL, WIDE = "mixed", "wide"
 # Seconds for all repairs of a profile; what a worker makes for longer is ended.
 BUDGET_S = 240.0
 # A try or an analysis that is begun gets this long, at least.
@@ -96,15 +98,20 @@ def _mended(shop: _Shop, item: Candidate) -> tuple[Candidate, Candidate | None]:
 
     Where no try holds, the least bad one is kept: the judged half has the last word.
     """
-    analysed = _analysed(shop, item)
-    layers = analysed.layers
+    widened = _widened(shop, item)
+    if widened is not None and _holds(widened):
+        return item, widened
+    start = widened or item
+    found = _analysed(shop, start)
+    layers = found.layers
+    analysed = replace(item, layers=layers, notes=(*item.notes, *found.notes[len(start.notes) :]))
     if not layers:
-        return analysed, None
+        return analysed, widened
     tries: list[Try] = []
     best: Candidate | None = None
     began = time.monotonic()
     while not shop.is_late and (count := float_layers.next_count(tries, len(layers))) is not None:
-        made_now = _try(shop, item, layers, count)
+        made_now = _tried(shop, mixed(start.plan, float_layers.floats(layers, count)))
         if made_now.search is None:
             analysed = replace(
                 analysed, notes=(*analysed.notes, f"with {count} layers in float: {made_now.failure}")
@@ -119,12 +126,23 @@ def _mended(shop: _Shop, item: Candidate) -> tuple[Candidate, Candidate | None]:
             f"at most {left:.0f} s left"
         )
         best = _better(best, made_now)
-    if best is not None and not _helped(item, best):
-        told = bought(item.search, best.search, shop.bench.metric.name)
+    if best is not None and not _helped(start, best):
+        told = bought(start.search, best.search, shop.bench.metric.name)
         return replace(
             analysed, notes=(*analysed.notes, f"leaving layers in float did not help: {told}")
-        ), None
-    return analysed, best
+        ), widened
+    return analysed, best or widened
+
+
+def _widened(shop: _Shop, item: Candidate) -> Candidate | None:
+    """With ranges that hold all values of calibration, where the quantizer cuts some off; None if that did not help."""
+    plan = wide(item.plan)
+    if plan is None:
+        return None
+    found = _tried(shop, plan)
+    told = bought(item.search, found.search, shop.bench.metric.name) or found.failure
+    shop.bench.tell(f"{found.recipe}: ranges that cut nothing off, {told}")
+    return found if found.search is not None and _helped(item, found) else None
 
 
 def _analysed(shop: _Shop, item: Candidate) -> Candidate:
@@ -165,18 +183,27 @@ def _layers(shop: _Shop, item: Candidate) -> tuple[LayerError, ...]:
     return shop.bench.layers(item.plan, item.artifact)
 
 
-def _try(shop: _Shop, item: Candidate, layers: Sequence[LayerError], count: int) -> Candidate:
-    plan = mixed(item.plan, float_layers.floats(layers, count))
+def _tried(shop: _Shop, plan: Plan) -> Candidate:
     found = made(shop.bench, plan, shop.host, limit_s=max(shop.left_s, LEAST_S))
-    if not found.stands:
-        return found
-    return searched(shop.bench, shop.contract, found, shop.host)
+    return searched(shop.bench, shop.contract, found, shop.host) if found.stands else found
+
+
+def wide(plan: Plan) -> Plan | None:
+    """The plan with ranges that hold all values; None where its engine has no other, or its settings say which."""
+    settings = backends.get(plan.recipe.engine).wide(plan)
+    if not settings or settings.keys() & plan.tuning.settings.keys():
+        return None
+    return replace(plan, tuning=_tuned(plan, WIDE, plan.tuning.float_layers, settings))
 
 
 def mixed(plan: Plan, float_layers: tuple[str, ...]) -> Plan:
     """The plan with some layers in float."""
-    label = f"{plan.tuning.label}+{LABEL}" if plan.tuning.label else LABEL
-    return replace(plan, tuning=Tuning(label, float_layers, plan.tuning.settings or PLAIN.settings))
+    return replace(plan, tuning=_tuned(plan, LABEL, float_layers, {}))
+
+
+def _tuned(plan: Plan, label: str, float_layers: tuple[str, ...], settings: Mapping[str, Option]) -> Tuning:
+    whole = f"{plan.tuning.label}+{label}" if plan.tuning.label else label
+    return Tuning(whole, float_layers, {**plan.tuning.settings, **settings})
 
 
 def bought(before: Score | None, after: Score | None, metric: str) -> str:

@@ -7,6 +7,7 @@ A build tells nobody that it ran (`edgekit.analytics`).
 import re
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from converters.recipes.recipes import Plan
 from converters.source import onnx_source
 from converters.source.source import closed
 from edgekit.errors import ToolFailedError
+from edgekit.manifest import Option
 
 MODEL = "model.xml"
 
@@ -61,6 +63,9 @@ class OpenVinoBackend(Backend):
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
         return quantizer.knobs(plan) if plan.recipe.needs_calibration else ()
+
+    def wide(self, plan: Plan) -> Mapping[str, Option]:
+        return quantizer.WIDE if plan.recipe.needs_calibration else {}
 
     def open_shapes(self, model: Path) -> tuple[str, ...]:
         return files.open_shapes(model)

@@ -8,7 +8,9 @@ Always true
 
 Settings: `preset` (`mixed`: activations may be asymmetric; `performance`), `model_type` (`transformer`, `plain`),
 `smooth_quant_alpha` (0 to 1 for matrix products, -1 for none), `fast_bias_correction` (false: slower, layer after
-layer), `percentile` (share of an activation's values, in percent, that its range keeps), `subset_size`.
+layer), `percentile` (share of a sample's values, in percent, that an activation's range keeps; the ends are averaged over
+samples, and at 100 the outermost of all), `subset_size`. NNCF's default averages each sample's extremes, which cuts off
+what few samples reach: on two small linear layers it left 8.6 dB of signal to noise, the outermost ends 32.4.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +34,7 @@ from edgekit.tensors import Array
 SUBSET = 300
 # Weights in eight bits that leave more of a model's size than this gain nothing.
 WORTH = 0.9
+WIDE: Mapping[str, Option] = {"percentile": 100.0}
 _KINDS: Mapping[str, tuple[Callable[[Option], bool], str]] = {
     "preset": (lambda value: value in ("mixed", "performance"), "mixed or performance"),
     "model_type": (lambda value: value in ("transformer", "plain"), "transformer or plain"),
@@ -52,7 +55,7 @@ def knobs(plan: Plan) -> tuple[Knob, ...]:
         *presets,
         Knob("model_type", (None, "plain", "transformer")),
         Knob("smooth_quant_alpha", (None, -1, 0.5, 0.95), only=("model_type", "transformer")),
-        Knob("percentile", (None, 99.0, 99.9, 99.99)),
+        Knob("percentile", (None, 99.0, 99.9, 99.99, 100.0)),
     )
 
 
@@ -218,8 +221,13 @@ def _advanced(plan: Plan) -> Any:
 
 
 def _kept(percent: float) -> Any:
-    """Ranges between quantiles of each sample, half of what is cut at each end, averaged over samples."""
+    """Ranges between quantiles of each sample, half of what is cut at each end, averaged over samples; of 100 percent, what
+    all samples together span.
+    """
     from nncf.quantization import range_estimator as ranges
+
+    if percent == 100:
+        return ranges.RangeEstimatorParametersSet.MINMAX
 
     def end() -> Any:
         return ranges.StatisticsCollectorParameters(
