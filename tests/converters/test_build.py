@@ -136,7 +136,8 @@ def test_budgets_that_cannot_be_measured_are_unverified_and_strict_refuses_them(
     assert run_build(*words, "--strict").exit_code == 3
 
 
-@pytest.mark.parametrize("source", [pytest.param("model.pt", marks=pytest.mark.proof), "model.pt2"])
+@pytest.mark.proof
+@pytest.mark.parametrize("source", ["model.pt", "model.pt2"])
 def test_torchscript_and_exported_programs_build(source, digits, run_build, tmp_path):
     out = tmp_path / "dist"
     result = run_build(
@@ -155,6 +156,7 @@ def test_a_stored_program_is_named_before_it_runs_and_no_code_refuses_it(digits,
         assert "--no-code" in str(result.exception)
 
 
+@pytest.mark.proof
 def test_the_second_build_converts_nothing_and_gives_the_same_bytes(digits, run_build, tmp_path):
     words = digits.flags("model.onnx", "raspberry-pi-5")
     for name in ("one", "two"):

@@ -414,7 +414,13 @@ BREAKS = {
 }
 
 
-@pytest.mark.parametrize("case", BREAKS)
+# Of these it takes many runs to be found: with make proofs.
+RARE = ("two starts are enough",)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.proof) if case in RARE else case for case in BREAKS]
+)
 def test_a_machine_that_is_broken_is_found_out(case, monkeypatch):
     name, broken = BREAKS[case]
     where, _, what = name.rpartition(".")

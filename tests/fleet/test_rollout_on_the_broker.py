@@ -280,6 +280,7 @@ def test_a_completed_rollout_can_be_rolled_back_and_so_is_its_assignment(fleet: 
     wait_until(lambda: fleet.versions() == dict.fromkeys(("a", "b", "late"), "1.0.0"), "everyone runs 1.0.0")
 
 
+@pytest.mark.proof
 def test_a_broker_that_dies_is_started_again_and_the_rollout_goes_on(own_fleet: Fleet) -> None:
     fleet = own_fleet
     fleet.add("a", "b")

@@ -61,6 +61,7 @@ def crewed(tmp_path: Path) -> Iterator[Service]:
 
 
 @needs_mosquitto
+@pytest.mark.proof
 def test_what_a_killed_worker_had_not_stored_comes_again_and_counts_once(crewed: Service) -> None:
     """Devices report as fast as they may while one worker is killed, another is started, and all is counted."""
     made = crewed.simulated(20, "--duration", "6s", "--window", "0.2s")

@@ -295,7 +295,13 @@ def no_emulator(desk: Desk) -> None:
 
 
 # Minutes on a slow machine, of what other tests walk: with make proofs.
-LONG = ("edgekit build --search 40",)
+LONG = (
+    "edgekit build --search 40",
+    "edgekit build --lock",
+    "edgekit build --locked",
+    "edgekit build --recipe 'litert/*'",
+    "edgekit diff A B",
+)
 # A command that stands in a sentence, word for word → what runs its kind.
 SENTENCES: Mapping[str, Callable[[Desk], None]] = {
     "edgekit build": lines("edgekit build --help"),

@@ -48,6 +48,7 @@ def test_a_batch_is_listed_and_withdrawn_and_who_has_joined_stays(
     assert (found.state, found.joined, found.waiting, found.refused) == ("withdrawn", 1, 0, 1)
 
 
+@pytest.mark.proof
 def test_only_a_batch_that_there_is_can_be_withdrawn(tls_fleet: TlsFleet) -> None:
     tls_fleet.device("by-name")  # its file is not a batch's
     ids = {one.id for one in tls_fleet.service.client().batches()}

@@ -345,6 +345,7 @@ def test_a_home_on_a_network_is_made_once_with_a_passphrase_and_for_its_owner(tm
         assert "another" not in refused.stderr
 
 
+@pytest.mark.proof
 def test_a_home_is_not_made_inside_a_repository(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     refused = edgekit("init", tmp_path / "a" / "home")

@@ -119,6 +119,7 @@ def canary_of(day: Day, rollout: str) -> str:
     return moved[0]
 
 
+@pytest.mark.proof
 def test_a_release_is_assigned_without_a_rollout(day: Day) -> None:
     to = "digits@1.0.0", "--to", "site=lab", "--probation", "1s"
     assert "nothing was assigned" in day.operator.types("assign", *to, "--dry-run")
@@ -130,6 +131,7 @@ def test_a_release_is_assigned_without_a_rollout(day: Day) -> None:
     assert '"moves":2' in entry.after
 
 
+@pytest.mark.proof
 def test_a_board_that_joins_in_the_middle_of_a_rollout_gets_its_assignment_first(day: Day) -> None:
     rollout = day.roll_out("digits@2.0.0", "site=lab", "--stages", "1,100%")
     canary = canary_of(day, rollout)
@@ -225,6 +227,7 @@ def test_a_board_that_hung_and_missed_its_time_is_tried_again(day: Day) -> None:
     assert [entry.subject for entry in day.log("device.retry")] == [NEWCOMER]
 
 
+@pytest.mark.proof
 def test_boards_are_taken_out_and_deleted_and_the_name_is_free(day: Day) -> None:
     before = day.boards[NEWCOMER]
     day.operator.types("device", "decommission", "one", "--reason", "sold")

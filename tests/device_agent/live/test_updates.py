@@ -216,6 +216,7 @@ def test_a_set_number_of_requests_ends_probation_early(fleet, settled, second, t
     tools.wait_until(lambda: fleet.runs(second), "committed")
 
 
+@pytest.mark.proof
 def test_without_an_acknowledgement_it_neither_commits_nor_rolls_back(fleet, settled, first, second, tools):
     fleet.acknowledges = False
     fleet.order(fleet.publish(second))
@@ -288,6 +289,7 @@ def test_a_killed_worker_is_replaced_and_counted(fleet, settled, first, tools):
     tools.wait_until(lambda: fleet.runs(first), "it runs what it ran")
 
 
+@pytest.mark.proof
 def test_a_committed_bundle_that_was_damaged_on_disk_is_fetched_again(fleet, settled, first, second, tools):
     fleet.order(fleet.publish(second))
     tools.wait_until(lambda: fleet.runs(second), "the second release is committed")

@@ -44,6 +44,7 @@ def engine_changed(fleet):
     return found[0] if found else ""
 
 
+@pytest.mark.proof
 def test_what_passes_under_another_engine_serves_on_and_is_not_tested_twice(fleet, make_agent, first, tools):
     agent = make_agent(fleet)
     commit(fleet, tools, first)
