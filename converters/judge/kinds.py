@@ -7,7 +7,8 @@ Always true
  1. Every output is looked at by one judge; what looks like nothing known holds `values`.
  2. Scores are told by structure (softmax, log-softmax) where there is one. Logits have none: they must be peaked, have
     changing winners, and look unlike measurements (neighbours alike, channels moving together, ranges far apart).
-    What is taken for logits by mistake still stands under the floor of signal to noise.
+    What is taken for logits by mistake still stands under the floor of signal to noise. What stands beside the scores
+    of the same many places (a detector's anchors) is none: it says where, not what.
  3. The same outputs give the same judges, in any process.
 """
 
@@ -42,6 +43,8 @@ TITLES: Mapping[Kind, str] = {
 LOOKED_AT = 4_000_000
 # A vector of more entries, or one whose neighbours are more alike than this, has places instead of channels.
 CHANNELS, SMOOTH, SMOOTH_FROM = 4096, 0.5, 64
+# So many places are a detector's anchors, not the few words or heads of a classifier.
+ANCHORS = 64
 
 Floats = NDArray[np.float64]
 
@@ -101,7 +104,12 @@ def infer(
     taken = {name for judge in judges for name in judge.outputs}
     judges += _in_sets(outputs, sets, taken, given)
     taken |= {name for judge in judges for name in judge.outputs}
-    judges += [_single(name, array, given.get(name)) for name, array in few.items() if name not in taken]
+    scored = _scored_places(few, judges)
+    judges += [
+        _single(name, array, given.get(name), is_scored=_places(array) in scored)
+        for name, array in few.items()
+        if name not in taken
+    ]
     order = list(outputs)
     return tuple(sorted(judges, key=lambda judge: min(order.index(name) for name in judge.outputs)))
 
@@ -184,16 +192,31 @@ def _detector(names: tuple[str, ...], layout: Layout) -> OutputJudge:
     return OutputJudge(names, "boxes", scales[layout.style], layout=layout)
 
 
-def _single(name: str, array: Array, kind: Kind | None) -> OutputJudge:
-    found = kind or _kind(array)
+def _places(array: Array) -> int:
+    """How many places (N, places, channels) has; 0 for other shapes."""
+    return 0 if is_ragged(array) or array.ndim != 3 else array.shape[1]
+
+
+def _scored_places(outputs: Mapping[str, Array], judges: Sequence[OutputJudge]) -> set[int]:
+    """Numbers of places that have their scores in an output of their own: one score each, or beside a detector's boxes."""
+    alone = {array.shape[1] for array in outputs.values() if _places(array) and array.shape[2] == 1}
+    detectors = {
+        _places(outputs[name]) for judge in judges if judge.layout is not None for name in judge.outputs
+    }
+    return {count for count in alone | detectors if count >= ANCHORS}
+
+
+def _single(name: str, array: Array, kind: Kind | None, *, is_scored: bool) -> OutputJudge:
+    found = kind or _kind(array, is_scored=is_scored)
     judge = _JUDGES[found](name, array)
     return msgspec.structs.replace(judge, is_given=kind is not None)
 
 
-def _kind(array: Array) -> Kind:
+def _kind(array: Array, *, is_scored: bool) -> Kind:
+    """`is_scored`: another output has the scores of the same places."""
     if _dtype(array).kind in "biu":
         return "labels"
-    axis = looks.class_axis(array)
+    axis = looks.class_axis(array, may_be_logits=not is_scored)
     if axis is not None:
         return "map" if looks.is_map(array) else "scores"
     if looks.is_unit(array):

@@ -49,8 +49,8 @@ def default_axis(array: Array) -> int:
 _OTHER_AXES: Mapping[int, tuple[int, ...]] = {2: (-2,), 3: (-3,)}
 
 
-def class_axis(array: Array) -> int | None:
-    """The axis of class scores; None for what holds none."""
+def class_axis(array: Array, *, may_be_logits: bool = True) -> int | None:
+    """The axis of class scores; None for what holds none. Without `may_be_logits` only structure counts as such."""
     if not axes_of(array):
         return None
     default = default_axis(array)
@@ -58,6 +58,8 @@ def class_axis(array: Array) -> int | None:
         rows = places(array, axis)
         if rows is not None and (_sums_to_one(rows) or _are_logarithms(rows)):
             return axis
+    if not may_be_logits:
+        return None
     rows = places(array, default)
     return default if rows is not None and not is_unit(array) and _are_logits(rows) else None
 

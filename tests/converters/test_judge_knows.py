@@ -140,6 +140,26 @@ def test_an_embedding_is_judged_by_its_direction_not_by_its_largest_component():
 # What is not told apart by mistake.
 
 
+def test_numbers_beside_the_one_score_of_their_place_are_no_class_scores():
+    """A face detector's 16 coordinates an anchor are peaked, change their winners and lie on one scale, as logits do."""
+    r = np.random.default_rng(0)
+    coordinates = r.normal(0, 15, (N, 1, 200, 16)).astype(np.float32)
+    score = r.normal(-4, 2, (N, 1, 200, 1)).astype(np.float32)
+    assert kinds.infer({"regressors": coordinates})[0].kind == "scores"
+    beside = kinds.infer({"regressors": coordinates, "classificators": score})
+    assert [judge.kind for judge in beside] == ["values", "values"]
+    # Few places are words or heads: a classifier's logits stay what they are.
+    few = kinds.infer({"y": made.logits(places=(1, 8)), "z": score[:, :, :8]})
+    assert few[0].kind == "scores"
+
+
+def test_landmarks_beside_a_detectors_boxes_and_scores_are_no_class_scores():
+    boxes, scores = made.detector()
+    landmarks = np.random.default_rng(0).normal(0, 15, (N, 1, 300, 10)).astype(np.float32)
+    outputs = {"boxes": boxes[:, None], "scores": scores[:, None], "landmarks": landmarks}
+    assert [judge.kind for judge in kinds.infer(outputs)] == ["boxes", "values"]
+
+
 @pytest.mark.parametrize(
     "array",
     [
