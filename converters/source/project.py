@@ -9,9 +9,9 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -253,15 +253,31 @@ _TABLES: Mapping[str, type[msgspec.Struct]] = {
 
 
 def _explained(message: str) -> str:
-    """The decoder's message; for an unknown key, which table it stands in and what is known there."""
+    """The decoder's message; for an unknown key or word, which table it stands in and what is known there."""
     unknown = re.search(r"unknown field `(.*?)`(?: - at `\$\.?(\w*)(.*)`)?", message)
-    if unknown is None:
-        return message
-    key, table = unknown.group(1), unknown.group(2) or ""
-    known = _TABLES[table].__struct_fields__
-    near = difflib.get_close_matches(key, known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-    return f"{table + '.' if table else ''}{key}: unknown key; {hint}"
+    if unknown is not None:
+        key, table = unknown.group(1), unknown.group(2) or ""
+        hint = _nearest(key, _TABLES[table].__struct_fields__)
+        return f"{table + '.' if table else ''}{key}: unknown key; {hint}"
+    word = re.search(r"Invalid enum value '(.*?)' - at `\$\.(\w+)(?:\[\.\.\.\])?\.(\w+)`", message)
+    if word is not None and (known := _words(_TABLES.get(word.group(2)), word.group(3))):
+        return (
+            f"{word.group(2)}, {word.group(3)}: unknown {word.group(1)!r}; {_nearest(word.group(1), known)}"
+        )
+    return message
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+
+
+def _words(table: type | None, key: str) -> tuple[str, ...]:
+    """What a key of that table may say, where it is one of some words."""
+    hint = get_type_hints(table).get(key) if table is not None else None
+    return tuple(
+        word for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)
+    )
 
 
 def _project(table: Mapping[str, Any], folder: Path, where: str) -> Project:

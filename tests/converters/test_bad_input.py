@@ -312,13 +312,15 @@ def test_ctrl_c_leaves_nothing_half_written(digits, tmp_path):
             "contract.max_acuracy_drop: unknown key; did you mean 'max_accuracy_drop'?",
         ),
         ("[outpust]\ny = 1", "outpust: unknown key; did you mean 'outputs'?"),
+        ('[outputs.y]\nkind = "valuess"', "outputs, kind: unknown 'valuess'; did you mean 'values'?"),
+        ('[outputs.y]\nkind = "x"', "outputs, kind: unknown 'x'; known are labels, scores, map, activations"),
         (
             "[contract]\nzzz = 1",
             "contract.zzz: unknown key; known are max_accuracy_drop, max_drop_per_slice, latency_p95_ms",
         ),
     ],
 )
-def test_an_unknown_key_of_a_project_file_gets_a_hint(line, says, run_build, tmp_path):
+def test_an_unknown_key_or_word_of_a_project_file_gets_a_hint(line, says, run_build, tmp_path):
     (tmp_path / "edgekit.toml").write_text(PROJECT + line)
     result = run_build("--project", tmp_path)
     assert result.exit_code == 2
