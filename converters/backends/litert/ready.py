@@ -22,6 +22,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 
 from converters.backends import Unsupported
 from converters.backends.litert.running import SIGNATURE
+from edgekit.quiet import quietly
 from edgekit.tensors import Array
 
 # What a flatbuffer holds.
@@ -89,15 +90,13 @@ class _Main:
         constant = {index for index, tensor in enumerate(graph.tensors) if _has_data(self.model, tensor)}
         kept, found = [], []
         for step in graph.operators:
-            if self.code(step) in _WIDENING and all(int(index) in constant for index in step.inputs):
-                constant.add(int(step.outputs[0]))
-                found.append(int(step.outputs[0]))
+            if self.code(step) in _WIDENING and all(index in constant for index in step.inputs):
+                constant.add(step.outputs[0])
+                found.append(step.outputs[0])
             else:
                 kept.append(step)
         graph.operators = kept
-        read = {int(index) for step in kept for index in step.inputs} | {
-            int(index) for index in graph.outputs
-        }
+        read = {index for step in kept for index in step.inputs} | set(graph.outputs)
         wanted = [index for index in found if index in read]
         for index, values in zip(wanted, _values(source, wanted), strict=True):
             graph.tensors[index].buffer = len(self.model.buffers)
@@ -107,19 +106,19 @@ class _Main:
     def merge(self) -> int:
         """Activations that stand alone behind the one operator that can have them inside; how many."""
         graph = self.graph
-        read = Counter(int(index) for step in graph.operators for index in step.inputs)
-        read.update(int(index) for index in graph.outputs)
+        read = Counter(index for step in graph.operators for index in step.inputs)
+        read.update(graph.outputs)
         maker: dict[int, Any] = {}
         kept = []
         for step in graph.operators:
-            before = maker.get(int(step.inputs[0])) if self.code(step) in _ACTIVATIONS else None
-            if before is not None and read[int(step.inputs[0])] == 1 and self._may_activate(before):
+            before = maker.get(step.inputs[0]) if self.code(step) in _ACTIVATIONS else None
+            if before is not None and read[step.inputs[0]] == 1 and self._may_activate(before):
                 before.builtinOptions.fusedActivationFunction = _ACTIVATIONS[self.code(step)]
                 before.outputs = step.outputs
-                maker[int(step.outputs[0])] = before
+                maker[step.outputs[0]] = before
                 continue
             kept.append(step)
-            maker.update((int(index), step) for index in step.outputs)
+            maker.update((index, step) for index in step.outputs)
         merged = len(graph.operators) - len(kept)
         graph.operators = kept
         return merged
@@ -134,7 +133,7 @@ class _Main:
     def name_edges(self) -> None:
         """One signature, whose tensors are called as litert-torch calls them. Raises: Unsupported."""
         graph = self.graph
-        edges = [int(index) for index in (*graph.inputs, *graph.outputs)]
+        edges = [*graph.inputs, *graph.outputs]
         if len(set(edges)) != len(edges):
             raise Unsupported(
                 "an input of it is an output too, which ai-edge-quantizer loses; let the model copy it"
@@ -149,7 +148,7 @@ class _Main:
         found = []
         for place, index in enumerate(indices):
             entry = schema.TensorMapT()
-            entry.name, entry.tensorIndex = public.format(place).encode(), int(index)
+            entry.name, entry.tensorIndex = public.format(place).encode(), index
             self.graph.tensors[index].name = own.format(place).encode()
             found.append(entry)
         return found
@@ -175,15 +174,19 @@ def _values(source: Path, wanted: Sequence[int]) -> list[Array]:
     """What LiteRT's plain kernels make of constants."""
     if not wanted:
         return []
-    interpreter = Interpreter(
-        model_path=str(source), num_threads=1, experimental_preserve_all_tensors=True,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )  # fmt: skip
-    interpreter.allocate_tensors()
-    for entry in interpreter.get_input_details():
-        interpreter.set_tensor(entry["index"], np.zeros(entry["shape"], entry["dtype"]))
-    interpreter.invoke()
-    return [interpreter.get_tensor(index) for index in wanted]
+
+    def run() -> list[Array]:
+        interpreter = Interpreter(
+            model_path=str(source), num_threads=1, experimental_preserve_all_tensors=True,
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )  # fmt: skip
+        interpreter.allocate_tensors()
+        for entry in interpreter.get_input_details():
+            interpreter.set_tensor(entry["index"], np.zeros(entry["shape"], entry["dtype"]))
+        interpreter.invoke()
+        return [interpreter.get_tensor(index) for index in wanted]
+
+    return quietly(run)
 
 
 def _buffer(values: Array) -> Any:
@@ -194,7 +197,7 @@ def _buffer(values: Array) -> Any:
 
 def _settle_types(graph: Any) -> None:
     """Scales are left over on floats; on integers they compute. Raises: Unsupported for those."""
-    used = {int(index) for step in graph.operators for index in (*step.inputs, *step.outputs)}
+    used = {index for step in graph.operators for index in (*step.inputs, *step.outputs)}
     for index, tensor in enumerate(graph.tensors):
         scales = None if tensor.quantization is None else tensor.quantization.scale
         if index in used and tensor.type in _INTEGERS and scales is not None and len(scales):
@@ -208,19 +211,19 @@ def _settle_types(graph: Any) -> None:
 def _drop_unused(graph: Any) -> None:
     """ai-edge-quantizer's calibration reads every tensor, also those that nothing makes."""
     edges = (*graph.inputs, *graph.outputs)
-    used = {int(index) for step in graph.operators for index in (*step.inputs, *step.outputs, *_inside(step))}
-    live = sorted((used | {int(index) for index in edges}) - {-1})
+    used = {index for step in graph.operators for index in (*step.inputs, *step.outputs, *_inside(step))}
+    live = sorted((used | set(edges)) - {-1})
     place = {index: new for new, index in enumerate(live)} | {-1: -1}
     graph.tensors = [graph.tensors[index] for index in live]
     for owner in (graph, *graph.operators):
-        owner.inputs = [place[int(index)] for index in owner.inputs]
-        owner.outputs = [place[int(index)] for index in owner.outputs]
+        owner.inputs = [place[index] for index in owner.inputs]
+        owner.outputs = [place[index] for index in owner.outputs]
     for step in graph.operators:
         step.intermediates = [place[index] for index in _inside(step)] or None
 
 
 def _inside(step: Any) -> list[int]:
-    return [] if step.intermediates is None else [int(index) for index in step.intermediates]
+    return list(step.intermediates or [])
 
 
 def _name_apart(model: Any) -> None:
@@ -233,8 +236,10 @@ def _name_apart(model: Any) -> None:
         if number >= len(edges) and any(tensor is edge for edge in edges):
             continue
         name = bytes(tensor.name or b"")
-        tensor.name = name if name and name not in taken else b"%s.%d" % (name or b"tensor", number)
-        taken.add(tensor.name)
+        while not name or name in taken:
+            name += b".%d" % number
+        tensor.name = name
+        taken.add(name)
 
 
 def _drop_data(model: Any) -> None:
