@@ -96,18 +96,24 @@ def words(folder: Path, *targets: str) -> list[str]:
 
 
 def test_a_build_for_an_arm_board_and_an_ethos_u(run_build, tmp_path):
-    result = run_build(*words(tmp_path, "raspberry-pi-5", "arm-ethos-u55-128"), "--recipe", "litert/*")
+    result = run_build(
+        *words(tmp_path, "raspberry-pi-5", "arm-ethos-u55-128"),
+        "--recipe",
+        "litert/as-is",
+        "--recipe",
+        "litert/static-int8",
+    )
     assert result.exit_code == 0, result.output
     told = json.loads((tmp_path / "r.json").read_text())
     made = {(one["profile"], one["recipe"]): one for one in told["candidates"]}
-    for name in ("as-is", *(recipe.partition("/")[2] for recipe in RECIPES[1:])):
+    for name in ("as-is", "static-int8"):
         one = made["raspberry-pi-5", f"litert/{name}"]
-        assert one["status"] in ("picked", "alternate", "stands", "passed", "slower"), one
+        assert one["status"] in ("picked", "alternate"), one
         assert abs(one["accuracy"]["drop"]) < 0.03, one
-    assert ("raspberry-pi-5", "litert/fp16") not in made
     by_target = {entry["profile"]: entry for entry in told["bundles"]}
-    # A quarter of float16 weights and of int8 ones, which most of them are here.
-    assert by_target["arm-ethos-u55-128"]["recipe"].startswith("litert/static")
+    assert {target: entry["recipe"] for target, entry in by_target.items()} == dict.fromkeys(
+        ("raspberry-pi-5", "arm-ethos-u55-128"), "litert/static-int8"
+    )
     found = bundle.read(Path(by_target["arm-ethos-u55-128"]["path"]))
     found.extract(tmp_path / "b")
     assert tflite.read(tmp_path / "b" / "model" / vela.MODEL).operators == (tflite.NPU_OPERATOR,)
