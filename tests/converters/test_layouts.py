@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import recurrent_models
 import toy_tflite
+from ai_edge_litert.interpreter import Interpreter
+from ai_edge_quantizer import quantizer, recipe
+from msgspec import structs
 
 from converters.backends import get
 from converters.backends.litert import layouts
@@ -16,12 +19,13 @@ from converters.recipes.recipe import AS_IS
 from converters.source import tflite
 from edgekit import engines, profile
 from edgekit.manifest import EngineSpec, TensorSpec
+from edgekit.quiet import quietly
 
 BOARD = profile.load("raspberry-pi-5")
 
 
-def plan(recipe: str) -> recipes.Plan:
-    (found,) = recipes.plans(BOARD, [f"litert/{recipe}"])
+def plan(name: str) -> recipes.Plan:
+    (found,) = recipes.plans(BOARD, [f"litert/{name}"])
     return found
 
 
@@ -44,11 +48,11 @@ def test_a_few_copies_of_small_weights_are_left_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "may"),
+    ("name", "may"),
     [("fp32", True), ("dynamic-int8", True), ("weights-int8", True), ("static-int8", False)],
 )
-def test_they_are_shared_unless_the_readers_zero_point_is_packed_with_them(recipe, may, tmp_path):
-    assert get("litert").layouts(file(tmp_path, 6), plan(recipe)) == ((layouts.SHARED,) if may else ())
+def test_they_are_shared_unless_the_readers_zero_point_is_packed_with_them(name, may, tmp_path):
+    assert get("litert").layouts(file(tmp_path, 6), plan(name)) == ((layouts.SHARED,) if may else ())
 
 
 def test_a_file_taken_as_it_is_shares_them_if_it_computes_in_float(tmp_path):
@@ -81,24 +85,44 @@ def test_a_way_is_raced_beside_the_models_own(tmp_path):
     assert not timing.failures
 
 
-@pytest.mark.proof
-def test_an_unrolled_layer_gives_the_same_with_shared_weights_and_static_int8_shows_why_not(tmp_path):
+def answer(path, how, x):
+    """Of a file with one input and one output, 16 wide."""
+    interpreter = quietly(lambda: Interpreter(model_path=str(path)))
+    given, got = interpreter.get_input_details()[0]["name"], interpreter.get_output_details()[0]["name"]
+    specs = [TensorSpec("x", "float32", x.shape, given)], [TensorSpec("y", "float32", x.shape, got)]
+    spec = EngineSpec("litert", "", path.name, {"weights": how}, 1)
+    return quietly(lambda: engines.get("litert").load(path, spec, *specs, None)).run({"x": x})["y"]
+
+
+def test_static_int8_would_give_every_reader_the_first_ones_zero_point(tmp_path):
     """If the last assertion fails, LiteRT tells the readers apart, and static int8 may share them too."""
+    path, integer = tmp_path / "float.tflite", tmp_path / "integer.tflite"
+    path.write_bytes(toy_tflite.again_and_again(3, 16))
+    x = np.random.default_rng(0).uniform(-4, 1, (1, 16)).astype(np.float32)
+    made = quantizer.Quantizer(str(path), recipe.static_wi8_ai8())
+    integer.write_bytes(
+        bytes(made.quantize(made.calibrate({"serving_default": [{"in": x}]})).quantized_model)
+    )
+    wanted = answer(path, "own", x)
+    assert np.abs(answer(path, "shared", x) - wanted).max() == 0
+    assert np.abs(answer(integer, "own", x) - wanted).max() < 0.05
+    assert np.abs(answer(integer, "shared", x) - wanted).max() > 0.5
+
+
+@pytest.mark.proof
+def test_an_unrolled_layer_gives_the_same_to_the_bit_with_shared_weights(tmp_path):
     model = recurrent_models.net("GRU", direction="bidirectional", linear_before_reset=1, hidden=64)
     ready = litert_models.prepared(model, tmp_path, recurrent_models.feeds(model))
-    gaps = {}
-    for recipe in ("fp32", "dynamic-int8", "static-int8"):
-        artifact = litert_models.converted(ready, tmp_path, f"litert/{recipe}")
+    for name in ("fp32", "dynamic-int8"):
+        artifact = litert_models.converted(ready, tmp_path, f"litert/{name}")
         bound = artifact.bound(ready.source.inputs), artifact.bound(ready.source.outputs, are_outputs=True)
-        answers = []
-        for how in ("own", "shared"):
-            spec = EngineSpec("litert", "", artifact.model, {"weights": how}, 1)
-            engine = engines.get("litert").load(artifact.folder / artifact.model, spec, *bound, None)
-            answers.append([engine.run(feed) for feed in ready.calibration()])
-        gaps[recipe] = max(
-            float(np.abs(left[name] - right[name]).max())
-            for left, right in zip(*answers, strict=True)
-            for name in left
+        spec = EngineSpec("litert", "", artifact.model, {}, 1)
+        own, shared = (
+            engines.get("litert").load(
+                artifact.folder / artifact.model, structs.replace(spec, options=options), *bound, None
+            )
+            for options in ({}, layouts.SHARED)
         )
-    assert gaps["fp32"] == gaps["dynamic-int8"] == 0
-    assert gaps["static-int8"] > 0
+        for feed in ready.calibration():
+            left, right = own.run(feed), shared.run(feed)
+            assert all(np.array_equal(left[key], right[key]) for key in left)
