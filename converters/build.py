@@ -338,7 +338,13 @@ def _plans(bench: Workbench, loaded: Profile, options: Options) -> list[Plan]:
     native, quantized = bench.source.native, bench.source.quantized
     if native is not None:
         return recipes.as_is(
-            loaded, native.engine, native.precision, native.what, options.recipes, suffix=native.suffix
+            loaded,
+            native.engine,
+            native.precision,
+            native.what,
+            options.recipes,
+            suffix=native.suffix,
+            stored=native.stored,
         )
     if quantized is not None:
         return recipes.of_quantized(
