@@ -101,7 +101,7 @@ class EngineFacts:
     floors              the least tolerance by precision, as a share of an output's largest value
     emulated            the arm64 wheel that runs under qemu, as a requirement; empty if there is none
     takes_as_is         suffixes of formats, beside its own, of which it runs a file that is quantized already
-    reads               suffixes of another engine's files that its converter reads itself
+    reads               suffixes of files in an engine's own format, its own or another's, that its converter makes candidates of
     loads_slowly        its converter takes seconds to load, which a worker does while the source is read
     source              the module whose `open_file(project, path)` opens a file of that suffix, to ship as it is; empty
                         where such files are no sources

@@ -174,10 +174,12 @@ def as_is(
     patterns: Sequence[str] = (),
     *,
     suffix: str = "",
+    stored: Precision | None = None,
 ) -> list[Plan]:
-    """The one candidate of a source in `engine`'s own format, those of engines that read files of that `suffix`
-    themselves (a float one in every recipe, an int8 one with its integers kept). Other engines get none, which a note on the
-    first says; where a profile has no engine that reads the file, each says why.
+    """The candidate that is a source in `engine`'s own format itself, and those of engines that read files of that `suffix`
+    themselves (a float one in every recipe, an int8 one with its integers kept), `engine` among them. `stored` is the
+    precision of its weights. Other engines get none, which a note on the first says; where a profile has no engine that reads
+    the file, each says why.
     """
     readers = [name for name in profile.engines if name == engine or suffix in facts.of(name).reads]
     found: list[Plan] = []
@@ -185,12 +187,24 @@ def as_is(
         if name != engine and readers:
             found += _read_by(profile, name, precision, patterns)
             continue
+        # In float, as it stores them, they would be the file again.
+        same = {precision, stored or precision}
+        anew = [
+            plan
+            for plan in (
+                _read_by(profile, name, precision, patterns) if suffix in facts.of(name).reads else ()
+            )
+            if plan.recipe.scheme != "float" or plan.recipe.precision not in same
+        ]
         plan = _plan(profile, Recipe(f"{name}/as-is", name, precision, AS_IS), profile.engines[name])
-        if patterns and not any(fnmatchcase(plan.name, pattern) for pattern in patterns):
-            continue
         if not readers:
             plan = replace(plan, obstacle=f"the source is {what}, which {name} does not read")
-        found.append(_within(profile, plan))
+        plan = _within(profile, plan)
+        is_asked = not patterns or any(fnmatchcase(plan.name, pattern) for pattern in patterns)
+        # What the profile does not compute in needs no telling where it gets something else.
+        if is_asked and not (plan.obstacle and anew):
+            found.append(plan)
+        found += anew
     others = " and ".join(name for name in profile.engines if name not in readers)
     if others and readers and found:
         told = f"no candidate for {others}: of this profile only {' and '.join(readers)} read {what}"

@@ -16,7 +16,7 @@ from edgekit.profile import Precision
 @dataclass(frozen=True)
 class Native:
     """`files` are what the engine reads, the first of them by name; `names` maps public names to the engine's where
-    they differ. `work` is read from the graph. `scales` has scale and zero point of the inputs and outputs, by public
+    they differ. `precision` is what it computes in, `stored` what its weights are stored in where that is another. `work` is read from the graph. `scales` has scale and zero point of the inputs and outputs, by public
     name, that are stored as integers and float to the caller.
     """
 
@@ -26,6 +26,7 @@ class Native:
     names: Mapping[str, str]
     precision: Precision
     work: Work
+    stored: Precision | None = None
     scales: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
     @property

@@ -66,6 +66,7 @@ def open_file(project: Project, path: Path) -> Source:
             names={**names["inputs"], **names["outputs"]},
             precision=precision(graph),
             work=work(graph),
+            stored=stored(graph),
             scales={
                 name: found[tensor]["quantization"]
                 for found, side in ((kinds, "inputs"), (given, "outputs"))
@@ -80,6 +81,13 @@ def precision(graph: Graph) -> Precision:
     """int8 if a layer with weights takes integers; weights stored in integers alone still compute in float."""
     taken = {graph.tensors[step.inputs[0]].kind for step in graph.steps if step.name in _COMPUTING}
     return "int8" if taken & {"INT8", "UINT8", "INT16"} else "fp32"
+
+
+def stored(graph: Graph) -> Precision | None:
+    """fp16 if the graph widens weights from float16."""
+    return (
+        "fp16" if any(tensor.is_constant and tensor.kind == "FLOAT16" for tensor in graph.tensors) else None
+    )
 
 
 def work(graph: Graph) -> Work:

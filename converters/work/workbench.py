@@ -27,6 +27,7 @@ from converters.judge.kinds import OutputJudge
 from converters.judge.metrics import Metric
 from converters.keep.artifacts import Cache, key
 from converters.quantize.sensitivity import LayerError
+from converters.recipes.recipe import AS_IS
 from converters.recipes.recipes import Plan
 from converters.source import code
 from converters.source.opening import open_source
@@ -307,7 +308,7 @@ class Workbench:
     def _made(self, plan: Plan, target: Path) -> Artifact:
         config = plan.constraints.vela
         native = self.source.native
-        if config is None and native is not None and native.engine == plan.recipe.engine:
+        if config is None and native is not None and plan.recipe.scheme == AS_IS:
             return copied(native, target)
         if config is None:
             self.tell(f"converting {plan.name}")

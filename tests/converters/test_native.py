@@ -106,7 +106,7 @@ def test_openvino_makes_candidates_of_a_tflite_file(file, recipe, files, digits,
     assert [(spec.name, spec.dtype) for spec in found.manifest.inputs] == [("args_0", "float32")]
 
 
-def test_an_int8_file_goes_through_vela_and_a_float_one_is_refused(files, digits, run_build, tmp_path):
+def test_an_int8_file_goes_through_vela_and_a_float_one_itself_is_refused(files, digits, run_build, tmp_path):
     flags = words(digits, files / "int8.tflite", "arm-ethos-u55-128", name="args_0")
     result = run_build(*flags, "--out", tmp_path, "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
@@ -115,7 +115,7 @@ def test_an_int8_file_goes_through_vela_and_a_float_one_is_refused(files, digits
     found.extract(tmp_path / "b")
     assert tflite.read(tmp_path / "b" / "model" / vela.MODEL).operators == (tflite.NPU_OPERATOR,)
     flags[0] = str(files / "float.tflite")
-    refused = run_build(*flags, "--out", tmp_path / "c")
+    refused = run_build(*flags, "--recipe", "litert/as-is", "--out", tmp_path / "c")
     assert refused.exit_code == 3
     assert "computes in fp32; arm-ethos-u55-128 takes int8" in str(refused.exception)
 

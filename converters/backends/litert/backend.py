@@ -1,4 +1,5 @@
-"""LiteRT: straight from torch where the source is a torch program, otherwise through the ONNX importer.
+"""LiteRT: straight from torch where the source is a torch program, of a TFLite file the file itself made ready (`litert.ready`),
+otherwise through the ONNX importer.
 
 The graph's patterns are recognised before it is converted (`graph.patterns`), and what a CPU runs slower in int8
 than in float stays in float (`litert.graph`). A model for a CPU takes and gives float; one for an Ethos-U is integer
@@ -21,7 +22,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact, passed
-from converters.backends.litert import delegated, int8, layouts
+from converters.backends.litert import delegated, int8, layouts, ready
 from converters.backends.litert import graph as litert_graph
 from converters.backends.litert.layers import layer_errors
 from converters.backends.litert.running import SIGNATURE
@@ -132,7 +133,12 @@ def _made(prepared: Prepared, plan: Plan) -> _Float:
 
 
 def _converted(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
-    """Convert from torch, or else through the importer. Raises: Unsupported."""
+    """From the source's own TFLite file, from torch, or else through the importer. Raises: Unsupported."""
+    native = prepared.source.native
+    if native is not None:
+        notes_of_file = ready.made_ready(native.files[0], target)
+        _check(prepared, target)
+        return notes_of_file
     notes: list[str] = []
     if prepared.source.module is not None:
         try:
@@ -195,6 +201,11 @@ def _convert_torch(prepared: Prepared, module: Any, zeros: tuple[Any, ...], targ
         program.convert(module, zeros).export(str(target))
 
     quietly(convert)
+    _check(prepared, target)
+
+
+def _check(prepared: Prepared, target: Path) -> None:
+    """Raises: ToolFailedError if the float model computes something else than the source."""
     spec = EngineSpec("litert", "", target.name)
     bindings = _bindings(prepared, target)
     source = prepared.source

@@ -26,6 +26,7 @@ FACTS = EngineFacts(
     ways=(Way({"delegate": "none"}), Way()),
     # 2.3.0 crashes under qemu 7.2; the last that runs there.
     emulated="ai-edge-litert>=2.1,<=2.1.2",
+    reads=(".tflite",),
     loads_slowly=True,
     source="converters.source.tflite_source",
 )

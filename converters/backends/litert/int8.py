@@ -200,10 +200,12 @@ def feeds(prepared: Prepared, samples: int | None = None) -> Iterator[dict[str, 
     """
     assert prepared.calibration is not None
     order = {spec.name: f"args_{index}" for index, spec in enumerate(prepared.source.inputs)}
+    # A TFLite file's own inputs are of the types that they have.
+    fit = narrow if prepared.source.native is None else lambda array: array
     count = 0
     for feed in itertools.islice(prepared.calibration(), samples):
         count += 1
-        yield {order[name]: narrow(array) for name, array in feed.items()}
+        yield {order[name]: fit(array) for name, array in feed.items()}
     if not count:
         raise DataError("the calibration data holds no sample")
 
