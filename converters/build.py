@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from converters import locking, shipping
-from converters.data.halves import FEW
+from converters.data.halves import FEWEST, OF_EACH
 from converters.data.handed import Handed, hand
 from converters.judge.select import Selection, select
 from converters.keep import lock
@@ -53,6 +53,9 @@ UNSHOWN = (
     "no candidate is shown to keep the default limit with so few samples; the one shipped keeps it as far as was seen"
     " (give more evaluation data, or --max-accuracy-drop)"
 )
+# A candidate is judged a little first where the judged half has so many samples, or takes so many multiply-accumulates: then
+# its four passes (both halves, and shifted ones) take about a second.
+MANY, LONG_MACS = 256, 4e9
 _APART = (
     "the model is large: its weights stayed in files, and candidates were made and timed one after the other ([model]"
     " weights_apart_mb)"
@@ -203,17 +206,23 @@ def _is_unseen(outcome: ProfileResult) -> bool:
 
 
 def _is_narrow(bench: Workbench, targets: Iterable[Target], options: Options, host: Host) -> bool:
-    """Whether candidates are timed before they are judged in full, and the slow ones are not. Not where few samples are all,
+    """Whether candidates are timed before they are judged in full, and the slow ones are not. Not where that is soon done,
     where times are not to be had, where every candidate's groups or buckets are promised, where a search begins from all, or
     the choice is known.
     """
     return not (
         options.search
-        or len(bench.data.judged) < 2 * FEW
+        or not _is_long(bench)
         or bench.source.buckets
         or bench.data.evaluation.slices is not None
         or any(target.locked or not host.matches(target.profile) for target in targets)
     )
+
+
+def _is_long(bench: Workbench) -> bool:
+    """Whether judging a candidate in full takes more than a moment: by samples, and by what one takes."""
+    count = len(bench.data.judged)
+    return count >= MANY or (count >= FEWEST * OF_EACH and bench.work.macs * count >= LONG_MACS)
 
 
 def _build_target(

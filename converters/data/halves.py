@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from edgekit.samples import Samples
 
-# Samples of the judged half that are enough to show about what a candidate loses that cannot be picked anyway.
-FEW = 128
+# Samples of the judged half that are enough to show about what a candidate loses that cannot be picked anyway: at most, at
+# least, and of how many one is taken.
+FEW, FEWEST, OF_EACH = 128, 16, 4
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,20 @@ def split(
 
 
 def few(samples: Samples, golden: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices, ascending, of about `FEW` samples, the golden ones among them: evenly spread, or the first whole sequences."""
+    """Indices, ascending, of a quarter of the samples, of `FEWEST` to `FEW`: golden ones first, evenly spread, or the first
+    whole sequences.
+    """
     count = len(samples)
-    if samples.sequence is None:
-        return np.union1d(golden, np.linspace(0, count - 1, min(FEW, count)).astype(np.int64))
-    least = max(FEW, int(golden.max()) + 1)
-    return np.arange(next((at for at in range(least, count) if samples.starts(at)), count))
+    wanted = min(max(FEWEST, min(FEW, count // OF_EACH)), count)
+    if samples.sequence is not None:
+        return np.arange(next((at for at in range(wanted, count) if samples.starts(at)), count))
+    others = np.setdiff1d(np.arange(count), golden)
+    return np.union1d(_evenly(golden, wanted), _evenly(others, wanted - len(golden)))
+
+
+def _evenly(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """So many of them, all if there are no more, none if it is no number of samples."""
+    return indices[np.linspace(0, len(indices) - 1, max(0, min(count, len(indices)))).astype(np.int64)]
 
 
 def groups_of(count: int, sequence: NDArray[np.int64] | None) -> Sequence[NDArray[np.int64]]:

@@ -108,11 +108,13 @@ def resampled(
     *,
     sequence: NDArray[np.int64] | None,
     seed: int,
-    is_searched: bool = False,
+    is_coarse: bool = False,
 ) -> Own:
-    """One model's side of a comparison: of the source it serves every candidate."""
+    """One model's side of a comparison: of the source it serves every candidate. `is_coarse`: by fewer draws, where each is a
+    call of the metric.
+    """
     groups = groups_of(len(labels), sequence)
-    return bounds.own(metric, outputs, labels, groups, seed=seed, is_searched=is_searched)
+    return bounds.own(metric, outputs, labels, groups, seed=seed, is_coarse=is_coarse)
 
 
 def compare(
@@ -124,12 +126,13 @@ def compare(
     sequence: NDArray[np.int64] | None,
     seed: int,
     drawn: Own | None = None,
-    is_searched: bool = False,
+    others: Own | None = None,
+    is_coarse: bool = False,
     place: Place = ALONE,
     is_same_function: bool = False,
 ) -> Accuracy:
-    """Figures and bounds of two digests of the same samples; `drawn` is `resampled` of the source, where it is known.
-    `is_searched`: on the search half. `place`: among the candidates that are judged on these samples.
+    """Figures and bounds of two digests of the same samples; `drawn` is `resampled` of the source, where it is known,
+    and `others` of the candidate. `place`: among the candidates that are judged on these samples.
 
     Raises: DataError if the labels do not fit them; MetricError where a user's metric gives no number for the source.
     """
@@ -161,9 +164,11 @@ def compare(
         return missed(theirs, drop, _strange_figure(metric, *whose, labels))
     if drawn is None:
         with of_source():
-            drawn = resampled(metric, source, labels, sequence=sequence, seed=seed, is_searched=is_searched)
+            drawn = resampled(metric, source, labels, sequence=sequence, seed=seed, is_coarse=is_coarse)
     try:
-        others = resampled(metric, candidate, labels, sequence=sequence, seed=seed, is_searched=is_searched)
+        others = others or resampled(
+            metric, candidate, labels, sequence=sequence, seed=seed, is_coarse=is_coarse
+        )
     except MetricError as error:
         return missed(theirs, drop, f"on a resampled set of {unit} of this candidate, {error}")
     found = bounds.bounds(

@@ -23,7 +23,7 @@ Digest = Mapping[str, Array]
 @dataclass(frozen=True)
 class Against:
     """The source's digest, labels (or the source's answers), (N, ...), and the sequence of each sample, (N,), if they have
-    any. `is_searched`: of the search half.
+    any. `is_coarse`: by fewer draws, where each is a call of the metric.
     """
 
     metric: Metric
@@ -31,7 +31,7 @@ class Against:
     labels: Array
     sequence: NDArray[np.int64] | None
     seed: int
-    is_searched: bool
+    is_coarse: bool
 
     @cached_property
     def _drawn(self) -> Own:
@@ -42,13 +42,21 @@ class Against:
                 self.labels,
                 sequence=self.sequence,
                 seed=self.seed,
-                is_searched=self.is_searched,
+                is_coarse=self.is_coarse,
             )
 
     def compared(
-        self, candidate: Digest, *, place: Place = ALONE, is_same_function: bool = False
+        self,
+        candidate: Digest,
+        *,
+        drawn: Own | None = None,
+        place: Place = ALONE,
+        is_same_function: bool = False,
     ) -> Accuracy:
-        """Figures of a candidate's digest of these samples. Raises: DataError if the labels do not fit it, MetricError."""
+        """Figures of a candidate's digest of these samples, of which the draws may be known.
+
+        Raises: DataError if the labels do not fit it, MetricError.
+        """
         return accuracy.compare(
             self.metric,
             self.digest,
@@ -57,7 +65,8 @@ class Against:
             sequence=self.sequence,
             seed=self.seed,
             drawn=self._drawn,
-            is_searched=self.is_searched,
+            others=drawn,
+            is_coarse=self.is_coarse,
             place=place,
             is_same_function=is_same_function,
         )

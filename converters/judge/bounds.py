@@ -22,7 +22,7 @@ variable", arXiv:1905.06208; Efron, Tibshirani (1993), "An Introduction to the B
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -37,9 +37,10 @@ from edgekit.tensors import Array
 ROUNDS, _WEIGHTS = (2000, 10_000), 16_000_000
 # Draws of samples, for a metric that must see whole outputs again each time, and for outputs of which a draw copies more.
 DRAWS, FEWER_DRAWS, LARGE_BYTES = 500, 200, 4_000_000
-# For the same on the search half, which every try and trial looks at and which decides nothing for good: there the draws
-# were most of a trial (PP-OCRv6's detector, 65 masks of 320 x 320: 200 draws take 8 s, clean and shifted 16).
-SEARCH_DRAWS = 50
+# For the same where the question is a coarse one: on the search half, which every try and trial looks at and which decides
+# nothing for good, on shifted samples, and of who is judged on a few samples only. The draws were most of it (PP-OCRv6's
+# detector, 65 masks of 320 x 320: 200 draws take 8 s, clean and shifted 16).
+COARSE_DRAWS = 50
 # Draws that must lie beyond a percentile for it to mean something.
 BEYOND = 5
 # Weights that are made at a time, and the share of all groups up to which the distinct ones are few.
@@ -77,19 +78,19 @@ def own(
     groups: Groups,
     *,
     seed: int,
-    is_searched: bool,
+    is_coarse: bool,
 ) -> Own:
-    """Of the source, or of a candidate. Raises: DataError if the labels do not fit."""
+    """Of the source, or of a candidate. Raises: DataError if the labels do not fit; MetricError."""
     if metric.parts is not None:
         parts = metric.shares(outputs, labels)
         if isinstance(groups, np.ndarray):
             return Own(parts, None)
         return Own(np.add.reduceat(parts, [group[0] for group in groups], axis=0), None)
     is_large = sum(array.nbytes for array in outputs.values()) > LARGE_BYTES
-    rounds = (SEARCH_DRAWS if is_searched else FEWER_DRAWS) if is_large else DRAWS
+    rounds = (COARSE_DRAWS if is_coarse else FEWER_DRAWS) if is_large else DRAWS
     draws = np.random.default_rng(seed).integers(0, len(groups), (rounds, len(groups)))
     chosen = (_rows(groups, drawn) for drawn in draws)
-    figures = np.array([metric.of_digest(_taken(outputs, rows), labels[rows]) for rows in chosen])
+    figures = np.array([metric.of_digest(Taken(outputs, rows), labels[rows]) for rows in chosen])
     harm = 0.0
     if metric.harms is not None:
         each = metric.harms(outputs, labels)
@@ -284,5 +285,20 @@ def _drops(metric: Metric, source: Floats, candidate: Floats) -> Floats:
         )
 
 
-def _taken(outputs: Mapping[str, Array], chosen: NDArray[np.int64]) -> dict[str, Array]:
-    return {name: array[chosen] for name, array in outputs.items()}
+class Taken(Mapping[str, Array]):
+    """A digest of the chosen samples, of which an output is copied when somebody looks at it."""
+
+    def __init__(self, outputs: Mapping[str, Array], chosen: NDArray[np.int64]) -> None:
+        self._outputs, self._chosen = outputs, chosen
+        self._copies: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._copies:
+            self._copies[name] = self._outputs[name][self._chosen]
+        return self._copies[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outputs)
+
+    def __len__(self) -> int:
+        return len(self._outputs)

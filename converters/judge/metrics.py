@@ -289,6 +289,9 @@ def users(name: str, function: Callable[..., Any]) -> Metric:
         try:
             found = function(_Watched(outputs, seen), labels)
         except Exception as error:
+            if not isinstance(outputs, dict):
+                # Perhaps it went past `_Watched` to what was not copied.
+                return whole(dict(outputs), labels)
             raise MetricError(f"{name} failed: {code.told(error)}") from error
         try:
             return _number(found)
@@ -314,23 +317,28 @@ def _number(found: Any) -> float:
 
 
 class _Watched(dict[str, Any]):
-    """A user's metric is handed a dict; which outputs it takes out of it is remembered."""
+    """A user's metric is handed a dict; which outputs it takes out of it is remembered.
+
+    What is no dict makes its arrays when they are looked at: whoever goes past the methods below finds None in their place.
+    """
 
     def __init__(self, outputs: Outputs, seen: set[str]) -> None:
-        super().__init__(outputs)
-        self._seen = seen
+        super().__init__(outputs if isinstance(outputs, dict) else dict.fromkeys(outputs))
+        self._seen, self._outputs = seen, outputs
 
     def __getitem__(self, name: str) -> Any:
         self._seen.add(name)
-        return super().__getitem__(name)
+        found = super().__getitem__(name)
+        return self._outputs[name] if found is None else found
 
     def __iter__(self) -> Iterator[str]:
         # Overridden, so that dict(outputs) and **outputs come through `__getitem__` too (CPython).
         return super().__iter__()
 
     def get(self, name: str, default: Any = None) -> Any:
-        self._seen.add(name)
-        return super().get(name, default)
+        if name not in self:
+            return default
+        return self[name]
 
     def values(self) -> Any:
         return (self[name] for name in super().__iter__())

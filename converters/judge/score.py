@@ -10,6 +10,7 @@ from functools import cached_property
 from converters.judge import accuracy, slices
 from converters.judge.accuracy import ALONE, Accuracy, Judgement, Place, Shift
 from converters.judge.against import Against, Digest
+from converters.judge.bounds import Own
 from converters.judge.metrics import Metric
 from converters.judge.outputs import OutputScore
 from converters.judge.slices import SliceScore
@@ -23,7 +24,7 @@ SMALL_SHARE = 0.25
 @dataclass(frozen=True)
 class Mark:
     """The source's digest of some samples, and labels (or the source's answers), (N, ...): what candidates are compared
-    with there. `is_searched`: of the search half.
+    with there. `is_coarse`: by fewer draws, where each is a call of the metric.
     """
 
     metric: Metric
@@ -31,12 +32,12 @@ class Mark:
     digest: Digest
     labels: Array
     seed: int
-    is_searched: bool
+    is_coarse: bool
 
     @cached_property
     def _against(self) -> Against:
         return Against(
-            self.metric, self.digest, self.labels, self.samples.sequence, self.seed, self.is_searched
+            self.metric, self.digest, self.labels, self.samples.sequence, self.seed, self.is_coarse
         )
 
     @cached_property
@@ -45,10 +46,17 @@ class Mark:
         return self.metric.of_digest(self.digest, self.labels)
 
     def compared(
-        self, candidate: Digest, *, place: Place = ALONE, is_same_function: bool = False
+        self,
+        candidate: Digest,
+        *,
+        drawn: Own | None = None,
+        place: Place = ALONE,
+        is_same_function: bool = False,
     ) -> Accuracy:
-        """Figures of a candidate's digest of these samples. Raises: DataError if the labels do not fit it."""
-        return self._against.compared(candidate, place=place, is_same_function=is_same_function)
+        """Figures of a candidate's digest of these samples, of which the draws may be known. Raises: DataError if the labels
+        do not fit it.
+        """
+        return self._against.compared(candidate, drawn=drawn, place=place, is_same_function=is_same_function)
 
     @cached_property
     def by_slice(self) -> tuple[slices.Mark, ...]:
@@ -113,17 +121,19 @@ def score(
     shifted: Digest | None,
     limit: float,
     *,
+    drawn: tuple[Own | None, Own | None] = (None, None),
     outputs: tuple[OutputScore, ...] = (),
     place: Place = ALONE,
     is_same_function: bool = False,
     slice_limit: float | None = None,
 ) -> Score:
-    """Figures and verdicts of a candidate's digests on this half. `place`: among the candidates that are
+    """Figures and verdicts of a candidate's digests on this half; `drawn` are its draws, clean and shifted, where they are
+    known. `place`: among the candidates that are
     judged on it for the target; `is_same_function`: what is known to compute as the source does; `slice_limit`: what each
     group of the samples may lose.
     """
     metric = against.clean.metric
-    figures = against.clean.compared(clean, place=place, is_same_function=is_same_function)
+    figures = against.clean.compared(clean, drawn=drawn[0], place=place, is_same_function=is_same_function)
     judgement = accuracy.judge(
         figures, limit, is_bounded=metric.is_bounded, is_same_function=is_same_function
     )
@@ -145,7 +155,7 @@ def score(
             figures, judgement, None, None, is_broken, not is_broken, outputs, limit, groups, slice_limit
         )
     # The shift is one coarse question, and each candidate's own: its interval is not widened by their number.
-    there = against.shifted.compared(shifted, is_same_function=is_same_function)
+    there = against.shifted.compared(shifted, drawn=drawn[1], is_same_function=is_same_function)
     shift = accuracy.judge_shift(against.clean.first(against.pairs), there, metric, limit)
     # What is red beyond doubt.
     is_broken |= shift.verdict == "refused" or there.low > limit

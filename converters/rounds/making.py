@@ -67,7 +67,8 @@ def made(
         interrupt.check()
         check_room(bench.folder)
         return replace(blank, failure=told(error))
-    wanted = rows(bench.standard.reference.golden)
+    reference = bench.standard.few_reference if is_glimpsed else bench.standard.reference
+    wanted = rows(reference.golden)
     pairs = zip(rows(evaluated.golden), wanted, strict=True)
     parity = canonical.parity(wanted, [aligned(bench.source.sets, ours, own) for ours, own in pairs])
     golden_bytes = bench.golden.size_bytes(artifact.size_bytes, is_whole=golden.is_whole(plan))

@@ -35,6 +35,7 @@ def narrowed(
     while turn := next_turn([item for item in found.values() if _waits(item)], times, holding, max(jobs, 1)):
         made_together(bench, [found[recipe].plan for recipe in turn], host)
         for recipe in turn:
+            bench.tell(f"judging {recipe}")
             found[recipe] = made(bench, found[recipe].plan, host)
             if found[recipe].stands and _seems_to_hold(bench, contract, found[recipe], host):
                 holding.append(recipe)
@@ -44,9 +45,12 @@ def narrowed(
 def next_turn(
     waiting: Sequence[Candidate], times: Mapping[str, Latency], holding: Sequence[str], count: int
 ) -> list[str]:
-    """Up to so many of those that wait and might still be picked, the fastest first; empty where nobody might."""
+    """Up to so many of those that wait and might still be picked, the fastest first; empty where nobody might. Beside the
+    fastest only who may be as fast: the rest may not be asked for.
+    """
     hopeful = [item.recipe for item in waiting if not _is_beaten(item.recipe, times, holding)]
-    return sorted(hopeful, key=lambda recipe: times[recipe].p50_ms if recipe in times else 0.0)[:count]
+    ordered = sorted(hopeful, key=lambda recipe: times[recipe].p50_ms if recipe in times else 0.0)
+    return [recipe for recipe in ordered if not _is_beaten(recipe, times, ordered[:1])][:count]
 
 
 def _is_beaten(recipe: str, times: Mapping[str, Latency], holding: Sequence[str]) -> bool:

@@ -71,6 +71,7 @@ def scored(bench: Workbench, contract: Contract, item: Candidate, place: Place) 
         item.evaluated.digest,
         item.evaluated.shifted,
         limit_of(contract),
+        drawn=item.evaluated.drawn,
         outputs=item.outputs,
         place=place,
         is_same_function=is_same_function(item),

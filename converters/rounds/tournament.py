@@ -128,10 +128,12 @@ def _judged_in_line(
     """All that stand, judged; those that may err there in the order of the line, which nothing of the judged half decided."""
     doubtful = [item.recipe for item in line if not (_is_out(item) or is_same_function(item))]
     places = {recipe: Place(index, len(doubtful)) for index, recipe in enumerate(doubtful)}
-    return [
-        scored(bench, contract, item, places.get(item.recipe, ALONE)) if item.stands else item
-        for item in tried
-    ]
+
+    def judged(item: Candidate) -> Candidate:
+        bench.tell(f"judging {item.recipe}")
+        return scored(bench, contract, item, places.get(item.recipe, ALONE))
+
+    return [judged(item) if item.stands else item for item in tried]
 
 
 def _by_time(tried: Sequence[Candidate]) -> list[Candidate]:
@@ -154,7 +156,7 @@ def _best_of_family(
     """Candidates of fewer bits than float32 with what the search half says; of calibration schemes that differ in nothing else, the one
     that does best there goes on.
     """
-    bench.tell("searching: what candidates of fewer bits lose on the search half")
+    bench.tell("judging on the search half what candidates of fewer bits lose")
     tried = [
         searched(bench, contract, item, host)
         if item.stands and item.plan.recipe.precision != "fp32"

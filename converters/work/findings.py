@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from converters.backends.artifact import Artifact
+from converters.judge.bounds import Own
 from converters.quantize.sensitivity import LayerError
 from converters.work.watched import Watched
 from edgekit.errors import EdgeKitError, ToolFailedError
@@ -20,7 +21,7 @@ Found = TypeVar("Found")
 class Evaluated:
     """What is kept of a model's outputs on one half: the metric's digest of it and of its shifted samples, what the judges
     of its outputs keep of them, and (of the judged half) the golden samples' whole outputs, (N, *shape), and what is
-    watched for drift.
+    watched for drift. `drawn` are its draws where each is a call of the metric, clean and shifted.
     """
 
     digest: dict[str, Array]
@@ -28,6 +29,7 @@ class Evaluated:
     golden: dict[str, Array]
     outputs: dict[str, Array] = field(default_factory=dict)
     watched: dict[str, Watched] = field(default_factory=dict)
+    drawn: tuple[Own | None, Own | None] = (None, None)
 
 
 @dataclass

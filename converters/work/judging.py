@@ -5,8 +5,8 @@ Always true
  2. An output that is fed back as state is judged by what comes of it in the others, over whole sequences.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
@@ -42,6 +42,8 @@ class Judging:
     data: Datasets
     gate: code.CodeGate
     known: tuple[OutputJudge, ...] = ()
+    # The source's outputs on the first samples of the search half, until somebody takes them.
+    _first: list[dict[str, Array]] = field(default_factory=list)
 
     @cached_property
     def metric(self) -> Metric:
@@ -103,6 +105,14 @@ class Judging:
             found |= fidelity.digest(judge, sample, with_entries=with_entries)
         return found
 
+    def take_seen(self) -> Sequence[dict[str, Array]]:
+        """The source's outputs on the first samples of the search half, as far as they were looked at, once: they may be
+        large. Of a source that keeps state none, since it would have to go on from there.
+        """
+        found = [] if self.source.state else self._first
+        self._first = []
+        return found
+
     def _seen(self) -> dict[str, Array]:
         """The source's own outputs on a few samples of the search half, (N, *shape), states left out."""
         states = {pair.output for pair in self.source.state}
@@ -113,10 +123,12 @@ class Judging:
         runs: Iterable[tuple[dict[str, Array], float]] = iter_samples(
             self.source.reference.run, *pieces, samples
         )
-        for count, (found, _) in enumerate(runs, 1):
+        for count, (made, _) in enumerate(runs, 1):
+            found = {name: np.array(array) for name, array in made.items()}
+            self._first.append(found)
             for name, array in found.items():
                 if name not in states:
-                    seen.setdefault(name, []).append(np.array(array))
+                    seen.setdefault(name, []).append(array)
                     held += array.nbytes
             if count >= SAMPLES or (count > 1 and held > BYTES):
                 break

@@ -4,16 +4,21 @@ Always true
  1. Samples are run one by one and in their order, as a device runs them, with the state carried along each sequence.
  2. What is kept of an output is a copy: a sample's whole outputs are let go before the next one, but for golden ones.
  3. The source's own outputs hold no NaN: it is refused at the sample that gives one.
+ 4. What judging takes of a candidate that is many calls of the metric is made beside its outputs, by whoever runs it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
 from converters.data.datasets import Datasets, spread
 from converters.data.halves import Half
 from converters.judge import snr
+from converters.judge.accuracy import resampled
+from converters.judge.bounds import Own
 from converters.source.project import Project
 from converters.source.source import Source
 from converters.work.findings import Evaluated
@@ -21,18 +26,51 @@ from converters.work.judging import Judging
 from converters.work.watched import Watched, looked_at
 from edgekit import rows
 from edgekit.engines import Model
-from edgekit.errors import SourceError
+from edgekit.errors import EdgeKitError, SourceError
+from edgekit.rowset import RowSet
 from edgekit.samples import Samples, is_ragged, stacked
 from edgekit.selftest import iter_samples
 from edgekit.tensors import Array
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """Which samples' outputs are kept whole, and those outputs."""
+@dataclass
+class _Kept:
+    """What is kept of a model's outputs on `count` samples, one after the other: of those whose number is `wanted` all of
+    them, and what the judges of outputs keep only where `is_judged`.
+    """
 
-    wanted: frozenset[int]
-    outputs: list[dict[str, Array]] = field(default_factory=list)
+    judging: Judging
+    sets: tuple[RowSet, ...]
+    count: int
+    wanted: frozenset[int] = frozenset()
+    is_judged: bool = True
+    is_watched: bool = False
+    digest: dict[str, list[Array]] = field(default_factory=dict)
+    outputs: dict[str, list[Array]] = field(default_factory=dict)
+    whole: list[dict[str, Array]] = field(default_factory=list)
+    watched: dict[str, Watched] = field(default_factory=dict)
+
+    @cached_property
+    def _looked_at(self) -> frozenset[int]:
+        return frozenset(looked_at(self.count) if self.is_watched else ())
+
+    @cached_property
+    def _measured(self) -> frozenset[int]:
+        return frozenset(spread(np.arange(self.count), snr.SAMPLES).tolist())
+
+    def add(self, index: int, made: dict[str, Array]) -> None:
+        if index in self.wanted:
+            self.whole.append(made)
+        if index in self._looked_at:
+            for name, array in rows.bare(self.sets, made).items():
+                self.watched.setdefault(name, Watched()).add(array)
+        one = {name: array[None] for name, array in made.items()}
+        if self.is_judged:
+            for name, array in self.judging.kept(one, with_entries=index in self._measured).items():
+                self.outputs.setdefault(name, []).append(np.array(array[0]))
+        for name, array in self.judging.metric.digest(one).items():
+            # A copy: a view would keep the whole output alive.
+            self.digest.setdefault(name, []).append(np.array(array[0]))
 
 
 @dataclass(frozen=True)
@@ -46,73 +84,110 @@ class Running:
 
     def on_judged_half(self, model: Model) -> Evaluated:
         """With the golden samples' whole outputs."""
-        seen: dict[str, Watched] = {}
-        whole = _Whole(frozenset(self.data.golden.tolist()))
-        found = self._half(model, self.data.halves[1], whole, seen)
-        return replace(found, golden=self._joined(whole), watched=seen)
+        return self._half(model, self.data.halves[1], self._of_judged(), is_coarse=False)
 
     def on_few(self, model: Model) -> Evaluated:
-        """On a few samples of the judged half, none of them shifted; with the golden samples' whole outputs."""
-        few = self.data.few
-        whole = _Whole(frozenset(np.searchsorted(few, self.data.golden).tolist()))
-        found = self._half(model, Half(self.data.judged.take(few), None, 0), whole)
-        return replace(found, golden=self._joined(whole))
+        """On a few samples of the judged half, none of them shifted; with the whole outputs of the golden ones among them."""
+        return self._half(model, Half(self.data.judged.take(self.data.few), None, 0), self._of_few())
+
+    def source_on_judged_half(self) -> tuple[Evaluated, Evaluated]:
+        """What the source gives there, and on the few, each sample run once."""
+        half, few = self.data.halves[1], self._of_few()
+        places = {at: index for index, at in enumerate(self.data.few.tolist())}
+        whole = self._of_judged()
+        for index, made in self._runs(self.source.reference, half.samples):
+            whole.add(index, made)
+            if index in places:
+                few.add(places[index], made)
+        shifted = None if half.shifted is None else self.digest(self.source.reference, half.shifted)
+        return self._evaluated(whole, shifted), self._evaluated(few, None)
 
     def on_search_half(self, model: Model) -> Evaluated:
-        return self._half(model, self.data.halves[0])
+        half = self.data.halves[0]
+        return self._half(model, half, self._kept(len(half.samples)))
 
-    def digest(
+    def digest(self, model: Model, samples: Samples) -> dict[str, Array]:
+        """The metric's digest of every sample."""
+        kept = self._kept(len(samples), is_judged=False)
+        for index, made in self._runs(model, samples):
+            kept.add(index, made)
+        return self._stacked(kept.digest)
+
+    def _of_judged(self) -> _Kept:
+        golden = frozenset(self.data.golden.tolist())
+        return self._kept(len(self.data.judged), golden, is_watched=True)
+
+    def _of_few(self) -> _Kept:
+        few = self.data.few
+        return self._kept(len(few), frozenset(np.flatnonzero(np.isin(few, self.data.golden)).tolist()))
+
+    def _kept(
         self,
-        model: Model,
-        samples: Samples,
-        whole: "_Whole | None" = None,
-        judged: dict[str, list[Array]] | None = None,
-        seen: dict[str, Watched] | None = None,
-    ) -> dict[str, Array]:
-        """The metric's digest of every sample; whole outputs of some go into `whole`, what the judges of outputs keep
-        into `judged`, and what is watched for drift into `seen`.
-        """
-        watched = set() if seen is None else set(looked_at(len(samples)))
-        measured = set(spread(np.arange(len(samples)), snr.SAMPLES).tolist())
-        parts: dict[str, list[Array]] = {}
+        count: int,
+        wanted: frozenset[int] = frozenset(),
+        *,
+        is_judged: bool = True,
+        is_watched: bool = False,
+    ) -> _Kept:
+        return _Kept(self.judging, self.source.sets, count, wanted, is_judged, is_watched)
+
+    def _runs(self, model: Model, samples: Samples) -> Iterator[tuple[int, dict[str, Array]]]:
+        """Every sample's number and outputs. What judging has seen of the source already is not run again."""
+        known: Sequence[dict[str, Array]] = ()
+        is_source = model is self.source.reference
+        if is_source and samples is self.data.halves[0].samples:
+            known = self.judging.take_seen()
+        rest = samples.take(slice(len(known), None)) if known else samples
         pieces = (self.source.admitted, self.source.state, self.project.preprocess)
-        for index, (made, _) in enumerate(iter_samples(model.run, *pieces, samples)):
-            if model is self.source.reference:
-                self.data.refuse_nan(samples, index, made)
-            if whole is not None and index in whole.wanted:
-                whole.outputs.append(made)
-            if seen is not None and index in watched:
-                for name, array in rows.bare(self.source.sets, made).items():
-                    seen.setdefault(name, Watched()).add(array)
-            one = {name: array[None] for name, array in made.items()}
-            if judged is not None:
-                for name, array in self.judging.kept(one, with_entries=index in measured).items():
-                    judged.setdefault(name, []).append(np.array(array[0]))
-            digest = self.judging.metric.digest(one)
-            for name, array in digest.items():
-                # A copy: a view would keep the whole output alive.
-                parts.setdefault(name, []).append(np.array(array[0]))
-        return {name: self._stacked(arrays) for name, arrays in parts.items()}
+        made = chain(known, (outputs for outputs, _ in iter_samples(model.run, *pieces, rest)))
+        for index, outputs in enumerate(made):
+            if is_source:
+                self.data.refuse_nan(samples, index, outputs)
+            yield index, outputs
 
-    def _half(
-        self,
-        model: Model,
-        half: Half,
-        whole: "_Whole | None" = None,
-        seen: dict[str, Watched] | None = None,
-    ) -> Evaluated:
-        kept: dict[str, list[Array]] = {}
-        digest = self.digest(model, half.samples, whole, kept, seen)
+    def _half(self, model: Model, half: Half, kept: _Kept, *, is_coarse: bool = True) -> Evaluated:
+        for index, made in self._runs(model, half.samples):
+            kept.add(index, made)
         shifted = None if half.shifted is None else self.digest(model, half.shifted)
-        return Evaluated(digest, shifted, {}, {name: stacked(arrays) for name, arrays in kept.items()})
+        found = self._evaluated(kept, shifted)
+        if model is self.source.reference:
+            return found
+        drawn = self._drawn(half.samples, found.digest, is_coarse=is_coarse)
+        return replace(found, drawn=(drawn, self._drawn(half.shifted, shifted, is_coarse=True)))
 
-    def _joined(self, whole: "_Whole") -> dict[str, Array]:
-        return {name: self._stacked([row[name] for row in whole.outputs]) for name in whole.outputs[0]}
+    def _evaluated(self, kept: _Kept, shifted: dict[str, Array] | None) -> Evaluated:
+        golden: dict[str, list[Array]] = {}
+        for made in kept.whole:
+            for name, array in made.items():
+                golden.setdefault(name, []).append(array)
+        outputs = {name: stacked(arrays) for name, arrays in kept.outputs.items()}
+        return Evaluated(
+            self._stacked(kept.digest), shifted, self._stacked(golden), outputs, watched=kept.watched
+        )
 
-    def _stacked(self, arrays: Sequence[Array]) -> Array:
+    def _drawn(
+        self, samples: Samples | None, digest: dict[str, Array] | None, *, is_coarse: bool
+    ) -> Own | None:
+        """None where draws cost nothing, or cannot be made: whoever compares meets the same, and says so."""
+        metric = self.judging.metric
+        if metric.parts is not None or samples is None or digest is None or samples.labels is None:
+            return None
+        try:
+            return resampled(
+                metric,
+                digest,
+                np.asarray(samples.labels),
+                sequence=samples.sequence,
+                seed=self.project.file.data.seed,
+                is_coarse=is_coarse,
+            )
+        except EdgeKitError:
+            return None
+
+    def _stacked(self, parts: Mapping[str, Sequence[Array]]) -> dict[str, Array]:
         """Raises: SourceError where an output's shape follows the data, not a bucket."""
-        made = stacked(arrays)
-        if self.source.buckets is None and is_ragged(made):
+        made = {name: stacked(arrays) for name, arrays in parts.items()}
+        if self.source.buckets is None and any(map(is_ragged, made.values())):
             raise SourceError(
                 "an output's shape changes from sample to sample, which the model did not show before; say of that output how"
                 " many rows there are at most: [outputs.NAME] rows = 100"

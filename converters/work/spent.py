@@ -30,6 +30,7 @@ _STEPS: Mapping[str, str] = {
     "searching with": "evaluation",
     "measuring latency": "timing",
     "measuring memory": "memory",
+    "judging": "judging",
     "writing": "writing",
     "self-test on an emulated": "emulation",
 }

@@ -1,7 +1,7 @@
 """What a build's candidates are held against: the source's own outputs on either half, and the labels.
 
 Always true
- 1. The source is run once over each half, when it is first asked for.
+ 1. The source is run once over each half, when it is first asked for: every sample once, whatever is judged on it.
  2. On either half, source and candidate are scored by the same metric against the same answers: labels, or the source's
     own outputs where the metric takes none.
 """
@@ -45,16 +45,20 @@ class Standard:
     def metric(self) -> Metric:
         return self.judging.metric
 
-    @cached_property
+    @property
     def reference(self) -> Evaluated:
         """The source's own outputs on the judged half."""
-        self.tell("evaluating the source")
-        return self.running.on_judged_half(self.source.reference)
+        return self._references[0]
 
-    @cached_property
+    @property
     def few_reference(self) -> Evaluated:
         """The source's own outputs on a few samples of the judged half."""
-        return self.running.on_few(self.source.reference)
+        return self._references[1]
+
+    @cached_property
+    def _references(self) -> tuple[Evaluated, Evaluated]:
+        self.tell("evaluating the source")
+        return self.running.source_on_judged_half()
 
     @cached_property
     def search_reference(self) -> Evaluated:
@@ -121,18 +125,18 @@ class Standard:
     @cached_property
     def yardstick(self) -> Yardstick:
         """What the judged half is scored against."""
-        return self._yardstick(self.data.halves[1], self.reference, is_searched=False)
+        return self._yardstick(self.data.halves[1], self.reference, is_coarse=False)
 
     @cached_property
     def few_yardstick(self) -> Yardstick:
         """What a few samples of the judged half are scored against."""
         few = Half(self.data.judged.take(self.data.few), None, 0)
-        return self._yardstick(few, self.few_reference, is_searched=False)
+        return self._yardstick(few, self.few_reference, is_coarse=True)
 
     @cached_property
     def search_yardstick(self) -> Yardstick:
         """What the search half is scored against."""
-        return self._yardstick(self.data.halves[0], self.search_reference, is_searched=True)
+        return self._yardstick(self.data.halves[0], self.search_reference, is_coarse=True)
 
     def search_score(self, plan: Plan, found: Evaluated, limit: float, slice_limit: float | None) -> Score:
         """A candidate's figures on the search half, of its outputs there. Raises: DataError."""
@@ -142,6 +146,7 @@ class Standard:
             found.digest,
             found.shifted,
             limit,
+            drawn=found.drawn,
             outputs=kept,
             slice_limit=slice_limit,
         )
@@ -155,13 +160,15 @@ class Standard:
             rules, found.outputs, source.outputs, is_float32=plan.recipe.precision == "fp32"
         )
 
-    def _yardstick(self, half: Half, source: Evaluated, *, is_searched: bool) -> Yardstick:
-        def mark(samples: Samples, digest: Mapping[str, Array]) -> Mark:
+    def _yardstick(self, half: Half, source: Evaluated, *, is_coarse: bool) -> Yardstick:
+        def mark(samples: Samples, digest: Mapping[str, Array], *, is_coarse: bool) -> Mark:
             wanted, seed = self._wanted(samples, lambda: digest), self.project.file.data.seed
-            return Mark(self.metric, samples, digest, wanted, seed, is_searched)
+            return Mark(self.metric, samples, digest, wanted, seed, is_coarse)
 
-        shifted = mark(half.shifted, source.shifted) if half.shifted and source.shifted else None
-        return Yardstick(mark(half.samples, source.digest), shifted, half.pairs)
+        shifted = (
+            mark(half.shifted, source.shifted, is_coarse=True) if half.shifted and source.shifted else None
+        )
+        return Yardstick(mark(half.samples, source.digest, is_coarse=is_coarse), shifted, half.pairs)
 
     def _wanted(self, samples: Samples, source: Callable[[], Mapping[str, Array]]) -> Array:
         """Raises: ProjectError where there should be labels and are none."""

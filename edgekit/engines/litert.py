@@ -1,6 +1,8 @@
 """LiteRT (ai-edge-litert), or tflite-runtime where that is what the device has: the two share one interpreter API.
 
-Options: `delegate`, `xnnpack` (default), `none` for the plain kernels, or an accelerator's library (`_delegates`). Integer inputs and outputs of a fully quantized model are converted with the scale and zero point that
+Options: `delegate`, `xnnpack` (default), `none` for the plain kernels, or an accelerator's library (`_delegates`);
+`weights`, `own` (default) or `shared`, which changes no result: operators that read the same weights share what XNNPACK packed
+of them, where the installed LiteRT can (`_compiled`), and have their own otherwise. Integer inputs and outputs of a fully quantized model are converted with the scale and zero point that
 the model itself carries, so the public tensors stay float32. litert-torch narrows 64-bit tensors to 32 bits, and the
 importer gives unsigned ones of 16 bits and more as signed ones, inputs and outputs too: the public types stay, a number
 that does not fit is refused.
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.engines import _delegates
+from edgekit.engines import _compiled, _delegates
 from edgekit.errors import EngineError
 from edgekit.manifest import EngineSpec, Option, TensorSpec
 from edgekit.tensors import Array
@@ -35,6 +37,8 @@ _RESOLVERS = {
     "xnnpack": OpResolverType.AUTO,
     "none": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
 }
+
+_WEIGHTS = ("own", "shared")
 
 _NARROWED = {
     (np.dtype(np.int64), np.dtype(np.int32)),
@@ -129,11 +133,12 @@ def _dequantized(array: Array, detail: dict[str, Any]) -> Array:
 def _checked(delegate: str, options: Mapping[str, Option]) -> int | None:
     """How many operators an external delegate must take, if that is said. Raises: EngineError for other options."""
     own = {key for key in options if key.startswith(_delegates.PREFIX)} | {_delegates.EXPECTED}
-    known = {"delegate", *(own if _delegates.is_external(delegate) else ())}
-    if (delegate not in _RESOLVERS and not _delegates.is_external(delegate)) or set(options) - known:
+    known = {"delegate", "weights", *(own if _delegates.is_external(delegate) else ())}
+    is_known = delegate in _RESOLVERS or _delegates.is_external(delegate)
+    if not is_known or set(options) - known or options.get("weights", "own") not in _WEIGHTS:
         raise EngineError(
-            f"litert takes the option delegate, one of {', '.join(_RESOLVERS)} or a library's name, and with one"
-            f" {_delegates.EXPECTED} and {_delegates.PREFIX}…"
+            f"litert takes the option delegate, one of {', '.join(_RESOLVERS)} or a library's name, with one"
+            f" {_delegates.EXPECTED} and {_delegates.PREFIX}…, and weights, {' or '.join(_WEIGHTS)}"
         )
     expected = options.get(_delegates.EXPECTED)
     if expected is not None and (isinstance(expected, bool) or not isinstance(expected, int) or expected < 1):
@@ -168,10 +173,22 @@ class LiteRtEngine:
             )
             if external:
                 _delegates.check(interpreter, delegate, expected)
-            interpreter.allocate_tensors()
+            if delegate == "xnnpack" and spec.options.get("weights") == "shared":
+                interpreter = _shared(interpreter, path, spec.threads)
+            else:
+                interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"litert cannot load {path.name}: {error}") from error
         return LiteRtModel(interpreter, inputs, outputs)
+
+
+def _shared(interpreter: Any, path: Path, threads: int) -> Any:
+    """The model with its packed weights shared; the interpreter itself where this LiteRT cannot. Raises: RuntimeError."""
+    try:
+        return _compiled.SharedWeights(interpreter, path, threads)
+    except _compiled.AbsentError:
+        interpreter.allocate_tensors()
+        return interpreter
 
 
 ENGINE = LiteRtEngine()

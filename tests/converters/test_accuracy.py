@@ -264,12 +264,12 @@ def test_a_costly_metric_is_drawn_less_often_on_the_search_half_and_its_bound_is
     candidate = {"y": source["y"].copy()}
     candidate["y"][:12] += 1
     found = {}
-    for is_searched in (False, True):
+    for is_coarse in (False, True):
         before = calls
         score = accuracy.compare(
-            metric, source, candidate, labels, sequence=None, seed=0, is_searched=is_searched
+            metric, source, candidate, labels, sequence=None, seed=0, is_coarse=is_coarse
         )
-        found[is_searched] = (calls - before, score)
+        found[is_coarse] = (calls - before, score)
     assert found[True][0] < found[False][0] / 3
     assert found[True][1].drop == found[False][1].drop == pytest.approx(0.1)
     assert found[True][1].bound == pytest.approx(found[False][1].bound, abs=0.03)

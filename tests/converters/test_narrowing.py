@@ -11,7 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from converters.data.halves import FEW, few
+from converters import build
+from converters.data.halves import FEW, FEWEST, OF_EACH, few
 from converters.judge.accuracy import Accuracy, Judgement
 from converters.judge.select import Contender, Ratio, select
 from converters.measure.latency import Latency
@@ -40,12 +41,13 @@ def times(**medians):
 @pytest.mark.parametrize(
     ("holding", "turn"),
     [
-        ([], ["a", "b"]),
+        # Beside the fastest only who may be as fast.
+        ([], ["a", "noisy"]),
         # Behind one that seems to hold beyond doubt: left out, all of them.
         (["a"], ["noisy"]),
-        (["c"], ["a", "b"]),
+        (["c"], ["a", "noisy"]),
         # Of one that was not timed nothing is known.
-        (["unknown"], ["a", "b"]),
+        (["unknown"], ["a", "noisy"]),
     ],
 )
 def test_the_fastest_come_first_until_the_rest_is_slower_beyond_doubt(holding, turn):
@@ -123,13 +125,31 @@ def test_one_that_few_samples_show_to_miss_is_refused_by_these():
 
 
 @given(st.integers(64, 3000))
-def test_the_few_are_spread_over_all_and_hold_the_golden_ones(count):
+def test_the_few_are_a_quarter_of_all_and_golden_ones_first(count):
     golden = np.unique(np.linspace(0, count - 1, 64).astype(np.int64))
     found = few(Samples({"x": np.zeros((count, 1))}), golden)
-    assert set(golden.tolist()) <= set(found.tolist()) <= set(range(count))
+    assert len(found) == min(FEW, count // OF_EACH) >= FEWEST
+    assert set(found.tolist()) <= set(range(count))
+    first, second = map(set, (found.tolist(), golden.tolist()))
+    assert first <= second or second <= first
     assert (np.diff(found) > 0).all()
-    assert len(found) <= FEW + 64
+    # From its beginning to its end.
+    assert found[0] == 0
     assert found[-1] == count - 1
+
+
+def test_of_a_small_half_as_many_are_seen_as_show_anything():
+    assert len(few(Samples({"x": np.zeros((20, 1))}), np.arange(20))) == FEWEST
+    assert few(Samples({"x": np.zeros((9, 1))}), np.arange(9)).tolist() == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("count", "macs", "is_narrow"),
+    [(300, 1, True), (65, 10**9, True), (65, 10**6, False), (30, 10**12, False)],
+)
+def test_few_samples_of_a_slow_model_are_long_to_judge_too(count, macs, is_narrow):
+    bench = SimpleNamespace(data=SimpleNamespace(judged=range(count)), work=SimpleNamespace(macs=macs))
+    assert build._is_long(bench) is is_narrow
 
 
 @given(st.lists(st.integers(1, 90), min_size=2, max_size=30), st.integers(32, 200))
@@ -139,7 +159,7 @@ def test_the_few_of_sequences_are_whole_ones(lengths, golden):
     samples = Samples({"x": np.zeros((len(ids), 1))}, sequence=ids)
     found = few(samples, np.arange(golden))
     assert found.tolist() == list(range(len(found)))
-    assert len(found) >= min(max(golden, FEW), len(ids))
+    assert len(found) >= min(max(FEWEST, min(FEW, len(ids) // OF_EACH)), len(ids))
     assert len(found) == len(ids) or samples.starts(len(found))
 
 
@@ -156,7 +176,7 @@ def built(digits, run_build, tmp_path, *more):
 def test_if_what_was_judged_a_little_would_be_picked_all_are_judged_in_full(
     digits, run_build, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("converters.build.FEW", 1)
+    monkeypatch.setattr("converters.build.MANY", 1)
     monkeypatch.setattr(narrowing, "next_turn", lambda *_: [])
     told, bundle, rows = built(digits, run_build, tmp_path)
     assert f"{bundle['recipe']} may be the pick after all, so all are judged in full" in told
@@ -164,7 +184,7 @@ def test_if_what_was_judged_a_little_would_be_picked_all_are_judged_in_full(
 
 
 def test_one_that_is_clearly_slower_is_judged_a_little_and_told_so(digits, run_build, tmp_path, monkeypatch):
-    monkeypatch.setattr("converters.build.FEW", 1)
+    monkeypatch.setattr("converters.build.MANY", 1)
     slow = "onnxruntime/percentile-int8"
     is_beaten = narrowing._is_beaten
     # The race decides this on real models; here it is said, of one that loses nothing if it is taken for the slower.

@@ -46,7 +46,7 @@ def test_what_more_samples_would_show_to_hold_is_not_mended(lost, is_broken):
     labels = np.ones(1000, int)
     samples = Samples({"x": np.zeros((1000, 1), np.float32)}, labels)
     mark = Mark(
-        metrics.built_in("top1"), samples, {"value": source.astype(int)}, labels, seed=0, is_searched=True
+        metrics.built_in("top1"), samples, {"value": source.astype(int)}, labels, seed=0, is_coarse=True
     )
     found = score(Yardstick(mark, None, 0), {"value": candidate.astype(int)}, None, 0.02)
     assert found.judgement.verdict == "undecided"

@@ -20,6 +20,8 @@ class Clock:
         ("raspberry-pi-5: writing litert/fp32", ("writing", "litert/fp32")),
         ("measuring latency", ("timing", "")),
         ("measuring memory", ("memory", "")),
+        ("judging openvino/f32", ("judging", "openvino/f32")),
+        ("judging on the search half what candidates of fewer bits lose", ("judging", "")),
         ("loading the converter of litert", ("worker start", "")),
         ("evaluating a little openvino/f32", ("evaluation", "openvino/f32")),
         ("runs your code: train.py (the model)", None),

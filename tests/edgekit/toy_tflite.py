@@ -1,4 +1,4 @@
-"""A small TFLite model written by hand: no converter is needed, and each operator is where it is put."""
+"""Small TFLite models written by hand: no converter is needed, and each operator is where it is put."""
 
 import flatbuffers
 import numpy as np
@@ -23,10 +23,47 @@ def expected(x: np.ndarray) -> np.ndarray:
 
 def mlp() -> bytes:
     """x (1, 4) → FULLY_CONNECTED with relu → FULLY_CONNECTED → LOGISTIC → FULLY_CONNECTED → y (1, 3)."""
-    model, graph = schema.ModelT(), schema.SubGraphT()
-    model.version, model.buffers, graph.tensors, graph.operators = 3, [schema.BufferT()], [], []
+    made = _Model()
+    held = [made.tensor(f"w{index}", data.shape, data) for index, data in enumerate(weights())]
+    x, hidden, linear, squeezed, y = (
+        made.tensor(name, (1, size))
+        for name, size in (("x", 4), ("hidden", 6), ("linear", 5), ("squeezed", 5), ("y", 3))
+    )
+    made.operator(0, [x, held[0], -1], hidden, relu=True)
+    made.operator(0, [hidden, held[1], -1], linear)
+    made.operator(1, [linear], squeezed)
+    made.operator(0, [squeezed, held[2], -1], y)
+    return made.written(x, y)
 
-    def tensor(name: str, shape: tuple[int, ...], data: np.ndarray | None = None) -> int:
+
+def again_and_again(times: int, width: int, *, has_signature: bool = True) -> bytes:
+    """x (1, width) → FULLY_CONNECTED and LOGISTIC, so many times with the same weights → y (1, width)."""
+    made = _Model()
+    square = np.random.default_rng(5).normal(size=(width, width)).astype(np.float32)
+    held = made.tensor("w", square.shape, square)
+    x = value = made.tensor("x", (1, width))
+    for step in range(times):
+        linear, squeezed = made.tensor(f"linear{step}", (1, width)), made.tensor(f"y{step}", (1, width))
+        made.operator(0, [value, held, -1], linear)
+        made.operator(1, [linear], squeezed)
+        value = squeezed
+    return made.written(x, value, has_signature=has_signature)
+
+
+class _Model:
+    """Operators are 0, FULLY_CONNECTED, and 1, LOGISTIC."""
+
+    def __init__(self) -> None:
+        self.model, self.graph = schema.ModelT(), schema.SubGraphT()
+        self.model.version, self.model.buffers, self.model.operatorCodes = 3, [schema.BufferT()], []
+        self.graph.tensors, self.graph.operators = [], []
+        for builtin in (schema.BuiltinOperator.FULLY_CONNECTED, schema.BuiltinOperator.LOGISTIC):
+            code = schema.OperatorCodeT()
+            code.builtinCode = code.deprecatedBuiltinCode = builtin
+            code.version = 1
+            self.model.operatorCodes.append(code)
+
+    def tensor(self, name: str, shape: tuple[int, ...], data: np.ndarray | None = None) -> int:
         made = schema.TensorT()
         made.name, made.shape, made.type, made.buffer = (
             name.encode(),
@@ -37,12 +74,12 @@ def mlp() -> bytes:
         if data is not None:
             buffer = schema.BufferT()
             buffer.data = np.frombuffer(data.tobytes(), np.uint8)
-            made.buffer = len(model.buffers)
-            model.buffers.append(buffer)
-        graph.tensors.append(made)
-        return len(graph.tensors) - 1
+            made.buffer = len(self.model.buffers)
+            self.model.buffers.append(buffer)
+        self.graph.tensors.append(made)
+        return len(self.graph.tensors) - 1
 
-    def operator(code: int, inputs: list[int], output: int, *, relu: bool = False) -> None:
+    def operator(self, code: int, inputs: list[int], output: int, *, relu: bool = False) -> None:
         made = schema.OperatorT()
         made.opcodeIndex, made.inputs, made.outputs = code, inputs, [output]
         if code == 0:
@@ -50,25 +87,22 @@ def mlp() -> bytes:
             options.fusedActivationFunction = int(relu)
             made.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
             made.builtinOptions = options
-        graph.operators.append(made)
+        self.graph.operators.append(made)
 
-    model.operatorCodes = []
-    for builtin in (schema.BuiltinOperator.FULLY_CONNECTED, schema.BuiltinOperator.LOGISTIC):
-        code = schema.OperatorCodeT()
-        code.builtinCode = code.deprecatedBuiltinCode = builtin
-        code.version = 1
-        model.operatorCodes.append(code)
-    held = [tensor(f"w{index}", data.shape, data) for index, data in enumerate(weights())]
-    x, hidden, linear, squeezed, y = (
-        tensor(name, (1, size))
-        for name, size in (("x", 4), ("hidden", 6), ("linear", 5), ("squeezed", 5), ("y", 3))
-    )
-    operator(0, [x, held[0], -1], hidden, relu=True)
-    operator(0, [hidden, held[1], -1], linear)
-    operator(1, [linear], squeezed)
-    operator(0, [squeezed, held[2], -1], y)
-    graph.inputs, graph.outputs = [x], [y]
-    model.subgraphs = [graph]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    def written(self, x: int, y: int, *, has_signature: bool = False) -> bytes:
+        self.graph.inputs, self.graph.outputs = [x], [y]
+        self.model.subgraphs = [self.graph]
+        if has_signature:
+            signature = schema.SignatureDefT()
+            signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
+            signature.inputs, signature.outputs = [_named("in", x)], [_named("out", y)]
+            self.model.signatureDefs = [signature]
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(self.model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+
+def _named(name: str, tensor: int) -> schema.TensorMapT:
+    made = schema.TensorMapT()
+    made.name, made.tensorIndex = name.encode(), tensor
+    return made

@@ -22,7 +22,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact, passed
-from converters.backends.litert import delegated, int8, ready
+from converters.backends.litert import delegated, int8, layouts, ready
 from converters.backends.litert import graph as litert_graph
 from converters.backends.litert.layers import layer_errors
 from converters.backends.litert.running import SIGNATURE
@@ -91,6 +91,9 @@ class LiteRtBackend(Backend):
 
     def loading(self, model: Path, plan: Plan) -> Mapping[str, Option]:
         return delegated.options(model, plan)
+
+    def layouts(self, model: Path, plan: Plan) -> tuple[Mapping[str, Option], ...]:
+        return layouts.options(model, plan)
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
         return int8.knobs(plan)
