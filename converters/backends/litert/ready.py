@@ -56,7 +56,7 @@ def made_ready(source: Path, target: Path) -> tuple[str, ...]:
         _drop_unused(graph)
     main.name_edges()
     _name_apart(model)
-    _drop_data(model)
+    drop_data(model)
     size = sum(0 if buffer.data is None else len(buffer.data) for buffer in model.buffers)
     if size > MOST_BYTES:
         raise Unsupported(
@@ -242,7 +242,7 @@ def _name_apart(model: Any) -> None:
         taken.add(name)
 
 
-def _drop_data(model: Any) -> None:
+def drop_data(model: Any) -> None:
     """Data that no tensor has any more; the first entry is empty by the schema's rule."""
     used = sorted({int(tensor.buffer) for graph in model.subgraphs for tensor in graph.tensors} - {0})
     place = {index: new for new, index in enumerate([0, *used])}
