@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.tools import flatbuffer_utils
 
-from converters.backends.litert.ready import drop_data
+from converters.backends.litert import tables
 
 _OPERATOR = schema.BuiltinOperator
 # Where the matrices stand among an operator's inputs: of the input and of the state, for each gate.
@@ -31,37 +30,30 @@ _LARGEST = 127
 
 def with_int8_weights(content: bytes, left: Collection[str]) -> bytes:
     """The model with its fused recurrent layers' matrices in int8; those that write a tensor of `left` stay in float."""
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+    model = tables.read(content)
+    (graph, *_) = model.subgraphs
     is_changed = False
-    for graph in model.subgraphs:
-        for step in graph.operators:
-            code = model.operatorCodes[step.opcodeIndex]
-            kind = max(code.builtinCode, code.deprecatedBuiltinCode)
-            places = [step.inputs[at] for at in _MATRICES.get(kind, ()) if step.inputs[at] >= 0]
-            tensors = [graph.tensors[index] for index in places]
-            names = {graph.tensors[index].name.decode() for index in step.outputs}
-            if not tensors or names & {*left} or not all(_is_float(tensor, model) for tensor in tensors):
-                continue
-            for tensor in tensors:
-                _quantize(tensor, model)
+    for step in graph.operators:
+        # The input gate of an LSTM may be left out (-1): it is the forget gate's rest.
+        places = [step.inputs[at] for at in _MATRICES.get(tables.code(model, step), ()) if step.inputs[at] >= 0]
+        tensors = [graph.tensors[index] for index in places]
+        is_float = all(tensor.type == schema.TensorType.FLOAT32 for tensor in tensors)
+        is_constant = all(tables.has_data(model, index) for index in places)
+        is_left = {graph.tensors[index].name.decode() for index in step.outputs} & {*left}
+        if tensors and is_float and is_constant and not is_left:
             is_changed = True
+            for tensor in tensors:
+                _quantize(model, tensor)
     if not is_changed:
         return content
-    drop_data(model)
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    tables.drop_unused(model)
+    return tables.written(model)
 
 
-def _is_float(tensor: Any, model: Any) -> bool:
-    return tensor.type == schema.TensorType.FLOAT32 and model.buffers[tensor.buffer].data is not None
-
-
-def _quantize(tensor: Any, model: Any) -> None:
-    """In place; a buffer that another tensor reads too stays as it is."""
-    values = np.frombuffer(bytes(np.asarray(model.buffers[tensor.buffer].data)), np.float32)
-    scale = float(np.abs(values).max()) / _LARGEST or 1.0
-    buffer = schema.BufferT()
-    buffer.data = np.rint(values / np.float32(scale)).astype(np.int8).view(np.uint8)
-    tensor.type, tensor.buffer = schema.TensorType.INT8, len(model.buffers)
-    model.buffers.append(buffer)
+def _quantize(model: Any, tensor: Any) -> None:
+    values = np.frombuffer(model.buffers[tensor.buffer].data, np.float32)
+    scale = np.float32(np.abs(values).max() / _LARGEST or 1.0)
+    tables.store(model, tensor, np.rint(values / scale).astype(np.int8))
+    tensor.type = schema.TensorType.INT8
     tensor.quantization = schema.QuantizationParametersT()
-    tensor.quantization.scale, tensor.quantization.zeroPoint = [scale], [0]
+    tensor.quantization.scale, tensor.quantization.zeroPoint = [float(scale)], [0]
