@@ -35,7 +35,9 @@ def with_int8_weights(content: bytes, left: Collection[str]) -> bytes:
     is_changed = False
     for step in graph.operators:
         # The input gate of an LSTM may be left out (-1): it is the forget gate's rest.
-        places = [step.inputs[at] for at in _MATRICES.get(tables.code(model, step), ()) if step.inputs[at] >= 0]
+        places = [
+            step.inputs[at] for at in _MATRICES.get(tables.code(model, step), ()) if step.inputs[at] >= 0
+        ]
         tensors = [graph.tensors[index] for index in places]
         is_float = all(tensor.type == schema.TensorType.FLOAT32 for tensor in tensors)
         is_constant = all(tables.has_data(model, index) for index in places)
