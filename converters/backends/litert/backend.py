@@ -75,7 +75,7 @@ class LiteRtBackend(Backend):
             graph = litert_graph.layers(target)
             content, told = int8.quantized(prepared, plan, target, graph)
             target.write_bytes(content)
-            _refuse_untouched(plan, target, graph)
+            _refuse_untouched(plan, target, graph, told)
             notes += (*told, *int8.float_weights(plan, graph))
         graph = litert_graph.layers(target)
         if plan.recipe.needs_calibration:
@@ -205,13 +205,17 @@ def _convert_torch(prepared: Prepared, module: Any, zeros: tuple[Any, ...], targ
     _check(prepared, target)
 
 
-def _refuse_untouched(plan: Plan, target: Path, graph: Sequence[litert_graph.Layer]) -> None:
-    """Raises: Unsupported where the quantizer found nothing that it takes: the float model by another name."""
+def _refuse_untouched(
+    plan: Plan, target: Path, graph: Sequence[litert_graph.Layer], told: Sequence[str]
+) -> None:
+    """Raises: Unsupported, with what was told, where nothing was quantized: it would be the float model by another name."""
     kinds = {tensor.kind for tensor in quietly(lambda: tflite.read(target)).tensors}
     if kinds & ({"FLOAT16"} if plan.recipe.precision == "fp16" else {"INT8", "INT16", "INT4"}):
         return
     parts = litert_graph.listed(Counter(layer.op_type for layer in graph))
-    raise Unsupported(f"nothing of the model becomes {plan.recipe.precision} in LiteRT: {parts}")
+    raise Unsupported(
+        "; ".join((f"nothing of the model becomes {plan.recipe.precision} in LiteRT: {parts}", *told))
+    )
 
 
 def _check(prepared: Prepared, target: Path) -> None:
