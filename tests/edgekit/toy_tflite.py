@@ -50,21 +50,65 @@ def again_and_again(times: int, width: int, *, has_signature: bool = True) -> by
     return made.written(x, value, has_signature=has_signature)
 
 
+def lstm_weights(width: int, units: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For the input, the state and the bias, each with its gates in TFLite's order: input, forget, cell, output."""
+    made = np.random.default_rng(7)
+    shapes = ((4, units, width), (4, units, units), (4, units))
+    return tuple(made.normal(size=shape).astype(np.float32) / 2 for shape in shapes)
+
+
+def lstm(steps: int, width: int, units: int) -> bytes:
+    """x (1, steps, width) → UNIDIRECTIONAL_SEQUENCE_LSTM, whose state is two variables → y (1, steps, units)."""
+    made = _Model()
+    entering, turning, bias = lstm_weights(width, units)
+
+    def held(name: str, parts: np.ndarray) -> list[int]:
+        return [made.tensor(f"{name}{gate}", part.shape, part) for gate, part in enumerate(parts)]
+
+    x, y = made.tensor("x", (1, steps, width)), made.tensor("y", (1, steps, units))
+    states = [made.tensor(name, (1, units), is_variable=True) for name in ("hidden", "cell")]
+    peepholes, projection, norms = [-1] * 3, [-1] * 2, [-1] * 4
+    matrices = [*held("entering", entering), *held("turning", turning)]
+    made.operator(2, [x, *matrices, *peepholes, *held("bias", bias), *projection, *states, *norms], y)
+    return made.written(x, y, has_signature=True)
+
+
+def lstm_expected(x: np.ndarray, units: int) -> np.ndarray:
+    """What the LSTM gives for x (1, steps, width) from zeros: (1, steps, units)."""
+    entering, turning, bias = lstm_weights(x.shape[2], units)
+    hidden, cell, rows = np.zeros(units, np.float32), np.zeros(units, np.float32), []
+    for row in x[0]:
+        entry, forget, fresh, leave = entering @ row + turning @ hidden + bias
+        cell = cell / (1 + np.exp(-forget)) + np.tanh(fresh) / (1 + np.exp(-entry))
+        hidden = np.tanh(cell) / (1 + np.exp(-leave))
+        rows.append(hidden)
+    return np.stack(rows)[None].astype(np.float32)
+
+
 class _Model:
-    """Operators are 0, FULLY_CONNECTED, and 1, LOGISTIC."""
+    """Operators are 0, FULLY_CONNECTED, 1, LOGISTIC, and 2, UNIDIRECTIONAL_SEQUENCE_LSTM."""
 
     def __init__(self) -> None:
         self.model, self.graph = schema.ModelT(), schema.SubGraphT()
         self.model.version, self.model.buffers, self.model.operatorCodes = 3, [schema.BufferT()], []
         self.graph.tensors, self.graph.operators = [], []
-        for builtin in (schema.BuiltinOperator.FULLY_CONNECTED, schema.BuiltinOperator.LOGISTIC):
+        known = schema.BuiltinOperator
+        for builtin in (known.FULLY_CONNECTED, known.LOGISTIC, known.UNIDIRECTIONAL_SEQUENCE_LSTM):
             code = schema.OperatorCodeT()
             code.builtinCode = code.deprecatedBuiltinCode = builtin
             code.version = 1
             self.model.operatorCodes.append(code)
 
-    def tensor(self, name: str, shape: tuple[int, ...], data: np.ndarray | None = None) -> int:
+    def tensor(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        data: np.ndarray | None = None,
+        *,
+        is_variable: bool = False,
+    ) -> int:
         made = schema.TensorT()
+        made.isVariable = is_variable
         made.name, made.shape, made.type, made.buffer = (
             name.encode(),
             list(shape),
@@ -87,6 +131,10 @@ class _Model:
             options.fusedActivationFunction = int(relu)
             made.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
             made.builtinOptions = options
+        if code == 2:
+            made.builtinOptionsType = schema.BuiltinOptions.UnidirectionalSequenceLSTMOptions
+            made.builtinOptions = schema.UnidirectionalSequenceLSTMOptionsT()
+            made.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.TANH
         self.graph.operators.append(made)
 
     def written(self, x: int, y: int, *, has_signature: bool = False) -> bytes:

@@ -10,7 +10,7 @@ import hashlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -78,6 +78,7 @@ class LiteRtBackend(Backend):
             graph = litert_graph.layers(target)
             content, told = int8.quantized(prepared, plan, target, graph)
             target.write_bytes(content)
+            _refuse_untouched(plan, target, graph, told)
             notes += (*told, *int8.float_weights(plan, graph))
         graph = litert_graph.layers(target)
         if plan.recipe.needs_calibration:
@@ -225,11 +226,24 @@ def _convert_torch(prepared: Prepared, module: Any, zeros: tuple[Any, ...], targ
     _check(prepared, target)
 
 
+def _refuse_untouched(
+    plan: Plan, target: Path, graph: Sequence[litert_graph.Layer], told: Sequence[str]
+) -> None:
+    """Raises: Unsupported, with what was told, where nothing was quantized: it would be the float model by another name."""
+    kinds = {tensor.kind for tensor in quietly(lambda: tflite.read(target)).tensors}
+    if kinds & ({"FLOAT16"} if plan.recipe.precision == "fp16" else {"INT8", "INT16", "INT4"}):
+        return
+    parts = litert_graph.listed(Counter(layer.op_type for layer in graph))
+    raise Unsupported(
+        "; ".join((f"nothing of the model becomes {plan.recipe.precision} in LiteRT: {parts}", *told))
+    )
+
+
 def _check(prepared: Prepared, target: Path) -> None:
     """Raises: ToolFailedError if the float model computes something else than the source."""
-    spec = EngineSpec("litert", "", target.name)
-    bindings = _bindings(prepared, target)
     source = prepared.source
+    spec = EngineSpec("litert", "", target.name, dict(source.native.options) if source.native else {})
+    bindings = _bindings(prepared, target)
     artifact = Artifact(target.parent, target.name, bindings)
     bound = artifact.bound(source.inputs), artifact.bound(source.outputs, are_outputs=True)
     model = quietly(lambda: engines.get("litert").load(target, spec, *bound, None))

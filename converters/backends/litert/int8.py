@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from converters.backends import Prepared, Unsupported, settling
-from converters.backends.litert import islands, running
+from converters.backends.litert import islands, recurrent, running
 from converters.backends.litert.bounds import Unbounded, empty, unbounded, widened
 from converters.backends.litert.extremes import Ranges, extremes
 from converters.backends.litert.graph import (
@@ -84,6 +84,8 @@ def quantized(
         float_ones = [layer for layer in graph if layer.name in left | never.layers | skipped]
         # A copy: the quantizer writes into what it is given.
         made = apply(path, [*recipe_for(plan, float_ones), *_inside(never)], copy.deepcopy(ranges))
+        if plan.recipe.scheme == "dynamic":
+            made = recurrent.with_int8_weights(made, {name for layer in float_ones for name in layer.outputs})
         made = islands.folded(made) if _is_whole(plan) else made
         running.loaded_once(made)
         return made

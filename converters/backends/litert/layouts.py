@@ -27,7 +27,8 @@ def options(model: Path, plan: Plan) -> tuple[Mapping[str, Option], ...]:
     """Shared weights, for a model of the CPU that would keep many packed several times."""
     if plan.is_accelerated or not _is_the_same_for_all(plan):
         return ()
-    return (SHARED,) if repeated(quietly(lambda: tflite.read(model))) >= WORTH else ()
+    graph = quietly(lambda: tflite.read(model))
+    return (SHARED,) if repeated(graph) >= WORTH and not graph.keeps_state else ()
 
 
 def repeated(graph: tflite.Graph) -> int:
