@@ -50,6 +50,11 @@ class Recipe:
         return self.scheme in ("static", "static16", "percentile")
 
     @property
+    def is_searched_over(self) -> bool:
+        """Whether the search half has a say: not of float32 nor of the source's own file, which are to be the same function."""
+        return self.precision != "fp32" and self.scheme != AS_IS
+
+    @property
     def computes(self) -> Precision:
         """The precision of its products."""
         return self.remainder if self.scheme == "weights" else self.precision

@@ -65,8 +65,8 @@ def _waits(item: Candidate) -> bool:
 
 
 def _seems_to_hold(bench: Workbench, contract: Contract, item: Candidate, host: Host) -> bool:
-    """Whether the search half has nothing against it; of one in float32, which is not searched over, its outputs."""
-    if item.plan.recipe.precision == "fp32":
+    """Whether the search half has nothing against it; of one that is not searched over, its outputs."""
+    if not item.plan.recipe.is_searched_over:
         item = with_outputs(bench, contract, item)
         return item.stands and all(output.holds for output in item.outputs)
     item = searched(bench, contract, item, host)

@@ -16,9 +16,11 @@ from converters.data.halves import FEW, FEWEST, OF_EACH, few
 from converters.judge.accuracy import Accuracy, Judgement
 from converters.judge.select import Contender, Ratio, select
 from converters.measure.latency import Latency
+from converters.recipes.recipe import Recipe
 from converters.rounds import narrowing, scoring
 from converters.work import worker
 from converters.work.findings import Findings
+from converters.work.orders import whole
 from converters.work.pool import Ahead, Opening, WorkerPool
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import Contract
@@ -221,3 +223,12 @@ def test_a_worker_that_dies_while_it_loads_ahead_costs_its_order_only(tmp_path):
         assert "while loading the converter of litert" in str(answer)
     finally:
         pool.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "precision", "is_searched"),
+    [("static", "int8", True), ("kept", "int8", True), ("float", "fp32", False), ("as-is", "int8", False)],
+)
+def test_the_search_half_has_no_say_on_what_is_to_be_the_same_function(scheme, precision, is_searched):
+    recipe = Recipe("e/any", "e", precision, scheme)
+    assert whole(SimpleNamespace(recipe=recipe), 1).is_searched is is_searched
