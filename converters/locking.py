@@ -64,6 +64,7 @@ def written(bench: Workbench, outcome: ProfileResult, shipped: Sequence[Mapping[
                 str(row["digest"]),
                 item.plan.tuning,
                 item.plan.threads if item.plan.threads != usual else 0,
+                dict(item.plan.layout),
             )
             for item, row in zip(items, shipped, strict=True)
         ),

@@ -41,13 +41,14 @@ def opened(path: Path) -> Iterator[OpenBundle]:
     with tempfile.TemporaryDirectory(prefix="edgekit-") as name:
         folder = Path(name)
         bundle.extract(folder)
-        # LiteRT announces its delegate on standard error.
+        # LiteRT announces on standard error what it loads, and what it takes down.
         with hushed():
             loaded = LoadedBundle(bundle.manifest, folder)
         try:
             yield OpenBundle(bundle, folder, loaded)
         finally:
-            loaded.close()
+            with hushed():
+                loaded.close()
 
 
 def verify(path: Path) -> SelfTestResult:

@@ -6,6 +6,7 @@ Always true
     after all (`hushed`).
 """
 
+import atexit
 import io
 import logging
 import os
@@ -68,6 +69,22 @@ def hushed() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def hush_the_end() -> None:
+    """Nothing is written to standard error once the interpreter has ended: LiteRT's own destructors announce themselves
+    there. For a command, whose last words are written by then.
+    """
+    atexit.register(_hush_for_good)
+
+
+def _hush_for_good() -> None:
+    if sys.stderr is None:
+        return
+    sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 @contextmanager

@@ -93,6 +93,12 @@ class Backend(Protocol):
         """Options that the device loads this model file with, beside the plan's. Raises: Unsupported."""
         return {}
 
+    def layouts(self, model: Path, plan: Plan) -> tuple[Mapping[str, Option], ...]:  # noqa: ARG002  # for those that do more
+        """Options by which the engine lays this model file's memory out in another way, which may be faster and changes no
+        result.
+        """
+        return ()
+
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:  # noqa: ARG002  # for those that do more
         """Settings that a search may turn for this int8 plan; none for one that cannot be tuned, which a search knows as a
         point to beat.

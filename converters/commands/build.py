@@ -146,8 +146,8 @@ def build(
 ) -> None:
     """Turn a trained model into bundles, one per hardware profile.
 
-    SOURCE is an ONNX file, TorchScript (.pt), a torch.export program (.pt2) or file.py:factory. Without it, or with
-    --project, edgekit.toml says what to build and flags replace what it says.
+    SOURCE is an ONNX file, TorchScript (.pt), a torch.export program (.pt2), file.py:factory, or a TFLite, Keras or
+    OpenVINO (.xml) file. Without it, or with --project, edgekit.toml says what to build and flags replace what it says.
     """
     if write_lock and locked:
         raise UsageError("--lock writes edgekit.lock and --locked keeps to it; give one of the two")

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 from converters.keep.artifacts import key
-from converters.recipes.recipes import PLAIN, Plan, Tuning
+from converters.recipes.recipes import PLAIN, Loading, Plan, Tuning
 from converters.source.project import Project
 from edgekit.errors import LockError
-from edgekit.manifest import Contract
+from edgekit.manifest import Contract, Option
 from edgekit.profile import Profile
 
 FORMAT = 1
@@ -32,6 +32,8 @@ class LockedBundle(msgspec.Struct, frozen=True, omit_defaults=True):
     tuning: Tuning = PLAIN
     # Fewer than the profile's, where they were faster; 0 is the profile's.
     threads: int = 0
+    # Of another layout in memory, where that was faster.
+    layout: dict[str, Option] = {}
 
 
 class LockedTarget(msgspec.Struct, frozen=True):
@@ -122,8 +124,8 @@ def plans(locked: LockedTarget, known: Sequence[Plan]) -> list[Plan]:
                 f"edgekit.lock: the profile has no recipe {name} now; write the lock anew with --lock"
             )
         plan = by_recipe[name]
-        threads = item.threads or plan.threads
-        found.append(replace(plan, tuning=item.tuning, threads=threads, fewer_threads=()))
+        way = Loading(item.threads or plan.threads, item.layout)
+        found.append(replace(plan, tuning=item.tuning).loaded(way))
     return found
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from converters.measure import heats, latency
 from converters.measure.latency import Latency, Run
+from converters.recipes.recipes import Loading
 from edgekit import engines
 from edgekit.engines import Model
 from edgekit.errors import EngineError, ToolFailedError
@@ -65,13 +66,15 @@ class _Found(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Timing:
-    """Latencies of those that could be timed, and why the others could not. Of those whose time is that of fewer threads,
-    `fewer` has how many, and the time of as many as there are otherwise.
+    """Latencies of those that could be timed, and why the others could not. `ways` are the other ways in which each may be
+    loaded, by the names that their times have. Of those whose time is that of another way, `settled` has which, and the time
+    in their own.
     """
 
     latencies: dict[str, Latency]
     failures: dict[str, str]
-    fewer: dict[str, tuple[int, Latency]] = field(default_factory=dict)
+    ways: Mapping[str, Mapping[str, Loading]] = field(default_factory=dict)
+    settled: dict[str, tuple[Loading, Latency]] = field(default_factory=dict)
 
 
 def run_race(

@@ -7,7 +7,7 @@ A profile in, recipes with their constraints out; nothing else decides.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import msgspec
@@ -67,6 +67,18 @@ class Tuning(msgspec.Struct, frozen=True):
 PLAIN = Tuning()
 
 
+class Loading(msgspec.Struct, frozen=True):
+    """A way in which an engine loads the same bytes: `threads`, and `options` beside the plan's."""
+
+    threads: int
+    options: dict[str, Option] = {}
+
+    @property
+    def told(self) -> str:
+        words = [f"{name} {value}" for name, value in self.options.items()]
+        return ", ".join([f"{self.threads} thread{'s' if self.threads > 1 else ''}", *words])
+
+
 @dataclass(frozen=True)
 class Plan:
     """One candidate to make. `options` go into the manifest; `judged_options` differ where the target's device is
@@ -87,8 +99,30 @@ class Plan:
     static_shapes_only: bool = False
     # What it is made of is smaller than this already, which it may not exceed; 0 is no limit.
     most_bytes: int = 0
-    # Fewer threads that it is timed with as well.
-    fewer_threads: tuple[int, ...] = ()
+    # Whether it is timed in the other ways in which its engine may load it as well (`other_loadings`).
+    tries_loadings: bool = False
+    # Options of the way that it is settled on, which are among the others already.
+    layout: Mapping[str, Option] = field(default_factory=dict)
+
+    def loaded(self, loading: Loading) -> "Plan":
+        """Settled on that way."""
+        return replace(
+            self,
+            threads=loading.threads,
+            options={**self.options, **loading.options},
+            judged_options={**self.judged_options, **loading.options},
+            tries_loadings=False,
+            layout=loading.options,
+        )
+
+    def told(self, options: Mapping[str, Option], note: str) -> "Plan":
+        """With what its engine must be told of the source as well."""
+        return replace(
+            self,
+            options={**self.options, **options},
+            judged_options={**self.judged_options, **options},
+            notes=(*self.notes, note),
+        )
 
     @property
     def is_accelerated(self) -> bool:
@@ -254,11 +288,13 @@ def threads_for(profile: Profile) -> int:
     return min(profile.cores, MAX_THREADS)
 
 
-def fewer(threads: int) -> tuple[int, ...]:
-    """Numbers of threads below that one which may be faster: to hand a small model to many threads takes longer than to
-    run it.
+def other_loadings(threads: int, layouts: Sequence[Mapping[str, Option]] = ()) -> tuple[Loading, ...]:
+    """Ways beside that number of threads alone which may be faster. Fewer threads: to hand a small model to many takes longer
+    than to run it. `layouts` are options by which the engine lays the model's memory out in another way.
     """
-    return tuple(number for number in (1, 2) if number < threads)
+    numbers = [threads, *(number for number in (1, 2) if number < threads)]
+    ways = [Loading(number, dict(options)) for options in ({}, *layouts) for number in numbers]
+    return tuple(ways[1:])
 
 
 def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
@@ -293,7 +329,7 @@ def _plan(profile: Profile, recipe: Recipe, versions: str) -> Plan:
         threads_for(profile),
         notes,
         static_shapes_only=quantization.static_shapes_only,
-        fewer_threads=() if accelerator else fewer(threads_for(profile)),
+        tries_loadings=not accelerator,
     )
 
 

@@ -6,15 +6,17 @@ Always true
  3. Of a source whose weights are kept apart, candidates are timed one after the other, since together they may not fit.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from msgspec import structs
 
+from converters import backends
 from converters.backends.artifact import Artifact
 from converters.measure import latency, roofline
 from converters.measure.host import Host, judged_spec
 from converters.measure.race import Runner, Timing, run_race
-from converters.recipes.recipes import Plan
+from converters.recipes.recipes import Loading, other_loadings
 from converters.rounds.candidates import Candidate
 from converters.work.workbench import Workbench
 from edgekit.profile import Profile
@@ -31,18 +33,19 @@ def timed(
     in_all_ways: bool = False,
 ) -> Timing:
     """Latencies of candidates with an artifact, all in one process of their own; only the `rivals` are worth more than
-    the first rounds, and with `in_all_ways` those that may win by it are timed with fewer threads too (`way_name`).
+    the first rounds, and with `in_all_ways` those that may win by it are timed as other ways of loading have them too.
 
     With buckets, each has a race of its own, on samples that fall into it, and they are put together by their shares.
     """
+    ways = _ways(bench, standing, host) if in_all_ways else {}
 
     def raced(size: int | None, feeds: Sequence[Mapping[str, Array]], share_of_time: float) -> Timing:
         runners = [
             _runner(bench, item, item.artifact, host, size) for item in standing if item.artifact is not None
         ]
-        if in_all_ways and not bench.source.is_apart:
-            plans = {item.recipe: item.plan for item in standing}
-            runners += [way for own in runners for way in _with_fewer_threads(own, plans[own.name], host)]
+        runners += [
+            _in_a_way(own, name, way) for own in runners for name, way in ways.get(own.name, {}).items()
+        ]
         together = [[each] for each in runners] if bench.source.is_apart else [runners]
         parts = [
             run_race(
@@ -69,7 +72,7 @@ def timed(
         timing = raced(None, bench.data.feeds, 1)
     for name, reason in timing.failures.items():
         bench.tell(f"{name} {reason}")
-    return timing
+    return replace(timing, ways=ways)
 
 
 def estimated(bench: Workbench, profile: Profile, item: Candidate) -> roofline.Estimate | None:
@@ -96,20 +99,27 @@ def _runner(bench: Workbench, item: Candidate, artifact: Artifact, host: Host, s
     )
 
 
-def way_name(recipe: str, threads: int) -> str:
-    """What a candidate is called where it is timed with fewer threads."""
-    return f"{recipe} on {threads_told(threads)}"
+def _ways(bench: Workbench, standing: Sequence[Candidate], host: Host) -> dict[str, dict[str, Loading]]:
+    """The other ways of each candidate, by the names that they race under. None where there are fewer cores than the profile
+    has, since then no number of threads is the profile's, nor where two models may not fit beside each other.
+    """
+    if bench.source.is_apart:
+        return {}
+    found: dict[str, dict[str, Loading]] = {}
+    for item in standing:
+        plan, artifact = item.plan, item.artifact
+        if artifact is None or not plan.tries_loadings or host.threads(plan) != plan.threads:
+            continue
+        layouts = backends.get(plan.recipe.engine).layouts(artifact.folder / artifact.runs_here, plan)
+        ways = other_loadings(plan.threads, layouts)
+        found[item.recipe] = {f"{item.recipe} on {way.told}": way for way in ways}
+    return found
 
 
-def threads_told(threads: int) -> str:
-    return f"{threads} thread{'s' if threads > 1 else ''}"
-
-
-def _with_fewer_threads(runner: Runner, plan: Plan, host: Host) -> Iterator[Runner]:
-    """Nothing where there are fewer cores than the profile has: then no number of threads is the profile's."""
-    for threads in plan.fewer_threads if host.threads(plan) == plan.threads else ():
-        spec = structs.replace(runner.engine, threads=threads)
-        yield structs.replace(runner, name=way_name(runner.name, threads), engine=spec, way_of=runner.name)
+def _in_a_way(runner: Runner, name: str, way: Loading) -> Runner:
+    own = runner.engine
+    spec = structs.replace(own, threads=way.threads, options={**own.options, **way.options})
+    return structs.replace(runner, name=name, engine=spec, way_of=runner.name)
 
 
 def _put_together(timings: Mapping[int, Timing], shares: Mapping[int, float]) -> Timing:

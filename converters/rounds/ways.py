@@ -1,4 +1,4 @@
-"""Other ways to run a candidate's bytes: with fewer threads than the profile has cores.
+"""Other ways to load a candidate's bytes: with fewer threads than the profile has cores, or laid out otherwise in memory.
 
 Always true
  1. A candidate changes its way only where that is faster beyond doubt, and where it may win by it.
@@ -11,11 +11,10 @@ from dataclasses import replace
 from converters.measure import heats, latency
 from converters.measure.host import Host
 from converters.measure.race import Timing
-from converters.recipes.recipes import Plan
+from converters.recipes.recipes import Loading
 from converters.rounds.candidates import Candidate, on_search_half
 from converters.rounds.making import made, made_together
 from converters.rounds.scoring import searched, with_outputs
-from converters.rounds.timing import threads_told, way_name
 from converters.work.workbench import Workbench
 from edgekit.manifest import Contract
 
@@ -24,64 +23,60 @@ def settled(standing: Sequence[Candidate], timing: Timing) -> Timing:
     """One time of each candidate: that of the way in which it does best."""
     own = {item.recipe for item in standing}
     latencies = {name: each for name, each in timing.latencies.items() if name in own}
-    fewer = {}
+    chosen = {}
     for item in standing:
-        threads = _better(item, timing)
-        if threads is not None:
-            fewer[item.recipe] = threads, latencies[item.recipe]
-            latencies[item.recipe] = timing.latencies[way_name(item.recipe, threads)]
-    return Timing(latencies, {name: why for name, why in timing.failures.items() if name in own}, fewer)
+        name = _better(item, timing)
+        if name is not None:
+            chosen[item.recipe] = timing.ways[item.recipe][name], latencies[item.recipe]
+            latencies[item.recipe] = timing.latencies[name]
+    failures = {name: why for name, why in timing.failures.items() if name in own}
+    return Timing(latencies, failures, settled=chosen)
 
 
 def in_their_best_way(
     bench: Workbench, contract: Contract, tried: Sequence[Candidate], host: Host, timing: Timing
 ) -> tuple[list[Candidate], Timing]:
-    """The candidates with the threads that their times are of, evaluated with them, and the times; who computes something
-    else with them has its own threads and time, and so has who is not judged in full.
+    """The candidates in the way that their times are of, evaluated in it, and the times; who computes something else in it has
+    its own way and time, and so has who is not judged in full.
     """
     changed = {
-        item.recipe: replace(item, plan=_with_threads(item.plan, timing.fewer[item.recipe][0]))
+        item.recipe: replace(item, plan=item.plan.loaded(timing.settled[item.recipe][0]))
         for item in tried
-        if item.recipe in timing.fewer and item.stands and not item.is_glimpsed
+        if item.recipe in timing.settled and item.stands and not item.is_glimpsed
     }
+    own = {item.recipe: Loading(item.plan.threads) for item in tried}
     made_together(bench, [item.plan for item in changed.values()], host)
     found = {recipe: _judged_anew(bench, contract, item, host) for recipe, item in changed.items()}
     latencies = dict(timing.latencies)
-    for recipe, (threads, usual) in timing.fewer.items():
+    for recipe, (way, usual) in timing.settled.items():
         again = found.get(recipe)
         if again is None:
             latencies[recipe] = usual
             continue
         gain = latency.ratio(latencies[recipe], usual)
         told = (
-            f"on {threads_told(threads)}, which takes {gain.median:.2f} x the time of more"
+            f"on {way.told}, which takes {gain.median:.2f} x the time of {own[recipe].told}"
             f" ({gain.low:.2f} to {gain.high:.2f})"
         )
         found[recipe] = replace(again, notes=(*again.notes, told))
     return [found.get(item.recipe) or item for item in tried], Timing(latencies, timing.failures)
 
 
-def _better(item: Candidate, timing: Timing) -> int | None:
-    """The number of threads that it is to run on instead of its own."""
+def _better(item: Candidate, timing: Timing) -> str | None:
+    """The name of the way in which it is to run instead of its own."""
     times = timing.latencies
-    names = {way_name(item.recipe, threads): threads for threads in item.plan.fewer_threads}
-    names = {name: threads for name, threads in names.items() if name in times}
+    names = [name for name in timing.ways.get(item.recipe, {}) if name in times]
     if not names or item.recipe not in times:
         return None
     leader = min(times.values(), key=lambda each: each.p50_ms)
-    name = heats.better_way(
+    return heats.better_way(
         {name: latency.ratio(times[name], times[item.recipe]) for name in names},
         {name: latency.ratio(times[name], leader) for name in names},
     )
-    return None if name is None else names[name]
-
-
-def _with_threads(plan: Plan, threads: int) -> Plan:
-    return replace(plan, threads=threads, fewer_threads=())
 
 
 def _judged_anew(bench: Workbench, contract: Contract, item: Candidate, host: Host) -> Candidate | None:
-    """As it computes with its threads; None where it fails, or loses what it kept before."""
+    """As it computes in its way; None where it fails, or loses what it kept before."""
     seen = made(bench, item.plan, host)
     again = replace(item, evaluated=seen.evaluated, parity=seen.parity, failure=seen.failure)
     if again.stands and item.search is not None:
@@ -94,7 +89,8 @@ def _judged_anew(bench: Workbench, contract: Contract, item: Candidate, host: Ho
         or next((one.reason for one in again.outputs if not one.holds), "")
     )
     if lost and not _was_out(item):
-        bench.tell(f"{item.recipe} keeps its threads: with {item.plan.threads} {lost}")
+        way = Loading(item.plan.threads, dict(item.plan.layout))
+        bench.tell(f"{item.recipe} is not loaded on {way.told}: {lost}")
         return None
     return None if again.failure else again
 

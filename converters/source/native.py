@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converters.source.work import Work
+from edgekit.manifest import Option
 from edgekit.profile import Precision
 
 
@@ -17,7 +18,8 @@ from edgekit.profile import Precision
 class Native:
     """`files` are what the engine reads, the first of them by name; `names` maps public names to the engine's where
     they differ. `precision` is what it computes in, `stored` what its weights are stored in where that is another. `work` is read from the graph. `scales` has scale and zero point of the inputs and outputs, by public
-    name, that are stored as integers and float to the caller.
+    name, that are stored as integers and float to the caller. `options` are what its engine must load it with, whatever is made of
+    it, and `note` says why.
     """
 
     engine: str
@@ -28,6 +30,8 @@ class Native:
     work: Work
     stored: Precision | None = None
     scales: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def suffix(self) -> str:

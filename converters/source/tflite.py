@@ -40,19 +40,20 @@ class Operator:
 @dataclass(frozen=True)
 class Tensor:
     """`shape` has -1 where a dimension is open; `kind` is the schema's word (`FLOAT32`, `INT8`); `is_constant` holds
-    for weights, `is_variable` for what an operator keeps from one call to the next.
+    for weights.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     is_constant: bool
-    is_variable: bool = False
 
 
 @dataclass(frozen=True)
 class Graph:
-    """The main subgraph; `count` is the number of operators of all subgraphs."""
+    """The main subgraph; `count` is the number of operators of all subgraphs. `keeps_state`: an operator of one of them goes on
+    from where the call before ended (a fused recurrent layer).
+    """
 
     tensors: tuple[Tensor, ...]
     steps: tuple[Operator, ...]
@@ -60,6 +61,7 @@ class Graph:
     outputs: tuple[int, ...]
     signature: Mapping[str, Mapping[str, int]]
     other_operators: tuple[str, ...]
+    keeps_state: bool = False
 
     @cached_property
     def operators(self) -> tuple[str, ...]:
@@ -89,6 +91,7 @@ def read(path: Path) -> Graph:
         inputs=_indices(main.inputs),
         outputs=_indices(main.outputs),
         signature=_signature(model),
+        keeps_state=any(tensor.isVariable for graph in model.subgraphs for tensor in _list(graph.tensors)),
         other_operators=tuple(codes[step.opcodeIndex] for graph in others for step in _list(graph.operators)),
     )
 
@@ -105,7 +108,7 @@ def _tensor(tensor: Any, buffers: Any) -> Tensor:
     data = buffers[tensor.buffer]
     is_constant = data is not None and (data.data is not None or bool(data.size))
     name = bytes(tensor.name or b"").decode(errors="replace")
-    return Tensor(name, _TYPES[tensor.type], _indices(shape), is_constant, bool(tensor.isVariable))
+    return Tensor(name, _TYPES[tensor.type], _indices(shape), is_constant)
 
 
 def _signature(model: Any) -> dict[str, dict[str, int]]:

@@ -15,12 +15,18 @@ from converters.source.work import Work
 from edgekit import engines
 from edgekit.bundle import sha256_file
 from edgekit.errors import EngineError, SourceError
-from edgekit.manifest import EngineSpec, TensorSpec
+from edgekit.manifest import EngineSpec, Option, TensorSpec
 from edgekit.profile import Precision
 from edgekit.quiet import quietly
 
 # Operators whose integer types say that the model computes in integers, not only stores them.
 _COMPUTING = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
+# What an operator keeps from call to call is zero before each: a sample's outputs are its own.
+_RESET: Mapping[str, Option] = {"variables": "reset"}
+_RESET_NOTE = (
+    "layers of the file keep their state from call to call; it is set to zero before each. A model that is to go on from call to"
+    " call takes its state as an input and gives it as an output ([state])"
+)
 _STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
 
@@ -45,10 +51,13 @@ def open_file(project: Project, path: Path) -> Source:
     for spec in inputs:
         check_declared(project, spec)
     outputs = tuple(TensorSpec(name, "float32", (), tensor) for name, tensor in names["outputs"].items())
+    options = _RESET if graph.keeps_state else {}
     try:
         load = engines.get("litert").load
         reference = quietly(
-            lambda: load(path, EngineSpec("litert", "", path.name), list(inputs), list(outputs), None)
+            lambda: load(
+                path, EngineSpec("litert", "", path.name, dict(options)), list(inputs), list(outputs), None
+            )
         )
     except EngineError as error:
         raise SourceError(f"{path}: {error}") from error
@@ -66,6 +75,8 @@ def open_file(project: Project, path: Path) -> Source:
             names={**names["inputs"], **names["outputs"]},
             precision=precision(graph),
             work=work(graph),
+            options=options,
+            note=_RESET_NOTE if graph.keeps_state else "",
             stored=stored(graph),
             scales={
                 name: found[tensor]["quantization"]
@@ -120,13 +131,7 @@ def _refuse(path: Path, graph: Graph) -> None:
         raise SourceError(
             f"{path}: already compiled by Vela, and only an Ethos-U runs that; give the int8 model that went into it"
         )
-    # Fused recurrent layers (UNIDIRECTIONAL_SEQUENCE_LSTM) go on from where the call before ended.
-    fused = {
-        step.name
-        for step in graph.steps
-        if any(graph.tensors[index].is_variable for index in step.inputs if index >= 0)
-    }
-    stateful = sorted({name for name in graph.operators if name in _STATEFUL} | fused)
+    stateful = sorted({name for name in graph.operators if name in _STATEFUL})
     if stateful:
         raise SourceError(
             f"{path}: keeps its state inside ({', '.join(stateful)}), which cannot be set back to zero between"

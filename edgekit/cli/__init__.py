@@ -12,6 +12,7 @@ from edgekit import __version__, analytics, interrupt, safe
 from edgekit.cli import trouble
 from edgekit.distribution import extra
 from edgekit.errors import EdgeKitError
+from edgekit.quiet import hush_the_end
 
 # Command → where its click object lives, and the line that `--help` shows without importing it.
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -83,6 +84,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     interrupt.install()
     analytics.switch_off()
+    hush_the_end()
     _learn_to_complete()
     try:
         code = cli.main(standalone_mode=False, complete_var=_COMPLETION)

@@ -1,6 +1,9 @@
 """LiteRT (ai-edge-litert), or tflite-runtime where that is what the device has: the two share one interpreter API.
 
-Options: `delegate`, `xnnpack` (default), `none` for the plain kernels, or an accelerator's library (`_delegates`). Integer inputs and outputs of a fully quantized model are converted with the scale and zero point that
+Options: `delegate`, `xnnpack` (default), `none` for the plain kernels, or an accelerator's library (`_delegates`);
+`weights`, `own` (default) or `shared`, which changes no result: operators that read the same weights share what XNNPACK packed
+of them, where the installed LiteRT can (`_compiled`), and have their own otherwise; `variables`, `kept` (default) or `reset`: what
+operators keep from call to call (a fused LSTM its state) is zero before each. Integer inputs and outputs of a fully quantized model are converted with the scale and zero point that
 the model itself carries, so the public tensors stay float32. litert-torch narrows 64-bit tensors to 32 bits, and the
 importer gives unsigned ones of 16 bits and more as signed ones, inputs and outputs too: the public types stay, a number
 that does not fit is refused.
@@ -14,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.engines import _delegates
+from edgekit.engines import _compiled, _delegates
 from edgekit.errors import EngineError
 from edgekit.manifest import EngineSpec, Option, TensorSpec
 from edgekit.tensors import Array
@@ -36,6 +39,9 @@ _RESOLVERS = {
     "none": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
 }
 
+# Options beside the delegate's, and their values, the default first.
+_CHOICES = {"weights": ("own", "shared"), "variables": ("kept", "reset")}
+
 _NARROWED = {
     (np.dtype(np.int64), np.dtype(np.int32)),
     (np.dtype(np.float64), np.dtype(np.float32)),
@@ -46,8 +52,15 @@ _NARROWED = {
 
 
 class LiteRtModel:
-    def __init__(self, interpreter: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-        self._interpreter = interpreter
+    def __init__(
+        self,
+        interpreter: Any,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        resets: bool = False,
+    ) -> None:
+        self._interpreter, self._resets = interpreter, resets
         self._inputs = [
             (name, detail["index"], np.dtype(detail["dtype"]), detail)
             for name, detail in _match(interpreter.get_input_details(), inputs).items()
@@ -65,6 +78,8 @@ class LiteRtModel:
             for name, index, dtype, detail in self._inputs:
                 array = inputs[name]
                 interpreter.set_tensor(index, array if array.dtype == dtype else _quantized(array, detail))
+            if self._resets:
+                interpreter.reset_all_variables()
             interpreter.invoke()
             found: dict[str, Array] = {}
             for name, index, other, public in self._outputs:
@@ -129,11 +144,14 @@ def _dequantized(array: Array, detail: dict[str, Any]) -> Array:
 def _checked(delegate: str, options: Mapping[str, Option]) -> int | None:
     """How many operators an external delegate must take, if that is said. Raises: EngineError for other options."""
     own = {key for key in options if key.startswith(_delegates.PREFIX)} | {_delegates.EXPECTED}
-    known = {"delegate", *(own if _delegates.is_external(delegate) else ())}
-    if (delegate not in _RESOLVERS and not _delegates.is_external(delegate)) or set(options) - known:
+    known = {"delegate", *_CHOICES, *(own if _delegates.is_external(delegate) else ())}
+    is_known = delegate in _RESOLVERS or _delegates.is_external(delegate)
+    others = [name for name, values in _CHOICES.items() if options.get(name, values[0]) not in values]
+    if not is_known or set(options) - known or others:
+        choices = "; ".join(f"{name}, {' or '.join(values)}" for name, values in _CHOICES.items())
         raise EngineError(
-            f"litert takes the option delegate, one of {', '.join(_RESOLVERS)} or a library's name, and with one"
-            f" {_delegates.EXPECTED} and {_delegates.PREFIX}…"
+            f"litert takes the option delegate, one of {', '.join(_RESOLVERS)} or a library's name, with one"
+            f" {_delegates.EXPECTED} and {_delegates.PREFIX}…; {choices}"
         )
     expected = options.get(_delegates.EXPECTED)
     if expected is not None and (isinstance(expected, bool) or not isinstance(expected, int) or expected < 1):
@@ -168,10 +186,24 @@ class LiteRtEngine:
             )
             if external:
                 _delegates.check(interpreter, delegate, expected)
-            interpreter.allocate_tensors()
+            resets = spec.options.get("variables") == "reset"
+            # LiteRT's `CompiledModel` takes no variables.
+            if delegate == "xnnpack" and spec.options.get("weights") == "shared" and not resets:
+                interpreter = _shared(interpreter, path, spec.threads)
+            else:
+                interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"litert cannot load {path.name}: {error}") from error
-        return LiteRtModel(interpreter, inputs, outputs)
+        return LiteRtModel(interpreter, inputs, outputs, resets=resets)
+
+
+def _shared(interpreter: Any, path: Path, threads: int) -> Any:
+    """The model with its packed weights shared; the interpreter itself where this LiteRT cannot. Raises: RuntimeError."""
+    try:
+        return _compiled.SharedWeights(interpreter, path, threads)
+    except _compiled.AbsentError:
+        interpreter.allocate_tensors()
+        return interpreter
 
 
 ENGINE = LiteRtEngine()

@@ -18,8 +18,8 @@ from converters.data import spool
 from edgekit.cli import cli
 from edgekit.errors import EdgeKitError
 
-# Modules beside this file, for tests that share them.
-sys.path.insert(0, str(Path(__file__).parent))
+# Modules beside this file, for tests that share them, and the hand-written TFLite files beside the engines' tests.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "edgekit")]
 PROFILES = ("x86-64-v3", "raspberry-pi-5", "intel-core-ultra-npu")
 FACTORY = """
     from pathlib import Path

@@ -232,7 +232,7 @@ random = np.random.default_rng(0)
 def feeds():
     for _ in range(int(sys.argv[2])):
         yield {"x": random.standard_normal((1, 8, 12, 12)).astype(np.float32)}
-source = SimpleNamespace(inputs=(TensorSpec("x", "float32", (1, 8, 12, 12)),))
+source = SimpleNamespace(inputs=(TensorSpec("x", "float32", (1, 8, 12, 12)),), native=None)
 (plan,) = plans(profile.load("arm-ethos-u55-128"), ["litert/" + sys.argv[3]])
 assert int8.calibrated(Prepared(source, None, feeds), plan, Path(sys.argv[1]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

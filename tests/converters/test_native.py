@@ -223,29 +223,9 @@ def with_variable(files: Path, folder: Path) -> Path:
     return edited(files, folder, change)
 
 
-def fused(files: Path, folder: Path) -> Path:
-    """As a fused recurrent layer has its state: a tensor that its operator takes and changes."""
-
-    def change(model: Any) -> None:
-        graph = model.subgraphs[0]
-        state = schema.TensorT()
-        state.name, state.shape, state.type, state.isVariable = (
-            "state",
-            [1, 4],
-            schema.TensorType.FLOAT32,
-            True,
-        )
-        graph.tensors.append(state)
-        taker = graph.operators[0]
-        taker.inputs = [*taker.inputs, len(graph.tensors) - 1]
-
-    return edited(files, folder, change)
-
-
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (fused, "which cannot be set back to zero between sequences"),
         (
             open_batch,
             "are open, and a file that is taken as it is keeps its shapes",

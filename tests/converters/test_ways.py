@@ -1,4 +1,4 @@
-"""Fewer threads: taken where they are faster, judged as they compute, kept in the lock."""
+"""Other ways to load a model: taken where they are faster, judged as they compute, kept in the lock."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ from converters.keep.lock import LockedBundle, LockedTarget, plans
 from converters.measure.latency import Latency
 from converters.measure.race import Timing
 from converters.recipes import recipes
+from converters.recipes.recipes import Loading
 from converters.rounds import ways
 from converters.rounds.candidates import Candidate
 from edgekit import profile
@@ -33,11 +34,11 @@ def item(tmp_path):
 
 @pytest.fixture
 def evaluated(monkeypatch):
-    """What an evaluation with other threads comes to: `failure` may be set."""
-    found = SimpleNamespace(failure="", threads=[])
+    """What an evaluation in another way comes to: `failure` may be set."""
+    found = SimpleNamespace(failure="", ways=[])
 
     def made(_bench, given, _host):
-        found.threads.append(given.threads)
+        found.ways.append(Loading(given.threads, dict(given.layout)))
         return Candidate(given, failure=found.failure)
 
     monkeypatch.setattr(ways, "made", made)
@@ -48,53 +49,73 @@ def evaluated(monkeypatch):
 
 def taken(item, **ms):
     usual = item.recipe
-    times = {usual: steady(ms["usual"])}
-    times |= {f"{usual} on 1 thread": steady(ms["one"])} if "one" in ms else {}
+    other = {"one": Loading(1), "shared": Loading(1, {"weights": "shared"})}
+    times = {usual: steady(ms["usual"])} | {name: steady(ms[name]) for name in other if name in ms}
     told = []
     bench = SimpleNamespace(tell=told.append)
-    timing = ways.settled([item], Timing(times, {"x on 1 thread": "no"}))
+    timing = ways.settled([item], Timing(times, {"x on 1 thread": "no"}, {usual: other}))
     assert not timing.failures
     (found,), timing = ways.in_their_best_way(bench, Contract(), [item], HOST, timing)
     return found, timing.latencies[usual].p50_ms, told
 
 
 def test_a_candidate_ships_with_the_threads_it_is_faster_with_and_is_judged_with_them(item, evaluated):
-    assert item.plan.fewer_threads[0] == 1
+    assert item.plan.tries_loadings
     found, ms, _ = taken(item, usual=2.0, one=1.0)
-    assert (found.plan.threads, found.plan.fewer_threads, ms) == (1, (), 1.0)
-    assert evaluated.threads == [1]
-    assert "on 1 thread, which takes 0.50 x the time of more" in found.notes[-1]
+    assert (found.plan.threads, found.plan.tries_loadings, ms) == (1, False, 1.0)
+    assert evaluated.ways == [Loading(1)]
+    assert "on 1 thread, which takes 0.50 x the time of 2 threads" in found.notes[-1]
+
+
+def test_it_ships_with_the_layout_in_memory_that_it_is_faster_with_too(item, evaluated):
+    found, ms, _ = taken(item, usual=3.0, one=2.0, shared=1.0)
+    assert (found.plan.options["weights"], found.plan.layout, ms) == ("shared", {"weights": "shared"}, 1.0)
+    assert evaluated.ways == [Loading(1, {"weights": "shared"})]
+    assert "on 1 thread, weights shared, which takes 0.33 x the time of 2 threads" in found.notes[-1]
 
 
 @pytest.mark.parametrize("ms", [{"usual": 1.0, "one": 1.0}, {"usual": 1.0, "one": 2.0}, {"usual": 1.0}])
 def test_a_candidate_keeps_its_threads_where_fewer_are_no_faster(item, evaluated, ms):
     assert taken(item, **ms)[:2] == (item, 1.0)
-    assert not evaluated.threads
+    assert not evaluated.ways
 
 
 def test_threads_that_compute_wrong_are_not_taken_however_fast(item, evaluated):
     evaluated.failure = "output y is off"
     found, ms, told = taken(item, usual=2.0, one=1.0)
     assert (found, ms) == (item, 2.0)
-    assert told == [f"{item.recipe} keeps its threads: with 1 output y is off"]
+    assert told == [f"{item.recipe} is not loaded on 1 thread: output y is off"]
 
 
 def test_who_is_not_judged_in_full_keeps_its_threads_and_their_time(item, evaluated):
     glimpsed = replace(item, is_glimpsed=True)
     assert taken(glimpsed, usual=2.0, one=1.0)[:2] == (glimpsed, 2.0)
-    assert not evaluated.threads
+    assert not evaluated.ways
 
 
-def test_the_lock_has_threads_that_are_not_the_profiles_and_they_are_not_raced_again():
+def test_the_lock_has_the_way_that_is_not_the_profiles_and_it_is_not_raced_again():
     given = plan()
     for threads, wanted in ((1, 1), (0, given.threads)):
-        locked = LockedTarget({}, {}, (LockedBundle(given.name, "d", threads=threads),))
-        assert plans(locked, [given]) == [replace(given, threads=wanted, fewer_threads=())]
+        locked = LockedTarget(
+            {}, {}, (LockedBundle(given.name, "d", threads=threads, layout={"weights": "shared"}),)
+        )
+        (found,) = plans(locked, [given])
+        assert (found.threads, found.tries_loadings, found.judged_options["weights"]) == (
+            wanted,
+            False,
+            "shared",
+        )
+
+
+def test_every_layout_is_tried_on_every_number_of_threads():
+    assert recipes.other_loadings(1) == ()
+    found = [way.told for way in recipes.other_loadings(2, [{"weights": "shared"}])]
+    assert found == ["1 thread", "2 threads, weights shared", "1 thread, weights shared"]
 
 
 def test_an_accelerator_has_no_threads_to_choose():
-    fewer = {
-        name: {each.fewer_threads for each in recipes.plans(profile.load(name))}
+    found = {
+        name: {each.tries_loadings for each in recipes.plans(profile.load(name))}
         for name in ("raspberry-pi-5", "nxp-imx93-ethos-u65")
     }
-    assert fewer == {"raspberry-pi-5": {(1, 2)}, "nxp-imx93-ethos-u65": {()}}
+    assert found == {"raspberry-pi-5": {True}, "nxp-imx93-ethos-u65": {False}}

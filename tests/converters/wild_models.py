@@ -13,6 +13,12 @@ from ai_edge_litert import schema_py_generated as schema
 from sklearn.datasets import load_digits
 from torch.nn import functional
 
+from converters.backends import Prepared
+from converters.recipes import recipes
+from converters.source import tflite_source
+from converters.source.project import from_flags
+from edgekit import profile
+
 CHANNELS = 8
 Kind = schema.TensorType
 Operator = schema.BuiltinOperator
@@ -121,3 +127,26 @@ def written(path: Path, damage: Callable[[Wild], None] = lambda _: None) -> Path
     made = digits()
     damage(made)
     return made.written(path)
+
+
+def prepared(path, feeds):
+    project = from_flags({
+        "model": {"name": "m", "version": "1", "source": str(path)}, "targets": {"raspberry-pi-5": {}},
+        "data": {"evaluation": "unused"},
+    })  # fmt: skip
+    return Prepared(tflite_source.open_file(project, path), None, lambda: iter(feeds))
+
+
+def pictures(count):
+    return [{"image": image[None]} for image in samples()[0][1200 : 1200 + count]]
+
+
+def plans(target, source=None, patterns=(), precision="fp32"):
+    stored = source and source.native.stored
+    return recipes.as_is(
+        profile.load(target), "litert", precision, "a TFLite file", patterns, suffix=".tflite", stored=stored
+    )
+
+
+def outputs_of_source(given, feed):
+    return given.source.reference.run(feed)["scores"].copy()

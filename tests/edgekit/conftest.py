@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit import bundle, engines, selftest
 from edgekit.bundle import file_entry
-from edgekit.manifest import EngineSpec, Manifest, SelfTest, StatePair, Step, TensorSpec
+from edgekit.manifest import EngineSpec, Manifest, Option, SelfTest, StatePair, Step, TensorSpec
 from edgekit.samples import Samples, dump_arrays, dump_npz
 from edgekit.selftest import record
 from edgekit.tensors import Array
@@ -114,6 +114,7 @@ class BundleMaker:
         preprocess: Mapping[str, tuple[Step, ...]] | None = None,
         postprocess: tuple[Step, ...] = POST,
         engine: str = "onnxruntime",
+        options: Mapping[str, Option] | None = None,
         version: str = "1.0.0",
     ) -> Manifest:
         return Manifest(
@@ -121,7 +122,7 @@ class BundleMaker:
             name="tints",
             version=version,
             profile="x86-64-v3",
-            engine=EngineSpec(engine, ">=1", "model/model.onnx", threads=1),
+            engine=EngineSpec(engine, ">=1", "model/model.onnx", dict(options or {}), threads=1),
             inputs=tuple(inputs),
             outputs=tuple(outputs),
             recipe=f"{engine}/fp32",

@@ -8,9 +8,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import toy_tflite
 
 from edgekit import engines
 from edgekit.engines import LoadedBundle
+from edgekit.engines._compiled import SharedWeights
 from edgekit.errors import EngineError, EngineMissingError, InputError, ManifestError
 from edgekit.manifest import EngineSpec, Manifest, SelfTest, Step, TensorSpec
 from edgekit.samples import Samples
@@ -140,6 +142,63 @@ def test_an_unknown_option_value_is_named(onnx_file: Path) -> None:
         LoadedBundle(manifest("onnxruntime", onnx_file, engine=spec), onnx_file.parent)
 
 
+def load_litert(path: Path, width: int, **options: str) -> engines.Model:
+    (x, y) = bindings(path)
+    sizes = TensorSpec("x", "float32", (1, width), x), TensorSpec("y", "float32", (1, width), y)
+    spec = EngineSpec("litert", "", path.name, dict(options), threads=1)
+    return engines.get("litert").load(path, spec, [sizes[0]], [sizes[1]], None)
+
+
+@pytest.fixture(params=[True, False], ids=["signature", "no signature"])
+def repeating_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / "repeating.tflite"
+    path.write_bytes(toy_tflite.again_and_again(5, 16, has_signature=request.param))
+    return path
+
+
+def test_litert_gives_the_same_to_the_bit_with_its_packed_weights_shared(repeating_file: Path) -> None:
+    own, shared = (load_litert(repeating_file, 16, weights=how) for how in ("own", "shared"))
+    assert isinstance(shared._interpreter, SharedWeights)
+    for seed in range(3):
+        x = np.random.default_rng(seed).normal(size=(1, 16)).astype(np.float32)
+        first, kept = shared.run({"x": x})["y"], own.run({"x": x})["y"]
+        np.testing.assert_array_equal(first, kept)
+        shared.run({"x": -x})
+        np.testing.assert_array_equal(first, kept)
+
+
+def test_a_litert_that_cannot_share_packed_weights_runs_with_its_own(
+    repeating_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = {"x": np.ones((1, 16), np.float32)}
+    wanted = load_litert(repeating_file, 16).run(x)["y"]
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.compiled_model", None)
+    model = load_litert(repeating_file, 16, weights="shared")
+    assert not isinstance(model._interpreter, SharedWeights)
+    np.testing.assert_array_equal(model.run(x)["y"], wanted)
+
+
+def test_a_fused_lstm_answers_each_call_from_zeros_where_its_variables_are_reset(tmp_path: Path) -> None:
+    path = tmp_path / "lstm.tflite"
+    path.write_bytes(toy_tflite.lstm(5, 3, 4))
+    x = np.random.default_rng(2).normal(size=(1, 5, 3)).astype(np.float32)
+    wanted = toy_tflite.lstm_expected(x, 4)
+    sizes = [TensorSpec("x", "float32", x.shape, "x")], [TensorSpec("y", "float32", wanted.shape, "y")]
+    second = {}
+    for how in ("kept", "reset"):
+        spec = EngineSpec("litert", "", path.name, {"variables": how}, threads=1)
+        model = engines.get("litert").load(path, spec, *sizes, None)
+        np.testing.assert_allclose(model.run({"x": x})["y"], wanted, atol=1e-5)
+        second[how] = model.run({"x": x})["y"]
+    np.testing.assert_allclose(second["reset"], wanted, atol=1e-5)
+    assert np.abs(second["kept"] - wanted).max() > 0.01
+
+
+def test_litert_names_the_values_of_its_options(repeating_file: Path) -> None:
+    with pytest.raises(EngineError, match="; weights, own or shared; variables, kept or reset"):
+        load_litert(repeating_file, 16, weights="lent")
+
+
 def test_what_is_installed_is_told_with_versions() -> None:
     assert set(engines.installed()) == set(engines.ADAPTERS.names())
     assert all(version[0].isdigit() for version in engines.installed().values())
@@ -208,9 +267,9 @@ def test_every_protocol_type_is_one_of_numpys() -> None:
     assert all(np.dtype(name) for name in V2_DTYPES)
 
 
-@pytest.mark.parametrize("command", ["verify", "run"])
+@pytest.mark.parametrize(("command", "weights"), [("verify", "own"), ("run", "own"), ("run", "shared")])
 def test_the_commands_show_nothing_of_what_a_litert_bundles_delegate_announces(
-    command: str, litert_file: Path, maker, tmp_path: Path
+    command: str, weights: str, litert_file: Path, maker, tmp_path: Path
 ) -> None:
     maker.golden = Samples({"x": X * np.linspace(0.5, 2, 32, dtype=np.float32)[:, None]})
     names = bindings(litert_file)
@@ -221,6 +280,7 @@ def test_the_commands_show_nothing_of_what_a_litert_bundles_delegate_announces(
         preprocess={},
         postprocess=(),
         engine="litert",
+        options={"weights": weights},
     )
     np.savez(tmp_path / "x.npz", x=X)
     words = [path, tmp_path / "x.npz"] if command == "run" else [path]

@@ -9,7 +9,7 @@ throughout, and the engine adapter converts its inputs and outputs.
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +22,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact, passed
-from converters.backends.litert import delegated, int8, ready
+from converters.backends.litert import delegated, int8, layouts, ready
 from converters.backends.litert import graph as litert_graph
 from converters.backends.litert.layers import layer_errors
 from converters.backends.litert.running import SIGNATURE
@@ -75,6 +75,7 @@ class LiteRtBackend(Backend):
             graph = litert_graph.layers(target)
             content, told = int8.quantized(prepared, plan, target, graph)
             target.write_bytes(content)
+            _refuse_untouched(plan, target, graph)
             notes += (*told, *int8.float_weights(plan, graph))
         graph = litert_graph.layers(target)
         if plan.recipe.needs_calibration:
@@ -91,6 +92,9 @@ class LiteRtBackend(Backend):
 
     def loading(self, model: Path, plan: Plan) -> Mapping[str, Option]:
         return delegated.options(model, plan)
+
+    def layouts(self, model: Path, plan: Plan) -> tuple[Mapping[str, Option], ...]:
+        return layouts.options(model, plan)
 
     def knobs(self, plan: Plan) -> tuple[Knob, ...]:
         return int8.knobs(plan)
@@ -201,11 +205,20 @@ def _convert_torch(prepared: Prepared, module: Any, zeros: tuple[Any, ...], targ
     _check(prepared, target)
 
 
+def _refuse_untouched(plan: Plan, target: Path, graph: Sequence[litert_graph.Layer]) -> None:
+    """Raises: Unsupported where the quantizer found nothing that it takes: the float model by another name."""
+    kinds = {tensor.kind for tensor in quietly(lambda: tflite.read(target)).tensors}
+    if kinds & ({"FLOAT16"} if plan.recipe.precision == "fp16" else {"INT8", "INT16", "INT4"}):
+        return
+    parts = litert_graph.listed(Counter(layer.op_type for layer in graph))
+    raise Unsupported(f"nothing of the model becomes {plan.recipe.precision} in LiteRT: {parts}")
+
+
 def _check(prepared: Prepared, target: Path) -> None:
     """Raises: ToolFailedError if the float model computes something else than the source."""
-    spec = EngineSpec("litert", "", target.name)
-    bindings = _bindings(prepared, target)
     source = prepared.source
+    spec = EngineSpec("litert", "", target.name, dict(source.native.options) if source.native else {})
+    bindings = _bindings(prepared, target)
     artifact = Artifact(target.parent, target.name, bindings)
     bound = artifact.bound(source.inputs), artifact.bound(source.outputs, are_outputs=True)
     model = quietly(lambda: engines.get("litert").load(target, spec, *bound, None))

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from converters.backends import Prepared, settling
-from converters.backends.litert import running
+from converters.backends import Prepared, Unsupported, settling
+from converters.backends.litert import islands, recurrent, running
 from converters.backends.litert.bounds import Unbounded, empty, unbounded, widened
 from converters.backends.litert.extremes import Ranges, extremes
 from converters.backends.litert.graph import (
@@ -43,6 +43,8 @@ from converters.recipes.recipes import Plan
 from edgekit.errors import DataError, ToolFailedError
 from edgekit.quiet import first_line, quietly
 
+# Operators that run other graphs, with a condition.
+_LOOPS = frozenset({"WHILE", "IF"})
 SETTINGS = frozenset({"percentile", "moving_average", "per_channel", "int8_everywhere"})
 Result = TypeVar("Result")
 Recipe = list[dict[str, Any]]
@@ -68,9 +70,10 @@ def quantized(
 ) -> tuple[bytes, tuple[str, ...]]:
     """The float model at `path` in the plan's precision, and notes on what had to stay in float.
 
-    Raises: ToolFailedError.
+    Raises: Unsupported, ToolFailedError.
     """
     _check_settings(plan)
+    _check_loops(plan, graph)
     left = named(graph, plan.tuning.float_layers)
     ranges = calibrated(prepared, plan, path) if plan.recipe.needs_calibration else None
     if not _is_whole(plan):
@@ -81,6 +84,9 @@ def quantized(
         float_ones = [layer for layer in graph if layer.name in left | never.layers | skipped]
         # A copy: the quantizer writes into what it is given.
         made = apply(path, [*recipe_for(plan, float_ones), *_inside(never)], copy.deepcopy(ranges))
+        if plan.recipe.scheme == "dynamic":
+            made = recurrent.with_int8_weights(made, {name for layer in float_ones for name in layer.outputs})
+        made = islands.folded(made) if _is_whole(plan) else made
         running.loaded_once(made)
         return made
 
@@ -263,6 +269,15 @@ def _check_settings(plan: Plan) -> None:
     if unknown:
         raise ToolFailedError(
             f"LiteRT has no setting {', '.join(unknown)}; there are {', '.join(sorted(SETTINGS))}"
+        )
+
+
+def _check_loops(plan: Plan, graph: Sequence[Layer]) -> None:
+    loops = sorted({layer.op_type for layer in graph} & _LOOPS)
+    if plan.recipe.needs_calibration and loops:
+        raise Unsupported(
+            f"ai-edge-quantizer sees no range of what a loop or branch ({', '.join(loops)}) computes; ranges at run time and"
+            " weights alone (dynamic-int8, weights-int8) need none"
         )
 
 

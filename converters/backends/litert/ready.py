@@ -5,8 +5,6 @@ Always true
  2. Weights that are stored smaller (float16, integers, sparse) and widened by the graph are float32 constants, to the bit as
     LiteRT widens them.
  3. Every operator's code is in the field that is read today, every tensor has a name of its own, and none is without use.
-
-Source: the schema of TFLite, as `ai_edge_litert.schema_py_generated` has it.
 """
 
 from collections import Counter
@@ -18,9 +16,9 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from ai_edge_litert.tools import flatbuffer_utils
 
 from converters.backends import Unsupported
+from converters.backends.litert import tables
 from converters.backends.litert.running import SIGNATURE
 from edgekit.quiet import quietly
 from edgekit.tensors import Array
@@ -35,6 +33,7 @@ _ACTIVATIONS = {
     _OPERATOR.RELU6: schema.ActivationFunctionType.RELU6,
     _OPERATOR.RELU_N1_TO_1: schema.ActivationFunctionType.RELU_N1_TO_1,
 }
+_RESHAPING = frozenset({_OPERATOR.SQUEEZE, _OPERATOR.EXPAND_DIMS})
 # Operators that XNNPACK runs in int8 with an activation inside; alone, a RELU has no kernel there.
 _ACTIVATED = frozenset({
     _OPERATOR.CONV_2D, _OPERATOR.DEPTHWISE_CONV_2D, _OPERATOR.FULLY_CONNECTED, _OPERATOR.ADD, _OPERATOR.SUB, _OPERATOR.MUL,
@@ -46,23 +45,22 @@ _INTEGERS = frozenset({
 
 def made_ready(source: Path, target: Path) -> tuple[str, ...]:
     """Write the file's float model; gives notes on what was changed. Raises: Unsupported."""
-    model = _read(source)
+    model = tables.read(source.read_bytes())
     main = _Main(model)
     widened = main.widen(source)
     merged = main.merge()
+    main.reshape()
     for graph in model.subgraphs:
         _settle_types(graph)
-    for graph in model.subgraphs:
-        _drop_unused(graph)
+    tables.drop_unused(model)
     main.name_edges()
     _name_apart(model)
-    _drop_data(model)
     size = sum(0 if buffer.data is None else len(buffer.data) for buffer in model.buffers)
     if size > MOST_BYTES:
         raise Unsupported(
             f"with weights in float32 the model has {size / 1e9:.1f} GB, and a TFLite file holds less than 2.1"
         )
-    target.write_bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    target.write_bytes(tables.written(model))
     notes: tuple[str, ...] = ()
     if widened:
         notes += (f"weights that the source stores smaller were widened to float32 ({widened} tensors)",)
@@ -82,12 +80,12 @@ class _Main:
         return self.model.subgraphs[0]
 
     def code(self, step: Any) -> int:
-        return int(self.model.operatorCodes[step.opcodeIndex].builtinCode)
+        return tables.code(self.model, step)
 
     def widen(self, source: Path) -> int:
         """Constants in the place of what the graph widens; how many."""
         graph = self.graph
-        constant = {index for index, tensor in enumerate(graph.tensors) if _has_data(self.model, tensor)}
+        constant = {index for index in range(len(graph.tensors)) if tables.has_data(self.model, index)}
         kept, found = [], []
         for step in graph.operators:
             if self.code(step) in _WIDENING and all(index in constant for index in step.inputs):
@@ -99,8 +97,7 @@ class _Main:
         read = {index for step in kept for index in step.inputs} | set(graph.outputs)
         wanted = [index for index in found if index in read]
         for index, values in zip(wanted, _values(source, wanted), strict=True):
-            graph.tensors[index].buffer = len(self.model.buffers)
-            self.model.buffers.append(_buffer(values))
+            tables.store(self.model, graph.tensors[index], values)
         return len(wanted)
 
     def merge(self) -> int:
@@ -122,6 +119,22 @@ class _Main:
         merged = len(graph.operators) - len(kept)
         graph.operators = kept
         return merged
+
+    def reshape(self) -> None:
+        """A RESHAPE, which has integers, in the place of what is one: Conv1D of Keras stands between such."""
+        for step in self.graph.operators:
+            shape = self.graph.tensors[step.outputs[0]].shape if step.outputs else None
+            if self.code(step) not in _RESHAPING or shape is None:
+                continue
+            wanted = schema.TensorT()
+            wanted.name, wanted.type, wanted.shape = b"shape", schema.TensorType.INT32, [len(shape)]
+            tables.store(self.model, wanted, np.array(shape, np.int32))
+            self.graph.tensors.append(wanted)
+            step.opcodeIndex = tables.numbered(self.model, _OPERATOR.RESHAPE)
+            step.inputs = [step.inputs[0], len(self.graph.tensors) - 1]
+            step.builtinOptionsType = schema.BuiltinOptions.ReshapeOptions
+            step.builtinOptions = schema.ReshapeOptionsT()
+            step.builtinOptions.newShape = list(shape)
 
     def _may_activate(self, step: Any) -> bool:
         none = schema.ActivationFunctionType.NONE
@@ -154,22 +167,6 @@ class _Main:
         return found
 
 
-def _read(source: Path) -> Any:
-    """The file's tables, in lists that may be changed, with data from behind the tables among them."""
-    model = flatbuffer_utils.read_model_from_bytearray(source.read_bytes())
-    for code in model.operatorCodes:
-        # Files from before 2020 fill the old, one-byte field only, which ai-edge-quantizer does not look at.
-        code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
-    for buffer in model.buffers:
-        if buffer.data is not None:
-            buffer.data = np.frombuffer(buffer.data, np.uint8)
-    for graph in model.subgraphs:
-        graph.operators = graph.operators or []
-        for owner in (graph, *graph.operators):
-            owner.inputs, owner.outputs = owner.inputs or [], owner.outputs or []
-    return model
-
-
 def _values(source: Path, wanted: Sequence[int]) -> list[Array]:
     """What LiteRT's plain kernels make of constants."""
     if not wanted:
@@ -189,12 +186,6 @@ def _values(source: Path, wanted: Sequence[int]) -> list[Array]:
     return quietly(run)
 
 
-def _buffer(values: Array) -> Any:
-    made = schema.BufferT()
-    made.data = np.frombuffer(values.tobytes(), np.uint8)
-    return made
-
-
 def _settle_types(graph: Any) -> None:
     """Scales are left over on floats; on integers they compute. Raises: Unsupported for those."""
     used = {index for step in graph.operators for index in (*step.inputs, *step.outputs)}
@@ -206,24 +197,6 @@ def _settle_types(graph: Any) -> None:
                 " for other recipes build from the float model that it was made of"
             )
         tensor.quantization = None
-
-
-def _drop_unused(graph: Any) -> None:
-    """ai-edge-quantizer's calibration reads every tensor, also those that nothing makes."""
-    edges = (*graph.inputs, *graph.outputs)
-    used = {index for step in graph.operators for index in (*step.inputs, *step.outputs, *_inside(step))}
-    live = sorted((used | set(edges)) - {-1})
-    place = {index: new for new, index in enumerate(live)} | {-1: -1}
-    graph.tensors = [graph.tensors[index] for index in live]
-    for owner in (graph, *graph.operators):
-        owner.inputs = [place[index] for index in owner.inputs]
-        owner.outputs = [place[index] for index in owner.outputs]
-    for step in graph.operators:
-        step.intermediates = [place[index] for index in _inside(step)] or None
-
-
-def _inside(step: Any) -> list[int]:
-    return list(step.intermediates or [])
 
 
 def _name_apart(model: Any) -> None:
@@ -240,20 +213,3 @@ def _name_apart(model: Any) -> None:
             name += b".%d" % number
         tensor.name = name
         taken.add(name)
-
-
-def _drop_data(model: Any) -> None:
-    """Data that no tensor has any more; the first entry is empty by the schema's rule."""
-    used = sorted({int(tensor.buffer) for graph in model.subgraphs for tensor in graph.tensors} - {0})
-    place = {index: new for new, index in enumerate([0, *used])}
-    for graph in model.subgraphs:
-        for tensor in graph.tensors:
-            tensor.buffer = place[int(tensor.buffer)]
-    model.buffers = [model.buffers[index] for index in (0, *used)]
-    # These are found by the number of their data too, and say nothing about what is computed.
-    model.metadata = model.metadataBuffer = None
-
-
-def _has_data(model: Any, tensor: Any) -> bool:
-    data = model.buffers[tensor.buffer].data
-    return data is not None and len(data) > 0

@@ -31,6 +31,8 @@ def run_once(interpreter: Interpreter, feed: Mapping[str, Any]) -> None:
     }
     for name, array in feed.items():
         interpreter.set_tensor(indices[f"{SIGNATURE}_{name}"], array)
+    # What a fused recurrent layer keeps is zero before each run, as it is in a bundle.
+    interpreter.reset_all_variables()
     interpreter.invoke()
 
 

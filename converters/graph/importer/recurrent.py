@@ -46,19 +46,21 @@ def gru(call: Call, value: Tensor, weights: Tensor, recurrence: Tensor, *rest: T
     def cell(direction: int) -> _Cell:
         f, g = _activations(call, direction, ["Sigmoid", "Tanh"])
         clip = _clip(call)
-        gates, last = (part.t() for part in torch.split(recurrence[direction], [2 * size, size]))
-        of_gates, of_last = (
-            (None, None) if bias is None else bias[direction][3 * size :].split([2 * size, size])
-        )
-        resets_after = bool(call.get("linear_before_reset", 0))
+        widths = [2 * size, size]
+        matrix, offset = recurrence[direction], None if bias is None else bias[direction][3 * size :]
+        gates, last = (part.t() for part in torch.split(matrix, widths))
+        of_gates, of_last = (None, None) if offset is None else offset.split(widths)
+        whole, resets_after = matrix.t(), bool(call.get("linear_before_reset", 0))
 
         def step(state: tuple[Tensor, ...], for_gates: Tensor, for_last: Tensor) -> tuple[Tensor, ...]:
             before = state[0]
-            update, reset = torch.split(f(clip(for_gates + _product(before, gates, of_gates))), size, 1)
             if resets_after:
-                inner = reset * _product(before, last, of_last)
+                # One product for all three: where ranges are taken at run time, the state is quantized once a step.
+                share, inner = torch.split(_product(before, whole, offset), widths, 1)
             else:
-                inner = _product(reset * before, last, of_last)
+                share = _product(before, gates, of_gates)
+            update, reset = torch.split(f(clip(for_gates + share)), size, 1)
+            inner = reset * inner if resets_after else _product(reset * before, last, of_last)
             fresh = g(clip(for_last + inner))
             return (fresh + update * (before - fresh),)
 
