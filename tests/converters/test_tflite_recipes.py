@@ -191,3 +191,30 @@ def test_an_activation_that_is_wanted_in_float_too_stays_there(tmp_path):
     wanted = given.source.reference.run(pictures(1)[0])
     for name in ("scores", "seen"):
         np.testing.assert_allclose(answer[name], wanted[name], atol=0.05 * np.abs(wanted[name]).max())
+
+
+BOARD = """
+name = "toy"
+extends = "x86-64-v3"
+title = "A board with a toy of an accelerator"
+engines = { litert = ">=2.1,<3" }
+precisions = ["fp32", "int8"]
+[quantization]
+static_shapes_only = true
+[accelerator]
+kind = "litert-delegate"
+delegate = "libtoy_delegate.so"
+operators = ["FULLY_CONNECTED"]
+"""
+
+
+def test_a_delegate_gets_static_integers(tmp_path):
+    (tmp_path / "toy.toml").write_text(BOARD)
+    given = prepared(written(tmp_path / "wild.tflite"), pictures(8))
+    found = {plan.name: plan for plan in plans(str(tmp_path / "toy.toml"), given.source)}
+    assert list(found) == ["litert/as-is", "litert/static-int8"]
+    assert all(plan.options["delegate"] == "libtoy_delegate.so" for plan in found.values())
+    (tmp_path / "made").mkdir()
+    artifact = get("litert").convert(given, found["litert/static-int8"], tmp_path / "made")
+    assert operators(artifact)["FULLY_CONNECTED"] == 1
+    assert "libtoy_delegate.so is to take 1 of" in artifact.notes[-1]

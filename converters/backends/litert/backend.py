@@ -6,6 +6,7 @@ than in float stays in float (`litert.graph`). A model for a CPU takes and gives
 throughout, and the engine adapter converts its inputs and outputs.
 """
 
+import hashlib
 import tempfile
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact, passed
-from converters.backends.litert import delegated, int8, layouts, ready
+from converters.backends.litert import delegated, equalized, int8, layouts, ready
 from converters.backends.litert import graph as litert_graph
 from converters.backends.litert.layers import layer_errors
 from converters.backends.litert.running import SIGNATURE
@@ -71,6 +72,8 @@ class LiteRtBackend(Backend):
             )
         target = folder / MODEL
         notes = _float_model(prepared, plan, target)
+        if plan.recipe.needs_calibration:
+            notes += _equalized(prepared, target)
         if plan.recipe.precision != "fp32":
             graph = litert_graph.layers(target)
             content, told = int8.quantized(prepared, plan, target, graph)
@@ -88,6 +91,8 @@ class LiteRtBackend(Backend):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / MODEL
             _float_model(prepared, plan, path)
+            if plan.recipe.needs_calibration:
+                _equalized(prepared, path)
             return layer_errors(prepared, plan, path, time.monotonic)
 
     def loading(self, model: Path, plan: Plan) -> Mapping[str, Option]:
@@ -113,6 +118,22 @@ def _float_model(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...
         raise Unsupported(last.failure)
     target.write_bytes(last.content)
     return last.notes
+
+
+def _equalized(prepared: Prepared, path: Path) -> tuple[str, ...]:
+    """Equalize the float model at `path` for static integers; gives notes. Done once for all tries of a process."""
+    content = path.read_bytes()
+    key = f"litert equalized {hashlib.sha256(content).hexdigest()}"
+    if key not in prepared.memo:
+        pairs = equalized.equalized(path, int8.feeds(prepared, equalized.SAMPLES))
+        told = (
+            f"channels that reach far beyond their neighbours brought nearer (between {pairs} pairs of convolutions)",
+        )
+        prepared.memo[key] = path.read_bytes(), told if pairs else ()
+    made, notes = prepared.memo[key]
+    path.write_bytes(made)
+    found: tuple[str, ...] = notes
+    return found
 
 
 def _made(prepared: Prepared, plan: Plan) -> _Float:
