@@ -28,7 +28,9 @@ def joined(model: Any) -> None:
             continue
         axis, shape = found
         value = node.input_value(0)
-        zeros = ops.constant(np.zeros(shape, value.get_element_type().to_dtype()))
+        # Made where the model is loaded: as a constant they would be stored.
+        zero = ops.constant(np.zeros((), value.get_element_type().to_dtype()))
+        zeros = ops.broadcast(zero, ops.constant(np.array(shape, np.int64)))
         made = ops.concat([value, zeros.output(0)], axis)
         made.set_friendly_name(node.get_friendly_name())
         made.output(0).get_tensor().set_names(node.output(0).get_names())
