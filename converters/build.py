@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 
 from converters import locking, shipping
-from converters.data.halves import FEWEST, OF_EACH
 from converters.data.handed import Handed, hand
 from converters.judge.select import Selection, select
 from converters.keep import lock
@@ -32,7 +31,7 @@ from converters.recipes.recipes import Plan
 from converters.report import folder as folder_report
 from converters.report import result
 from converters.report.result import ProfileResult
-from converters.rounds import tournament
+from converters.rounds import narrowing, tournament
 from converters.rounds.candidates import contender
 from converters.rounds.making import made_together
 from converters.sheet import Sheet
@@ -53,9 +52,6 @@ UNSHOWN = (
     "no candidate is shown to keep the default limit with so few samples; the one shipped keeps it as far as was seen"
     " (give more evaluation data, or --max-accuracy-drop)"
 )
-# A candidate is judged a little first where the judged half has so many samples, or takes so many multiply-accumulates: then
-# its four passes (both halves, and shifted ones) take about a second.
-MANY, LONG_MACS = 256, 4e9
 _APART = (
     "the model is large: its weights stayed in files, and candidates were made and timed one after the other ([model]"
     " weights_apart_mb)"
@@ -146,7 +142,7 @@ def build(
 def _pool(
     bench: Workbench, options: Options, tell: Callable[[str], None], profiles: Iterable[Profile]
 ) -> WorkerPool:
-    """The workbench's workers, unless none are wanted; one of them loads the slowest converter that will be needed."""
+    """The workbench's workers, unless none are wanted; each loads a slow converter that will be needed."""
     pool = WorkerPool(options.jobs, bench.folder, tell, options.time_budget_s, bench.spent)
     bench.limit_s = options.time_budget_s
     if not options.jobs:
@@ -156,7 +152,9 @@ def _pool(
     if Path(bench.project.model.source).suffix.lower() in ready_made:
         return pool
     plans = [plan for each in profiles for plan in recipes.plans(each, options.recipes) if not plan.obstacle]
-    for engine in {plan.recipe.engine for plan in plans if facts.of(plan.recipe.engine).loads_slowly}:
+    wanted = [plan.recipe for plan in plans]
+    slow = {each.engine for each in wanted if each.precision in facts.of(each.engine).loads_slowly}
+    for engine in sorted(slow)[: options.jobs]:
         pool.load_ahead(engine)
     return pool
 
@@ -212,17 +210,11 @@ def _is_narrow(bench: Workbench, targets: Iterable[Target], options: Options, ho
     """
     return not (
         options.search
-        or not _is_long(bench)
+        or not narrowing.is_long(bench)
         or bench.source.buckets
         or bench.data.evaluation.slices is not None
         or any(target.locked or not host.matches(target.profile) for target in targets)
     )
-
-
-def _is_long(bench: Workbench) -> bool:
-    """Whether judging a candidate in full takes more than a moment: by samples, and by what one takes."""
-    count = len(bench.data.judged)
-    return count >= MANY or (count >= FEWEST * OF_EACH and bench.work.macs * count >= LONG_MACS)
 
 
 def _build_target(

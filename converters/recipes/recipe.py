@@ -50,6 +50,11 @@ class Recipe:
         return self.scheme in ("static", "static16", "percentile")
 
     @property
+    def is_searched_over(self) -> bool:
+        """Whether the search half has a say: not of float32 nor of the source's own file, which are to be the same function."""
+        return self.precision != "fp32" and self.scheme != AS_IS
+
+    @property
     def computes(self) -> Precision:
         """The precision of its products."""
         return self.remainder if self.scheme == "weights" else self.precision
@@ -102,7 +107,7 @@ class EngineFacts:
     emulated            the arm64 wheel that runs under qemu, as a requirement; empty if there is none
     takes_as_is         suffixes of formats, beside its own, of which it runs a file that is quantized already
     reads               suffixes of files in an engine's own format, its own or another's, that its converter makes candidates of
-    loads_slowly        its converter takes seconds to load, which a worker does while the source is read
+    loads_slowly        precisions whose converter takes seconds to load, which a worker does while the source is read
     source              the module whose `open_file(project, path)` opens a file of that suffix, to ship as it is; empty
                         where such files are no sources
     """
@@ -119,5 +124,5 @@ class EngineFacts:
     emulated: str = ""
     takes_as_is: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
-    loads_slowly: bool = False
+    loads_slowly: tuple[Precision, ...] = ()
     source: str = ""

@@ -2,7 +2,7 @@
 then the worst layers go back to float, as few as will do.
 
 Always true
- 1. Only the search half is looked at; the judged half judges what comes out, once.
+ 1. Only the search half is looked at; the judged half judges what comes out, once: no try is run over it.
  2. What cannot win is left alone and says so; tries and time are bounded, and each step tells what it bought.
  3. A failing analysis or try costs its repair, never the build.
 """
@@ -87,8 +87,9 @@ def repaired(
         bench.steps.finish(profile.name, "repair", item.recipe)
         changed[item.recipe] = analysed
         if found is not None:
+            found = _finished(shop, found)
             extra.append(found)
-            if _holds(found):
+            if found.stands and _holds(found):
                 changed[item.recipe] = replace(analysed, mended=found.recipe)
     return [*(changed.get(item.recipe, item) for item in tried), *extra]
 
@@ -184,8 +185,20 @@ def _layers(shop: _Shop, item: Candidate) -> tuple[LayerError, ...]:
 
 
 def _tried(shop: _Shop, plan: Plan) -> Candidate:
-    found = made(shop.bench, plan, shop.host, limit_s=max(shop.left_s, LEAST_S))
+    """Made, and scored on the search half."""
+    limit_s = max(shop.left_s, LEAST_S)
+    order = Order(plan, shop.host.threads(plan), is_glimpsed=True, is_searched=True, limit_s=limit_s)
+    shop.bench.together([order])
+    found = made(shop.bench, plan, shop.host, limit_s=limit_s, is_glimpsed=True)
     return searched(shop.bench, shop.contract, found, shop.host) if found.stands else found
+
+
+def _finished(shop: _Shop, item: Candidate) -> Candidate:
+    """What comes out of the tries, run over the judged half."""
+    found = made(shop.bench, item.plan, shop.host)
+    return replace(
+        item, evaluated=found.evaluated, parity=found.parity, failure=found.failure, is_glimpsed=False
+    )
 
 
 def wide(plan: Plan) -> Plan | None:

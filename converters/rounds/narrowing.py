@@ -9,6 +9,7 @@ Always true
 
 from collections.abc import Mapping, Sequence
 
+from converters.data.halves import FEWEST, OF_EACH
 from converters.judge.select import Ratio
 from converters.measure.host import Host
 from converters.measure.latency import Latency
@@ -18,6 +19,16 @@ from converters.rounds.making import made, made_together
 from converters.rounds.scoring import searched, with_outputs
 from converters.work.workbench import Workbench
 from edgekit.manifest import Contract
+
+# A candidate is judged a little first where the judged half has so many samples, or takes so many multiply-accumulates: then
+# its four passes (both halves, and shifted ones) take about a second.
+MANY, LONG_MACS = 256, 4e9
+
+
+def is_long(bench: Workbench) -> bool:
+    """Whether judging a candidate in full takes more than a moment: by samples, and by what one takes."""
+    count = len(bench.data.judged)
+    return count >= MANY or (count >= FEWEST * OF_EACH and bench.work.macs * count >= LONG_MACS)
 
 
 def narrowed(
@@ -65,8 +76,8 @@ def _waits(item: Candidate) -> bool:
 
 
 def _seems_to_hold(bench: Workbench, contract: Contract, item: Candidate, host: Host) -> bool:
-    """Whether the search half has nothing against it; of one in float32, which is not searched over, its outputs."""
-    if item.plan.recipe.precision == "fp32":
+    """Whether the search half has nothing against it; of one that is not searched over, its outputs."""
+    if not item.plan.recipe.is_searched_over:
         item = with_outputs(bench, contract, item)
         return item.stands and all(output.holds for output in item.outputs)
     item = searched(bench, contract, item, host)

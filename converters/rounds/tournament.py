@@ -159,7 +159,7 @@ def _best_of_family(
     bench.tell("judging on the search half what candidates of fewer bits lose")
     tried = [
         searched(bench, contract, item, host)
-        if item.stands and item.plan.recipe.precision != "fp32"
+        if item.stands and item.search is None and item.plan.recipe.is_searched_over
         else item
         for item in tried
     ]

@@ -49,6 +49,15 @@ class Shipped:
     source_file: bytes
 
 
+@dataclass(frozen=True)
+class _Entries:
+    """Of one output: a sample's entries, at most, and the bytes of one where they are integers or truths."""
+
+    entries: int
+    is_exact: bool
+    width: int
+
+
 @dataclass
 class Golden:
     """`reference` is what the source gave on the judged half."""
@@ -162,13 +171,18 @@ class Golden:
 
     def _record_bytes(self, kept: int, is_whole: bool) -> int:
         """Of one sample in both records."""
-        outputs = self.reference.golden
-        found = answers(next(iter(outputs.values())))
-        total = _entries(found, kept) * _width(found)
-        for array in outputs.values():
-            each = 2 * _width(array) if is_exact(array) else 2 + (4 if is_whole else 2)
-            total += _entries(array, kept) * each
+        answers_of, *outputs = self._recorded
+        total = min(kept, answers_of.entries) * answers_of.width
+        for each in outputs:
+            width = 2 * each.width if each.is_exact else 2 + (4 if is_whole else 2)
+            total += min(kept, each.entries) * width
         return total
+
+    @cached_property
+    def _recorded(self) -> tuple[_Entries, ...]:
+        """Of the answers, and of every output."""
+        outputs = list(self.reference.golden.values())
+        return tuple(map(_entries, (answers(outputs[0]), *outputs)))
 
     def _run(self, how: Coarseness, indices: Sequence[int], samples: Samples) -> list[dict[str, Array]]:
         """The source's outputs, each sample run once for all bundles of a build; sequences as often as they are cut."""
@@ -206,14 +220,13 @@ def _archive(kept: Outputs, *, bits: int) -> dict[str, Array]:
     }
 
 
-def _entries(array: Array, kept: int) -> int:
-    """Of a sample, at most."""
-    largest: int = max(part.size for part in array)
-    return min(kept, largest)
+def _entries(array: Array) -> _Entries:
+    exact = is_exact(array)
+    return _Entries(max(part.size for part in array), exact, _width(array) if exact else 0)
 
 
 def _width(array: Array) -> int:
-    """Bytes of an entry of integers as they are stored; twice as wide as seen, since other samples may hold larger ones."""
+    """Bytes of an integer as it is stored; twice as wide as seen, since other samples may hold larger ones."""
     narrow = compact.recorded("", array, compact.WHOLE)[""]
     least, most = ((found[0] if is_ragged(found) else found).dtype.itemsize for found in (narrow, array))
     return int(min(2 * least, most))

@@ -36,8 +36,8 @@ class Order:
 
 
 def whole(plan: Plan, threads: int, limit_s: float = float("inf")) -> Order:
-    """All that every candidate needs; what one in float32 computes is not searched over."""
-    return Order(plan, threads, is_judged=True, is_searched=plan.recipe.precision != "fp32", limit_s=limit_s)
+    """All that a candidate needs."""
+    return Order(plan, threads, is_judged=True, is_searched=plan.recipe.is_searched_over, limit_s=limit_s)
 
 
 def glimpse(plan: Plan, threads: int) -> Order:

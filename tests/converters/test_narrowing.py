@@ -16,10 +16,14 @@ from converters.data.halves import FEW, FEWEST, OF_EACH, few
 from converters.judge.accuracy import Accuracy, Judgement
 from converters.judge.select import Contender, Ratio, select
 from converters.measure.latency import Latency
+from converters.recipes.recipe import Recipe
 from converters.rounds import narrowing, scoring
 from converters.work import worker
 from converters.work.findings import Findings
+from converters.work.orders import whole
 from converters.work.pool import Ahead, Opening, WorkerPool
+from converters.work.spent import Stopwatch
+from edgekit import profile
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import Contract
 from edgekit.samples import Samples
@@ -149,7 +153,7 @@ def test_of_a_small_half_as_many_are_seen_as_show_anything():
 )
 def test_few_samples_of_a_slow_model_are_long_to_judge_too(count, macs, is_narrow):
     bench = SimpleNamespace(data=SimpleNamespace(judged=range(count)), work=SimpleNamespace(macs=macs))
-    assert build._is_long(bench) is is_narrow
+    assert narrowing.is_long(bench) is is_narrow
 
 
 @given(st.lists(st.integers(1, 90), min_size=2, max_size=30), st.integers(32, 200))
@@ -176,7 +180,7 @@ def built(digits, run_build, tmp_path, *more):
 def test_if_what_was_judged_a_little_would_be_picked_all_are_judged_in_full(
     digits, run_build, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("converters.build.MANY", 1)
+    monkeypatch.setattr("converters.rounds.narrowing.MANY", 1)
     monkeypatch.setattr(narrowing, "next_turn", lambda *_: [])
     told, bundle, rows = built(digits, run_build, tmp_path)
     assert f"{bundle['recipe']} may be the pick after all, so all are judged in full" in told
@@ -184,7 +188,7 @@ def test_if_what_was_judged_a_little_would_be_picked_all_are_judged_in_full(
 
 
 def test_one_that_is_clearly_slower_is_judged_a_little_and_told_so(digits, run_build, tmp_path, monkeypatch):
-    monkeypatch.setattr("converters.build.MANY", 1)
+    monkeypatch.setattr("converters.rounds.narrowing.MANY", 1)
     slow = "onnxruntime/percentile-int8"
     is_beaten = narrowing._is_beaten
     # The race decides this on real models; here it is said, of one that loses nothing if it is taken for the slower.
@@ -221,3 +225,35 @@ def test_a_worker_that_dies_while_it_loads_ahead_costs_its_order_only(tmp_path):
         assert "while loading the converter of litert" in str(answer)
     finally:
         pool.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "precision", "is_searched"),
+    [("static", "int8", True), ("kept", "int8", True), ("float", "fp32", False), ("as-is", "int8", False)],
+)
+def test_the_search_half_has_no_say_on_what_is_to_be_the_same_function(scheme, precision, is_searched):
+    recipe = Recipe("e/any", "e", precision, scheme)
+    assert whole(SimpleNamespace(recipe=recipe), 1).is_searched is is_searched
+
+
+@pytest.mark.parametrize(
+    ("patterns", "jobs", "ahead"),
+    [
+        ((), 2, ["litert", "openvino"]),
+        # NNCF is for int8 alone.
+        (("openvino/f32", "onnxruntime/*"), 2, []),
+        (("openvino/*",), 2, ["openvino"]),
+        ((), 1, ["litert"]),
+        ((), 0, []),
+    ],
+)
+def test_slow_converters_that_will_be_needed_are_loaded_while_the_source_is_read(
+    patterns, jobs, ahead, monkeypatch, tmp_path
+):
+    loaded = []
+    monkeypatch.setattr(WorkerPool, "load_ahead", lambda _, engine: loaded.append(engine))
+    source = SimpleNamespace(model=SimpleNamespace(source="model.onnx"))
+    bench = SimpleNamespace(folder=tmp_path, spent=Stopwatch(), project=source)
+    options = SimpleNamespace(jobs=jobs, time_budget_s=9.0, recipes=patterns)
+    build._pool(bench, options, lambda _: None, [profile.load("x86-64-v4-vnni")])
+    assert loaded == ahead

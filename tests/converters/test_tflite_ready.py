@@ -213,3 +213,26 @@ def test_axes_of_length_one_come_and_go_in_integers(tmp_path):
     wanted = outputs_of_source(given, feeds[0])
     found = outputs(artifact, given, feeds[0])["scores"]
     np.testing.assert_allclose(found, wanted, atol=0.05 * np.abs(wanted).max())
+
+
+def test_names_are_apart_in_all_graphs_together(tmp_path):
+    """As of a loop, whose body has a graph of its own; ranges go by name alone."""
+
+    def damage(made):
+        main, made.graph = made.graph, schema.SubGraphT()
+        made.graph.tensors, made.graph.operators = [], []
+        given, _, result = (made.tensor(name, (1, 8, 8, 8)) for name in ("image", "left over", "scores"))
+        made.step(Operator.RELU, [given], result)
+        made.graph.inputs, made.graph.outputs = [given], [result]
+        made.model.subgraphs.append(made.graph)
+        made.graph = main
+
+    path, made = written(tmp_path / "wild.tflite", damage), tmp_path / "ready.tflite"
+    ready.made_ready(path, made)
+    main, other = model_of(made).subgraphs
+    names = [tensor.name for graph in (main, other) for tensor in graph.tensors]
+    assert len(set(names)) == len(names) == 8
+    assert len(other.tensors) == 2
+    feeds = pictures(2)
+    for (wanted,), (given,) in zip(answers(path, feeds), answers(made, feeds), strict=True):
+        np.testing.assert_allclose(given, wanted, atol=1e-5)

@@ -3,6 +3,7 @@ that stands alone, scales left on floats, a tensor without use, one name given t
 """
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ Operator = schema.BuiltinOperator
 CODES = (Operator.CONV_2D, Operator.RELU, Operator.FULLY_CONNECTED, Operator.DEQUANTIZE)
 
 
+@cache
 def samples() -> tuple[np.ndarray, np.ndarray]:
     """Digits (1797, 8, 8, 1) in 0..1, and which they are."""
     data = load_digits()
@@ -33,6 +35,7 @@ def samples() -> tuple[np.ndarray, np.ndarray]:
     return (data.images[order] / 16).astype(np.float32)[..., None], data.target[order].astype(np.int64)
 
 
+@cache
 def weights() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A filter (8, 3, 3, 1) of random numbers in float16, and what tells digits by its results: (10, 512) in int8, a scale
     for each row.

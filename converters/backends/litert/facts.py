@@ -27,6 +27,6 @@ FACTS = EngineFacts(
     # 2.3.0 crashes under qemu 7.2; the last that runs there.
     emulated="ai-edge-litert>=2.1,<=2.1.2",
     reads=(".tflite",),
-    loads_slowly=True,
+    loads_slowly=("fp32", "int8"),
     source="converters.source.tflite_source",
 )

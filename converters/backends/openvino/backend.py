@@ -26,6 +26,7 @@ from converters.source import onnx_source
 from converters.source.source import closed
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import Option
+from edgekit.quiet import quietly
 
 MODEL = "model.xml"
 
@@ -57,6 +58,9 @@ class OpenVinoBackend(Backend):
         if plan.constraints.accelerator == NPU:
             notes = (*notes, npu.note())
         return Artifact(folder, MODEL, {}, (*notes, *execution.notes(folder / MODEL, plan)))
+
+    def load(self) -> None:
+        quietly(quantizer.nncf_loaded)
 
     def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:
         if not plan.recipe.needs_calibration or prepared.calibration is None:

@@ -33,5 +33,7 @@ FACTS = EngineFacts(
     # 2026.4.1 runs under qemu 7.2.
     emulated="openvino>=2026.4,<2027",
     reads=(".tflite",),
+    # NNCF.
+    loads_slowly=("int8",),
     source="converters.source.ir_source",
 )

@@ -92,7 +92,7 @@ def quantized(model: Any, prepared: Prepared, plan: Plan) -> tuple[Any, tuple[st
     wanted = prepared.source.reference.run(sample)
 
     def quantize(skipped: frozenset[str]) -> Any:
-        nncf = _nncf()
+        nncf = nncf_loaded()
         settings = plan.tuning.settings
         return nncf.quantize(
             model.clone(),
@@ -143,7 +143,7 @@ def with_small_weights(model: Any) -> Any:
     before = _bytes_of_constants(model)
 
     def compress() -> Any:
-        nncf = _nncf()
+        nncf = nncf_loaded()
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
 
     model = _run(compress)
@@ -184,7 +184,8 @@ def _preset(plan: Plan) -> str:
     return str(plan.tuning.settings.get("preset", "mixed"))
 
 
-def _nncf() -> Any:
+def nncf_loaded() -> Any:
+    """Which takes seconds."""
     import nncf
 
     return nncf
