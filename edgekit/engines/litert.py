@@ -198,10 +198,12 @@ class LiteRtEngine:
 
 
 def _shared(interpreter: Any, path: Path, threads: int) -> Any:
-    """The model with its packed weights shared; the interpreter itself where this LiteRT cannot. Raises: RuntimeError."""
+    """The model with its packed weights shared; the interpreter itself where this LiteRT cannot, whatever the reason: it
+    gives the same numbers. Raises: RuntimeError, ValueError if the interpreter cannot either.
+    """
     try:
         return _compiled.SharedWeights(interpreter, path, threads)
-    except _compiled.AbsentError:
+    except (_compiled.AbsentError, RuntimeError, ValueError):
         interpreter.allocate_tensors()
         return interpreter
 

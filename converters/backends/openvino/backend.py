@@ -15,7 +15,7 @@ import openvino as ov
 
 from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact
-from converters.backends.openvino import edges, execution, files, graph, npu, quantizer
+from converters.backends.openvino import edges, execution, files, graph, npu, pads, quantizer
 from converters.backends.openvino import sensitivity as analysis
 from converters.backends.sharing import Store
 from converters.quantize.sensitivity import LayerError
@@ -45,6 +45,8 @@ class OpenVinoBackend(Backend):
             raise ToolFailedError(f"{plan.recipe.name} quantizes no activation, so nothing can be tuned")
         elif plan.recipe.scheme == "weights":
             model = quantizer.with_small_weights(model)
+        if not (plan.recipe.needs_calibration or plan.recipe.scheme == KEPT or plan.constraints.accelerator):
+            pads.joined(model)
         # What these record (the file's path, the quantizer's settings) would differ from machine to machine.
         for key in list(model.rt_info):
             del model.rt_info[key]
