@@ -12,6 +12,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from converters.backends.litert import vela
+from converters.backends.openvino import graph
 from converters.source import ir_source, tflite, tflite_source
 from converters.source.work import work
 from edgekit import bundle, evidence, selftest
@@ -104,6 +105,20 @@ def test_openvino_makes_candidates_of_a_tflite_file(file, recipe, files, digits,
     assert entry["accuracy"]["drop"] < 0.02
     found = bundle.read(Path(entry["path"]))
     assert [(spec.name, spec.dtype) for spec in found.manifest.inputs] == [("args_0", "float32")]
+
+
+def test_operators_that_openvino_makes_of_a_tflite_file_are_called_the_same_at_every_reading(files):
+    """By these names a repair leaves layers in float, and a bundle's bytes hold them."""
+    import openvino as ov
+
+    def names():
+        model = ov.Core().read_model(files / "float.tflite")
+        graph.name_nodes(model, is_tflite=True)
+        return [node.get_friendly_name() for node in model.get_ordered_ops()]
+
+    first = names()
+    assert names() == first
+    assert len(set(first)) == len(first)
 
 
 def test_an_int8_file_goes_through_vela_and_a_float_one_itself_is_refused(files, digits, run_build, tmp_path):

@@ -103,7 +103,7 @@ def _read(prepared: Prepared) -> Any:
     model = _opened(prepared.canonical.path if native is None else native.files[0])
     if native is not None:
         model = edges.public(model, prepared.source, native)
-    graph.name_nodes(model)
+    graph.name_nodes(model, is_tflite=native is not None and native.suffix == ".tflite")
     return model
 
 

@@ -11,6 +11,7 @@ OpenVINO's ONNX reader splits an operator with a bias in two and calls the one t
 """
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ _MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Convert", Q
 # constants ("Check 'getParentEdgeAt(wIdx)->getParent()->getType() == Type::Input' failed", openvino 2026.4).
 _RECURRENT = frozenset({"GRUCell", "GRUSequence", "LSTMCell", "LSTMSequence", "RNNCell", "RNNSequence"})
 _FEW_STEPS = 5
+# As OpenVINO itself calls a node: its type, and a number.
+_NUMBERED = re.compile(r"[A-Z][A-Za-z0-9]*_\d+")
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,18 @@ def operators(model: Any) -> Iterator[Any]:
     )
 
 
-def name_nodes(model: Any) -> None:
+def name_nodes(model: Any, *, is_tflite: bool = False) -> None:
     """Give each node without a name of its own one that depends on the graph alone.
 
     OpenVINO numbers such nodes through the whole process, so that a model's bytes, and the names of its layers, would
-    depend on what the process did before.
+    depend on what the process did before. Its TFLite reader hands such a number on where it moves transposes
+    (`is_tflite`): a pad is called `Transpose_21520` then.
     """
     taken = {node.get_friendly_name() for node in model.get_ops()}
     counts: Counter[str] = Counter()
     for node in model.get_ordered_ops():
-        if node.get_friendly_name() != node.get_name():
+        name = node.get_friendly_name()
+        if name != node.get_name() and not (is_tflite and _NUMBERED.fullmatch(name)):
             continue
         kind = node.get_type_name()
         name = f"{kind}.{counts[kind]}"
