@@ -137,10 +137,14 @@ class Running:
         is_source = model is self.source.reference
         if is_source and samples is self.data.halves[0].samples:
             known = self.judging.take_seen()
-        rest = samples.take(slice(len(known), None)) if known else samples
         pieces = (self.source.admitted, self.source.state, self.project.preprocess)
-        made = chain(known, (outputs for outputs, _ in iter_samples(model.run, *pieces, rest)))
-        for index, outputs in enumerate(made):
+
+        def run() -> Iterator[dict[str, Array]]:
+            if len(known) < len(samples):
+                rest = samples.take(slice(len(known), None)) if known else samples
+                yield from (outputs for outputs, _ in iter_samples(model.run, *pieces, rest))
+
+        for index, outputs in enumerate(chain(known, run())):
             if is_source:
                 self.data.refuse_nan(samples, index, outputs)
             yield index, outputs

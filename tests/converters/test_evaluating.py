@@ -6,6 +6,7 @@ import pytest
 from converters.judge import accuracy, bounds, metrics
 from converters.keep.artifacts import Cache
 from converters.source import code, project
+from converters.work import judging
 from converters.work.workbench import Workbench
 
 
@@ -57,9 +58,12 @@ def test_the_source_is_run_once_on_each_sample_of_either_half(bench, monkeypatch
     assert source.runs == sum(len(part) for half in halves for part in (half.samples, half.shifted))
 
 
-def test_what_judging_saw_of_the_source_already_is_what_a_run_gives(bench):
+# More than the search half has, and some of it.
+@pytest.mark.parametrize("count", [10_000, 64])
+def test_what_judging_saw_of_the_source_already_is_what_a_run_gives(bench, count, monkeypatch):
+    monkeypatch.setattr(judging, "SAMPLES", count)
     assert bench.judging.judges
-    assert len(bench.judging._first) == 64
+    assert len(bench.judging._first) == min(count, len(bench.data.halves[0].samples))
     known = bench.standard.search_reference
     assert not bench.judging._first
     again = bench.running.on_search_half(bench.source.reference)
