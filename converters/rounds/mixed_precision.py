@@ -45,12 +45,13 @@ QUICK_S = 0.8
 
 @dataclass
 class _Shop:
-    """Where the candidates of one profile are mended."""
+    """Where the candidates of one profile are mended; `times` are of a race that was run, where there is one."""
 
     bench: Workbench
     profile: Profile
     contract: Contract
     host: Host
+    times: Timing | None = None
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -63,12 +64,20 @@ class _Shop:
 
 
 def repaired(
-    bench: Workbench, profile: Profile, contract: Contract, tried: Sequence[Candidate], host: Host
+    bench: Workbench,
+    profile: Profile,
+    contract: Contract,
+    tried: Sequence[Candidate],
+    host: Host,
+    *,
+    times: Timing | None = None,
 ) -> list[Candidate]:
-    """The candidates, those that miss the contract with their layers' shares, and what was made of them."""
+    """The candidates, those that miss the contract with their layers' shares, and what was made of them. `times`: of a race
+    of the candidates, if there was one on this host.
+    """
     broken = [item for item in tried if item.stands and not _holds(item) and _is_mendable(item)]
     holding = [item for item in tried if item.stands and _holds(item)]
-    shop = _Shop(bench, profile, contract, host)
+    shop = _Shop(bench, profile, contract, host, times)
     if not set(profile.precisions) - {"int8"}:
         # Nothing may go back to float; a refusal still names the layers at fault.
         return [_analysed(shop, item) if item in broken and not holding else item for item in tried]
@@ -76,7 +85,7 @@ def repaired(
     extra: list[Candidate] = []
     for item in broken:
         bench.steps.expect_more(profile.name, "repair", float_layers.MAX_TRIES, item.recipe)
-    for item in _fastest_first(shop, broken):
+    for item in _fastest_first(shop, broken, holding):
         objection = _not_worth(shop, item, [*holding, *extra])
         if objection:
             bench.tell(f"{item.recipe} misses the contract and is not mended: {objection}")
@@ -243,11 +252,16 @@ def _better(best: Candidate | None, new: Candidate) -> Candidate | None:
     return new if best is None or rank(new) < rank(best) else best
 
 
-def _fastest_first(shop: _Shop, broken: Sequence[Candidate]) -> list[Candidate]:
-    """By a quick measurement where this machine counts for the profile, else in the profile's order of engines."""
+def _fastest_first(shop: _Shop, broken: Sequence[Candidate], holding: Sequence[Candidate]) -> list[Candidate]:
+    """By a quick measurement where this machine counts for the profile, else in the profile's order of engines. Those that hold
+    are in it, so that each need not be raced against them again.
+    """
     if len(broken) < 2 or not shop.host.matches(shop.profile):
         return list(broken)
-    times = _raced(shop, broken).latencies
+    if not _is_raced(shop, broken):
+        shop.times = _raced(shop, [*broken, *holding], budget_s=QUICK_S * len(broken))
+    assert shop.times is not None
+    times = shop.times.latencies
     return sorted(
         broken, key=lambda item: times[item.recipe].p50_ms if item.recipe in times else float("inf")
     )
@@ -269,7 +283,8 @@ def _not_worth(shop: _Shop, item: Candidate, holding: Sequence[Candidate]) -> st
         if shop.profile.gmacs_int8 > shop.profile.gmacs_fp32:
             return _hopeless(shop, item, rivals)
         return f"{shop.profile.name} computes int8 no faster than float"
-    timing = _raced(shop, [item, *rivals])
+    both = [item, *rivals]
+    timing = shop.times if shop.times is not None and _is_raced(shop, both) else _raced(shop, both)
     times = timing.latencies
     if item.recipe in timing.failures:
         return timing.failures[item.recipe]
@@ -311,8 +326,16 @@ def _hopeless(shop: _Shop, item: Candidate, rivals: Sequence[Candidate]) -> str:
     )
 
 
-def _raced(shop: _Shop, items: Sequence[Candidate]) -> Timing:
-    return timed(shop.bench, items, shop.host, {item.recipe for item in items}, budget_s=QUICK_S)
+def _is_raced(shop: _Shop, items: Sequence[Candidate]) -> bool:
+    """Whether a race that was run says of all of these how fast they are, or that they cannot run."""
+    return shop.times is not None and all(
+        item.recipe in shop.times.latencies or item.recipe in shop.times.failures for item in items
+    )
+
+
+def _raced(shop: _Shop, items: Sequence[Candidate], budget_s: float = QUICK_S) -> Timing:
+    shop.bench.tell("measuring latency, of what may be mended and what holds")
+    return timed(shop.bench, items, shop.host, {item.recipe for item in items}, budget_s=budget_s)
 
 
 def _layers_word(count: int) -> str:

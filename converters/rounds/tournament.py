@@ -69,7 +69,7 @@ def judged(
         glimpsed = [item for item in tried if item.is_glimpsed]
         tried = [item for item in tried if not item.is_glimpsed]
     tried = _best_of_family(bench, contract, tried, host)
-    tried = mixed_precision.repaired(bench, profile, contract, tried, host)
+    tried = mixed_precision.repaired(bench, profile, contract, tried, host, times=early)
     found: tuple[TrialEvidence, ...] = ()
     if search:
         extra, found = trials.explored(bench, profile, contract, tried, host, count=search, jobs=jobs)

@@ -1,12 +1,19 @@
 """Repairing by mixed precision: the rules, and a network whose int8 collapses in one place."""
 
+from types import SimpleNamespace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from converters.judge.select import Ratio
+from converters.measure.latency import Latency
+from converters.measure.race import Timing
 from converters.quantize.sensitivity import LayerError
-from converters.rounds import float_layers
+from converters.rounds import float_layers, mixed_precision
 from converters.rounds.float_layers import Try
+from converters.work.steps import Steps
+from edgekit.manifest import Contract
 
 
 def played(layers, holds, max_tries=float_layers.MAX_TRIES):
@@ -57,3 +64,44 @@ def test_the_worst_layers_are_left_float_and_named():
     layers = [LayerError(f"conv{index}", "Conv", 3.0 + index) for index in range(5)]
     assert float_layers.floats(layers, 2) == ("conv0", "conv1")
     assert float_layers.named(layers) == "conv0 (Conv, 3.0 dB), conv1 (Conv, 4.0 dB), conv2 (Conv, 5.0 dB)"
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_all_that_may_be_mended_are_raced_once_against_what_holds(is_known, monkeypatch):
+    def item(recipe, *, holds):
+        search = SimpleNamespace(is_kept=holds)
+        plan = SimpleNamespace(recipe=SimpleNamespace(engine="e", precision="int8"))
+        return SimpleNamespace(
+            recipe=recipe,
+            search=search,
+            plan=plan,
+            stands=True,
+            notes=(),
+            artifact=SimpleNamespace(size_bytes=1),
+        )
+
+    races = []
+
+    def race(bench, items, host, rivals, *, budget_s):
+        races.append(sorted(one.recipe for one in items))
+        return Timing({one.recipe: ms(one.recipe) for one in items}, {})
+
+    def ms(recipe):
+        took = {"fast": 1.0, "slow": 2.0, "slower": 3.0}[recipe]
+        return Latency(took, took, (took,) * 12)
+
+    tried = [item("slower", holds=False), item("fast", holds=True), item("slow", holds=False)]
+    monkeypatch.setattr(mixed_precision, "timed", race)
+    monkeypatch.setattr(
+        mixed_precision, "replace", lambda one, **new: SimpleNamespace(**{**vars(one), **new})
+    )
+    bench = SimpleNamespace(steps=Steps(), tell=lambda _: None)
+    profile = SimpleNamespace(name="p", precisions=("fp32", "int8"))
+    host = SimpleNamespace(matches=lambda _: True)
+    known = Timing({one.recipe: ms(one.recipe) for one in tried}, {}) if is_known else None
+    found = mixed_precision.repaired(bench, profile, Contract(), tried, host, times=known)
+    assert races == ([] if is_known else [["fast", "slow", "slower"]])
+    notes = {one.recipe: " ".join(one.notes) for one in found}
+    assert "takes 2.00 x the time of fast" in notes["slow"]
+    assert "takes 3.00 x the time of fast" in notes["slower"]
+    assert not notes["fast"]
