@@ -36,11 +36,15 @@ def test_a_range_of_nothing_but_zero_costs_a_convolution_in_litert(tmp_path):
 @pytest.mark.proof
 @pytest.mark.parametrize("make", odd.MODELS.values(), ids=odd.MODELS)
 def test_every_kind_through_every_engine(make, tmp_path):
+    """Where LiteRT has nothing to quantize (3-D convolutions), there is no candidate by that name."""
     model = make()
     made = prepared(model, tmp_path, odd.feeds(model, 8))
-    recipes = (*RECIPES, "litert/fp32", "litert/static-int8", "litert/weights-int8")
-    if make is not odd.MODELS["all zero"]:  # its only layer stays in float there
-        recipes = (*recipes, "litert/dynamic-int8")
-    gaps = {recipe: gap(made, *converted(made, tmp_path, recipe)) for recipe in recipes}
+    gaps = {recipe: gap(made, *converted(made, tmp_path, recipe)) for recipe in (*RECIPES, "litert/fp32")}
+    for recipe in ("litert/static-int8", "litert/dynamic-int8", "litert/weights-int8"):
+        try:
+            gaps[recipe] = gap(made, *converted(made, tmp_path, recipe))
+        except Unsupported as told:
+            if "nothing of the model becomes int8 in LiteRT" not in str(told):
+                raise
     assert max(gaps.values()) < 0.2, gaps
     assert np.isfinite(list(gaps.values())).all()
