@@ -97,7 +97,10 @@ def refuse(outcome: ProfileResult, options: Options) -> str:
     title = f"{outcome.profile.name}: no candidate meets the contract"
     if not standing:
         reasons = "; ".join(f"{item.recipe}: {item.failure}" for item in outcome.candidates)
-        return f"{title} ({reasons or 'the profile allows no recipe'})"
+        none = "the profile allows no recipe of this source"
+        if options.recipes:
+            none = f"--recipe {', '.join(options.recipes)} leaves none of what this source gets; leave it out to see those"
+        return f"{title} ({reasons or none})"
     best = min(
         standing,
         key=lambda item: (

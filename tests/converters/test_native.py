@@ -121,6 +121,13 @@ def test_operators_that_openvino_makes_of_a_tflite_file_are_called_the_same_at_e
     assert len(set(first)) == len(first)
 
 
+def test_a_recipe_that_would_be_the_file_again_is_none_and_that_is_said(files, digits, run_build, tmp_path):
+    flags = words(digits, files / "float.tflite", "x86-64-v3", name="args_0")
+    refused = run_build(*flags, "--recipe", "litert/fp32", "--out", tmp_path)
+    assert refused.exit_code == 3
+    assert "--recipe litert/fp32 leaves none of what this source gets" in str(refused.exception)
+
+
 def test_an_int8_file_goes_through_vela_and_a_float_one_itself_is_refused(files, digits, run_build, tmp_path):
     flags = words(digits, files / "int8.tflite", "arm-ethos-u55-128", name="args_0")
     result = run_build(*flags, "--out", tmp_path, "--json", tmp_path / "r.json")
