@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import toy_tflite
+from ai_edge_litert import schema_py_generated as schema
 from litert_models import outputs
 from wild_models import plans, prepared
 
 from converters.backends import Unsupported, get
+from converters.backends.litert import tables
 from converters.recipes.recipes import Tuning
 from converters.source import tflite
 
@@ -66,6 +68,16 @@ def test_a_layer_that_is_to_stay_in_float_does_and_then_nothing_is_int8(source, 
     tuning = Tuning("mixed", ("unidirectional_sequence_lstm.0",))
     with pytest.raises(Unsupported, match="nothing of the model becomes int8 in LiteRT: UNIDIRECTIONAL_SEQ"):
         converted(source, "litert/dynamic-int8", tmp_path, tuning=tuning)
+
+
+def test_what_is_int8_in_a_loop_alone_is_int8():
+    """A recurrent layer of Keras 3 has all of its weights there."""
+    made = toy_tflite.Tables()
+    made.tensor("x", (1, 4))
+    body = toy_tflite.Tables()
+    body.tensor("w", (4, 4), np.ones((4, 4), np.int8), schema.TensorType.INT8)
+    made.model.subgraphs.append(body.graph)
+    assert tables.types(made.model) == {schema.TensorType.FLOAT32, schema.TensorType.INT8}
 
 
 @pytest.mark.parametrize("recipe", ["litert/static-int8", "litert/weights-int8"])

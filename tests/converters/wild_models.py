@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import flatbuffers
 import numpy as np
 import torch
+import toy_tflite
 from ai_edge_litert import schema_py_generated as schema
 from sklearn.datasets import load_digits
 from torch.nn import functional
@@ -51,13 +51,11 @@ def weights() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return filters, np.rint(rows / scales[:, None]).astype(np.int8), scales
 
 
-class Wild:
+class Wild(toy_tflite.Tables):
     """A model's tables, to be damaged further before they are written."""
 
     def __init__(self) -> None:
-        self.model, self.graph = schema.ModelT(), schema.SubGraphT()
-        self.model.version, self.model.buffers, self.model.subgraphs = 3, [schema.BufferT()], [self.graph]
-        self.graph.tensors, self.graph.operators = [], []
+        super().__init__()
         self.model.operatorCodes = [self.code(code) for code in CODES]
 
     @staticmethod
@@ -65,19 +63,6 @@ class Wild:
         made = schema.OperatorCodeT()
         made.deprecatedBuiltinCode, made.version = code, 1
         return made
-
-    def tensor(
-        self, name: str, shape: tuple[int, ...], data: np.ndarray | None = None, kind: int = Kind.FLOAT32
-    ) -> int:
-        made = schema.TensorT()
-        made.name, made.shape, made.type, made.buffer = name.encode(), list(shape), kind, 0
-        if data is not None:
-            buffer = schema.BufferT()
-            buffer.data = np.frombuffer(data.tobytes(), np.uint8)
-            made.buffer = len(self.model.buffers)
-            self.model.buffers.append(buffer)
-        self.graph.tensors.append(made)
-        return len(self.graph.tensors) - 1
 
     def scaled(self, index: int, scales: np.ndarray, axis: int = 0) -> None:
         made = schema.QuantizationParametersT()
@@ -93,9 +78,7 @@ class Wild:
         self.graph.operators.append(made)
 
     def written(self, path: Path) -> Path:
-        builder = flatbuffers.Builder(1024)
-        builder.Finish(self.model.Pack(builder), b"TFL3")
-        path.write_bytes(bytes(builder.Output()))
+        path.write_bytes(self.packed())
         return path
 
 

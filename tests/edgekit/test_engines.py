@@ -178,32 +178,33 @@ def test_a_litert_that_cannot_share_packed_weights_runs_with_its_own(
     np.testing.assert_array_equal(model.run(x)["y"], wanted)
 
 
+# What a fused LSTM is given, and what it gives from zeros.
+ROWS = np.random.default_rng(2).normal(size=(1, 5, 3)).astype(np.float32)
+STATES = toy_tflite.lstm_expected(ROWS, 4)
+
+
+def load_lstm(folder: Path, **options: str) -> engines.Model:
+    path = folder / "lstm.tflite"
+    path.write_bytes(toy_tflite.lstm(5, 3, 4))
+    sizes = [TensorSpec("x", "float32", ROWS.shape, "x")], [TensorSpec("y", "float32", STATES.shape, "y")]
+    spec = EngineSpec("litert", "", path.name, dict(options), threads=1)
+    return engines.get("litert").load(path, spec, *sizes, None)
+
+
 def test_what_only_the_interpreter_takes_runs_with_its_own_too(tmp_path: Path) -> None:
     """LiteRT 2.3's other interface takes no variables."""
-    path = tmp_path / "lstm.tflite"
-    path.write_bytes(toy_tflite.lstm(5, 3, 4))
-    x = np.random.default_rng(2).normal(size=(1, 5, 3)).astype(np.float32)
-    wanted = toy_tflite.lstm_expected(x, 4)
-    sizes = [TensorSpec("x", "float32", x.shape, "x")], [TensorSpec("y", "float32", wanted.shape, "y")]
-    spec = EngineSpec("litert", "", path.name, {"weights": "shared"}, threads=1)
-    model = engines.get("litert").load(path, spec, *sizes, None)
-    np.testing.assert_allclose(model.run({"x": x})["y"], wanted, atol=1e-5)
+    model = load_lstm(tmp_path, weights="shared")
+    np.testing.assert_allclose(model.run({"x": ROWS})["y"], STATES, atol=1e-5)
 
 
 def test_a_fused_lstm_answers_each_call_from_zeros_where_its_variables_are_reset(tmp_path: Path) -> None:
-    path = tmp_path / "lstm.tflite"
-    path.write_bytes(toy_tflite.lstm(5, 3, 4))
-    x = np.random.default_rng(2).normal(size=(1, 5, 3)).astype(np.float32)
-    wanted = toy_tflite.lstm_expected(x, 4)
-    sizes = [TensorSpec("x", "float32", x.shape, "x")], [TensorSpec("y", "float32", wanted.shape, "y")]
     second = {}
     for how in ("kept", "reset"):
-        spec = EngineSpec("litert", "", path.name, {"variables": how}, threads=1)
-        model = engines.get("litert").load(path, spec, *sizes, None)
-        np.testing.assert_allclose(model.run({"x": x})["y"], wanted, atol=1e-5)
-        second[how] = model.run({"x": x})["y"]
-    np.testing.assert_allclose(second["reset"], wanted, atol=1e-5)
-    assert np.abs(second["kept"] - wanted).max() > 0.01
+        model = load_lstm(tmp_path, variables=how)
+        np.testing.assert_allclose(model.run({"x": ROWS})["y"], STATES, atol=1e-5)
+        second[how] = model.run({"x": ROWS})["y"]
+    np.testing.assert_allclose(second["reset"], STATES, atol=1e-5)
+    assert np.abs(second["kept"] - STATES).max() > 0.01
 
 
 def test_litert_names_the_values_of_its_options(repeating_file: Path) -> None:

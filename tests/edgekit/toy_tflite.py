@@ -85,36 +85,26 @@ def lstm_expected(x: np.ndarray, units: int) -> np.ndarray:
     return np.stack(rows)[None].astype(np.float32)
 
 
-class _Model:
-    """Operators are 0, FULLY_CONNECTED, 1, LOGISTIC, and 2, UNIDIRECTIONAL_SEQUENCE_LSTM."""
+class Tables:
+    """A model's tables, while it is written."""
 
     def __init__(self) -> None:
         self.model, self.graph = schema.ModelT(), schema.SubGraphT()
-        self.model.version, self.model.buffers, self.model.operatorCodes = 3, [schema.BufferT()], []
+        self.model.version, self.model.buffers, self.model.subgraphs = 3, [schema.BufferT()], [self.graph]
         self.graph.tensors, self.graph.operators = [], []
-        known = schema.BuiltinOperator
-        for builtin in (known.FULLY_CONNECTED, known.LOGISTIC, known.UNIDIRECTIONAL_SEQUENCE_LSTM):
-            code = schema.OperatorCodeT()
-            code.builtinCode = code.deprecatedBuiltinCode = builtin
-            code.version = 1
-            self.model.operatorCodes.append(code)
 
     def tensor(
         self,
         name: str,
         shape: tuple[int, ...],
         data: np.ndarray | None = None,
+        kind: int = schema.TensorType.FLOAT32,
         *,
         is_variable: bool = False,
     ) -> int:
         made = schema.TensorT()
+        made.name, made.shape, made.type, made.buffer = name.encode(), list(shape), kind, 0
         made.isVariable = is_variable
-        made.name, made.shape, made.type, made.buffer = (
-            name.encode(),
-            list(shape),
-            schema.TensorType.FLOAT32,
-            0,
-        )
         if data is not None:
             buffer = schema.BufferT()
             buffer.data = np.frombuffer(data.tobytes(), np.uint8)
@@ -122,6 +112,25 @@ class _Model:
             self.model.buffers.append(buffer)
         self.graph.tensors.append(made)
         return len(self.graph.tensors) - 1
+
+    def packed(self) -> bytes:
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(self.model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+
+class _Model(Tables):
+    """Operators are 0, FULLY_CONNECTED, 1, LOGISTIC, and 2, UNIDIRECTIONAL_SEQUENCE_LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.operatorCodes = []
+        known = schema.BuiltinOperator
+        for builtin in (known.FULLY_CONNECTED, known.LOGISTIC, known.UNIDIRECTIONAL_SEQUENCE_LSTM):
+            code = schema.OperatorCodeT()
+            code.builtinCode = code.deprecatedBuiltinCode = builtin
+            code.version = 1
+            self.model.operatorCodes.append(code)
 
     def operator(self, code: int, inputs: list[int], output: int, *, relu: bool = False) -> None:
         made = schema.OperatorT()
@@ -139,15 +148,12 @@ class _Model:
 
     def written(self, x: int, y: int, *, has_signature: bool = False) -> bytes:
         self.graph.inputs, self.graph.outputs = [x], [y]
-        self.model.subgraphs = [self.graph]
         if has_signature:
             signature = schema.SignatureDefT()
             signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
             signature.inputs, signature.outputs = [_named("in", x)], [_named("out", y)]
             self.model.signatureDefs = [signature]
-        builder = flatbuffers.Builder(1024)
-        builder.Finish(self.model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        return self.packed()
 
 
 def _named(name: str, tensor: int) -> schema.TensorMapT:

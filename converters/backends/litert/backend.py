@@ -19,11 +19,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact, passed
-from converters.backends.litert import delegated, equalized, int8, layouts, ready
+from converters.backends.litert import delegated, equalized, int8, layouts, ready, tables
 from converters.backends.litert import graph as litert_graph
 from converters.backends.litert.layers import layer_errors
 from converters.backends.litert.running import SIGNATURE
@@ -46,6 +47,7 @@ PATIENCE_S = 30.0
 
 # What `convert` imports late: with torch, jax and torchao behind it, six seconds.
 _LATE = ("litert_torch", "converters.backends.litert.program", "converters.graph.importer")
+_TYPE = schema.TensorType
 # In `Prepared.memo`: the last float model, which all recipes of a source start from, or why there is none.
 _LAST = "litert float"
 
@@ -230,8 +232,8 @@ def _refuse_untouched(
     plan: Plan, target: Path, graph: Sequence[litert_graph.Layer], told: Sequence[str]
 ) -> None:
     """Raises: Unsupported, with what was told, where nothing was quantized: it would be the float model by another name."""
-    kinds = {tensor.kind for tensor in quietly(lambda: tflite.read(target)).tensors}
-    if kinds & ({"FLOAT16"} if plan.recipe.precision == "fp16" else {"INT8", "INT16", "INT4"}):
+    wanted = {_TYPE.FLOAT16} if plan.recipe.precision == "fp16" else {_TYPE.INT8, _TYPE.INT16, _TYPE.INT4}
+    if tables.types(tables.read(target.read_bytes())) & wanted:
         return
     parts = litert_graph.listed(Counter(layer.op_type for layer in graph))
     raise Unsupported(

@@ -63,12 +63,8 @@ def _stored(model: Any, index: int) -> int:
     tensors = model.subgraphs[0].tensors
     tensor = tensors[index]
     values = np.frombuffer(model.buffers[tensor.buffer].data.tobytes(), np.float32)
-    scale = np.float32(np.abs(values).max() / 127) or np.float32(1)
     made = schema.TensorT()
-    made.name, made.shape, made.type = tensor.name + b"_int8", tensor.shape, _INT8
-    made.quantization = schema.QuantizationParametersT()
-    made.quantization.scale = np.array([scale], np.float32)
-    made.quantization.zeroPoint = np.array([0], np.int64)
-    tables.store(model, made, np.rint(values / scale).astype(np.int8))
+    made.name, made.shape = tensor.name + b"_int8", tensor.shape
+    tables.store_int8(model, made, values)
     tensors.append(made)
     return len(tensors) - 1

@@ -5,12 +5,10 @@ Their kernels take float activations beside int8 weights, and quantize what they
 Always true
  1. A layer's matrices become int8 all together, or none: the kernels look at one of them.
 
-Source: tflite/kernels/unidirectional_sequence_lstm.cc (`IsHybridOp`) and "LiteRT 8-bit quantization specification":
-weights are symmetric, from -127 to 127, with one scale a tensor.
+Source: tflite/kernels/unidirectional_sequence_lstm.cc (`IsHybridOp`).
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -25,7 +23,6 @@ _MATRICES: Mapping[int, range] = {
     _OPERATOR.LSTM: range(1, 9),
     _OPERATOR.RNN: range(1, 3),
 }
-_LARGEST = 127
 
 
 def with_int8_weights(content: bytes, left: Collection[str]) -> bytes:
@@ -45,17 +42,8 @@ def with_int8_weights(content: bytes, left: Collection[str]) -> bytes:
         if tensors and is_float and is_constant and not is_left:
             is_changed = True
             for tensor in tensors:
-                _quantize(model, tensor)
+                tables.store_int8(model, tensor, np.frombuffer(model.buffers[tensor.buffer].data, np.float32))
     if not is_changed:
         return content
     tables.drop_unused(model)
     return tables.written(model)
-
-
-def _quantize(model: Any, tensor: Any) -> None:
-    values = np.frombuffer(model.buffers[tensor.buffer].data, np.float32)
-    scale = np.float32(np.abs(values).max() / _LARGEST or 1.0)
-    tables.store(model, tensor, np.rint(values / scale).astype(np.int8))
-    tensor.type = schema.TensorType.INT8
-    tensor.quantization = schema.QuantizationParametersT()
-    tensor.quantization.scale, tensor.quantization.zeroPoint = [float(scale)], [0]

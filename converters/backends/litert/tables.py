@@ -62,6 +62,21 @@ def store(model: Any, tensor: Any, values: Array) -> None:
     model.buffers.append(made)
 
 
+def store_int8(model: Any, tensor: Any, values: Any) -> None:
+    """Give a tensor float data in int8: symmetric, from -127 to 127, with one scale ("LiteRT 8-bit quantization specification")."""
+    scale = np.float32(np.abs(values).max() / 127) or np.float32(1)
+    store(model, tensor, np.rint(values / scale).astype(np.int8))
+    tensor.type = schema.TensorType.INT8
+    tensor.quantization = schema.QuantizationParametersT()
+    tensor.quantization.scale = np.array([scale], np.float32)
+    tensor.quantization.zeroPoint = np.array([0], np.int64)
+
+
+def types(model: Any) -> set[int]:
+    """The schema's type codes of all tensors, those of loops and branches too."""
+    return {int(tensor.type) for graph in model.subgraphs for tensor in graph.tensors}
+
+
 def drop_unused(model: Any) -> None:
     """Tensors without use (ai-edge-quantizer's calibration reads all, also those that nothing makes), and data."""
     for graph in model.subgraphs:
