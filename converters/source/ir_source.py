@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
-
 from converters.source.native import Native
 from converters.source.project import Project
 from converters.source.source import Source, check_declared, hash_parts, observed_outputs, state_pairs
 from converters.source.work import Work
 from edgekit import engines
+from edgekit.engines.openvino import core
 from edgekit.errors import EngineError, SourceError
 from edgekit.manifest import EngineSpec, TensorSpec
 from edgekit.profile import Precision
@@ -33,7 +32,7 @@ def open_file(project: Project, path: Path) -> Source:
         raise SourceError(f"{path}: its weights are not beside it; put {weights.name} there")
     _check_size(path, weights)
     try:
-        model = quietly(lambda: ov.Core().read_model(path, weights))
+        model = quietly(lambda: core().read_model(path, weights))
     except RuntimeError as error:
         raise SourceError(f"{path}: not an OpenVINO IR, or damaged ({_said(error)})") from error
     if any(operator.get_type_name() in ("ReadValue", "Assign") for operator in model.get_ops()):

@@ -6,6 +6,7 @@ Options: `device` (default `CPU`; an NPU profile's bundle says `NPU`); any other
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache as once
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,21 @@ def _size_bytes(port: ov.ConstOutput) -> int:
     return math.prod(port.shape) * int(port.element_type.size) if is_static else 0
 
 
-def read(core: ov.Core, path: Path) -> ov.Model:
+@once
+def core() -> ov.Core:
+    """The process's only core, made when it is first needed and never given back.
+
+    A core gives its thread a stack for signal handlers, and restores the one before it when it goes. Of two cores that go
+    in the order in which they came, the second restores the first one's, which is freed by then (`SigAltStackSetup` in
+    OpenVINO 2026.4's CPU plugin): the next Ctrl-C or SIGTERM then ends the process with SIGSEGV.
+    """
+    return ov.Core()
+
+
+def read(path: Path) -> ov.Model:
     """An IR with its weights: in a file of its own name, or in the one that the models of several buckets share."""
     shared = path.with_name(SHARED_WEIGHTS)
-    return core.read_model(path, shared) if shared.is_file() else core.read_model(path)
+    return core().read_model(path, shared) if shared.is_file() else core().read_model(path)
 
 
 class OpenVinoEngine:
@@ -90,7 +102,6 @@ class OpenVinoEngine:
         outputs: Sequence[TensorSpec],
         cache: Path | None,
     ) -> OpenVinoModel:
-        core = ov.Core()
         options = dict(spec.options)
         device = str(options.pop("device", "CPU"))
         properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **options}
@@ -99,7 +110,7 @@ class OpenVinoEngine:
         if cache is not None:
             properties["CACHE_DIR"] = str(cache)
         try:
-            compiled = core.compile_model(read(core, path), device, properties)
+            compiled = core().compile_model(read(path), device, properties)
         except Exception as error:
             raise EngineError(f"openvino cannot load {path.name} on {device}: {error}") from error
         return OpenVinoModel(compiled, inputs, outputs, is_host=device == "CPU")

@@ -21,6 +21,7 @@ from converters.source import project
 from edgekit import engines, evidence, local, selftest
 from edgekit.buckets import bucket_of
 from edgekit.engines import LoadedBundle
+from edgekit.engines.openvino import core
 from edgekit.errors import EngineError, InputError, ProjectError
 from edgekit.manifest import Buckets, EngineSpec, TensorSpec
 from edgekit.samples import Samples, dump_npz, load_npz, rows, stacked
@@ -304,7 +305,7 @@ def test_inputs_with_buckets_have_the_same_list_or_are_refused(lines, tmp_path):
 
 
 def test_a_model_that_was_converted_already_has_no_buckets(lines, run_build, tmp_path):
-    model = openvino.Core().read_model(lines / "model.onnx")
+    model = core().read_model(lines / "model.onnx")
     model.reshape({"x": [1, 1, 8, 24]})
     openvino.save_model(model, tmp_path / "model.xml")
     words = flags(lines, "model.onnx", "--target", "x86-64-v3", "--shape", SHAPE)
@@ -342,7 +343,7 @@ def test_weights_that_all_sizes_have_are_stored_once_and_compute_the_same(engine
             onnx.save(layered(size), str(path.with_suffix(".onnx")))
             if engine == "openvino":
                 openvino.save_model(
-                    openvino.Core().read_model(path.with_suffix(".onnx")), path, compress_to_fp16=False
+                    core().read_model(path.with_suffix(".onnx")), path, compress_to_fp16=False
                 )
                 path.with_suffix(".onnx").unlink()
     for folder in ("shared", "again"):

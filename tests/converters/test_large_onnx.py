@@ -22,6 +22,7 @@ from converters.source import linking, onnx_files, onnx_source, onnx_weights
 from converters.source.opening import open_source
 from converters.source.project import from_flags
 from edgekit import bundle, local, profile
+from edgekit.engines.openvino import core
 from edgekit.errors import ProjectError, SourceError, ToolFailedError
 from tests.converters.large_models import outside, peak, perceptron, read
 
@@ -187,10 +188,9 @@ def test_no_weight_is_off_by_more_than_half_a_level(rows, columns, per_channel, 
 
 
 def test_openvino_reads_the_weights_where_they_are(ready, tmp_path):
-    import openvino as ov
 
     artifact = convert(ready, tmp_path / "made", "openvino/f32")
-    compiled = ov.Core().compile_model(
+    compiled = core().compile_model(
         artifact.folder / artifact.model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     assert gap(ready, lambda feed: {"y": compiled(feed)[0]}) < 1e-5

@@ -17,6 +17,7 @@ from converters.source import ir_source, tflite, tflite_source
 from converters.source.work import work
 from edgekit import bundle, evidence, selftest
 from edgekit.engines import LoadedBundle
+from edgekit.engines.openvino import core
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def files(digits, tmp_path_factory) -> Path:
     calibration = np.load(digits.folder / "calib.npz")["x"]
     ranges = tool.calibrate({"serving_default": [{"args_0": row[None]} for row in calibration]})
     (folder / "int8.tflite").write_bytes(tool.quantize(ranges).quantized_model)
-    model = ov.Core().read_model(digits.folder / "model.onnx")
+    model = core().read_model(digits.folder / "model.onnx")
     model.reshape([1, 1, 8, 8])
     ov.save_model(model, folder / "ir.xml", compress_to_fp16=False)
     return folder
@@ -109,10 +110,9 @@ def test_openvino_makes_candidates_of_a_tflite_file(file, recipe, files, digits,
 
 def test_operators_that_openvino_makes_of_a_tflite_file_are_called_the_same_at_every_reading(files):
     """By these names a repair leaves layers in float, and a bundle's bytes hold them."""
-    import openvino as ov
 
     def names():
-        model = ov.Core().read_model(files / "float.tflite")
+        model = core().read_model(files / "float.tflite")
         graph.name_nodes(model, is_tflite=True)
         return [node.get_friendly_name() for node in model.get_ordered_ops()]
 
@@ -144,14 +144,13 @@ def test_an_int8_file_goes_through_vela_and_a_float_one_itself_is_refused(files,
 
 def test_work_read_from_each_format_is_the_work_of_the_onnx_file(files, digits):
     import onnx
-    import openvino as ov
 
     wanted = work(onnx.load(str(digits.folder / "model.onnx"))).macs
     # 64 outputs of 9 products for 8 channels, 16 of 72 for 16, and 256 x 10.
     assert wanted == 64 * 8 * 9 + 16 * 16 * 72 + 2560
     for name in ("float.tflite", "int8.tflite"):
         assert tflite_source.work(tflite.read(files / name)).macs == wanted
-    assert ir_source.work(ov.Core().read_model(files / "ir.xml")).macs == wanted
+    assert ir_source.work(core().read_model(files / "ir.xml")).macs == wanted
 
 
 def test_precision_is_read_from_the_file(files):

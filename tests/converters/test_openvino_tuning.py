@@ -4,13 +4,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import openvino as ov
 import pytest
 
 from converters.backends.openvino.backend import BACKEND
 from converters.recipes.recipes import Tuning, plans
 from converters.source import onnx_source
 from edgekit import profile
+from edgekit.engines.openvino import core
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import TensorSpec
 
@@ -85,7 +85,7 @@ def test_weights_in_eight_bits_compute_what_float_ones_do_in_a_third_of_the_spac
         folder = tmp_path / name
         folder.mkdir()
         artifact = BACKEND.convert(made.prepared, plan, folder)
-        model = ov.Core().compile_model(folder / artifact.model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        model = core().compile_model(folder / artifact.model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         images = [feed["x"] for feed in made.prepared.calibration()]
         weights = (folder / artifact.model).with_suffix(".bin").stat().st_size
         found[name] = weights, np.stack([model(image)[0] for image in images])

@@ -22,6 +22,7 @@ from converters.source.work import Work
 from device_agent import probe
 from edgekit import profile
 from edgekit.cli.profiles import profiles
+from edgekit.engines.openvino import core
 from edgekit.errors import ToolFailedError
 from edgekit.evidence import Where
 from edgekit.profile import Accelerator, Budgets, Profile, Quantization
@@ -158,7 +159,7 @@ def test_shapes_that_depend_on_the_data_are_found_in_each_format(digits, tmp_pat
 
     data_dependent(tmp_path / "m.onnx")
     assert "where" in backends.get("onnxruntime").open_shapes(tmp_path / "m.onnx")
-    ov.save_model(ov.Core().read_model(tmp_path / "m.onnx"), tmp_path / "m.xml")
+    ov.save_model(core().read_model(tmp_path / "m.onnx"), tmp_path / "m.xml")
     assert len(backends.get("openvino").open_shapes(tmp_path / "m.xml")) > 0
     assert backends.get("onnxruntime").open_shapes(digits.folder / "model.onnx") == ()
 

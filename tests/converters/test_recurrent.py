@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import openvino as ov
 import pytest
 import recurrent_models as models
 import torch
@@ -17,6 +16,7 @@ from converters.graph import canonical
 from converters.graph.importer import load
 from converters.recipes.recipes import Tuning, plans
 from edgekit import engines, profile
+from edgekit.engines.openvino import core
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import EngineSpec
 
@@ -145,7 +145,7 @@ def test_an_lstm_with_lengths_has_int8_weights_in_openvino_and_gives_what_they_m
     made = ready(models.net("LSTM", direction="bidirectional", lengths=True, constants=held), tmp_path)
     plan, artifact = converted(made, tmp_path, "openvino/static-int8")
     assert gap(made, plan, artifact) < 0.6, "1.2 where it does; 0.4 is what six samples' ranges clip"
-    graph = ov.Core().read_model(artifact.folder / artifact.model)
+    graph = core().read_model(artifact.folder / artifact.model)
     constants = [node for node in graph.get_ops() if node.get_type_name() == "Constant"]
     large = [node for node in constants if node.get_byte_size() > 3000]
     assert {node.get_element_type().to_string() for node in large} == {"i8"}
@@ -172,7 +172,7 @@ def test_a_model_that_does_not_give_numbers_where_the_source_does_is_not_kept(tm
     made = ready(models.net("RNN"), tmp_path)
     sample = next(made.calibration())
     wanted = made.source.reference.run(sample)
-    model = ov.Core().read_model(made.canonical.path)
+    model = core().read_model(made.canonical.path)
     quantizer._check_runs(model, sample, wanted)
     with pytest.raises(ToolFailedError, match="is not finite"):
         quantizer._check_runs(model, {"x": np.full_like(sample["x"], np.nan)}, wanted)

@@ -106,6 +106,32 @@ def test_an_earlier_answer_does_not_change_with_the_next_call(loaded: LoadedBund
     np.testing.assert_array_equal(first, kept)
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_process_that_has_closed_its_models_still_takes_a_signal(engine: str, onnx_file: Path) -> None:
+    """Two of OpenVINO's cores that ended one after the other left the next signal a stack that had been freed."""
+    script = f"""
+import signal
+from pathlib import Path
+from edgekit import engines
+from edgekit.manifest import EngineSpec, TensorSpec
+
+def load():
+    spec, inputs, outputs = EngineSpec({engine!r}, "", "", threads=1), [TensorSpec("x", "float32", (1, 4))], []
+    return engines.get({engine!r}).load(Path({str(onnx_file)!r}), spec, inputs, outputs, None)
+
+first, second = load(), load()
+del first
+del second
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("taken")
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout) == (0, "taken\n"), told.stderr
+
+
 def test_a_bad_input_never_reaches_an_engine(loaded: LoadedBundle) -> None:
     with pytest.raises(InputError, match="has shape 4; expected x: float32 1x4"):
         loaded.run({"x": X[0]})

@@ -24,6 +24,7 @@ from converters.recipes.recipe import KEPT, NPU
 from converters.recipes.recipes import Plan
 from converters.source import onnx_source
 from converters.source.source import closed
+from edgekit.engines.openvino import core
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import Option
 from edgekit.quiet import quietly
@@ -109,7 +110,7 @@ def _read(prepared: Prepared) -> Any:
 
 def _opened(path: Path) -> Any:
     try:
-        return ov.Core().read_model(path)
+        return core().read_model(path)
     except RuntimeError as error:
         raise Unsupported(f"OpenVINO cannot read the model: {_cause(error)}") from error
 

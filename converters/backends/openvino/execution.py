@@ -6,10 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
-
 from converters.recipes.recipe import NPU
 from converters.recipes.recipes import Plan
+from edgekit.engines.openvino import core
 
 # The operators that weigh, by the executed graph's names.
 _HEAVY = {
@@ -29,8 +28,7 @@ _EIGHT_BITS = ("i8", "u8")
 def notes(path: Path, plan: Plan) -> tuple[str, ...]:
     """Short sentences for a candidate; none where nothing is worth one."""
     hint = str(plan.judged_options.get("INFERENCE_PRECISION_HINT", "f32"))
-    core = ov.Core()
-    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    compiled = core().compile_model(core().read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": hint})
     nodes = [_facts(node) for node in compiled.get_runtime_model().get_ops()]
     told = []
     if plan.recipe.precision == "int8" and plan.recipe.needs_calibration:

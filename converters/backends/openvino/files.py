@@ -4,8 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
-
 from converters.backends.sharing import Store
 from edgekit.engines.openvino import read
 
@@ -29,7 +27,7 @@ def move_weights(path: Path, store: Store) -> None:
 
 def open_shapes(path: Path) -> tuple[str, ...]:
     """Operators with an output of open shape."""
-    operators: list[Any] = read(ov.Core(), path).get_ordered_ops()
+    operators: list[Any] = read(path).get_ordered_ops()
     return tuple(
         operator.get_friendly_name()
         for operator in operators

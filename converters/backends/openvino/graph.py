@@ -23,6 +23,7 @@ from openvino import opset13 as ops
 from openvino.passes import ConstantFolding, Manager
 
 from converters.backends.settling import Part
+from edgekit.engines.openvino import core
 from edgekit.errors import ToolFailedError
 
 ACTIVATION = "act:"
@@ -170,7 +171,7 @@ def _recurrent_behind(node: Any, steps: int) -> Iterator[Any]:
 
 def _computed(origin: Any) -> Any:
     """The array that constants alone make."""
-    alone = ov.Core().compile_model(ov.Model([origin], []), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    alone = core().compile_model(ov.Model([origin], []), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return np.array(alone([])[0])
 
 

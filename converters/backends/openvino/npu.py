@@ -9,6 +9,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
+from edgekit.engines.openvino import core
+
 # Meteor Lake's; with a platform named, a compiler needs no device.
 PLATFORM = "3720"
 
@@ -19,7 +21,7 @@ def obstacle() -> str:
     x = ops.parameter([1, 8], np.float32, name="x")
     model = ov.Model([ops.relu(x)], [x], "probe")
     try:
-        ov.Core().compile_model(model, "NPU", {"NPU_PLATFORM": PLATFORM})
+        core().compile_model(model, "NPU", {"NPU_PLATFORM": PLATFORM})
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line and not line.startswith("Exception from")]
         return lines[0].strip() if lines else "OpenVINO gives no reason"

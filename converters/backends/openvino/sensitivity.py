@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from openvino import opset13 as ops
 
 from converters.backends import Prepared
 from converters.backends.openvino import graph
 from converters.quantize.sensitivity import LayerError, divergence, snr_db
-from edgekit.engines.openvino import read
+from edgekit.engines.openvino import core, read
 from edgekit.errors import DataError, EngineError
 from edgekit.tensors import Array
 
@@ -41,7 +40,7 @@ def ranked(path: Path, prepared: Prepared, clock: Callable[[], float]) -> list[L
 
     Raises: DataError without a sample, EngineError if OpenVINO cannot run the model with its switches.
     """
-    model = read(ov.Core(), path)
+    model = read(path)
     quantizers = graph.activation_quantizers(model)
     if not quantizers:
         return []
@@ -110,7 +109,7 @@ def _switched(model: Any, quantizers: Sequence[graph.Quantizer]) -> Run:
             port.replace_source_output(blended.output(0))
     model.add_parameters([switches])
     try:
-        compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         request = compiled.create_infer_request()
     except RuntimeError as error:
         raise EngineError(f"openvino cannot analyse the model: {error}") from error
