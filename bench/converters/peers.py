@@ -148,19 +148,20 @@ def _onnx2torch(model: Path) -> Any:
 
 @dataclass(frozen=True)
 class Tool:
-    """`float_of` is the peer that counts where this one loses too much accuracy."""
+    """`engine` runs what it makes; `float_of` is the peer that counts where this one loses too much accuracy."""
 
+    engine: str
     convert: Callable[[Path, Sequence[Feed], Path], Path]
     float_of: str = ""
 
 
 PEERS: Mapping[str, Tool] = {
-    "onnxruntime float": Tool(onnxruntime_float),
-    "onnxruntime static int8": Tool(onnxruntime_static, "onnxruntime float"),
-    "openvino default": Tool(openvino_default),
-    "openvino nncf int8": Tool(openvino_nncf, "openvino default"),
-    "litert-torch float": Tool(litert_float),
-    "litert-torch aeq int8": Tool(litert_static, "litert-torch float"),
+    "onnxruntime float": Tool("onnxruntime", onnxruntime_float),
+    "onnxruntime static int8": Tool("onnxruntime", onnxruntime_static, "onnxruntime float"),
+    "openvino default": Tool("openvino", openvino_default),
+    "openvino nncf int8": Tool("openvino", openvino_nncf, "openvino default"),
+    "litert-torch float": Tool("litert", litert_float),
+    "litert-torch aeq int8": Tool("litert", litert_static, "litert-torch float"),
 }
 
 

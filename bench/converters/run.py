@@ -5,8 +5,9 @@ peer's file get the same held-out data, the same metric, the profile's threads (
 and interleaved timing. A peer that loses
 more accuracy than the contract allows counts with its own float model. Ours is built with `--accept-uncertain`:
 neither side has to show its loss at 95 %. A ratio is our time over theirs: "never slower" means that its 95 % interval
-includes or lies below 1. Beside it stand the ratio to the best of all peers on each model, what a first build takes
-against the peers' own conversions for the same engines, and the share of this machine's peak that the shipped file reaches.
+includes or lies below 1. Beside it stand the ratio to the best of all peers on each model, what a first build takes, what
+one takes for the engines that a peer had a file for against those peers' own conversions, and the share of this machine's
+peak that the shipped file reaches.
 
     python bench/converters/run.py [--quick] [--only MODEL] [--recipe PATTERN] [--json FILE] [--resume] [--cache DIR]
 
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,13 @@ def build_ours(words: Sequence[object], folder: Path) -> Ours:
     )
 
 
+def build_for(engines: Iterable[str], words: Sequence[object], folder: Path) -> float:
+    """Seconds of a first build that may use these engines alone; NaN where nothing came of it."""
+    only = [word for engine in sorted(engines) for word in ("--recipe", f"{engine}/*")]
+    code, took, _ = edgekit(*words, *only, "--out", folder / "dist", "--cache", folder / "cache")
+    return math.nan if code else took
+
+
 def compare(
     name: str, profile: Path, folder: Path, cache: Path, recipes: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -172,8 +180,8 @@ def compare(
     words = ["build", *([source] if source else []), "--project", case.project, "--target", profile]
     # As the peers are judged: by what the samples say, whether or not they are enough to show it at 95 %.
     words.append("--accept-uncertain")
-    words += [word for pattern in recipes for word in ("--recipe", pattern)]
-    ours = build_ours([*words, "--cache", cache], folder)
+    chosen = [word for pattern in recipes for word in ("--recipe", pattern)]
+    ours = build_ours([*words, *chosen, "--cache", cache], folder)
     runs: dict[str, Run] = {}
     rows: dict[str, Row] = {}
     # What the tools take by themselves; ours may have found fewer to be faster.
@@ -187,6 +195,11 @@ def compare(
         rows[OURS] = Row(OURS, size_bytes=ours.size_bytes, build_s=ours.first_s, note=ours.recipe)
     inputs, outputs = ([spec.name for spec in specs] for specs in (bench.source.inputs, bench.source.outputs))
     made = built(bench, folder)
+    came = [peer for peer in made if peer.path is not None]
+    engines = {PEERS[peer.name].engine for peer in came}
+    # A peer that could make nothing of the model has no seconds, and ours for its engine have nothing to stand beside.
+    is_all = bool(recipes) or engines == {tool.engine for tool in PEERS.values()}
+    same_s = ours.first_s if is_all else build_for(engines, words, folder / "same")
     for peer in made:
         rows[peer.name] = Row(
             peer.name,
@@ -226,8 +239,9 @@ def compare(
         "second_build_s": ours.second_s,
         "best": best,
         "to_best": rows[best].ratio if best else None,
-        "peers_build_s": sum(peer.build_s for peer in made if peer.path is not None),
-        "peers_whole_s": sum(peer.whole_s for peer in made if peer.path is not None),
+        "same_build_s": same_s,
+        "peers_build_s": sum(peer.build_s for peer in came),
+        "peers_whole_s": sum(peer.whole_s for peer in came),
         "spent": ours.spent,
         "macs": bench.work.macs,
         "precision": computes(ours.recipe) or (bench.source.native.precision if bench.source.native else ""),
