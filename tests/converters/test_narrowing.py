@@ -182,8 +182,9 @@ def test_if_what_was_judged_a_little_would_be_picked_all_are_judged_in_full(
 ):
     monkeypatch.setattr("converters.rounds.narrowing.MANY", 1)
     monkeypatch.setattr(narrowing, "next_turn", lambda *_: [])
-    told, bundle, rows = built(digits, run_build, tmp_path)
-    assert f"{bundle['recipe']} may be the pick after all, so all are judged in full" in told
+    told, _, rows = built(digits, run_build, tmp_path)
+    # Two that are about as fast: the second timing may pick the other one.
+    assert " may be the pick after all, so all are judged in full" in told
     assert not any("samples" in row for row in rows.values())
 
 
