@@ -33,6 +33,10 @@ class Against:
     seed: int
     is_coarse: bool
 
+    def draw(self) -> None:
+        """Now rather than with the first candidate. Raises: DataError, MetricError."""
+        self._drawn  # noqa: B018  # made once and kept
+
     @cached_property
     def _drawn(self) -> Own:
         with of_source():

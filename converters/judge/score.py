@@ -40,6 +40,10 @@ class Mark:
             self.metric, self.digest, self.labels, self.samples.sequence, self.seed, self.is_coarse
         )
 
+    def draw(self) -> None:
+        """The source's side, now rather than with the first candidate. Raises: DataError."""
+        self._against.draw()
+
     @cached_property
     def figure(self) -> float:
         """The source's own figure. Raises: DataError if the labels do not fit it."""

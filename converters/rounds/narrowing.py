@@ -14,6 +14,8 @@ from converters.judge.select import Ratio
 from converters.measure.host import Host
 from converters.measure.latency import Latency
 from converters.measure.latency import ratio as ratio_of
+from converters.measure.race import Timing
+from converters.recipes.recipes import Plan
 from converters.rounds.candidates import Candidate, on_search_half
 from converters.rounds.making import made, made_together
 from converters.rounds.scoring import searched, with_outputs
@@ -37,20 +39,30 @@ def narrowed(
     tried: Sequence[Candidate],
     host: Host,
     *,
-    times: Mapping[str, Latency],
+    timing: Timing,
+    usual: Mapping[str, tuple[Plan, Latency]],
     jobs: int,
-) -> list[Candidate]:
-    """The glimpsed candidates, in their order, those judged in full that might be picked. Who has no time is one of them."""
-    found = {item.recipe: item for item in tried}
+) -> tuple[list[Candidate], Timing]:
+    """The glimpsed candidates, in their order, those judged in full that might be picked, and the times. Who has no time is one
+    of them. `usual`: the plans and times of those that are loaded in another way; if nothing holds in it on all samples, it
+    is the usual one that counts.
+    """
+    found, times = {item.recipe: item for item in tried}, dict(timing.latencies)
     holding: list[str] = []
     while turn := next_turn([item for item in found.values() if _waits(item)], times, holding, max(jobs, 1)):
-        made_together(bench, [found[recipe].plan for recipe in turn], host)
+        with bench.source_ahead():
+            made_together(bench, [found[recipe].plan for recipe in turn], host)
         for recipe in turn:
             bench.tell(f"judging {recipe}")
             found[recipe] = made(bench, found[recipe].plan, host)
-            if found[recipe].stands and _seems_to_hold(bench, contract, found[recipe], host):
+            holds = _seems_to_hold(bench, contract, found[recipe], host)
+            if not holds and recipe in usual:
+                plan, times[recipe] = usual[recipe]
+                found[recipe] = made(bench, plan, host)
+                holds = _seems_to_hold(bench, contract, found[recipe], host)
+            if holds:
                 holding.append(recipe)
-    return list(found.values())
+    return list(found.values()), Timing(times, timing.failures)
 
 
 def next_turn(
@@ -76,7 +88,9 @@ def _waits(item: Candidate) -> bool:
 
 
 def _seems_to_hold(bench: Workbench, contract: Contract, item: Candidate, host: Host) -> bool:
-    """Whether the search half has nothing against it; of one that is not searched over, its outputs."""
+    """Whether it stands, and the search half has nothing against it; of one that is not searched over, its outputs."""
+    if not item.stands:
+        return False
     if not item.plan.recipe.is_searched_over:
         item = with_outputs(bench, contract, item)
         return item.stands and all(output.holds for output in item.outputs)

@@ -62,10 +62,14 @@ def judged(
         tried.append(made(bench, plan, host, is_glimpsed=is_narrow))
         # Whether a worker made it before or this process now.
         bench.steps.made_for(profile.name, plan.name)
-    early, glimpsed = None, []
+    early: Timing | None = None
+    glimpsed: list[Candidate] = []
     if is_narrow:
         early, host, footing = _raced(bench, tried, host, footing)
-        tried = narrowed(bench, contract, tried, host, times=early.latencies, jobs=jobs)
+        own = {item.recipe: item.plan for item in tried}
+        usual = {recipe: (own[recipe], time) for recipe, (_, time) in early.settled.items()}
+        tried, early = in_their_best_way(bench, contract, tried, host, early)
+        tried, early = narrowed(bench, contract, tried, host, timing=early, usual=usual, jobs=jobs)
         glimpsed = [item for item in tried if item.is_glimpsed]
         tried = [item for item in tried if not item.is_glimpsed]
     tried = _best_of_family(bench, contract, tried, host)

@@ -2,7 +2,8 @@
 
 Always true
  1. A candidate changes its way only where that is faster beyond doubt, and where it may win by it.
- 2. It is evaluated anew in the way that it ships: openvino 2026.4 computes some int8 models wrong on one thread.
+ 2. It is evaluated anew in the way that it ships: openvino 2026.4 computes some int8 models wrong on one thread. Who is
+    judged a little so far is judged a little in it.
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from dataclasses import replace
 
 from converters.measure import heats, latency
 from converters.measure.host import Host
+from converters.measure.latency import Latency
 from converters.measure.race import Timing
-from converters.recipes.recipes import Loading
+from converters.recipes.recipes import Loading, Plan
 from converters.rounds.candidates import Candidate, on_search_half
 from converters.rounds.making import made, made_together
 from converters.rounds.scoring import searched, with_outputs
@@ -37,29 +39,30 @@ def in_their_best_way(
     bench: Workbench, contract: Contract, tried: Sequence[Candidate], host: Host, timing: Timing
 ) -> tuple[list[Candidate], Timing]:
     """The candidates in the way that their times are of, evaluated in it, and the times; who computes something else in it has
-    its own way and time, and so has who is not judged in full.
+    its own way and time.
     """
     changed = {
-        item.recipe: replace(item, plan=item.plan.loaded(timing.settled[item.recipe][0]))
+        item.recipe: replace(item, plan=_in_its_way(item.plan, *timing.settled[item.recipe], timing))
         for item in tried
-        if item.recipe in timing.settled and item.stands and not item.is_glimpsed
+        if item.recipe in timing.settled and item.stands
     }
-    own = {item.recipe: Loading(item.plan.threads) for item in tried}
-    made_together(bench, [item.plan for item in changed.values()], host)
+    for is_glimpsed in (False, True):
+        plans = [item.plan for item in changed.values() if item.is_glimpsed is is_glimpsed]
+        made_together(bench, plans, host, is_glimpsed=is_glimpsed)
     found = {recipe: _judged_anew(bench, contract, item, host) for recipe, item in changed.items()}
     latencies = dict(timing.latencies)
-    for recipe, (way, usual) in timing.settled.items():
-        again = found.get(recipe)
-        if again is None:
-            latencies[recipe] = usual
-            continue
-        gain = latency.ratio(latencies[recipe], usual)
-        told = (
-            f"on {way.told}, which takes {gain.median:.2f} x the time of {own[recipe].told}"
-            f" ({gain.low:.2f} to {gain.high:.2f})"
-        )
-        found[recipe] = replace(again, notes=(*again.notes, told))
+    latencies |= {recipe: usual for recipe, (_, usual) in timing.settled.items() if found.get(recipe) is None}
     return [found.get(item.recipe) or item for item in tried], Timing(latencies, timing.failures)
+
+
+def _in_its_way(plan: Plan, way: Loading, usual: Latency, timing: Timing) -> Plan:
+    """With a note of what it gains by it."""
+    gain = latency.ratio(timing.latencies[plan.name], usual)
+    note = (
+        f"on {way.told}, which takes {gain.median:.2f} x the time of {Loading(plan.threads).told}"
+        f" ({gain.low:.2f} to {gain.high:.2f})"
+    )
+    return replace(plan.loaded(way), notes=(*plan.notes, note))
 
 
 def _better(item: Candidate, timing: Timing) -> str | None:
@@ -77,8 +80,9 @@ def _better(item: Candidate, timing: Timing) -> str | None:
 
 def _judged_anew(bench: Workbench, contract: Contract, item: Candidate, host: Host) -> Candidate | None:
     """As it computes in its way; None where it fails, or loses what it kept before."""
-    seen = made(bench, item.plan, host)
-    again = replace(item, evaluated=seen.evaluated, parity=seen.parity, failure=seen.failure)
+    seen = made(bench, item.plan, host, is_glimpsed=item.is_glimpsed)
+    notes = (*item.notes, item.plan.notes[-1])
+    again = replace(item, evaluated=seen.evaluated, parity=seen.parity, failure=seen.failure, notes=notes)
     if again.stands and item.search is not None:
         again = searched(bench, contract, again, host)
     if again.stands:

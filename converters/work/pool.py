@@ -85,6 +85,13 @@ class Ahead:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """A worker has loaded what it was to load ahead, `at` by the clock that all processes of the machine share."""
+
+    at: float
+
+
+@dataclass(frozen=True)
 class Told:
     """A line of progress; until the next one, it says what a worker is doing."""
 
@@ -131,13 +138,19 @@ class _Worker:
         self.doing, self.since = what, time.monotonic()
         self._told(what)
 
+    def loaded(self, at: float) -> None:
+        """It has waited since then, up to its order."""
+        self._told(IDLE, at)
+        self.doing = "starting"
+        self._told(self.doing, max(at, self.since))
+
     def rests(self) -> None:
         """Its order is done, or it is."""
         self.order = None
         self._told(IDLE)
 
-    def _told(self, what: str) -> None:
-        self.watch.does(str(self.process.pid), what)
+    def _told(self, what: str, at: float | None = None) -> None:
+        self.watch.does(str(self.process.pid), what, at)
 
     def counted_s(self) -> float:
         """Seconds of the order so far that count against its limit."""
@@ -260,7 +273,7 @@ class WorkerPool:
                 worker.sends(self.opening)
             order = min(free, key=lambda item: self._place(worker, item))
             waiting.remove(order)
-            if order.is_float:
+            if order.is_float and shared(order) not in known.artifacts:
                 self._float_at[order.plan.recipe.engine] = worker
             worker.takes(order, shared(order))
             worker.sends((order, known.artifacts_only()))
@@ -322,6 +335,9 @@ class WorkerPool:
         if isinstance(message, Told):
             worker.does(message.text)
             self.tell(message.text)
+            return None
+        if isinstance(message, Loaded):
+            worker.loaded(message.at)
             return None
         if isinstance(message, Opened):
             if message.objection:

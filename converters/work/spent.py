@@ -14,6 +14,8 @@ import msgspec
 
 # The building process; workers have names of their own.
 HERE = "build"
+# What it does beside waiting for them.
+AHEAD = "ahead"
 IDLE = ""
 # How what is told begins, and the step that this is.
 _STEPS: Mapping[str, str] = {
@@ -80,12 +82,12 @@ class Stopwatch:
     def __post_init__(self) -> None:
         self._began = self.clock()
 
-    def does(self, who: str, told: str) -> None:
-        """A line of progress of `who`, or `IDLE`."""
+    def does(self, who: str, told: str, at: float | None = None) -> None:
+        """A line of progress of `who`, or `IDLE`; now, or `at` by the clock."""
         step = step_of(told)
         if step is None:
             return
-        now = self.clock()
+        now = self.clock() if at is None else at
         if who in self._doing:
             before, since = self._doing.pop(who)
             self._sums[before] += now - since  # type: ignore[assignment]  # seconds, not counts

@@ -138,6 +138,14 @@ class Standard:
         """What the search half is scored against."""
         return self._yardstick(self.data.halves[0], self.search_reference, is_coarse=True)
 
+    def look_ahead(self) -> None:
+        """All of the source's that judging candidates in full takes: its outputs on the search half, and its side of the draws
+        on either. Raises: as they do.
+        """
+        for yardstick in (self.search_yardstick, self.yardstick):
+            for mark in filter(None, (yardstick.clean, yardstick.shifted)):
+                mark.draw()
+
     def search_score(self, plan: Plan, found: Evaluated, limit: float, slice_limit: float | None) -> Score:
         """A candidate's figures on the search half, of its outputs there. Raises: DataError."""
         kept = self.output_scores(plan, found, self.search_reference, limit)

@@ -6,10 +6,12 @@ Always true
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Thread
 from typing import TypeVar
 
 import msgspec
@@ -45,7 +47,7 @@ from converters.work.limit import TooLongError, ends_after
 from converters.work.orders import Ledger, Order
 from converters.work.pool import PoolUnfitError, WorkerPool
 from converters.work.running import Running
-from converters.work.spent import HERE, IDLE, Stopwatch
+from converters.work.spent import AHEAD, HERE, IDLE, Stopwatch
 from converters.work.standard import Standard
 from converters.work.steps import Steps
 from edgekit import engines
@@ -187,6 +189,26 @@ class Workbench:
             self.tell(f"candidates are made in this process: {error}")
             self.pool.close()
             self.pool = None
+
+    @contextmanager
+    def source_ahead(self) -> Iterator[None]:
+        """While workers are busy, this process runs the source over what it is asked for next. What goes wrong there goes wrong
+        again for whoever asks.
+        """
+
+        def look() -> None:
+            self.spent.does(AHEAD, "evaluating the source")
+            with suppress(Exception):
+                self.standard.look_ahead()
+            self.spent.does(AHEAD, IDLE)
+
+        # Nobody who interrupts the build waits for it.
+        beside = Thread(target=look, daemon=True)
+        if self.pool is not None:
+            beside.start()
+        yield
+        if beside.ident is not None:
+            beside.join()
 
     def fulfil(self, order: Order) -> None:
         """All that an order asks, into the findings; a failure becomes one of them."""

@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from converters import backends
 from converters.source.code import CodeGate
-from converters.work.pool import Ahead, Opened, Opening, Told
+from converters.work.pool import Ahead, Loaded, Opened, Opening, Told
 from converters.work.workbench import Workbench
 from edgekit.quiet import first_line
 
@@ -67,6 +68,7 @@ def _opening(connection: Connection) -> Opening:
         # Whoever converts with it meets the same, and says so as the reason of a candidate.
         with suppress(Exception):
             backends.get(message.engine).load()
+        connection.send(Loaded(time.monotonic()))
         message = connection.recv()
     return message
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,13 +17,18 @@ from converters.data.halves import FEW, FEWEST, OF_EACH, few
 from converters.judge.accuracy import Accuracy, Judgement
 from converters.judge.select import Contender, Ratio, select
 from converters.measure.latency import Latency
+from converters.measure.race import Timing
+from converters.recipes import recipes
 from converters.recipes.recipe import Recipe
+from converters.recipes.recipes import Loading
 from converters.rounds import narrowing, scoring
+from converters.rounds.candidates import Candidate
 from converters.work import worker
 from converters.work.findings import Findings
 from converters.work.orders import whole
-from converters.work.pool import Ahead, Opening, WorkerPool
+from converters.work.pool import Ahead, Loaded, Opening, WorkerPool
 from converters.work.spent import Stopwatch
+from converters.work.workbench import Workbench
 from edgekit import profile
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import Contract
@@ -64,6 +70,40 @@ def test_who_could_not_be_timed_is_judged_in_full():
     assert narrowing.next_turn(waiting("slow", "untimed"), times(slow=9.0, fast=1.0), ["fast"], 2) == [
         "untimed"
     ]
+
+
+@pytest.mark.parametrize("holds", [(True,), (False, True), (False, False)])
+def test_who_holds_nothing_on_all_samples_in_a_faster_way_is_judged_in_its_usual_one(holds, monkeypatch):
+    """One thread, or another layout: there a few samples alone had shown nothing."""
+    answers, judged = iter(holds), []
+
+    def made(_bench, given, _host):
+        judged.append(given.threads)
+        return Candidate(given)
+
+    monkeypatch.setattr(narrowing, "made", made)
+    monkeypatch.setattr(narrowing, "made_together", lambda *_: None)
+    monkeypatch.setattr(narrowing, "_seems_to_hold", lambda *_: next(answers))
+    own = next(each for each in recipes.plans(profile.load("x86-64-v3")) if each.name == "onnxruntime/fp32")
+    item = Candidate(own.loaded(Loading(1)), artifact=SimpleNamespace(), is_glimpsed=True)
+    bench = SimpleNamespace(tell=lambda _: None, source_ahead=nullcontext)
+    (found,), timing = narrowing.narrowed(
+        bench, Contract(), [item], None, timing=Timing(times(**{own.name: 1.0}), {}),
+        usual={own.name: (own, times(usual=2.0)["usual"])}, jobs=2,
+    )  # fmt: skip
+    assert judged == [1, own.threads][: len(holds)]
+    assert (found.plan.threads, timing.latencies[own.name].p50_ms) == ((1, 1.0) if holds[0] else (2, 2.0))
+
+
+def test_what_the_source_is_asked_for_later_is_made_while_workers_are_busy():
+    bench, asked = object.__new__(Workbench), []
+    bench.spent, bench.standard = Stopwatch(), SimpleNamespace(look_ahead=lambda: asked.append(1) or 1 / 0)
+    for pool, count in ((None, 0), (SimpleNamespace(), 1)):
+        bench.pool = pool
+        with bench.source_ahead():
+            pass
+        # What went wrong there is met, and told, by whoever asks for it.
+        assert len(asked) == count
 
 
 def contender(recipe, latency, verdict, seen=0):
@@ -209,7 +249,9 @@ def test_one_that_is_clearly_slower_is_judged_a_little_and_told_so(digits, run_b
 def test_a_worker_that_cannot_load_a_converter_ahead_opens_the_project_all_the_same():
     opening = object.__new__(Opening)
     messages = iter([Ahead("no-such-engine"), opening])
-    assert worker._opening(SimpleNamespace(recv=lambda: next(messages))) is opening
+    said = []
+    assert worker._opening(SimpleNamespace(recv=lambda: next(messages), send=said.append)) is opening
+    assert [type(each) for each in said] == [Loaded]
 
 
 def test_a_worker_that_dies_while_it_loads_ahead_costs_its_order_only(tmp_path):

@@ -65,6 +65,29 @@ def test_int8_waits_for_the_float_model_that_another_worker_makes():
 
 
 @pytest.mark.parametrize("is_made", [True, False])
+def test_two_of_an_engine_run_side_by_side_once_its_float_model_is_there(is_made, tmp_path):
+    pool, had = WorkerPool(2, tmp_path, lambda _: None), []
+
+    def worker():
+        own = SimpleNamespace(
+            engines={"openvino"}, order=None, is_opened=True, shared="", sends=lambda _: None
+        )
+
+        def takes(given, shared):
+            own.order, own.shared = given, shared
+            had.append(given.plan.recipe.engine)
+
+        own.takes = takes
+        return own
+
+    pool._workers = [worker(), worker()]
+    waiting = [order("openvino", is_float=True), order("openvino", is_float=False)]
+    known = Findings({"float": SimpleNamespace()} if is_made else {})
+    pool._hand_out(waiting, lambda given: "float" if given.is_float else "int8", known)
+    assert (len(had), len(waiting)) == ((2, 0) if is_made else (1, 1))
+
+
+@pytest.mark.parametrize("is_made", [True, False])
 def test_int8_is_anybodys_once_the_float_model_is_made(is_made):
     pool = WorkerPool(2, Path(), lambda _: None)
     found = Findings({"litert/fp32": SimpleNamespace() if is_made else ToolFailedError("no")})

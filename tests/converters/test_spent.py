@@ -45,6 +45,18 @@ def test_seconds_are_of_the_step_until_the_next_whatever_is_remarked_meanwhile()
     assert watch.account() == Account(7.0, (Spent(7.0, "timing"), Spent(3.0, "conversion", "litert/fp32")))
 
 
+def test_a_worker_that_has_loaded_a_converter_and_waits_for_an_order_does_nothing() -> None:
+    clock = Clock()
+    watch = Stopwatch(clock)
+    watch.does("one", "loading the converter of litert")
+    clock.now = 9.0
+    # Heard only now: it was ready at 4, and got its order at 7.
+    watch.does("one", IDLE, 4.0)
+    watch.does("one", "starting", 7.0)
+    clock.now = 10.0
+    assert watch.account().steps == (Spent(7.0, "worker start"),)
+
+
 def test_the_words_name_the_candidate_that_takes_a_fifth_of_a_step() -> None:
     steps = (
         Spent(9.0, "conversion", "litert/fp32"),

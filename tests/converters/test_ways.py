@@ -35,14 +35,15 @@ def item(tmp_path):
 @pytest.fixture
 def evaluated(monkeypatch):
     """What an evaluation in another way comes to: `failure` may be set."""
-    found = SimpleNamespace(failure="", ways=[])
+    found = SimpleNamespace(failure="", ways=[], glimpses=[])
 
-    def made(_bench, given, _host):
+    def made(_bench, given, _host, *, is_glimpsed):
         found.ways.append(Loading(given.threads, dict(given.layout)))
+        found.glimpses.append(is_glimpsed)
         return Candidate(given, failure=found.failure)
 
     monkeypatch.setattr(ways, "made", made)
-    monkeypatch.setattr(ways, "made_together", lambda *_: None)
+    monkeypatch.setattr(ways, "made_together", lambda *_, **__: None)
     monkeypatch.setattr(ways, "with_outputs", lambda _bench, _contract, candidate: candidate)
     return found
 
@@ -87,10 +88,12 @@ def test_threads_that_compute_wrong_are_not_taken_however_fast(item, evaluated):
     assert told == [f"{item.recipe} is not loaded on 1 thread: output y is off"]
 
 
-def test_who_is_not_judged_in_full_keeps_its_threads_and_their_time(item, evaluated):
-    glimpsed = replace(item, is_glimpsed=True)
-    assert taken(glimpsed, usual=2.0, one=1.0)[:2] == (glimpsed, 2.0)
-    assert not evaluated.ways
+def test_who_was_judged_a_little_is_judged_a_little_in_its_way_before_it_is_in_full(item, evaluated):
+    found, ms, _ = taken(replace(item, is_glimpsed=True), usual=2.0, one=1.0)
+    assert (found.plan.threads, found.is_glimpsed, ms) == (1, True, 1.0)
+    assert evaluated.glimpses == [True]
+    # What it is judged in full with has the note too.
+    assert found.plan.notes[-1] == found.notes[-1]
 
 
 def test_the_lock_has_the_way_that_is_not_the_profiles_and_it_is_not_raced_again():
