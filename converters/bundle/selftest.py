@@ -11,6 +11,7 @@ of these ways, and a device's own rounding beside it: `ROUNDING` of that same sh
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from msgspec import UNSET, structs
@@ -19,6 +20,7 @@ from converters.bundle import ranges
 from converters.data import compact
 from converters.measure.host import Host, judged_spec
 from converters.recipes import facts
+from converters.recipes.recipe import Way
 from converters.recipes.recipes import Plan
 from converters.rounds.candidates import Candidate
 from converters.rounds.isolated import seen_alone
@@ -35,6 +37,8 @@ from edgekit.selftest import ANSWERS, agreed_on, is_exact, record
 from edgekit.tensors import Array
 
 MARGIN = 4.0
+# Processes that run the artifact in its ways at a time.
+SIDE_BY_SIDE = 2
 # Golden samples that run in the other ways too, and the rest of a sequence begun: plain kernels are slow.
 OTHER_WAYS_SAMPLES = 16
 # An accelerator that is not here computes with other widths inside.
@@ -53,15 +57,20 @@ def made(bench: Workbench, item: Candidate, host: Host) -> tuple[SelfTest, dict[
     assert item.artifact is not None
     is_whole, given = golden.is_whole(item.plan), shipped(bench, item)
     ready = _ready(bench, given.samples)
-    outputs = _ordered(
-        bench,
-        seen_alone(bench, item, host, {}, samples=ready, spec=judged_spec(item.plan, item.artifact, host)),
-    )
+    few = next((at for at in range(OTHER_WAYS_SAMPLES, len(ready)) if ready.starts(at)), len(ready))
+    own, first = judged_spec(item.plan, item.artifact, host), ready.take(slice(0, few))
+    with ThreadPoolExecutor(1 if bench.source.is_apart else SIDE_BY_SIDE) as beside:
+        whole = beside.submit(seen_alone, bench, item, host, {}, samples=ready, spec=own)
+        seen = [
+            (way, beside.submit(seen_alone, bench, item, host, way.environment, samples=first, spec=spec))
+            for way, spec in _other_ways(item)
+        ]
+        outputs = _ordered(bench, whole.result())
     file = golden.artifact_file(outputs, given.layout, bench.source.sets, is_whole=is_whole)
     # As a device reads it.
     ours = compact.decoded(file)
     answered = record(outputs, given.layout.kept, bench.source.sets)
-    others = list(_other_ways(bench, item, host, ready, ours=ours, kept=given.layout.kept))
+    others = list(_that_count(bench, item, seen, ours=ours, kept=given.layout.kept))
     test = SelfTest(
         inputs=golden.INPUTS,
         source=golden.SOURCE,
@@ -90,26 +99,30 @@ def shipped(bench: Workbench, item: Candidate) -> Shipped:
     return bench.golden.shipped(item.artifact.size_bytes, is_whole=golden.is_whole(item.plan))
 
 
-def _other_ways(
-    bench: Workbench, item: Candidate, host: Host, ready: Samples, *, ours: Mapping[str, Array], kept: int
-) -> Iterator[dict[str, Array]]:
-    """Records of the first samples as the same bytes give them in other ways."""
+def _other_ways(item: Candidate) -> Iterator[tuple[Way, EngineSpec]]:
+    """In which the same bytes may be run."""
     plan = item.plan
     assert item.artifact is not None
-    few = next((at for at in range(OTHER_WAYS_SAMPLES, len(ready)) if ready.starts(at)), len(ready))
     for way in facts.of(plan.recipe.engine).ways:
-        environment = way.environment
-        if plan.recipe.isa and environment:
+        if plan.recipe.isa and way.environment:
             continue  # AVX2 has no bf16: that would be another precision, not another way
-        spec = EngineSpec(
-            plan.recipe.engine,
-            plan.versions,
-            item.artifact.runs_here,
-            {**plan.judged_options, **way.options},
-            1,
-        )
+        options = {**plan.judged_options, **way.options}
+        yield way, EngineSpec(plan.recipe.engine, plan.versions, item.artifact.runs_here, options, 1)
+
+
+def _that_count(
+    bench: Workbench,
+    item: Candidate,
+    seen: Sequence[tuple[Way, Future[dict[str, Array]]]],
+    *,
+    ours: Mapping[str, Array],
+    kept: int,
+) -> Iterator[dict[str, Array]]:
+    """Records of the first samples as the same bytes give them in other ways."""
+    for way, outputs in seen:
+        environment = way.environment
         try:
-            seen = seen_alone(bench, item, host, environment, samples=ready.take(slice(0, few)), spec=spec)
+            made = outputs.result()
         except ToolFailedError as error:
             if not environment:
                 raise
@@ -120,7 +133,7 @@ def _other_ways(
                 f"{item.recipe} does not run with {told}, so that way does not count: {first_line(error)}"
             )
             continue
-        found = record(_ordered(bench, seen), kept, bench.source.sets)
+        found = record(_ordered(bench, made), kept, bench.source.sets)
         if _is_another_function(bench, found, ours):
             # openvino 2026.4 computes some int8 models wrong on one thread (attention with infinite masks); a tolerance that
             # lets that pass would let everything pass.
