@@ -163,6 +163,8 @@ def spreads(model: onnx.ModelProto, feeds: Iterable[Mapping[str, Array]]) -> dic
     options.log_severity_level = 3
     # Fusions would remove the tensors whose ranges are wanted.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Other processes convert beside this one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
     found: dict[str, Spread] = {}
     endless: set[str] = set()

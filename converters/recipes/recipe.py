@@ -100,6 +100,7 @@ class EngineFacts:
     tools               distributions whose versions decide an artifact's bytes
     suffix              of its model file, in small letters
     options             what its candidates are loaded with
+    beside              options that change no output, with which a model leaves the cores to others that run beside it
     devices             accelerators that it drives, by kind
     signed_activations  architectures whose kernels multiply signed by signed
     ways                a self-test's tolerance is the largest difference among these: one thread alone if nothing else
@@ -117,6 +118,7 @@ class EngineFacts:
     tools: tuple[str, ...]
     suffix: str
     options: LoadOptions = LoadOptions()
+    beside: Mapping[str, Option] = field(default_factory=dict)
     devices: Mapping[str, Device] = field(default_factory=dict)
     signed_activations: tuple[str, ...] = ()
     ways: tuple[Way, ...] = (Way(),)

@@ -44,8 +44,8 @@ def narrowed(
     jobs: int,
 ) -> tuple[list[Candidate], Timing]:
     """The glimpsed candidates, in their order, those judged in full that might be picked, and the times. Who has no time is one
-    of them. `usual`: the plans and times of those that are loaded in another way; if nothing holds in it on all samples, it
-    is the usual one that counts.
+    of them. `usual`: the plans and times of those that are loaded in another way and may compute something else in it; who does
+    not hold in that way on all samples is judged in the usual one.
     """
     found, times = {item.recipe: item for item in tried}, dict(timing.latencies)
     holding: list[str] = []

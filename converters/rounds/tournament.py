@@ -20,7 +20,7 @@ from converters.rounds.making import made
 from converters.rounds.narrowing import narrowed
 from converters.rounds.scoring import is_same_function, scored, searched, with_outputs
 from converters.rounds.timing import estimated, timed
-from converters.rounds.ways import in_their_best_way, settled
+from converters.rounds.ways import in_their_best_way, settled, usual
 from converters.work.workbench import Workbench
 from edgekit.errors import ToolFailedError
 from edgekit.evidence import TrialEvidence
@@ -66,10 +66,10 @@ def judged(
     glimpsed: list[Candidate] = []
     if is_narrow:
         early, host, footing = _raced(bench, tried, host, footing)
-        own = {item.recipe: item.plan for item in tried}
-        usual = {recipe: (own[recipe], time) for recipe, (_, time) in early.settled.items()}
+        before, raced = tried, early
         tried, early = in_their_best_way(bench, contract, tried, host, early)
-        tried, early = narrowed(bench, contract, tried, host, timing=early, usual=usual, jobs=jobs)
+        doubtful = usual(before, tried, raced)
+        tried, early = narrowed(bench, contract, tried, host, timing=early, usual=doubtful, jobs=jobs)
         glimpsed = [item for item in tried if item.is_glimpsed]
         tried = [item for item in tried if not item.is_glimpsed]
     tried = _best_of_family(bench, contract, tried, host)

@@ -9,6 +9,7 @@ Always true
 from collections.abc import Sequence
 from dataclasses import replace
 
+from converters.graph import canonical
 from converters.measure import heats, latency
 from converters.measure.host import Host
 from converters.measure.latency import Latency
@@ -19,6 +20,10 @@ from converters.rounds.making import made, made_together
 from converters.rounds.scoring import searched, with_outputs
 from converters.work.workbench import Workbench
 from edgekit.manifest import Contract
+from edgekit.samples import rows
+
+# Two ways whose outputs are no further apart, in units of the largest value, compute the same function.
+SAME = 1e-3
 
 
 def settled(standing: Sequence[Candidate], timing: Timing) -> Timing:
@@ -53,6 +58,26 @@ def in_their_best_way(
     latencies = dict(timing.latencies)
     latencies |= {recipe: usual for recipe, (_, usual) in timing.settled.items() if found.get(recipe) is None}
     return [found.get(item.recipe) or item for item in tried], Timing(latencies, timing.failures)
+
+
+def usual(
+    before: Sequence[Candidate], after: Sequence[Candidate], timing: Timing
+) -> dict[str, tuple[Plan, Latency]]:
+    """The plan and time in its own way of each that was settled on another and computes there what may be another function:
+    if it loses something on more samples, that may be the way's doing. `timing` is that before.
+    """
+    return {
+        own.recipe: (own.plan, timing.settled[own.recipe][1])
+        for own, now in zip(before, after, strict=True)
+        if own.plan is not now.plan and _gap(own, now) > SAME
+    }
+
+
+def _gap(own: Candidate, now: Candidate) -> float:
+    """Between the golden samples' outputs in two ways, in units of the largest value."""
+    assert own.evaluated is not None
+    assert now.evaluated is not None
+    return canonical.parity(rows(own.evaluated.golden), rows(now.evaluated.golden))
 
 
 def _in_its_way(plan: Plan, way: Loading, usual: Latency, timing: Timing) -> Plan:

@@ -13,12 +13,13 @@ from converters.source.work import Work
 from edgekit import engines
 from edgekit.engines.openvino import core
 from edgekit.errors import EngineError, SourceError
-from edgekit.manifest import EngineSpec, TensorSpec
+from edgekit.manifest import EngineSpec, Option, TensorSpec
 from edgekit.profile import Precision
 from edgekit.quiet import first_line, quietly
 
 # A CPU with bf16 would compute the reference in that unless told otherwise.
-REFERENCE_OPTIONS = {"INFERENCE_PRECISION_HINT": "f32"}
+# Workers run beside it, so its threads are not pinned.
+REFERENCE_OPTIONS: dict[str, Option] = {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
 _DTYPES = {
     "f32": "float32", "f16": "float16", "f64": "float64", "i8": "int8", "i16": "int16", "i32": "int32",
     "i64": "int64", "u8": "uint8", "u16": "uint16", "u32": "uint32", "u64": "uint64", "boolean": "bool",

@@ -31,7 +31,11 @@ from edgekit.manifest import EngineSpec, Option, TensorSpec
 
 # The reference leaves the graph as the user wrote it: only what cannot change a result is simplified.
 _OF_DATA = frozenset({"NonMaxSuppression", "NonZero", "Unique", "Compress"})
-REFERENCE_OPTIONS: dict[str, Option] = {"graph_optimization_level": "basic"}
+# Workers run beside it, so its threads do not spin.
+REFERENCE_OPTIONS: dict[str, Option] = {
+    "graph_optimization_level": "basic",
+    "session.intra_op.allow_spinning": "0",
+}
 # Weights are then computed with where the file is mapped: nothing of them is copied into the process.
 MAPPED: dict[str, Option] = {"session.disable_prepacking": "1"}
 # What a protobuf message holds.

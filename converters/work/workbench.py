@@ -29,6 +29,7 @@ from converters.judge.kinds import OutputJudge
 from converters.judge.metrics import Metric
 from converters.keep.artifacts import Cache, key
 from converters.quantize.sensitivity import LayerError
+from converters.recipes import facts
 from converters.recipes.recipe import AS_IS
 from converters.recipes.recipes import Plan
 from converters.source import code
@@ -81,6 +82,8 @@ class Workbench:
     canonical_forms: tuple[Canonical, ...] = ()
     # Its outputs whose length follows from the data, likewise.
     known_sets: tuple[RowSet, ...] | None = None
+    # Whether this is one of several processes that run models at a time.
+    is_beside: bool = False
     # The calibration samples of the user's code, likewise (`data.spool`).
     spool: Path | None = None
     # How its outputs are judged, likewise.
@@ -285,7 +288,10 @@ class Workbench:
 
     def load(self, artifact: Artifact, plan: Plan, options: Mapping[str, Option], threads: int) -> Model:
         """The artifact in its engine, as it is judged. Raises: EngineError."""
-        spec = EngineSpec(plan.recipe.engine, plan.versions, artifact.runs_here, dict(options), threads)
+        beside = facts.of(plan.recipe.engine).beside if self.is_beside else {}
+        spec = EngineSpec(
+            plan.recipe.engine, plan.versions, artifact.runs_here, {**options, **beside}, threads
+        )
         bound = artifact.bound(self.source.inputs), artifact.bound(self.source.outputs, are_outputs=True)
         # LiteRT announces its delegate on standard error.
         buckets = artifact.buckets(self.source.buckets)

@@ -47,6 +47,7 @@ def main(arguments: Sequence[str]) -> None:
         known_judges=opening.judges,
         known_sets=opening.sets,
         spool=opening.spool,
+        is_beside=True,
     )
     objection = _objection(bench, opening)
     connection.send(Opened(objection))

@@ -14,6 +14,8 @@ FACTS = EngineFacts(
     suffix=".onnx",
     takes_as_is=(".onnx",),
     options=LoadOptions({"graph_optimization_level": "all"}),
+    # Its threads wait for the next operator by spinning, also between calls.
+    beside={"session.intra_op.allow_spinning": "0"},
     # Its Arm kernels multiply signed by signed, its x86 ones unsigned by signed.
     signed_activations=("aarch64",),
     ways=(

@@ -47,6 +47,8 @@ def sensitivity(
     options.log_severity_level = 4
     # Any optimization would fold the constants behind a switch or fuse across it.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Other processes convert beside this one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(
         switched.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

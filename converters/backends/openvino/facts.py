@@ -22,6 +22,8 @@ FACTS = EngineFacts(
     suffix=".xml",
     # On a CPU with bf16 or AMX it computes float models in bf16 unless told.
     options=LoadOptions({"INFERENCE_PRECISION_HINT": "f32"}, {"bf16": {"INFERENCE_PRECISION_HINT": "bf16"}}),
+    # Pinned, the threads of two processes share one core while the other idles.
+    beside={"ENABLE_CPU_PINNING": False},
     devices={
         NPU: Device(
             LoadOptions({"device": "NPU"}, {"fp16": {"INFERENCE_PRECISION_HINT": "f16"}}),

@@ -21,6 +21,7 @@ import numpy as np
 
 from converters.backends import Prepared, Unsupported, settling
 from converters.backends.openvino import graph
+from converters.backends.openvino.facts import FACTS
 from converters.recipes.knobs import Knob
 from converters.recipes.recipes import Plan, Tuning
 from edgekit.engines.openvino import core
@@ -128,7 +129,7 @@ def quantized(model: Any, prepared: Prepared, plan: Plan) -> tuple[Any, tuple[st
 
 def _check_runs(model: Any, sample: Mapping[str, Array], wanted: Mapping[str, Array]) -> None:
     """Raises: whatever OpenVINO raises; ToolFailedError if an output is not finite where the source's is."""
-    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **FACTS.beside})
     for port, array in compiled(dict(sample)).items():
         source = next((wanted[name] for name in port.get_names() if name in wanted), None)
         if not np.all(np.isfinite(array)) and (source is None or largest_gap(array, source) == float("inf")):

@@ -15,6 +15,7 @@ from openvino import opset13 as ops
 
 from converters.backends import Prepared
 from converters.backends.openvino import graph
+from converters.backends.openvino.facts import FACTS
 from converters.quantize.sensitivity import LayerError, divergence, snr_db
 from edgekit.engines.openvino import core, read
 from edgekit.errors import DataError, EngineError
@@ -109,7 +110,7 @@ def _switched(model: Any, quantizers: Sequence[graph.Quantizer]) -> Run:
             port.replace_source_output(blended.output(0))
     model.add_parameters([switches])
     try:
-        compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **FACTS.beside})
         request = compiled.create_infer_request()
     except RuntimeError as error:
         raise EngineError(f"openvino cannot analyse the model: {error}") from error
