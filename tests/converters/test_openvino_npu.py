@@ -16,7 +16,7 @@ def asked(monkeypatch):
     """Answers of a pretended OpenVINO."""
     npu.obstacle.cache_clear()
     yield lambda compile_model: monkeypatch.setattr(
-        npu.ov, "Core", lambda: SimpleNamespace(compile_model=compile_model)
+        npu, "core", lambda: SimpleNamespace(compile_model=compile_model)
     )
     npu.obstacle.cache_clear()
 
