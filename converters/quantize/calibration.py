@@ -16,6 +16,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from converters.recipes import facts
 from edgekit.errors import DataError, ToolFailedError
 from edgekit.tensors import Array
 
@@ -164,7 +165,8 @@ def spreads(model: onnx.ModelProto, feeds: Iterable[Mapping[str, Array]]) -> dic
     # Fusions would remove the tensors whose ranges are wanted.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Other processes convert beside this one.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in facts.of("onnxruntime").beside.items():
+        options.add_session_config_entry(key, str(value))
     session = ort.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
     found: dict[str, Spread] = {}
     endless: set[str] = set()

@@ -20,7 +20,7 @@ from converters.rounds.making import made
 from converters.rounds.narrowing import narrowed
 from converters.rounds.scoring import is_same_function, scored, searched, with_outputs
 from converters.rounds.timing import estimated, timed
-from converters.rounds.ways import in_their_best_way, settled, usual
+from converters.rounds.ways import doubtful, in_their_best_way, settled
 from converters.work.workbench import Workbench
 from edgekit.errors import ToolFailedError
 from edgekit.evidence import TrialEvidence
@@ -68,8 +68,8 @@ def judged(
         early, host, footing = _raced(bench, tried, host, footing)
         before, raced = tried, early
         tried, early = in_their_best_way(bench, contract, tried, host, early)
-        doubtful = usual(before, tried, raced)
-        tried, early = narrowed(bench, contract, tried, host, timing=early, usual=doubtful, jobs=jobs)
+        usual = doubtful(before, tried, raced)
+        tried, early = narrowed(bench, contract, tried, host, timing=early, usual=usual, jobs=jobs)
         glimpsed = [item for item in tried if item.is_glimpsed]
         tried = [item for item in tried if not item.is_glimpsed]
     tried = _best_of_family(bench, contract, tried, host)

@@ -60,7 +60,7 @@ def in_their_best_way(
     return [found.get(item.recipe) or item for item in tried], Timing(latencies, timing.failures)
 
 
-def usual(
+def doubtful(
     before: Sequence[Candidate], after: Sequence[Candidate], timing: Timing
 ) -> dict[str, tuple[Plan, Latency]]:
     """The plan and time in its own way of each that was settled on another and computes there what may be another function:
@@ -80,9 +80,9 @@ def _gap(own: Candidate, now: Candidate) -> float:
     return canonical.parity(rows(own.evaluated.golden), rows(now.evaluated.golden))
 
 
-def _in_its_way(plan: Plan, way: Loading, usual: Latency, timing: Timing) -> Plan:
+def _in_its_way(plan: Plan, way: Loading, own: Latency, timing: Timing) -> Plan:
     """With a note of what it gains by it."""
-    gain = latency.ratio(timing.latencies[plan.name], usual)
+    gain = latency.ratio(timing.latencies[plan.name], own)
     note = (
         f"on {way.told}, which takes {gain.median:.2f} x the time of {Loading(plan.threads).told}"
         f" ({gain.low:.2f} to {gain.high:.2f})"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from converters.recipes import facts
 from converters.source.native import Native
 from converters.source.project import Project
 from converters.source.source import Source, check_declared, hash_parts, observed_outputs, state_pairs
@@ -18,8 +19,7 @@ from edgekit.profile import Precision
 from edgekit.quiet import first_line, quietly
 
 # A CPU with bf16 would compute the reference in that unless told otherwise.
-# Workers run beside it, so its threads are not pinned.
-REFERENCE_OPTIONS: dict[str, Option] = {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
+REFERENCE_OPTIONS: dict[str, Option] = {"INFERENCE_PRECISION_HINT": "f32"}
 _DTYPES = {
     "f32": "float32", "f16": "float16", "f64": "float64", "i8": "int8", "i16": "int16", "i32": "int32",
     "i64": "int64", "u8": "uint8", "u16": "uint16", "u32": "uint32", "u64": "uint64", "boolean": "bool",
@@ -46,7 +46,9 @@ def open_file(project: Project, path: Path) -> Source:
     for spec in inputs:
         check_declared(project, spec)
     try:
-        engine = EngineSpec("openvino", "", path.name, dict(REFERENCE_OPTIONS))
+        # Workers run beside it.
+        options = {**REFERENCE_OPTIONS, **facts.of("openvino").beside}
+        engine = EngineSpec("openvino", "", path.name, options)
         reference = engines.get("openvino").load(path, engine, inputs, outputs, None)
     except EngineError as error:
         raise SourceError(f"{path}: {error}") from error

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx, without stubs
 
+from converters.recipes import facts
 from converters.source import labels, onnx_files, onnx_mending, onnx_nodes, onnx_weights, quantized
 from converters.source.passing import PassingModel
 from converters.source.project import Project
@@ -31,11 +32,7 @@ from edgekit.manifest import EngineSpec, Option, TensorSpec
 
 # The reference leaves the graph as the user wrote it: only what cannot change a result is simplified.
 _OF_DATA = frozenset({"NonMaxSuppression", "NonZero", "Unique", "Compress"})
-# Workers run beside it, so its threads do not spin.
-REFERENCE_OPTIONS: dict[str, Option] = {
-    "graph_optimization_level": "basic",
-    "session.intra_op.allow_spinning": "0",
-}
+REFERENCE_OPTIONS: dict[str, Option] = {"graph_optimization_level": "basic"}
 # Weights are then computed with where the file is mapped: nothing of them is copied into the process.
 MAPPED: dict[str, Option] = {"session.disable_prepacking": "1"}
 # What a protobuf message holds.
@@ -212,7 +209,8 @@ def load_reference(
 
     Raises: EngineError.
     """
-    options = {**REFERENCE_OPTIONS, **(MAPPED if is_apart else {})}
+    # Workers run beside it.
+    options = {**REFERENCE_OPTIONS, **facts.of("onnxruntime").beside, **(MAPPED if is_apart else {})}
     spec = EngineSpec(name="onnxruntime", versions="", model=path.name, options=options)
     named = [TensorSpec(name=name, dtype="float32", shape=()) for name in outputs]
     return engines.get("onnxruntime").load(path, spec, inputs, named, None)

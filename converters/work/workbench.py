@@ -82,12 +82,12 @@ class Workbench:
     canonical_forms: tuple[Canonical, ...] = ()
     # Its outputs whose length follows from the data, likewise.
     known_sets: tuple[RowSet, ...] | None = None
-    # Whether this is one of several processes that run models at a time.
-    is_beside: bool = False
     # The calibration samples of the user's code, likewise (`data.spool`).
     spool: Path | None = None
     # How its outputs are judged, likewise.
     known_judges: tuple[OutputJudge, ...] = ()
+    # Whether this is one of several processes that run models at a time.
+    is_beside: bool = False
     # Seconds that one step may take where this process makes candidates itself.
     limit_s: float = float("inf")
     # What was ended at its limit.

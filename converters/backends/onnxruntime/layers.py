@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
+from converters.backends.onnxruntime.facts import FACTS
 from converters.quantize.sensitivity import LayerError, snr_db
 from edgekit.tensors import Array
 
@@ -48,7 +49,8 @@ def sensitivity(
     # Any optimization would fold the constants behind a switch or fuse across it.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Other processes convert beside this one.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in FACTS.beside.items():
+        options.add_session_config_entry(key, str(value))
     session = ort.InferenceSession(
         switched.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
