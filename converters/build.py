@@ -4,20 +4,19 @@ Always true
  1. Bundles appear in the output folder whole or not at all; a build that is interrupted leaves only finished ones.
  2. A profile whose candidates all miss the contract does not stop the others; the build then ends with
     ContractMissedError and keeps the least bad candidate under `refused/`.
- 3. Bad input is found before anything is converted: profiles, project, source and data are read first.
+ 3. Bad input is found before anything is converted: profiles, project, source and data are read first. Of what the source
+    itself answers nothing decides what is made, so that is found beside; labels it can make nothing of end the build then.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from converters import locking, shipping
-from converters.data.handed import Handed, hand
+from converters import locking, shipping, workers
 from converters.judge.select import Selection, select
 from converters.keep import lock
 from converters.keep.artifacts import Cache
@@ -26,7 +25,7 @@ from converters.keep.lock import LockedTarget
 from converters.measure.footing import Footing
 from converters.measure.host import Host, this_host
 from converters.outcome import Options, Outcome, guilty, tried
-from converters.recipes import facts, recipes
+from converters.recipes import recipes
 from converters.recipes.recipes import Plan
 from converters.report import folder as folder_report
 from converters.report import result
@@ -35,10 +34,8 @@ from converters.rounds import narrowing, tournament
 from converters.rounds.candidates import contender
 from converters.rounds.making import made_together
 from converters.sheet import Sheet
-from converters.source import code
 from converters.source.code import CodeGate
 from converters.source.project import Project
-from converters.work.pool import Opening, WorkerPool
 from converters.work.scratch import scratch
 from converters.work.spent import HERE, Stopwatch
 from converters.work.steps import Steps
@@ -63,11 +60,15 @@ class Target:
     """One profile to build for; `locked` is what an up-to-date `edgekit.lock` says of it."""
 
     profile: Profile
-    contract: Contract
+    # What the user said of its limits.
+    asked: Contract
     plans: tuple[Plan, ...]
     locked: LockedTarget | None
-    # Nobody said how much accuracy may be lost.
-    is_default_limit: bool = False
+
+    @property
+    def is_default_limit(self) -> bool:
+        """Nobody said how much accuracy may be lost."""
+        return self.asked.max_accuracy_drop is None
 
 
 @dataclass
@@ -110,22 +111,22 @@ def build(
         )
         bench.steps = steps or bench.steps
         done, host = _Build(), this_host()
-        with closing(_pool(bench, options, tell, profiles.values())) as pool:
+        with closing(workers.pool(bench, options, tell, profiles.values())) as pool:
             # Read everything that the user gave before the first conversion.
-            bench.source, bench.metric, bench.standard.labels, bench.data.fingerprint, bench.prepared  # noqa: B018  # each is read once and kept
-            bench.standard.check_labels()
-            bench.guarding.fitted  # noqa: B018  # likewise
+            bench.source, bench.metric, bench.data.fingerprint, bench.prepared, bench.guarding.fitted  # noqa: B018  # each is read once and kept
+            bench.standard.check_has_labels()
             targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
             for target in targets:
                 bench.steps.expect(target.profile.name, [plan.name for plan in target.plans])
                 bench.steps.expect_more(target.profile.name, "trial", _trials(target, options))
-            pool.opening, pool.jobs = _opening(bench, options), _jobs(bench, options)
+            pool.opening, pool.jobs = workers.opening(bench, options), workers.jobs(bench, options)
             # Of all profiles at once: what several share is made once, and what is measured later has the machine
             # to itself.
             is_narrow = _is_narrow(bench, targets, options, host)
-            made_together(
-                bench, [plan for target in targets for plan in target.plans], host, is_glimpsed=is_narrow
-            )
+            plans = [plan for target in targets for plan in target.plans]
+            bench.tell("evaluating the source")
+            with bench.beside(bench.standard.check_labels):
+                made_together(bench, plans, host, is_glimpsed=is_narrow)
             for target in targets:
                 bench.steps.enter(target.profile.name)
                 _build_target(bench, target, options, host, done, is_narrow=is_narrow)
@@ -139,63 +140,11 @@ def build(
         return Outcome(_document(bench, done), tuple(done.sheets), tuple(done.missed), report, cut)
 
 
-def _pool(
-    bench: Workbench, options: Options, tell: Callable[[str], None], profiles: Iterable[Profile]
-) -> WorkerPool:
-    """The workbench's workers, unless none are wanted; each loads a slow converter that will be needed."""
-    pool = WorkerPool(options.jobs, bench.folder, tell, options.time_budget_s, bench.spent)
-    bench.limit_s = options.time_budget_s
-    if not options.jobs:
-        return pool
-    bench.pool = pool
-    ready_made = {each.suffix for each in facts.own() if each.source}
-    if Path(bench.project.model.source).suffix.lower() in ready_made:
-        return pool
-    plans = [plan for each in profiles for plan in recipes.plans(each, options.recipes) if not plan.obstacle]
-    wanted = [plan.recipe for plan in plans]
-    slow = {each.engine for each in wanted if each.precision in facts.of(each.engine).loads_slowly}
-    for engine in sorted(slow)[: options.jobs]:
-        pool.load_ahead(engine)
-    return pool
-
-
-def _jobs(bench: Workbench, options: Options) -> int:
-    """How many processes work side by side: two converters of a large model would be in memory together."""
-    return min(options.jobs, 1) if bench.source.is_apart else options.jobs
-
-
-def _opening(bench: Workbench, options: Options) -> Opening:
-    """What this build has read, for its workers."""
-    return Opening(
-        bench.project,
-        options.allow_code,
-        bench.cache,
-        bench.source.sha256,
-        bench.data.fingerprint,
-        bench.data.feeds_fingerprint,
-        bench.canonicals,
-        bench.judging.judges,
-        bench.source.sets,
-        _handed(bench),
-        bench.data.spool,
-    )
-
-
-def _handed(bench: Workbench) -> Handed | None:
-    """Evaluation samples that the user's code makes, which may take long; files are read as fast where they are."""
-    if not code.is_reference(bench.data.evaluated_from):
-        return None
-    folder = bench.folder / "evaluation"
-    folder.mkdir()
-    return hand(bench.data.evaluation, folder)
-
-
 def _target(bench: Workbench, loaded: Profile, name: str, options: Options) -> Target:
-    contract = bench.standard.contract(name, loaded.budgets)
+    asked = bench.standard.asked(name, loaded.budgets)
     plans = _plans(bench, loaded, options)
-    locked = locking.read(bench, loaded, contract, plans, options)
-    is_default = bench.project.contract(name, loaded.budgets).max_accuracy_drop is None
-    return Target(loaded, contract, tuple(lock.plans(locked, plans) if locked else plans), locked, is_default)
+    locked = locking.read(bench, loaded, asked, plans, options)
+    return Target(loaded, asked, tuple(lock.plans(locked, plans) if locked else plans), locked)
 
 
 def _is_unseen(outcome: ProfileResult) -> bool:
@@ -237,7 +186,7 @@ def _build_target(
         for recipe in (outcome.picked, *outcome.alternates)
     ]
     done.bundles.extend(shipped)
-    done.written[name] = locking.written(bench, outcome, shipped)
+    done.written[name] = locking.written(bench, outcome, target.asked, shipped)
     if target.locked is not None:
         differ = lock.differences(target.locked, done.written[name].bundles)
         for difference in differ:
@@ -271,7 +220,7 @@ def _document(bench: Workbench, done: _Build) -> dict[str, Any]:
 def _judge(
     bench: Workbench, target: Target, options: Options, host: Host, *, is_narrow: bool
 ) -> ProfileResult:
-    loaded, contract = target.profile, target.contract
+    loaded, contract = target.profile, bench.standard.contract(target.asked)
     bench.tell(f"{loaded.name}: {loaded.title}")
     if options.search and target.locked is not None:
         bench.tell(
@@ -284,7 +233,7 @@ def _judge(
         target.plans,
         host,
         search=_trials(target, options),
-        jobs=_jobs(bench, options),
+        jobs=workers.jobs(bench, options),
         is_narrow=is_narrow,
     )
     bench.steps.finish(loaded.name, "measure")

@@ -24,9 +24,9 @@ from edgekit.profile import Profile
 
 
 def read(
-    bench: Workbench, profile: Profile, contract: Contract, plans: Sequence[Plan], options: Options
+    bench: Workbench, profile: Profile, asked: Contract, plans: Sequence[Plan], options: Options
 ) -> LockedTarget | None:
-    """What the lock has for a target, if it is about these inputs and tools.
+    """What the lock has for a target of which these limits are asked, if it is about these inputs and tools.
 
     Raises: LockError where one is required and there is none that fits.
     """
@@ -41,7 +41,7 @@ def read(
             raise LockError(f"{path}: has nothing for {name}; write it with edgekit build --lock")
         return None
     tools = bench.keys.all_tools(lock.plans(locked, plans))
-    changed = lock.changes(locked, _inputs(bench, profile, contract), tools)
+    changed = lock.changes(locked, _inputs(bench, profile, asked), tools)
     if not changed:
         return locked
     told = f"{path}: not up to date for {name}: {', '.join(changed)} changed"
@@ -51,12 +51,14 @@ def read(
     return None
 
 
-def written(bench: Workbench, outcome: ProfileResult, shipped: Sequence[Mapping[str, Any]]) -> LockedTarget:
+def written(
+    bench: Workbench, outcome: ProfileResult, asked: Contract, shipped: Sequence[Mapping[str, Any]]
+) -> LockedTarget:
     """What the lock is to say of a target; `shipped` are the rows of its bundles in the result."""
     items = [outcome.candidate(str(row["recipe"])) for row in shipped]
     usual = threads_for(outcome.profile)
     return LockedTarget(
-        inputs=_inputs(bench, outcome.profile, outcome.contract),
+        inputs=_inputs(bench, outcome.profile, asked),
         tools=bench.keys.all_tools(item.plan for item in items),
         bundles=tuple(
             LockedBundle(
@@ -71,11 +73,12 @@ def written(bench: Workbench, outcome: ProfileResult, shipped: Sequence[Mapping[
     )
 
 
-def _inputs(bench: Workbench, profile: Profile, contract: Contract) -> dict[str, str]:
+def _inputs(bench: Workbench, profile: Profile, asked: Contract) -> dict[str, str]:
+    """Of limits those that are asked: what a default comes to follows from the rest."""
     return lock.inputs(
         bench.project,
         profile,
-        contract,
+        asked,
         source_sha256=bench.source.sha256,
         calibration=bench.data.fingerprint,
         evaluation=datasets.fingerprint(bench.data.evaluation),

@@ -50,7 +50,7 @@ def narrowed(
     found, times = {item.recipe: item for item in tried}, dict(timing.latencies)
     holding: list[str] = []
     while turn := next_turn([item for item in found.values() if _waits(item)], times, holding, max(jobs, 1)):
-        with bench.source_ahead():
+        with bench.beside(bench.standard.look_ahead):
             made_together(bench, [found[recipe].plan for recipe in turn], host)
         for recipe in turn:
             bench.tell(f"judging {recipe}")

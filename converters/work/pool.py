@@ -79,7 +79,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Ahead:
-    """Which engine's converter a worker loads before it is told what to open."""
+    """Which engine's converter a worker loads before it is told what to open, if any."""
 
     engine: str
 
@@ -183,6 +183,8 @@ class WorkerPool:
     limit_s: float = DEFAULT_S
     spent: Stopwatch = field(default_factory=Stopwatch)
     opening: Opening | None = None
+    # Asked while workers are waited for; what it raises ends that.
+    check: Callable[[], None] = interrupt.check
     _workers: list[_Worker] = field(default_factory=list)
     _started: int = 0
     # The worker that makes an engine's float model, or was the last to fail at it.
@@ -190,10 +192,11 @@ class WorkerPool:
     # Engines whose float model could not be made in time.
     _given_up: dict[str, TooLongError] = field(default_factory=dict)
 
-    def load_ahead(self, engine: str) -> None:
-        """Start a worker that loads the converter of an engine while this process is not yet ready to give orders."""
-        worker = self._hired(f"loading the converter of {engine}")
-        worker.engines.add(engine)
+    def start_ahead(self, engine: str = "") -> None:
+        """Start a worker, which loads the converter of an engine, while this process is not yet ready to give orders."""
+        worker = self._hired(f"loading the converter of {engine}" if engine else "starting")
+        if engine:
+            worker.engines.add(engine)
         worker.sends(Ahead(engine))
 
     def run(
@@ -216,7 +219,7 @@ class WorkerPool:
             for cut in self._late():
                 yield cut
                 yield from self._hopeless(waiting)
-            interrupt.check()
+            self.check()
 
     def close(self) -> None:
         """End every worker, whatever it is doing."""
@@ -256,7 +259,8 @@ class WorkerPool:
             yield order, TooLongError(f"not tried, since {cause}")
 
     def _hand_out(self, waiting: list[Order], shared: Callable[[Order], str], known: Findings) -> None:
-        while waiting:
+        # More than so many may have been started before it was known how many are to work side by side.
+        while waiting and sum(1 for item in self._workers if item.order) < self.jobs:
             busy = {item.shared for item in self._workers if item.order}
             free = [order for order in waiting if shared(order) not in busy]
             idle: list[_Worker | None] = [item for item in self._workers if item.order is None]

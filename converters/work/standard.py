@@ -7,6 +7,7 @@ Always true
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,7 +58,6 @@ class Standard:
 
     @cached_property
     def _references(self) -> tuple[Evaluated, Evaluated]:
-        self.tell("evaluating the source")
         return self.running.source_on_judged_half()
 
     @cached_property
@@ -82,8 +82,13 @@ class Standard:
         if found:
             raise DataError(f"{self.data.evaluated_from}: {found}")
 
-    def contract(self, target: str, budgets: Budgets) -> Contract:
-        """A target's limits; where nobody gave one, the accuracy that may be lost is the metric's default.
+    def check_has_labels(self) -> None:
+        """Raises: ProjectError where the metric needs labels and the judged samples have none."""
+        if self.metric.by_labels:
+            self._wanted(self.data.judged, dict)
+
+    def asked(self, target: str, budgets: Budgets) -> Contract:
+        """A target's limits as far as the user gave them.
 
         Raises: ProjectError for a limit of groups where the samples have none.
         """
@@ -93,9 +98,13 @@ class Standard:
                 f"{self.project.where}: max_drop_per_slice needs the group of each evaluation sample: an array 'slices' in"
                 f" the .npz, or [data] slices = 'file.py:function' ({self.data.evaluated_from} names none)"
             )
-        if own.max_accuracy_drop is not None:
-            return own
-        return structs.replace(own, max_accuracy_drop=self._default_limit[0])
+        return own
+
+    def contract(self, asked: Contract) -> Contract:
+        """Where nobody gave one, the accuracy that may be lost is the metric's default."""
+        if asked.max_accuracy_drop is not None:
+            return asked
+        return structs.replace(asked, max_accuracy_drop=self._default_limit[0])
 
     @property
     def default_note(self) -> str:
@@ -140,11 +149,12 @@ class Standard:
 
     def look_ahead(self) -> None:
         """All of the source's that judging candidates in full takes: its outputs on the search half, and its side of the draws
-        on either. Raises: as they do.
+        on either. What goes wrong here goes wrong again for whoever asks.
         """
-        for yardstick in (self.search_yardstick, self.yardstick):
-            for mark in filter(None, (yardstick.clean, yardstick.shifted)):
-                mark.draw()
+        with suppress(Exception):
+            for yardstick in (self.search_yardstick, self.yardstick):
+                for mark in filter(None, (yardstick.clean, yardstick.shifted)):
+                    mark.draw()
 
     def search_score(self, plan: Plan, found: Evaluated, limit: float, slice_limit: float | None) -> Score:
         """A candidate's figures on the search half, of its outputs there. Raises: DataError."""

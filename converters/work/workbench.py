@@ -7,7 +7,7 @@ Always true
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -51,7 +51,7 @@ from converters.work.running import Running
 from converters.work.spent import AHEAD, HERE, IDLE, Stopwatch
 from converters.work.standard import Standard
 from converters.work.steps import Steps
-from edgekit import engines
+from edgekit import engines, interrupt
 from edgekit.engines import Model
 from edgekit.errors import ManifestError, ProjectError
 from edgekit.manifest import EngineSpec, Option
@@ -194,24 +194,40 @@ class Workbench:
             self.pool = None
 
     @contextmanager
-    def source_ahead(self) -> Iterator[None]:
-        """While workers are busy, this process runs the source over what it is asked for next. What goes wrong there goes wrong
-        again for whoever asks.
-        """
+    def beside(self, look: Callable[[], None]) -> Iterator[None]:
+        """While workers are busy, this process runs the source for what `look` asks of it; without workers it does so first.
 
-        def look() -> None:
+        Raises: what `look` raises, as soon as it does.
+        """
+        if self.pool is None:
+            look()
+            yield
+            return
+        failed: list[Exception] = []
+
+        def run() -> None:
             self.spent.does(AHEAD, "evaluating the source")
-            with suppress(Exception):
-                self.standard.look_ahead()
+            try:
+                look()
+            except Exception as error:  # noqa: BLE001  # it is raised below
+                failed.append(error)
             self.spent.does(AHEAD, IDLE)
 
+        def check() -> None:
+            interrupt.check()
+            if failed:
+                raise failed[0]
+
         # Nobody who interrupts the build waits for it.
-        beside = Thread(target=look, daemon=True)
-        if self.pool is not None:
-            beside.start()
-        yield
-        if beside.ident is not None:
-            beside.join()
+        thread = Thread(target=run, daemon=True)
+        thread.start()
+        pool, self.pool.check = self.pool, check
+        try:
+            yield
+        finally:
+            pool.check = interrupt.check
+        thread.join()
+        check()
 
     def fulfil(self, order: Order) -> None:
         """All that an order asks, into the findings; a failure becomes one of them."""

@@ -67,8 +67,9 @@ def _opening(connection: Connection) -> Opening:
     message: Ahead | Opening = connection.recv()
     while isinstance(message, Ahead):
         # Whoever converts with it meets the same, and says so as the reason of a candidate.
-        with suppress(Exception):
-            backends.get(message.engine).load()
+        if message.engine:
+            with suppress(Exception):
+                backends.get(message.engine).load()
         connection.send(Loaded(time.monotonic()))
         message = connection.recv()
     return message

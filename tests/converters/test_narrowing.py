@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from converters import build
+from converters import workers
 from converters.data.halves import FEW, FEWEST, OF_EACH, few
 from converters.judge.accuracy import Accuracy, Judgement
 from converters.judge.select import Contender, Ratio, select
@@ -28,7 +28,6 @@ from converters.work.findings import Findings
 from converters.work.orders import whole
 from converters.work.pool import Ahead, Loaded, Opening, WorkerPool
 from converters.work.spent import Stopwatch
-from converters.work.workbench import Workbench
 from edgekit import profile
 from edgekit.errors import ToolFailedError
 from edgekit.manifest import Contract
@@ -86,24 +85,14 @@ def test_who_holds_nothing_on_all_samples_in_a_faster_way_is_judged_in_its_usual
     monkeypatch.setattr(narrowing, "_seems_to_hold", lambda *_: next(answers))
     own = next(each for each in recipes.plans(profile.load("x86-64-v3")) if each.name == "onnxruntime/fp32")
     item = Candidate(own.loaded(Loading(1)), artifact=SimpleNamespace(), is_glimpsed=True)
-    bench = SimpleNamespace(tell=lambda _: None, source_ahead=nullcontext)
+    standard = SimpleNamespace(look_ahead=lambda: None)
+    bench = SimpleNamespace(tell=lambda _: None, standard=standard, beside=nullcontext)
     (found,), timing = narrowing.narrowed(
         bench, Contract(), [item], None, timing=Timing(times(**{own.name: 1.0}), {}),
         usual={own.name: (own, times(usual=2.0)["usual"])}, jobs=2,
     )  # fmt: skip
     assert judged == [1, own.threads][: len(holds)]
     assert (found.plan.threads, timing.latencies[own.name].p50_ms) == ((1, 1.0) if holds[0] else (2, 2.0))
-
-
-def test_what_the_source_is_asked_for_later_is_made_while_workers_are_busy():
-    bench, asked = object.__new__(Workbench), []
-    bench.spent, bench.standard = Stopwatch(), SimpleNamespace(look_ahead=lambda: asked.append(1) or 1 / 0)
-    for pool, count in ((None, 0), (SimpleNamespace(), 1)):
-        bench.pool = pool
-        with bench.source_ahead():
-            pass
-        # What went wrong there is met, and told, by whoever asks for it.
-        assert len(asked) == count
 
 
 def contender(recipe, latency, verdict, seen=0):
@@ -258,7 +247,7 @@ def test_a_worker_that_dies_while_it_loads_ahead_costs_its_order_only(tmp_path):
     told: list[str] = []
     pool = WorkerPool(1, tmp_path, told.append)
     try:
-        pool.load_ahead("litert")
+        pool.start_ahead("litert")
         os.kill(pool._workers[0].process.pid, signal.SIGKILL)
         plan = SimpleNamespace(name="litert/fp32", recipe=SimpleNamespace(engine="litert"))
         order = SimpleNamespace(plan=plan, is_float=True, is_trial=False, limit_s=9.0)
@@ -283,20 +272,21 @@ def test_the_search_half_has_no_say_on_what_is_to_be_the_same_function(scheme, p
     ("patterns", "jobs", "ahead"),
     [
         ((), 2, ["litert", "openvino"]),
+        ((), 3, ["litert", "openvino", ""]),
         # NNCF is for int8 alone.
-        (("openvino/f32", "onnxruntime/*"), 2, []),
-        (("openvino/*",), 2, ["openvino"]),
+        (("openvino/f32", "onnxruntime/*"), 2, ["", ""]),
+        (("openvino/*",), 2, ["openvino", ""]),
         ((), 1, ["litert"]),
         ((), 0, []),
     ],
 )
-def test_slow_converters_that_will_be_needed_are_loaded_while_the_source_is_read(
+def test_workers_start_and_load_slow_converters_that_will_be_needed_while_the_source_is_read(
     patterns, jobs, ahead, monkeypatch, tmp_path
 ):
     loaded = []
-    monkeypatch.setattr(WorkerPool, "load_ahead", lambda _, engine: loaded.append(engine))
+    monkeypatch.setattr(WorkerPool, "start_ahead", lambda _, engine: loaded.append(engine))
     source = SimpleNamespace(model=SimpleNamespace(source="model.onnx"))
     bench = SimpleNamespace(folder=tmp_path, spent=Stopwatch(), project=source)
     options = SimpleNamespace(jobs=jobs, time_budget_s=9.0, recipes=patterns)
-    build._pool(bench, options, lambda _: None, [profile.load("x86-64-v4-vnni")])
+    workers.pool(bench, options, lambda _: None, [profile.load("x86-64-v4-vnni")])
     assert loaded == ahead

@@ -17,6 +17,7 @@ from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact
 from converters.backends.openvino import edges, execution, files, graph, npu, pads, quantizer
 from converters.backends.openvino import sensitivity as analysis
+from converters.backends.openvino.nncf_alone import nncf_loaded
 from converters.backends.sharing import Store
 from converters.quantize.sensitivity import LayerError
 from converters.recipes.knobs import Knob
@@ -61,7 +62,7 @@ class OpenVinoBackend(Backend):
         return Artifact(folder, MODEL, {}, (*notes, *execution.notes(folder / MODEL, plan)))
 
     def load(self) -> None:
-        quietly(quantizer.nncf_loaded)
+        quietly(nncf_loaded)
 
     def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:
         if not plan.recipe.needs_calibration or prepared.calibration is None:

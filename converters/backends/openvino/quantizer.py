@@ -22,6 +22,7 @@ import numpy as np
 from converters.backends import Prepared, Unsupported, settling
 from converters.backends.openvino import graph
 from converters.backends.openvino.facts import FACTS
+from converters.backends.openvino.nncf_alone import nncf_loaded
 from converters.recipes.knobs import Knob
 from converters.recipes.recipes import Plan, Tuning
 from edgekit.engines.openvino import core
@@ -183,13 +184,6 @@ def _preset(plan: Plan) -> str:
     if plan.constraints.symmetric_activations:
         return "performance"
     return str(plan.tuning.settings.get("preset", "mixed"))
-
-
-def nncf_loaded() -> Any:
-    """Which takes seconds."""
-    import nncf
-
-    return nncf
 
 
 def _run(call: Callable[[], Any]) -> Any:
