@@ -7,9 +7,9 @@ Always true
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
@@ -133,21 +133,16 @@ class Datasets:
         if named is None:
             own = self._open(str(self.project.file.data.shifted)).collect()
             others = [own.take(part) for part in halves.split(len(own), own.sequence, seed)]
-            search, judged = (Half(*pair, len(pair[0])) for pair in zip(parts, others, strict=True))
-            return search, judged
+            return _with_own(parts[0], others[0]), _with_own(parts[1], others[1])
         names = named or (shifted.DEFAULT,)
         # The judged half's corruptions must not be those that a search saw.
-        search, judged = (
-            Half(part, shifted.corrupted(part.take(slice(0, count)), seed + offset, names), count)
-            for part, count, offset in zip(parts, map(_pairs, parts), (1, 0), strict=True)
-        )
-        return search, judged
+        return _corruptible(parts[0], seed + 1, names), _corruptible(parts[1], seed, names)
 
     @property
     def shift_note(self) -> str:
         """That nothing can be corrupted, where that is so; empty otherwise."""
         names = shifted.named(self.project.file.data.shifted)
-        if names is None or self.halves[1].shifted is not None:
+        if names is None or self.halves[1].shift is not None:
             return ""
         return shifted.told(self.judged, names or (shifted.DEFAULT,))
 
@@ -220,8 +215,8 @@ class Datasets:
     @property
     def shifted(self) -> Callable[[], Iterator[dict[str, Array]]] | None:
         """Makes engine-ready samples of the search half's shifted data; None without. The judged half stays unseen."""
-        found = self.halves[0].shifted
-        return None if found is None else lambda: self._ready_feeds([found])
+        half = self.halves[0]
+        return None if half.shift is None else lambda: self._ready_feeds(filter(None, [half.shifted]))
 
     @cached_property
     def feeds(self) -> list[dict[str, Array]]:
@@ -382,6 +377,17 @@ def spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Up to `count` of the indices, evenly spread over them."""
     chosen = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(np.int64)
     return np.unique(indices[chosen])
+
+
+def _with_own(part: Samples, own: Samples) -> Half:
+    return Half(part, lambda: own, len(part))
+
+
+def _corruptible(part: Samples, seed: int, names: Sequence[str]) -> Half:
+    count = _pairs(part)
+    first = part.take(slice(0, count))
+    can_be = shifted.is_possible(first)
+    return Half(part, partial(shifted.corrupted, first, seed, names) if can_be else None, count)
 
 
 def _pairs(samples: Samples) -> int:

@@ -5,8 +5,9 @@ Always true
  2. The same count, sequences and seed give the same halves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,18 @@ FEW, FEWEST, OF_EACH = 128, 16, 4
 
 @dataclass(frozen=True)
 class Half:
-    """Raw samples, and shifted ones: corruptions of the first `pairs` samples, or the user's own."""
+    """Raw samples, and what makes shifted ones where there can be any: corruptions of the first `pairs` samples, or the
+    user's own.
+    """
 
     samples: Samples
-    shifted: Samples | None
-    pairs: int
+    shift: Callable[[], Samples | None] | None = None
+    pairs: int = 0
+
+    @cached_property
+    def shifted(self) -> Samples | None:
+        """Made when somebody looks at them, which not every process does."""
+        return None if self.shift is None else self.shift()
 
 
 def split(

@@ -36,6 +36,11 @@ def named(text: str | Sequence[str]) -> tuple[str, ...] | None:
     return tuple(text)
 
 
+def is_possible(samples: Samples) -> bool:
+    """Whether any input can be corrupted."""
+    return bool(_ways(samples))
+
+
 def corrupted(samples: Samples, seed: int, names: Sequence[str] = (DEFAULT,)) -> Samples | None:
     """The same samples, signals each with the next of the named corruptions in turn, identifiers resampled; None where no
     input can be corrupted.

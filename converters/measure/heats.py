@@ -5,7 +5,7 @@ Pure: ratios to the leader in, names out.
 Always true
  1. The leader goes on as long as anybody does; who goes on is never slower beyond doubt.
  2. Another way to load a model (fewer threads, another layout in memory) replaces its own only where it is faster beyond doubt.
- 3. The first heats drop clear losers only. Then a heat is run only while the interval of a near rival still includes
+ 3. The first heats drop clear losers only, the first rounds whoever is far behind. Then a heat is run only while the interval of a near rival still includes
     the leader although their medians differ by more than `SAME`: such a pair would be decided by noise.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping
 
 from converters.judge.select import Ratio
 
-# Who takes this much longer than the leader, beyond doubt, is not timed again.
-BEHIND = 1.15
+# Who takes this much longer than the leader, beyond doubt, is not timed again; and so much longer, not after the first rounds.
+BEHIND, FAR_BEHIND = 1.15, 1.5
 # A model is tried in other ways only if it is among so many of the fastest, and takes no longer than so many times the
 # fastest; and a way is raced only if its first calls take no longer than so many times the model's own.
 MOST_TRIED, FAR, HOPELESS = 6, 2.0, 1.3
@@ -25,6 +25,11 @@ SAME = 1.03
 def contenders(ratios: Mapping[str, Ratio]) -> set[str]:
     """Those not clearly behind; `ratios` are each one's time over the leader's."""
     return {name for name, ratio in ratios.items() if ratio.low <= BEHIND}
+
+
+def near(ratios: Mapping[str, Ratio]) -> set[str]:
+    """Those that a few rounds have not shown to be far behind; `ratios` are each one's time over the leader's."""
+    return {name for name, ratio in ratios.items() if ratio.low <= FAR_BEHIND}
 
 
 def worth_other_ways(once: Mapping[str, float], rivals: Collection[str]) -> set[str]:

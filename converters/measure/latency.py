@@ -28,6 +28,8 @@ from edgekit.tensors import Array
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 WARM_UP_CALLS = 3
 HEAT_ROUNDS = 12
+# Of the first heat, before who is far behind goes.
+FIRST_ROUNDS = 4
 MAX_ROUNDS = 60
 # With the heats for those that cannot be told apart.
 MOST_ROUNDS = 180
@@ -80,7 +82,8 @@ def interleaved(
     *,
     budget_s: float = BUDGET_S,
 ) -> dict[str, Latency]:
-    """Time every candidate on the same feeds; who is no rival (all are by default) gets one heat only.
+    """Time every candidate on the same feeds; who is no rival (all are by default) gets one heat only, and who is far behind the
+    rivals a part of one.
 
     Raises: EngineError.
     """
@@ -91,8 +94,11 @@ def interleaved(
     calls_a_round = int(np.clip(affordable, 1, CALLS_A_ROUND))
     race = _Race(runs, feeds, calls_a_round)
     began = time.perf_counter()
-    race.heat(list(runs), HEAT_ROUNDS)
     running = [name for name in runs if rivals is None or name in rivals]
+    race.heat(list(runs), FIRST_ROUNDS)
+    near = heats.near(_to_leader(race.latencies(), list(runs), running or list(runs)))
+    race.heat([name for name in runs if name in near], HEAT_ROUNDS - FIRST_ROUNDS)
+    running = [name for name in running if name in near]
     while running and race.rounds < MAX_ROUNDS and time.perf_counter() - began < budget_s:
         going_on = heats.contenders(_to_leader(race.latencies(), running))
         running = [name for name in running if name in going_on]
@@ -147,9 +153,11 @@ def beside_leader(calls: Mapping[str, NDArray[np.float64]]) -> dict[str, Latency
     return found
 
 
-def _to_leader(latencies: Mapping[str, Latency], running: Sequence[str]) -> dict[str, Ratio]:
-    """Ratios to the one with the smallest median, itself included (exactly 1)."""
-    leader = min(running, key=lambda name: float(np.median(latencies[name].rounds)))
+def _to_leader(
+    latencies: Mapping[str, Latency], running: Sequence[str], rivals: Sequence[str] = ()
+) -> dict[str, Ratio]:
+    """Ratios to the one with the smallest median of the rivals (all that run by default), itself included (exactly 1)."""
+    leader = min(rivals or running, key=lambda name: float(np.median(latencies[name].rounds)))
     return {name: ratio(latencies[name], latencies[leader]) for name in running}
 
 

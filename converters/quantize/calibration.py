@@ -63,8 +63,10 @@ class Spread:
         else:
             # Scaled by a power of two and rounded down before the middle is added: exact, so that a tiny negative value
             # lands below zero whatever the width.
-            places = np.floor(counted * (BINS / 2 / self.limit)).astype(np.int64) + BINS // 2
-            self.counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
+            counted *= BINS / 2 / self.limit
+            np.floor(counted, out=counted)
+            counted += BINS // 2
+            self.counts += np.bincount(counted.astype(np.int64), minlength=BINS)
 
     def extremes(self) -> Range:
         return min(self.low, 0.0), max(self.high, 0.0)
@@ -178,7 +180,7 @@ def spreads(model: onnx.ModelProto, feeds: Iterable[Mapping[str, Array]]) -> dic
             # What is no array is a sequence of them.
             if not isinstance(array, np.ndarray) or array.dtype != np.float32 or name in endless:
                 continue
-            if name in values and not np.isnan(array).any() and np.abs(array).max(initial=0.0) >= ENDLESS:
+            if name in values and _is_endless(array):
                 endless.add(name)
                 continue
             try:
@@ -190,6 +192,11 @@ def spreads(model: onnx.ModelProto, feeds: Iterable[Mapping[str, Array]]) -> dic
     if not count:
         raise DataError("the calibration data holds no sample")
     return {name: spread for name, spread in found.items() if name not in endless}
+
+
+def _is_endless(array: Array) -> bool:
+    """False of what holds NaN, which is no smaller or larger than anything."""
+    return bool(array.size) and bool(max(-array.min(), array.max()) >= ENDLESS)
 
 
 def floats(model: onnx.ModelProto) -> set[str]:

@@ -88,7 +88,7 @@ def repaired(
     for item in _fastest_first(shop, broken, holding):
         objection = _not_worth(shop, item, [*holding, *extra])
         if objection:
-            bench.tell(f"{item.recipe} misses the contract and is not mended: {objection}")
+            bench.tell(f"{item.recipe} {_miss(item)} and is not mended: {objection}")
             bench.steps.finish(profile.name, "repair", item.recipe)
             changed[item.recipe] = replace(item, notes=(*item.notes, f"not mended: {objection}"))
             continue
@@ -157,7 +157,7 @@ def _widened(shop: _Shop, item: Candidate) -> Candidate | None:
 
 def _analysed(shop: _Shop, item: Candidate) -> Candidate:
     """The candidate with its layers' shares, worst first, or a note that says why there are none."""
-    shop.bench.tell(f"{item.recipe} misses the contract; looking for the layers at fault")
+    shop.bench.tell(f"{item.recipe} {_miss(item)}; looking for the layers at fault")
     try:
         layers = _layers(shop, item)
     except Exception as error:  # noqa: BLE001  # a tool's bug costs the repair, not the build; the reason is shown
@@ -170,6 +170,12 @@ def _analysed(shop: _Shop, item: Candidate) -> Candidate:
 def _holds(item: Candidate) -> bool:
     """Whether the search half has nothing against it, on shifted data neither; nobody searched over float32."""
     return item.search is None or item.search.is_kept
+
+
+def _miss(item: Candidate) -> str:
+    """What there is to mend: nothing that is shown, where the figures on shifted data alone go beyond the limit."""
+    is_shown = item.search is None or item.search.is_broken
+    return "misses the contract" if is_shown else "may miss the contract on shifted data"
 
 
 def _is_mendable(item: Candidate) -> bool:

@@ -88,7 +88,7 @@ class Running:
 
     def on_few(self, model: Model) -> Evaluated:
         """On a few samples of the judged half, none of them shifted; with the whole outputs of the golden ones among them."""
-        return self._half(model, Half(self.data.judged.take(self.data.few), None, 0), self._of_few())
+        return self._half(model, Half(self.data.judged.take(self.data.few)), self._of_few())
 
     def source_on_judged_half(self) -> tuple[Evaluated, Evaluated]:
         """What the source gives there, and on the few, each sample run once."""

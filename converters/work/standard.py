@@ -139,7 +139,7 @@ class Standard:
     @cached_property
     def few_yardstick(self) -> Yardstick:
         """What a few samples of the judged half are scored against."""
-        few = Half(self.data.judged.take(self.data.few), None, 0)
+        few = Half(self.data.judged.take(self.data.few))
         return self._yardstick(few, self.few_reference, is_coarse=True)
 
     @cached_property

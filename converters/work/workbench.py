@@ -7,7 +7,7 @@ Always true
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -96,6 +96,8 @@ class Workbench:
     steps: Steps = field(default_factory=Steps)
     # Where its time goes.
     spent: Stopwatch = field(default_factory=Stopwatch)
+    # Models that are not to be loaded a second time, by plan; None where nobody asked for that.
+    _kept_loaded: dict[str, Model] | None = None
 
     @property
     def source(self) -> Source:
@@ -232,7 +234,7 @@ class Workbench:
     def fulfil(self, order: Order) -> None:
         """All that an order asks, into the findings; a failure becomes one of them."""
         plan, threads = order.plan, order.threads
-        try:
+        with suppress(Exception), self._loaded_once():
             artifact = self.artifact(plan)
             if order.is_glimpsed:
                 self.glimpse(artifact, plan, threads)
@@ -242,8 +244,17 @@ class Workbench:
                 self.search(artifact, plan, threads)
             if order.is_analysed:
                 self.layers(plan, artifact)
-        except Exception:  # noqa: BLE001  # it is in the findings, for whoever asks
-            return
+
+    @contextmanager
+    def _loaded_once(self) -> Iterator[None]:
+        """What is evaluated in here is loaded for the first time only: compiling takes OpenVINO seconds."""
+        self._kept_loaded = {}
+        try:
+            yield
+        finally:
+            for model in self._kept_loaded.values():
+                model.close()
+            self._kept_loaded = None
 
     def _limited(self, what: str, make: Callable[[], Limited]) -> Limited:
         """Within the limit, as far as this process can end itself; a worker is ended from outside."""
@@ -333,11 +344,13 @@ class Workbench:
         self, artifact: Artifact, plan: Plan, threads: int, what: str, run: Callable[[Model], Evaluated]
     ) -> Evaluated:
         self.tell(f"{what} {plan.name}")
-        model = self.load(artifact, plan, plan.judged_options, threads)
-        try:
-            return run(model)
-        finally:
-            model.close()
+        if self._kept_loaded is None:
+            with self._loaded_once():
+                return self._ran(artifact, plan, threads, what, run)
+        at = self.keys.run(plan, threads)
+        if at not in self._kept_loaded:
+            self._kept_loaded[at] = self.load(artifact, plan, plan.judged_options, threads)
+        return run(self._kept_loaded[at])
 
     def _convert(self, plan: Plan, parts: Mapping[str, object], folder: Path) -> Artifact:
         def make(target: Path) -> dict[str, object]:

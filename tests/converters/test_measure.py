@@ -70,12 +70,20 @@ def test_another_way_is_taken_where_it_is_faster_beyond_doubt_and_may_win(own, l
     assert heats.better_way(*ratios) == taken
 
 
-def test_clear_losers_and_what_is_refused_get_one_heat_and_finalists_more():
-    runs = {"fast": sleeper(0.0005), "slow": sleeper(0.004), "refused": sleeper(0.0005)}
-    found = latency.interleaved(runs, FEEDS, {"fast", "slow"}, budget_s=1.0)
-    assert len(found["slow"].rounds) == len(found["refused"].rounds) == latency.HEAT_ROUNDS
-    assert len(found["fast"].rounds) > latency.HEAT_ROUNDS
-    assert latency.ratio(found["slow"], found["fast"]).low > 2
+def test_who_is_far_behind_gets_a_few_rounds_clear_losers_and_what_is_refused_one_heat_and_finalists_more():
+    runs = {
+        "fast": sleeper(0.002),
+        "slow": sleeper(0.0028),
+        "far": sleeper(0.012),
+        "refused": sleeper(0.0005),
+        "refused and far": sleeper(0.012),
+    }
+    found = latency.interleaved(runs, FEEDS, {"fast", "slow", "far"}, budget_s=3.0)
+    counts = {name: len(each.rounds) for name, each in found.items()}
+    assert counts["far"] == counts["refused and far"] == latency.FIRST_ROUNDS
+    assert counts["slow"] == counts["refused"] == latency.HEAT_ROUNDS
+    assert counts["fast"] > latency.HEAT_ROUNDS
+    assert latency.ratio(found["far"], found["fast"]).low > 3
 
 
 def test_a_refused_candidate_alone_is_still_measured():
