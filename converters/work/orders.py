@@ -5,12 +5,15 @@ Always true
  2. Where the process that had an order died, the first step of it that is not known takes the blame.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from converters.recipes.recipes import Plan
 from converters.work.findings import Findings
 from converters.work.keys import Keys
+
+# Of every order.
+MADE = "made"
 
 
 @dataclass(frozen=True)
@@ -53,26 +56,39 @@ class Ledger:
     keys: Keys
 
     def knows(self, order: Order) -> bool:
-        found = [table.get(at) for table, at in self._places(order)]
+        found = [table.get(at) for _, table, at in self._asked(order)]
         return isinstance(found[0], Exception) or None not in found
+
+    def rest(self, order: Order) -> Order | None:
+        """What of an order is not known yet; None if it is."""
+        if self.knows(order):
+            return None
+        left = {kind for kind, table, at in self._asked(order) if at not in table}
+        return replace(
+            order,
+            is_glimpsed="is_glimpsed" in left,
+            is_judged="is_judged" in left,
+            is_searched="is_searched" in left,
+            is_analysed="is_analysed" in left,
+        )
 
     def blame(self, order: Order, error: Exception) -> None:
         """The process that had the order died: at the first step that is not known, as far as can be told."""
-        table, at = next((table, at) for table, at in self._places(order) if at not in table)
+        table, at = next((table, at) for _, table, at in self._asked(order) if at not in table)
         table[at] = error
 
     def shared(self, order: Order) -> str:
         """Orders that share a conversion have the same name here."""
         return self.keys.conversion(order.plan)
 
-    def _places(self, order: Order) -> list[tuple[dict[str, Any], str]]:
-        """Where the findings of an order will stand, in the order in which they are made."""
+    def _asked(self, order: Order) -> list[tuple[str, dict[str, Any], str]]:
+        """What an order asks for, and where the findings of it will stand, in the order in which they are made."""
         made, run = self.keys.artifact(order.plan), self.keys.run(order.plan, order.threads)
-        places: list[tuple[bool, dict[str, Any], str]] = [
-            (True, self.findings.artifacts, made),
-            (order.is_glimpsed, self.findings.glimpsed, run),
-            (order.is_judged, self.findings.evaluated, run),
-            (order.is_searched, self.findings.searched, run),
-            (order.is_analysed, self.findings.layers, made),
+        places: list[tuple[str, dict[str, Any], str]] = [
+            (MADE, self.findings.artifacts, made),
+            ("is_glimpsed", self.findings.glimpsed, run),
+            ("is_judged", self.findings.evaluated, run),
+            ("is_searched", self.findings.searched, run),
+            ("is_analysed", self.findings.layers, made),
         ]
-        return [(table, at) for is_asked, table, at in places if is_asked]
+        return [place for place in places if place[0] == MADE or getattr(order, place[0])]

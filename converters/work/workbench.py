@@ -177,7 +177,7 @@ class Workbench:
     def together(self, orders: Sequence[Order]) -> None:
         """Make and run what is not known yet, side by side; without a pool, each is made when it is asked for."""
         ledger = Ledger(self.findings, self.keys)
-        missing = [order for order in orders if not ledger.knows(order)]
+        missing = list(filter(None, map(ledger.rest, orders)))
         if self.pool is None or not missing:
             return
         self.spent.does(HERE, IDLE)
