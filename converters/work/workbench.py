@@ -343,10 +343,10 @@ class Workbench:
     def _ran(
         self, artifact: Artifact, plan: Plan, threads: int, what: str, run: Callable[[Model], Evaluated]
     ) -> Evaluated:
-        self.tell(f"{what} {plan.name}")
         if self._kept_loaded is None:
             with self._loaded_once():
                 return self._ran(artifact, plan, threads, what, run)
+        self.tell(f"{what} {plan.name}")
         at = self.keys.run(plan, threads)
         if at not in self._kept_loaded:
             self._kept_loaded[at] = self.load(artifact, plan, plan.judged_options, threads)
