@@ -40,7 +40,6 @@ class Standard:
     data: Datasets
     judging: Judging
     running: Running
-    tell: Callable[[str], None]
 
     @property
     def metric(self) -> Metric:

@@ -167,7 +167,7 @@ class Workbench:
 
     @cached_property
     def standard(self) -> Standard:
-        return Standard(self.project, self.source, self.data, self.judging, self.running, self.tell)
+        return Standard(self.project, self.source, self.data, self.judging, self.running)
 
     @cached_property
     def golden(self) -> Golden:
