@@ -113,8 +113,9 @@ def build(
         done, host = _Build(), this_host()
         with closing(workers.pool(bench, options, tell, profiles.values())) as pool:
             # Read everything that the user gave before the first conversion.
-            bench.source, bench.metric, bench.data.fingerprint, bench.prepared, bench.guarding.fitted  # noqa: B018  # each is read once and kept
+            bench.source, bench.metric, bench.data.halves  # noqa: B018  # each is read once and kept
             bench.standard.check_has_labels()
+            bench.data.fingerprint, bench.prepared, bench.guarding.fitted  # noqa: B018  # likewise
             targets = [_target(bench, loaded, name, options) for name, loaded in profiles.items()]
             for target in targets:
                 bench.steps.expect(target.profile.name, [plan.name for plan in target.plans])
