@@ -33,6 +33,17 @@ from edgekit.errors import BundleError
 from edgekit.wire.states import AgentState as Step
 
 Promises = Mapping[tuple[str, ...], Any]
+# Copies of each record of the state folder, and of each deployment's.
+RECORDS = {
+    "identity.json": 2,
+    "key.json": 2,
+    "boot.json": 2,
+    "order.json": 2,
+    "commands.json": 2,
+    "traffic.json": 2,
+    "drift.json": 1,
+}
+OF_A_DEPLOYMENT = {"machine.json": 1}
 
 
 def read(root: Path, promises: Promises, fleet: Fleet) -> list[str]:
@@ -48,9 +59,10 @@ def read(root: Path, promises: Promises, fleet: Fleet) -> list[str]:
 
 def _records(root: Path, promises: Promises) -> list[str]:
     wrong: list[str] = []
-    for name, copies in (("identity.json", 2), ("key.json", 2), ("boot.json", 2), ("order.json", 2)):
-        wrong += _record(root / name, copies, promises)
-    return wrong + _record(root / "deployments" / "digits" / "machine.json", 1, promises)
+    for folder, records in ((root, RECORDS), (root / "deployments" / "digits", OF_A_DEPLOYMENT)):
+        for name, copies in records.items():
+            wrong += _record(folder / name, copies, promises)
+    return wrong
 
 
 def _record(path: Path, copies: int, promises: Promises) -> list[str]:
