@@ -5,8 +5,9 @@ Pure: ratios to the leader in, names out.
 Always true
  1. The leader goes on as long as anybody does; who goes on is never slower beyond doubt.
  2. Another way to load a model (fewer threads, another layout in memory) replaces its own only where it is faster beyond doubt.
- 3. The first heats drop clear losers only, the first rounds whoever is far behind. Then a heat is run only while the interval of a near rival still includes
-    the leader although their medians differ by more than `SAME`: such a pair would be decided by noise.
+ 3. The first rounds drop who is far behind, the first heats clear losers only. Then a heat is run only while the interval
+    of a near rival still includes the leader although their medians differ by more than `SAME`: such a pair would be
+    decided by noise.
 """
 
 from collections.abc import Collection, Mapping

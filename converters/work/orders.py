@@ -55,15 +55,12 @@ class Ledger:
     findings: Findings
     keys: Keys
 
-    def knows(self, order: Order) -> bool:
-        found = [table.get(at) for _, table, at in self._asked(order)]
-        return isinstance(found[0], Exception) or None not in found
-
     def rest(self, order: Order) -> Order | None:
         """What of an order is not known yet; None if it is."""
-        if self.knows(order):
-            return None
         left = {kind for kind, table, at in self._asked(order) if at not in table}
+        made = self.findings.artifacts.get(self.keys.artifact(order.plan))
+        if not left or isinstance(made, Exception):
+            return None
         return replace(
             order,
             is_glimpsed="is_glimpsed" in left,

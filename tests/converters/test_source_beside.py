@@ -9,6 +9,7 @@ import pytest
 from converters.work.findings import Findings
 from converters.work.pool import WorkerPool
 from converters.work.spent import Stopwatch
+from converters.work.standard import Standard
 from converters.work.workbench import Workbench
 from edgekit import interrupt
 from edgekit.errors import DataError
@@ -42,6 +43,24 @@ def test_without_workers_the_source_is_asked_first():
 def test_what_the_source_refuses_ends_the_build(pool):
     with pytest.raises(DataError, match="count from 1"), bench_with(pool).beside(wrong_labels):
         pass
+
+
+def test_what_goes_wrong_ahead_of_time_is_met_by_whoever_asks_for_it():
+    """It may be a candidate's affair, which costs that candidate and not the build."""
+    asked = []
+
+    class Broken(Standard):
+        @property
+        def search_yardstick(self):
+            asked.append(1)
+            return wrong_labels()
+
+    standard = object.__new__(Broken)
+    with bench_with(None).beside(standard.look_ahead):
+        pass
+    assert asked
+    with pytest.raises(DataError, match="count from 1"):
+        standard.search_yardstick  # noqa: B018  # it is asked for
 
 
 def test_it_ends_what_workers_are_still_doing(tmp_path, monkeypatch):
