@@ -86,6 +86,11 @@ def test_who_is_far_behind_gets_a_few_rounds_clear_losers_and_what_is_refused_on
     assert latency.ratio(found["far"], found["fast"]).low > 3
 
 
+def test_a_moment_in_which_the_machine_was_busy_is_not_how_long_a_short_call_takes():
+    seconds = iter([0.02, 0.003, 0.003, 0.003])
+    assert latency.warmed(lambda feed: sleeper(next(seconds, 0.0))(feed), FEEDS) < 0.001
+
+
 def test_a_refused_candidate_alone_is_still_measured():
     found = latency.interleaved({"only": sleeper(0.0002)}, FEEDS, set(), budget_s=0.1)
     assert found["only"].p50_ms > 0
