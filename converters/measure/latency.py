@@ -32,7 +32,8 @@ WARM_UP_S = 0.01
 HEAT_ROUNDS = 12
 # Of the first heat, before who is far behind goes.
 FIRST_ROUNDS = 4
-MAX_ROUNDS = 60
+# After so many a race ends as soon as nobody is in doubt, and after so many in any case.
+SURE_ROUNDS, MAX_ROUNDS = 36, 60
 # With the heats for those that cannot be told apart.
 MOST_ROUNDS = 180
 CALLS_A_ROUND = 5
@@ -102,7 +103,10 @@ def interleaved(
     race.heat([name for name in runs if name in near], HEAT_ROUNDS - FIRST_ROUNDS)
     running = [name for name in running if name in near]
     while running and race.rounds < MAX_ROUNDS and time.perf_counter() - began < budget_s:
-        going_on = heats.contenders(_to_leader(race.latencies(), running))
+        ratios = _to_leader(race.latencies(), running)
+        if race.rounds >= SURE_ROUNDS and not heats.undecided(ratios):
+            break
+        going_on = heats.contenders(ratios)
         running = [name for name in running if name in going_on]
         race.heat(running, min(HEAT_ROUNDS, MAX_ROUNDS - race.rounds))
     while running and race.rounds < MOST_ROUNDS and time.perf_counter() - began < 2 * budget_s:

@@ -8,7 +8,7 @@ from msgspec import structs
 
 from converters.judge.accuracy import ALONE, Place
 from converters.judge.select import Ratio
-from converters.measure import latency
+from converters.measure import heats, latency
 from converters.measure.footing import Footing
 from converters.measure.host import Host
 from converters.measure.race import Timing
@@ -73,6 +73,9 @@ def judged(
         glimpsed = [item for item in tried if item.is_glimpsed]
         tried = [item for item in tried if not item.is_glimpsed]
     tried = _best_of_family(bench, contract, tried, host)
+    if early is None and host.matches(profile) and mixed_precision.may_mend(tried):
+        # What holds and what may be mended are compared: with all others, it may be the race that decides too.
+        early, host, footing = _raced(bench, tried, host, footing)
     tried = mixed_precision.repaired(bench, profile, contract, tried, host, times=early)
     found: tuple[TrialEvidence, ...] = ()
     if search:
@@ -116,14 +119,18 @@ def _raced(
 
 
 def _is_fair(timing: Timing, tried: Sequence[Candidate]) -> bool:
-    """Whether a race that was run before anything was known of the candidates was the one to run: nobody came later, and its
-    leader, behind whom others were dropped, is not out by now.
+    """Whether a race that was run before all was known of the candidates was the one to run: nobody came later, and behind
+    the fastest of those that are not out by now nobody is in doubt, whoever led the race.
     """
-    standing = {item.recipe: item for item in tried if item.stands}
-    if not standing.keys() <= timing.latencies.keys() | timing.failures.keys():
+    standing = [item for item in tried if item.stands]
+    if not {item.recipe for item in standing} <= timing.latencies.keys() | timing.failures.keys():
         return False
-    leader = min(timing.latencies, key=lambda recipe: timing.latencies[recipe].p50_ms, default="")
-    return leader in standing and not _is_out(standing[leader])
+    times = timing.latencies
+    hopeful = [item.recipe for item in standing if item.recipe in times and not _is_out(item)]
+    best = min(hopeful, key=lambda recipe: times[recipe].p50_ms, default="")
+    if not best or len(times[best].rounds) < latency.HEAT_ROUNDS:
+        return False
+    return not heats.undecided({recipe: latency.ratio(times[recipe], times[best]) for recipe in hopeful})
 
 
 def _judged_in_line(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 SIDE = 128
 CALIBRATION, EVALUATION = 96, 320
@@ -42,6 +41,9 @@ def scene(number: int) -> Sample:
 @cache
 def material() -> tuple[list[np.ndarray], np.ndarray]:
     """Photographs without faces, and faces alone (the first hundred of the set; the rest are none)."""
+    # Not at the top: every worker imports this file for its metric, and none of them makes samples.
+    from sklearn.datasets import load_sample_images
+
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("scikit-image is not installed; it carries the faces")
