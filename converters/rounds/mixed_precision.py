@@ -106,9 +106,7 @@ def repaired(
 def may_mend(tried: Sequence[Candidate]) -> bool:
     """Whether one misses the contract that might be mended, and whether that is worth it depends on who holds."""
     standing = [item for item in tried if item.stands]
-    return any(map(_holds, standing)) and any(
-        _is_mendable(item) and not _holds(item) for item in standing
-    )
+    return any(map(_holds, standing)) and any(_is_mendable(item) and not _holds(item) for item in standing)
 
 
 def _mended(shop: _Shop, item: Candidate) -> tuple[Candidate, Candidate | None]:

@@ -1,6 +1,6 @@
 """The tournament of one profile's candidates: made, mended, judged, timed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -89,7 +89,9 @@ def judged(
         estimates = (replace(item, estimate=estimated(bench, profile, item)) for item in tried)
         return Tournament(tuple(estimates), {}, found, Footing())
     timing = early
-    if timing is None or not _is_fair(timing, tried):
+    standing = [item for item in tried if item.stands]
+    hopeful = [item.recipe for item in standing if not _is_out(item)]
+    if timing is None or not is_final(timing, [item.recipe for item in standing], hopeful):
         timing, host, footing = _raced(bench, tried, host, footing)
     tried, timing = in_their_best_way(bench, contract, tried, host, timing)
     bench.tell("measuring memory")
@@ -118,19 +120,18 @@ def _raced(
     return timing, host, footing
 
 
-def _is_fair(timing: Timing, tried: Sequence[Candidate]) -> bool:
-    """Whether a race that was run before all was known of the candidates was the one to run: nobody came later, and behind
-    the fastest of those that are not out by now nobody is in doubt, whoever led the race.
+def is_final(timing: Timing, standing: Collection[str], hopeful: Collection[str]) -> bool:
+    """Whether a race that was run before all was known of the candidates need not be run again: nobody came later, and behind
+    the fastest of the hopeful (that are not out by now) nobody of them is in doubt, whoever led the race.
     """
-    standing = [item for item in tried if item.stands]
-    if not {item.recipe for item in standing} <= timing.latencies.keys() | timing.failures.keys():
-        return False
     times = timing.latencies
-    hopeful = [item.recipe for item in standing if item.recipe in times and not _is_out(item)]
-    best = min(hopeful, key=lambda recipe: times[recipe].p50_ms, default="")
+    if not {*standing} <= times.keys() | timing.failures.keys():
+        return False
+    running = [recipe for recipe in hopeful if recipe in times]
+    best = min(running, key=lambda recipe: times[recipe].p50_ms, default="")
     if not best or len(times[best].rounds) < latency.HEAT_ROUNDS:
         return False
-    return not heats.undecided({recipe: latency.ratio(times[recipe], times[best]) for recipe in hopeful})
+    return not heats.undecided({recipe: latency.ratio(times[recipe], times[best]) for recipe in running})
 
 
 def _judged_in_line(

@@ -11,6 +11,8 @@ from onnx import TensorProto, helper
 
 from converters.judge.select import Ratio
 from converters.measure import alone, heats, latency
+from converters.measure.race import Timing
+from converters.rounds import tournament
 from edgekit.manifest import EngineSpec, TensorSpec
 
 FEEDS = [{"x": np.zeros(1, np.float32)}]
@@ -88,7 +90,49 @@ def test_who_is_far_behind_gets_a_few_rounds_clear_losers_and_what_is_refused_on
 
 def test_a_moment_in_which_the_machine_was_busy_is_not_how_long_a_short_call_takes():
     seconds = iter([0.02, 0.003, 0.003, 0.003])
-    assert latency.warmed(lambda feed: sleeper(next(seconds, 0.0))(feed), FEEDS) < 0.001
+
+    def run(feed):
+        time.sleep(next(seconds, 0.0))
+        return feed
+
+    assert latency.warmed(run, FEEDS) < 0.001
+
+
+def rounds(ms, count=12, spread=0.0):
+    """So many rounds of a candidate, alternating around its median."""
+    found = tuple(ms * (1 + spread * (-1) ** number) for number in range(count))
+    return latency.Latency(ms, ms, found)
+
+
+@pytest.mark.parametrize(
+    ("times", "standing", "is_final"),
+    [
+        ({"out": rounds(1), "a": rounds(1.5), "b": rounds(2)}, "a b out", True),
+        (
+            {"out": rounds(1), "a": rounds(1.5), "b": rounds(1.51)},
+            "a b out",
+            True,
+        ),  # equal for anybody's purpose
+        ({"out": rounds(1), "a": rounds(1.5), "b": rounds(1.6, spread=0.1)}, "a b out", False),  # in doubt
+        ({"out": rounds(1), "a": rounds(2, 4), "b": rounds(3, 4)}, "a b out", False),  # nobody is timed well
+        ({"out": rounds(1), "a": rounds(1.5)}, "a b out", False),  # who came later
+        ({"a": rounds(1), "b": rounds(1.5)}, "a b", True),
+        ({"out": rounds(1)}, "out", False),
+    ],
+)
+def test_a_race_is_not_run_again_where_it_told_who_is_fastest_of_those_that_are_left(
+    times, standing, is_final
+):
+    standing = standing.split()
+    left = [name for name in standing if name != "out"]
+    assert tournament.is_final(Timing(times, {}), standing, left) is is_final
+
+
+def test_a_race_ends_when_nobody_is_in_doubt():
+    found = latency.interleaved(
+        {"fast": sleeper(0.002), "slow": sleeper(0.0024)}, FEEDS, {"fast", "slow"}, budget_s=6.0
+    )
+    assert len(found["fast"].rounds) == latency.SURE_ROUNDS
 
 
 def test_a_refused_candidate_alone_is_still_measured():
