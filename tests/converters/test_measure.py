@@ -130,7 +130,7 @@ def test_a_race_is_not_run_again_where_it_told_who_is_fastest_of_those_that_are_
 
 def test_a_race_ends_when_nobody_is_in_doubt():
     found = latency.interleaved(
-        {"fast": sleeper(0.002), "slow": sleeper(0.0024)}, FEEDS, {"fast", "slow"}, budget_s=6.0
+        {"fast": sleeper(0.002), "slow": sleeper(0.006)}, FEEDS, {"fast", "slow"}, budget_s=6.0
     )
     assert len(found["fast"].rounds) == latency.SURE_ROUNDS
 
