@@ -21,9 +21,9 @@ from converters.data.halves import Half
 from converters.data.spool import Spool
 from converters.source import code
 from converters.source.project import Project
-from converters.source.source import Source, closed
+from converters.source.source import Source, closed, refuse_nan
 from edgekit.buckets import bucket_of, fitted
-from edgekit.errors import DataError, InputError, ProjectError, SourceError
+from edgekit.errors import DataError, InputError, ProjectError
 from edgekit.samples import Samples, is_ragged
 from edgekit.selftest import iter_samples
 from edgekit.tensors import Array, fits
@@ -261,12 +261,7 @@ class Datasets:
         for half, indices in zip(self.halves, self._split, strict=True):
             if half.samples is not samples:
                 continue
-            for name, array in outputs.items():
-                if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
-                    raise SourceError(
-                        f"output {name!r} of the source is NaN on evaluation sample {indices[index]} (counted from 0); look"
-                        " at that sample, or at what the model makes of it"
-                    )
+            refuse_nan(outputs, f"evaluation sample {indices[index]} (counted from 0)")
 
     def opened(self, text: str) -> Samples:
         """All samples of other data of the project's, raw. Raises: DataError."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.errors import DataError
 from edgekit.samples import Samples
 
 # Samples of the judged half that are enough to show about what a candidate loses that cannot be picked anyway: at most, at
@@ -44,6 +45,8 @@ def split(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices to search on and indices to judge on, halves by seed; sequences stay whole. With `slices` (N,), each of
     them is halved: chance would leave some halves without the rare ones.
+
+    Raises: DataError where every group is a single sample, so that nothing is left to search on.
     """
     groups = groups_of(count, sequence)
     order = np.random.default_rng(seed).permutation(len(groups))
@@ -53,6 +56,11 @@ def split(
         own = order[named[order] == name]
         parts[0].extend(groups[index] for index in own[: len(own) // 2])
         parts[1].extend(groups[index] for index in own[len(own) // 2 :])
+    if slices is not None and not parts[0]:
+        raise DataError(
+            f"slices name {len(parts[1])} groups, none of more than one sample (or sequence); each group is halved between"
+            " what is searched on and what is judged on: give each sample the name of a group, no id"
+        )
     search, judged = (np.sort(np.concatenate([np.empty(0, np.int64), *part])) for part in parts)
     return search.astype(np.int64), judged.astype(np.int64)
 

@@ -20,7 +20,7 @@ from onnx import version_converter
 
 from converters.graph import stft, tidy
 from converters.source import onnx_source, onnx_weights, quantized
-from converters.source.source import Source, closed
+from converters.source.source import Source, closed, refuse_nan
 from edgekit import rows
 from edgekit.errors import SourceError, ToolFailedError
 from edgekit.gaps import largest, largest_gap
@@ -67,9 +67,15 @@ def canonicalize(
 ) -> Canonical:
     """Write the canonical form into `folder`; a torch program goes through the first exporter that works.
 
-    Raises: ToolFailedError if no exporter, or no form of the file, agrees with the source.
+    Raises: ToolFailedError if no exporter, or no form of the file, agrees with the source; SourceError where it is NaN.
     """
     wanted = [source.reference.run(feed) for feed in feeds]
+    for index, outputs in enumerate(wanted):
+        # With buckets these are the first of each.
+        is_first = source.buckets is None
+        refuse_nan(
+            outputs, f"evaluation sample {index} (counted from 0)" if is_first else "an evaluation sample"
+        )
     if source.onnx_path is not None:
         model, _ = onnx_source.read_mended(source.onnx_path, is_apart=source.is_apart)
         if source.is_apart:

@@ -67,6 +67,7 @@ def objection(
         return ""
     wanted = np.asarray(labels)
     _refuse_text(metric, wanted)
+    _refuse_nan(metric, wanted)
     found = _one_hot(metric, digest, wanted)
     if found:
         return found
@@ -167,6 +168,19 @@ def _shuffled_figures(
 def _refuse_text(metric: Metric, labels: Array) -> None:
     if labels.dtype.kind in "US" and (metric.name in (*CLASSED, *VALUED, "map") or _is_top(metric)):
         raise DataError(f"labels are text ({labels.dtype}); metric {metric.name!r} needs class numbers")
+
+
+def _refuse_nan(metric: Metric, labels: Array) -> None:
+    """A metric of the user's own may read "unknown" there."""
+    if not (metric.name in (*CLASSED, *VALUED, "map") or _is_top(metric)) or is_ragged(labels):
+        return
+    if labels.dtype.kind != "f" or np.isfinite(labels).all():
+        return
+    wrong = np.flatnonzero(~np.isfinite(labels).reshape(len(labels), -1).all(axis=1))
+    raise DataError(
+        f"labels of {len(wrong)} samples are NaN or infinite (the first is {wrong[0]}, counted from 0); metric"
+        f" {metric.name!r} compares with numbers: leave those samples out"
+    )
 
 
 def _one_hot(metric: Metric, digest: Outputs, labels: Array) -> str:

@@ -9,7 +9,7 @@ Always true
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,15 @@ def changing(reference: Model, specs: Sequence[TensorSpec]) -> list[str]:
     except Exception:  # noqa: BLE001  # a program that refuses these values says nothing of itself
         return []
     return [name for name in first if not np.array_equal(first[name], second[name], equal_nan=True)]
+
+
+def refuse_nan(outputs: Mapping[str, Array], where: str) -> None:
+    """Raises: SourceError for a source's answer to a sample as it came that is NaN: nothing agrees with that."""
+    for name, array in outputs.items():
+        if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
+            raise SourceError(
+                f"output {name!r} of the source is NaN on {where}; look at that sample, or at what the model makes of it"
+            )
 
 
 def open_shapes_error(what: str, open_specs: Sequence[TensorSpec]) -> SourceError:

@@ -165,6 +165,17 @@ def test_evaluation_data_that_does_not_fit(arrays, words, digits, run_build, tmp
     assert not (tmp_path / "dist").exists()
 
 
+def test_a_sample_that_the_source_answers_with_nan_is_named_before_anything_is_made(
+    digits, run_build, tmp_path
+):
+    x = np.load(digits.folder / "eval.npz")["x"].copy()
+    x[3] = np.nan
+    np.savez(tmp_path / "bad.npz", x=x)
+    result = run_build(*flags_with(digits, evaluation=tmp_path / "bad.npz"), "--out", tmp_path / "dist")
+    assert result.exit_code == 2
+    assert "of the source is NaN on evaluation sample 3 (counted from 0)" in str(result.exception)
+
+
 KEYS = [
     ("unknown key", "[model]", "[model]\ncolour = 'red'", "colour"),
     ("unknown table", "[data]", "[dta]", "dta"),

@@ -129,3 +129,11 @@ def test_the_best_guess_is_what_a_default_limit_scales_with():
     assert guess.figure == pytest.approx(np.std(wanted))
     assert sense.best_guess(metrics.users("own.py:f", lambda *_: 0.0), {}, wanted) is None
     assert text.END < 0
+
+
+@pytest.mark.parametrize("name", ["top1", "top3", "f1"])
+def test_labels_that_are_no_numbers_are_refused_with_where(name):
+    labels = LABELS.astype(float)
+    labels[7] = np.nan
+    with pytest.raises(DataError, match=r"labels of 1 samples are NaN or infinite \(the first is 7"):
+        objection(name, scores(LABELS), labels)

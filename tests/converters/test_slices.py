@@ -158,6 +158,12 @@ def test_an_id_of_each_sample_is_no_group() -> None:
         slices.groups(np.arange(100).astype(str), None)
 
 
+def test_groups_of_one_sample_each_leave_nothing_to_search_on() -> None:
+    names = np.array([f"user {index}" for index in range(200)])
+    with pytest.raises(DataError, match=r"slices name 200 groups, none of more than one sample"):
+        halves.split(200, None, 0, names)
+
+
 def test_each_group_is_halved() -> None:
     names = np.array(["common"] * 91 + ["rare"] * 9)
     for seed in range(20):
