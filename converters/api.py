@@ -7,7 +7,7 @@ Always true
 
 import inspect
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
@@ -115,7 +115,7 @@ def _is_project(path: str) -> bool:
 
 
 def _inputs(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Array]]:
-    """Tables of a project file, and the arrays among what was given."""
+    """Tables of a project file, and the arrays among what was given. Raises: UsageError, ProjectError."""
     shapes: dict[str, dict[str, Any]] = {}
     examples: dict[str, Array] = {}
     for name, value in given.items():
@@ -125,16 +125,31 @@ def _inputs(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[s
             array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
             examples[name] = array
             shapes[name] = {"shape": list(array.shape), "dtype": str(array.dtype)}
-        else:
+        elif isinstance(value, list | tuple):
             shapes[name] = {"shape": [list(dim) if isinstance(dim, list | tuple) else dim for dim in value]}
+        else:
+            raise UsageError(
+                f"inputs[{name!r}]: a {type(value).__name__} is no shape; give (1, 3, 224, 224), a table with shape and dtype,"
+                " or an example array"
+            )
+    projects.check_inputs(shapes, WHERE)
     return shapes, examples
 
 
 def _targets(given: Any) -> dict[str, dict[str, float]]:
-    if isinstance(given, Mapping):
-        return {str(name): _said(limits) for name, limits in given.items()}
+    """Raises: UsageError for what names no profiles."""
+    limits = given if isinstance(given, Mapping) else {}
     names = [given] if isinstance(given, str | PathLike) else given
-    return {projects.here(fspath(name)): {} for name in names}
+    if (
+        not isinstance(names, Iterable)
+        or not all(isinstance(name, str | PathLike) for name in names)
+        or not all(isinstance(table, Mapping | None) for table in limits.values())
+    ):
+        raise UsageError(
+            f"targets = {given!r}: give names of profiles or .toml files, or a mapping of each to its limits,"
+            " {'raspberry-pi-5': {'latency_p95_ms': 20}}"
+        )
+    return {projects.here(fspath(name)): _said(limits.get(name) or {}) for name in names}
 
 
 def _names(model: Path) -> list[str]:

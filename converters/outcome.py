@@ -4,10 +4,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from converters.sheet import Sheet
-from edgekit.errors import ContractMissedError, GuiltyLayer, Tried
+from edgekit.errors import ContractMissedError, GuiltyLayer, Tried, UsageError
+
+Lock = Literal["use", "write", "require"]
 
 # Layers named of each candidate that loses too much.
 LAYERS = 5
@@ -23,7 +25,8 @@ class Options:
     """`cache` None converts everything anew; `recipes` are patterns of recipe names, none meaning all.
 
     `jobs` worker processes make candidates side by side; 0 makes them in this process, where a converter's crash is the
-    build's. `search` is how many trials go beyond the fixed recipes, for each target. `lock`: `use` one that is up to date, `write` a new one after trying everything, `require` one that is up to date.
+    build's. `search` is how many trials go beyond the fixed recipes, for each target. `lock`: `use` one that is up to date,
+    `write` a new one after trying everything, `require` one that is up to date.
     """
 
     out: Path
@@ -34,9 +37,22 @@ class Options:
     recipes: tuple[str, ...] = ()
     jobs: int = 1
     search: int = 0
-    lock: Literal["use", "write", "require"] = "use"
+    lock: Lock = "use"
     # Seconds that making one candidate, telling its layers apart, or one trial of a search may take.
     time_budget_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError for what no build can be asked."""
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(f"out: {self.out} is a file; give a folder")
+        for name in ("jobs", "search"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise UsageError(f"{name} = {value!r}: give a whole number, 0 or more")
+        if not self.time_budget_s > 0:
+            raise UsageError(f"time_budget_s = {self.time_budget_s!r}: give seconds, more than 0")
+        if self.lock not in get_args(Lock):
+            raise UsageError(f"lock = {self.lock!r}: give one of {', '.join(get_args(Lock))}")
 
 
 @dataclass(frozen=True)

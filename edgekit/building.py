@@ -8,7 +8,7 @@ Always true
     evidence know it by its bytes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from os import PathLike
@@ -112,7 +112,7 @@ def build(
     name: str | None = None,
     version: str | None = None,
     inputs: Mapping[str, Given] | None = None,
-    outputs: Sequence[str] = (),
+    outputs: str | Sequence[str] = (),
     state: Mapping[str, str] | None = None,
     preprocess: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     postprocess: Sequence[Mapping[str, Any]] = (),
@@ -125,7 +125,7 @@ def build(
     latency_p95_ms: float | None = None,
     memory_mb: float | None = None,
     size_mb: float | None = None,
-    recipes: Sequence[str] = (),
+    recipes: str | Sequence[str] = (),
     out: str | PathLike[str] = "dist",
     accept_uncertain: bool = False,
     strict: bool = False,
@@ -179,9 +179,9 @@ def build(
         "size_mb": size_mb,
     }
     tables = {
-        "model": {"name": name, "version": version, "outputs": tuple(outputs) or None},
-        "state": dict(state or {}),
-        "preprocess": dict(preprocess or {}),
+        "model": {"name": name, "version": version, "outputs": _words("outputs", outputs) or None},
+        "state": _table("state", state, "{input: output}"),
+        "preprocess": _table("preprocess", preprocess, "{input: [step, ...]}"),
         "postprocess": tuple(postprocess),
         "data": {"metric": metric, "alphabet": alphabet, "shifted": shifted, "seed": seed},
         "contract": limits,
@@ -192,7 +192,7 @@ def build(
         "strict": strict,
         "allow_code": allow_code,
         "cache": None if isinstance(cache, bool) else Path(cache),
-        "recipes": tuple(recipes),
+        "recipes": _words("recipes", recipes),
         "search": search,
         "lock": lock,
         "time_budget_s": float(time_budget_s),
@@ -204,7 +204,7 @@ def build(
         calibration,
         evaluation,
         slices,
-        inputs or {},
+        _table("inputs", inputs, "{'x': (1, 3, 224, 224)}"),
         tables,
         options,
         use_cache=cache is not False,
@@ -213,6 +213,23 @@ def build(
     )
     result: BuildResult = _converters().build(wanted, must_meet=must_meet)
     return result
+
+
+def _words(what: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    """One word or several. Raises: UsageError."""
+    words = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(isinstance(word, str) for word in words):
+        raise UsageError(f"{what} = {given!r}: give a text, or a list of them")
+    return words
+
+
+def _table(what: str, given: Any, example: str) -> dict[str, Any]:
+    """What is named one by one; nothing where nothing was given. Raises: UsageError."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise UsageError(f"{what}: a {type(given).__name__} names nothing; give a mapping, {example}")
+    return dict(given)
 
 
 def _converters() -> Any:

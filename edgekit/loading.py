@@ -72,8 +72,12 @@ class LoadedModel:
     def predict_sequence(self, samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
         """The answer to each sample in turn; a stateful model's states go from one to the next, from zero at the first.
 
-        Raises: as `predict`, at the sample that does not fit.
+        Raises: as `predict`, at the sample that does not fit; UsageError for what is no row of samples.
         """
+        if not isinstance(samples, Iterable) or isinstance(samples, str | bytes | Mapping):
+            raise UsageError(
+                f"a {type(samples).__name__} is no row of samples; give an iterable of samples, one after the other"
+            )
         return map(self._worded, self._ran(iter(samples), with_states=True))
 
     def close(self) -> None:
@@ -153,9 +157,11 @@ def load(bundle: str | PathLike[str]) -> LoadedModel:
 
     bundle: the path of a `.edgekit` file, or one of `edgekit.build(...).bundles`.
 
-    Raises: BundleError, ManifestError for what is no bundle; EngineMissingError where its engine is not installed here, or
+    Raises: UsageError, BundleError, ManifestError for what is no bundle; EngineMissingError where its engine is not installed here, or
     in another version; EngineError.
     """
+    if not isinstance(bundle, str | PathLike):
+        raise UsageError(f"a {type(bundle).__name__} is no bundle; give the path of a .edgekit file")
     return LoadedModel(Path(bundle))
 
 

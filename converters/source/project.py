@@ -24,6 +24,10 @@ from edgekit.profile import Budgets, Positive
 
 PROJECT_FILE = "edgekit.toml"
 Dim = Annotated[int, Meta(ge=1)]
+# What numpy has and some engine takes.
+Dtype = Literal[
+    "float32", "float16", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
+]  # fmt: skip
 
 
 class ModelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,7 +47,7 @@ class InputTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A list in the place of a dimension is a set of buckets."""
 
     shape: tuple[Dim | tuple[Dim, ...], ...]
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     @property
     def largest(self) -> tuple[int, ...]:
@@ -136,6 +140,10 @@ class ProjectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: CodeTable = CodeTable()
     contract: ContractTable = ContractTable()
     guard: GuardTable | None = None
+
+
+class _Inputs(msgspec.Struct, frozen=True):
+    inputs: dict[str, InputTable]
 
 
 class Project(msgspec.Struct, frozen=True):
@@ -299,6 +307,14 @@ def _project(table: Mapping[str, Any], folder: Path, where: str) -> Project:
         )
     _check_buckets(file, where)
     return Project(file=file, folder=folder, where=where)
+
+
+def check_inputs(tables: Mapping[str, Any], where: str) -> None:
+    """Before anything is made of them. Raises: ProjectError."""
+    try:
+        msgspec.convert({"inputs": tables}, _Inputs)
+    except msgspec.ValidationError as error:
+        raise ProjectError(f"{where}: {_explained(str(error))}") from error
 
 
 def _check_buckets(file: ProjectFile, where: str) -> None:

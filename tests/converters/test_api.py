@@ -198,6 +198,20 @@ def test_an_interrupt_ends_the_call_and_not_the_next_one(
         ({"targets": ()}, ProjectError, "name at least one profile"),
         ({"preprocess": {"y": [{"op": "scale", "factor": 1.0}]}}, ProjectError, "no such input"),
         ({"allow_code": False}, SourceError, "--no-code"),
+        ({"inputs": [(1, 1, 8, 8)]}, UsageError, "inputs: a list names nothing"),
+        ({"inputs": {"x": "1,1,8,8"}}, UsageError, "a str is no shape"),
+        ({"inputs": {"x": (1, 1, 8, 8.0)}}, ProjectError, "Expected `int.*got `float` - at `.*shape"),
+        ({"inputs": {"x": {"shape": [1], "dtype": "floaty"}}}, ProjectError, "dtype: unknown 'floaty'"),
+        ({"targets": None}, UsageError, "targets = None: give names of profiles"),
+        ({"targets": [7]}, UsageError, "give names of profiles"),
+        ({"targets": {"x86-64-v3": 20}}, UsageError, "a mapping of each to its limits"),
+        ({"outputs": [3]}, UsageError, "outputs = .* give a text, or a list"),
+        ({"recipes": 3}, UsageError, "recipes = 3: give a text, or a list"),
+        ({"state": ["h"]}, UsageError, "state: a list names nothing"),
+        ({"jobs": -1}, UsageError, "jobs = -1: give a whole number"),
+        ({"time_budget_s": 0}, UsageError, "give seconds, more than 0"),
+        ({"lock": "no"}, UsageError, "lock = 'no': give one of use, write, require"),
+        ({"out": __file__}, UsageError, "is a file; give a folder"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_converted(
@@ -208,8 +222,15 @@ def test_what_is_wrong_is_said_before_anything_is_converted(
     told: str,
 ) -> None:
     with pytest.raises(error, match=told):
-        call(tmp_path, **changed)
+        call(**({"out": tmp_path} | changed))
     assert not list(tmp_path.iterdir())
+
+
+def test_one_word_is_as_good_as_a_list_of_one(call: Callable[..., BuildResult], tmp_path: Path) -> None:
+    result = call(tmp_path, outputs="logits", recipes="onnxruntime/fp32", targets={TARGET: None})
+    assert [item.recipe for item in result.candidates[TARGET]] == ["onnxruntime/fp32"]
+    with edgekit.load(result.pick()) as model:
+        assert [spec.name for spec in model.outputs] == ["logits"]
 
 
 class Branching(torch.nn.Module):
@@ -354,6 +375,18 @@ def test_threads_share_a_loaded_bundle(built: BuildResult, arrays: dict[str, np.
 def test_a_sample_that_does_not_fit_is_refused(built: BuildResult, sample: Any, told: str) -> None:
     with edgekit.load(built.pick()) as model, pytest.raises((InputError, DataError), match=told):
         model.predict(sample)
+
+
+@pytest.mark.parametrize("given", [None, 7, "frames.npz", b"frames", {"x": np.zeros((2, 1, 8, 8))}])
+def test_what_is_no_row_of_samples_is_refused(built: BuildResult, given: Any) -> None:
+    with edgekit.load(built.pick()) as model, pytest.raises(UsageError, match="give an iterable of samples"):
+        model.predict_sequence(given)
+
+
+@pytest.mark.parametrize("given", [None, 7, ["a.edgekit"]])
+def test_what_is_no_path_is_no_bundle(given: Any) -> None:
+    with pytest.raises(UsageError, match=r"is no bundle; give the path of a \.edgekit file"):
+        edgekit.load(given)
 
 
 @pytest.mark.proof
