@@ -116,6 +116,48 @@ def volume_pool() -> onnx.ModelProto:
     return whole(nodes, {"w1": weights(8, 2, 3, 3, 3), "w2": weights(4, 8, 3, 3, 3)}, (1, 2, 8, 8, 8))
 
 
+def volume_transposed(**attributes: object) -> onnx.ModelProto:
+    nodes = [
+        conv("x", "w1", "a", pads=[1] * 6),
+        helper.make_node("ConvTranspose", ["a", "w2", "b2"], ["b"], "up", **attributes),
+        conv("b", "w3", "y", pads=[1] * 6),
+    ]
+    constants = {"w1": weights(8, 2, 3, 3, 3), "w2": weights(8, 6, 3, 2, 3), "b2": weights(6)}
+    return whole(nodes, {**constants, "w3": weights(4, 6, 3, 3, 3)}, (1, 2, 4, 5, 6))
+
+
+def smallest() -> onnx.ModelProto:
+    """The least entries of each row, in order."""
+    node = helper.make_node("TopK", ["a", "count"], ["b", "places"], "least", largest=0)
+    return between(node, {"count": np.array([5])})
+
+
+def by_the_batch() -> onnx.ModelProto:
+    """A normalization exported in training."""
+    node = helper.make_node(
+        "BatchNormalization", ["a", "s", "z", "m", "v"], ["b", "rm", "rv"], "norm", training_mode=1
+    )
+    constants = {"s": np.abs(weights(8)) + 1, "z": weights(8), "m": weights(8), "v": np.abs(weights(8))}
+    return between(node, constants)
+
+
+def listed() -> onnx.ModelProto:
+    """Two halves of the channels, by a list of tensors, in the other order."""
+    model = between(helper.make_node("ConcatFromSequence", ["turned"], ["b"], "join", axis=1), {
+        "four": np.array(4), "one": np.array(1), "first": np.array(0)
+    })  # fmt: skip
+    parts = [
+        helper.make_node("SplitToSequence", ["a", "four"], ["halves"], "split", axis=1),
+        helper.make_node("SequenceAt", ["halves", "one"], ["second"], "at"),
+        helper.make_node("SequenceErase", ["halves", "one"], ["left"], "erase"),
+        helper.make_node("SequenceInsert", ["left", "second", "first"], ["turned"], "insert"),
+    ]
+    nodes = [*model.graph.node[:2], *parts, *model.graph.node[2:]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
 def wrong_shapes() -> onnx.ModelProto:
     """The file says of a value inside what is not so, as a simplifier left it."""
     model = between(helper.make_node("Identity", ["a"], ["b"]))
@@ -145,6 +187,13 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "strided 3-D convolution": lambda: volume(strides=[2, 2, 2], pads=[1] * 6),
     "dilated 3-D convolution": lambda: volume(dilations=[2, 2, 2], pads=[2] * 6),
     "3-D pool": volume_pool,
+    "transposed 3-D convolution": lambda: volume_transposed(strides=[2, 1, 3], pads=[1, 0, 1, 0, 1, 1]),
+    "transposed 3-D convolution, longer": lambda: volume_transposed(
+        strides=[2, 2, 2], pads=[1] * 6, output_padding=[1, 0, 1]
+    ),
+    "smallest first": smallest,
+    "normalized by the batch": by_the_batch,
+    "list of tensors": listed,
     "wrong shapes": wrong_shapes,
 }
 

@@ -73,7 +73,12 @@ TABLE = [
     ("GlobalAveragePool", 17, [IMAGE], [], {}),
     ("GlobalMaxPool", 17, [IMAGE], [], {}),
     ("BatchNormalization", 17, [IMAGE], [data(4), data(4), data(4), np.abs(data(4))], {"epsilon": 1e-3}),
+    ("BatchNormalization", 17, [IMAGE], [data(4), data(4), data(4), np.abs(data(4))], {"training_mode": 1}),
     ("InstanceNormalization", 17, [IMAGE], [data(4), data(4)], {}),
+    ("TopK", 17, [data(3, 7)], [ints(4)], {"largest": 0}),
+    ("TopK", 17, [data(2, 3, 7, 4)], [ints(3)], {"largest": 0, "axis": 1}),
+    ("TopK", 17, [data(2, 3, 7, 4)], [ints(2)], {"axis": -2}),
+    ("TopK", 17, [RANDOM.permutation(24).reshape(4, 6) - 12], [ints(6)], {"largest": 0}),
     ("LayerNormalization", 17, [data(2, 3, 4)], [data(4), data(4)], {"axis": -1}),
     ("Gemm", 17, [data(2, 3)], [data(4, 3), data(4)], {"transB": 1}),
     ("Gemm", 17, [data(3, 2)], [data(3, 4), data(1, 4)], {"transA": 1, "alpha": 0.5, "beta": 2.0}),
@@ -90,7 +95,7 @@ TABLE = [
         {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
     ),
 ]  # fmt: skip
-OUTPUTS = {"Split": 2}
+OUTPUTS = {"Split": 2, "TopK": 2}
 
 
 def build(op_type, opset, inputs, constants, attributes, outputs=1):
@@ -196,6 +201,70 @@ def test_a_constant_condition_chooses_its_branch(condition, tmp_path):
     value = data(2, 3)
     (ours,) = run(model, {"x": value}, tmp_path / "m.onnx")
     np.testing.assert_allclose(ours, np.maximum(value, 0) if condition else -value)
+
+
+def listed(*nodes):
+    """A model of nodes between `x` (2 x 6) and `y`; `i0`, `i1`, `i2`, `last` and `sizes` are numbers."""
+    numbers = {f"i{count}": np.array(count) for count in range(3)}
+    numbers |= {"last": np.array(-1), "sizes": np.array([4, 2])}
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", 1, [2, 6])], [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(array, name) for name, array in numbers.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+SPLIT = helper.make_node("SplitToSequence", ["x", "i2"], ["s"], axis=1)
+LISTS = {
+    "an entry": [SPLIT, helper.make_node("SequenceAt", ["s", "last"], ["y"])],
+    "sizes": [
+        helper.make_node("SplitToSequence", ["x", "sizes"], ["s"], axis=1),
+        helper.make_node("SequenceAt", ["s", "i0"], ["y"]),
+    ],
+    "rows": [
+        helper.make_node("SplitToSequence", ["x"], ["s"], axis=0, keepdims=0),
+        helper.make_node("ConcatFromSequence", ["s"], ["y"], axis=1, new_axis=1),
+    ],
+    "made, changed and joined": [
+        SPLIT,
+        helper.make_node("SequenceEmpty", [], ["none"]),
+        helper.make_node("SequenceAt", ["s", "i1"], ["part"]),
+        helper.make_node("SequenceInsert", ["none", "part"], ["one"]),
+        helper.make_node("SequenceInsert", ["one", "x", "i0"], ["two"]),
+        helper.make_node("Identity", ["two"], ["same"]),
+        helper.make_node("SequenceErase", ["same", "i1"], ["rest"]),
+        helper.make_node("SequenceConstruct", ["x", "part"], ["pair"]),
+        helper.make_node("SequenceInsert", ["pair", "part", "i1"], ["three"]),
+        helper.make_node("ConcatFromSequence", ["three"], ["wide"], axis=1),
+        helper.make_node("SequenceAt", ["rest", "i0"], ["back"]),
+        helper.make_node("Concat", ["wide", "back"], ["y"], axis=1),
+    ],
+    "its length": [
+        SPLIT,
+        helper.make_node("SequenceLength", ["s"], ["count"]),
+        helper.make_node("Cast", ["count"], ["number"], to=1),
+        helper.make_node("Mul", ["x", "number"], ["y"]),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_of_tensors_leaves_the_tensors(name, tmp_path):
+    model, feeds = listed(*LISTS[name]), {"x": data(2, 6)}
+    (wanted,) = ReferenceEvaluator(model).run(None, feeds)
+    (ours,) = run(model, feeds, tmp_path / "m.onnx")
+    np.testing.assert_allclose(ours, wanted)
+
+
+def test_an_entry_that_data_chooses_is_refused(tmp_path):
+    nodes = [
+        SPLIT,
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["place"], to=7),
+        helper.make_node("SequenceAt", ["s", "place"], ["y"]),
+    ]
+    with pytest.raises(UnsupportedOperatorsError, match="entry whose number is computed from data"):
+        run(listed(*nodes), {"x": data(2, 6)}, tmp_path / "m.onnx")
 
 
 def test_all_unknown_operators_are_listed_at_once(tmp_path):

@@ -33,6 +33,22 @@ def test_a_range_of_nothing_but_zero_costs_a_convolution_in_litert(tmp_path):
     assert "failed to prepare" in note
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transposed 3-D convolution",
+        "transposed 3-D convolution, longer",
+        "smallest first",
+        "normalized by the batch",
+        "list of tensors",
+    ],
+)
+def test_litert_computes_the_same(name, tmp_path):
+    model = odd.MODELS[name]()
+    made = prepared(model, tmp_path, odd.feeds(model))
+    assert gap(made, *converted(made, tmp_path, "litert/fp32")) < 1e-4
+
+
 @pytest.mark.proof
 @pytest.mark.parametrize("make", odd.MODELS.values(), ids=odd.MODELS)
 def test_every_kind_through_every_engine(make, tmp_path):

@@ -3,11 +3,13 @@
 Each rule looks at one node and replaces it if it is what the rule is for. To add one: a function, and its name in `RULES`.
 """
 
-from collections.abc import Callable
+import math
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 _ATEN = torch.ops.aten
 # What leaves the entries of a tensor in their order.
@@ -27,6 +29,8 @@ _NEVER = float("-inf")
 _LARGEST = 1 << 20
 # Copies along an axis above which a lookup stands for the concatenation.
 _COPIES = 16
+# Axes of a 3-D convolution.
+_VOLUME = 3
 
 
 def generated(made: GraphModule, node: Node) -> None:
@@ -220,6 +224,8 @@ def transposed_convolution(made: GraphModule, node: Node) -> None:
     if node.target is not _ATEN.convolution.default or not node.args[6]:
         return
     value, weight, bias, strides, pads, dilations, _, extra, groups = node.args
+    if len(strides) == _VOLUME:
+        return
     sizes, target = value.meta["val"].shape[2:], node.meta["val"].shape[2:]
     whole = [have - more + 2 * pad for have, more, pad in zip(target, extra, pads, strict=True)]
     multiple = all(
@@ -248,6 +254,80 @@ def transposed_convolution(made: GraphModule, node: Node) -> None:
     node.replace_all_uses_with(last)
 
 
+def transposed_volume(made: GraphModule, node: Node) -> None:
+    """A transposed 3-D convolution as a plain one: the input with zeros between its entries, the kernel turned round.
+
+    LiteRT's interpreter has none ("Didn't find op for builtin opcode 'STABLEHLO_CONVOLUTION'", litert-torch 0.10).
+    """
+    if node.target is not _ATEN.convolution.default or not node.args[6] or len(node.args[3]) != _VOLUME:
+        return
+    value, weight, bias, strides, pads, dilations, _, _, groups = node.args
+    known = _value(made, weight)
+    if known is None:
+        return
+    graph = made.graph
+    count, *sizes = value.meta["val"].shape[1:]
+    target = node.meta["val"].shape[2:]
+    with graph.inserting_before(node):
+        last = value
+        around: list[int] = []
+        for axis, (stride, pad, dilation) in enumerate(zip(strides, pads, dilations, strict=True)):
+            last = _spread(graph, last, (value.meta["val"].shape[0] * count, *sizes), axis, stride)
+            sizes[axis] *= stride
+            reach = (known.shape[2 + axis] - 1) * dilation
+            before = reach - pad
+            # As many behind as it takes; fewer than none where the last entry's own zeros are too many.
+            around = [before, target[axis] - (before + sizes[axis] - reach), *around]
+        last = graph.call_function(_ATEN.view.default, (last, [-1, count, *sizes]))
+        last = graph.call_function(
+            _ATEN.constant_pad_nd.default, (last, [max(0, pad) for pad in around], 0.0)
+        )
+        for axis in range(_VOLUME):
+            before, behind = around[-2 - 2 * axis], around[-1 - 2 * axis]
+            if min(before, behind) < 0:
+                whole = sizes[axis] + max(0, before) + max(0, behind)
+                cut = (last, 2 + axis, max(0, -before), whole - max(0, -behind))
+                last = graph.call_function(_ATEN.slice.Tensor, cut)
+        turned = known.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(2, 3, 4)
+        kernel = _constant(made, turned.contiguous())
+        plain = (last, kernel, bias, [1] * _VOLUME, [0] * _VOLUME, dilations, False, [0] * _VOLUME, groups)
+        node.replace_all_uses_with(graph.call_function(_ATEN.convolution.default, plain))
+
+
+def _spread(graph: Graph, value: Node, shape: Sequence[int], axis: int, stride: int) -> Node:
+    """`stride - 1` zeros behind each entry along one of the axes that follow the first; tensors of four axes at most."""
+    if stride == 1:
+        return value
+    before, behind = math.prod(shape[: axis + 1]), math.prod(shape[axis + 2 :])
+    split = graph.call_function(_ATEN.view.default, (value, [before, shape[axis + 1], 1, behind]))
+    return graph.call_function(_ATEN.constant_pad_nd.default, (split, [0, 0, 0, stride - 1], 0.0))
+
+
+def largest(made: GraphModule, node: Node) -> None:
+    """The largest entries of rows by LiteRT's own operator.
+
+    litert-torch 0.10 knows a `topk` again by both of its results: where the places are not read it leaves a sort, which
+    LiteRT's interpreter does not have.
+    """
+    if node.target is not _ATEN.topk.default:
+        return
+    value, count, *more = node.args
+    axis, is_largest, *_ = (*more, *(-1, True)[len(more) :])
+    rank = value.meta["val"].dim()
+    if not is_largest or axis % rank != rank - 1:
+        return
+    # Enters the operator.
+    import litert_torch.backend.experimental.torch_tfl  # noqa: F401
+
+    graph = made.graph
+    with graph.inserting_before(node):
+        both = graph.call_function(torch.ops.tfl.topk_v2.default, (value, count))
+        values, narrow = (graph.call_function(operator.getitem, (both, index)) for index in (0, 1))
+        places = graph.call_function(_TO, (narrow,), {"dtype": torch.int64})
+    for user in list(node.users):
+        user.replace_all_uses_with((values, places)[user.args[1]])
+
+
 def unit_clamp(made: GraphModule, node: Node) -> None:
     """A clamp to 0..1 (a hard sigmoid) by ReLU6, which LiteRT fuses into what comes before.
 
@@ -270,6 +350,8 @@ RULES: tuple[Callable[[GraphModule, Node], None], ...] = (
     dead_rows,
     infinities,
     copies,
+    transposed_volume,
     transposed_convolution,
+    largest,
     unit_clamp,
 )

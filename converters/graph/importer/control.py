@@ -30,6 +30,8 @@ def choose(builder: "Builder", attributes: Attributes, inputs: Sequence[str], sc
     results = [builder.graph(branch, scope, ()) for branch in branches]
     chosen: list[str] = []
     for taken, other in zip(*results, strict=True):
+        if not {taken, other} <= builder.values.keys():
+            raise UnsupportedOperatorsError("If whose condition is computed from data, between sequences")
         left, right = builder.values[taken], builder.values[other]
         if left.shape != right.shape or left.dtype != right.dtype:
             raise UnsupportedOperatorsError(
@@ -60,8 +62,10 @@ def loop(builder: "Builder", attributes: Attributes, inputs: Sequence[str], scop
         count = builder.add_constant(torch.tensor(turn, dtype=torch.int64))
         following, *results = builder.graph(body, scope, [count, condition, *state])
         if going is None:
-            if scanned:
-                raise UnsupportedOperatorsError("Loop that data ends, with outputs for each turn")
+            if scanned or not set(state) <= builder.values.keys():
+                raise UnsupportedOperatorsError(
+                    "Loop that data ends, with outputs for each turn or a sequence"
+                )
             results = [
                 builder.emit(_select, [condition, new, old])[0]
                 for new, old in zip(results, state, strict=True)

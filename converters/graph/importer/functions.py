@@ -9,6 +9,7 @@ from onnx import inliner
 
 from converters.graph.importer.control import CONTROL
 from converters.graph.importer.registry import UnsupportedOperatorsError, lookup, qualified
+from converters.graph.importer.sequences import SEQUENCES
 
 _DEFAULT = ("", "ai.onnx")
 
@@ -107,7 +108,7 @@ def _missing(graph: onnx.GraphProto, opset: int, outer: set[str]) -> Counter[tup
     missing: Counter[tuple[str, str]] = Counter()
     for node in graph.node:
         known = node.domain in _DEFAULT and (
-            node.op_type in CONTROL or has_body(node.domain, node.op_type, opset)
+            node.op_type in (*CONTROL, *SEQUENCES) or has_body(node.domain, node.op_type, opset)
         )
         known = known or lookup(qualified(node.domain, node.op_type), opset) is not None
         constant = all(name in constants for name in node.input)

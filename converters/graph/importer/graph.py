@@ -22,6 +22,7 @@ from onnx import numpy_helper
 
 from converters.graph.importer.functions import body, defaults, has_body, inlined, with_attributes
 from converters.graph.importer.registry import Call, UnsupportedOperatorsError, lookup, qualified
+from converters.graph.importer.sequences import SEQUENCES
 from converters.graph.importer.types import KEEPS_RANGE, at_edge, carried, widened
 from edgekit.errors import SourceError
 
@@ -97,6 +98,7 @@ class Builder:
         self.values: dict[str, Any] = {}
         self.fixed: set[str] = set()
         self.steps: list[Step] = []
+        self._sequences: dict[str, tuple[str, ...]] = {}
         self._count = 0
 
     def key(self) -> str:
@@ -113,6 +115,17 @@ class Builder:
         key = self.key()
         self.values[key] = tensor
         return key
+
+    def add_sequence(self, entries: Sequence[str]) -> str:
+        key = self.key()
+        self._sequences[key] = tuple(entries)
+        return key
+
+    def entries(self, key: str) -> tuple[str, ...]:
+        """The keys in a sequence. Raises: UnsupportedOperatorsError for what is none here, as an optional one."""
+        if key not in self._sequences:
+            raise UnsupportedOperatorsError("a sequence that is not made inside of the graph")
+        return self._sequences[key]
 
     def number(self, key: str) -> Any:
         """The constant of one entry behind a key, None where it depends on data."""
@@ -171,6 +184,12 @@ class Builder:
         attributes = {entry.name: _plain(onnx.helper.get_attribute_value(entry)) for entry in node.attribute}
         if node.op_type in CONTROL:
             return CONTROL[node.op_type](self, attributes, inputs, scope)
+        if node.op_type in SEQUENCES:
+            return SEQUENCES[node.op_type](self, attributes, inputs)
+        if any(key in self._sequences for key in inputs):
+            if node.op_type == "Identity":
+                return inputs
+            raise UnsupportedOperatorsError(f"{node.op_type} of a sequence")
         constants = tuple(self.values[key].numpy() if key in self.fixed else None for key in inputs)
         kinds = tuple(self.values[key].dtype if key else None for key in inputs)
         call = Call(node.op_type, attributes, constants, len(node.output), self.opset, kinds)

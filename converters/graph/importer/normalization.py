@@ -1,5 +1,6 @@
 """Normalizations."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,10 +11,27 @@ from converters.graph.importer.registry import Call, operator
 
 
 @operator("BatchNormalization")
-def batch_norm(call: Call, value: Tensor, *parameters: Tensor) -> Tensor:
-    call.require("training_mode", 0)
+def batch_norm(call: Call, value: Tensor, *parameters: Tensor) -> Any:
     scale, bias, mean, variance = parameters
+    if call.get("training_mode", 0):
+        return _by_the_batch(call, value, parameters)
     return functional.batch_norm(value, mean, variance, scale, bias, eps=call.get("epsilon", 1e-5))
+
+
+def _by_the_batch(call: Call, value: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """As exported from a module in training: by the mean and spread of what is given, and the running ones beside."""
+    scale, bias, mean, variance = parameters
+    axes, along = [0, *range(2, value.dim())], [1, -1, *[1] * (value.dim() - 2)]
+    own = value.mean(axes, keepdim=True)
+    centred = value - own
+    spread = (centred * centred).mean(axes, keepdim=True)
+    scaled = centred / torch.sqrt(spread + call.get("epsilon", 1e-5))
+    share = call.get("momentum", 0.9)
+    return (
+        scaled * scale.reshape(along) + bias.reshape(along),
+        mean * share + own.reshape(-1) * (1 - share),
+        variance * share + spread.reshape(-1) * (1 - share),
+    )[: call.outputs]
 
 
 @operator("InstanceNormalization")

@@ -97,6 +97,20 @@ def _cumulative_product(value: Tensor, axis: int) -> Tensor:
 
 @operator("TopK", since=10, fixed=(1,))
 def top_k(call: Call, value: Tensor, *_: Any) -> Any:
-    return torch.topk(
-        value, call.needed_ints(1)[0], call.get("axis", -1), bool(call.get("largest", 1)), sorted=True
-    )
+    """Of rows, and the smallest as the largest of what counts down: anything else becomes a sort, which LiteRT does not have.
+
+    litert-torch 0.10 takes an axis of a tensor of four for another one, where it moves the channels.
+    """
+    count, axis = call.needed_ints(1)[0], call.get("axis", -1)
+    rows = value.movedim(axis, -1)
+    flat = rows.reshape(-1, rows.shape[-1])
+    is_largest = call.get("largest", 1)
+    found, places = torch.topk(flat if is_largest else _turned(flat), count, -1, sorted=True)
+    shape = [*rows.shape[:-1], count]
+    found = found if is_largest else _turned(found)
+    return found.reshape(shape).movedim(-1, axis), places.reshape(shape).movedim(-1, axis)
+
+
+def _turned(value: Tensor) -> Tensor:
+    """Of integers -1 - x: the lowest has no negative."""
+    return -value if value.is_floating_point() else -1 - value
