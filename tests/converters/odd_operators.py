@@ -158,6 +158,37 @@ def listed() -> onnx.ModelProto:
     return model
 
 
+def some_of_the_rows() -> onnx.ModelProto:
+    """Entries of the first channels and rows alone, chosen by their places."""
+    places = np.tile(np.array([3, 0, 7], np.int64), (1, 8, 5, 1))
+    return between(
+        helper.make_node("GatherElements", ["a", "places"], ["b"], "choose", axis=3), {"places": places}
+    )
+
+
+def reduced(kind: str, **attributes: object) -> onnx.ModelProto:
+    """To sums over some axes, beside a convolution."""
+    node = helper.make_node(kind, ["above"], ["sums"], "reduce", **attributes)
+    model = between(helper.make_node("Add", ["a", "one"], ["above"], "above"), {"one": np.float32([1])})
+    del model.graph.node[3:]
+    model.graph.node.extend([node, helper.make_node("Neg", ["sums"], ["y"], "turn")])
+    return model
+
+
+def sparse() -> onnx.ModelProto:
+    """A convolution whose weights are stored as the few that are not zero."""
+    model = between(helper.make_node("Identity", ["a"], ["b"]))
+    (stored,) = (tensor for tensor in model.graph.initializer if tensor.name == "w2")
+    array = numpy_helper.to_array(stored)
+    places = np.arange(0, array.size, 3)
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(
+        helper.make_tensor("w2", TensorProto.FLOAT, [len(places)], array.ravel()[places]),
+        helper.make_tensor("places", TensorProto.INT64, [len(places)], places), list(array.shape),
+    ))  # fmt: skip
+    model.graph.initializer.remove(stored)
+    return model
+
+
 def wrong_shapes() -> onnx.ModelProto:
     """The file says of a value inside what is not so, as a simplifier left it."""
     model = between(helper.make_node("Identity", ["a"], ["b"]))
@@ -191,6 +222,11 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "transposed 3-D convolution, longer": lambda: volume_transposed(
         strides=[2, 2, 2], pads=[1] * 6, output_padding=[1, 0, 1]
     ),
+    "some of the rows": some_of_the_rows,
+    "sum of magnitudes": lambda: reduced("ReduceL1", axes=[3], keepdims=0),
+    "logarithm of a sum": lambda: reduced("ReduceLogSum", axes=[1, 3]),
+    "logarithm of exponents": lambda: reduced("ReduceLogSumExp", axes=[2, -1], keepdims=0),
+    "sparse weights": sparse,
     "smallest first": smallest,
     "normalized by the batch": by_the_batch,
     "list of tensors": listed,

@@ -49,6 +49,23 @@ def test_litert_computes_the_same(name, tmp_path):
     assert gap(made, *converted(made, tmp_path, "litert/fp32")) < 1e-4
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "some of the rows",
+        "sum of magnitudes",
+        "logarithm of a sum",
+        "logarithm of exponents",
+        "sparse weights",
+    ],
+)
+def test_openvino_computes_the_same(name, tmp_path):
+    model = odd.MODELS[name]()
+    made = prepared(model, tmp_path, odd.feeds(model))
+    assert gap(made, *converted(made, tmp_path, "openvino/f32")) < 1e-4
+    assert not list(tmp_path.glob("tmp*")), "what OpenVINO was given to read is gone"
+
+
 @pytest.mark.proof
 @pytest.mark.parametrize("make", odd.MODELS.values(), ids=odd.MODELS)
 def test_every_kind_through_every_engine(make, tmp_path):

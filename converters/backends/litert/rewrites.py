@@ -312,7 +312,7 @@ def largest(made: GraphModule, node: Node) -> None:
     if node.target is not _ATEN.topk.default:
         return
     value, count, *more = node.args
-    axis, is_largest, *_ = (*more, *(-1, True)[len(more) :])
+    axis, is_largest = more[0] if more else -1, more[1] if len(more) > 1 else True
     rank = value.meta["val"].dim()
     if not is_largest or axis % rank != rank - 1:
         return

@@ -15,7 +15,7 @@ import openvino as ov
 
 from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact
-from converters.backends.openvino import edges, execution, files, graph, npu, pads, quantizer
+from converters.backends.openvino import edges, execution, files, graph, npu, pads, quantizer, reading
 from converters.backends.openvino import sensitivity as analysis
 from converters.backends.openvino.nncf_alone import nncf_loaded
 from converters.backends.sharing import Store
@@ -102,9 +102,11 @@ def _kept(prepared: Prepared) -> Any:
 
 def _read(prepared: Prepared) -> Any:
     native = prepared.source.native
-    model = _opened(prepared.canonical.path if native is None else native.files[0])
-    if native is not None:
-        model = edges.public(model, prepared.source, native)
+    if native is None:
+        with reading.readable(prepared.canonical.path) as path:
+            model = _opened(path)
+    else:
+        model = edges.public(_opened(native.files[0]), prepared.source, native)
     graph.name_nodes(model, is_tflite=native is not None and native.suffix == ".tflite")
     return model
 
@@ -117,10 +119,11 @@ def _opened(path: Path) -> Any:
 
 
 def _cause(error: RuntimeError) -> str:
-    """What the front end could not convert, where it says so; otherwise the last of its many lines."""
+    """What the front end could not convert, and why where it has a rule for it; otherwise the last of its many lines."""
     lacking = re.search(r"(?:failed for|No conversion rule found for operations): (.+)", str(error))
     if lacking:
-        return f"it does not convert {lacking[1].strip()}"
+        why = re.search(r"with a message:\n(?:.*\n)*?(.+)\n\s*\nSummary", str(error))
+        return f"it does not convert {lacking[1].strip()}{f' ({why[1].strip()})' if why else ''}"
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else "it does not say why"
 

@@ -24,6 +24,7 @@ from converters.graph.importer.functions import body, defaults, has_body, inline
 from converters.graph.importer.registry import Call, UnsupportedOperatorsError, lookup, qualified
 from converters.graph.importer.sequences import SEQUENCES
 from converters.graph.importer.types import KEEPS_RANGE, at_edge, carried, widened
+from converters.graph.tidy import dense
 from edgekit.errors import SourceError
 
 # The inputs whose values these read; of the others they see the shape or the type.
@@ -168,7 +169,7 @@ class Builder:
         for tensor in graph.initializer:
             scope[tensor.name] = self.add_constant(_tensor(tensor))
         for tensor in graph.sparse_initializer:
-            scope[tensor.values.name] = self.add_constant(_dense(tensor))
+            scope[tensor.values.name] = self.add_constant(torch.from_numpy(dense(tensor)))
         free = [value.name for value in graph.input if value.name not in {t.name for t in graph.initializer}]
         scope.update(zip(free, inputs, strict=False))
         for node in graph.node:
@@ -300,17 +301,6 @@ def _tensor(tensor: onnx.TensorProto) -> Any:
     return torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
 
 
-def _dense(tensor: onnx.SparseTensorProto) -> Any:
-    """A sparse initializer, whose indices are linear or one row of coordinates for each value."""
-    values, indices = numpy_helper.to_array(tensor.values), numpy_helper.to_array(tensor.indices)
-    dense = np.zeros(list(tensor.dims), values.dtype)
-    if indices.ndim == 1:
-        dense.reshape(-1)[indices] = values
-    else:
-        dense[tuple(indices.T)] = values
-    return torch.from_numpy(dense)
-
-
 def _by_reference(node: onnx.NodeProto, builder: Builder, inputs: Sequence[str]) -> list[Any]:
     """An operator that the table lacks, on constants: ONNX's own implementation says what it is."""
     from onnx.reference import ReferenceEvaluator
@@ -338,7 +328,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, onnx.TensorProto):
         return numpy_helper.to_array(value)
     if isinstance(value, onnx.SparseTensorProto):
-        return _dense(value).numpy()
+        return dense(value)
     if isinstance(value, list | tuple) and value and isinstance(value[0], bytes):
         return [entry.decode() for entry in value]
     return list(value) if isinstance(value, tuple) else value
