@@ -279,7 +279,7 @@ def _trials(target: Target, options: Options) -> int:
 def _plans(bench: Workbench, loaded: Profile, options: Options) -> list[Plan]:
     native, quantized = bench.source.native, bench.source.quantized
     if native is not None:
-        found = recipes.as_is(
+        return recipes.as_is(
             loaded,
             native.engine,
             native.precision,
@@ -288,13 +288,6 @@ def _plans(bench: Workbench, loaded: Profile, options: Options) -> list[Plan]:
             suffix=native.suffix,
             stored=native.stored,
         )
-        is_told = bool(native.options)
-        return [
-            plan.told(native.options, native.note)
-            if is_told and plan.recipe.engine == native.engine
-            else plan
-            for plan in found
-        ]
     if quantized is not None:
         return recipes.of_quantized(
             loaded,

@@ -1,7 +1,7 @@
 """A converted model on disk: what a backend makes, what runs here and what ships."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import msgspec
 
 from converters.source.native import Native
 from edgekit.evidence import Compiled
-from edgekit.manifest import Buckets, TensorSpec
+from edgekit.manifest import Buckets, Option, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Artifact:
 
     Where an accelerator's compiler made `model`, `judged` is the file that runs here in its place and is not shipped,
     and `compiled` holds the compiler's figures.
+
+    `options` are what the engine must be told of these files wherever it loads them.
     """
 
     folder: Path
@@ -30,6 +32,7 @@ class Artifact:
     judged: str = ""
     compiled: Compiled | None = None
     models: tuple[str, ...] = ()
+    options: dict[str, Option] = field(default_factory=dict)
 
     @property
     def files(self) -> list[Path]:
@@ -68,4 +71,6 @@ def copied(native: Native, folder: Path) -> Artifact:
     """A source in an engine's own format, under fixed names, so that a file's name does not change a bundle."""
     for file in native.files:
         shutil.copyfile(file, folder / f"model{file.suffix.lower()}")
-    return Artifact(folder, f"model{native.files[0].suffix.lower()}", dict(native.names))
+    notes = (native.note,) if native.note else ()
+    model = f"model{native.files[0].suffix.lower()}"
+    return Artifact(folder, model, dict(native.names), notes, options=dict(native.options))

@@ -39,8 +39,9 @@ def gathered(
         raise ToolFailedError("the converter names the tensors of one bucket differently from another's")
     notes = dict.fromkeys(note for artifact in made for note in artifact.notes)
     models = tuple(artifact.model for artifact in made)
+    options = {name: value for artifact in made for name, value in artifact.options.items()}
     share(folder, models, move_weights)
-    return replace(last, notes=tuple(notes), models=models)
+    return replace(last, notes=tuple(notes), models=models, options=options)
 
 
 def _named(name: str, size: int) -> str:

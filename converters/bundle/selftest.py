@@ -106,7 +106,7 @@ def _other_ways(item: Candidate) -> Iterator[tuple[Way, EngineSpec]]:
     for way in facts.of(plan.recipe.engine).ways:
         if plan.recipe.isa and way.environment:
             continue  # AVX2 has no bf16: that would be another precision, not another way
-        options = {**plan.judged_options, **way.options}
+        options = {**plan.judged_options, **item.artifact.options, **way.options}
         yield way, EngineSpec(plan.recipe.engine, plan.versions, item.artifact.runs_here, options, 1)
 
 

@@ -53,7 +53,7 @@ def write(
             plan.recipe.engine,
             plan.versions,
             f"model/{artifact.model}",
-            {**plan.options, **loading},
+            {**plan.options, **artifact.options, **loading},
             plan.threads,
         ),
         inputs=artifact.bound(bench.source.inputs),

@@ -59,6 +59,5 @@ def this_host() -> Host:
 
 def judged_spec(plan: Plan, artifact: Artifact, host: Host) -> EngineSpec:
     """How the engine loads it here, where it is judged."""
-    return EngineSpec(
-        plan.recipe.engine, plan.versions, artifact.runs_here, plan.judged_options, host.threads(plan)
-    )
+    options = {**plan.judged_options, **artifact.options}
+    return EngineSpec(plan.recipe.engine, plan.versions, artifact.runs_here, options, host.threads(plan))

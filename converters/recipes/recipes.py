@@ -115,15 +115,6 @@ class Plan:
             layout=loading.options,
         )
 
-    def told(self, options: Mapping[str, Option], note: str) -> "Plan":
-        """With what its engine must be told of the source as well."""
-        return replace(
-            self,
-            options={**self.options, **options},
-            judged_options={**self.judged_options, **options},
-            notes=(*self.notes, note),
-        )
-
     @property
     def is_accelerated(self) -> bool:
         """Whether something other than a CPU computes on the device."""

@@ -15,9 +15,12 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from edgekit.errors import SourceError
+from edgekit.manifest import Option
 
 # What Vela puts in the place of what runs on an Ethos-U.
 NPU_OPERATOR = "ethos-u"
+# An engine's option: what operators keep from call to call is zero before each, so that a sample's outputs are its own.
+RESET: Mapping[str, Option] = {"variables": "reset"}
 
 
 def _names(enumeration: type) -> dict[int, str]:

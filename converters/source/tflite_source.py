@@ -15,14 +15,12 @@ from converters.source.work import Work
 from edgekit import engines
 from edgekit.bundle import sha256_file
 from edgekit.errors import EngineError, SourceError
-from edgekit.manifest import EngineSpec, Option, TensorSpec
+from edgekit.manifest import EngineSpec, TensorSpec
 from edgekit.profile import Precision
 from edgekit.quiet import quietly
 
 # Operators whose integer types say that the model computes in integers, not only stores them.
 _COMPUTING = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
-# What an operator keeps from call to call is zero before each: a sample's outputs are its own.
-_RESET: Mapping[str, Option] = {"variables": "reset"}
 _RESET_NOTE = (
     "layers of the file keep their state from call to call; it is set to zero before each. A model that is to go on from call to"
     " call takes its state as an input and gives it as an output ([state])"
@@ -51,7 +49,7 @@ def open_file(project: Project, path: Path) -> Source:
     for spec in inputs:
         check_declared(project, spec)
     outputs = tuple(TensorSpec(name, "float32", (), tensor) for name, tensor in names["outputs"].items())
-    options = _RESET if graph.keeps_state else {}
+    options = tflite.RESET if graph.keeps_state else {}
     try:
         load = engines.get("litert").load
         reference = quietly(

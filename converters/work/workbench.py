@@ -61,7 +61,7 @@ from edgekit.rowset import RowSet
 from edgekit.transforms import check_post_steps, check_steps
 
 # Of an artifact, beside its files.
-_KEPT = ("model", "bindings", "notes", "judged", "compiled", "models")
+_KEPT = ("model", "bindings", "notes", "judged", "compiled", "models", "options")
 # In the build's folder.
 SPOOL = "calibration"
 Tell = Callable[[str], None]
@@ -316,9 +316,8 @@ class Workbench:
     def load(self, artifact: Artifact, plan: Plan, options: Mapping[str, Option], threads: int) -> Model:
         """The artifact in its engine, as it is judged. Raises: EngineError."""
         beside = facts.of(plan.recipe.engine).beside if self.is_beside else {}
-        spec = EngineSpec(
-            plan.recipe.engine, plan.versions, artifact.runs_here, {**options, **beside}, threads
-        )
+        asked = {**options, **artifact.options, **beside}
+        spec = EngineSpec(plan.recipe.engine, plan.versions, artifact.runs_here, asked, threads)
         bound = artifact.bound(self.source.inputs), artifact.bound(self.source.outputs, are_outputs=True)
         # LiteRT announces its delegate on standard error.
         buckets = artifact.buckets(self.source.buckets)

@@ -65,7 +65,8 @@ def outputs(artifact, ready, feed):
     """The artifact's outputs by their public names."""
     source = ready.source
     loaded = engines.get("litert").load(
-        artifact.folder / artifact.model, EngineSpec("litert", "", artifact.model, threads=1),
+        artifact.folder / artifact.model,
+        EngineSpec("litert", "", artifact.model, threads=1, options=artifact.options),
         artifact.bound(source.inputs), artifact.bound(source.outputs, are_outputs=True), None,
     )  # fmt: skip
     found = {name: array.copy() for name, array in loaded.run(feed).items()}

@@ -159,7 +159,9 @@ def fill(model: onnx.ModelProto, constants: dict[str, np.ndarray]) -> None:
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
 
 
-def feeds(model: onnx.ModelProto, count: int = 6, seed: int = 3) -> list[dict[str, np.ndarray]]:
+def feeds(
+    model: onnx.ModelProto, count: int = 6, seed: int = 3, *, steps: int = STEPS
+) -> list[dict[str, np.ndarray]]:
     """Random inputs; lengths vary from 2 to all steps."""
     random = np.random.default_rng(seed)
     made = []
@@ -168,7 +170,7 @@ def feeds(model: onnx.ModelProto, count: int = 6, seed: int = 3) -> list[dict[st
         for entry in model.graph.input:
             shape = [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
             if entry.type.tensor_type.elem_type == TensorProto.INT32:
-                feed[entry.name] = random.integers(2, STEPS + 1, shape).astype(np.int32)
+                feed[entry.name] = random.integers(2, steps + 1, shape).astype(np.int32)
             else:
                 feed[entry.name] = random.standard_normal(shape).astype(np.float32)
         made.append(feed)

@@ -10,6 +10,7 @@ from litert_models import outputs
 from wild_models import plans, prepared
 
 from converters.backends import Unsupported, get
+from converters.backends.artifact import copied
 from converters.backends.litert import tables
 from converters.recipes.recipes import Tuning
 from converters.source import tflite
@@ -33,10 +34,8 @@ def source(feeds, tmp_path):
 
 def converted(source, recipe, folder, **changes):
     (plan,) = plans(BOARD, patterns=[recipe])
-    native = source.source.native
-    plan = replace(plan.told(native.options, native.note), **changes)
     (folder / "made").mkdir()
-    return get("litert").convert(source, plan, folder / "made")
+    return get("litert").convert(source, replace(plan, **changes), folder / "made")
 
 
 def test_every_sample_starts_from_zeros(source, feeds):
@@ -45,12 +44,10 @@ def test_every_sample_starts_from_zeros(source, feeds):
         np.testing.assert_allclose(found, toy_tflite.lstm_expected(feed["in"], UNITS), atol=1e-5)
 
 
-def test_its_candidates_are_loaded_so_and_say_it(source):
-    native = source.source.native
-    (plan,) = plans(BOARD, patterns=["litert/as-is"])
-    told = plan.told(native.options, native.note)
-    assert told.options["variables"] == told.judged_options["variables"] == "reset"
-    assert "it is set to zero before each" in told.notes[-1]
+def test_its_candidates_are_loaded_so_and_say_it(source, tmp_path):
+    for made in (copied(source.source.native, tmp_path), converted(source, "litert/dynamic-int8", tmp_path)):
+        assert made.options == {"variables": "reset"}
+        assert any("it is set to zero before each" in note for note in made.notes)
 
 
 def test_dynamic_int8_has_its_matrices_in_int8_and_is_near(source, feeds, tmp_path):

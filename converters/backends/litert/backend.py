@@ -24,7 +24,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from converters.backends import Backend, Prepared, Unsupported
 from converters.backends.artifact import Artifact, passed
-from converters.backends.litert import delegated, equalized, int8, layouts, ready, tables
+from converters.backends.litert import delegated, equalized, int8, layouts, ready, recurrent, tables
 from converters.backends.litert import graph as litert_graph
 from converters.backends.litert.layers import layer_errors
 from converters.backends.litert.running import SIGNATURE
@@ -86,8 +86,8 @@ class LiteRtBackend(Backend):
         if plan.recipe.needs_calibration:
             notes += litert_graph.float_islands(graph)
         left = Counter[str]() if plan.is_accelerated else litert_graph.left_by_xnnpack(target)
-        notes += litert_graph.off_the_fast_path(graph, left)
-        return Artifact(folder, MODEL, _bindings(prepared, target), notes + delegated.notes(target, plan))
+        notes += litert_graph.off_the_fast_path(graph, left) + delegated.notes(target, plan)
+        return Artifact(folder, MODEL, _bindings(prepared, target), notes, options=_options(target))
 
     def sensitivity(self, prepared: Prepared, plan: Plan, artifact: Artifact) -> list[LayerError]:  # noqa: ARG002  # the artifact no longer tells its layers' float names
         with tempfile.TemporaryDirectory() as folder:
@@ -162,12 +162,14 @@ def _converted(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
     if native is not None:
         notes_of_file = ready.made_ready(native.files[0], target)
         _check(prepared, target)
-        return notes_of_file
+        return (*notes_of_file, native.note) if native.note else notes_of_file
     notes: list[str] = []
+    may_fuse = not plan.is_accelerated
     if prepared.source.module is not None:
         try:
-            _convert_torch(prepared, prepared.source.module, _zeros(prepared), target)
-            return ()
+            return _convert_torch(
+                prepared, prepared.source.module, _zeros(prepared), target, may_fuse=may_fuse
+            )
         except Exception as error:  # noqa: BLE001  # litert-torch raises anything; the importer gets its turn
             notes.append(f"litert-torch failed on the torch program ({first_line(error)}); went through ONNX")
     # Loads torch, which candidates of other engines do without.
@@ -196,7 +198,7 @@ def _converted(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
                 path = Path(folder) / "graph.onnx"
                 path.write_bytes(graph.SerializeToString(deterministic=True))
                 module: Any = load(path)
-            _convert_torch(prepared, prepare(module.eval()), zeros, target)
+            told = _convert_torch(prepared, prepare(module.eval()), zeros, target, may_fuse=may_fuse)
         except UnsupportedOperatorsError as error:
             raise Unsupported(f"LiteRT: {error}") from error
         except Exception as error:  # noqa: BLE001  # litert-torch raises anything; the next way gets its turn
@@ -205,7 +207,7 @@ def _converted(prepared: Prepared, plan: Plan, target: Path) -> tuple[str, ...]:
         notes.extend(f"the graph could not be converted {failure}" for failure in failures)
         if graph is rewritten and found:
             notes.append("recognised " + ", ".join(f"{name} ({count})" for name, count in found.items()))
-        return tuple(notes)
+        return (*notes, *told)
     raise Unsupported(f"LiteRT cannot take the model: {'; '.join(failures)}")
 
 
@@ -215,17 +217,20 @@ def _is_settled(failures: list[str], seconds: float) -> bool:
     return len(causes) > 1 and len(set(causes)) == 1 and seconds > PATIENCE_S
 
 
-def _convert_torch(prepared: Prepared, module: Any, zeros: tuple[Any, ...], target: Path) -> None:
-    """Raises: whatever litert-torch raises; ToolFailedError if the result differs from the source."""
+def _convert_torch(
+    prepared: Prepared, module: Any, zeros: tuple[Any, ...], target: Path, *, may_fuse: bool
+) -> tuple[str, ...]:
+    """Gives notes. Raises: whatever litert-torch raises; ToolFailedError if the result differs from the source."""
 
-    def convert() -> None:
+    def convert() -> int:
         # Loads torch, which candidates of other engines do without.
         from converters.backends.litert import program
 
-        program.convert(module, zeros).export(str(target))
+        return program.written(module, zeros, target, may_fuse=may_fuse)
 
-    quietly(convert)
+    fused = quietly(convert)
     _check(prepared, target)
+    return recurrent.notes(fused)
 
 
 def _refuse_untouched(
@@ -244,7 +249,7 @@ def _refuse_untouched(
 def _check(prepared: Prepared, target: Path) -> None:
     """Raises: ToolFailedError if the float model computes something else than the source."""
     source = prepared.source
-    spec = EngineSpec("litert", "", target.name, dict(source.native.options) if source.native else {})
+    spec = EngineSpec("litert", "", target.name, _options(target))
     bindings = _bindings(prepared, target)
     artifact = Artifact(target.parent, target.name, bindings)
     bound = artifact.bound(source.inputs), artifact.bound(source.outputs, are_outputs=True)
@@ -253,6 +258,11 @@ def _check(prepared: Prepared, target: Path) -> None:
     model.close()
     if gap > canonical.PARITY:
         raise ToolFailedError(f"the LiteRT model differs from the source by {gap:.2g} of its largest output")
+
+
+def _options(target: Path) -> dict[str, Option]:
+    """What LiteRT must be told of a file wherever it loads it: to start from zeros where operators keep a state."""
+    return dict(tflite.RESET) if quietly(lambda: tflite.read(target)).keeps_state else {}
 
 
 def _zeros(prepared: Prepared) -> tuple[Any, ...]:

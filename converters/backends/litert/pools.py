@@ -5,13 +5,13 @@ reference code, on no accelerator, and not in integers.
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from converters.backends.litert.entering import entered
 from converters.graph.importer.taps import max_along
 
 _ATEN = torch.ops.aten
@@ -47,7 +47,7 @@ def spread_maximum(made: GraphModule, node: Node) -> None:
             tensor = max_along(tensor, first + axis, starts, kernel[axis], dilations[axis])
         return tensor
 
-    last = _entered(made, node, pooled, value)
+    (last,) = entered(made, node, pooled, [value])
     for user in users:
         user.replace_all_uses_with(last)
 
@@ -70,7 +70,8 @@ def counted_average(made: GraphModule, node: Node) -> None:
         wide = torch.nn.functional.pad(tensor, [pads[1], pads[1], pads[0], pads[0]])
         return torch.nn.functional.avg_pool2d(wide, kernel, strides) * factor
 
-    node.replace_all_uses_with(_entered(made, node, pooled, value))
+    (last,) = entered(made, node, pooled, [value])
+    node.replace_all_uses_with(last)
 
 
 def _settings(node: Node, rank: int) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -86,33 +87,6 @@ def _settings(node: Node, rank: int) -> tuple[list[int], list[int], list[int], l
 def _per_axis(values: Any, rank: int, default: int) -> list[int]:
     numbers = [values] if isinstance(values, int) else list(values) or [default]
     return numbers * rank if len(numbers) == 1 else numbers
-
-
-def _entered(
-    made: GraphModule, before: Node, function: Callable[[torch.Tensor], torch.Tensor], value: Node
-) -> Node:
-    """The function's operators in front of a node; gives the last of them."""
-    known = value.meta["val"]
-    traced = make_fx(function)(torch.zeros(known.shape, dtype=known.dtype))
-    entered: dict[Node, Node] = {}
-    with made.graph.inserting_before(before):
-        for step in traced.graph.nodes:
-            if step.op == "placeholder":
-                entered[step] = value
-            elif step.op == "output":
-                (last,) = _flat(step.args)
-                return entered[last]
-            else:
-                entered[step] = made.graph.node_copy(step, entered.__getitem__)
-            if step.op == "get_attr":
-                name = f"pooled_{len(list(made.buffers()))}"
-                made.register_buffer(name, getattr(traced, step.target))
-                entered[step].target = name
-    raise AssertionError("a traced function without an output")
-
-
-def _flat(values: Sequence[Any]) -> list[Node]:
-    return [node for value in values for node in (value if isinstance(value, (tuple, list)) else [value])]
 
 
 RULES: tuple[Callable[[GraphModule, Node], None], ...] = (spread_maximum, counted_average)

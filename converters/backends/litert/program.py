@@ -6,34 +6,53 @@ Always true
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from converters.backends.litert import pools
+from converters.backends.litert import lstm, pools, recurrent
 from converters.backends.litert.rewrites import RULES, SAFE_SOFTMAX
 
 
 def convert(module: Any, arguments: Sequence[Any]) -> Any:
-    """litert-torch's model of a module. Raises: whatever torch.export and litert-torch raise."""
+    """litert-torch's model of a module, whose LSTMs are unrolled. Raises: whatever torch.export and litert-torch raise."""
     # Imported in here: torchao and jax tell of libraries that they cannot load.
     import litert_torch
 
     return litert_torch.convert(rewritten(module, tuple(arguments)), tuple(arguments))
 
 
-def rewritten(module: Any, arguments: tuple[Any, ...]) -> GraphModule:
-    """The module's ATen graph after every rule, of pools too."""
+def written(module: Any, arguments: Sequence[Any], target: Path, *, may_fuse: bool) -> int:
+    """A module as a TFLite file; `may_fuse`: with LiteRT's fused recurrent layers where they fit. Gives how many those are.
+
+    Raises: as `convert`.
+    """
+    import litert_torch
+
+    made = rewritten(module, tuple(arguments), may_fuse=may_fuse)
+    lstm.register()
+    litert_torch.convert(made, tuple(arguments)).export(str(target))
+    fused = sum(node.target is lstm.CALLED for node in made.graph.nodes)
+    if fused:
+        target.write_bytes(recurrent.placed(target.read_bytes()))
+    return fused
+
+
+def rewritten(module: Any, arguments: tuple[Any, ...], *, may_fuse: bool = False) -> GraphModule:
+    """The module's ATen graph after every rule, of recurrent layers and pools too."""
     from litert_torch import fx_infra
 
     # litert-torch's own table: what it keeps whole for its composites stays whole.
     table = fx_infra.decomp.pre_convert_decomp()
     table.pop(SAFE_SOFTMAX, None)
+    table.update(lstm.table(table))
     with torch.no_grad():
         program = torch.export.export(module, arguments, strict=False)
         program = fx_infra.safe_run_decompositions(program, table, can_skip=False)
         made: GraphModule = program.module(check_guards=False)
+        lstm.settle(made, table, may_fuse=may_fuse)
         for rule in (*RULES, *pools.RULES):
             for node in list(made.graph.nodes):
                 rule(made, node)

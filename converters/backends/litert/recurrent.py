@@ -1,14 +1,16 @@
-"""int8 weights of LiteRT's fused recurrent layers, which ai-edge-quantizer (0.10) leaves alone.
+"""LiteRT's fused recurrent layers: put where a program asks for one, and with int8 weights, which ai-edge-quantizer (0.10)
+leaves alone.
 
 Their kernels take float activations beside int8 weights, and quantize what they multiply at run time.
 
 Always true
  1. A layer's matrices become int8 all together, or none: the kernels look at one of them.
 
-Source: tflite/kernels/unidirectional_sequence_lstm.cc (`IsHybridOp`).
+Source: tflite/kernels/unidirectional_sequence_lstm.cc (`IsHybridOp`; `lstm_shared.h` for the order of inputs).
 """
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -23,6 +25,54 @@ _MATRICES: Mapping[int, range] = {
     _OPERATOR.LSTM: range(1, 9),
     _OPERATOR.RNN: range(1, 3),
 }
+# What a program calls in the place of an LSTM (`litert.lstm`): its input, then matrices and biases, gate by gate.
+PLACEHOLDER = "edgekit.sequence_lstm"
+
+
+def notes(fused: int) -> tuple[str, ...]:
+    """On so many layers that are fused operators."""
+    kept = "which keeps its state from call to call; that is set to zero before each"
+    return (f"LSTM layers as LiteRT's own operator ({fused}), {kept}",) if fused else ()
+
+
+def placed(content: bytes) -> bytes:
+    """The model with fused LSTMs where a program asks for them."""
+    model = tables.read(content)
+    (graph, *_) = model.subgraphs
+    for step in graph.operators:
+        options = step.builtinOptions2
+        if tables.code(model, step) == _OPERATOR.STABLEHLO_CUSTOM_CALL and (
+            options.callTargetName == PLACEHOLDER.encode()
+        ):
+            _place(model, graph, step)
+    tables.drop_unused(model)
+    return tables.written(model)
+
+
+def _place(model: Any, graph: Any, step: Any) -> None:
+    """In the place of one call. The state is two variables."""
+    (value, *held), (output,) = step.inputs, step.outputs
+    entering, turning, biases = held[:4], held[4:8], held[8:]
+    _, batch, units = graph.tensors[output].shape
+    states = []
+    for name in (b"hidden", b"cell"):
+        state = schema.TensorT()
+        state.name, state.type, state.buffer = (
+            graph.tensors[output].name + b"/" + name,
+            schema.TensorType.FLOAT32,
+            0,
+        )
+        state.shape, state.isVariable = [batch, units], True
+        states.append(len(graph.tensors))
+        graph.tensors.append(state)
+    peepholes, projection, norms = [-1] * 3, [-1] * 2, [-1] * 4
+    step.opcodeIndex = tables.numbered(model, _OPERATOR.UNIDIRECTIONAL_SEQUENCE_LSTM)
+    step.inputs = [value, *entering, *turning, *peepholes, *biases, *projection, *states, *norms]
+    step.builtinOptions2Type, step.builtinOptions2 = schema.BuiltinOptions2.NONE, None
+    step.builtinOptionsType = schema.BuiltinOptions.UnidirectionalSequenceLSTMOptions
+    step.builtinOptions = schema.UnidirectionalSequenceLSTMOptionsT()
+    step.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.TANH
+    step.builtinOptions.timeMajor = True
 
 
 def with_int8_weights(content: bytes, left: Collection[str]) -> bytes:

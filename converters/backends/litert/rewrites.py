@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from converters.backends.litert.entering import attribute, constant, value_of
+
 _ATEN = torch.ops.aten
 # What leaves the entries of a tensor in their order.
 _VIEWS = frozenset(
@@ -40,7 +42,7 @@ def generated(made: GraphModule, node: Node) -> None:
     """
     if not _is_generated(node) or all(_is_generated(user) for user in node.users):
         return
-    value = _value(made, node)
+    value = value_of(made, node)
     # A tensor of one value is a number in the file as it is.
     if (
         not isinstance(value, torch.Tensor)
@@ -49,7 +51,7 @@ def generated(made: GraphModule, node: Node) -> None:
     ):
         return
     with made.graph.inserting_after(node):
-        node.replace_all_uses_with(_constant(made, value.contiguous()))
+        node.replace_all_uses_with(constant(made, value.contiguous()))
 
 
 def _is_generated(node: Node) -> bool:
@@ -66,7 +68,7 @@ def infinities(made: GraphModule, node: Node) -> None:
     """
     if node.op != "get_attr":
         return
-    tensor = _attribute(made, node.target)
+    tensor = attribute(made, node.target)
     if (
         not isinstance(tensor, torch.Tensor)
         or not tensor.is_floating_point()
@@ -74,14 +76,14 @@ def infinities(made: GraphModule, node: Node) -> None:
     ):
         return
     with made.graph.inserting_after(node):
-        finite = _constant(made, torch.where(torch.isinf(tensor), torch.zeros_like(tensor), tensor))
+        finite = constant(made, torch.where(torch.isinf(tensor), torch.zeros_like(tensor), tensor))
     last = finite
     for number in (float("-inf"), float("inf")):
         places = tensor == number
         if not places.any():
             continue
         with made.graph.inserting_after(last):
-            where = _constant(made, places)
+            where = constant(made, places)
         with made.graph.inserting_after(where):
             full = made.graph.call_function(
                 _ATEN.full.default, (list(tensor.shape), number), {"dtype": tensor.dtype}
@@ -100,7 +102,7 @@ def dead_rows(made: GraphModule, node: Node) -> None:
         return
     scores, axis = node.args[0], int(node.args[1]) % node.meta["val"].dim() - node.meta["val"].dim()
     product, mask = _masked(scores)
-    known = None if mask is None else _value(made, mask)
+    known = None if mask is None else value_of(made, mask)
     graph = made.graph
     with graph.inserting_before(node):
         if mask is None or (known is not None and bool(_alive(known, axis).all())):
@@ -108,8 +110,8 @@ def dead_rows(made: GraphModule, node: Node) -> None:
             return
         lowest, kind = torch.finfo(node.meta["val"].dtype).min, node.meta["val"].dtype
         if known is not None:
-            raised = _constant(made, known.clamp(min=lowest))
-            factor = _constant(made, _alive(known, axis).to(kind))
+            raised = constant(made, known.clamp(min=lowest))
+            factor = constant(made, _alive(known, axis).to(kind))
         else:
             raised = graph.call_function(_ATEN.clamp.default, (mask, lowest))
             # From the mask, which the layers of a network share.
@@ -146,22 +148,6 @@ def _alive(mask: Any, axis: int) -> Any:
     return torch.amax(mask, axis, keepdim=True) != _NEVER
 
 
-def _value(made: GraphModule, entry: Any) -> Any:
-    """What a node computes where no data enters; None where some does."""
-    if not isinstance(entry, Node):
-        return entry
-    if entry.op == "get_attr":
-        return _attribute(made, entry.target)
-    if entry.op != "call_function":
-        return None
-    arguments = [_value(made, part) for part in entry.all_input_nodes]
-    if any(value is None for value in arguments):
-        return None
-    known = dict(zip(entry.all_input_nodes, arguments, strict=True))
-    args, kwargs = torch.fx.map_arg((entry.args, entry.kwargs), known.__getitem__)
-    return entry.target(*args, **kwargs)
-
-
 def copies(made: GraphModule, node: Node) -> None:
     """A tensor repeated along an axis and then permuted becomes a concatenation.
 
@@ -183,7 +169,7 @@ def copies(made: GraphModule, node: Node) -> None:
             if count // size <= _COPIES:
                 last = made.graph.call_function(_ATEN.cat.default, ([last] * (count // size), axis))
             else:
-                places = _constant(made, torch.arange(size).repeat(count // size))
+                places = constant(made, torch.arange(size).repeat(count // size))
                 last = made.graph.call_function(_ATEN.index_select.default, (last, axis, places))
     if last is not source:
         node.replace_all_uses_with(last)
@@ -199,20 +185,6 @@ def _reaches_permute(node: Node) -> bool:
         if user.target in _VIEWS:
             ahead.extend(user.users)
     return False
-
-
-def _attribute(made: GraphModule, target: Any) -> Any:
-    value: Any = made
-    for part in str(target).split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _constant(made: GraphModule, tensor: Any) -> Node:
-    """Enter a tensor; gives the node that reads it."""
-    name = f"rewritten_{len(list(made.buffers()))}"
-    made.register_buffer(name, tensor)
-    return made.graph.get_attr(name)
 
 
 def transposed_convolution(made: GraphModule, node: Node) -> None:

@@ -78,9 +78,16 @@ def types(model: Any) -> set[int]:
 
 
 def drop_unused(model: Any) -> None:
-    """Tensors without use (ai-edge-quantizer's calibration reads all, also those that nothing makes), and data."""
+    """Tensors without use (ai-edge-quantizer's calibration reads all, also those that nothing makes), data, and codes (an
+    interpreter refuses a file for one that it does not know, used or not).
+    """
     for graph in model.subgraphs:
         _drop_tensors(graph)
+    steps = [step for graph in model.subgraphs for step in graph.operators]
+    codes = sorted({int(step.opcodeIndex) for step in steps})
+    for step in steps:
+        step.opcodeIndex = codes.index(step.opcodeIndex)
+    model.operatorCodes = [model.operatorCodes[index] for index in codes]
     used = sorted({int(tensor.buffer) for graph in model.subgraphs for tensor in graph.tensors} - {0})
     # The first entry is empty by the schema's rule.
     place = {index: new for new, index in enumerate([0, *used])}

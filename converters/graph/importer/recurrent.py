@@ -1,7 +1,7 @@
-"""RNN, GRU and LSTM, unrolled over their steps: directions, activations, clip, lengths, layouts, peepholes.
+"""RNN, GRU and LSTM: directions, activations, clip, lengths, layouts, peepholes.
 
-What a step does is written once for each step, into the program and into what is shipped: so whatever does not depend on
-the state (parts of weights, transposed ones, the input's share of each gate, masks) is made ahead of the steps.
+All are unrolled over their steps here, but for an LSTM that has nothing beside its gates: that one stays a single operator
+(`lstm`), of which a converter makes what it likes.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,20 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from converters.graph.importer import lstm as whole
 from converters.graph.importer.registry import Call, operator
+from converters.graph.importer.unrolled import MAX_STEPS, Cell, unrolled
 
-# Longest sequence that a recurrent layer is unrolled for: litert-torch takes a second or more for each step, and the model
-# grows with them (128 steps of an LSTM of 32 units: seven minutes on a busy machine, 371 kB against 23 kB as ONNX).
-MAX_STEPS = 256
-# State (hidden, or hidden and cell) and the step's projected input, in the cell's parts → state.
-_Cell = Callable[..., tuple[Tensor, ...]]
+# The number of a direction, its input, lengths and first states → every step's output, and the last states.
+_Layer = Callable[[int, Tensor, Tensor | None, Sequence[Tensor | None]], tuple[Tensor, ...]]
 
 
 @operator("RNN", since=7)
 def rnn(call: Call, value: Tensor, weights: Tensor, recurrence: Tensor, *rest: Tensor | None) -> Any:
     bias, lengths, hidden = (*rest, None, None, None)[:3]
 
-    def cell(direction: int) -> _Cell:
+    def cell(direction: int) -> Cell:
         (f,) = _activations(call, direction, ["Tanh"])
         clip, matrix = _clip(call), recurrence[direction].t()
 
@@ -43,7 +42,7 @@ def gru(call: Call, value: Tensor, weights: Tensor, recurrence: Tensor, *rest: T
     bias, lengths, hidden = (*rest, None, None, None)[:3]
     size = recurrence.shape[2]
 
-    def cell(direction: int) -> _Cell:
+    def cell(direction: int) -> Cell:
         f, g = _activations(call, direction, ["Sigmoid", "Tanh"])
         clip = _clip(call)
         widths = [2 * size, size]
@@ -77,8 +76,11 @@ def lstm(call: Call, value: Tensor, weights: Tensor, recurrence: Tensor, *rest: 
     bias, lengths, hidden, memory, peepholes = (*rest, *[None] * 5)[:5]
     call.require("input_forget", 0)
     size = recurrence.shape[2]
+    starts = [hidden, memory]
+    if _is_plain(call, peepholes):
+        return _as_layers(call, value, weights, bias, recurrence, lengths, starts=starts)
 
-    def cell(direction: int) -> _Cell:
+    def cell(direction: int) -> Cell:
         f, g, h = _activations(call, direction, ["Sigmoid", "Tanh", "Tanh"])
         clip = _clip(call)
         peeps = None if peepholes is None else torch.split(peepholes[direction], size)
@@ -97,7 +99,50 @@ def lstm(call: Call, value: Tensor, weights: Tensor, recurrence: Tensor, *rest: 
 
         return step
 
-    return _run(call, value, weights, bias, recurrence, lengths, starts=[hidden, memory], cell=cell)
+    return _run(call, value, weights, bias, recurrence, lengths, starts=starts, cell=cell)
+
+
+def _is_plain(call: Call, peepholes: Tensor | None) -> bool:
+    """Whether an LSTM is what torch knows by that name."""
+    usual = ["sigmoid", "tanh", "tanh"]
+    names = [name.lower() for name in call.get("activations") or usual]
+    return peepholes is None and call.get("clip") is None and names == usual * (len(names) // 3)
+
+
+def _as_layers(  # noqa: PLR0917  # the operator's own inputs, in their order
+    call: Call,
+    value: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    recurrence: Tensor,
+    lengths: Tensor | None,
+    *,
+    starts: Sequence[Tensor | None],
+) -> Any:
+    """A plain LSTM, each direction one operator."""
+    # As torch and LiteRT have the gates, in rows of the matrices.
+    size = recurrence.shape[2]
+    places = torch.cat([torch.arange(gate * size, (gate + 1) * size) for gate in (0, 2, 3, 1)])
+
+    def layer(
+        direction: int, value: Tensor, lengths: Tensor | None, state: Sequence[Tensor | None]
+    ) -> tuple[Tensor, ...]:
+        offset = None
+        if bias is not None:
+            ahead, inside = torch.split(bias[direction], 4 * size)
+            offset = (ahead + inside)[places]
+        found: tuple[Tensor, ...] = whole.LSTM(
+            value,
+            weights[direction][places],
+            recurrence[direction][places],
+            offset,
+            lengths,
+            *state,
+            _is_backwards(call, direction),
+        )
+        return found
+
+    return _of_directions(call, value, weights.shape[0], lengths, starts, layer)
 
 
 def _run(  # noqa: PLR0917  # the operators' own inputs, in their order
@@ -109,61 +154,65 @@ def _run(  # noqa: PLR0917  # the operators' own inputs, in their order
     lengths: Tensor | None,
     *,
     starts: Sequence[Tensor | None],
-    cell: Callable[[int], _Cell],
+    cell: Callable[[int], Cell],
     parts: Sequence[int] = (),
 ) -> Any:
-    """All directions. A step past a sequence's end keeps the state and puts out zeros.
+    """All directions, unrolled.
 
     `parts` are the widths in which the cell takes the projected input, if it has a bias of its own for the state's product
-    (a GRU's reset falls on one); else it takes the whole, both biases within.
+    (a GRU's reset falls on one); else it takes the whole, both biases within. Raises: UnsupportedOperatorsError for more steps
+    than are unrolled.
     """
+    steps = value.shape[1 if call.get("layout", 0) else 0]
+    if steps > MAX_STEPS:
+        raise call.unsupported(f"{steps} steps (at most {MAX_STEPS} are unrolled)")
+    size, half = recurrence.shape[2], weights.shape[1]
+
+    def layer(
+        direction: int, value: Tensor, lengths: Tensor | None, state: Sequence[Tensor | None]
+    ) -> tuple[Tensor, ...]:
+        offset = None
+        if bias is not None:
+            offset = bias[direction][:half] + (0 if parts else bias[direction][half:])
+        batch = value.shape[1]
+        projected = functional.linear(value.reshape(steps * batch, -1), weights[direction], offset)
+        return unrolled(
+            torch.split(projected, list(parts), 1) if parts else (projected,),
+            lengths,
+            tuple(torch.zeros(batch, size, dtype=value.dtype) if one is None else one for one in state),
+            cell(direction),
+            is_backwards=_is_backwards(call, direction),
+        )
+
+    return _of_directions(call, value, weights.shape[0], lengths, starts, layer)
+
+
+def _of_directions(  # noqa: PLR0917  # what the operators have in common
+    call: Call,
+    value: Tensor,
+    directions: int,
+    lengths: Tensor | None,
+    starts: Sequence[Tensor | None],
+    layer: _Layer,
+) -> Any:
+    """The results of all directions as the operator gives them."""
     batch_first = bool(call.get("layout", 0))
     if batch_first:
         value = value.transpose(0, 1)
         starts = [None if start is None else start.transpose(0, 1) for start in starts]
-    steps, batch = value.shape[:2]
-    if steps > MAX_STEPS:
-        raise call.unsupported(f"{steps} steps (at most {MAX_STEPS} are unrolled)")
-    size, half = recurrence.shape[2], weights.shape[1]
-    # Rows by step, then by sequence: a step's are cut out with one operator.
-    flat, inside = value.reshape(steps * batch, -1), None
-    if lengths is not None:
-        places = torch.arange(steps, dtype=lengths.dtype).reshape(-1, 1)
-        inside = (places < lengths.reshape(1, -1)).reshape(steps * batch, 1)
-    outputs, finals = [], []
-    for direction in range(weights.shape[0]):
-        backwards = call.get("direction") == "reverse" or direction == 1
-        offset = None
-        if bias is not None:
-            offset = bias[direction][:half] + (0 if parts else bias[direction][half:])
-        state = tuple(
-            torch.zeros(batch, size, dtype=value.dtype) if start is None else start[direction]
-            for start in starts
-        )
-        projected = functional.linear(flat, weights[direction], offset)
-        pieces = torch.split(projected, list(parts), 1) if parts else (projected,)
-        advance = cell(direction)
-        rows: list[Tensor] = []
-        for step in reversed(range(steps)) if backwards else range(steps):
-            own = slice(step * batch, (step + 1) * batch)
-            following = advance(state, *(piece[own] for piece in pieces))
-            rows.append(following[0])
-            if inside is not None:
-                reached = inside[own]
-                following = tuple(
-                    torch.where(reached, new, old) for new, old in zip(following, state, strict=True)
-                )
-            state = following
-        whole = torch.cat(rows[::-1] if backwards else rows)
-        if inside is not None:
-            whole = torch.where(inside, whole, torch.zeros_like(whole))
-        outputs.append(whole.reshape(steps, batch, size))
-        finals.append(state)
-    whole = torch.stack(outputs, 2 if batch_first else 1)
-    whole = whole.transpose(0, 1) if batch_first else whole
-    lasts = [torch.stack(list(states), 1 if batch_first else 0) for states in zip(*finals, strict=True)]
-    results = (whole, *lasts)
+    found = [
+        layer(direction, value, lengths, [None if start is None else start[direction] for start in starts])
+        for direction in range(directions)
+    ]
+    outputs, *finals = zip(*found, strict=True)
+    every = torch.stack(list(outputs), 2 if batch_first else 1)
+    every = every.transpose(0, 1) if batch_first else every
+    results = (every, *(torch.stack(list(states), 1 if batch_first else 0) for states in finals))
     return results[0] if call.outputs == 1 else results[: call.outputs]
+
+
+def _is_backwards(call: Call, direction: int) -> bool:
+    return call.get("direction") == "reverse" or direction == 1
 
 
 def _product(value: Tensor, matrix: Tensor, offset: Tensor | None) -> Tensor:
