@@ -40,10 +40,18 @@ def test_a_worker_loads_what_it_judges_in_that_way(monkeypatch, is_beside):
     bench.is_beside = is_beside
     bench._opened = (SimpleNamespace(inputs=(), outputs=(), buckets=None, sets=()), None)
     artifact = SimpleNamespace(
-        folder=Path(), runs_here="m.onnx", bound=lambda *_, **__: (), buckets=lambda _: None
+        folder=Path(),
+        runs_here="m.onnx",
+        options={"needs": "this"},
+        bound=lambda *_, **__: (),
+        buckets=lambda _: None,
     )
     plan = SimpleNamespace(recipe=SimpleNamespace(engine="onnxruntime"), versions="")
     bench.load(artifact, plan, {"graph_optimization_level": "all"}, 2)
     assert asked == [
-        {"graph_optimization_level": "all", **(facts.of("onnxruntime").beside if is_beside else {})}
+        {
+            "graph_optimization_level": "all",
+            "needs": "this",
+            **(facts.of("onnxruntime").beside if is_beside else {}),
+        }
     ]

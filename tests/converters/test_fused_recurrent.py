@@ -77,7 +77,29 @@ def test_what_is_int8_in_a_loop_alone_is_int8():
     assert tables.types(made.model) == {schema.TensorType.FLOAT32, schema.TensorType.INT8}
 
 
-@pytest.mark.parametrize("recipe", ["litert/static-int8", "litert/weights-int8"])
-def test_a_recipe_that_changes_nothing_is_no_candidate(recipe, source, tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "kind", "share"), [("litert/weights-int8", "INT8", 0.55), ("litert/fp16", "FLOAT16", 0.6)]
+)
+def test_its_weights_are_stored_smaller_where_it_computes_in_float(
+    recipe, kind, share, source, feeds, tmp_path
+):
+    artifact = converted(source, recipe, tmp_path)
+    graph = tflite.read(artifact.folder / artifact.model)
+    assert sum(tensor.kind == kind and tensor.is_constant for tensor in graph.tensors) == 8
+    assert artifact.size_bytes < share * (tmp_path / "lstm.tflite").stat().st_size
+    for feed in (*feeds, feeds[0]):
+        found = outputs(artifact, source, feed)["out"]
+        np.testing.assert_allclose(found, toy_tflite.lstm_expected(feed["in"], UNITS), atol=0.02)
+
+
+def test_it_is_among_the_layers_that_int8_may_hurt(source, tmp_path):
+    artifact = converted(source, "litert/dynamic-int8", tmp_path)
+    (plan,) = plans(BOARD, patterns=["litert/dynamic-int8"])
+    (error,) = get("litert").sensitivity(source, plan, artifact)
+    assert error.name == "unidirectional_sequence_lstm.0"
+    assert 20 < error.snr_db < 60
+
+
+def test_a_recipe_that_changes_nothing_is_no_candidate(source, tmp_path):
     with pytest.raises(Unsupported, match="nothing of the model becomes int8 in LiteRT"):
-        converted(source, recipe, tmp_path)
+        converted(source, "litert/static-int8", tmp_path)

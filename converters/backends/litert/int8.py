@@ -84,8 +84,7 @@ def quantized(
         float_ones = [layer for layer in graph if layer.name in left | never.layers | skipped]
         # A copy: the quantizer writes into what it is given.
         made = apply(path, [*recipe_for(plan, float_ones), *_inside(never)], copy.deepcopy(ranges))
-        if plan.recipe.scheme == "dynamic":
-            made = recurrent.with_int8_weights(made, {name for layer in float_ones for name in layer.outputs})
+        made = _recurrent(plan, made, float_ones)
         made = islands.folded(made) if _is_whole(plan) else made
         running.loaded_once(made)
         return made
@@ -100,6 +99,19 @@ def quantized(
     if told:
         notes = (f"left in float, having no range that int8 holds: {listed(told)}", *notes)
     return made, notes
+
+
+def alone(plan: Plan, path: Path, graph: Sequence[Layer], layer: Layer, ranges: Ranges | None) -> bytes:
+    """The float model at `path` with one layer quantized. Raises: ToolFailedError."""
+    made = apply(path, recipe_for(plan, [], only=layer), ranges)
+    return _recurrent(plan, made, [other for other in graph if other.name != layer.name])
+
+
+def _recurrent(plan: Plan, made: bytes, float_ones: Sequence[Layer]) -> bytes:
+    """The model with the plan's weights in its fused recurrent layers, but for those that stay in float."""
+    left = {name for layer in float_ones for name in layer.outputs}
+    by_row = _weights(plan)["granularity"] == "CHANNELWISE"
+    return recurrent.with_weights(made, plan.recipe, left, by_row=by_row)
 
 
 def _inside(never: Unbounded) -> Recipe:

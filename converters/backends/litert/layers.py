@@ -16,13 +16,7 @@ from converters.backends import Prepared
 from converters.backends.litert.bounds import unbounded
 from converters.backends.litert.extremes import Ranges
 from converters.backends.litert.graph import HEAVY, MOVING, Layer, layers, named
-from converters.backends.litert.int8 import (
-    apply,
-    calibrated,
-    feeds,
-    recipe_for,
-    slow_in,
-)
+from converters.backends.litert.int8 import alone, calibrated, feeds, slow_in
 from converters.backends.litert.running import preserving, run_once
 from converters.quantize.sensitivity import LayerError, snr_db
 from converters.recipes.recipe import ETHOS
@@ -58,12 +52,12 @@ def layer_errors(prepared: Prepared, plan: Plan, path: Path, clock: Callable[[],
     found: list[LayerError] = []
     end = clock() + BUDGET_S
     with tempfile.TemporaryDirectory() as folder:
-        alone = Path(folder) / "alone.tflite"
+        tried = Path(folder) / "alone.tflite"
         for layer in chosen[:TRIED]:
             if found and clock() > end:
                 break
-            alone.write_bytes(apply(path, recipe_for(plain, [], only=layer), ranges))
-            found.append(LayerError(layer.name, layer.op_type, snr_db(wanted, _outputs(alone, samples))))
+            tried.write_bytes(alone(plain, path, graph, layer, ranges))
+            found.append(LayerError(layer.name, layer.op_type, snr_db(wanted, _outputs(tried, samples))))
     return sorted(found, key=lambda error: error.snr_db)
 
 

@@ -37,13 +37,14 @@ def code(model: Any, step: Any) -> int:
     return int(model.operatorCodes[step.opcodeIndex].builtinCode)
 
 
-def numbered(model: Any, code: int) -> int:
-    """The place of a builtin operator among the model's codes, where it is put if it is not there."""
+def numbered(model: Any, code: int, version: int = 1) -> int:
+    """The place of a builtin operator among the model's codes, where it is put if it is not there, of that version or newer."""
     for place, known in enumerate(model.operatorCodes):
         if known.builtinCode == code:
+            known.version = max(known.version, version)
             return place
     made = schema.OperatorCodeT()
-    made.builtinCode, made.deprecatedBuiltinCode, made.version = code, min(code, 127), 1
+    made.builtinCode, made.deprecatedBuiltinCode, made.version = code, min(code, 127), version
     model.operatorCodes.append(made)
     return len(model.operatorCodes) - 1
 
@@ -62,14 +63,24 @@ def store(model: Any, tensor: Any, values: Array) -> None:
     model.buffers.append(made)
 
 
-def store_int8(model: Any, tensor: Any, values: Any) -> None:
-    """Give a tensor float data in int8: symmetric, from -127 to 127, with one scale ("LiteRT 8-bit quantization specification")."""
-    scale = np.float32(np.abs(values).max() / 127) or np.float32(1)
-    store(model, tensor, np.rint(values / scale).astype(np.int8))
+def store_int8(model: Any, tensor: Any, values: Any, *, by_row: bool = False) -> None:
+    """Give a tensor float data in int8: symmetric, from -127 to 127, with one scale or one a row ("LiteRT 8-bit quantization
+    specification").
+    """
+    reach = np.abs(values).reshape(len(values) if by_row else 1, -1).max(1)
+    scales = np.where(reach > 0, reach / 127, 1).astype(np.float32)
+    rows = np.rint(values.reshape(len(scales), -1) / scales[:, None])
+    store(model, tensor, rows.astype(np.int8))
     tensor.type = schema.TensorType.INT8
     tensor.quantization = schema.QuantizationParametersT()
-    tensor.quantization.scale = np.array([scale], np.float32)
-    tensor.quantization.zeroPoint = np.array([0], np.int64)
+    tensor.quantization.scale = scales
+    tensor.quantization.zeroPoint = np.zeros(len(scales), np.int64)
+
+
+def store_float16(model: Any, tensor: Any, values: Any) -> None:
+    """Give a tensor float data in float16."""
+    store(model, tensor, values.astype(np.float16))
+    tensor.type = schema.TensorType.FLOAT16
 
 
 def types(model: Any) -> set[int]:
