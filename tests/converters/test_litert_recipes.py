@@ -124,7 +124,7 @@ def test_recipes_of_one_source_share_its_float_conversion(ready, tmp_path, monke
 def test_a_graph_that_cannot_be_converted_is_tried_once_for_all_recipes(ready, tmp_path, monkeypatch):
     calls = []
 
-    def refuse(*_):
+    def refuse(*_, **__):
         calls.append(1)
         raise RuntimeError("no")
 

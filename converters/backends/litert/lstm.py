@@ -5,9 +5,10 @@ time axis is turned before and after one that goes backwards; what lies behind a
 its last state is looked up. litert-torch has no way to say it: the program calls an operator that becomes a STABLEHLO_CUSTOM_CALL,
 in whose place the fused operator is put (`litert.recurrent`).
 
-Fewer steps are unrolled, since that is faster: XNNPACK takes the steps, and not the fused operator. Nets of one layer with 32 to
-128 units and 8 to 256 steps, AVX-512, one thread, the fused form's time over the unrolled one's: 1.1 to 2.0 in float, but 0.9 to
-0.35 from 128 steps of 128 units on (1.7 to 1.9 where the steps share what is packed of their weights); 3.6 to 9.8 in dynamic-int8.
+Fewer steps are unrolled, since that is faster: XNNPACK takes the steps, and not the fused operator. Its time over the unrolled
+form's, nets of one layer, 32 to 128 units, 8 to 256 steps, AVX-512, one thread: 1.3 to 2.0 in float, 1.5 to 3.7 in dynamic-int8;
+only where the weights that XNNPACK packs for every step outgrow the cache (128 units from 64 steps on) it is 0.3 to 0.8, and there the
+steps may share them (`litert.layouts`), which makes it 1.7 to 1.9 again.
 
 Always true
  1. A layer whose last cell state is read, that begins from a state, or whose weights are computed, is not fused.
