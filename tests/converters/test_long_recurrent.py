@@ -10,12 +10,13 @@ import recurrent_models as models
 import torch
 from litert_models import converted, operators, outputs, prepared
 
-from converters.backends import Unsupported
+from converters.backends import Unsupported, get
 from converters.backends.litert import lstm, program, running
 from converters.graph.canonical import parity
 from converters.graph.importer import UnsupportedOperatorsError
+from converters.recipes.recipes import plans
 from converters.source import tflite
-from edgekit import detect, engines
+from edgekit import detect, engines, profile
 from edgekit.manifest import EngineSpec
 from edgekit.quiet import quietly
 
@@ -68,6 +69,16 @@ def test_its_matrices_are_int8_with_ranges_at_run_time(both_ways, tmp_path):
     # Eight of each layer, and the head's.
     assert sum(tensor.kind == "INT8" and tensor.is_constant for tensor in held.tensors) == 17
     assert 0 < gap(both_ways, small) < 0.05
+
+
+def test_static_int8_of_what_stands_around_has_them_too_and_says_how(both_ways, tmp_path):
+    plain, small = converted(both_ways, tmp_path), converted(both_ways, tmp_path, "litert/static-int8")
+    assert small.size_bytes < 0.7 * plain.size_bytes
+    assert f"int8 weights, with ranges taken at run time: {FUSED} (2)" in small.notes
+    assert 0 < gap(both_ways, small) < 0.05
+    (plan,) = plans(profile.load("x86-64-v4-vnni"), ["litert/static-int8"])
+    errors = {error.op_type for error in get("litert").sensitivity(both_ways, plan, small)}
+    assert {FUSED, "FULLY_CONNECTED"} <= errors
 
 
 def test_sequences_of_every_length_end_where_they_end(few, monkeypatch, tmp_path):

@@ -24,10 +24,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from converters.backends import Prepared, Unsupported, settling
-from converters.backends.litert import islands, recurrent, running
+from converters.backends.litert import islands, recurrent, running, tables
 from converters.backends.litert.bounds import Unbounded, empty, unbounded, widened
 from converters.backends.litert.extremes import Ranges, extremes
 from converters.backends.litert.graph import (
+    RECURRENT,
     Layer,
     kept_float,
     layers,
@@ -84,7 +85,9 @@ def quantized(
         float_ones = [layer for layer in graph if layer.name in left | never.layers | skipped]
         # A copy: the quantizer writes into what it is given.
         made = apply(path, [*recipe_for(plan, float_ones), *_inside(never)], copy.deepcopy(ranges))
-        made = _recurrent(plan, made, float_ones)
+        # Alone under a static recipe they would be the dynamic one by another name.
+        if plan.recipe.scheme != "static" or tables.is_int8(made):
+            made = with_recurrent(plan, made, [layer for layer in float_ones if layer.name in left | skipped])
         made = islands.folded(made) if _is_whole(plan) else made
         running.loaded_once(made)
         return made
@@ -95,20 +98,21 @@ def quantized(
         if layer.name not in left | never.layers
     }
     made, notes = settling.settle(attempt, parts, "LiteRT")
-    told = Counter(layer.op_type for layer in graph if layer.name in never.layers - left)
-    if told:
-        notes = (f"left in float, having no range that int8 holds: {listed(told)}", *notes)
+    ranged = Counter(layer.op_type for layer in graph if layer.name in never.layers - left)
+    weighed = {} if _is_whole(plan) else {name: count for name, count in ranged.items() if name in RECURRENT}
+    for what, kinds in (
+        ("left in float, having no range that int8 holds", ranged - Counter(weighed)),
+        ("int8 weights, with ranges taken at run time", weighed),
+    ):
+        if kinds:
+            notes = (f"{what}: {listed(kinds)}", *notes)
     return made, notes
 
 
-def alone(plan: Plan, path: Path, graph: Sequence[Layer], layer: Layer, ranges: Ranges | None) -> bytes:
-    """The float model at `path` with one layer quantized. Raises: ToolFailedError."""
-    made = apply(path, recipe_for(plan, [], only=layer), ranges)
-    return _recurrent(plan, made, [other for other in graph if other.name != layer.name])
-
-
-def _recurrent(plan: Plan, made: bytes, float_ones: Sequence[Layer]) -> bytes:
+def with_recurrent(plan: Plan, made: bytes, float_ones: Sequence[Layer]) -> bytes:
     """The model with the plan's weights in its fused recurrent layers, but for those that stay in float."""
+    if _is_whole(plan):
+        return made
     left = {name for layer in float_ones for name in layer.outputs}
     by_row = _weights(plan)["granularity"] == "CHANNELWISE"
     return recurrent.with_weights(made, plan.recipe, left, by_row=by_row)

@@ -15,8 +15,15 @@ import numpy as np
 from converters.backends import Prepared
 from converters.backends.litert.bounds import unbounded
 from converters.backends.litert.extremes import Ranges
-from converters.backends.litert.graph import HEAVY, MOVING, Layer, layers, named
-from converters.backends.litert.int8 import alone, calibrated, feeds, slow_in
+from converters.backends.litert.graph import HEAVY, MOVING, RECURRENT, Layer, layers, named
+from converters.backends.litert.int8 import (
+    apply,
+    calibrated,
+    feeds,
+    recipe_for,
+    slow_in,
+    with_recurrent,
+)
 from converters.backends.litert.running import preserving, run_once
 from converters.quantize.sensitivity import LayerError, snr_db
 from converters.recipes.recipe import ETHOS
@@ -41,7 +48,8 @@ def layer_errors(prepared: Prepared, plan: Plan, path: Path, clock: Callable[[],
     if plan.constraints.accelerator != ETHOS:
         left |= slow_in(plan, graph, ranges)
     if ranges is not None:
-        left |= unbounded(path, ranges).layers
+        never = unbounded(path, ranges).layers
+        left |= {layer.name for layer in graph if layer.name in never and layer.op_type not in RECURRENT}
     chosen = [layer for layer in graph if layer.name not in left and layer.op_type not in MOVING]
     if ranges is None:
         chosen = [layer for layer in chosen if layer.op_type in HEAVY]
@@ -56,7 +64,8 @@ def layer_errors(prepared: Prepared, plan: Plan, path: Path, clock: Callable[[],
         for layer in chosen[:TRIED]:
             if found and clock() > end:
                 break
-            tried.write_bytes(alone(plain, path, graph, layer, ranges))
+            made = apply(path, recipe_for(plain, [], only=layer), ranges)
+            tried.write_bytes(with_recurrent(plain, made, [other for other in graph if other != layer]))
             found.append(LayerError(layer.name, layer.op_type, snr_db(wanted, _outputs(tried, samples))))
     return sorted(found, key=lambda error: error.snr_db)
 

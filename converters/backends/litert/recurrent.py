@@ -83,10 +83,11 @@ def _place(model: Any, graph: Any, step: Any) -> None:
 
 
 def with_weights(content: bytes, recipe: Recipe, left: Collection[str], *, by_row: bool) -> bytes:
-    """The model with the recipe's weights in its fused recurrent layers; those that write a tensor of `left` stay as they are,
-    and all do under a recipe with ranges from calibration, which the layers do not take. `by_row`: stored with a scale for each row.
+    """The model with the recipe's weights in its fused recurrent layers; those that write a tensor of `left` stay as they are.
+    Under static int8 they get what dynamic int8 gives them, since they take no ranges from calibration. `by_row`: stored with a
+    scale for each row.
     """
-    if recipe.scheme == "dynamic":
+    if recipe.scheme in ("dynamic", "static"):
         return with_int8_weights(content, left)
     if recipe.precision == "fp16":
         return with_stored_weights(content, left, tables.store_float16)

@@ -88,6 +88,11 @@ def types(model: Any) -> set[int]:
     return {int(tensor.type) for graph in model.subgraphs for tensor in graph.tensors}
 
 
+def is_int8(content: bytes) -> bool:
+    """Whether any tensor of a model is."""
+    return schema.TensorType.INT8 in types(read(content))
+
+
 def drop_unused(model: Any) -> None:
     """Tensors without use (ai-edge-quantizer's calibration reads all, also those that nothing makes), data, and codes (an
     interpreter refuses a file for one that it does not know, used or not).
