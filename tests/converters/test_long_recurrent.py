@@ -11,6 +11,8 @@ import torch
 from litert_models import converted, operators, outputs, prepared
 
 from converters.backends import Unsupported, get
+from converters.backends.artifact import Artifact
+from converters.backends.buckets import gathered
 from converters.backends.litert import lstm, program, running
 from converters.graph.canonical import parity
 from converters.graph.importer import UnsupportedOperatorsError
@@ -163,6 +165,17 @@ def test_torch_s_other_layers_are_unrolled_no_further_than_said(kind, monkeypatc
         quietly(
             lambda: program.rewritten(Net(kind(8, 4, batch_first=True), 0).eval(), (torch.zeros(1, 6, 8),))
         )
+
+
+def test_buckets_of_which_one_needs_it_are_all_loaded_so(tmp_path):
+    def make(index, folder):
+        (folder / "model.tflite").write_bytes(bytes([index]))
+        options = {"variables": "reset"} if index == 0 else {}
+        return Artifact(folder, "model.tflite", {"x": "x"}, options=options)
+
+    made = gathered((8, 16), make, tmp_path, lambda *_: None)
+    assert made.models == ("model-8.tflite", "model-16.tflite")
+    assert made.options == {"variables": "reset"}
 
 
 @pytest.mark.proof
