@@ -79,12 +79,36 @@ def renamed(graph: onnx.GraphProto, names: Mapping[str, str], *, is_public: bool
             renamed(branch, names)
 
 
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Each node behind those that make what it reads, inside of branches too; what need not move stays in order."""
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    placed: dict[int, onnx.NodeProto] = {}
+    for first in range(len(graph.node)):
+        waiting = [first]
+        while waiting:
+            index = waiting[-1]
+            before = {makers[name] for name in _taken(graph.node[index]) if name in makers} - placed.keys()
+            if index in placed or not before - {index}:
+                placed.setdefault(index, graph.node[index])
+                waiting.pop()
+            else:
+                waiting.extend(sorted(before - {index}, reverse=True))
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in placed.values()]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _taken(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that a node reads, in its branches too."""
+    yield from node.input
+    for branch in _branches(node):
+        yield from _read(branch)
+
+
 def _read(graph: onnx.GraphProto) -> Iterator[str]:
     """Names that nodes read, those of branches too, and that are outputs."""
     for node in graph.node:
-        yield from node.input
-        for branch in _branches(node):
-            yield from _read(branch)
+        yield from _taken(node)
     yield from (value.name for value in graph.output)
 
 

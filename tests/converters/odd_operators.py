@@ -166,6 +166,19 @@ def some_of_the_rows() -> onnx.ModelProto:
     )
 
 
+def some_of_a_part() -> onnx.ModelProto:
+    """The same of channels 2 to 6, which OpenVINO would gather from all."""
+    places = np.tile(np.array([3, 0, 7], np.int64), (1, 4, 12, 1))
+    model = between(
+        helper.make_node("GatherElements", ["part", "places"], ["b"], "choose", axis=3),
+        {"places": places, "two": np.array([2]), "six": np.array([-2]), "one": np.array([1])},
+    )
+    model.graph.node.insert(2, helper.make_node("Slice", ["a", "two", "six", "one"], ["part"], "part"))
+    (last,) = (tensor for tensor in model.graph.initializer if tensor.name == "w2")
+    last.CopyFrom(numpy_helper.from_array(weights(4, 4, 3, 3), "w2"))
+    return model
+
+
 def reduced(kind: str, **attributes: object) -> onnx.ModelProto:
     """To sums over some axes, beside a convolution."""
     node = helper.make_node(kind, ["above"], ["sums"], "reduce", **attributes)
@@ -187,6 +200,29 @@ def sparse() -> onnx.ModelProto:
     ))  # fmt: skip
     model.graph.initializer.remove(stored)
     return model
+
+
+def looked_at_by_a_loop() -> onnx.ModelProto:
+    """A loop adds three times what was made outside of it, and is given nothing but where to start."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["so_far", "a"], ["more"], "more"),
+            helper.make_node("Identity", ["going"], ["goes"], "goes"),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("so_far", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("goes", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("more", TensorProto.FLOAT, None),
+        ],
+    )
+    start = np.zeros((1, 8, 12, 12), np.float32)
+    loop = helper.make_node("Loop", ["three", "", "start"], ["b"], "loop", body=body)
+    return between(loop, {"three": np.array(3), "start": start})
 
 
 def wrong_shapes() -> onnx.ModelProto:
@@ -223,6 +259,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
         strides=[2, 2, 2], pads=[1] * 6, output_padding=[1, 0, 1]
     ),
     "some of the rows": some_of_the_rows,
+    "some of a part": some_of_a_part,
     "sum of magnitudes": lambda: reduced("ReduceL1", axes=[3], keepdims=0),
     "logarithm of a sum": lambda: reduced("ReduceLogSum", axes=[1, 3]),
     "logarithm of exponents": lambda: reduced("ReduceLogSumExp", axes=[2, -1], keepdims=0),

@@ -25,7 +25,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from converters.backends import Prepared, Unsupported, settling
 from converters.backends.onnxruntime import graph
 from converters.backends.settling import Part
-from converters.graph import canonical
+from converters.graph import canonical, tidy
 from converters.quantize import calibration
 from converters.quantize.calibration import METHODS, Spread
 from converters.recipes.knobs import Knob
@@ -229,8 +229,9 @@ def _with_pairs(
         {"ActivationSymmetric": chosen.symmetric, "WeightSymmetric": True},
     )
     quantizer.quantize_model()
-    quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
+    # Not by its own sort (1.32), which does not see what a loop or a branch reads from outside.
+    tidy.sort_nodes(result.graph)
     onnx.checker.check_model(result)
     return result
 

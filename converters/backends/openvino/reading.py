@@ -10,6 +10,7 @@ Always true
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,24 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-Shapes = Mapping[str, Sequence[int]]
 # Nodes in the place of one, and the constants that they read.
 Spelled = tuple[Sequence[onnx.NodeProto], Mapping[str, Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a rule may look at beside its node: shapes, constants, and the node that makes a value."""
+
+    opset: int
+    shapes: Mapping[str, Sequence[int]]
+    constants: Mapping[str, onnx.TensorProto]
+    makers: Mapping[str, onnx.NodeProto]
+
+    def ints(self, name: str) -> list[int] | None:
+        """A constant's entries; None for what is computed."""
+        found = self.constants.get(name)
+        return None if found is None else [int(entry) for entry in numpy_helper.to_array(found).reshape(-1)]
+
 
 # From here on these had their axes as an input in the reader, which they have from 18 on in ONNX.
 _AXES_TAKEN, _AXES_GIVEN = 13, 18
@@ -44,8 +60,13 @@ def _model(path: Path) -> onnx.ModelProto | None:
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if not any(node.op_type in RULES for node in model.graph.node):
         return None
-    shapes = _shapes(model)
-    spelled = {index: _spelled(node, opset, shapes) for index, node in enumerate(model.graph.node)}
+    around = Around(
+        opset,
+        _shapes(model),
+        {tensor.name: tensor for tensor in model.graph.initializer},
+        {name: node for node in model.graph.node for name in node.output},
+    )
+    spelled = {index: _spelled(node, around) for index, node in enumerate(model.graph.node)}
     if not any(spelled.values()):
         return None
     nodes: list[onnx.NodeProto] = []
@@ -59,12 +80,12 @@ def _model(path: Path) -> onnx.ModelProto | None:
     return model
 
 
-def _spelled(node: onnx.NodeProto, opset: int, shapes: Shapes) -> Spelled | None:
+def _spelled(node: onnx.NodeProto, around: Around) -> Spelled | None:
     rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    return None if rule is None else rule(node, opset, shapes)
+    return None if rule is None else rule(node, around)
 
 
-def _shapes(model: onnx.ModelProto) -> Shapes:
+def _shapes(model: onnx.ModelProto) -> Mapping[str, Sequence[int]]:
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     found = {tensor.name: list(tensor.dims) for tensor in inferred.initializer}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
@@ -74,31 +95,54 @@ def _shapes(model: onnx.ModelProto) -> Shapes:
     return found
 
 
-def _gather_elements(node: onnx.NodeProto, _opset: int, shapes: Shapes) -> Spelled | None:
-    """Data cut to where the places reach: off the axis OpenVINO wants both of one size.
-
-    By `Split`, since a pass of its own takes a `Slice` before this operator away again, and fails.
+def _gather_elements(node: onnx.NodeProto, around: Around) -> Spelled | None:
+    """Data cut to where the places reach by `Split`: off the axis OpenVINO wants both of one size, and a pass of its own
+    takes away a `Slice` that sees to that, and then fails.
     """
-    data, places = (shapes.get(name) for name in node.input)
+    data, places = (around.shapes.get(name) for name in node.input)
     if data is None or places is None:
         return None
     axis, name = _attributes(node).get("axis", 0) % len(data), node.output[0]
-    cut = [index for index in range(len(data)) if index != axis and places[index] < data[index]]
-    nodes, sizes, last = [], {}, node.input[0]
-    for index in cut:
-        part, rest, told = (f"{name}.{word}{index}" for word in ("part", "rest", "sizes"))
-        nodes.append(
-            helper.make_node("Split", [last, told], [part, rest], f"{node.name}.part{index}", axis=index)
-        )
-        sizes[told], last = [places[index], data[index] - places[index]], part
+    origin, begins = _before_slice(node.input[0], around)
+    whole = around.shapes.get(origin, data)
+    if any(whole[index] < begins[index] + places[index] for index in range(len(data)) if index != axis):
+        return None
+    nodes, sizes, last = [], {}, origin
+    for index, (have, begin) in enumerate(zip(whole, begins, strict=True)):
+        length = data[index] if index == axis else places[index]
+        parts = [size for size in (begin, length, have - begin - length) if size]
+        if len(parts) < 2:
+            continue
+        told, made = f"{name}.sizes{index}", [f"{name}.part{index}.{at}" for at in range(len(parts))]
+        nodes.append(helper.make_node("Split", [last, told], made, f"{node.name}.part{index}", axis=index))
+        sizes[told], last = parts, made[1 if begin else 0]
     nodes.append(helper.make_node("GatherElements", [last, node.input[1]], [name], node.name, axis=axis))
-    return (nodes, sizes) if cut else None
+    return (nodes, sizes) if sizes else None
 
 
-def _reduction(node: onnx.NodeProto, opset: int, _shapes: Shapes) -> Spelled | None:
+def _before_slice(name: str, around: Around) -> tuple[str, list[int]]:
+    """What a value is a part of, and where it begins there; the value itself where it is no plain part of anything."""
+    own = name, [0] * len(around.shapes[name])
+    maker = around.makers.get(name)
+    if maker is None or maker.op_type != "Slice":
+        return own
+    origin, *told = maker.input
+    starts, axes, steps = (around.ints(told[at]) if at < len(told) else None for at in (0, 2, 3))
+    if starts is None or origin not in around.shapes or (len(told) > 2 and axes is None):
+        return own
+    if len(told) > 3 and set(steps or [0]) != {1}:
+        return own
+    begins = [0] * len(own[1])
+    shape = around.shapes[origin]
+    for axis, start in zip(axes or range(len(starts)), starts, strict=True):
+        begins[axis] = min(start, shape[axis]) if start >= 0 else max(0, start + shape[axis])
+    return origin, begins
+
+
+def _reduction(node: onnx.NodeProto, around: Around) -> Spelled | None:
     """Axes that are an attribute are not seen, and everything is reduced: a sum's, which are an input, are."""
     given = _attributes(node)
-    if not _AXES_TAKEN <= opset < _AXES_GIVEN or "axes" not in given:
+    if not _AXES_TAKEN <= around.opset < _AXES_GIVEN or "axes" not in given:
         return None
     name, keep = node.output[0], given.get("keepdims", 1)
     axes = f"{name}.axes"
@@ -136,7 +180,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
-RULES: Mapping[str, Callable[[onnx.NodeProto, int, Shapes], Spelled | None]] = {
+RULES: Mapping[str, Callable[[onnx.NodeProto, Around], Spelled | None]] = {
     "GatherElements": _gather_elements,
     **dict.fromkeys(_PARTS, _reduction),
 }
