@@ -6,7 +6,7 @@ same question as the float source. (captum has the same ablations for torch modu
 Always true
  1. Bundle and source are asked about the same entry of the same output, with the same parts taken away.
  2. What stands in for a part says nothing by itself: the input's own mean (pictures, sequences), or what other real samples
-    have there (features).
+    have there (features, and whole numbers such as ids, whose mean is some other id).
 
 Sources: Zeiler, Fergus (2014), "Visualizing and Understanding Convolutional Networks", sec. 4.2 (occlusion); Breiman (2001),
 "Random Forests", sec. 10 (permutation), here of one sample; Spearman (1904), Am. J. Psychol. 15(1) (rank correlation).
@@ -29,6 +29,8 @@ Kind = Literal["picture", "sequence", "features"]
 Floats = NDArray[np.float64]
 # Channels that a picture has at most, and features that are shuffled one by one; more of them in a row are a signal.
 _CHANNELS, _FEATURES = 4, 64
+# Of integers those that name things; narrower ones are samples of a signal.
+_NAMES = (np.int32, np.int64)
 # Other samples that a feature takes its values from.
 _OTHERS = 16
 
@@ -50,17 +52,17 @@ class Layout(msgspec.Struct, frozen=True):
 
     @property
     def grid(self) -> tuple[int, int]:
-        counts = [len(edges) - 1 for edges in self.edges]
-        return (counts[0], counts[1]) if len(counts) == 2 else (1, counts[0])
+        counts = [1, 1, *(len(edges) - 1 for edges in self.edges)]
+        return counts[-2], counts[-1]
 
     def part(self, index: int) -> tuple[tuple[int, int], ...]:
         """Where a part begins and ends on each axis."""
-        places = divmod(index, self.grid[1]) if len(self.axes) == 2 else (index,)
+        places = divmod(index, self.grid[1])[2 - len(self.axes) :]
         return tuple((edges[at], edges[at + 1]) for edges, at in zip(self.edges, places, strict=True))
 
     def name(self, index: int) -> str:
         spans = [str(low) if high == low + 1 else f"{low}..{high - 1}" for low, high in self.part(index)]
-        return " x ".join(spans)
+        return " x ".join(spans) or "0"
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -77,10 +79,10 @@ class Explanation(msgspec.Struct, frozen=True):
 
 
 def layout(name: str, array: Array, cells: int) -> Layout:
-    """Parts of one raw input, up to `cells` along each axis. Raises: UsageError for a scalar."""
-    axes = [axis for axis, size in enumerate(array.shape) if size > 1]
+    """Parts of one raw input, up to `cells` along each axis; one number is one feature."""
+    axes = [axis for axis, size in enumerate(array.shape) if size > 1] or [*range(array.ndim)][-1:]
     if not axes:
-        raise UsageError(f"input {name!r} is one number: there are no parts of it to take away")
+        return Layout(name, "features", (), ())
     if len(axes) == 3:
         sizes = [array.shape[axis] for axis in axes]
         channel = 2 if sizes[2] <= _CHANNELS else 0 if sizes[0] <= _CHANNELS else None
@@ -109,7 +111,18 @@ def ask(outputs: Mapping[str, Array], output: str = "", index: int | None = None
     if index is not None:
         if not 0 <= index < array.size:
             raise UsageError(f"output {name!r} has {array.size} entries; --entry {index} is none of them")
+        if not np.isfinite(array.ravel()[index]):
+            raise UsageError(
+                f"entry {index} of output {name!r} is {array.ravel()[index]} for this input: nothing can be worth more or less"
+                " to it; ask for another"
+            )
         return Asked(name, index)
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise UsageError(
+            f"output {name!r} is NaN for this input: there is nothing to explain; look at the input"
+        )
+    if not array.size:
+        raise UsageError(f"output {name!r} is empty for this input: there is nothing to explain")
     is_one_answer = array.size == 1 or (array.ndim > 0 and array.size == array.shape[class_axis(array.shape)])
     return Asked(name, int(np.argmax(array)) if is_one_answer else None)
 
@@ -123,9 +136,14 @@ def explained(
 ) -> Explanation:
     """What each part of one input is worth; `others` are real samples that features take their values from.
 
-    Costs a call of the model for each part, of each feature up to sixteen. Raises: as the model.
+    Costs a call of the model for each part, of each feature up to sixteen. Raises: as the model; UsageError where it does
+    not have what was asked about.
     """
     before = model(sample)[asked.output]
+    if asked.index is not None and asked.index >= before.size:
+        raise UsageError(
+            f"output {asked.output!r} of the other model has {before.size} entries, so it is another one"
+        )
     rows, columns = how.grid
     worth = np.zeros(rows * columns)
     for index in range(rows * columns):
@@ -144,10 +162,10 @@ def _without(array: Array, how: Layout, index: int, others: Sequence[Array]) -> 
     for axis, (low, high) in zip(how.axes, how.part(index), strict=True):
         place[axis] = slice(low, high)
     where = tuple(place)
-    if how.kind != "features" or not others:
+    fitting = [other for other in others if other.shape == array.shape]
+    if not fitting or (how.kind != "features" and array.dtype not in _NAMES):
         neutral = array.astype(np.float64).mean(axis=how.axes, keepdims=True)
         return [_replaced(array, where, neutral)]
-    fitting = [other for other in others if other.shape == array.shape]
     chosen = np.unique(np.linspace(0, len(fitting) - 1, min(_OTHERS, len(fitting))).astype(int))
     return [_replaced(array, where, fitting[at][where]) for at in chosen]
 
@@ -161,7 +179,9 @@ def _replaced(array: Array, where: tuple[slice, ...], value: Array) -> Array:
 
 def _moved(before: Array, after: Array, index: int | None) -> float:
     one, other = (np.asarray(array, np.float64).ravel() for array in (before, after))
-    return float(one[index] - other[index]) if index is not None else float(np.linalg.norm(one - other))
+    # What is masked before and after has not moved.
+    apart = np.subtract(one, other, out=np.zeros_like(one), where=one != other)
+    return float(apart[index]) if index is not None else float(np.linalg.norm(apart))
 
 
 def similarity(one: Explanation, other: Explanation) -> float:

@@ -27,8 +27,7 @@ def drawn(array: Array, told: Explanation) -> Rgb:
     values = np.abs(np.asarray(array, np.float64))
     other = tuple(axis for axis in range(array.ndim) if axis not in told.layout.axes)
     grey = values.mean(axis=other) if other else values
-    if grey.ndim == 1:
-        grey = grey[None]
+    grey = grey.reshape(-1, grey.shape[-1] if grey.ndim else 1)
     span = float(grey.max() - grey.min())
     # Never black: heat must show on it.
     base = 80 + 175 * (grey - grey.min()) / span if span else np.full(grey.shape, 128.0)
@@ -39,7 +38,7 @@ def drawn(array: Array, told: Explanation) -> Rgb:
     heat = told.array / (float(np.abs(told.array).max()) or 1.0)
     for index, part in enumerate(heat.ravel()):
         spans = told.layout.part(index)
-        (top, bottom), (left, right) = spans if len(spans) == 2 else ((0, 1), spans[0])
+        (top, bottom), (left, right) = ((0, 1), (0, 1), *spans)[-2:]
         window = shown[top * rows : bottom * rows, left * scale : right * scale]
         alpha = _OPAQUE * abs(float(part))
         window[:] = (1 - alpha) * window + alpha * (_FOR if part > 0 else _AGAINST)

@@ -1,5 +1,6 @@
 """`edgekit explain`: what a bundle's answer to one input rests on, beside what the float source's does."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from edgekit import explain as rules
 from edgekit.bundle import sha256_file
 from edgekit.cli import render
 from edgekit.cli.bundles import BUNDLE, INPUT, json_option
-from edgekit.errors import DataError, UsageError
+from edgekit.errors import DataError, EngineError, UsageError
 from edgekit.explain import Asked, Explanation, Model
 from edgekit.inputs import read_input
 from edgekit.local import OpenBundle
@@ -133,8 +134,19 @@ def _source(here: OpenBundle, path: Path | None) -> Iterator[Model | None]:
         outputs = [TensorSpec(each.name, each.dtype, each.shape) for each in here.manifest.outputs]
         inputs = [TensorSpec(each.name, each.dtype, each.shape) for each in here.manifest.inputs]
         model = engines.get("onnxruntime").load(path, spec, inputs, outputs, None)
+
+    def run(ready: Mapping[str, Array]) -> Mapping[str, Array]:
+        checked = here.loaded.checked(ready)
+        try:
+            return model.run(checked)
+        except EngineError as error:
+            raise UsageError(
+                f"--source {path} takes or gives something else than the bundle's model ({error}); give the file that the"
+                " bundle was built from"
+            ) from error
+
     try:
-        yield _called(here, lambda ready: model.run(here.loaded.checked(ready)))
+        yield _called(here, run)
     finally:
         model.close()
 
@@ -167,7 +179,14 @@ def _show(told: _Told, asked: Asked) -> None:
         numeric=("bundle", "source"),
     )
     if told.similarity is not None:
-        click.echo(f"bundle and source rest on the same parts: rank correlation {told.similarity:.3f}")
+        click.echo(_alike(told.similarity))
+
+
+def _alike(similarity: float) -> str:
+    """NaN is what rests on nothing."""
+    if math.isnan(similarity):
+        return "bundle or source rests on nothing here: no rank correlation"
+    return f"bundle and source: rank correlation {similarity:.3f}"
 
 
 def _draw(path: Path, name: str, sample: Mapping[str, Array], found: list[_Told], notes: list[str]) -> None:
@@ -181,11 +200,7 @@ def _draw(path: Path, name: str, sample: Mapping[str, Array], found: list[_Told]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     else:
-        alike = [
-            f"{told.input}: rank correlation of bundle and source {told.similarity:.3f}"
-            for told in found
-            if told.similarity is not None
-        ]
+        alike = [f"{told.input}: {_alike(told.similarity)}" for told in found if told.similarity is not None]
         key = "Red parts speak for the answer, blue ones against it; the strongest is opaque."
         render.write_text(path, picture.html(f"What {name} rests on", figures, [*alike, key, *notes]))
     render.note(f"drew {path}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 from conftest import BundleMaker
@@ -48,9 +49,40 @@ def test_an_input_falls_into_the_parts_of_its_kind(
     assert ends == [shape[axis] for axis in axes]
 
 
-def test_one_number_has_no_parts() -> None:
-    with pytest.raises(UsageError, match="is one number"):
-        explain.layout("x", np.zeros((1, 1)), 8)
+@pytest.mark.parametrize("shape", [(1, 1), (1,), ()])
+def test_one_number_is_a_feature_beside_others(shape: tuple[int, ...]) -> None:
+    sample = {"x": np.full(shape, 3.0), "age": np.arange(4.0)}
+    how = explain.layout("x", sample["x"], 8)
+    found = explain.explained(linear(np.ones(shape)), sample, how, ENTRY, [{"x": np.full(shape, 1.0)}])
+    assert (how.kind, found.worth, how.name(0)) == ("features", [[2.0]], "0")
+    assert picture.drawn(sample["x"], found).ndim == 3
+
+
+def test_ids_are_replaced_by_what_other_samples_have_there() -> None:
+    """Their mean would be a word of its own."""
+    ids, other = np.arange(100), np.arange(100) + 7
+    how = explain.layout("x", ids, 4)
+    found = explain.explained(linear(np.ones(100)), {"x": ids}, how, ENTRY, [{"x": other}])
+    assert (how.kind, found.worth) == ("sequence", [[-175.0] * 4])
+
+
+def test_an_answer_that_is_no_number_is_not_explained() -> None:
+    with pytest.raises(UsageError, match="'y' is NaN for this input"):
+        explain.ask({"y": np.array([0.1, np.nan])})
+    with pytest.raises(UsageError, match="entry 1 of output 'y' is -inf"):
+        explain.ask({"y": np.array([0.1, -np.inf])}, index=1)
+    with pytest.raises(UsageError, match="'y' is empty"):
+        explain.ask({"y": np.zeros((0, 4))})
+
+
+def test_what_is_masked_before_and_after_has_not_moved() -> None:
+    def model(sample: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": np.stack([sample["x"], np.full(2, -np.inf)])}
+
+    x = np.array([1.0, 2.0])
+    how = explain.layout("x", x, 8)
+    found = explain.explained(model, {"x": x}, how, Asked("y", None), [{"x": np.zeros(2)}])
+    assert found.worth == [[1.0, 2.0]]
 
 
 def test_a_patch_that_alone_decides_is_all_that_it_rests_on() -> None:
@@ -179,6 +211,17 @@ def test_another_model_rests_on_other_parts(
     (tmp_path / "other.onnx").write_bytes(tiny_classifier(other))
     ran = run(bundle, tmp_path / "one.npy", "--source", tmp_path / "other.onnx", "--json")
     assert json.loads(ran.stdout)["inputs"][0]["similarity"] < 0.9
+
+
+def test_a_source_of_other_inputs_is_said_to_be_another(bundle: Path, tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Identity", ["other"], ["logits"])
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph([node], "g", [value("other", 1, [1, 3])], [value("logits", 1, [1, 3])])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(tmp_path / "other.onnx"))
+    ran = run(bundle, tmp_path / "one.npy", "--source", tmp_path / "other.onnx")
+    assert isinstance(ran.exception, UsageError)
+    assert "takes or gives something else than the bundle's model" in str(ran.exception)
 
 
 def test_the_bundle_alone_is_explained_without_a_source(bundle: Path, tmp_path: Path) -> None:
