@@ -10,6 +10,7 @@ import atexit
 import io
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -20,6 +21,8 @@ from typing import TypeVar
 from edgekit.errors import EdgeKitError
 
 Result = TypeVar("Result")
+# OpenVINO (2026.4) tells where in its own code it was before it tells what was wrong.
+_PLACE = re.compile(r"Exception from \S+:\d+:$|Check '.*' failed at \S+:\d+:$|While validating ")
 
 
 def quietly(call: Callable[[], Result]) -> Result:
@@ -40,11 +43,12 @@ def quietly(call: Callable[[], Result]) -> Result:
 
 
 def first_line(error: Exception) -> str:
-    """A tool's error as one short line; our own in full."""
+    """A tool's error as one short line, the first that says what happened; our own in full."""
     if isinstance(error, EdgeKitError):
         return str(error)
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not _PLACE.match(line)] or lines
+    return f"{type(error).__name__}: {said[0] if said else ''}"[:300]
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from converters.backends.artifact import Artifact
 from converters.judge.bounds import Own
 from converters.quantize.sensitivity import LayerError
 from converters.work.watched import Watched
-from edgekit.errors import EdgeKitError, ToolFailedError
+from edgekit.errors import ToolFailedError
+from edgekit.quiet import first_line
 from edgekit.tensors import Array
 
 Found = TypeVar("Found")
@@ -76,7 +77,7 @@ def once(table: dict[str, Found | Exception], name: str, make: Callable[[], Foun
 
 def told(error: Exception) -> str:
     """An error as a candidate's reason: ours are sentences, a tool's own has its type's name before it."""
-    return str(error) if isinstance(error, EdgeKitError) else f"{type(error).__name__}: {error}"[:500]
+    return first_line(error)
 
 
 def _portable(table: dict[str, Found | Exception]) -> dict[str, Found | Exception]:

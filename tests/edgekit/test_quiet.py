@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from edgekit.quiet import hushed
+from edgekit.quiet import first_line, hushed
 
 
 def says(text: str) -> None:
@@ -43,3 +43,15 @@ def test_without_a_standard_error_nothing_is_hushed_and_nothing_fails() -> None:
         stdout=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_the_line_that_says_what_happened_is_told_not_where_in_the_tool_it_was() -> None:
+    error = RuntimeError(
+        "Exception from src/inference/src/cpp/core.cpp:117:\nException from src/inference/src/dev/plugin.cpp:54:\n"
+        "Check 'shape.merge_into(a, b)' failed at src/core/gather.hpp:56:\nWhile validating node 'GatherElements y':\n"
+        "Shapes [1,64] and [1,5] are not consistent\n\n"
+    )
+    assert first_line(error) == "RuntimeError: Shapes [1,64] and [1,5] are not consistent"
+    assert first_line(ValueError("\n one\ntwo")) == "ValueError: one"
+    assert first_line(RuntimeError("Exception from a.cpp:1:")) == "RuntimeError: Exception from a.cpp:1:"
+    assert first_line(ValueError()) == "ValueError: "

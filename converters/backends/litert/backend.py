@@ -240,7 +240,9 @@ def _refuse_untouched(
     wanted = {_TYPE.FLOAT16} if plan.recipe.precision == "fp16" else {_TYPE.INT8, _TYPE.INT16, _TYPE.INT4}
     if tables.types(tables.read(target.read_bytes())) & wanted:
         return
-    parts = litert_graph.listed(Counter(layer.op_type for layer in graph))
+    parts = (
+        litert_graph.listed(Counter(layer.op_type for layer in graph)) or "there is nothing in it to compute"
+    )
     raise Unsupported(
         "; ".join((f"nothing of the model becomes {plan.recipe.precision} in LiteRT: {parts}", *told))
     )
