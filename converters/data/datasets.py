@@ -74,7 +74,7 @@ class Datasets:
             samples = everything.take(slice(self._held_from, None))
         if len(samples) < 2 * MIN_GOLDEN:
             raise DataError(
-                f"{self.evaluated_from}: {len(samples)} evaluation samples; a bundle's"
+                f"{self.evaluated_from}: {len(samples)} evaluation samples{self._held_words}; a bundle's"
                 f" self-test alone needs {MIN_GOLDEN} in the judged half, {2 * MIN_GOLDEN} in all"
             )
         if self.source.state and samples.sequence is None:
@@ -95,6 +95,11 @@ class Datasets:
                 f"{text}: {len(found)} names of groups for {len(samples)} evaluation samples; give one a sample"
             )
         return found
+
+    @property
+    def _held_words(self) -> str:
+        """Where they come from, if the project names none."""
+        return "" if self._held_from is None else ", held back of the calibration data for want of others"
 
     @property
     def evaluated_from(self) -> str:

@@ -57,6 +57,8 @@ def as_arrays(what: str, value: Any, names: Sequence[str]) -> dict[str, Array] |
         return {_only(what, names): _array(value)}
     if isinstance(value, tuple) and len(value) == 2 and not isinstance(value[0], tuple):
         arrays, labels = value
+        if labels is None and (isinstance(arrays, Mapping) or _is_array(arrays)):
+            return as_arrays(what, arrays, names)
         if (isinstance(arrays, Mapping) or _is_array(arrays)) and _is_array(labels):
             found = as_arrays(what, arrays, names)
             assert found is not None

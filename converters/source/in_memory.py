@@ -120,9 +120,13 @@ def _exported(module: Any, inputs: Mapping[str, Mapping[str, Any]], examples: Ma
     except SourceError:
         raise
     except Exception as error:
+        # Imported in here: it loads torch, which an ONNX model in memory does without.
+        from converters.source import torch_calls
+
         told = str(error).strip().splitlines()
         raise SourceError(
-            f"torch.export cannot write {type(module).__name__} down ({type(error).__name__}: {told[0] if told else ''});"
+            f"torch.export cannot write {type(module).__name__} down ({type(error).__name__}: {told[0] if told else ''})"
+            f"{torch_calls.about_weights(own)};"
             " export it to ONNX yourself, or put it into a file and give 'file.py:factory', which other exporters are tried on"
         ) from error
     return program

@@ -297,6 +297,11 @@ def _project(table: Mapping[str, Any], folder: Path, where: str) -> Project:
         raise ProjectError(
             f"{where}: targets: name at least one profile, e.g. [targets.raspberry-pi-5] or --target raspberry-pi-5"
         )
+    twice = next((name for name in file.model.outputs if file.model.outputs.count(name) > 1), None)
+    if twice is not None:
+        raise ProjectError(
+            f"{where}: model.outputs names {twice!r} twice; give each output a name of its own"
+        )
     # A mistyped model is told before what else is missing.
     if not code.is_reference(file.model.source) and not (folder / file.model.source).exists():
         raise SourceError(f"{folder / file.model.source}: there is no such model file")

@@ -164,6 +164,18 @@ def left_out(value: Any, what: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def about_weights(module: Any) -> str:
+    """What a module that does not run may want, where its weights are narrower than the inputs that it was given; else
+    empty.
+    """
+    kinds = {tensor.dtype for tensor in module.state_dict().values()} & {torch.float16, torch.bfloat16}
+    if not kinds:
+        return ""
+    kind = str(min(kinds, key=str)).removeprefix("torch.")
+    hint = " (or give its inputs dtype float16)" if kind == "float16" else ""
+    return f"; its weights are {kind}: give module.float(), of the same values{hint}"
+
+
 def is_plain(value: Any) -> bool:
     """Whether converters take what was returned as it is: tensors, in tuples or lists perhaps."""
     return isinstance(value, torch.Tensor) or (type(value) in (tuple, list) and all(map(is_plain, value)))

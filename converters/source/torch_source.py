@@ -150,7 +150,10 @@ def _source(
         by_name = torch_calls.by_name(module.forward, names, what)
         called = torch_calls.Called(module, by_name) if by_name else module
     reference = TorchModel(called, names, project.model.outputs)
-    outputs = observed_outputs(reference, specs, what)
+    try:
+        outputs = observed_outputs(reference, specs, what)
+    except SourceError as error:
+        raise SourceError(f"{error}{torch_calls.about_weights(module)}") from error
     value = reference.called({spec.name: np.zeros(closed(spec), spec.dtype) for spec in specs})
     notes = torch_calls.left_out(value, what)
     _check_repeats(reference, specs, what)

@@ -205,6 +205,12 @@ def test_an_interrupt_ends_the_call_and_not_the_next_one(
         ({"targets": None}, UsageError, "targets = None: give names of profiles"),
         ({"targets": [7]}, UsageError, "give names of profiles"),
         ({"targets": {"x86-64-v3": 20}}, UsageError, "a mapping of each to its limits"),
+        ({"outputs": ["a", "a"]}, ProjectError, "names 'a' twice"),
+        (
+            {"evaluation": None, "calibration": np.zeros((40, 1, 8, 8), np.float32)},
+            DataError,
+            "39 evaluation samples, held back of the calibration data for want of others;",
+        ),
         ({"outputs": [3]}, UsageError, "outputs = .* give a text, or a list"),
         ({"recipes": 3}, UsageError, "recipes = 3: give a text, or a list"),
         ({"state": ["h"]}, UsageError, "state: a list names nothing"),
@@ -250,7 +256,15 @@ class Counting(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "told"),
-    [(Branching(), "cannot write Branching down"), (Counting(), "computes something else")],
+    [
+        (Branching(), "cannot write Branching down"),
+        (Counting(), "computes something else"),
+        (
+            torch.nn.Linear(2, 2).bfloat16(),
+            r"its weights are bfloat16: give module.float\(\), of the same values;",
+        ),
+        (torch.nn.Linear(2, 2).half(), r"its weights are float16: .* \(or give its inputs dtype float16\)"),
+    ],
 )
 def test_a_module_that_cannot_be_written_down_is_refused(
     tmp_path: Path, module: torch.nn.Module, told: str
@@ -315,6 +329,12 @@ def test_a_sequence_is_not_torn_apart_between_files(tmp_path: Path) -> None:
     path = samples_in_memory.write("evaluation", given, ["x"], tmp_path / "evaluation")
     lengths = [len(load_npz(file)) for file in sorted(path.iterdir())]
     assert lengths == [400, 200]
+
+
+def test_samples_without_labels_may_say_so(tmp_path: Path) -> None:
+    found = load_npz(samples_in_memory.write("evaluation", (X, None), ["x"], tmp_path / "evaluation"))
+    assert np.array_equal(found.inputs["x"], X)
+    assert found.labels is None
 
 
 @pytest.mark.parametrize(

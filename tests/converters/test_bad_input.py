@@ -365,3 +365,14 @@ def test_a_keras_model_is_told_what_to_install_and_the_way_that_needs_no_tensorf
     assert "KERAS_BACKEND=torch" in str(result.exception)
     assert "torch.export.save" in str(result.exception)
     assert not (tmp_path / "dist").exists()
+
+
+def test_a_factory_of_narrow_weights_says_what_to_return(digits, run_build, tmp_path):
+    (tmp_path / "narrow.py").write_text(
+        "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).bfloat16()\n"
+    )
+    flags = flags_with(digits)
+    flags[0] = f"{tmp_path / 'narrow.py'}:make"
+    result = run_build(*flags, "--out", tmp_path / "dist")
+    assert result.exit_code == 2
+    assert "its weights are bfloat16: give module.float(), of the same values" in str(result.exception)
