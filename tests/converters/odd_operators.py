@@ -225,6 +225,21 @@ def looked_at_by_a_loop() -> onnx.ModelProto:
     return between(loop, {"three": np.array(3), "start": start})
 
 
+def spectrum(opset: int, axis: int, **attributes: object) -> onnx.ModelProto:
+    """The frequencies of rows, by the operator of torch.fft's exports."""
+    deep = {"last": np.array([-1]), "along": np.array(axis), "twelve": np.array(12)}
+    given = ["x@deep", "twelve", "along"] if opset >= 20 else ["x@deep", "twelve"]
+    told = {} if opset >= 20 else {"axis": axis}
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "last"], ["x@deep"], "deep"),
+        helper.make_node("DFT", given, ["y"], "spectrum", **told, **attributes),
+    ]
+    model = whole(nodes, deep if opset >= 20 else {k: deep[k] for k in ("last", "twelve")}, (2, 12, 12))
+    model.opset_import[0].version = opset
+    model.ir_version = 9
+    return model
+
+
 def wrong_shapes() -> onnx.ModelProto:
     """The file says of a value inside what is not so, as a simplifier left it."""
     model = between(helper.make_node("Identity", ["a"], ["b"]))
@@ -259,6 +274,9 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
         strides=[2, 2, 2], pads=[1] * 6, output_padding=[1, 0, 1]
     ),
     "some of the rows": some_of_the_rows,
+    "spectrum of rows": lambda: spectrum(20, 2, onesided=1),
+    "spectrum of columns": lambda: spectrum(20, -3),
+    "spectrum by an attribute": lambda: spectrum(17, 2, onesided=1),
     "some of a part": some_of_a_part,
     "sum of magnitudes": lambda: reduced("ReduceL1", axes=[3], keepdims=0),
     "logarithm of a sum": lambda: reduced("ReduceLogSum", axes=[1, 3]),

@@ -54,6 +54,9 @@ def test_litert_computes_the_same(name, tmp_path):
     [
         "some of the rows",
         "some of a part",
+        "spectrum of rows",
+        "spectrum of columns",
+        "spectrum by an attribute",
         "sum of magnitudes",
         "logarithm of a sum",
         "logarithm of exponents",

@@ -39,6 +39,8 @@ class Around:
 
 # From here on these had their axes as an input in the reader, which they have from 18 on in ONNX.
 _AXES_TAKEN, _AXES_GIVEN = 13, 18
+# From here on DFT's is an input in ONNX.
+_AXIS_IS_INPUT = 20
 
 
 @contextmanager
@@ -172,6 +174,44 @@ def _reduction(node: onnx.NodeProto, around: Around) -> Spelled | None:
     return nodes, {axes: given["axes"]}
 
 
+def _dft(node: onnx.NodeProto, around: Around) -> Spelled | None:
+    """Along axis 1 and with both sides, of which one is cut: one side alone comes with an axis too many, and from opset 20
+    on, where the axis is an input, axis 1 is taken whatever it says.
+    """
+    given, (value, length, told) = _attributes(node), [*node.input, "", ""][:3]
+    shape, name = around.shapes.get(value), node.output[0]
+    if shape is None or (given.get("onesided", 0) and given.get("inverse", 0)):
+        return None
+    wanted = around.ints(told) if told else [given.get("axis", -2 if around.opset >= _AXIS_IS_INPUT else 1)]
+    lengths = around.ints(length) if length else None
+    if wanted is None or (length and lengths is None):
+        return None
+    axis = wanted[0] % len(shape)
+    count = lengths[0] if lengths else shape[axis]
+    order = list(range(len(shape)))
+    order[1], order[axis] = axis, 1
+    sizes: dict[str, Sequence[int]] = {}
+    attributes: dict[str, Any] = {"inverse": given.get("inverse", 0), "onesided": 0}
+    inputs = [f"{name}.turned", length]
+    if around.opset >= _AXIS_IS_INPUT:
+        inputs, sizes[f"{name}.axis"] = [*inputs, f"{name}.axis"], [1]
+    else:
+        attributes["axis"] = 1
+    both, last = f"{name}.both", f"{name}.cut"
+    nodes = [
+        helper.make_node("Transpose", [value], inputs[:1], f"{node.name}.turned", perm=order),
+        helper.make_node("DFT", inputs, [both], f"{node.name}.both", **attributes),
+    ]
+    if given.get("onesided", 0):
+        ends = {f"{name}.starts": [0], f"{name}.ends": [count // 2 + 1], f"{name}.along": [1]}
+        nodes.append(helper.make_node("Slice", [both, *ends], [last], f"{node.name}.cut"))
+        sizes |= ends
+    else:
+        last = both
+    nodes.append(helper.make_node("Transpose", [last], [name], node.name, perm=order))
+    return nodes, sizes
+
+
 # What is done to each entry before the sum, and to the sum.
 _PARTS = {"ReduceL1": ("Abs", ""), "ReduceLogSum": ("", "Log"), "ReduceLogSumExp": ("Exp", "Log")}
 
@@ -181,6 +221,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 RULES: Mapping[str, Callable[[onnx.NodeProto, Around], Spelled | None]] = {
+    "DFT": _dft,
     "GatherElements": _gather_elements,
     **dict.fromkeys(_PARTS, _reduction),
 }
