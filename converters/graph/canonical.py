@@ -96,7 +96,10 @@ def canonicalize(
             return _settle(source, model, feeds, wanted, folder=folder, notes=tuple(notes))
         except Exception as error:  # noqa: BLE001  # exporters raise anything; the next one gets its turn
             notes.append(f"{name} failed: {first_line(_root(error))}")
-    raise ToolFailedError(f"torch could not be exported to ONNX: {'; '.join(notes)}")
+    raise ToolFailedError(
+        f"torch could not be exported to ONNX: {'; '.join(notes)}; write what they stop at with other operators, or export an"
+        " ONNX file yourself and give that"
+    )
 
 
 def _root(error: Exception) -> Exception:

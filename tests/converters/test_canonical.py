@@ -11,6 +11,7 @@ from converters.graph import canonical, stft
 from converters.source.code import CodeGate
 from converters.source.opening import open_source
 from converters.source.project import from_flags
+from edgekit.errors import ToolFailedError
 
 # The layer's value is called `rows`, as the project calls the output.
 NET = """
@@ -51,6 +52,19 @@ def test_an_output_may_be_called_as_a_value_inside_the_program(source, tmp_path,
     graph = onnx.load(str(form.path)).graph
     assert [value.name for value in graph.input] == ["ids"]
     assert [value.name for value in graph.output] == ["embedding"]
+
+
+def test_a_program_that_no_exporter_takes_is_told_with_what_each_said_and_what_to_do(
+    source, tmp_path, monkeypatch
+):
+    def fails(_source):
+        raise ValueError("no such operator: cdist")
+
+    monkeypatch.setattr(canonical, "EXPORTERS", {"one": fails, "other": fails})
+    with pytest.raises(ToolFailedError) as told:
+        canonical.canonicalize(source, [{"ids": np.zeros((1, 3), np.int64)}], tmp_path)
+    assert "one failed: ValueError: no such operator: cdist; other failed" in str(told.value)
+    assert "write what they stop at with other operators, or export an ONNX file yourself" in str(told.value)
 
 
 def spectrum(step):
