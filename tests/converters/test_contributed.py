@@ -50,6 +50,9 @@ CASES = [
     ("FastGelu", [data(3, 5), data(5)], {}, 1),
     ("BiasGelu", [data(3, 5), data(5)], {}, 1),
     ("QuickGelu", [data(3, 5)], {}, 1),
+    ("SkipLayerNormalization", [data(1, 3, 8), data(1, 3, 8), data(8), data(8)], {"epsilon": 1e-5}, 1),
+    ("SkipLayerNormalization", [data(1, 3, 8), data(1, 3, 8), data(8), None, data(8)], {}, 1),
+    ("SkipSimplifiedLayerNormalization", [data(1, 3, 8), data(1, 3, 8), data(8), data(8)], {"epsilon": 1e-5}, 1),
     ("FusedMatMul", [data(2, 5, 3), data(2, 5, 4)], {"transA": 1, "alpha": 0.5}, 1),
     ("FusedConv", [data(1, 3, 6, 6), data(4, 3, 3, 3), data(4)], {"activation": "Relu", "kernel_shape": [3, 3]}, 1),
     (

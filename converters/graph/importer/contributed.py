@@ -183,6 +183,26 @@ def quick_gelu(call: Call, value: Tensor) -> Tensor:
     return value * torch.sigmoid(call.get("alpha", 1.702) * value)
 
 
+@operator(f"{_DOMAIN}.SkipLayerNormalization")
+def skip_layer_norm(call: Call, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Of a sum, as ONNX Runtime's optimizer leaves it in transformers; the sum itself is the fourth output."""
+    value, skip, scale, shift, bias = (*inputs, None, None)[:5]
+    total = value + skip if bias is None else value + skip + bias
+    mean = total.mean(-1, keepdim=True)
+    centred = total - mean
+    inverse = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + call.get("epsilon", 1e-12))
+    scaled = centred * inverse * scale
+    return (scaled if shift is None else scaled + shift, mean, inverse, total)[: call.outputs]
+
+
+@operator(f"{_DOMAIN}.SkipSimplifiedLayerNormalization")
+def skip_rms_norm(call: Call, *inputs: Tensor) -> tuple[Tensor, ...]:
+    value, skip, scale, bias = (*inputs, None)[:4]
+    total = value + skip if bias is None else value + skip + bias
+    inverse = torch.rsqrt((total * total).mean(-1, keepdim=True) + call.get("epsilon", 1e-12))
+    return (total * inverse * scale, torch.zeros_like(inverse), inverse, total)[: call.outputs]
+
+
 @operator(f"{_DOMAIN}.FusedMatMul")
 def fused_matmul(call: Call, left: Tensor, right: Tensor) -> Tensor:
     if call.get("transBatchA", 0) or call.get("transBatchB", 0):
