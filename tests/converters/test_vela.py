@@ -1,6 +1,7 @@
 """Ethos-U targets: real Vela output, judged on the model that went in, and refused where it does not fit."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,16 @@ def test_a_board_too_small_is_refused_with_the_figure_that_says_so(uncompiled, t
 def compile_into(model: Path, config: VelaConfig, folder: Path) -> Artifact:
     folder.mkdir()
     return vela.compiled(Artifact(model.parent, model.name, {}), config, folder)
+
+
+def test_velas_own_reason_is_told_not_only_that_it_failed():
+    said = (
+        'Traceback (most recent call last):\n  File "vela.py", line 137, in process_regor\n    compiled_model = regor\n'
+        "RuntimeError: Compilation failed: Error: HARD_SWISH 'a' Does not have valid TFLite Semantics.\n"
+        " - IFM has to be 8bit\n   IFM type=FLOAT32,\nFailed to parse TFLite file\n\n"
+    )
+    done = subprocess.CompletedProcess(["vela"], 1, "", said)
+    assert vela._complaint(done) == (
+        "RuntimeError: Compilation failed: Error: HARD_SWISH 'a' Does not have valid TFLite Semantics."
+        " - IFM has to be 8bit IFM type=FLOAT32, Failed to parse TFLite file"
+    )

@@ -13,6 +13,7 @@ Source: `vela --help` and ARM's OPTIONS.md for 5.2: the summary's memory figures
 import csv
 import hashlib
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,8 @@ CONFIGURATIONS = "Arm/vela.ini"
 MODEL = "model.tflite"
 JUDGED = "uncompiled.tflite"
 TIMEOUT_S = 900
+# The line of a traceback that has the error.
+_RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception)\b")
 # Limits of the address space stand where a memory mode sets no size of its own.
 _NO_LIMIT_KIB = 4_194_304
 
@@ -102,13 +105,13 @@ def _run(source: Path, config: VelaConfig, scratch: Path, target: Path) -> dict[
 
 
 def _complaint(done: subprocess.CompletedProcess[str]) -> str:
-    """What Vela says after its traceback, without warnings about defaults."""
+    """What Vela says after its traceback, without warnings about defaults. Its own reasons are indented too."""
     text = done.stderr.strip() or done.stdout.strip()
     lines = text.splitlines()
-    last = max((index for index, line in enumerate(lines) if line.startswith("  ")), default=-1)
-    if not done.stderr.lstrip().startswith("Traceback"):
-        last = -1
-    said = " ".join(line.strip() for line in lines[last + 1 :]) or f"exit code {done.returncode}"
+    if done.stderr.lstrip().startswith("Traceback"):
+        raised = [index for index, line in enumerate(lines) if _RAISED.match(line)]
+        lines = lines[raised[-1] if raised else 0 :]
+    said = " ".join(line.strip() for line in lines if line.strip()) or f"exit code {done.returncode}"
     return said[:500]
 
 
