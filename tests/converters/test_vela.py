@@ -4,12 +4,17 @@ import json
 import subprocess
 from pathlib import Path
 
+import odd_operators as odd
 import pytest
+from litert_models import prepared
+from onnx import helper
+from test_recurrent import gap
 
+from converters.backends import get
 from converters.backends.artifact import Artifact
 from converters.backends.litert import vela
 from converters.judge.fit import misfit
-from converters.recipes.recipes import VelaConfig
+from converters.recipes.recipes import VelaConfig, plans
 from converters.source import tflite
 from edgekit import bundle, evidence, profile
 from edgekit.errors import ToolFailedError
@@ -152,3 +157,17 @@ def test_velas_own_reason_is_told_not_only_that_it_failed():
         "RuntimeError: Compilation failed: Error: HARD_SWISH 'a' Does not have valid TFLite Semantics."
         " - IFM has to be 8bit IFM type=FLOAT32, Failed to parse TFLite file"
     )
+
+
+def test_a_swish_that_16_bits_leave_in_float_costs_no_more_than_itself(tmp_path):
+    """Vela takes that operator in 8 bits alone, and failed on the whole file."""
+    model = odd.between(helper.make_node("HardSwish", ["a"], ["b"], "swish"))
+    made = prepared(model, tmp_path, odd.feeds(model))
+    (plan,) = plans(profile.load("arm-ethos-u55-128"), ["litert/static-int16x8"])
+    (tmp_path / "made").mkdir()
+    artifact = get("litert").convert(made, plan, tmp_path / "made")
+    assert gap(made, plan, artifact) < 0.01
+    (tmp_path / "vela").mkdir()
+    compiled = vela.compiled(artifact, plan.constraints.vela, tmp_path / "vela").compiled
+    assert compiled.on_cpu["MUL"] == 2
+    assert "HARD_SWISH" not in compiled.on_cpu

@@ -89,6 +89,7 @@ def quantized(
         if plan.recipe.scheme != "static" or tables.is_int8(made):
             made = with_recurrent(plan, made, [layer for layer in float_ones if layer.name in left | skipped])
         made = islands.folded(made) if _is_whole(plan) else made
+        made = islands.spelled(made) if plan.constraints.accelerator == ETHOS else made
         running.loaded_once(made)
         return made
 

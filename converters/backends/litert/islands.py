@@ -50,6 +50,77 @@ def folded(content: bytes) -> bytes:
     return tables.written(model)
 
 
+def spelled(content: bytes) -> bytes:
+    """The model with each HARD_SWISH that stays in float as a sum, a clamp and two products, which Vela leaves to the CPU.
+
+    Of that operator itself it takes 8 bits alone, and fails on the whole file ("IFM has to be 8bit", Vela 5.2).
+    """
+    model = tables.read(content)
+    graph = model.subgraphs[0]
+    if not any(_is_float_swish(model, step) for step in graph.operators):
+        return content
+    three, sixth = (_number(model, value) for value in (3.0, 1 / 6))
+    steps = []
+    for step in graph.operators:
+        if not _is_float_swish(model, step):
+            steps.append(step)
+            continue
+        (value,), (result,) = step.inputs, step.outputs
+        gate, product = (_like(model, result, word) for word in (b"_gate", b"_product"))
+        steps += [
+            _step(model, _OPERATOR.ADD, [value, three], gate, schema.ActivationFunctionType.RELU6),
+            _step(model, _OPERATOR.MUL, [value, gate], product),
+            _step(model, _OPERATOR.MUL, [product, sixth], result),
+        ]
+    graph.operators = steps
+    return tables.written(model)
+
+
+def _is_float_swish(model: Any, step: Any) -> bool:
+    """Whether a step is a HARD_SWISH of float32."""
+    tensors = model.subgraphs[0].tensors
+    is_swish = tables.code(model, step) == _OPERATOR.HARD_SWISH
+    return is_swish and bool(tensors[step.inputs[0]].type == schema.TensorType.FLOAT32)
+
+
+def _step(model: Any, code: int, inputs: list[int], output: int, activation: int = 0) -> Any:
+    """A sum or a product."""
+    made = schema.OperatorT()
+    made.opcodeIndex, made.inputs, made.outputs = tables.numbered(model, code), inputs, [output]
+    is_sum = code == _OPERATOR.ADD
+    made.builtinOptionsType = schema.BuiltinOptions.AddOptions if is_sum else schema.BuiltinOptions.MulOptions
+    made.builtinOptions = schema.AddOptionsT() if is_sum else schema.MulOptionsT()
+    made.builtinOptions.fusedActivationFunction = activation
+    return made
+
+
+def _like(model: Any, index: int, word: bytes) -> int:
+    """A float tensor of the shape of another, named after it."""
+    tensors = model.subgraphs[0].tensors
+    made = schema.TensorT()
+    made.name, made.shape, made.type = (
+        tensors[index].name + word,
+        tensors[index].shape,
+        schema.TensorType.FLOAT32,
+    )
+    tensors.append(made)
+    return len(tensors) - 1
+
+
+def _number(model: Any, value: float) -> int:
+    """A float constant of one entry."""
+    tensors = model.subgraphs[0].tensors
+    made = schema.TensorT()
+    made.name, made.shape, made.type = (
+        f"number_{value:.3g}".encode(),
+        np.array([1], np.int32),
+        schema.TensorType.FLOAT32,
+    )
+    tables.store(model, made, np.array([value], np.float32))
+    tensors.append(made)
+    return len(tensors) - 1
+
+
 def _converts(model: Any, step: Any, code: int) -> bool:
     """Whether a step is this conversion, from or to int8."""
     if step is None or tables.code(model, step) != code:
