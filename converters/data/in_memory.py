@@ -126,4 +126,11 @@ def _text_as_text(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Names of groups may come as objects or numbers; everything else stays as it is."""
     if SLICES not in arrays:
         return dict(arrays)
+    names = arrays[SLICES]
+    unnamed = [index for index, name in enumerate(names.ravel()) if name is None or name != name]  # noqa: PLR0124  # NaN
+    if unnamed:
+        raise DataError(
+            f"slices name no group for {len(unnamed)} samples (the first is {unnamed[0]}, counted from 0); give each sample one,"
+            " 'other' perhaps"
+        )
     return {**arrays, SLICES: arrays[SLICES].astype(str)}

@@ -205,6 +205,12 @@ def test_an_interrupt_ends_the_call_and_not_the_next_one(
         ({"targets": None}, UsageError, "targets = None: give names of profiles"),
         ({"targets": [7]}, UsageError, "give names of profiles"),
         ({"targets": {"x86-64-v3": 20}}, UsageError, "a mapping of each to its limits"),
+        (
+            {"slices": ["a", None, "b"]},
+            DataError,
+            r"no group for 1 samples \(the first is 1, counted from 0\)",
+        ),
+        ({"slices": [0.5, float("nan")]}, DataError, "no group for 1 samples"),
         ({"outputs": ["a", "a"]}, ProjectError, "names 'a' twice"),
         (
             {"evaluation": None, "calibration": np.zeros((40, 1, 8, 8), np.float32)},
