@@ -234,7 +234,7 @@ def transposed_volume(made: GraphModule, node: Node) -> None:
     if node.target is not _ATEN.convolution.default or not node.args[6] or len(node.args[3]) != _VOLUME:
         return
     value, weight, bias, strides, pads, dilations, _, _, groups = node.args
-    known = _value(made, weight)
+    known = value_of(made, weight)
     if known is None:
         return
     graph = made.graph
@@ -261,7 +261,7 @@ def transposed_volume(made: GraphModule, node: Node) -> None:
                 cut = (last, 2 + axis, max(0, -before), whole - max(0, -behind))
                 last = graph.call_function(_ATEN.slice.Tensor, cut)
         turned = known.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(2, 3, 4)
-        kernel = _constant(made, turned.contiguous())
+        kernel = constant(made, turned.contiguous())
         plain = (last, kernel, bias, [1] * _VOLUME, [0] * _VOLUME, dilations, False, [0] * _VOLUME, groups)
         node.replace_all_uses_with(graph.call_function(_ATEN.convolution.default, plain))
 
