@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbclient
 import nbformat
@@ -18,7 +18,6 @@ import onnx
 import pytest
 import torch
 from click.testing import Result
-from conftest import Digits
 
 import edgekit
 from converters import api
@@ -37,19 +36,23 @@ from edgekit.errors import (
 )
 from edgekit.samples import load_npz
 
+if TYPE_CHECKING:
+    # Other folders' tests have a conftest too, and whichever is imported first is it.
+    from conftest import Digits
+
 EXAMPLE = Path(__file__).parents[2] / "examples/digits"
 RECIPES = ["onnxruntime/fp32", "onnxruntime/static-int8"]
 TARGET = "x86-64-v3"
 
 
 @pytest.fixture(scope="module")
-def arrays(digits: Digits) -> dict[str, np.ndarray]:
+def arrays(digits: "Digits") -> dict[str, np.ndarray]:
     with np.load(digits.folder / "eval.npz") as found:
         return dict(found)
 
 
 @pytest.fixture(scope="module")
-def call(digits: Digits, arrays: dict[str, np.ndarray], cache: Path) -> Callable[..., BuildResult]:
+def call(digits: "Digits", arrays: dict[str, np.ndarray], cache: Path) -> Callable[..., BuildResult]:
     """A build of the digits from memory, in this process; what a test names replaces the rest."""
 
     def build(out: Path, model: Any = None, **changed: Any) -> BuildResult:
@@ -102,7 +105,7 @@ def test_the_result_shows_itself_as_the_table(built: BuildResult) -> None:
 
 
 def test_a_second_build_of_the_same_module_is_not_made_again(
-    built: BuildResult, call: Callable[..., BuildResult], digits: Digits, tmp_path: Path
+    built: BuildResult, call: Callable[..., BuildResult], digits: "Digits", tmp_path: Path
 ) -> None:
     digits.net.train()
     try:
@@ -118,7 +121,7 @@ def test_a_second_build_of_the_same_module_is_not_made_again(
 def test_call_and_command_make_the_same_bundle(
     call: Callable[..., BuildResult],
     run_build: Callable[..., Result],
-    digits: Digits,
+    digits: "Digits",
     tmp_path: Path,
 ) -> None:
     recipe = RECIPES[0]
@@ -149,7 +152,7 @@ def test_a_missed_contract_raises_with_its_table_or_is_told(
 
 
 def test_a_project_file_is_built_with_arguments_over_it(
-    digits: Digits, arrays: dict[str, np.ndarray], cache: Path, tmp_path: Path
+    digits: "Digits", arrays: dict[str, np.ndarray], cache: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "edgekit.toml").write_text(
         f'model = {{name = "own", version = "3", source = "{digits.folder}/model.onnx"}}\n'
@@ -365,7 +368,7 @@ def test_a_function_in_a_file_of_its_own_is_found_by_other_processes() -> None:
 # -- load ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_loaded_bundle_answers_as_the_module(built: BuildResult, digits: Digits) -> None:
+def test_a_loaded_bundle_answers_as_the_module(built: BuildResult, digits: "Digits") -> None:
     image = np.random.default_rng(0).random((1, 8, 8), np.float32)
     recipe = next(item for item in built.bundles)
     with edgekit.load(recipe) as model:

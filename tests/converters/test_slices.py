@@ -3,14 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from conftest import Digits
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -26,6 +25,10 @@ from edgekit import evidence
 from edgekit.building import BuildResult
 from edgekit.errors import ContractMissedError, DataError
 from edgekit.samples import Samples
+
+if TYPE_CHECKING:
+    # Other folders' tests have a conftest too, and whichever is imported first is it.
+    from conftest import Digits
 
 TOP1 = metrics.built_in("top1")
 
@@ -203,7 +206,7 @@ def test_a_file_without_groups_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_limit_of_groups_that_are_not_there_is_refused(
-    digits: Digits, run_build: Callable[..., Result], tmp_path: Path, slices_: str | None, told: str
+    digits: "Digits", run_build: Callable[..., Result], tmp_path: Path, slices_: str | None, told: str
 ) -> None:
     words = [
         *digits.flags("model.onnx", "x86-64-v3"),

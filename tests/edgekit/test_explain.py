@@ -6,18 +6,22 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
-from conftest import BundleMaker
 
 from edgekit import explain, picture
 from edgekit.cli import cli
 from edgekit.errors import DataError, EdgeKitError, UsageError
 from edgekit.explain import Asked, Explanation, Layout
 from edgekit.tensors import Array
+
+if TYPE_CHECKING:
+    # Other folders' tests have a conftest too, and whichever is imported first is it.
+    from conftest import BundleMaker
 
 ENTRY = Asked("y", 0)
 
@@ -175,7 +179,7 @@ def run(*words: str | Path) -> Result:
 
 
 @pytest.fixture
-def bundle(maker: BundleMaker) -> Path:
+def bundle(maker: "BundleMaker") -> Path:
     """With the float model that it was made of in `model/`, and one picture in `one.npy`."""
     path = maker.write()
     np.save(maker.folder / "one.npy", maker.golden.inputs["image"][0])
@@ -248,7 +252,7 @@ def test_what_cannot_be_explained_is_said(
     assert said in str(ran.exception)
 
 
-def test_several_samples_are_refused(bundle: Path, maker: BundleMaker, tmp_path: Path) -> None:
+def test_several_samples_are_refused(bundle: Path, maker: "BundleMaker", tmp_path: Path) -> None:
     np.savez(tmp_path / "all.npz", **maker.golden.inputs)
     ran = run(bundle, tmp_path / "all.npz")
     assert isinstance(ran.exception, DataError)
