@@ -18,7 +18,7 @@ import onnx
 import onnx.inliner
 from onnx import version_converter
 
-from converters.graph import stft, tidy
+from converters.graph import einsum, stft, tidy
 from converters.source import onnx_source, onnx_weights, quantized
 from converters.source.source import Source, closed, refuse_nan
 from edgekit import rows
@@ -269,6 +269,8 @@ def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 _STEPS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "writing out functions": _inlined,
     f"raising the opset to {OPSET}": _raised,
+    "Einsum as matrix products": einsum.spelled_out,
+    # Lays constants out as they are read now.
     "onnxslim": _slimmed,
     "constants as initializers": _hoisted,
     "STFT spelled out": stft.spelled_out,
