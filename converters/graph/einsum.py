@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from converters.graph import tidy
+
 # Exporters write single letters; an ellipsis or a letter twice in one operand is no plain product.
 _NOTATION = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
@@ -84,7 +86,7 @@ def spelled_out(model: onnx.ModelProto) -> onnx.ModelProto:
     """Every Einsum of the main graph that is a matrix product of known shapes; the model itself where there is none."""
     if not any(node.op_type == "Einsum" for node in model.graph.node):
         return model
-    shapes = _shapes(model)
+    shapes = tidy.closed_shapes(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     found = [_of(node, shapes, constants) for node in model.graph.node]
     if not any(found):
@@ -149,14 +151,3 @@ class _Spelled:
         name = f"{self.node.output[0]}.{told}"
         self.graph.initializer.append(onnx.numpy_helper.from_array(np.array(shape, np.int64), name))
         return name
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Of what is known of them all sizes of."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    found = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    for value in (*graph.input, *graph.value_info):
-        dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
-            found[value.name] = [dim.dim_value for dim in dims]
-    return found

@@ -49,6 +49,21 @@ def dense(tensor: onnx.SparseTensorProto) -> Array:
     return made
 
 
+def closed_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Closed shapes by tensor, as far as shape inference tells."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return {}
+    found = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        if value.type.tensor_type.HasField("shape"):
+            dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            if all(dim > 0 for dim in dims):
+                found[value.name] = tuple(dims)
+    return found
+
+
 def outputs_computed(graph: onnx.GraphProto) -> None:
     """An output that is a constant becomes a copy of one: quantizers and engines look for the node that makes it."""
     constants = {tensor.name for tensor in graph.initializer}

@@ -19,8 +19,8 @@ from edgekit.errors import ToolFailedError
 from edgekit.quiet import quietly
 
 _CODES = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-# Operators that do the work of a network; everything else is cheap beside them.
 RECURRENT = frozenset({"UNIDIRECTIONAL_SEQUENCE_LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN", "LSTM", "RNN"})
+# Operators that do the work of a network; everything else is cheap beside them.
 HEAVY = RECURRENT | {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL"}
 # Operators whose int8 kernels are outside XNNPACK: microseconds for 300,000 values in int8, and in float with the
 # conversions around it (ai-edge-litert 2.3.0, AVX-512): HARD_SWISH 1090/30, RSQRT 17000/50, DIV 9400/120, SQRT 600/20,

@@ -96,29 +96,15 @@ def _step(model: Any, code: int, inputs: list[int], output: int, activation: int
 
 def _like(model: Any, index: int, word: bytes) -> int:
     """A float tensor of the shape of another, named after it."""
-    tensors = model.subgraphs[0].tensors
-    made = schema.TensorT()
-    made.name, made.shape, made.type = (
-        tensors[index].name + word,
-        tensors[index].shape,
-        schema.TensorType.FLOAT32,
-    )
-    tensors.append(made)
-    return len(tensors) - 1
+    like = model.subgraphs[0].tensors[index]
+    return tables.added(model, like.name + word, like.shape)
 
 
 def _number(model: Any, value: float) -> int:
     """A float constant of one entry."""
-    tensors = model.subgraphs[0].tensors
-    made = schema.TensorT()
-    made.name, made.shape, made.type = (
-        f"number_{value:.3g}".encode(),
-        np.array([1], np.int32),
-        schema.TensorType.FLOAT32,
-    )
-    tables.store(model, made, np.array([value], np.float32))
-    tensors.append(made)
-    return len(tensors) - 1
+    index = tables.added(model, f"number_{value:.3g}".encode(), np.array([1], np.int32))
+    tables.store(model, model.subgraphs[0].tensors[index], np.array([value], np.float32))
+    return index
 
 
 def _converts(model: Any, step: Any, code: int) -> bool:
@@ -134,8 +120,6 @@ def _stored(model: Any, index: int) -> int:
     tensors = model.subgraphs[0].tensors
     tensor = tensors[index]
     values = np.frombuffer(model.buffers[tensor.buffer].data.tobytes(), np.float32)
-    made = schema.TensorT()
-    made.name, made.shape = tensor.name + b"_int8", tensor.shape
-    tables.store_int8(model, made, values)
-    tensors.append(made)
-    return len(tensors) - 1
+    made = tables.added(model, tensor.name + b"_int8", tensor.shape)
+    tables.store_int8(model, tensors[made], values)
+    return made

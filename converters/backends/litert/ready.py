@@ -126,12 +126,10 @@ class _Main:
             shape = self.graph.tensors[step.outputs[0]].shape if step.outputs else None
             if self.code(step) not in _RESHAPING or shape is None:
                 continue
-            wanted = schema.TensorT()
-            wanted.name, wanted.type, wanted.shape = b"shape", schema.TensorType.INT32, [len(shape)]
-            tables.store(self.model, wanted, np.array(shape, np.int32))
-            self.graph.tensors.append(wanted)
+            wanted = tables.added(self.model, b"shape", [len(shape)], schema.TensorType.INT32)
+            tables.store(self.model, self.graph.tensors[wanted], np.array(shape, np.int32))
             step.opcodeIndex = tables.numbered(self.model, _OPERATOR.RESHAPE)
-            step.inputs = [step.inputs[0], len(self.graph.tensors) - 1]
+            step.inputs = [step.inputs[0], wanted]
             step.builtinOptionsType = schema.BuiltinOptions.ReshapeOptions
             step.builtinOptions = schema.ReshapeOptionsT()
             step.builtinOptions.newShape = list(shape)

@@ -63,15 +63,9 @@ def _place(model: Any, graph: Any, step: Any) -> None:
     _, batch, units = graph.tensors[output].shape
     states = []
     for name in (b"hidden", b"cell"):
-        state = schema.TensorT()
-        state.name, state.type, state.buffer = (
-            graph.tensors[output].name + b"/" + name,
-            schema.TensorType.FLOAT32,
-            0,
-        )
-        state.shape, state.isVariable = [batch, units], True
-        states.append(len(graph.tensors))
-        graph.tensors.append(state)
+        state = tables.added(model, graph.tensors[output].name + b"/" + name, [batch, units])
+        graph.tensors[state].isVariable = True
+        states.append(state)
     peepholes, projection, norms = [-1] * 3, [-1] * 2, [-1] * 4
     step.opcodeIndex = tables.numbered(model, _OPERATOR.UNIDIRECTIONAL_SEQUENCE_LSTM)
     step.inputs = [value, *entering, *turning, *peepholes, *biases, *projection, *states, *norms]
@@ -114,14 +108,12 @@ def with_stored_weights(content: bytes, left: Collection[str], store: Store) -> 
 
     def stored(model: Any, step: Any, tensor: Any) -> None:
         (graph, *_) = model.subgraphs
-        small = schema.TensorT()
-        small.name, small.shape = tensor.name + b"/stored", tensor.shape
-        store(model, small, _values(model, tensor))
+        small = tables.added(model, tensor.name + b"/stored", tensor.shape)
+        store(model, graph.tensors[small], _values(model, tensor))
         tensor.buffer = 0
-        graph.tensors.append(small)
         widening = schema.OperatorT()
         widening.opcodeIndex = tables.numbered(model, _OPERATOR.DEQUANTIZE, _DEQUANTIZE_VERSION)
-        widening.inputs, widening.outputs = [len(graph.tensors) - 1], [graph.tensors.index(tensor)]
+        widening.inputs, widening.outputs = [small], [graph.tensors.index(tensor)]
         graph.operators.insert(graph.operators.index(step), widening)
 
     return _with_matrices(content, left, stored)

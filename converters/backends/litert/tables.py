@@ -55,6 +55,14 @@ def has_data(model: Any, index: int) -> bool:
     return data is not None and len(data) > 0
 
 
+def added(model: Any, name: bytes, shape: Any, kind: int = schema.TensorType.FLOAT32) -> int:
+    """The place of a new tensor in the main graph."""
+    made = schema.TensorT()
+    made.name, made.shape, made.type, made.buffer = name, shape, kind, 0
+    model.subgraphs[0].tensors.append(made)
+    return len(model.subgraphs[0].tensors) - 1
+
+
 def store(model: Any, tensor: Any, values: Array) -> None:
     """Give a tensor data of its own."""
     made = schema.BufferT()

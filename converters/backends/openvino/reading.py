@@ -18,6 +18,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from converters.graph import tidy
+
 # Nodes in the place of one, and the constants that they read.
 Spelled = tuple[Sequence[onnx.NodeProto], Mapping[str, Sequence[int]]]
 
@@ -64,7 +66,7 @@ def _model(path: Path) -> onnx.ModelProto | None:
         return None
     around = Around(
         opset,
-        _shapes(model),
+        tidy.closed_shapes(model),
         {tensor.name: tensor for tensor in model.graph.initializer},
         {name: node for node in model.graph.node for name in node.output},
     )
@@ -85,16 +87,6 @@ def _model(path: Path) -> onnx.ModelProto | None:
 def _spelled(node: onnx.NodeProto, around: Around) -> Spelled | None:
     rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     return None if rule is None else rule(node, around)
-
-
-def _shapes(model: onnx.ModelProto) -> Mapping[str, Sequence[int]]:
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    found = {tensor.name: list(tensor.dims) for tensor in inferred.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        tensor = value.type.tensor_type
-        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
-            found[value.name] = [dim.dim_value for dim in tensor.shape.dim]
-    return found
 
 
 def _gather_elements(node: onnx.NodeProto, around: Around) -> Spelled | None:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
+from converters.graph import tidy
+
 
 class Graph:
     """`made` maps a tensor to the node that computes it, `constants` to its value, `uses` to how often it is read
@@ -24,7 +26,7 @@ class Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
-        self.shapes = _shapes(model)
+        self.shapes = tidy.closed_shapes(model)
         self._fresh = 0
         self.index()
 
@@ -136,21 +138,6 @@ def _read(node: onnx.NodeProto) -> list[str]:
             names.extend(name for part in entry.g.node for name in _read(part) if name not in inner)
             names.extend(value.name for value in entry.g.output if value.name not in inner)
     return names
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Closed shapes by tensor, as far as shape inference tells."""
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, ValueError):
-        return {}
-    found = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        if value.type.tensor_type.HasField("shape"):
-            dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            if all(dim > 0 for dim in dims):
-                found[value.name] = tuple(dims)
-    return found
 
 
 def is_close(value: float | None, wanted: float) -> bool:
